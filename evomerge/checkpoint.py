@@ -1,0 +1,403 @@
+"""Checkpoint: a lazy mapping from tensor name to tensor; Layout: which tensor is in which block, and of what kind.
+
+On disk a checkpoint is an ordinary Hugging Face folder: safetensors (one file, or shards with an index), `config.json`,
+and whatever else belongs to the model. Weights load only from safetensors. The reader trusts nothing in the folder: every
+header is checked before a tensor is touched, and no path in an index leaves the folder.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from evomerge.errors import CheckpointError
+from evomerge.recipe import KINDS, Place
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_LARGEST_HEADER = 16 << 20
+_MOST_TENSORS = 200_000
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a header says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in storage."""
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint(Protocol):
+    """A model's tensors by name, read or made only when asked for."""
+
+    info: Mapping[str, TensorInfo]
+    """Shape and storage dtype of every tensor, in a fixed order."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in its storage dtype. It may be a view of a file: never write into it."""
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        """Put what `tensor` returns into `out`, of the same shape and any floating-point dtype."""
+
+    def forget(self) -> None:
+        """Close files and drop what is cached; the next read opens them again."""
+
+
+class Folder:
+    """A checkpoint in a Hugging Face folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read and check the headers in the folder at `path`; no tensor is read. Raises `CheckpointError`."""
+        self.path = Path(path)
+        if not self.path.is_dir():
+            msg = f"{self.path}: no such folder; expected a checkpoint folder with config.json and safetensors"
+            raise CheckpointError(msg)
+        self._file: dict[str, Path] = {}
+        info: dict[str, TensorInfo] = {}
+        for shard, names in self._shards().items():
+            header = read_header(shard)
+            wanted = header if names is None else names
+            for name in wanted:
+                if name not in header:
+                    msg = f"{self.path}: the index puts tensor `{name}` into {shard.name}, which does not hold it; download the checkpoint again"
+                    raise CheckpointError(msg)
+                info[name] = header[name]
+                self._file[name] = shard
+        self.info: Mapping[str, TensorInfo] = dict(sorted(info.items()))
+        self._open: dict[Path, Any] = {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        path = self.path / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            msg = f"{path}: no such file; expected the model's configuration beside its weights"
+            raise CheckpointError(msg) from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            msg = f"{path}: not valid JSON ({error}); download the checkpoint again"
+            raise CheckpointError(msg) from None
+        if not isinstance(data, dict):
+            msg = f"{path}: expected a JSON object, got {type(data).__name__}"
+            raise CheckpointError(msg)
+        return data
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files, in order of name."""
+        return tuple(sorted(set(self._file.values())))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as a view of the file, in its storage dtype."""
+        file = self._file[name]
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        tensor: torch.Tensor = self._open[file].get_tensor(name)
+        return tensor
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        """Copy the tensor into `out`."""
+        out.copy_(self.tensor(name))
+
+    def forget(self) -> None:
+        """Close the files. What has been read is no longer counted as this process's memory; reading opens them again."""
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def _shards(self) -> dict[Path, list[str] | None]:
+        index = self.path / "model.safetensors.index.json"
+        if index.exists():
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                pairs = [(str(name), str(shard)) for name, shard in weight_map.items()]
+            except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                msg = f"{index}: not a safetensors index ({type(error).__name__}); download the checkpoint again"
+                raise CheckpointError(msg) from None
+            shards: dict[Path, list[str] | None] = {}
+            for name, shard in sorted(pairs):
+                names = shards.setdefault(self._inside(shard, index), [])
+                assert names is not None  # noqa: S101  # this branch stores lists only
+                names.append(name)
+            return shards
+        files = sorted(self.path.glob("*.safetensors"))
+        if (self.path / "model.safetensors") in files:
+            files = [self.path / "model.safetensors"]
+        if len(files) == 1:
+            return {self._inside(files[0].name, self.path): None}
+        if files:
+            msg = f"{self.path}: {len(files)} safetensors files but no model.safetensors.index.json; expected one file, or the index that says which tensor is where"
+            raise CheckpointError(msg)
+        if (self.path / "adapter_config.json").exists():
+            msg = f"{self.path}: a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload, save_pretrained)"
+            raise CheckpointError(msg)
+        pickles = sorted(entry.name for pattern in _PICKLES for entry in self.path.glob(pattern))
+        if pickles:
+            msg = f"{self.path}: only pickle weights ({pickles[0]}), which can run code when read; convert them with transformers' save_pretrained and give that folder"
+            raise CheckpointError(msg)
+        msg = f"{self.path}: no safetensors file; expected model.safetensors, or shards with an index"
+        raise CheckpointError(msg)
+
+    def _inside(self, shard: str, index: Path) -> Path:
+        """Return the path of a shard, which must be a plain file name in this folder."""
+        if Path(shard).name != shard or shard in ("", ".", ".."):
+            msg = f"{index}: names the shard {shard!r}; expected a file name inside the folder, no path"
+            raise CheckpointError(msg)
+        path = self.path / shard
+        if not path.is_file():
+            msg = f"{self.path}: shard {shard} is missing; download the checkpoint again"
+            raise CheckpointError(msg)
+        real = path.resolve()
+        # Hugging Face's cache links snapshots/REVISION/FILE to blobs/HASH of the same model, and nowhere else.
+        home = self.path.resolve()
+        if not real.is_relative_to(home) and not real.is_relative_to(home.parent.parent / "blobs"):
+            msg = f"{path}: links to {real}, outside of the checkpoint's folder; put the file itself there"
+            raise CheckpointError(msg)
+        return path
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return what a safetensors file holds, having checked that every tensor lies where the header says.
+
+    Raises `CheckpointError` for anything that the format forbids, and for headers over 16 MiB or 200,000 tensors.
+    """
+
+    def refuse(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: {what}")
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:  # noqa: PLR2004  # the header's length is 8 bytes
+            raise refuse(f"{size} bytes; not a safetensors file")
+        if start == b"version ":
+            raise refuse("a Git LFS pointer, not the weights; run `git lfs pull`")
+        length = int.from_bytes(start, "little")
+        if length > _LARGEST_HEADER:
+            raise refuse(f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}")
+        if 8 + length > size:
+            raise refuse(f"header of {length} bytes, but the file has {size}; download it again")
+        raw = file.read(length)
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) != len(pairs):
+            raise refuse("its header names a tensor twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise refuse(f"its header is not JSON ({error})") from None
+    if not isinstance(header, dict) or len(header) > _MOST_TENSORS:
+        raise refuse(f"its header holds {len(header)} entries; expected an object of at most {_MOST_TENSORS}")
+    header.pop("__metadata__", None)
+    spans: list[tuple[int, int]] = []
+    found: dict[str, TensorInfo] = {}
+    for name, entry in header.items():
+        try:
+            shape, dtype, (begin, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+            whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        except (KeyError, TypeError, ValueError):
+            raise refuse(f"its header does not describe tensor `{name}`") from None
+        if dtype not in DTYPES:
+            raise refuse(f"tensor `{name}` has dtype {dtype}; expected one of {', '.join(DTYPES)} (quantised weights cannot be merged)")
+        info = TensorInfo(shape, DTYPES[dtype])
+        if not whole or end - begin != info.nbytes:
+            raise refuse(f"tensor `{name}` of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives it {end - begin}")
+        spans.append((begin, end))
+        found[name] = info
+    at = 0
+    for begin, end in sorted(spans):
+        if begin != at:
+            raise refuse("its tensors overlap or leave gaps; download it again")
+        at = end
+    if 8 + length + at != size:
+        raise refuse(f"needs {8 + length + at} bytes, has {size}; download it again")
+    return found
+
+
+# -- layout ------------------------------------------------------------------------------------------------------------
+
+_WORDS = {
+    "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
+    "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "experts", "moe", "fc1", "fc2"),
+}
+
+
+class Layout:
+    """Which tensor is in which block of the model's stack, and of what kind; found from names and shapes alone."""
+
+    def __init__(self, info: Mapping[str, TensorInfo]) -> None:
+        """Read the names and shapes of a checkpoint's tensors."""
+        stacks: dict[str, dict[int, int]] = {}
+        for name, entry in info.items():
+            parts = name.split(".")
+            for i, part in enumerate(parts):
+                if part.isdecimal():
+                    sizes = stacks.setdefault(".".join(parts[:i]), {})
+                    sizes[int(part)] = sizes.get(int(part), 0) + entry.numel
+                    break  # the outermost number is the block; numbers inside it are experts or sub-layers
+        whole = {prefix: sizes for prefix, sizes in stacks.items() if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1}
+        self.stacks = tuple(sorted(whole, key=lambda prefix: -sum(whole[prefix].values())))
+        self.prefix = self.stacks[0] if self.stacks else None
+        self.blocks = len(whole[self.prefix]) if self.prefix is not None else 1
+        self._places = {name: self._place(name, entry) for name, entry in info.items()}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of tensor that the model has, in the vocabulary's order."""
+        present = {place.kind for place in self._places.values()}
+        return tuple(kind for kind in KINDS if kind in present)
+
+    def place(self, name: str) -> Place:
+        """Return where the tensor is."""
+        return self._places[name]
+
+    def _place(self, name: str, entry: TensorInfo) -> Place:
+        block = self.block(name)
+        kind = _kind(name, len(entry.shape), inside=block is not None)
+        if block is None:
+            block = 0 if kind == "embedding" else self.blocks - 1
+        return Place(block, self.blocks, kind)
+
+    def block(self, name: str) -> int | None:
+        """Return the number of the block that the tensor is in, or None outside of the stack."""
+        if self.prefix is None or not name.startswith(f"{self.prefix}." if self.prefix else ""):
+            return None
+        number = name[len(self.prefix) + 1 if self.prefix else 0 :].partition(".")[0]
+        return int(number) if number.isdecimal() else None
+
+
+def _kind(name: str, dimensions: int, *, inside: bool) -> str:
+    words = re.split(r"[._]", name.lower())
+    if "norm" in name.lower() or any(re.fullmatch(r"ln\d*|ln|layernorm", word) for word in words):
+        return "norm"
+    if not inside:
+        if any("embed" in word or word in ("wte", "wpe", "token", "position") for word in words):
+            return "embedding"
+        if any(word in ("head", "classifier", "score", "pooler", "cls", "predictions") for word in words):
+            return "head"
+        return "other"
+    for kind in ("attention", "mlp"):
+        if any(word in name.lower() for word in _WORDS[kind]):
+            return kind
+    return "other" if dimensions < 2 else "mlp"  # noqa: PLR2004  # a matrix in a block that is not attention
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    like: Path,
+    extra: Mapping[str, str] | None = None,
+    shard_bytes: int = 2 << 30,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a checkpoint as a folder that transformers loads; the folder appears whole or not at all.
+
+    Everything beside the weights (configuration, tokenizer) is copied from the folder `like`; `extra` maps file names to
+    texts to write over it. At most one shard of `shard_bytes` is in memory. `progress` gets bytes done and in all.
+    Raises `CheckpointError` if `folder` exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
+        raise CheckpointError(msg)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shards = _split(checkpoint.info, shard_bytes)
+    total = sum(entry.nbytes for entry in checkpoint.info.values())
+    with _new_folder(folder) as new:
+        for entry in sorted(like.iterdir()):
+            if entry.is_file() and not entry.name.endswith((".safetensors", ".safetensors.index.json", ".md", *(p[1:] for p in _PICKLES))):
+                shutil.copy(entry, new / entry.name)
+        weight_map, done = {}, 0
+        for number, names in enumerate(shards, start=1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            held = {}
+            for name in names:
+                held[name] = checkpoint.tensor(name).clone(memory_format=torch.contiguous_format)
+                checkpoint.forget()
+                weight_map[name] = file
+                done += checkpoint.info[name].nbytes
+                progress(done, total)
+            save_file(held, new / file, metadata={"format": "pt"})
+            (new / file).chmod(0o644)  # safetensors writes 0600, which nobody else on a cluster can read
+            del held
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+        for file, text in (extra or {}).items():
+            (new / file).write_text(text, encoding="utf-8")
+
+
+def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, entry in info.items():
+        if shards[-1] and size + entry.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += entry.nbytes
+    return shards
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder` that takes its place when the block ends well."""
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(new, folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def first_difference(left: Mapping[str, TensorInfo], right: Mapping[str, TensorInfo]) -> Sequence[str]:
+    """Return the names of tensors that are only in one of two checkpoints, or that differ in shape, in order."""
+    return [
+        name
+        for name in sorted(left.keys() | right.keys())
+        if name not in left or name not in right or left[name].shape != right[name].shape
+    ]

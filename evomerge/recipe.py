@@ -1,0 +1,401 @@
+"""Recipe: a small, frozen, serialisable expression that fully describes one merged model.
+
+A recipe is one of
+
+- `base`: the shared ancestor,
+- `{expert: NAME}`: one fine-tuned model of the pool,
+- `{merge: {method | stages, inputs, parameters, seed}}`: a merge of other recipes.
+
+Weights are only the cache of a recipe. Its `id` is the sha256 of its canonical JSON, so the same recipe has the same id
+wherever and however it was written. Not to be confused with a search space, which is a recipe with holes.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from evomerge.errors import RecipeError, nearest
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
+"""Kinds of tensor that a parameter can be tiled over."""
+
+_AXIS = re.compile(r"expert|kind|(block|depth)/([1-9]\d*)")
+
+
+class Node(BaseModel):
+    """A frozen piece of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor is in the model: in which of how many blocks, and of what kind.
+
+    Tensors outside the stack of blocks count with its nearest end: embeddings with block 0, the rest with the last block.
+    """
+
+    block: int
+    blocks: int
+    kind: str
+
+
+class Tiled(Node):
+    """A parameter as a table over the model: one number for each expert, group of blocks, kind, or depth.
+
+    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert` and
+    `kind`, a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N control points,
+    interpolated linearly from the first block to the last).
+    """
+
+    per: tuple[str, ...]
+    values: Any
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_axes(self.per)
+        _check_table(self.values, self.per, "values")
+        return self
+
+    def at(self, place: Place, label: str | None) -> bool | int | float | str:
+        """Return the entry for a tensor at `place` of the input named `label`. Raises `RecipeError` if there is none."""
+        return _look_up(self.values, self.per, place, label)
+
+
+Value: TypeAlias = Annotated[
+    Annotated[bool | int | float | str | None, Tag("One")] | Annotated[Tiled, Tag("Table")],
+    Discriminator(lambda value: "Table" if isinstance(value, Mapping | Tiled) else "One"),
+]
+
+
+def check_axes(per: Sequence[str]) -> None:
+    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`."""
+    for axis in per:
+        if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
+            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, for example `block/4`"
+            raise RecipeError(msg)
+    if not per or len({axis.split("/")[0] for axis in per}) != len(per) or {"block", "depth"} <= {a.split("/")[0] for a in per}:
+        msg = f"`per` is {list(per)}; expected one or more different axes, and only one of `block/N` and `depth/N`"
+        raise RecipeError(msg)
+
+
+def axis_size(axis: str) -> int:
+    """Return N of `block/N` or `depth/N`."""
+    return int(axis.partition("/")[2])
+
+
+def _check_table(values: Any, per: Sequence[str], where: str) -> None:
+    if not per:
+        if isinstance(values, bool | int | float | str):
+            return
+        msg = f"`{where}` is {values!r}; expected one number or name here"
+        raise RecipeError(msg)
+    axis = per[0]
+    if axis in ("expert", "kind"):
+        if not isinstance(values, Mapping) or not values:
+            msg = f"`{where}` is {values!r}; expected a mapping from {axis} to values"
+            raise RecipeError(msg)
+        for name, inner in values.items():
+            if axis == "kind" and name not in KINDS:
+                msg = f"`{where}`: unknown kind of tensor {name!r}; {nearest(str(name), KINDS)}"
+                raise RecipeError(msg)
+            _check_table(inner, per[1:], f"{where}.{name}")
+        return
+    if not isinstance(values, list | tuple) or len(values) != axis_size(axis):
+        msg = f"`{where}` is {values!r}; expected a list of {axis_size(axis)} entries for `{axis}`"
+        raise RecipeError(msg)
+    if len(per) > 1 or any(type(inner) is not float for inner in values):  # the common table, of floats, is done here
+        for i, inner in enumerate(values):
+            _check_table(inner, per[1:], f"{where}[{i}]")
+
+
+def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) -> Any:
+    if not per:
+        return table
+    axis = per[0]
+    if axis in ("expert", "kind"):
+        key = label if axis == "expert" else place.kind
+        if key not in table:
+            msg = f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(table)}"
+            raise RecipeError(msg)
+        return _look_up(table[key], per[1:], place, label)
+    size = axis_size(axis)
+    if axis.startswith("block"):
+        if size > place.blocks:
+            msg = f"`{axis}` makes {size} groups, but the model has {place.blocks} blocks; type `block/{place.blocks}` or less"
+            raise RecipeError(msg)
+        return _look_up(table[place.block * size // place.blocks], per[1:], place, label)
+    depth = place.block / max(place.blocks - 1, 1) * (size - 1)
+    left = min(int(depth), max(size - 2, 0))
+    near = _look_up(table[left], per[1:], place, label)
+    far = _look_up(table[min(left + 1, size - 1)], per[1:], place, label)
+    if isinstance(near, str) or isinstance(far, str):
+        msg = f"`{axis}` interpolates between {near!r} and {far!r}; expected numbers"
+        raise RecipeError(msg)
+    return near + (far - near) * (depth - left)
+
+
+class Base(Node):
+    """The pool's base model, as it is."""
+
+    base: Literal[True] = True
+
+
+class Expert(Node):
+    """One of the pool's experts, as it is."""
+
+    expert: str = Field(min_length=1)
+
+
+Stage: TypeAlias = str | dict[str, dict[str, Value]]
+
+
+class Stages(Node):
+    """A merge method spelled out: origin → edit* → weigh* → reduce → post*. Each stage is `name` or `{name: parameters}`."""
+
+    origin: Literal["base", "zero", "mean"] = "base"
+    edit: tuple[Stage, ...] = ()
+    weigh: tuple[Stage, ...] = ()
+    reduce: Literal["sum", "solve", "max"] = "sum"
+    post: tuple[Stage, ...] = ()
+
+
+class Merge(Node):
+    """A merge of other recipes, by the name of a method or by explicit stages."""
+
+    inputs: "tuple[Recipe, ...]" = Field(min_length=1)
+    method: str | None = None
+    parameters: dict[str, Value] = Field(default_factory=dict)
+    stages: Stages | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.method is None) == (self.stages is None):
+            msg = "a merge needs exactly one of `method` and `stages`"
+            raise RecipeError(msg)
+        if self.stages is not None and self.parameters:
+            msg = "`parameters` belong to a `method`; with `stages`, write each parameter inside its stage"
+            raise RecipeError(msg)
+        labels = self.labels
+        if len(set(labels)) != len(labels):
+            msg = f"`inputs` names an input twice: {', '.join(labels)}; give each input once and change its weight instead"
+            raise RecipeError(msg)
+        return self
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the inputs, as `per: [expert]` knows them: an expert's name, `base`, or `#i` for a nested merge."""
+        return tuple(
+            recipe.root.expert
+            if isinstance(recipe.root, Expert)
+            else "base"
+            if isinstance(recipe.root, Base)
+            else f"#{i}"
+            for i, recipe in enumerate(self.inputs)
+        )
+
+
+class MergeNode(Node):
+    """The JSON form of a merge: `{merge: {...}}`."""
+
+    merge: Merge
+
+
+def _shape(data: Any) -> Any:
+    if data == "base":
+        return {"base": True}
+    if isinstance(data, Recipe):
+        return data.root
+    if isinstance(data, str):
+        return {"expert": data}
+    if isinstance(data, Mapping) and len(data) == 1 and next(iter(data)) in ("base", "expert", "merge"):
+        return data
+    found = f"keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
+    hint = ""
+    if isinstance(data, Mapping):
+        hint = "".join(f"; `{key}`: {nearest(str(key), ('base', 'expert', 'merge'))}" for key in list(data)[:1])
+    msg = f"a recipe is `base`, `expert: NAME` or `merge: {{...}}`; got {found}{hint}"
+    raise RecipeError(msg)
+
+
+_Nodes = Annotated[
+    Annotated[Base, Tag("Base")] | Annotated[Expert, Tag("Expert")] | Annotated[MergeNode, Tag("Merge")],
+    Discriminator(lambda node: type(node).__name__.removesuffix("Node") if isinstance(node, Node) else next(iter(node)).title()),
+    BeforeValidator(_shape),
+]
+
+
+class Recipe(RootModel[_Nodes]):
+    """A whole recipe. Build one with `Recipe.parse`, never by hand."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def parse(cls, data: Any, *, experts: Sequence[str] | None = None) -> "Recipe":
+        """Return the recipe that `data` (parsed JSON or YAML) spells.
+
+        `experts`, when given, are the names of a pool's experts: `inputs: experts` then stands for all of them, and any
+        other expert's name is refused. Raises `RecipeError`.
+        """
+        if experts is not None:
+            data = expand_inputs(data, experts)
+        try:
+            recipe = cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError(describe(error, "recipe", _FIELDS)) from None
+        if experts is not None:
+            for name in recipe.experts:
+                if name not in experts:
+                    msg = f"recipe: the pool has no expert `{name}`; {nearest(name, experts)}"
+                    raise RecipeError(msg)
+        return recipe
+
+    @cached_property
+    def json(self) -> str:  # type: ignore[override]  # pydantic's deprecated method of that name is not used
+        """Canonical JSON: sorted keys, no spaces, defaults left out, whole floats written as integers."""
+        return canonical_json(_dump(self))
+
+    @cached_property
+    def id(self) -> str:
+        """Sha256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @property
+    def data(self) -> Json:
+        """The recipe as plain JSON data: what `Recipe.parse` reads."""
+        return json.loads(self.json)  # type: ignore[no-any-return]
+
+    @cached_property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts that the recipe uses, in order of appearance."""
+        return tuple(dict.fromkeys(_leaves(self)))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.json == other.json
+
+
+_FIELDS = {
+    "merge": tuple(Merge.model_fields),
+    "stages": tuple(Stages.model_fields),
+}
+
+
+def _leaves(recipe: Recipe) -> Iterator[str]:
+    match recipe.root:
+        case Expert(expert=name):
+            yield name
+        case MergeNode(merge=merge):
+            for inner in merge.inputs:
+                yield from _leaves(inner)
+
+
+def _dump(recipe: Recipe) -> Any:
+    match recipe.root:
+        case Base():
+            return "base"
+        case Expert(expert=name):
+            return {"expert": name}
+        case MergeNode(merge=merge):
+            out = merge.model_dump(exclude_defaults=True, exclude={"inputs"})
+            out["inputs"] = [_dump(inner) for inner in merge.inputs]
+            return {"merge": out}
+
+
+def canonical_json(data: Any) -> str:
+    """Return the one JSON text of `data`: sorted keys, no spaces, `1.0` as `1`, no NaN or infinity (`RecipeError`)."""
+    return json.dumps(_canonical(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _canonical(data: Any) -> Any:
+    if isinstance(data, float):
+        if data.is_integer():
+            return int(data) if abs(data) < 2**53 else data
+        if not math.isfinite(data):
+            msg = f"a recipe holds the number {data}; expected finite numbers only"
+            raise RecipeError(msg)
+        return data
+    if isinstance(data, Mapping):
+        return {str(key): _canonical(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return list(map(_canonical, data))
+    return data
+
+
+def expand_inputs(data: Any, experts: Sequence[str]) -> Any:
+    """Return `data` with every `inputs: experts` replaced by the list of all `experts`."""
+    if isinstance(data, Mapping):
+        return {
+            key: [{"expert": name} for name in experts]
+            if key == "inputs" and value == "experts"
+            else expand_inputs(value, experts)
+            for key, value in data.items()
+        }
+    if isinstance(data, list | tuple):
+        return [expand_inputs(value, experts) for value in data]
+    return data
+
+
+def describe(error: ValidationError, what: str, fields: Mapping[str, Sequence[str]]) -> str:
+    """Return pydantic's `error` about `what` as one sentence, with the nearest known key where a key is unknown.
+
+    `fields` maps the name of an enclosing key (or "" for the top) to the keys known inside it.
+    """
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"] if not str(part)[:1].isupper() and part != "root"]
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = fields.get(next((part for part in reversed(path[:-1]) if part in fields), ""), ())
+        return f"{what}: unknown key `{where}`; {nearest(path[-1], known)}"
+    if first["type"] == "value_error":
+        return f"{what}{f' `{where}`' if where else ''}: {first['ctx']['error']}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"{what} `{where}`: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
+
+
+def base() -> Recipe:
+    """Return the recipe of the base model."""
+    return Recipe.parse("base")
+
+
+def expert(name: str) -> Recipe:
+    """Return the recipe of one expert."""
+    return Recipe.parse({"expert": name})
+
+
+def merge(
+    method: str, inputs: Sequence[str | Recipe], parameters: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> Recipe:
+    """Return a merge of `inputs` (names of experts, or recipes) by the named `method`."""
+    return Recipe.parse(
+        {
+            "merge": {
+                "method": method,
+                "inputs": [entry.data if isinstance(entry, Recipe) else entry for entry in inputs],
+                "parameters": dict(parameters or {}),
+                "seed": seed,
+            }
+        }
+    )

@@ -1,0 +1,104 @@
+"""Results: what a study found, on examples that its search never saw. Plain data, written as `report.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+Interval = tuple[float, float, float]
+"""A value and the ends of its 95% bootstrap interval over examples: (value, low, high)."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Objective(_Data):
+    """One column: a task, the metric that was searched and the one that is reported. Higher is better."""
+
+    name: str
+    search: str
+    report: str
+    examples: tuple[int, int]
+    """How many examples the search split and the report split have."""
+
+
+class Candidate(_Data):
+    """One model: a point of the front, or a reference."""
+
+    name: str
+    recipe_id: str
+    recipe: Any
+    search: Mapping[str, float]
+    """Objective → mean of the searched metric on the search split."""
+    report: Mapping[str, Interval]
+    """Objective → mean of the reported metric on the report split, with its interval."""
+    mean: Interval
+    """Mean over objectives of `report`."""
+
+
+class Comparison(_Data):
+    """A paired bootstrap over the same unseen examples: `better` minus `worse`, on the report split."""
+
+    better: str
+    worse: str
+    what: str
+    """`mean` over objectives of the reported metric, or `hypervolume`."""
+    difference: Interval
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `no difference shown`, by whether the interval holds zero."""
+        _, low, high = self.difference
+        return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+
+
+class Hypervolume(_Data):
+    """Hypervolumes against one reference point per split; `references` is that of all references taken together."""
+
+    search: float
+    report: float
+    references: float
+    search_point: Mapping[str, float]
+    report_point: Mapping[str, float]
+    history: tuple[float, ...]
+    """Search-split hypervolume after each evaluation, in order of number."""
+
+
+class Results(_Data):
+    """Everything that `evomerge show` prints and draws."""
+
+    name: str
+    digest: str
+    evaluations: int
+    failed: int
+    objectives: tuple[Objective, ...]
+    hypervolume: Hypervolume
+    front: tuple[Candidate, ...]
+    picked: str
+    """Recipe id of the front's point that was picked by default: the best mean on the search split."""
+    references: Mapping[str, Candidate]
+    comparisons: tuple[Comparison, ...]
+    population: tuple[Mapping[str, float], ...]
+    """Search scores of every evaluated candidate, in order of number, for the figures; failed ones are left out."""
+    costs: Mapping[str, float]
+    """Seconds of work by kind: merge, score, and so on."""
+    study: Mapping[str, Any]
+    """The study's settings as they were run."""
+
+    def public(self) -> dict[str, Any]:
+        """Return the stable JSON form of `evomerge show --json`."""
+        return {
+            "digest": self.digest,
+            "evaluations": self.evaluations,
+            "objectives": [objective.name for objective in self.objectives],
+            "hypervolume": {"search": self.hypervolume.search, "report": self.hypervolume.report},
+            "front": [
+                {"recipe_id": point.recipe_id, "search": dict(point.search), "report": {k: list(v) for k, v in point.report.items()}}
+                for point in self.front
+            ],
+            "references": {
+                name: {"recipe_id": point.recipe_id, "search": dict(point.search), "report": {k: list(v) for k, v in point.report.items()}}
+                for name, point in self.references.items()
+            },
+        }

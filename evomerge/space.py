@@ -1,0 +1,475 @@
+"""SearchSpace: a recipe with holes. Fill the holes and it is the recipe that `evomerge merge` takes.
+
+A hole stands wherever a recipe may have a value:
+
+    weight:  {float: [0, 1], init: 0.3, per: [expert, block/4]}
+    density: {float: [0.05, 1], log: true}
+    rank:    {int: [1, 16]}
+    method:  {choice: [ties, dare_ties]}
+
+Each hole expands into named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where
+a choice is the index of its option. Drivers that want a unit cube use `to_unit` and `from_unit`.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evomerge import merging, strict_yaml
+from evomerge.errors import RecipeError, SpaceError, nearest
+from evomerge.recipe import KINDS, Expert, Json, MergeNode, Recipe, axis_size, check_axes, describe, expand_inputs
+
+Genome = NDArray[np.float64]
+
+_HOLES = ("float", "int", "choice")
+_OPTIONS = ("init", "log", "per")
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One number of a genome. For a choice, `low` is 0, `high` the last option's index and `init` an index."""
+
+    name: str
+    kind: Literal["float", "int", "choice"]
+    low: float
+    high: float
+    init: float
+    log: bool = False
+    choices: tuple[Json, ...] = ()
+
+    def value(self, number: float) -> Json:
+        """Return what goes into the recipe for the gene's `number`, clipped into the gene's range."""
+        clipped = self.low if number < self.low else self.high if number > self.high else number
+        if self.kind == "float":
+            return float(clipped)
+        whole = int(math.floor(clipped + 0.5))
+        return self.choices[whole] if self.kind == "choice" else whole
+
+    def number(self, value: Any) -> float:
+        """Return the number whose `value` is `value`; the inverse of `value`. Raises `SpaceError` outside the range."""
+        if self.kind == "choice":
+            if value in self.choices:
+                return float(self.choices.index(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
+            if self.kind == "float" or float(value).is_integer():
+                return float(value)
+        expected = f"one of {list(self.choices)}" if self.kind == "choice" else f"a number in [{self.low:g}, {self.high:g}]"
+        msg = f"gene `{self.name}`: expected {expected}, got {value!r}"
+        raise SpaceError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hole:
+    """Where a hole is in the template (`path`), and which of the genome's numbers fill it."""
+
+    path: tuple[str | int, ...]
+    per: tuple[str, ...]
+    axes: tuple[tuple[str | int, ...], ...]  # the keys along each axis of `per`
+    start: int
+
+    @property
+    def keys(self) -> list[tuple[str | int, ...]]:
+        """One key into the table for each gene; the one key () when the hole is not tiled."""
+        return list(itertools.product(*self.axes))
+
+    @property
+    def genes(self) -> slice:
+        """The hole's part of the genome."""
+        return slice(self.start, self.start + math.prod(len(axis) for axis in self.axes))
+
+
+class SpaceFile(BaseModel):
+    """The YAML form of a search space: a recipe with holes, and the driver that suits it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str = ""
+    driver: dict[str, Any] = Field(default_factory=lambda: {"kind": "nsga2"})
+    recipe: Annotated[Any, Field()]
+
+
+class SearchSpace:
+    """A recipe with holes, ready to be searched over a given pool's experts."""
+
+    def __init__(
+        self,
+        template: Any,
+        *,
+        experts: Sequence[str],
+        kinds: Sequence[str] = KINDS,
+        blocks: int | None = None,
+        about: str = "",
+        driver: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Read `template`, a recipe with holes as parsed YAML, for a pool with these `experts`.
+
+        `kinds` are the kinds of tensor that the model has, `blocks` its number of blocks: they decide how many genes
+        `per: [kind]` makes, and refuse `block/N` finer than the model. Raises `SpaceError` or `RecipeError`.
+        """
+        self.about = about
+        self.driver = dict(driver or {"kind": "nsga2"})
+        self._template = expand_inputs(copy.deepcopy(template), experts)
+        self._kinds = tuple(kinds)
+        self._blocks = blocks
+        self._experts = tuple(experts)
+        genes: list[Gene] = []
+        holes: list[_Hole] = []
+        found = list(_find_holes(self._template, (), ()))
+        for path, labels, hole in found:
+            expanded, axes = self._expand(_name(path, [p for p, _, _ in found]), labels, hole)
+            holes.append(_Hole(path, tuple(hole.get("per", ())), axes, len(genes)))
+            genes.extend(expanded)
+        if not genes:
+            msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
+            raise SpaceError(msg)
+        self.genes: tuple[Gene, ...] = tuple(genes)
+        self._holes = tuple(holes)
+        self._check_everywhere()
+
+    @classmethod
+    def parse(
+        cls, data: Any, *, experts: Sequence[str], kinds: Sequence[str] = KINDS, blocks: int | None = None
+    ) -> "SearchSpace":
+        """Return the space that `data`, the content of a space file (`about`, `driver`, `recipe`), spells."""
+        try:
+            file = SpaceFile.model_validate(data)
+        except ValidationError as error:
+            raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
+        return cls(
+            file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver
+        )
+
+    # -- genome and recipe ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def lower(self) -> Genome:
+        """Lower bounds, float64 `(genes,)`."""
+        return np.array([gene.low for gene in self.genes])
+
+    @cached_property
+    def upper(self) -> Genome:
+        """Upper bounds, float64 `(genes,)`."""
+        return np.array([gene.high for gene in self.genes])
+
+    @cached_property
+    def initial(self) -> Genome:
+        """The genome of every hole's `init`, float64 `(genes,)`."""
+        return np.array([gene.init for gene in self.genes])
+
+    def decode(self, genome: Genome) -> Recipe:
+        """Return the recipe of a genome, float64 `(genes,)`. Total: any finite genome is clipped into the box.
+
+        Raises `SpaceError` on a wrong length or a number that is not finite.
+        """
+        genome = np.asarray(genome, dtype=np.float64)
+        if genome.shape != (len(self.genes),):
+            msg = f"a genome of this space has shape ({len(self.genes)},), got {genome.shape}"
+            raise SpaceError(msg)
+        if not np.isfinite(genome).all():
+            msg = f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite"
+            raise SpaceError(msg)
+        return Recipe.parse(self._fill(genome.tolist()))
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """Return the genome that decodes to `recipe`. A number where the space has a table is spread over the table.
+
+        Raises `SpaceError` if the recipe is not in the space.
+        """
+        data = recipe.data
+        genome = self.initial.copy()
+        for hole in self._holes:
+            value = _get(data, hole.path)
+            for i, key in enumerate(hole.keys, start=hole.start):
+                genome[i] = self.genes[i].number(_cell(value, hole.per, key))
+        filled = Recipe.parse(self._fill(genome.tolist()))
+        if filled != recipe and not _same(filled.data, data, {hole.path for hole in self._holes}):
+            msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
+            raise SpaceError(msg)
+        return genome
+
+    def landmarks(self) -> dict[str, Genome]:
+        """Return genomes worth trying first: `init`, and those that give exactly the base, each expert and the mean.
+
+        Only what the space can express is there: a space of normalised averages has no base.
+        """
+        marks = {"init": self.initial}
+        root = _get(self._template, ("merge",))
+        if not isinstance(root, Mapping) or not isinstance(root.get("method"), str):
+            return marks
+        method = merging.METHODS[root["method"]]
+        inputs = Recipe.parse(self._fill(self.initial.tolist())).root
+        if not isinstance(inputs, MergeNode) or not all(isinstance(r.root, Expert) for r in inputs.merge.inputs):
+            return marks
+        labels = inputs.merge.labels
+        wanted: dict[str, dict[str, float]] = {"base": dict.fromkeys(labels, 0.0)}
+        for label in labels:
+            wanted[f"expert {label}"] = {**dict.fromkeys(labels, 0.0), label: 1.0}
+        wanted["mean"] = dict.fromkeys(labels, 1.0 / len(labels))
+        for name, weights in wanted.items():
+            parameters = method.reach(weights)
+            genome = None if parameters is None else self._place(parameters)
+            if genome is not None:
+                marks[name] = genome
+        return marks
+
+    # -- unit cube -----------------------------------------------------------------------------------------------------
+
+    def to_unit(self, genome: Genome) -> Genome:
+        """Map genomes `(..., genes)` into the unit cube, logarithmically where a gene asks for it."""
+        low, span, log = self._scale
+        return (np.where(log, np.log(np.maximum(genome, 1e-300)), genome) - low) / span
+
+    def from_unit(self, unit: Genome) -> Genome:
+        """Map points `(..., genes)` of the unit cube to genomes; the inverse of `to_unit`, clipped into the box."""
+        low, span, log = self._scale
+        raw = low + np.clip(unit, 0.0, 1.0) * span
+        return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
+
+    @cached_property
+    def _scale(self) -> tuple[Genome, Genome, NDArray[np.bool_]]:
+        log = np.array([gene.log for gene in self.genes])
+        low = np.array([math.log(gene.low) if gene.log else gene.low for gene in self.genes])
+        high = np.array([math.log(gene.high) if gene.log else gene.high for gene in self.genes])
+        return low, np.where(high > low, high - low, 1.0), log
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _expand(
+        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any]
+    ) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
+        kind, low, high, choices = _range(name, hole)
+        init, log = hole.get("init"), hole.get("log", False)
+        if not isinstance(log, bool) or (log and (kind == "choice" or low <= 0)):
+            msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
+            raise SpaceError(msg)
+        if init is None:
+            init = choices[0] if kind == "choice" else math.sqrt(low * high) if log else (low + high) / 2
+            init = round(init) if kind == "int" else init
+        gene = Gene(name, kind, low, high, low, log, choices)
+        start = gene.number(init)
+        axes: list[list[tuple[str | int, str]]] = []
+        if "per" in hole:
+            check_axes(hole["per"])
+            axes = [self._axis(name, axis, labels) for axis in hole["per"]]
+        genes = []
+        for cell in itertools.product(*axes):
+            suffix = f"[{','.join(text for _, text in cell)}]" if cell else ""
+            genes.append(Gene(name + suffix, kind, low, high, start, log, choices))
+        return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
+
+    def _axis(self, name: str, axis: str, labels: tuple[str, ...]) -> list[tuple[str | int, str]]:
+        if axis == "expert":
+            if not labels:
+                msg = f"hole `{name}`: `per: [expert]` stands outside any merge; expected it among a merge's parameters"
+                raise SpaceError(msg)
+            return [(label, label) for label in labels]
+        if axis == "kind":
+            return [(kind, kind) for kind in self._kinds]
+        size, word = axis_size(axis), axis.partition("/")[0]
+        if word == "block" and self._blocks is not None and size > self._blocks:
+            msg = f"hole `{name}`: `{axis}` makes {size} groups, but the model has {self._blocks} blocks; type `block/{self._blocks}` or less"
+            raise SpaceError(msg)
+        return [(i, f"{word} {i}") for i in range(size)]
+
+    def _fill(self, genome: Sequence[float]) -> Any:
+        data = self._template
+        for hole in self._holes:
+            values = (gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True))
+            table = _table(hole.axes, values)
+            data = _set(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
+        return data
+
+    def _place(self, parameters: Mapping[str, float | Mapping[str, float]]) -> Genome | None:
+        """Return the genome whose recipe has these `parameters` at its root, or None if the space has no such point."""
+        genome = self.initial.copy()
+        holes = {hole.path[-1]: hole for hole in self._holes if hole.path[:-1] == ("merge", "parameters")}
+        fixed = _get(self._template, ("merge", "parameters")) or {}
+        defaults = merging.METHODS[_get(self._template, ("merge", "method"))].parameters
+        for name, wanted in parameters.items():
+            if name not in holes:
+                if fixed.get(name, defaults[name].default) != wanted:
+                    return None
+                continue
+            hole = holes[name]
+            if isinstance(wanted, Mapping) and "expert" not in hole.per:
+                if len(set(wanted.values())) > 1:
+                    return None
+                wanted = next(iter(wanted.values()))
+            for i, key in enumerate(hole.keys, start=hole.start):
+                value = wanted[str(key[hole.per.index("expert")])] if isinstance(wanted, Mapping) else wanted
+                gene = self.genes[i]
+                if not gene.low <= value <= gene.high:
+                    return None
+                genome[i] = value
+        return genome
+
+    def _check_everywhere(self) -> None:
+        """Decode each hole's extremes and all combinations of choices, so that `decode` is total before any search."""
+        points = [self.initial]
+        for hole in self._holes:
+            for bound in (self.lower, self.upper):
+                point = self.initial.copy()
+                point[hole.genes] = bound[hole.genes]
+                points.append(point)
+        choices = [hole for hole in self._holes if self.genes[hole.start].kind == "choice"]
+        options = [range(len(self.genes[hole.start].choices)) for hole in choices]
+        for combination in itertools.islice(itertools.product(*options), 1024):
+            point = self.initial.copy()
+            for hole, option in zip(choices, combination, strict=True):
+                point[hole.genes] = option
+            points.append(point)
+        for point in points:
+            try:
+                merging.check(Recipe.parse(self._fill(point.tolist()), experts=self._experts))
+            except RecipeError as error:
+                msg = f"search space: some of its points are no valid recipe: {error}"
+                raise SpaceError(msg) from None
+
+
+def shipped() -> dict[str, Traversable]:
+    """Return the search spaces that come with evomerge, by name."""
+    folder = files("evomerge.search_spaces")
+    return {
+        entry.name.removesuffix(".yaml"): entry
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def read(source: str | Path) -> Any:
+    """Return the parsed content of a space file: a shipped one by name, or any by path. Raises `SpaceError`."""
+    known = shipped()
+    if str(source) in known:
+        return strict_yaml.parse(known[str(source)].read_text(encoding="utf-8"), str(source))
+    path = Path(source)
+    if not path.is_file():
+        msg = f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), known)}"
+        raise SpaceError(msg)
+    return strict_yaml.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _range(name: str, hole: Mapping[str, Any]) -> tuple[Literal["float", "int", "choice"], float, float, tuple[Json, ...]]:
+    for key in hole:
+        if key not in _HOLES + _OPTIONS:
+            msg = f"hole `{name}`: unknown key `{key}`; {nearest(str(key), _HOLES + _OPTIONS)}"
+            raise SpaceError(msg)
+    kinds = [kind for kind in _HOLES if kind in hole]
+    kind: Literal["float", "int", "choice"] = kinds[0]  # type: ignore[assignment]  # one of _HOLES by construction
+    if len(kinds) > 1:
+        msg = f"hole `{name}`: has {' and '.join(kinds)}; expected one of them"
+        raise SpaceError(msg)
+    if kind == "choice":
+        options = hole["choice"]
+        if not isinstance(options, list) or len(options) < 2:
+            msg = f"hole `{name}`: `choice` is {options!r}; expected a list of two or more options"
+            raise SpaceError(msg)
+        if any(True for _ in _find_holes(options, (), ())):
+            msg = f"hole `{name}`: an option of a `choice` holds another hole; write that hole outside of the choice"
+            raise SpaceError(msg)
+        return kind, 0.0, float(len(options) - 1), tuple(options)
+    bounds = hole[kind]
+    number = int if kind == "int" else (int, float)
+    if (
+        not isinstance(bounds, list)
+        or len(bounds) != 2  # noqa: PLR2004  # low and high
+        or not all(isinstance(b, number) and not isinstance(b, bool) and math.isfinite(b) for b in bounds)
+        or not bounds[0] < bounds[1]
+    ):
+        msg = f"hole `{name}`: `{kind}` is {bounds!r}; expected two finite numbers [low, high] with low < high"
+        raise SpaceError(msg)
+    return kind, float(bounds[0]), float(bounds[1]), ()
+
+
+def _find_holes(
+    data: Any, path: tuple[str | int, ...], labels: tuple[str, ...]
+) -> Iterator[tuple[tuple[str | int, ...], tuple[str, ...], Mapping[str, Any]]]:
+    """Yield each hole's path, the labels of the inputs of the merge around it, and its content, in order."""
+    if isinstance(data, Mapping):
+        if any(kind in data for kind in _HOLES):
+            yield path, labels, data
+            return
+        if isinstance(data.get("inputs"), list):
+            labels = _labels(data["inputs"])
+        for key, value in data.items():
+            yield from _find_holes(value, (*path, key), labels)
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            yield from _find_holes(value, (*path, i), labels)
+
+
+def _labels(inputs: list[Any]) -> tuple[str, ...]:
+    return tuple(
+        entry if isinstance(entry, str) else entry["expert"] if isinstance(entry, Mapping) and "expert" in entry else f"#{i}"
+        for i, entry in enumerate(inputs)
+    )
+
+
+def _name(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> str:
+    """Return the shortest tail of `path`, in dots, that no other hole shares."""
+    words = [str(part) for part in path if part not in ("parameters",)]
+    others = [[str(part) for part in other if part not in ("parameters",)] for other in paths if other != path]
+    for size in range(1, len(words) + 1):
+        if all(other[-size:] != words[-size:] for other in others):
+            return ".".join(words[-size:])
+    return ".".join(words)
+
+
+def _get(data: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _set(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    """Return a copy of `data` with `value` at `path`; what lies off the path is shared."""
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        return [_set(item, rest, value) if i == head else item for i, item in enumerate(data)]
+    return {key: _set(item, rest, value) if key == head else item for key, item in data.items()}
+
+
+def _table(axes: Sequence[Sequence[str | int]], values: Iterator[Json]) -> Any:
+    """Nest `values`, which come in the order of the axes' product, as `Tiled.values` wants them."""
+    if not axes:
+        return next(values)
+    entries = [_table(axes[1:], values) for _ in axes[0]]
+    return entries if isinstance(axes[0][0], int) else dict(zip(axes[0], entries, strict=True))
+
+
+def _cell(value: Any, per: tuple[str, ...], key: tuple[str | int, ...]) -> Any:
+    """Return the entry of `value` (a number, or a table over the same axes) at `key`."""
+    if isinstance(value, Mapping) and "per" in value:
+        if tuple(value["per"]) != per:
+            msg = f"the recipe tiles a parameter over {value['per']}, the space over {list(per)}"
+            raise SpaceError(msg)
+        return _get(value["values"], key)
+    return value
+
+
+def _same(left: Any, right: Any, holes: set[tuple[str | int, ...]], path: tuple[str | int, ...] = ()) -> bool:
+    """Tell whether two recipes' data agree everywhere but at the holes."""
+    if path in holes:
+        return True
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_same(left[k], right[k], holes, (*path, k)) for k in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(
+            _same(a, b, holes, (*path, i)) for i, (a, b) in enumerate(zip(left, right, strict=True))
+        )
+    return bool(left == right)

@@ -1,0 +1,1 @@
+"""Recipes with holes, ready to run (data only)."""
