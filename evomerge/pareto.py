@@ -1,7 +1,8 @@
 """Fronts: dominance, hypervolume, the knee, and picking one point.
 
-One type and one sign everywhere: points are float64 `(points, objectives)`, and higher is better. A point with a number that
-is not finite (a failed evaluation) is on no front and adds no hypervolume. Thin over moocore.
+One type and one sign everywhere: points are float64 `(points, objectives)`, and higher is better. A point
+with a number that is not finite (a failed evaluation) is on no front and adds no hypervolume. Thin over
+moocore.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +17,23 @@ Points = NDArray[np.float64]
 
 
 def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
-    """Return which points are on the front, bool `(points,)`: those that no other point equals or beats in every objective.
+    """Return which points are on the front, bool `(points,)`: those that no other point dominates.
 
-    Points that are equal in every objective do not dominate each other: all of them are on the front, or none.
+    A point dominates another if it is as high in every objective and higher in one. So of points that are
+    equal in all, every one is on the front, or none.
     """
     values = _points(points)
-    mask = np.isfinite(values).all(axis=1)
+    mask: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
     if mask.any():
         mask[mask] = moocore.is_nondominated(values[mask], maximise=True, keep_weakly=True)
     return mask
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Return the volume that `points` dominate above `reference`, `(objectives,)`, in the product of the objectives' units.
+    """Return the volume that `points` dominate above `reference`, `(objectives,)`.
 
-    Points that are not above the reference in every objective add nothing; without others it is 0.
+    Its unit is the product of the objectives' units. Points that are not above the reference in every
+    objective add nothing; without others it is 0.
     """
     values, corner = _points(points), _reference(points, reference)
     above = _above(values, corner)
@@ -38,7 +41,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
 
 
 def hypervolume_history(points: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
-    """Return the hypervolume of the first 1, 2, … points, `(points,)`. It is computed anew only where a point adds to it."""
+    """Return the hypervolume of the first 1, 2, … points, `(points,)`. Dominated points cost nothing."""
     values, corner = _points(points), _reference(points, reference)
     history = np.zeros(len(values))
     front = values[:0]
@@ -52,10 +55,10 @@ def hypervolume_history(points: ArrayLike, reference: ArrayLike) -> NDArray[np.f
 
 
 def subset(points: ArrayLike, reference: ArrayLike, size: int) -> NDArray[np.intp]:
-    """Return the indices of at most `size` points that keep much of the hypervolume, in the order of their choice.
+    """Return the indices of at most `size` points that keep much of the hypervolume, the first chosen first.
 
-    Greedy: each next point is the one that adds most, ties to the first; at least 1 - 1/e of the best choice's volume
-    (hypervolume is submodular). Stops early when nothing adds to it.
+    Greedy: each next point is the one that adds most, ties to the first; at least 1 - 1/e of the best
+    choice's volume (hypervolume is submodular). Stops early when nothing adds to it.
     """
     values, corner = _points(points), _reference(points, reference)
     chosen: list[int] = []
@@ -72,11 +75,11 @@ def subset(points: ArrayLike, reference: ArrayLike, size: int) -> NDArray[np.int
 
 
 def knee(points: ArrayLike) -> int:
-    """Return the index of the front's knee: the best mean of objectives, each scaled to the front's range, ties to the first.
+    """Return the index of the front's knee: the best mean of objectives, each scaled to the front's range.
 
-    For two objectives that is the point farthest above the line between the two ends (Das 1999). A front that bends
-    inwards has no such point: then it is an end. An objective in which the whole front is equal does not count.
-    Raises `StudyError` if there is no finite point.
+    For two objectives that is the point farthest above the line between the two ends (Das 1999). A front that
+    bends inwards has no such point: then it is an end. An objective in which the whole front is equal does
+    not count. Ties go to the first. Raises `StudyError` if there is no finite point.
     """
     values = _points(points)
     front = _front(values)
@@ -92,15 +95,18 @@ def pick(
     best: str | None = None,
     wish: Mapping[str, float] | None = None,
 ) -> int:
-    """Return the index of the one point of the front that a user wants, by exactly one of
+    """Return the index of the one point of the front that a user wants.
+
+    It takes exactly one of
 
     - `weights`: the largest weighted sum of the scores as they are; objectives left out weigh 0;
-    - `floors`: among the points with at least these scores, the `best` in that objective; without `best`, in the mean of
-      the objectives that have no floor (of all, if each has one);
-    - `wish`: the nearest to these scores, by Euclidean distance in units of the front's range, over the objectives named.
+    - `floors`: among the points with at least these scores, the `best` in that objective; without `best`, in
+      the mean of the objectives that have no floor (of all, if each has one);
+    - `wish`: the nearest to these scores, by Euclidean distance in units of the front's range, over the
+      objectives named.
 
-    Ties go to the point with the higher mean of all scores, then to the first. Raises `StudyError` for an unknown
-    objective, and for floors that no point reaches, naming the point that comes nearest.
+    Ties go to the point with the higher mean of all scores, then to the first. Raises `StudyError` for an
+    unknown objective, and for floors that no point reaches, naming the point that comes nearest.
     """
     values = _points(points)
     given = {"weights": weights, "floors": floors, "wish": wish}
@@ -109,14 +115,14 @@ def pick(
         msg = f"pick: expected exactly one of weights, floors and wish, got {' and '.join(ways) or 'none'}"
         raise StudyError(msg)
     if values.shape[1] != len(objectives):
-        msg = f"pick: {values.shape[1]} scores a point for {len(objectives)} objectives ({', '.join(objectives)})"
+        msg = f"pick: points have {values.shape[1]} scores, but the objectives are {', '.join(objectives)}"
         raise StudyError(msg)
     for name in [*(weights or ()), *(floors or ()), *(wish or ()), *([best] if best is not None else ())]:
         if name not in objectives:
             msg = f"pick: unknown objective `{name}`; {nearest(name, objectives)}"
             raise StudyError(msg)
     if best is not None and not floors:
-        msg = f"pick: `best` ({best}) goes with floors; expected at least one floor, such as {objectives[0]}=0.8"
+        msg = f"pick: `best` ({best}) goes with floors; expected one or more, such as {objectives[0]}=0.8"
         raise StudyError(msg)
     front = _front(values)
     scores = values[front]
@@ -131,7 +137,9 @@ def pick(
     return int(front[np.lexsort((np.arange(len(front)), -scores.mean(axis=1), -merit))[0]])
 
 
-def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str, float], best: str | None) -> Points:
+def _above_floors(
+    scores: Points, objectives: Sequence[str], floors: Mapping[str, float], best: str | None
+) -> Points:
     """Return what to maximise, `(points,)`: -inf below a floor. Raises `StudyError` if all are."""
     columns = [list(objectives).index(name) for name in floors]
     short = np.maximum(np.array(list(floors.values())) - scores[:, columns], 0.0)
@@ -142,7 +150,11 @@ def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str
         found = ", ".join(f"{name} {score:.4g}" for name, score in zip(objectives, scores[near], strict=True))
         msg = f"pick: no point of the front has {wanted}; the nearest has {found}; lower a floor"
         raise StudyError(msg)
-    free = [best] if best is not None else [name for name in objectives if name not in floors] or list(objectives)
+    free = (
+        [best]
+        if best is not None
+        else [name for name in objectives if name not in floors] or list(objectives)
+    )
     merit = scores[:, [list(objectives).index(name) for name in free]].mean(axis=1)
     return np.where(short.any(axis=1), -np.inf, merit)
 
@@ -162,13 +174,14 @@ def _points(points: ArrayLike) -> Points:
 def _reference(points: ArrayLike, reference: ArrayLike) -> Points:
     corner = np.asarray(reference, dtype=np.float64)
     if corner.shape != (np.shape(points)[1],) or not np.isfinite(corner).all():
-        msg = f"reference point: expected {np.shape(points)[1]} finite numbers, one for each objective, got {corner.tolist()}"
+        msg = f"reference point: expected {np.shape(points)[1]} finite numbers, got {corner.tolist()}"
         raise StudyError(msg)
     return corner
 
 
 def _above(values: Points, corner: Points) -> NDArray[np.bool_]:
-    return np.isfinite(values).all(axis=1) & (values > corner).all(axis=1)
+    above: NDArray[np.bool_] = np.all(np.isfinite(values) & (values > corner), axis=1)
+    return above
 
 
 def _front(values: Points) -> NDArray[np.intp]:
@@ -186,4 +199,5 @@ def _span(front: Points) -> Points:
 
 
 def _scale(values: Points, front: Points) -> Points:
-    return (values - front.min(axis=0)) / _span(front)
+    scaled: Points = (values - front.min(axis=0)) / _span(front)
+    return scaled

@@ -1,0 +1,409 @@
+"""The command line: demo, run, resume, show, pick, merge, spaces, zoo.
+
+Every error that a user can mend is one message on standard error and exit code 2. What was interrupted ends with 130, and
+says how to go on.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from evomerge import merging, space, strict_yaml, zoo
+from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
+from evomerge.pool import Pool
+from evomerge.progress import Progress, clock, quiet
+from evomerge.recipe import Recipe
+from evomerge.report import choose, export, figures, html, measure, tables
+from evomerge.report.results import Results
+from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.study import Study
+from evomerge.trial import Evaluation, Proposal
+
+app = typer.Typer(
+    help="Search for the recipe by which fine-tuned models that share a base merge into one, or into a whole front.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+zoo_app = typer.Typer(help="The embedded experts: real models and data, built on this machine.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+_DEMO: dict[str, dict[str, Any]] = {
+    "text": {"space": "task_arithmetic_per_block", "evaluations": 140},
+    "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
+}
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
+Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where the study goes.")] = Path("runs/demo"),
+    name: Annotated[str, typer.Option("--zoo", help="Which embedded experts: text or digits.")] = "text",
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+) -> None:
+    """Build the embedded experts, search, report on unseen examples, and export the picked merge."""
+    console = _console()
+    if name not in _DEMO:
+        msg = f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}"
+        raise StudyError(msg)
+    _build_zoo(name, 0, console)
+    data = {"name": f"demo-{name}", "pool": {"zoo": name}, **_DEMO[name]}
+    settings = StudySettings.parse(data, "demo", Path.cwd())
+    settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4), None)
+    study = Study.create(out, settings, quiet(console))
+    _describe(study.parts, settings, console)
+    results = _search_and_report(study, console)
+    merged = out / "merged"
+    if not merged.exists():
+        point = next(point for point in results.front if point.recipe_id == results.picked)
+        _export(Recipe.parse(point.recipe), study.parts.pool, merged, console, results=results, candidate=point)
+    loaded = _load(study.parts, merged)
+    console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})")
+    console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The study's YAML.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The study's directory [runs/NAME].")] = None,
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen, evaluate one candidate to see its cost, and stop.")
+    ] = False,
+) -> None:
+    """Search as a study file says. A directory that holds the same study is gone on with."""
+    console = _console()
+    settings = _override(StudySettings.read(file), evaluations, workers, seed)
+    if dry_run:
+        parts = open_parts(settings, quiet(console))
+        _describe(parts, settings, console)
+        _price(parts, settings, console)
+        return
+    study = Study.create(out or Path("runs") / settings.name, settings, quiet(console))
+    _describe(study.parts, settings, console)
+    _search_and_report(study, console)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)],
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+) -> None:
+    """Go on with a study that was stopped, killed, or deserves a larger budget."""
+    console = _console()
+    study = Study.open(folder, progress=quiet(console))
+    if evaluations is not None or workers is not None:
+        study = Study.open(folder, _override(study.settings, evaluations, workers, None))
+    _search_and_report(study, console)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Print the front with its references, scored on examples that the search never saw; draw it; write report.html."""
+    console = Console(stderr=True) if as_json else _console()
+    study = Study.open(folder)
+    results = _report(study, console)
+    if as_json:
+        sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
+    else:
+        _print(results, study.folder, console)
+
+
+@app.command()
+def pick(
+    folder: Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the merged checkpoint here.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Importance of objectives: `maths=2,code=1`.")] = None,
+    floors: Annotated[str | None, typer.Option(help="At least this much: `maths=0.8`.")] = None,
+    best: Annotated[str | None, typer.Option(help="With floors: the objective to be best in.")] = None,
+    wish: Annotated[str | None, typer.Option(help="Nearest to these scores: `maths=0.8,code=0.6`.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The point where giving up more of one gains least of another.")] = False,
+) -> None:
+    """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
+
+    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights and the knee
+    compare the searched metric; floors and wishes are in units of the reported one.
+    """
+    console = _console()
+    study = Study.open(folder)
+    results = _report(study, console)
+    point = choose.choose(
+        study, results, weights=_pairs(weights), floors=_pairs(floors), best=best, wish=_pairs(wish), knee=knee
+    )
+    console.print(tables.point(results, point))
+    recipe = Recipe.parse(point.recipe)
+    if out is None:
+        console.print(strict_yaml.text(recipe.data), end="", markup=False)
+        return
+    _export(recipe, study.parts.pool, out, console, results=results, candidate=point)
+    console.print(f"merged checkpoint: {out}")
+
+
+@app.command()
+def merge(
+    file: Annotated[Path, typer.Argument(help="YAML with `recipe`, and `pool` unless given here.", show_default=False)],
+    out: Out,
+    name: Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")] = None,
+    expert: Annotated[list[str] | None, typer.Option(help="An expert: NAME=FOLDER. May be given more than once.")] = None,
+    shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be written.")] = False,
+) -> None:
+    """Make one merged checkpoint from a recipe. Streams: a merge may be larger than memory."""
+    console = _console()
+    if not file.is_file():
+        msg = f"{file}: no such recipe file"
+        raise RecipeError(msg)
+    data = strict_yaml.parse(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(data, dict) or "recipe" not in data:
+        data = {"recipe": data}
+    for key in data:
+        if key not in ("pool", "recipe", "about"):
+            msg = f"{file}: unknown key `{key}`; {nearest(str(key), ('pool', 'recipe', 'about'))}"
+            raise RecipeError(msg)
+    pool = _pool(data.get("pool"), file, name, base, expert or [], console)
+    recipe = Recipe.parse(data["recipe"], experts=list(pool.experts))
+    merging.check(recipe)
+    size = pool.nbytes / 2**30
+    console.print(f"recipe {recipe.id[:12]}: {len(pool.merged)} tensors, {pool.parameters:,} numbers, {size:.2f} GiB")
+    if dry_run:
+        console.print(f"would write {out}")
+        return
+    _export(recipe, pool, out, console, shard_bytes=shard_mib << 20)
+    console.print(f"merged checkpoint: {out}")
+
+
+@app.command()
+def spaces(name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None) -> None:
+    """List the search spaces that come with evomerge, or print one to start your own from."""
+    console = _console()
+    known = space.shipped()
+    if name is not None:
+        if name not in known:
+            msg = f"no search space `{name}`; {nearest(name, known)}"
+            raise StudyError(msg)
+        console.print(known[name].read_text(encoding="utf-8"), end="", markup=False)
+        return
+    table = Table("space", "what it searches", box=None)
+    for key, entry in known.items():
+        table.add_row(key, strict_yaml.parse(entry.read_text(encoding="utf-8"), key)["about"])
+    console.print(table)
+    console.print("\nevomerge spaces NAME prints one; `space:` in a study takes a name, a file, or the space itself.")
+
+
+@zoo_app.command("list")
+def zoo_list() -> None:
+    """List the embedded zoos, and whether they are built."""
+    console = _console()
+    table = Table("zoo", "built", "where", "what it is", box=None)
+    for name in zoo.names():
+        try:
+            found = zoo.load(name)
+            table.add_row(name, "yes", str(found.folder), found.about)
+        except EvomergeError:
+            table.add_row(name, "no", f"evomerge zoo build {name}", "")
+    console.print(table)
+
+
+@zoo_app.command("build")
+def zoo_build(
+    name: Annotated[str, typer.Argument(help="text, digits or language.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Another seed makes other experts.", min=0)] = 0,
+    text: Annotated[Path | None, typer.Option(help="For `language`: a folder of German plain text.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Build it even if it is there.")] = False,
+) -> None:
+    """Build a zoo from what installed packages ship; it is kept in the cache folder."""
+    _build_zoo(name, seed, _console(), text=text, again=again)
+
+
+# -- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def _build_zoo(name: str, seed: int, console: Console, *, text: Path | None = None, again: bool = False) -> None:
+    with Progress(f"zoo {name}", 100, console) as progress:
+
+        def tell(done: float, doing: str) -> None:
+            progress(round(100 * done), note=doing)
+
+        make = zoo.build if again else zoo.find_or_build
+        built = make(name, seed=seed, text=text, progress=tell)
+    console.print(f"zoo {name}: {built.folder}")
+
+
+def _override(
+    settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None
+) -> StudySettings:
+    given = {"evaluations": evaluations, "workers": workers, "seed": seed}
+    return settings.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
+    for note in parts.pool.notes:
+        console.print(f"note: {note}")
+    genes = parts.space.genes
+    layout = parts.pool.layout
+    rows = {
+        "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} numbers, "
+        f"{layout.blocks} blocks",
+        "space": f"{len(genes)} genes ({genes[0].name} … {genes[-1].name}); {parts.space.about}",
+        "tasks": "; ".join(
+            f"{name}: {task.search_metric} on {task.size('search')}, reported {task.report_metric} on {task.size('report')} unseen"
+            for name, task in parts.tasks.items()
+        ),
+        "driver": ", ".join(f"{key} {value}" for key, value in parts.driver.items()),
+        "budget": f"{settings.evaluations} evaluations, {settings.workers} workers, seed {settings.seed}",
+    }
+    table = Table(box=None, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, value)
+    console.print(table)
+
+
+def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
+    """Evaluate the space's initial recipe once, and say what the whole search would cost."""
+    from evomerge.evaluate import Worker
+
+    worker = Worker(parts.setup)
+    recipe = parts.space.decode(parts.space.initial)
+    worker.evaluate(recipe, "search")  # the first one also reads the model and the data
+    evaluation = worker.evaluate(recipe, "search")
+    if evaluation.error is not None:
+        msg = f"the space's initial recipe cannot be evaluated: {evaluation.error}"
+        raise StudyError(msg)
+    each = sum(evaluation.seconds.values())
+    split = ", ".join(f"{kind} {clock(seconds)}" for kind, seconds in evaluation.seconds.items())
+    console.print(f"one evaluation: {clock(each)} ({split})")
+    whole = each * settings.evaluations / settings.workers
+    console.print(f"the search: about {clock(whole)} with {settings.workers} workers; nothing was written")
+
+
+def _search_and_report(study: Study, console: Console) -> Results:
+    total = study.settings.evaluations
+    best: list[float] = []
+    done = itertools.count(len(study.population()) + 1)
+    with study.evaluator() as evaluator, Progress("search", total, console) as progress:
+
+        def watch(proposal: Proposal, evaluation: Evaluation) -> None:
+            if evaluation.error is None:
+                best.append(float(evaluation.means(study.parts.searched).mean()))
+            note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {max(best):.4g}"
+            progress(next(done), note=note)
+
+        study.run(evaluator, watch)
+        results = _report(study, console, evaluator)
+    _print(results, study.folder, console)
+    return results
+
+
+def _report(study: Study, console: Console, evaluator: Any = None) -> Results:
+    with Progress("report", 1, console) as progress:
+        results = measure.measure(study, evaluator, progress)
+    measure.write(results, study.folder)
+    figures.front(results, study.folder / "front.png")
+    figures.hypervolume(results, study.folder / "hypervolume.png")
+    html.write(results, study.folder)
+    return results
+
+
+def _print(results: Results, folder: Path, console: Console) -> None:
+    for part in tables.summary(results):
+        console.print(part)
+    for sentence in tables.sentences(results):
+        console.print(sentence)
+    console.print(f"digest {results.digest}")
+    console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
+
+
+def _export(recipe: Recipe, pool: Pool, out: Path, console: Console, **more: Any) -> None:
+    with Progress("merge", pool.nbytes, console) as progress:
+        export.export(recipe, pool, out, progress=progress, **more)
+
+
+def _load(parts: Parts, folder: Path) -> str:
+    """Load a checkpoint the ordinary way, and say as what."""
+    from evomerge.models.pretrained import load_model
+
+    return type(load_model(folder, parts.setup.auto or "AutoModel")).__name__
+
+
+def _pairs(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    found = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            msg = f"{part!r}: expected OBJECTIVE=NUMBER, such as `maths=0.8`"
+            raise StudyError(msg)
+    return found
+
+
+def _pool(
+    given: Any, file: Path, name: str | None, base: Path | None, experts: list[str], console: Console
+) -> Pool:
+    if name is not None:
+        found = zoo.load(name)
+        return Pool(found.pool["base"], found.pool["experts"], progress=quiet(console))
+    if base is not None or experts:
+        pairs = [entry.partition("=") for entry in experts]
+        if base is None or not all(equals for _, equals, _ in pairs):
+            msg = "a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`"
+            raise RecipeError(msg)
+        return Pool(base, {key: path for key, _, path in pairs}, progress=quiet(console))
+    if not isinstance(given, dict) or set(given) != {"base", "experts"} or not isinstance(given["experts"], dict):
+        msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
+        raise RecipeError(msg)
+    folder = file.parent
+    return Pool(folder / given["base"], {key: folder / path for key, path in given["experts"].items()}, progress=quiet(console))
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is like Ctrl-C: what is done is safe
+    try:
+        app(standalone_mode=False)
+    except EvomergeError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"evomerge: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("evomerge: stopped; nothing finished is lost: `evomerge resume DIR` goes on")
+        sys.exit(130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if error.__class__.__module__.startswith(("click", "typer")):  # usage errors of the command line itself
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

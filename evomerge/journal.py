@@ -1,0 +1,118 @@
+"""Journal: the append-only record of a study, and its only truth. Resume is replay.
+
+One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` is written before any work on it begins; a
+`tell` is on disk (fsync) before anybody acts on it, so a result that was acknowledged survives any kill. A last line that
+was torn by a kill is cut off at the next opening; a damaged line in the middle is refused.
+
+The bytes depend only on what was asked and told, in order: no clock, no host. Arrival order may differ between runs with
+several workers; `canonical` is the form that may not.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge import files
+from evomerge.errors import JournalError
+from evomerge.recipe import Recipe
+from evomerge.trial import Evaluation, Proposal, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The record that a proposal was made."""
+
+    number: int
+    recipe: Recipe
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The record of a proposal's evaluation."""
+
+    number: int
+    evaluation: Evaluation
+
+
+class Journal:
+    """A journal open for appending, by one writer. Use `read` to look at one that another process may be writing."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal at `path`, cutting a torn last line. Raises `JournalError` if it is damaged."""
+        self.path = path
+        fresh = not path.exists()
+        if not fresh:
+            good = sum(len(line) for line, _ in _lines(path))
+            with path.open("r+b") as file:
+                file.truncate(good)
+        self._file = path.open("ab", buffering=0)
+        if fresh:
+            files.sync_folder(path.parent)
+
+    def ask(self, proposal: Proposal) -> None:
+        """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
+        record = {"ask": proposal.number, "recipe": proposal.recipe.data}
+        self._append(record if proposal.split == "search" else {**record, "split": proposal.split}, durable=False)
+
+    def tell(self, number: int, evaluation: Evaluation) -> None:
+        """Record an evaluation. It is on disk when this returns."""
+        self._append({"tell": number, **evaluation.to_json()}, durable=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, record: dict[str, Any], *, durable: bool) -> None:
+        line = _frame(record)
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                msg = f"{self.path}: the disk took {written} of {len(line)} bytes; free some space, then `evomerge resume`"
+                raise JournalError(msg)
+            if durable:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(start)
+            msg = f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: mend it, then `evomerge resume`"
+            raise JournalError(msg) from error
+        except JournalError:
+            self._file.truncate(start)
+            raise
+
+
+def read(path: Path) -> list[Ask | Tell]:
+    """Return the records of a journal, without a torn last line. Raises `JournalError` if it is damaged."""
+    return [record for _, record in _lines(path)] if path.exists() else []
+
+
+def canonical(path: Path) -> bytes:
+    """Return the journal with each number's ask and tell together, in order of number: equal for equal searches."""
+    keyed = [((r.number, isinstance(r, Tell)), line) for line, r in _lines(path)]
+    return b"".join(line for _, line in sorted(keyed, key=lambda entry: entry[0]))
+
+
+def _frame(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Ask | Tell]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # torn by a kill in mid-write: it was never acknowledged
+            body = line[9:-1]
+            if line[:9] != b"%08x " % zlib.crc32(body):
+                msg = f"{path}: line {number} is damaged; restore the file from a copy, or cut it before that line to lose what follows"
+                raise JournalError(msg)
+            data = json.loads(body)
+            if "ask" in data:
+                yield line, Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"))
+            else:
+                yield line, Tell(data["tell"], Evaluation.from_json(data))

@@ -1,0 +1,230 @@
+"""measure(study) -> Results: re-score a study's front, and the references that it must beat, on unseen examples.
+
+The search split chooses (which points, which scale, which pick); the report split only judges. What is measured is kept
+in the study's `report.jl`, a journal like the search's own, so nothing is scored twice.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evomerge import files, pareto
+from evomerge.errors import StudyError
+from evomerge.evaluate import Evaluator
+from evomerge.journal import Journal
+from evomerge.recipe import Recipe, base, expert, merge
+from evomerge.report import bootstrap
+from evomerge.report.results import Candidate, Comparison, Hypervolume, Objective, Results
+from evomerge.settings import Parts
+from evomerge.study import Study, digest, read_population
+from evomerge.trial import Evaluation, Proposal, Split
+
+Known = dict[tuple[str, Split], Evaluation]
+
+
+def measure(
+    study: Study, evaluator: Evaluator | None = None, watch: Callable[[int, int], None] = lambda done, total: None
+) -> Results:
+    """Return what `study` has found so far. `watch` gets evaluations done and in all.
+
+    Uses `evaluator`, or makes one if anything is left to score. Raises `StudyError` if nothing was evaluated, or if a
+    model of the front or a reference cannot be scored.
+    """
+    parts, settings = study.parts, study.settings
+    population = study.population()
+    good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
+    if not good:
+        why = f"; the last failure: {population[-1][1].error}" if population else ""
+        msg = f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}"
+        raise StudyError(msg)
+    searched = np.array([evaluation.means(parts.searched) for _, evaluation in good])
+    references = _references(parts, settings.report.scales)
+    known: Known = {(proposal.recipe.id, "search"): evaluation for proposal, evaluation in good}
+    _score(study, evaluator, known, [(recipe, "search") for recipe in references.values()], watch)
+    scale = _best_scale(references, known, parts)
+    search_point = _lowest(references.values(), known, "search", parts.searched)
+    chosen = _front(good, searched, search_point, settings.report.front)
+    wanted: list[tuple[Recipe, Split]] = [(recipe, "report") for recipe in [*references.values(), *chosen.values()]]
+    _score(study, evaluator, known, wanted, watch)
+
+    report_point = _lowest(references.values(), known, "report", parts.reported)
+    sizes = {key: parts.tasks[name].size("report") for name, key in zip(parts.tasks, parts.reported, strict=True)}
+    draws = bootstrap.resamples(sizes, settings.report.resamples, settings.seed)
+
+    def candidate(name: str, recipe: Recipe) -> Candidate:
+        found, unseen = known[recipe.id, "search"], known[recipe.id, "report"]
+        spread = bootstrap.intervals(unseen.scores, draws)
+        return Candidate(
+            name=name,
+            recipe_id=recipe.id,
+            recipe=recipe.data,
+            search=dict(zip(parts.tasks, found.means(parts.searched).tolist(), strict=True)),
+            report={task: spread[key] for task, key in zip(parts.tasks, parts.reported, strict=True)},
+            mean=bootstrap.mean_interval(unseen.scores, draws),
+        )
+
+    front = [candidate(f"#{number}", recipe) for number, recipe in chosen.items()]
+    picked = max(front, key=lambda point: (sum(point.search.values()), point.recipe_id))
+    shown = {name: recipe for name, recipe in references.items() if not name.startswith("scale ")}
+    shown[f"best {scale}"] = references[scale]
+
+    def compare(better: str, worse: str, theirs: Recipe) -> Comparison:
+        pair = known[picked.recipe_id, "report"].scores, known[theirs.id, "report"].scores
+        return Comparison(better=better, worse=worse, what="mean", difference=bootstrap.difference(*pair, draws))
+
+    def volume(recipes: Sequence[Recipe]) -> float:
+        points = np.array([known[recipe.id, "report"].means(parts.reported) for recipe in recipes])
+        return pareto.hypervolume(points, report_point)
+
+    corner = dict(zip(parts.reported, report_point.tolist(), strict=True))
+    against = bootstrap.hypervolume_difference(
+        [known[recipe.id, "report"].scores for recipe in chosen.values()],
+        [known[recipe.id, "report"].scores for recipe in references.values()],
+        corner,
+        draws,
+    )
+    return Results(
+        name=settings.name,
+        digest=digest(population),
+        evaluations=len(population),
+        failed=len(population) - len(good),
+        objectives=tuple(
+            Objective(
+                name=name,
+                search=task.search_metric,
+                report=task.report_metric,
+                examples=(task.size("search"), task.size("report")),
+            )
+            for name, task in parts.tasks.items()
+        ),
+        hypervolume=Hypervolume(
+            search=pareto.hypervolume(searched, search_point),
+            report=volume(list(chosen.values())),
+            references=volume(list(references.values())),
+            search_references=pareto.hypervolume(
+                [known[recipe.id, "search"].means(parts.searched) for recipe in references.values()], search_point
+            ),
+            search_point=dict(zip(parts.tasks, search_point.tolist(), strict=True)),
+            report_point=dict(zip(parts.tasks, report_point.tolist(), strict=True)),
+            history=tuple(_history(population, parts, search_point)),
+        ),
+        front=tuple(front),
+        picked=picked.recipe_id,
+        references={name: candidate(name, recipe) for name, recipe in shown.items()},
+        comparisons=(
+            compare("picked merge", "plain average", references["average"]),
+            compare("picked merge", f"best single scale ({scale.removeprefix('scale ')})", references[scale]),
+            Comparison(
+                better="searched front",
+                worse="base, experts, average and scale sweep together",
+                what="hypervolume",
+                difference=against,
+            ),
+        ),
+        population=tuple(dict(zip(parts.tasks, row.tolist(), strict=True)) for row in searched),
+        costs=_costs(study),
+        study=settings.model_dump(mode="json"),
+    )
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write the results as `report.json` into the study's `folder`."""
+    files.write(folder / "report.json", results.model_dump_json(indent=1) + "\n")
+
+
+def _references(parts: Parts, scales: Sequence[float]) -> dict[str, Recipe]:
+    """Return what everybody has without a search: the base, each expert, the plain average, a sweep of one scale."""
+    names = list(parts.pool.experts)
+    found = {"base": base(), **{f"expert {name}": expert(name) for name in names}, "average": merge("linear", names)}
+    for scale in scales:
+        found[f"scale {scale:g}"] = merge("task_arithmetic", names, {"lambda": scale})
+    return found
+
+
+def _best_scale(references: Mapping[str, Recipe], known: Known, parts: Parts) -> str:
+    """Return the scale with the best mean of searched objectives on the search split: the sweep gets the same data."""
+    names = [name for name in references if name.startswith("scale ")]
+    return max(names, key=lambda name: float(known[references[name].id, "search"].means(parts.searched).mean()))
+
+
+def _lowest(recipes: Iterable[Recipe], known: Known, split: Split, objectives: Sequence[str]) -> pareto.Points:
+    """Return the reference point of a hypervolume: in each objective, the lowest score of any reference."""
+    return np.array([known[recipe.id, split].means(objectives) for recipe in recipes]).min(axis=0)
+
+
+def _front(
+    good: Sequence[tuple[Proposal, Evaluation]], searched: pareto.Points, point: pareto.Points, limit: int
+) -> dict[int, Recipe]:
+    """Return the front's recipes by number: the best mean, then those that add most hypervolume, at most `limit`."""
+    mask = pareto.nondominated(searched)
+    first: dict[str, int] = {}
+    for i in np.flatnonzero(mask):
+        first.setdefault(good[i][0].recipe.id, int(i))
+    rows = list(first.values())
+    best = max(rows, key=lambda i: float(searched[i].mean()))
+    chosen = [rows[j] for j in pareto.subset(searched[rows], point, limit)]
+    chosen = [best, *(i for i in chosen if i != best)][:limit]
+    return {good[i][0].number: good[i][0].recipe for i in sorted(chosen)}
+
+
+def _score(
+    study: Study,
+    evaluator: Evaluator | None,
+    known: Known,
+    wanted: Sequence[tuple[Recipe, Split]],
+    watch: Callable[[int, int], None],
+) -> None:
+    """Score the `wanted` recipes that are not known yet, each result written to `report.jl` before it is used."""
+    path = study.folder / "report.jl"
+    recorded = read_population(path)
+    known.update({(p.recipe.id, p.split): e for p, e in recorded if e.error is None})
+    todo = [(recipe, split) for recipe, split in dict.fromkeys(wanted) if (recipe.id, split) not in known]
+    if not todo:
+        return
+    if evaluator is None:
+        with study.evaluator() as own:
+            _score(study, own, known, wanted, watch)
+        return
+    with study.lock():
+        journal = Journal(path)
+        start = max((p.number for p, _ in recorded), default=-1) + 1
+        flying: dict[int, Proposal] = {}
+        queue = [Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo)]
+        done = 0
+        while queue or flying:
+            while queue and len(flying) < evaluator.slots:
+                proposal = queue.pop(0)
+                journal.ask(proposal)
+                evaluator.submit(proposal)
+                flying[proposal.number] = proposal
+            number, evaluation = evaluator.wait()
+            proposal = flying.pop(number)
+            journal.tell(number, evaluation)
+            study.note_cost(proposal, evaluation)
+            if evaluation.error is not None:
+                msg = f"cannot score {proposal.recipe.json} on the {proposal.split} split: {evaluation.error}"
+                raise StudyError(msg)
+            known[proposal.recipe.id, proposal.split] = evaluation
+            done += 1
+            watch(done, len(todo))
+        journal.close()
+
+
+def _history(
+    population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points
+) -> list[float]:
+    points = np.array([evaluation.means(parts.searched) for _, evaluation in population])
+    return [float(volume) for volume in pareto.hypervolume_history(points, point)]
+
+
+def _costs(study: Study) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    path = study.folder / "costs.jl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        for kind, seconds in entry["seconds"].items():
+            total[f"{entry['split']}: {kind}"] += seconds
+    return dict(total)

@@ -1,0 +1,206 @@
+"""A study's YAML: what is merged, over which space, for which tasks, by which driver; and the parts that it names."""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evomerge import search, space, strict_yaml, tasks, zoo
+from evomerge.errors import StudyError
+from evomerge.evaluate import Setup
+from evomerge.pool import Pool
+from evomerge.recipe import describe
+from evomerge.search import Driver
+from evomerge.space import SearchSpace
+from evomerge.tasks import Task
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolSettings(_Part):
+    """Which models: an embedded zoo by name, or folders."""
+
+    zoo: str | None = None
+    zoo_seed: int = Field(default=0, ge=0)
+    base: str | None = None
+    experts: dict[str, str] = Field(default_factory=dict)
+    auto: str | None = None
+    """Name of the transformers class, such as `AutoModel`; by default the one that config.json names."""
+
+
+class ReportSettings(_Part):
+    """How the front is re-scored on unseen examples."""
+
+    front: int = Field(default=24, ge=1)
+    """At most this many points of the front are re-scored: those that add the most hypervolume."""
+    scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Scales of plain task arithmetic among which the reference `best scale` is chosen on the search split."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples of the examples."""
+
+
+class StudySettings(_Part):
+    """The whole of a study file."""
+
+    name: str = Field(default="study", pattern=r"[\w.-]+")
+    about: str = ""
+    pool: PoolSettings
+    space: Any
+    """A shipped space's name, a file, or a space written in place."""
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Task settings by objective; with a zoo, its own tasks by default."""
+    driver: dict[str, Any] | None = None
+    """By default the one that the space names."""
+    evaluations: int = Field(default=200, ge=1)
+    seed: int = Field(default=0, ge=0)
+    workers: int = Field(default=1, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1)
+    """Threads of each worker. Fixed for the whole study: another number changes the last bits of scores."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In what dtype candidates run. Merging is in fp32 always."""
+    deadline: float | None = Field(default=None, gt=0)
+    """Seconds after which a candidate's evaluation is given up. By default an hour; none with one worker, which runs in
+    this process unless a deadline is set."""
+    report: ReportSettings = ReportSettings()
+
+    @classmethod
+    def read(cls, path: Path) -> "StudySettings":
+        """Return the settings in a study file, its paths made absolute. Raises `StudyError`."""
+        if not path.is_file():
+            msg = f"{path}: no such study file"
+            raise StudyError(msg)
+        return cls.parse(strict_yaml.parse(path.read_text(encoding="utf-8"), str(path)), str(path), path.parent)
+
+    @classmethod
+    def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
+        """Return the settings in `data`, relative paths taken from `folder`. `where` begins every error."""
+        known = {"": tuple(cls.model_fields), "pool": tuple(PoolSettings.model_fields), "report": tuple(ReportSettings.model_fields)}
+        try:
+            settings = cls.model_validate(data)
+        except ValidationError as error:
+            raise StudyError(describe(error, where, known)) from None
+        pool = settings.pool
+        if (pool.zoo is None) == (pool.base is None) or (pool.zoo is not None and pool.experts):
+            msg = f"{where} `pool`: expected either `zoo: NAME`, or `base: FOLDER` and `experts: {{NAME: FOLDER}}`"
+            raise StudyError(msg)
+        here = {
+            name: {key: _absolute(value, folder) for key, value in entry.items()} for name, entry in settings.tasks.items()
+        }
+        absolute = {
+            "base": pool.base and str((folder / pool.base).resolve()),
+            "experts": {name: str((folder / path).resolve()) for name, path in pool.experts.items()},
+        }
+        source = settings.space
+        if isinstance(source, str):
+            source = space.read(source if source in space.shipped() else folder / source)
+        update = {"pool": pool.model_copy(update=absolute), "space": source, "tasks": here}
+        return settings.model_copy(update=update)
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """Return `value` as an absolute path if it names something that exists in `folder`, else as it is."""
+    if isinstance(value, str) and value and "\0" not in value and len(value) < 256 and (folder / value).exists():  # noqa: PLR2004  # longest file name
+        return str((folder / value).resolve())
+    return value
+
+
+FREE = ("evaluations", "workers", "deadline", "report", "about")
+"""Settings that may change when a study is resumed: none of them changes what was already proposed or scored."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the settings name, opened and checked."""
+
+    pool: Pool
+    space: SearchSpace
+    tasks: Mapping[str, Task]
+    setup: Setup
+    driver: Mapping[str, Any]
+
+    @property
+    def searched(self) -> list[str]:
+        """The searched objectives, `task/metric`."""
+        return [f"{name}/{task.search_metric}" for name, task in self.tasks.items()]
+
+    @property
+    def reported(self) -> list[str]:
+        """The reported objectives, `task/metric`."""
+        return [f"{name}/{task.report_metric}" for name, task in self.tasks.items()]
+
+    def new_driver(self, seed: int) -> Driver:
+        """Return a fresh driver."""
+        return search.make(self.driver, self.space, self.searched, seed)
+
+
+def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda what: None) -> Parts:
+    """Open and check everything that `settings` name, before any work."""
+    given = settings.pool
+    task_settings = settings.tasks
+    if given.zoo is not None:
+        embedded = zoo.load(given.zoo, seed=given.zoo_seed)
+        base, experts = embedded.pool["base"], embedded.pool["experts"]
+        task_settings = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
+        task_settings = task_settings or {name: dict(entry) for name, entry in embedded.tasks.items()}
+    else:
+        base, experts = str(given.base), given.experts
+    if not task_settings:
+        msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
+        raise StudyError(msg)
+    pool = Pool(base, experts, progress=progress)
+    searched = SearchSpace.parse(
+        settings.space, experts=list(pool.experts), kinds=pool.layout.kinds, blocks=pool.layout.blocks
+    )
+    progress("reading tasks")
+    setup = Setup(
+        base=base,
+        experts=experts,
+        tasks=task_settings,
+        folder=str(Path.cwd()),
+        precision=settings.precision,
+        threads=settings.threads,
+        auto=given.auto,
+    )
+    made = {name: tasks.make(name, entry, Path.cwd()) for name, entry in task_settings.items()}
+    parts = Parts(pool, searched, made, setup, settings.driver or searched.driver)
+    parts.new_driver(settings.seed)
+    return parts
+
+
+def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
+    """Return what makes a study this study and no other: settings, and digests of everything that it reads."""
+    kept = settings.model_dump(exclude={*FREE, "pool"})
+    return {
+        **kept,
+        "driver": dict(parts.driver),
+        "pool_digests": dict(parts.pool.digests),
+        "data_digests": {name: _data_digest(entry) for name, entry in parts.setup.tasks.items()},
+        "tasks": {name: dict(entry) for name, entry in parts.setup.tasks.items()},
+    }
+
+
+def _data_digest(task: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sha256 of every file or folder that a task's settings name."""
+    found = {}
+    for key, value in sorted(task.items()):
+        path = Path(value) if isinstance(value, str) else None
+        if path is not None and path.is_absolute() and path.exists():
+            digest = hashlib.sha256()
+            for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+            found[key] = digest.hexdigest()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that can change a search: what a replay that differs is blamed on."""
+    packages = ("evomerge", "torch", "transformers", "numpy", "cmaes", "pymoo", "optuna", "ray")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

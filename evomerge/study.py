@@ -1,0 +1,213 @@
+"""Study: a directory, a driver, an evaluator and a budget. The file to read first.
+
+A study's directory holds `study.json` (what it is), `journal.jl` (all that was asked and told: the truth), `costs.jl`
+(where the time went), and what `evomerge.report` writes. Resuming replays the journal through a fresh, seeded driver, so
+no optimiser's state is ever stored.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evomerge import evaluate, files, journal
+from evomerge.errors import StudyError
+from evomerge.journal import Ask, Journal
+from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
+from evomerge.trial import Evaluation, Proposal
+
+_DEADLINE = 3600.0
+"""Seconds that a candidate may take where workers can be stopped and nobody has said otherwise: no hung night."""
+
+Watcher = Callable[[Proposal, Evaluation], None]
+"""Is told of each evaluation once it is safe on disk."""
+
+
+class Study:
+    """A search that survives anything. Not to be confused with its settings, the YAML that describes it."""
+
+    def __init__(self, folder: Path, settings: StudySettings, parts: Parts) -> None:
+        """Hold a study whose directory exists. Use `Study.create` or `Study.open`."""
+        self.folder = folder
+        self.settings = settings
+        self.parts = parts
+
+    @classmethod
+    def create(
+        cls, folder: Path, settings: StudySettings, progress: Callable[[str], None] = lambda what: None
+    ) -> "Study":
+        """Start a study in `folder`, or go on with the same one there. Raises `StudyError` if another one is there."""
+        if (folder / "study.json").exists():
+            return cls.open(folder, settings, progress)
+        if folder.exists() and any(folder.iterdir()):
+            msg = f"{folder}: exists, is not empty, and is no study; give another directory with `-o`"
+            raise StudyError(msg)
+        parts = open_parts(settings, progress)
+        study = cls(folder, settings, parts)
+        study._save_header()
+        return study
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        settings: StudySettings | None = None,
+        progress: Callable[[str], None] = lambda what: None,
+    ) -> "Study":
+        """Open the study in `folder`, with its own settings or with `settings` that differ only where they may.
+
+        Raises `StudyError` showing what differs, if anything does that would make it another study.
+        """
+        path = folder / "study.json"
+        if not path.is_file():
+            msg = f"{folder}: no study here (no study.json); start one with `evomerge run STUDY.yaml -o {folder}`"
+            raise StudyError(msg)
+        header = json.loads(path.read_text(encoding="utf-8"))
+        recorded = StudySettings.model_validate(header["settings"])
+        parts = open_parts(settings or recorded, progress)
+        now = json.loads(json.dumps(identity(settings or recorded, parts)))
+        if now != header["identity"]:
+            lines = "\n".join(_differences(header["identity"], now, ""))
+            msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or give another directory with `-o`"
+            raise StudyError(msg)
+        study = cls(folder, settings or recorded, parts)
+        if settings is not None and settings != recorded:
+            study._save_header()
+        return study
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self, evaluator: evaluate.Remembering, watch: Watcher = lambda proposal, evaluation: None) -> None:
+        """Search until the budget is spent or the driver has no more to ask, after replaying what is recorded."""
+        driver = self.parts.new_driver(self.settings.seed)
+        flying: dict[int, Proposal] = {}
+        asked = 0
+        with self.lock():
+            record = Journal(self.journal_path)
+            for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
+                if isinstance(event, Ask):
+                    flying[event.number] = self._same(event, driver.ask())
+                    asked += 1
+                else:
+                    proposal = flying.pop(event.number)
+                    driver.tell(proposal, event.evaluation)
+                    evaluator.know(proposal.recipe.id, proposal.split, event.evaluation)
+            for proposal in flying.values():
+                evaluator.submit(proposal)
+            while True:
+                while (
+                    len(flying) < evaluator.slots
+                    and asked < self.settings.evaluations
+                    and (proposal := driver.ask()) is not None
+                ):
+                    record.ask(proposal)
+                    evaluator.submit(proposal)
+                    flying[proposal.number] = proposal
+                    asked += 1
+                if not flying:
+                    break
+                number, evaluation = evaluator.wait()
+                record.tell(number, evaluation)
+                proposal = flying.pop(number)
+                driver.tell(proposal, evaluation)
+                self.note_cost(proposal, evaluation)
+                watch(proposal, evaluation)
+            record.close()
+
+    def evaluator(self) -> evaluate.Remembering:
+        """Return a new evaluator as the settings ask for; close it after use."""
+        deadline = self.settings.deadline
+        if deadline is None and self.settings.workers > 1:
+            deadline = _DEADLINE
+        return evaluate.Remembering(evaluate.make(self.parts.setup, self.settings.workers, deadline))
+
+    def population(self) -> list[tuple[Proposal, Evaluation]]:
+        """Return all that has been evaluated, in order of number, failures included."""
+        return read_population(self.journal_path)
+
+    @property
+    def journal_path(self) -> Path:
+        """The file of the journal."""
+        return self.folder / "journal.jl"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study's directory against every other process. Raises `StudyError` if one has it."""
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                msg = f"{self.folder}: in use by {holder}; wait for it, or stop it"
+                raise StudyError(msg) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _same(self, event: Ask, proposal: Proposal | None) -> Proposal:
+        """Return the driver's proposal, which must be the recorded one."""
+        if proposal is not None and (proposal.number, proposal.recipe) == (event.number, event.recipe):
+            return proposal
+        then = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))["versions"]
+        now = versions()
+        changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
+        msg = (
+            f"{self.journal_path}: replaying proposal {event.number} gave another recipe than the recorded one; "
+            f"{'changed since: ' + ', '.join(changed) if changed else 'no version has changed: please report this'}; "
+            "install the recorded versions, or start a new study"
+        )
+        raise StudyError(msg)
+
+    def note_cost(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Record where an evaluation's time went: beside the journal, whose bytes depend on no clock."""
+        with (self.folder / "costs.jl").open("a", encoding="utf-8") as file:
+            line = {"number": proposal.number, "split": proposal.split, "seconds": dict(evaluation.seconds)}
+            file.write(json.dumps(line) + "\n")
+
+    def _save_header(self) -> None:
+        header: dict[str, Any] = {
+            "format": 1,
+            "settings": self.settings.model_dump(mode="json"),
+            "identity": identity(self.settings, self.parts),
+            "versions": versions(),
+        }
+        files.write(self.folder / "study.json", json.dumps(header, indent=2, sort_keys=True) + "\n")
+
+
+def read_population(path: Path) -> list[tuple[Proposal, Evaluation]]:
+    """Return the proposals and evaluations in the journal at `path`, in order of number."""
+    asks: dict[int, Proposal] = {}
+    tells: dict[int, Evaluation] = {}
+    for event in journal.read(path):
+        if isinstance(event, Ask):
+            asks[event.number] = Proposal(event.number, event.recipe, split=event.split)
+        else:
+            tells[event.number] = event.evaluation
+    return [(asks[number], tells[number]) for number in sorted(tells)]
+
+
+def digest(population: list[tuple[Proposal, Evaluation]]) -> str:
+    """Return the sha256 over recipe ids and scores in order of number: equal for equal searches, whatever the workers."""
+    total = hashlib.sha256()
+    for proposal, evaluation in population:
+        total.update(proposal.recipe.id.encode())
+        total.update(json.dumps(evaluation.to_json(), sort_keys=True).encode())
+    return total.hexdigest()
+
+
+def _differences(then: Any, now: Any, where: str) -> Iterator[str]:
+    """Yield one line for each leaf that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted(then.keys() | now.keys()):
+            yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif then != now:
+        yield f"  {where}: was {json.dumps(then)}, is {json.dumps(now)}"
