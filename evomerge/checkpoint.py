@@ -203,7 +203,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if len(start) < 8:  # noqa: PLR2004  # the header's length is 8 bytes
+        if len(start) < 8:
             raise refuse(f"{size} bytes; not a safetensors file")
         if start == b"version ":
             raise refuse("a Git LFS pointer, not the weights; run `git lfs pull`")
@@ -316,7 +316,7 @@ def _kind(name: str, dimensions: int, *, inside: bool) -> str:
     for kind in ("attention", "mlp"):
         if any(word in name.lower() for word in _WORDS[kind]):
             return kind
-    return "other" if dimensions < 2 else "mlp"  # noqa: PLR2004  # a matrix in a block that is not attention
+    return "other" if dimensions < 2 else "mlp"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

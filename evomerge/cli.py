@@ -139,7 +139,9 @@ def pick(
     floors: Annotated[str | None, typer.Option(help="At least this much: `maths=0.8`.")] = None,
     best: Annotated[str | None, typer.Option(help="With floors: the objective to be best in.")] = None,
     wish: Annotated[str | None, typer.Option(help="Nearest to these scores: `maths=0.8,code=0.6`.")] = None,
-    knee: Annotated[bool, typer.Option("--knee", help="The point where giving up more of one gains least of another.")] = False,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="The point where giving up more of one gains least of another.")
+    ] = False,
 ) -> None:
     """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
 
@@ -167,7 +169,9 @@ def merge(
     out: Out,
     name: Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")] = None,
-    expert: Annotated[list[str] | None, typer.Option(help="An expert: NAME=FOLDER. May be given more than once.")] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(help="An expert: NAME=FOLDER. May be given more than once.")
+    ] = None,
     shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be written.")] = False,
 ) -> None:
@@ -196,7 +200,9 @@ def merge(
 
 
 @app.command()
-def spaces(name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None) -> None:
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
+) -> None:
     """List the search spaces that come with evomerge, or print one to start your own from."""
     console = _console()
     known = space.shipped()
@@ -252,9 +258,7 @@ def _build_zoo(name: str, seed: int, console: Console, *, text: Path | None = No
     console.print(f"zoo {name}: {built.folder}")
 
 
-def _override(
-    settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None
-) -> StudySettings:
+def _override(settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None) -> StudySettings:
     given = {"evaluations": evaluations, "workers": workers, "seed": seed}
     return settings.model_copy(update={key: value for key, value in given.items() if value is not None})
 
@@ -364,9 +368,7 @@ def _pairs(text: str | None) -> dict[str, float] | None:
     return found
 
 
-def _pool(
-    given: Any, file: Path, name: str | None, base: Path | None, experts: list[str], console: Console
-) -> Pool:
+def _pool(given: Any, file: Path, name: str | None, base: Path | None, experts: list[str], console: Console) -> Pool:
     if name is not None:
         found = zoo.load(name)
         return Pool(found.pool["base"], found.pool["experts"], progress=quiet(console))
@@ -380,7 +382,9 @@ def _pool(
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
     folder = file.parent
-    return Pool(folder / given["base"], {key: folder / path for key, path in given["experts"].items()}, progress=quiet(console))
+    return Pool(
+        folder / given["base"], {key: folder / path for key, path in given["experts"].items()}, progress=quiet(console)
+    )
 
 
 def main() -> None:

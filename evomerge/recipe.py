@@ -78,17 +78,43 @@ class Tiled(Node):
 
     def at(self, place: Place, label: str | None) -> bool | int | float | str:
         """Return the entry for a tensor at `place` of the input named `label`. Raises `RecipeError` if there is none."""
-        return _look_up(self.values, self.per, place, label)
+        value: bool | int | float | str = _look_up(self.values, self.per, place, label)
+        return value
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise `RecipeError` unless a table over `expert` has an entry for each input of its merge, and no other."""
+        if "expert" not in self.per:
+            return
+        for table in _tables(self.values, self.per.index("expert")):
+            for label in labels:
+                if label not in table:
+                    msg = f"a table over `expert` has no entry for the input `{label}`; it has {', '.join(map(str, table))}"
+                    raise RecipeError(msg)
+            for name in table:
+                if name not in labels:
+                    msg = f"a table over `expert` has an entry for `{name}`, which is no input; {nearest(str(name), labels)}"
+                    raise RecipeError(msg)
+
+
+def _one_or_table(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str | Mapping | Tiled):
+        return value
+    msg = f"expected one number or word, or a table such as {{per: [expert], values: {{...}}}}; got {value!r}"
+    raise RecipeError(msg)
 
 
 Value: TypeAlias = Annotated[
     Annotated[bool | int | float | str | None, Tag("One")] | Annotated[Tiled, Tag("Table")],
     Discriminator(lambda value: "Table" if isinstance(value, Mapping | Tiled) else "One"),
+    BeforeValidator(_one_or_table),
 ]
 
 
-def check_axes(per: Sequence[str]) -> None:
+def check_axes(per: Any) -> None:
     """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`."""
+    if isinstance(per, str) or not isinstance(per, Sequence):
+        msg = f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]"
+        raise RecipeError(msg)
     for axis in per:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
             msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, for example `block/4`"
@@ -128,6 +154,15 @@ def _check_table(values: Any, per: Sequence[str], where: str) -> None:
             _check_table(inner, per[1:], f"{where}[{i}]")
 
 
+def _tables(table: Any, depth: int) -> Iterator[Mapping[Any, Any]]:
+    """Yield the mappings that lie `depth` levels inside of a nested table."""
+    if depth == 0:
+        yield table
+        return
+    for inner in table.values() if isinstance(table, Mapping) else table:
+        yield from _tables(inner, depth - 1)
+
+
 def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) -> Any:
     if not per:
         return table
@@ -135,7 +170,7 @@ def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) ->
     if axis in ("expert", "kind"):
         key = label if axis == "expert" else place.kind
         if key not in table:
-            msg = f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(table)}"
+            msg = f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}"
             raise RecipeError(msg)
         return _look_up(table[key], per[1:], place, label)
     size = axis_size(axis)
@@ -166,7 +201,18 @@ class Expert(Node):
     expert: str = Field(min_length=1)
 
 
-Stage: TypeAlias = str | dict[str, dict[str, Value]]
+def _name_or_parameters(stage: Any) -> Any:
+    if isinstance(stage, str) or (isinstance(stage, Mapping) and len(stage) == 1):
+        return stage
+    msg = f"a stage is `name` or `name: {{parameter: value}}`; got {stage!r}"
+    raise RecipeError(msg)
+
+
+Stage: TypeAlias = Annotated[
+    Annotated[str, Tag("Name")] | Annotated[dict[str, dict[str, Value]], Tag("Parameters")],
+    Discriminator(lambda stage: "Name" if isinstance(stage, str) else "Parameters"),
+    BeforeValidator(_name_or_parameters),
+]
 
 
 class Stages(Node):
@@ -200,7 +246,17 @@ class Merge(Node):
         if len(set(labels)) != len(labels):
             msg = f"`inputs` names an input twice: {', '.join(labels)}; give each input once and change its weight instead"
             raise RecipeError(msg)
+        for value in self._values():
+            if isinstance(value, Tiled):
+                value.check_labels(labels)
         return self
+
+    def _values(self) -> Iterator[Any]:
+        yield from self.parameters.values()
+        if self.stages is not None:
+            for stage in (*self.stages.edit, *self.stages.weigh, *self.stages.post):
+                for parameters in stage.values() if isinstance(stage, dict) else ():
+                    yield from parameters.values()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -285,6 +341,11 @@ class Recipe(RootModel[_Nodes]):
         """The recipe as plain JSON data: what `Recipe.parse` reads."""
         return json.loads(self.json)  # type: ignore[no-any-return]
 
+    @property
+    def complete(self) -> Json:
+        """The recipe as plain JSON data with every field written, those that have their default too."""
+        return json.loads(canonical_json(_dump(self, defaults=True)))  # type: ignore[no-any-return]
+
     @cached_property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts that the recipe uses, in order of appearance."""
@@ -303,6 +364,10 @@ _FIELDS = {
 }
 
 
+_TAGS = ("root", "One", "Table", "Name", "Parameters", "Base", "Expert", "Merge")
+"""Words that pydantic puts into the place of an error to say which member of a union it tried; no key of ours."""
+
+
 def _leaves(recipe: Recipe) -> Iterator[str]:
     match recipe.root:
         case Expert(expert=name):
@@ -312,15 +377,15 @@ def _leaves(recipe: Recipe) -> Iterator[str]:
                 yield from _leaves(inner)
 
 
-def _dump(recipe: Recipe) -> Any:
+def _dump(recipe: Recipe, *, defaults: bool = False) -> Any:
     match recipe.root:
         case Base():
             return "base"
         case Expert(expert=name):
             return {"expert": name}
         case MergeNode(merge=merge):
-            out = merge.model_dump(exclude_defaults=True, exclude={"inputs"})
-            out["inputs"] = [_dump(inner) for inner in merge.inputs]
+            out = merge.model_dump(exclude_defaults=not defaults, exclude={"inputs"})
+            out["inputs"] = [_dump(inner, defaults=defaults) for inner in merge.inputs]
             return {"merge": out}
 
 
@@ -364,15 +429,32 @@ def describe(error: ValidationError, what: str, fields: Mapping[str, Sequence[st
     `fields` maps the name of an enclosing key (or "" for the top) to the keys known inside it.
     """
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part)[:1].isupper() and part != "root"]
+    *outer, last = first["loc"] or ("",)
+    path = [*(str(part) for part in outer if part not in _TAGS), *([] if last in _TAGS else [str(last)])]
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = fields.get(next((part for part in reversed(path[:-1]) if part in fields), ""), ())
         return f"{what}: unknown key `{where}`; {nearest(path[-1], known)}"
     if first["type"] == "value_error":
         return f"{what}{f' `{where}`' if where else ''}: {first['ctx']['error']}"
-    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"{what} `{where}`: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
+    if first["type"] == "missing":
+        return f"{what}: `{where}` is missing"
+    wanted = _WANTED.get(first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}")
+    return f"{what} `{where}`: {wanted}, got {first['input']!r}"
+
+
+_WANTED = {
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one entry",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "string_type": "expected a word",
+    "string_too_short": "expected a word",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+}
+"""Pydantic's types of error in the words of somebody who writes YAML."""
 
 
 def base() -> Recipe:

@@ -81,7 +81,11 @@ class StudySettings(_Part):
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
         """Return the settings in `data`, relative paths taken from `folder`. `where` begins every error."""
-        known = {"": tuple(cls.model_fields), "pool": tuple(PoolSettings.model_fields), "report": tuple(ReportSettings.model_fields)}
+        known = {
+            "": tuple(cls.model_fields),
+            "pool": tuple(PoolSettings.model_fields),
+            "report": tuple(ReportSettings.model_fields),
+        }
         try:
             settings = cls.model_validate(data)
         except ValidationError as error:
@@ -91,7 +95,8 @@ class StudySettings(_Part):
             msg = f"{where} `pool`: expected either `zoo: NAME`, or `base: FOLDER` and `experts: {{NAME: FOLDER}}`"
             raise StudyError(msg)
         here = {
-            name: {key: _absolute(value, folder) for key, value in entry.items()} for name, entry in settings.tasks.items()
+            name: {key: _absolute(value, folder) for key, value in entry.items()}
+            for name, entry in settings.tasks.items()
         }
         absolute = {
             "base": pool.base and str((folder / pool.base).resolve()),
@@ -106,7 +111,7 @@ class StudySettings(_Part):
 
 def _absolute(value: Any, folder: Path) -> Any:
     """Return `value` as an absolute path if it names something that exists in `folder`, else as it is."""
-    if isinstance(value, str) and value and "\0" not in value and len(value) < 256 and (folder / value).exists():  # noqa: PLR2004  # longest file name
+    if isinstance(value, str) and value and "\0" not in value and len(value) < 256 and (folder / value).exists():
         return str((folder / value).resolve())
     return value
 

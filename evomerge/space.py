@@ -20,7 +20,7 @@ from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge import merging, strict_yaml
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import KINDS, Expert, Json, MergeNode, Recipe, axis_size, check_axes, describe, expand_inputs
+from evomerge.recipe import (
+    KINDS,
+    Expert,
+    Json,
+    MergeNode,
+    Place,
+    Recipe,
+    axis_size,
+    canonical_json,
+    check_axes,
+    describe,
+    expand_inputs,
+)
 
 Genome = NDArray[np.float64]
 
 _HOLES = ("float", "int", "choice")
 _OPTIONS = ("init", "log", "per")
+_HUGE = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +72,19 @@ class Gene:
     def number(self, value: Any) -> float:
         """Return the number whose `value` is `value`; the inverse of `value`. Raises `SpaceError` outside the range."""
         if self.kind == "choice":
-            if value in self.choices:
-                return float(self.choices.index(value))
-        elif isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high:
-            if self.kind == "float" or float(value).is_integer():
-                return float(value)
-        expected = f"one of {list(self.choices)}" if self.kind == "choice" else f"a number in [{self.low:g}, {self.high:g}]"
-        msg = f"gene `{self.name}`: expected {expected}, got {value!r}"
+            for index, option in enumerate(self.choices):
+                if _alike(option, value):
+                    return float(index)
+        elif (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+            and (self.kind == "float" or float(value).is_integer())
+        ):
+            return float(value)
+        word = "a whole number" if self.kind == "int" else "a number"
+        expected = f"one of {list(self.choices)}" if self.kind == "choice" else f"{word} in [{self.low:g}, {self.high:g}]"
+        msg = f"gene `{self.name}`: expected {expected}, got {'nothing' if value is None else repr(value)}"
         raise SpaceError(msg)
 
 
@@ -96,7 +115,7 @@ class SpaceFile(BaseModel):
 
     about: str = ""
     driver: dict[str, Any] = Field(default_factory=lambda: {"kind": "nsga2"})
-    recipe: Annotated[Any, Field()]
+    recipe: Any
 
 
 class SearchSpace:
@@ -186,14 +205,14 @@ class SearchSpace:
 
         Raises `SpaceError` if the recipe is not in the space.
         """
-        data = recipe.data
+        data = recipe.complete
         genome = self.initial.copy()
         for hole in self._holes:
             value = _get(data, hole.path)
             for i, key in enumerate(hole.keys, start=hole.start):
                 genome[i] = self.genes[i].number(_cell(value, hole.per, key))
         filled = Recipe.parse(self._fill(genome.tolist()))
-        if filled != recipe and not _same(filled.data, data, {hole.path for hole in self._holes}):
+        if not _same(filled.complete, data, {hole.path for hole in self._holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
             raise SpaceError(msg)
         return genome
@@ -254,8 +273,8 @@ class SearchSpace:
             msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
             raise SpaceError(msg)
         if init is None:
-            init = choices[0] if kind == "choice" else math.sqrt(low * high) if log else (low + high) / 2
-            init = round(init) if kind == "int" else init
+            middle = math.sqrt(low * high) if log else (low + high) / 2
+            init = choices[0] if kind == "choice" else round(middle) if kind == "int" else middle
         gene = Gene(name, kind, low, high, low, log, choices)
         start = gene.number(init)
         axes: list[list[tuple[str | int, str]]] = []
@@ -290,7 +309,7 @@ class SearchSpace:
             data = _set(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
 
-    def _place(self, parameters: Mapping[str, float | Mapping[str, float]]) -> Genome | None:
+    def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
         """Return the genome whose recipe has these `parameters` at its root, or None if the space has no such point."""
         genome = self.initial.copy()
         holes = {hole.path[-1]: hole for hole in self._holes if hole.path[:-1] == ("merge", "parameters")}
@@ -308,10 +327,10 @@ class SearchSpace:
                 wanted = next(iter(wanted.values()))
             for i, key in enumerate(hole.keys, start=hole.start):
                 value = wanted[str(key[hole.per.index("expert")])] if isinstance(wanted, Mapping) else wanted
-                gene = self.genes[i]
-                if not gene.low <= value <= gene.high:
+                try:
+                    genome[i] = self.genes[i].number(value)
+                except SpaceError:
                     return None
-                genome[i] = value
         return genome
 
     def _check_everywhere(self) -> None:
@@ -329,9 +348,12 @@ class SearchSpace:
             for hole, option in zip(choices, combination, strict=True):
                 point[hole.genes] = option
             points.append(point)
-        for point in points:
+        # Whether the tables fit the model does not depend on the numbers in them: one point tells.
+        places = [Place(block, self._blocks, kind) for block in range(self._blocks or 0) for kind in self._kinds]
+        for i, point in enumerate(points):
             try:
-                merging.check(Recipe.parse(self._fill(point.tolist()), experts=self._experts))
+                recipe = Recipe.parse(self._fill(point.tolist()), experts=self._experts)
+                merging.check(recipe, () if i else places)
             except RecipeError as error:
                 msg = f"search space: some of its points are no valid recipe: {error}"
                 raise SpaceError(msg) from None
@@ -353,10 +375,10 @@ def read(source: str | Path) -> Any:
     if str(source) in known:
         return strict_yaml.parse(known[str(source)].read_text(encoding="utf-8"), str(source))
     path = Path(source)
-    if not path.is_file():
+    if not path.exists():
         msg = f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), known)}"
         raise SpaceError(msg)
-    return strict_yaml.parse(path.read_text(encoding="utf-8"), str(path))
+    return strict_yaml.read(path)
 
 
 def _range(name: str, hole: Mapping[str, Any]) -> tuple[Literal["float", "int", "choice"], float, float, tuple[Json, ...]]:
@@ -382,8 +404,8 @@ def _range(name: str, hole: Mapping[str, Any]) -> tuple[Literal["float", "int", 
     number = int if kind == "int" else (int, float)
     if (
         not isinstance(bounds, list)
-        or len(bounds) != 2  # noqa: PLR2004  # low and high
-        or not all(isinstance(b, number) and not isinstance(b, bool) and math.isfinite(b) for b in bounds)
+        or len(bounds) != 2
+        or not all(isinstance(b, number) and not isinstance(b, bool) and abs(b) < _HUGE for b in bounds)
         or not bounds[0] < bounds[1]
     ):
         msg = f"hole `{name}`: `{kind}` is {bounds!r}; expected two finite numbers [low, high] with low < high"
@@ -409,10 +431,22 @@ def _find_holes(
 
 
 def _labels(inputs: list[Any]) -> tuple[str, ...]:
-    return tuple(
-        entry if isinstance(entry, str) else entry["expert"] if isinstance(entry, Mapping) and "expert" in entry else f"#{i}"
-        for i, entry in enumerate(inputs)
-    )
+    def label(i: int, entry: Any) -> str:
+        if isinstance(entry, Mapping):
+            return str(entry["expert"]) if "expert" in entry else "base" if "base" in entry else f"#{i}"
+        return str(entry)
+
+    return tuple(label(i, entry) for i, entry in enumerate(inputs))
+
+
+def _alike(option: Json, value: Any) -> bool:
+    """Tell whether `value`, from a recipe, is what a recipe makes of `option`."""
+    if isinstance(value, Mapping) and set(value) <= {"expert", "merge"}:  # a recipe, of which an option may be short for
+        try:
+            return Recipe.parse(option) == Recipe.parse(value)
+        except RecipeError:
+            return False
+    return canonical_json(option) == canonical_json(value)
 
 
 def _name(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> str:

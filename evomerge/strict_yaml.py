@@ -1,6 +1,11 @@
-"""YAML as people mean it: duplicate keys are errors, `1e-4` is a number, `no` is a word, and no tag runs code."""
+"""YAML as people mean it: duplicate keys are errors, `1e-4` is a number, `no` is a word, and no tag runs code.
+
+What is read is what JSON could hold: keys are words, and there are no dates, sets, anchors or includes.
+"""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,7 +13,7 @@ import yaml
 from evomerge.errors import EvomergeError
 
 _LARGEST = 4_000_000  # characters; a recipe with 100,000 numbers is half of it
-_ALIASES = 64
+_TAG = "tag:yaml.org,2002:"
 
 
 class YamlError(EvomergeError, ValueError):
@@ -16,46 +21,79 @@ class YamlError(EvomergeError, ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2 and no duplicate keys."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, no duplicate keys and no aliases."""
 
-
-_Loader.yaml_implicit_resolvers = {
-    key: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":int", ":timestamp"))]
-    for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|false|True|False)$"), list("tfTF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # PyYAML's stubs
-        if isinstance(key, list | dict) or key in seen:
-            line = key_node.start_mark.line + 1
-            msg = f"line {line}: key {key!r} is written twice; keep one" if not isinstance(key, list | dict) else (
-                f"line {line}: {key!r} is no key; expected a word"
-            )
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # A few aliases of aliases are enough to make a short text larger than any memory once it is walked.
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            msg = f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out"
             raise YamlError(msg)
-        seen[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
-    return seen
+        return super().compose_node(parent, index)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_RESOLVERS = (
+    (f"{_TAG}null", r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    (f"{_TAG}bool", r"(?:true|false|True|False)$", list("tfTF")),
+    (f"{_TAG}int", r"[-+]?[0-9]+$", list("-+0123456789")),
+    (
+        f"{_TAG}float",
+        r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$",
+        list("-+.0123456789"),
+    ),
+)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+
+
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _not_a("a mapping", node)
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _not_a("a word as the key", key_node)
+        key = str(key_node.value)
+        if key in found:
+            msg = f"line {key_node.start_mark.line + 1}: key `{key}` is written twice; keep one"
+            raise YamlError(msg)
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_WORDS = {"null": "nothing", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a word"}
+
+
+def _number_or_word(loader: _Loader, node: yaml.Node) -> Any:
+    kind = node.tag.removeprefix(_TAG)
+    if not isinstance(node, yaml.ScalarNode):
+        raise _not_a(_WORDS[kind], node)
+    try:
+        # PyYAML reads 010 as an octal number; everybody else as ten
+        return int(node.value) if kind == "int" else yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    except (ValueError, LookupError):  # such as `!!int word`, or a number of 5,000 digits
+        raise _not_a(_WORDS[kind], node) from None
+
+
+def _not_a(expected: str, node: yaml.Node) -> YamlError:
+    found = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    return YamlError(f"line {node.start_mark.line + 1}: expected {expected}, got {found}")
+
+
+_Loader.yaml_constructors = {
+    f"{_TAG}seq": yaml.SafeLoader.yaml_constructors[f"{_TAG}seq"],
+    None: yaml.SafeLoader.yaml_constructors[None],  # an error that names the tag
+}
+_Loader.add_constructor(f"{_TAG}map", _mapping)
+for _kind in _WORDS:
+    _Loader.add_constructor(f"{_TAG}{_kind}", _number_or_word)
 
 
 def parse(text: str, where: str) -> Any:
     """Return the data of one YAML document. `where` (a file's name) begins every error. Raises `YamlError`."""
     if len(text) > _LARGEST:
         msg = f"{where}: {len(text)} characters; expected at most {_LARGEST}"
-        raise YamlError(msg)
-    if len(re.findall(r"(?:^|[\s\[,])\*\w", text)) > _ALIASES:
-        msg = f"{where}: more than {_ALIASES} aliases (`*name`); write the values out"
         raise YamlError(msg)
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  # a subclass of SafeLoader
@@ -65,6 +103,22 @@ def parse(text: str, where: str) -> Any:
     except YamlError as error:
         msg = f"{where}: {error}"
         raise YamlError(msg) from None
+    except RecursionError:
+        msg = f"{where}: nested too deep to be a recipe, a space or a study"
+        raise YamlError(msg) from None
+
+
+def read(path: Path) -> Any:
+    """Return the data in the YAML file at `path`. Raises `YamlError`, also where it cannot be read."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        msg = f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML"
+        raise YamlError(msg) from None
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); expected a YAML file"
+        raise YamlError(msg) from None
+    return parse(content, str(path))
 
 
 def text(data: Any) -> str:
@@ -73,21 +127,24 @@ def text(data: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.2 reads them as floats, and short lists of numbers on one line."""
+    """Quotes whatever `parse` (or YAML 1.1) would not read back as a word, and writes flat lists on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
+    word = repr(value).replace("inf", ".inf").replace("nan", ".nan")
+    return dumper.represent_scalar(f"{_TAG}float", word)
 
 
-def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.SequenceNode:
+def _list(dumper: _Dumper, value: Sequence[Any]) -> yaml.SequenceNode:
     flat = all(isinstance(item, int | float | str) for item in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=flat)
+    return dumper.represent_sequence(f"{_TAG}seq", value, flow_style=flat)
 
 
+for _tag, _pattern, _first in _RESOLVERS:
+    _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 _Dumper.add_representer(float, _float)
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)

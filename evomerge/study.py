@@ -94,11 +94,11 @@ class Study:
                     flying[event.number] = self._same(event, driver.ask())
                     asked += 1
                 else:
-                    proposal = flying.pop(event.number)
-                    driver.tell(proposal, event.evaluation)
-                    evaluator.know(proposal.recipe.id, proposal.split, event.evaluation)
-            for proposal in flying.values():
-                evaluator.submit(proposal)
+                    told = flying.pop(event.number)
+                    driver.tell(told, event.evaluation)
+                    evaluator.know(told.recipe.id, told.split, event.evaluation)
+            for waiting in flying.values():
+                evaluator.submit(waiting)
             while True:
                 while (
                     len(flying) < evaluator.slots
@@ -113,10 +113,10 @@ class Study:
                     break
                 number, evaluation = evaluator.wait()
                 record.tell(number, evaluation)
-                proposal = flying.pop(number)
-                driver.tell(proposal, evaluation)
-                self.note_cost(proposal, evaluation)
-                watch(proposal, evaluation)
+                done = flying.pop(number)
+                driver.tell(done, evaluation)
+                self.note_cost(done, evaluation)
+                watch(done, evaluation)
             record.close()
 
     def evaluator(self) -> evaluate.Remembering:

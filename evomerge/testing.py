@@ -4,17 +4,28 @@ A suite is a class of pytest tests: subclass it beside the implementation, and s
 module itself does not need pytest.
 """
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
+import tokenizers
+import torch
 from numpy.typing import NDArray
 
 from evomerge import pareto
+from evomerge.errors import EvaluatorError, TaskError
+from evomerge.evaluate import Evaluator, Setup, Worker
+from evomerge.models import LiveModel
+from evomerge.models.pretrained import new_model, save_model
+from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.search import Driver
 from evomerge.space import Genome, SearchSpace
-from evomerge.trial import Evaluation, Proposal
+from evomerge.tasks import Task
+from evomerge.trial import Evaluation, Proposal, Split
 
 # -- problems on genomes: no models, no merging --
 
@@ -316,3 +327,234 @@ class DriverSuite:
             ]
             assert found > self.quality(problem, proposals[: self.budget // 2])
             assert found > self.quality(problem, blind)
+
+
+# -- tiny models -----------------------------------------------------------------------------------------------------------
+
+_TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_DECODER = {**_TEXT, "num_key_value_heads": 1, "head_dim": 8}
+
+TINY: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "vit": (
+        {
+            "model_type": "vit",
+            "image_size": 4,
+            "patch_size": 2,
+            "num_channels": 1,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "num_labels": 3,
+            "initializer_range": 0.3,
+        },
+        "AutoModelForImageClassification",
+    ),
+    "bert": ({"model_type": "bert", **_TEXT, "num_labels": 3}, "AutoModelForSequenceClassification"),
+    "gpt2": (
+        {
+            "model_type": "gpt2",
+            "vocab_size": 99,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 64,
+            "initializer_range": 0.3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "AutoModelForCausalLM",
+    ),
+    "llama": ({"model_type": "llama", **_DECODER}, "AutoModelForCausalLM"),
+    "llama_tied": ({"model_type": "llama", **_DECODER, "tie_word_embeddings": True}, "AutoModelForCausalLM"),
+    "qwen2": ({"model_type": "qwen2", **_DECODER}, "AutoModelForCausalLM"),
+    "qwen3": ({"model_type": "qwen3", **_DECODER}, "AutoModelForCausalLM"),
+    "gemma": ({"model_type": "gemma", **_DECODER}, "AutoModelForCausalLM"),
+    "mixtral": (
+        {"model_type": "mixtral", **_DECODER, "num_local_experts": 3, "num_experts_per_tok": 2},
+        "AutoModelForCausalLM",
+    ),
+}
+"""Configurations of models of a few thousand parameters by architecture, and the class that chooses theirs."""
+
+
+def tiny_model(folder: Path, architecture: str, seed: int = 0, auto: str | None = None, **changes: object) -> Path:
+    """Write a checkpoint with random weights, and a tokenizer where the model reads text; return `folder`.
+
+    The weights are large enough for the outputs to differ. `changes` go into the configuration of `TINY`; `auto` chooses
+    another class for it. The global generator is left alone.
+    """
+    config, own = TINY[architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = new_model({**config, **changes}, auto or own)
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    save_model(model, folder)
+    if "vocab_size" in config:
+        tiny_tokenizer(folder)
+    return folder
+
+
+def tiny_tokenizer(folder: Path, *, begin: bool = True) -> None:
+    """Write a tokenizer of printable ASCII characters, 99 tokens, to `folder`; with `begin`, `<s>` stands before a text."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(32, 127))])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    if begin:
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, "model_max_length": 64}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------------
+
+
+class TaskSuite:
+    """What every task must keep, as pytest tests. Subclass it and write `make`."""
+
+    def make(self, folder: Path) -> tuple[Task, LiveModel]:
+        """Return a task with three examples or more in each split, and a model that can do it; `folder` is empty."""
+        raise NotImplementedError
+
+    def test_names_and_sizes(self, tmp_path: Path) -> None:
+        """The metrics to search and report are known ones, and no split is empty."""
+        task, _ = self.make(tmp_path)
+        assert task.search_metric in task.metrics
+        assert task.report_metric in task.metrics
+        assert min(task.size("search"), task.size("report")) > 2  # noqa: PLR2004  # the suite takes parts of them
+
+    def test_one_score_for_each_example(self, tmp_path: Path) -> None:
+        """Every vector is float32 with one entry per example; the split's metric is among them, outputs keep pace."""
+        task, model = self.make(tmp_path)
+        splits: dict[Split, str] = {"search": task.search_metric, "report": task.report_metric}
+        for split, metric in splits.items():
+            found = task.score(model, split)
+            assert metric in found.scores
+            assert set(found.scores) <= set(task.metrics)
+            for scores in found.scores.values():
+                assert scores.dtype == np.float32
+                assert scores.shape == (task.size(split),)
+                assert np.isfinite(scores).all()
+            for output in found.outputs.values():
+                assert output.dtype == np.float32
+                assert len(output) == task.size(split)
+
+    def test_scores_repeat_bit_for_bit(self, tmp_path: Path) -> None:
+        """Scored again, and by a task made anew after others were scored, the same bytes come back."""
+        task, model = self.make(tmp_path)
+        first = task.score(model, "search")
+        task.score(model, "report", [0])
+        again = task.score(model, "search")
+        for metric, scores in first.scores.items():
+            assert scores.tobytes() == again.scores[metric].tobytes()
+
+    def test_a_part_scores_as_it_does_in_the_whole(self, tmp_path: Path) -> None:
+        """Chosen examples come back in the order asked for, with the scores that they have among all, up to rounding."""
+        task, model = self.make(tmp_path)
+        chosen = [task.size("search") - 1, 0]
+        whole, part = task.score(model, "search"), task.score(model, "search", chosen)
+        assert set(part.scores) == set(whole.scores)
+        for metric, scores in part.scores.items():
+            np.testing.assert_allclose(scores, whole.scores[metric][chosen], rtol=1e-4, atol=1e-5)
+        for name, output in part.outputs.items():
+            np.testing.assert_allclose(output, whole.outputs[name][chosen], rtol=1e-4, atol=1e-5)
+
+    def test_unknown_examples_are_refused(self, tmp_path: Path) -> None:
+        """A number outside of the split is an error, not another example."""
+        task, model = self.make(tmp_path)
+        for number in (-1, task.size("search")):
+            try:
+                task.score(model, "search", [number])
+            except TaskError:
+                continue
+            msg = f"example {number} was scored"
+            raise AssertionError(msg)
+
+# -- evaluators ------------------------------------------------------------------------------------------------------------
+
+
+class EvaluatorSuite:
+    """What every evaluator must keep, as pytest tests. Subclass it with the fixtures `setup` and `evaluator`.
+
+    `evaluator` evaluates what `setup` describes, and may be the same for all tests of the class. The pool must have at
+    least two experts.
+    """
+
+    def recipes(self, setup: Setup) -> list[Recipe]:
+        """Return different recipes to evaluate."""
+        names = list(setup.experts)
+        merges = [merge("task_arithmetic", names, {"lambda": scale}) for scale in (0.1, 0.2, 0.4)]
+        return [base(), *map(expert, names), *merges]
+
+    def evaluate(self, evaluator: Evaluator, proposals: Sequence[Proposal]) -> dict[int, Evaluation]:
+        """Return the evaluations of all `proposals` by number, each of which must come back once."""
+        for proposal in proposals:
+            evaluator.submit(proposal)
+        found = [evaluator.wait() for _ in proposals]
+        assert sorted(number for number, _ in found) == sorted(proposal.number for proposal in proposals)
+        return dict(found)
+
+    def test_scores_are_those_of_a_worker(self, evaluator: Evaluator, setup: Setup) -> None:
+        """Byte for byte, on both splits, and with the time that the evaluation took."""
+        worker = Worker(setup)
+        cases = [(recipe, split) for recipe in self.recipes(setup)[:4] for split in get_args(Split)]
+        proposals = [Proposal(i, recipe, split=split) for i, (recipe, split) in enumerate(cases)]
+        found = self.evaluate(evaluator, proposals)
+        for i, (recipe, split) in enumerate(cases):
+            expected = worker.evaluate(recipe, split)
+            assert expected.error is None
+            assert found[i].to_json() == expected.to_json()
+            assert sorted(found[i].seconds) == ["decode", "merge", "score"]
+
+    def test_order_of_submission_does_not_matter(self, evaluator: Evaluator, setup: Setup) -> None:
+        """Nor what was evaluated before, nor how many are in flight."""
+        recipes = self.recipes(setup)
+        proposals = [Proposal(10 + i, recipe) for i, recipe in enumerate(recipes)]
+        at_once = self.evaluate(evaluator, proposals)
+        for proposal in reversed(proposals):
+            alone = self.evaluate(evaluator, [proposal])
+            assert alone[proposal.number].to_json() == at_once[proposal.number].to_json()
+
+    def test_equal_recipes_each_come_back(self, evaluator: Evaluator, setup: Setup) -> None:
+        """With the same scores, under their own numbers."""
+        recipe = merge("task_arithmetic", list(setup.experts), {"lambda": 0.3})
+        found = self.evaluate(evaluator, [Proposal(number, recipe) for number in (7, 3, 5)])
+        assert found[3].to_json() == found[5].to_json() == found[7].to_json()
+
+    def test_failed_candidate_is_an_evaluation(self, evaluator: Evaluator, setup: Setup) -> None:
+        """Its error is text; the others are not touched."""
+        proposals = [Proposal(0, base()), Proposal(1, expert("nobody of that name")), Proposal(2, base())]
+        found = self.evaluate(evaluator, proposals)
+        assert "nobody of that name" in (found[1].error or "")
+        assert found[0].error is None
+        assert found[0].to_json() == found[2].to_json() == Worker(setup).evaluate(base()).to_json()
+
+    def test_waiting_for_nothing_is_an_error(self, evaluator: Evaluator) -> None:
+        """It would never end."""
+        try:
+            evaluator.wait()
+        except EvaluatorError as error:
+            assert "submit" in str(error)  # noqa: PT017  # this module does not need pytest
+        else:
+            msg = "`wait` returned although no proposal was in flight"
+            raise AssertionError(msg)
+        assert evaluator.slots >= 1

@@ -3,7 +3,7 @@
 Where a paper, its released code and mergekit differ, the paper is the default and the others are options by name.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,8 +37,7 @@ class Method:
     reduce: str = "sum"
     origin: str = "base"
     defaults: Mapping[str, float | str] | None = None
-    inputs: int | None = None
-    reach: Callable[[Weights], Mapping[str, float | Weights] | None] = _unreachable
+    reach: Callable[[Weights], Mapping[str, Any] | None] = _unreachable
     """(weights by input) → parameters that give exactly base + Σ weight·(input − base), or None if there are none."""
 
     @cached_property
@@ -51,30 +50,32 @@ class Method:
         return found
 
 
-def _affine(weights: Weights) -> Mapping[str, float | Weights]:
-    return {"weight": weights, "lambda": 1.0}
+def _affine(weights: Weights) -> Mapping[str, Any]:
+    return {"weight": weights, "lambda": 1.0, "reduce": "sum"}
 
 
-def _average(weights: Weights) -> Mapping[str, float | Weights] | None:
-    return {"weight": weights} if abs(sum(weights.values()) - 1.0) < 1e-9 else None  # noqa: PLR2004
+def _average(weights: Weights) -> Mapping[str, Any] | None:
+    if abs(sum(weights.values()) - 1.0) < 1e-9:
+        return {"weight": weights, "reduce": "solve"}
+    return None
 
 
 def _one_input(weights: Weights) -> bool:
-    return sorted(weights.values())[-1] == 1.0 and sum(map(abs, weights.values())) == 1.0
+    return max(weights.values()) == 1.0 and sum(map(abs, weights.values())) == 1.0
 
 
-def _slerp_ends(weights: Weights) -> Mapping[str, float | Weights] | None:
-    return {"t": list(weights.values())[1]} if len(weights) == 2 and _one_input(weights) else None  # noqa: PLR2004
+def _slerp_ends(weights: Weights) -> Mapping[str, Any] | None:
+    return {"t": list(weights.values())[1], "reduce": "sum"} if len(weights) == 2 and _one_input(weights) else None
 
 
-def _alone(weights: Weights) -> Mapping[str, float | Weights] | None:
+def _alone(weights: Weights) -> Mapping[str, Any] | None:
     """TIES and its kin: without trimming, the base and each input alone are exact; a mean is not, where signs conflict."""
     if _one_input(weights) or not any(weights.values()):
         return {"weight": weights, "density": 1.0, "lambda": 1.0}
     return None
 
 
-def _undropped(reached: Mapping[str, float | Weights] | None) -> Mapping[str, float | Weights] | None:
+def _undropped(reached: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return None if reached is None else {**reached, "drop": 0.0}
 
 
@@ -100,7 +101,6 @@ METHODS: dict[str, Method] = {
             "along the arc between two models, tensor by tensor, on raw weights",
             ("slerp",),
             origin="zero",
-            inputs=2,
             reach=_slerp_ends,
         ),
         Method(
@@ -138,12 +138,9 @@ def spell_out(merge: Merge) -> dict[str, Any]:
             msg = f"unknown method `{merge.method}`; {nearest(merge.method, METHODS)}"
             raise RecipeError(msg)
         method = METHODS[merge.method]
-        where = f"method `{method.name}`"
-        if method.inputs is not None and len(merge.inputs) != method.inputs:
-            msg = f"{where} takes exactly {method.inputs} inputs, got {len(merge.inputs)}: {', '.join(merge.labels)}"
-            raise RecipeError(msg)
-        values = _complete(where, method.parameters, merge.parameters)
+        values = _complete(f"method `{method.name}`", method.parameters, merge.parameters)
         steps = [(name, {key: values[key] for key in STAGES[name].parameters}) for name in method.stages]
+        _check_inputs(method.stages, merge)
         return {"origin": method.origin, "reduce": values["reduce"], "steps": steps}
     stages = merge.stages
     assert stages is not None  # Merge holds exactly one of method and stages  # noqa: S101
@@ -154,11 +151,22 @@ def spell_out(merge: Merge) -> dict[str, Any]:
             known = {key for key, stage in STAGES.items() if stage.role == role}
             if name == "none":
                 continue
-            if name not in known or (not isinstance(entry, str) and len(entry) != 1):
-                msg = f"unknown {role} stage `{name}`; {nearest(str(name), known)}"
+            if name not in known:
+                msg = f"unknown {role} stage `{name}`; {nearest(name, known)}"
                 raise RecipeError(msg)
             steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, given)))
+    _check_inputs([name for name, _ in steps], merge)
     return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps}
+
+
+def _check_inputs(stages: Iterable[str], merge: Merge) -> None:
+    for name in stages:
+        if STAGES[name].inputs not in (None, len(merge.inputs)):
+            msg = (
+                f"`{merge.method or name}` takes exactly {STAGES[name].inputs} inputs, "
+                f"got {len(merge.inputs)}: {', '.join(merge.labels)}"
+            )
+            raise RecipeError(msg)
 
 
 def _complete(where: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:

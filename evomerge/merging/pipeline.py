@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from evomerge.merging.methods import spell_out
-from evomerge.merging.parameters import at, column
-from evomerge.merging.stages import STAGES, Block, Stage
+from evomerge.merging.parameters import Parameter, at, column
+from evomerge.merging.stages import STAGES, Block
 from evomerge.recipe import Merge, MergeNode, Place, Recipe, canonical_json
 
 BLOCK = 1 << 16
@@ -20,10 +20,13 @@ BLOCK = 1 << 16
 class Inputs(Protocol):
     """What a merge reads: the base and the inputs, tensor by tensor."""
 
-    names: Iterable[str]
-    """The floating-point tensors to merge, in the order of the base."""
-    ids: Sequence[str]
-    """The inputs' recipe ids `(K,)`: what has been prepared for them may be used again."""
+    @property
+    def names(self) -> Iterable[str]:
+        """The floating-point tensors to merge, in the order of the base."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The inputs' recipe ids `(K,)`: what has been prepared for them may be used again."""
 
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""
@@ -36,37 +39,40 @@ class Pipeline:
     """One merge over given inputs. Not to be confused with its `Merge`, the words that describe it."""
 
     def __init__(self, merge: Merge, inputs: Inputs, prepared: dict[str, Any]) -> None:
-        """Read `merge`. `prepared` is kept by the caller and shared by all merges of a pool. Raises `RecipeError`."""
+        """Read `merge`, and check that its tables fit the inputs' model; no tensor is read.
+
+        `prepared` is kept by the caller and shared by all merges of a pool. Raises `RecipeError`.
+        """
         spelled = spell_out(merge)
         self._origin: str = spelled["origin"]
-        self._reduce = spelled["reduce"]
-        self._steps: list[tuple[str, Stage, Mapping[str, Any]]] = [
-            (name, STAGES[name], parameters) for name, parameters in spelled["steps"]
-        ]
+        self._steps = [(name, STAGES[name]) for name, _ in spelled["steps"]]
         self._labels = merge.labels
         self._seed = merge.seed
         self._inputs = inputs
-        self._prepared = prepared
-        self._measured: dict[str, Any] = {}
+        places = {inputs.place(name) for name in inputs.names}
+        self._numbers = {place: _numbers(spelled, place, merge.labels) for place in places}
+        self._reduce = {place: at(spelled["reduce"], place) for place in places}
+        # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
+        self._shared = prepared if not any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else {}
+        self._own: dict[str, Any] = {}
+        self._measured: dict[tuple[Any, ...], Any] = {}
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape and any floating-point dtype."""
         place = self._inputs.place(name)
-        numbers = [self._numbers(stage, parameters, place) for _, stage, parameters in self._steps]
-        measured = [self._measure(i, name, numbers[i]) for i in range(len(self._steps))]
-        reduce = at(self._reduce, place)
-        base, tensors = self._flat(name)
+        numbers = self._numbers[place]
         flat = out.view(-1)
+        base, tensors = self._flat(name)
+        measured = [self._measure(i, name) for i in range(len(self._steps))] if base.numel() else []
         for start, block, origin in self._blocks(name, base, tensors):
-            stack = block.stack
             field = torch.ones(1, 1)
-            for i, (_, stage, _) in enumerate(self._steps):
+            for i, (_, stage) in enumerate(self._steps):
                 if stage.role == "edit":
-                    stack = block.stack = stage.apply(block, stack, numbers[i], measured[i])
+                    block.stack = stage.apply(block, block.stack, numbers[i], measured[i])
                 elif stage.role == "weigh":
-                    field = field * stage.apply(block, stack, numbers[i], measured[i])
-            delta = _reduce(stack, field, reduce)
-            for i, (_, stage, _) in enumerate(self._steps):
+                    field = field * stage.apply(block, block.stack, numbers[i], measured[i])
+            delta = _reduce(block.stack, field, self._reduce[place])
+            for i, (_, stage) in enumerate(self._steps):
                 if stage.role == "post":
                     delta = stage.apply(block, delta, numbers[i], measured[i])
             # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
@@ -94,39 +100,54 @@ class Pipeline:
                 stack -= origin
             yield start, Block(stack, name, index, self._labels, self._seed), origin
 
-    def _numbers(self, stage: Stage, parameters: Mapping[str, Any], place: Place) -> dict[str, Any]:
-        return {
-            key: column(value, place, self._labels)
-            if stage.parameters[key].per_input and not stage.parameters[key].choices
-            else at(value, place)
-            for key, value in parameters.items()
-        }
-
-    def _measure(self, step: int, name: str, numbers: Mapping[str, Any]) -> Any:
+    def _measure(self, step: int, name: str) -> Any:
         """Return what a stage measures over its scope, after the edits before it."""
-        stage_name, stage, _ = self._steps[step]
+        stage_name, stage = self._steps[step]
+        numbers = self._numbers[self._inputs.place(name)][step]
         scope = stage.scope(numbers)
         if scope == "block":
             return None
-        names = [name] if scope == "tensor" else list(self._inputs.names)
+        whole = scope == "model"
+        asked = (step, _frozen(numbers)) if whole else (step, name)
+        if asked in self._measured:
+            return self._measured[asked]
         edits = [i for i in range(step) if self._steps[i][1].role == "edit"]
 
         def blocks() -> Iterator[Block]:
-            for tensor in names:
-                place = self._inputs.place(tensor)
-                before = [self._numbers(self._steps[i][1], self._steps[i][2], place) for i in edits]
-                known = [self._measure(i, tensor, before[j]) for j, i in enumerate(edits)]
+            for tensor in self._inputs.names if whole else [name]:
+                before = self._numbers[self._inputs.place(tensor)]
+                known = {i: self._measure(i, tensor) for i in edits}
                 for _, block, _ in self._blocks(tensor, *self._flat(tensor)):
-                    for j, i in enumerate(edits):
-                        block.stack = self._steps[i][1].apply(block, block.stack, before[j], known[j])
+                    for i in edits:
+                        block.stack = self._steps[i][1].apply(block, block.stack, before[i], known[i])
                     yield block
 
-        key = canonical_json([stage_name, scope, names if scope == "tensor" else [], self._origin, list(self._inputs.ids)])
-        # Only what no gene changes is kept for the whole search; after other edits it lasts as long as this merge.
-        store = self._measured if edits else self._prepared
+        store = self._own if edits else self._shared
+        where = "" if whole else name
+        key = canonical_json([stage_name, step if edits else 0, where, self._origin, list(self._inputs.ids)])
         if key not in store:
             store[key] = stage.prepare(blocks)
-        return stage.measure(store[key], blocks, numbers)
+        found = self._measured[asked] = stage.measure(store[key], blocks, numbers)
+        return found
+
+
+def _numbers(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return each step's parameters for a tensor at `place`. Raises `RecipeError` where a table has no such entry."""
+    return [
+        {
+            key: column(value, place, labels) if _varies(STAGES[name].parameters[key]) else at(value, place)
+            for key, value in parameters.items()
+        }
+        for name, parameters in spelled["steps"]
+    ]
+
+
+def _varies(parameter: Parameter) -> bool:
+    return parameter.per_input and not parameter.choices
+
+
+def _frozen(numbers: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(v.flatten().tolist()) if isinstance(v, torch.Tensor) else v for v in numbers.values())
 
 
 def _reduce(stack: torch.Tensor, field: torch.Tensor, how: str) -> torch.Tensor:
@@ -141,9 +162,16 @@ def _reduce(stack: torch.Tensor, field: torch.Tensor, how: str) -> torch.Tensor:
     return torch.where(weights == 0, 0.0, total / weights)
 
 
-def check(recipe: Recipe) -> None:
-    """Raise `RecipeError` unless every merge in `recipe` names known stages and valid parameters."""
+def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
+    """Raise `RecipeError` unless every merge in `recipe` names known stages and valid parameters.
+
+    With `places`, those of a model's tensors, its tables must also have an entry for each of them.
+    """
     if isinstance(recipe.root, MergeNode):
-        spell_out(recipe.root.merge)
-        for inner in recipe.root.merge.inputs:
-            check(inner)
+        merge = recipe.root.merge
+        spelled = spell_out(merge)
+        for place in places:
+            _numbers(spelled, place, merge.labels)
+            at(spelled["reduce"], place)
+        for inner in merge.inputs:
+            check(inner, places)

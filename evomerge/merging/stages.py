@@ -58,16 +58,15 @@ class Stage:
     scope: Callable[[Numbers], Scope] = lambda numbers: "block"
     prepare: Callable[[Blocks], Any] = lambda blocks: None
     measure: Callable[[Any, Blocks, Numbers], Any] = lambda prepared, blocks, numbers: None
+    inputs: int | None = None
+    """How many inputs it takes, where that is not free."""
 
 
 # -- edit --------------------------------------------------------------------------------------------------------------
 
 
-def _magnitudes(blocks: Blocks) -> list[Magnitudes]:
-    def row(k: int) -> Callable[[], Iterable[Tensor]]:
-        return lambda: (block.stack[k] for block in blocks())
-
-    return [Magnitudes(row(k)) for k in range(len(next(iter(blocks())).labels))]
+def _magnitudes(blocks: Blocks) -> Magnitudes:
+    return Magnitudes(lambda: (block.stack for block in blocks()))
 
 
 def _trim_scope(numbers: Numbers) -> Scope:
@@ -76,12 +75,10 @@ def _trim_scope(numbers: Numbers) -> Scope:
     return "model" if numbers["scope"] == "model" else "tensor"
 
 
-def _thresholds(prepared: list[Magnitudes], blocks: Blocks, numbers: Numbers) -> Tensor:
-    kept = [
-        magnitudes.largest(max(round(density * magnitudes.count), 1) if density > 0 else 0)
-        for magnitudes, density in zip(prepared, numbers["density"].flatten().tolist(), strict=True)
-    ]
-    return torch.tensor(kept, dtype=torch.float32).unsqueeze(1)
+def _thresholds(prepared: Magnitudes, blocks: Blocks, numbers: Numbers) -> Tensor:
+    densities = numbers["density"].flatten().tolist()
+    kept = [max(round(density * prepared.count), 1) if density > 0 else 0 for density in densities]
+    return torch.tensor(prepared.largest(kept), dtype=torch.float32).unsqueeze(1)
 
 
 def _trim(block: Block, stack: Tensor, numbers: Numbers, thresholds: Tensor | None) -> Tensor:
@@ -93,7 +90,8 @@ def _trim(block: Block, stack: Tensor, numbers: Numbers, thresholds: Tensor | No
 def _kept(block: Block, numbers: Numbers) -> Tensor:
     size = block.stack.shape[1]
     noise = [uniform(block.seed, label, block.tensor, block.index, size) for label in block.labels]
-    return torch.stack(noise) < 1.0 - numbers["drop"]
+    kept: Tensor = torch.stack(noise) < 1.0 - numbers["drop"]
+    return kept
 
 
 def _l1_ratio(prepared: None, blocks: Blocks, numbers: Numbers) -> Tensor | None:
@@ -132,7 +130,8 @@ def _elect(block: Block, stack: Tensor, numbers: Numbers, measured: None) -> Ten
     elected = (weighted if numbers["elect"] == "mass" else signs).sum(dim=0).sign()
     if numbers["undecided"] == "positive":
         elected = torch.where(elected == 0, 1.0, elected)
-    return numbers["weight"] * ((signs == elected) & (signs != 0))
+    field: Tensor = numbers["weight"] * ((signs == elected) & (signs != 0))
+    return field
 
 
 def _gram(blocks: Blocks) -> tuple[Tensor, int]:
@@ -147,9 +146,6 @@ def _gram(blocks: Blocks) -> tuple[Tensor, int]:
 
 def _slerp_coefficients(prepared: tuple[Tensor, int], blocks: Blocks, numbers: Numbers) -> Tensor:
     gram, size = prepared
-    if gram.shape[0] != 2:  # noqa: PLR2004  # SLERP runs between two ends
-        msg = f"slerp takes exactly two inputs, got {gram.shape[0]}"
-        raise RecipeError(msg)
     t = torch.tensor(numbers["t"], dtype=torch.float64)
     norms = gram.diagonal().sqrt()
     linear = torch.stack([1 - t, t]).float().unsqueeze(1)
@@ -158,7 +154,7 @@ def _slerp_coefficients(prepared: tuple[Tensor, int], blocks: Blocks, numbers: N
     cosine = gram[0, 1] / norms.prod()
     # arccos of a rounded cosine loses small angles; the half-angle form keeps them.
     angle = 2 * torch.atan2((2 - 2 * cosine).clamp(min=0).sqrt(), (2 + 2 * cosine).clamp(min=0).sqrt())
-    if angle.sin() < 1e-6:  # noqa: PLR2004
+    if angle.sin() < 1e-6:
         if cosine < 0:
             tensor = next(iter(blocks())).tensor
             msg = f"slerp: the two inputs are anti-parallel in `{tensor}`, so no arc between them is the shortest; use linear"
@@ -175,7 +171,8 @@ def _slerp(block: Block, stack: Tensor, numbers: Numbers, coefficients: Tensor) 
 
 
 def _scale(block: Block, delta: Tensor, numbers: Numbers, measured: None) -> Tensor:
-    return delta * numbers["lambda"]
+    scaled: Tensor = delta * numbers["lambda"]
+    return scaled
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -248,6 +245,7 @@ STAGES: dict[str, Stage] = {
         scope=lambda numbers: "tensor",
         prepare=_gram,
         measure=_slerp_coefficients,
+        inputs=2,
     ),
     "scale": Stage(
         "post",

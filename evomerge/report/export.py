@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from evomerge import checkpoint, strict_yaml
 from evomerge.build import Builder
@@ -30,7 +31,7 @@ def export(
     """
     check(recipe)
     experts = {name: str(pool.experts[name].path) for name in pool.experts}
-    file = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
+    file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
     extra = {
         "README.md": model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate),
         "recipe.yaml": strict_yaml.text(file),

@@ -152,7 +152,9 @@ def _best_scale(references: Mapping[str, Recipe], known: Known, parts: Parts) ->
 
 def _lowest(recipes: Iterable[Recipe], known: Known, split: Split, objectives: Sequence[str]) -> pareto.Points:
     """Return the reference point of a hypervolume: in each objective, the lowest score of any reference."""
-    return np.array([known[recipe.id, split].means(objectives) for recipe in recipes]).min(axis=0)
+    points: pareto.Points = np.array([known[recipe.id, split].means(objectives) for recipe in recipes])
+    lowest: pareto.Points = points.min(axis=0)
+    return lowest
 
 
 def _front(
@@ -161,8 +163,8 @@ def _front(
     """Return the front's recipes by number: the best mean, then those that add most hypervolume, at most `limit`."""
     mask = pareto.nondominated(searched)
     first: dict[str, int] = {}
-    for i in np.flatnonzero(mask):
-        first.setdefault(good[i][0].recipe.id, int(i))
+    for i in np.flatnonzero(mask).tolist():
+        first.setdefault(good[i][0].recipe.id, i)
     rows = list(first.values())
     best = max(rows, key=lambda i: float(searched[i].mean()))
     chosen = [rows[j] for j in pareto.subset(searched[rows], point, limit)]
@@ -213,9 +215,7 @@ def _score(
         journal.close()
 
 
-def _history(
-    population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points
-) -> list[float]:
+def _history(population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points) -> list[float]:
     points = np.array([evaluation.means(parts.searched) for _, evaluation in population])
     return [float(volume) for volume in pareto.hypervolume_history(points, point)]
 

@@ -54,10 +54,14 @@ class Comparison(_Data):
 
 
 class Hypervolume(_Data):
-    """Hypervolumes against one reference point per split; `references` is that of all references taken together."""
+    """Hypervolumes above one reference point per split: the lowest score of any reference in each objective.
+
+    `search` and `report` are the front's; `search_references` and `references` those of all references taken together.
+    """
 
     search: float
     report: float
+    search_references: float
     references: float
     search_point: Mapping[str, float]
     report_point: Mapping[str, float]
@@ -94,11 +98,19 @@ class Results(_Data):
             "objectives": [objective.name for objective in self.objectives],
             "hypervolume": {"search": self.hypervolume.search, "report": self.hypervolume.report},
             "front": [
-                {"recipe_id": point.recipe_id, "search": dict(point.search), "report": {k: list(v) for k, v in point.report.items()}}
+                {
+                    "recipe_id": point.recipe_id,
+                    "search": dict(point.search),
+                    "report": {k: list(v) for k, v in point.report.items()},
+                }
                 for point in self.front
             ],
             "references": {
-                name: {"recipe_id": point.recipe_id, "search": dict(point.search), "report": {k: list(v) for k, v in point.report.items()}}
+                name: {
+                    "recipe_id": point.recipe_id,
+                    "search": dict(point.search),
+                    "report": {k: list(v) for k, v in point.report.items()},
+                }
                 for name, point in self.references.items()
             },
         }

@@ -1,0 +1,228 @@
+"""RayEvaluator: worker processes that may die, hang or run out of memory, which costs the study only time.
+
+The only module that imports ray. Workers are plain actors that Ray neither restarts nor retries: it would
+hide why one died, and try for ever a candidate that kills them all. Experts do not pass through Ray: every
+worker maps the same files, which the operating system holds in memory once.
+"""
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evomerge.errors import EvaluatorError
+from evomerge.evaluate.evaluator import Evaluator
+from evomerge.evaluate.fence import check_fence
+from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, verdict
+from evomerge.evaluate.resident import Resident
+from evomerge.evaluate.worker import Setup, describe
+from evomerge.trial import Evaluation, Proposal
+
+# Ray prints each worker's death to standard output, which is the study's, and reports its use to its makers.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray  # reads the environment when it is imported
+from ray.exceptions import OutOfMemoryError, RayError
+
+_OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
+# Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+
+
+class RayEvaluator(Evaluator):
+    """Evaluates in worker processes, one candidate in each at a time.
+
+    A worker is given candidates only after it has reported that its model is in memory, so a candidate's
+    deadline counts from the moment it begins, however long the start-up took. When a worker dies, it is
+    replaced and its candidate is next in line again, up to `ATTEMPTS` times. A worker that is past the
+    deadline is killed; its candidate gets one more try, since once may be the machine's fault.
+    """
+
+    def __init__(self, setup: Setup, workers: int, deadline: float | None = None, address: str | None = None) -> None:
+        """Start workers on the cluster in use, else at `address` or `RAY_ADDRESS`, else a new local one.
+
+        `deadline` is in seconds, None for no limit. Raises `EvaluatorError` where the cluster cannot be
+        reached, is too small, or can be used by anyone in the network.
+        """
+        self.slots = workers
+        self._setup = replace(setup, folder=str(Path(setup.folder).resolve()))
+        self._deadline = math.inf if deadline is None else deadline
+        self._connected = connect(address, workers * setup.threads)
+        _check_size(workers, setup.threads)
+        self._line: deque[_Job] = deque()
+        self._finished: deque[tuple[int, Evaluation]] = deque()
+        self._deaths = 0  # of workers that never began, in a row
+        self._seats = [_Seat() for _ in range(workers)]
+        for seat in self._seats:
+            self._staff(seat)
+
+    def submit(self, proposal: Proposal) -> None:
+        """Take a proposal, and begin at once where a worker is free."""
+        self._line.append(_Job(proposal))
+        self._dispatch()
+
+    def wait(self) -> tuple[int, Evaluation]:
+        """Return what finishes first."""
+        if not (self._finished or self._line or any(seat.job for seat in self._seats)):
+            msg = "no proposal is in flight; submit one before waiting"
+            raise EvaluatorError(msg)
+        while not self._finished:
+            self._dispatch()
+            busy = {seat.promise: seat for seat in self._seats if seat.promise is not None}
+            ray.wait(list(busy), num_returns=1, timeout=self._patience())
+            ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
+            for promise in ready:  # before the late ones are killed: what is ready was in time, if nobody looked
+                self._collect(busy[promise])
+            self._kill_overdue()
+        return self._finished.popleft()
+
+    def close(self) -> None:
+        """Kill the workers, and leave the cluster if it was joined here; one that was started here ends."""
+        for seat in self._seats:
+            if seat.actor is not None and ray.is_initialized():
+                ray.kill(seat.actor)
+        self._seats = []
+        self._line.clear()
+        self._finished.clear()
+        if self._connected:
+            ray.shutdown()
+            self._connected = False
+
+    def _staff(self, seat: "_Seat") -> None:
+        """Put a new worker on a seat; it reports by keeping the promise."""
+        seat.actor = _ACTOR.options(
+            num_cpus=self._setup.threads,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
+        ).remote(self._setup)
+        seat.promise, seat.job = seat.actor.prepare.remote(), None
+
+    def _dispatch(self) -> None:
+        for seat in self._seats:
+            if seat.promise is None and self._line:
+                seat.job, seat.since = self._line.popleft(), time.monotonic()
+                proposal = seat.job.proposal
+                seat.promise = seat.actor.evaluate.remote(proposal.recipe.json, proposal.split)
+
+    def _collect(self, seat: "_Seat") -> None:
+        """Take what a worker has to say, or that it died."""
+        try:
+            answer = ray.get(seat.promise)
+        except RayError as error:
+            self._lose(seat, OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else type(error).__name__)
+            return
+        job, seat.promise, seat.job = seat.job, None, None
+        if job is not None:
+            self._finished.append((job.proposal.number, _own(answer)))
+        elif answer is not None:
+            msg = f"the workers cannot start: {answer}"
+            raise EvaluatorError(msg)
+        else:
+            self._deaths = 0
+
+    def _lose(self, seat: "_Seat", cause: str) -> None:
+        """Replace the worker on a seat, and decide about its candidate."""
+        ray.kill(seat.actor)
+        job = seat.job
+        if job is None:
+            self._deaths += 1
+            if self._deaths >= ATTEMPTS:
+                msg = (
+                    f"{ATTEMPTS} workers in a row died while starting ({cause}); look for the reason "
+                    "in Ray's logs, by default in /tmp/ray/session_latest/logs, or type --workers 1"
+                )
+                raise EvaluatorError(msg)
+        else:
+            job.lost.append(cause)
+            error = verdict(job.lost, self._deadline)
+            if error is None:
+                self._line.appendleft(job)
+            else:
+                self._finished.append((job.proposal.number, Evaluation(error=error)))
+        self._staff(seat)
+
+    def _patience(self) -> float | None:
+        """Return the seconds until the next deadline, None if there is none."""
+        ends = [seat.since + self._deadline for seat in self._seats if seat.job is not None]
+        end = min(ends, default=math.inf)
+        return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
+
+    def _kill_overdue(self) -> None:
+        for seat in self._seats:
+            if seat.job is not None and time.monotonic() >= seat.since + self._deadline:
+                self._lose(seat, DEADLINE)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A proposal in flight, and why it lost each of its workers so far."""
+
+    proposal: Proposal
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A place for a worker: it starts (promise, no job), is free (neither), or busy since a time (both)."""
+
+    actor: Any = None
+    promise: Any = None
+    job: _Job | None = None
+    since: float = 0.0
+
+
+_ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Resident)
+
+
+def _own(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation in memory of this process, which outlives Ray's."""
+    return replace(
+        evaluation,
+        scores={name: np.array(vector) for name, vector in evaluation.scores.items()},
+        outputs={name: np.array(array) for name, array in evaluation.outputs.items()},
+    )
+
+
+def connect(address: str | None = None, cpus: int = 1) -> bool:
+    """Connect to a Ray cluster, a new one if need be, and return whether the connection was made here.
+
+    A new cluster is on this machine, with `cpus` CPUs. Raises `EvaluatorError`.
+    """
+    if ray.is_initialized():
+        check_fence(ray.get_runtime_context().gcs_address)
+        return False
+    address = address or os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        options |= {"_node_ip_address": _LOOPBACK}
+    elif address != "auto":
+        check_fence(address)
+    try:
+        ray.init(address, **options)
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        msg = f"no Ray cluster at `{address}`: {describe(error)}; type --workers 1 to do without"
+        raise EvaluatorError(msg) from error
+    if address == "auto":  # only now is it known where that is
+        try:
+            check_fence(ray.get_runtime_context().gcs_address)
+        except EvaluatorError:
+            ray.shutdown()
+            raise
+    return True
+
+
+def _check_size(workers: int, threads: int) -> None:
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    if cpus < workers * threads:
+        msg = (
+            f"the Ray cluster has {cpus} CPUs, {workers} workers with {threads} threads each need "
+            f"{workers * threads}; type --workers {max(cpus // threads, 1)}"
+        )
+        raise EvaluatorError(msg)

@@ -1,0 +1,193 @@
+"""Worker: turns a recipe into scores, in whatever process it lives. Plain Python, no ray.
+
+Whatever a candidate does wrong becomes its `Evaluation.error`. What is wrong with the setup is an exception,
+since no other candidate would fare better.
+"""
+
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from evomerge import tasks
+from evomerge.build import Builder
+from evomerge.checkpoint import Checkpoint
+from evomerge.models import LiveModel
+from evomerge.pool import Pool
+from evomerge.recipe import Recipe
+from evomerge.trial import Evaluation, Split
+
+_LONGEST_ERROR = 1000
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that a worker needs to know, as plain JSON data. The same setup gives the same scores everywhere.
+
+    `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; relative paths in
+    them start at `folder`. `precision` is what models compute in, `threads` how many each worker uses
+    (another number changes the last bits of scores), and `auto` the transformers class that chooses the
+    model's class, None for its config's.
+    """
+
+    base: str
+    experts: Mapping[str, str]
+    tasks: Mapping[str, Mapping[str, Any]]
+    folder: str = "."
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 1
+    auto: str | None = None
+
+
+class Worker:
+    """Evaluates one recipe after the other in one live model. An evaluator hands out work; this does it."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Be ready to prepare; nothing is opened yet."""
+        self.setup = setup
+        self._prepared: _Prepared | None = None
+
+    def prepare(self) -> None:
+        """Open the pool, load model and tasks, unless that is done. Raises what they raise."""
+        self._ready()
+
+    def evaluate(self, recipe: Recipe, split: Split = "search") -> Evaluation:
+        """Return the recipe's scores on every task, or what went wrong with this candidate.
+
+        `seconds` of the result are those of `decode` (reading the recipe), `merge` (building it into the
+        model) and `score`. Raises what `prepare` raises, and lets KeyboardInterrupt pass.
+        """
+        ready = self._ready()
+        scores: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
+        seconds: dict[str, float] = {}
+        try:
+            with _alike(self.setup.threads):
+                with _timed(seconds, "decode"):
+                    checkpoint = _Finite(ready.builder.build(recipe))
+                with _timed(seconds, "merge"):
+                    ready.model.write(checkpoint)
+                with _timed(seconds, "score"):
+                    for task in ready.tasks:
+                        found = task.score(ready.model, split)
+                        for metric, vector in found.scores.items():
+                            _check_scores(task.name, metric, vector)
+                            scores[f"{task.name}/{metric}"] = vector
+                        outputs |= {f"{task.name}/{name}": array for name, array in found.outputs.items()}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
+            return Evaluation(error=describe(error), seconds=seconds)
+        return Evaluation(scores=scores, outputs=outputs, seconds=seconds)
+
+    def _ready(self) -> "_Prepared":
+        if self._prepared is None:
+            with _alike(self.setup.threads):
+                self._prepared = _Prepared(self.setup)
+        return self._prepared
+
+
+class _Prepared:
+    """What stays in memory between candidates."""
+
+    def __init__(self, setup: Setup) -> None:
+        folder = Path(setup.folder)
+        pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
+        self.builder = Builder(pool)
+        self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
+        self.model = LiveModel(folder / setup.base, setup.auto, setup.precision)
+
+
+class _Finite:
+    """A checkpoint whose tensors are checked as they are made: the first that is not finite is an error."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.info = checkpoint.info
+
+    def tensor(self, name: str) -> torch.Tensor:
+        tensor = self._checkpoint.tensor(name)
+        self._check(name, tensor)
+        return tensor
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        self._checkpoint.write(name, out)
+        self._check(name, out)
+
+    def forget(self) -> None:
+        self._checkpoint.forget()
+
+    @staticmethod
+    def _check(name: str, tensor: torch.Tensor) -> None:
+        # A sum is one pass without a temporary. It is finite only if all numbers are, but may overflow when
+        # they are.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            msg = f"the merged tensor `{name}` holds NaN or infinity"
+            raise FloatingPointError(msg)
+
+
+def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:
+    bad = np.flatnonzero(~np.isfinite(vector))
+    if bad.size:
+        first = f"example {bad[0]} scored {vector[bad[0]]}"
+        msg = f"task `{task}`, metric `{metric}`: {first} ({bad.size} of {vector.size} are not finite)"
+        raise FloatingPointError(msg)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as `Type: last line`, the same text in every run: without addresses in memory."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001  # a candidate's exception need not even print
+        lines = []
+    text = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    return _ADDRESS.sub("0x…", text)[:_LONGEST_ERROR]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = time.perf_counter() - start
+
+
+@contextmanager
+def _alike(threads: int) -> Iterator[None]:
+    """Make what runs inside the same in every process, and leave the process as it was.
+
+    Fixes the number of torch's threads, its deterministic kernels, and all global generators. A driver in the
+    same process must not notice it, or it would search otherwise than one whose evaluator has processes of
+    its own.
+    """
+    kernels: Any = torch.utils.deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        kernels.fill_uninitialized_memory,
+    )
+    chance = random.getstate(), np.random.get_state()  # noqa: NPY002  # a task may use the global generator
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode("warn")
+    kernels.fill_uninitialized_memory = False  # merges make many tensors, and fill them themselves
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_deterministic_debug_mode(before[1])
+        kernels.fill_uninitialized_memory = before[2]
+        random.setstate(chance[0])
+        np.random.set_state(chance[1])  # noqa: NPY002

@@ -1,0 +1,113 @@
+"""Reads and writes whole models with transformers: local folders, safetensors, no code from the folder.
+
+Not to be confused with `evomerge.checkpoint`, which reads single tensors of the same folders without
+transformers.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evomerge.errors import ModelError, nearest
+
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def auto_class(auto: str) -> Any:
+    """Return the transformers class that chooses a model's class from its configuration, such as `AutoModel`.
+
+    Raises `ModelError` where transformers has no such `Auto…` class.
+    """
+    known = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    if auto not in known:
+        msg = f"`auto` must name an AutoModel… class of transformers, got `{auto}`; {nearest(auto, known)}"
+        raise ModelError(msg)
+    return getattr(transformers, auto)
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    auto: str = "AutoModel",
+    dtype: torch.dtype | None = None,
+    **options: object,
+) -> PreTrainedModel:
+    """Return the model in `folder`, on the CPU and in evaluation mode.
+
+    `dtype` None keeps the dtype on disk. `options` go to transformers, such as `attn_implementation="eager"`.
+    Raises `ModelError` where the folder holds no model that transformers can read from safetensors.
+    """
+    folder = _existing(folder)
+    try:
+        model = auto_class(auto).from_pretrained(
+            folder,
+            dtype="auto" if dtype is None else dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        msg = (
+            f"{auto} could not load a model from `{folder}` (config.json and *.safetensors expected): {error}"
+        )
+        raise ModelError(msg) from error
+    return cast(PreTrainedModel, model.eval())
+
+
+def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in `folder`. `options` go to transformers, such as `gguf_file="model.gguf"`.
+
+    Raises `ModelError` where the folder holds none.
+    """
+    folder = _existing(folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"no tokenizer could be loaded from `{folder}` (tokenizer.json expected): {error}"
+        raise ModelError(msg) from error
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def new_model(
+    config: Mapping[str, Any], auto: str = "AutoModel", dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Return a model with random weights, of the shape that `config` gives (`model_type` and its settings).
+
+    The weights come from torch's global generator: seed it for the same model again. `dtype` None is fp32.
+    Raises `ModelError` for a `model_type` that transformers does not know.
+    """
+    settings = dict(config)
+    model_type = settings.pop("model_type", None)
+    try:
+        made = transformers.AutoConfig.for_model(model_type, **settings)
+    except ValueError as error:
+        msg = f"`model_type` must name an architecture of transformers, got `{model_type}`"
+        raise ModelError(msg) from error
+    model = auto_class(auto).from_config(made, dtype=dtype or torch.float32)
+    return cast(PreTrainedModel, model.eval())
+
+
+def save_model(
+    model: PreTrainedModel, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write `model` to `folder` as an ordinary checkpoint: config.json, safetensors and, if given, the tokenizer."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _existing(folder: str | os.PathLike[str]) -> Path:
+    """Return `folder` as a path; a missing one must not be taken for the name of a model on a hub."""
+    path = Path(folder)
+    if not path.is_dir():
+        msg = f"expected a folder with a checkpoint, but there is none at `{path}`"
+        raise ModelError(msg)
+    return path

@@ -1,0 +1,304 @@
+"""Figures: the front on unseen examples, and how the search got there. PNG at 150 dots an inch.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers tell the same once more.
+"""
+
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from evomerge import files, pareto
+from evomerge.report import wording
+from evomerge.report.results import Candidate, Objective, Results
+
+_DPI = 150
+_INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
+_BLUE, _VERMILION = "#0072B2", "#D55E00"
+_MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    colour: str
+    marker: str
+    size: float
+
+
+_FRONT = _Look(_BLUE, "o", 4.5)
+_PICKED = _Look(_VERMILION, "*", 13)
+_BASE = _Look(_INK, "X", 7)
+_EXPERT = _Look("#009E73", "^", 7)
+_OTHERS = tuple(_Look(colour, marker, 6.5) for colour, marker in (("#CC79A7", "s"), ("#E69F00", "D"), ("#56B4E9", "P")))
+
+
+def front(results: Results, path: Path) -> None:
+    """Write the PNG of the front and the references on the report split, with 95% intervals."""
+    files.write(path, png(front_figure(results)))
+
+
+def hypervolume(results: Results, path: Path) -> None:
+    """Write the PNG of the search split's hypervolume against the number of evaluations."""
+    files.write(path, png(hypervolume_figure(results)))
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as PNG: the same bytes for the same figure."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def front_figure(results: Results) -> Figure:
+    """Draw the front: one scatter for two objectives; for more, every objective side by side, and up to four all pairs."""
+    objectives = results.objectives
+    if len(objectives) == 1:
+        return _one_objective(results)
+    pairs = list(itertools.combinations(objectives, 2))
+    if len(pairs) == 1:
+        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+        _scatter(figure.subplots(), results, pairs[0])
+        _legend(figure, results, columns=3)
+        return figure
+    if len(pairs) > _MOST_PAIRS:
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        _parallel(figure.subplots(), results)
+        _legend(figure, results, columns=5)
+        return figure
+    rows = len(pairs) // 3
+    figure = Figure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.25] * rows + [1])
+    for i, pair in enumerate(pairs):
+        _scatter(figure.add_subplot(grid[i // 3, i % 3]), results, pair)
+    _parallel(figure.add_subplot(grid[rows, :]), results)
+    _legend(figure, results, columns=5)
+    return figure
+
+
+def hypervolume_figure(results: Results) -> Figure:
+    """Draw the hypervolume of all candidates so far, on the search split, with the references' level."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _style(axes)
+    history = results.hypervolume.history
+    axes.step(range(1, len(history) + 1), history, where="post", color=_BLUE, linewidth=1.8)
+    axes.fill_between(range(1, len(history) + 1), history, step="post", color=_BLUE, alpha=0.08, linewidth=0)
+    corner = results.hypervolume.search_point
+    scores = [[reference.search[name] for name in corner] for reference in results.references.values()]
+    if scores:
+        level = pareto.hypervolume(scores, list(corner.values()))
+        axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"all references together: {wording.volume(level)}",
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-6, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=_MUTED,
+            fontsize=9,
+        )
+    axes.set_xlim(1, max(len(history), 2))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("evaluations", color=_INK)
+    axes.set_ylabel("hypervolume, search examples", color=_INK)
+    return figure
+
+
+def _one_objective(results: Results) -> Figure:
+    """Draw one objective as a dot plot: a row for each model."""
+    [objective] = results.objectives
+    models = [*results.references.values(), *results.front]
+    figure = Figure(figsize=(7.2, 1.2 + 0.32 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    _style(axes)
+    for row, model in enumerate(models):
+        look = _look(results, model)
+        (x,), (low,), (high,) = (np.array([part]) for part in _scaled(model, objective))
+        axes.plot([low, high], [row, row], color=look.colour, linewidth=1.4, alpha=0.6)
+        axes.plot(x, row, linestyle="", marker=look.marker, color=look.colour, markersize=look.size)
+    axes.set_yticks(range(len(models)), [_plain(model.name) for model in models])
+    axes.invert_yaxis()
+    axes.set_xlabel(_label(objective))
+    return figure
+
+
+def _scatter(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> None:
+    """Draw the front and the references over two objectives, references named beside their marks."""
+    _style(axes)
+    others = [point for point in results.front if point.recipe_id != results.picked]
+    chosen = [point for point in results.front if point.recipe_id == results.picked]
+    _marks(axes, others, pair, _FRONT, intervals=0.16)
+    for reference in results.references.values():
+        _marks(axes, [reference], pair, _look(results, reference), intervals=0.55)
+    _marks(axes, chosen, pair, _PICKED, intervals=0.9)
+    axes.set_xlabel(_label(pair[0]), color=_INK)
+    axes.set_ylabel(_label(pair[1]), color=_INK)
+    axes.margins(0.08)
+    _name(axes, results, pair)
+
+
+def _marks(axes: Axes, models: Sequence[Candidate], pair: tuple[Objective, Objective], look: _Look, intervals: float) -> None:
+    if not models:
+        return
+    x, y = (np.array([_scaled(model, objective) for model in models]).T for objective in pair)
+    level = 4 if look is _PICKED else 3
+    style: dict[str, Any] = {"color": look.colour, "zorder": level - 0.5, "alpha": intervals, "linewidth": 1}
+    axes.hlines(y[0], x[1], x[2], **style)
+    axes.vlines(x[0], y[1], y[2], **style)
+    axes.plot(
+        x[0], y[0], linestyle="", marker=look.marker, color=look.colour, markersize=look.size,
+        markeredgecolor="white", markeredgewidth=0.7, zorder=level,
+    )  # fmt: skip
+
+
+def _name(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> None:
+    """Write the references' names where they cover the fewest marks and other names."""
+    models = [*results.references.values(), *results.front]
+    axes.autoscale_view()
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays the panels out, so that pixels mean something
+    marks = axes.transData.transform([[_scaled(model, objective)[0] for objective in pair] for model in models])
+    frame = axes.get_window_extent()
+    unit = axes.figure.dpi / 72
+    taken: list[tuple[float, float, float, float]] = []
+    for model, (x, y) in zip(results.references.values(), marks, strict=False):
+        width, height = 4.9 * len(model.name) * unit, 10 * unit
+
+        def cost(offset: tuple[float, float, str], at: Point = (x, y), size: Point = (width, height)) -> float:
+            box = _box(at, offset, size, unit)
+            inside = (marks[:, 0] > box[0] - 3) & (marks[:, 0] < box[2] + 3) & (marks[:, 1] > box[1] - 3) & (marks[:, 1] < box[3] + 3)
+            crossed = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
+            return float(inside.sum()) + 4 * crossed + 20 * outside + 0.01 * (abs(offset[0]) + abs(offset[1]))
+
+        best = min(_OFFSETS, key=cost)
+        taken.append(_box((x, y), best, (width, height), unit))
+        axes.annotate(
+            _plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
+            textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=_darker(_look(results, model).colour),
+            zorder=5, path_effects=[withStroke(linewidth=2.2, foreground="white")],
+        )  # fmt: skip
+
+
+_OFFSETS = tuple(
+    (sign * dx, dy, "left" if sign > 0 else "right")
+    for dx, dy in ((7, 0), (6, 8), (6, -8), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28))
+    for sign in (1, -1)
+) + ((0, 13, "center"), (0, -13, "center"), (0, 24, "center"), (0, -24, "center"))
+"""Where a name may stand beside its mark: right, up in points, and which side of the name is there."""
+
+
+def _box(at: Point, offset: tuple[float, float, str], size: Point, unit: float) -> tuple[float, float, float, float]:
+    shift = {"left": 0.0, "right": 1.0, "center": 0.5}[offset[2]]
+    left, middle = at[0] + offset[0] * unit - shift * size[0], at[1] + offset[1] * unit
+    return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
+
+
+def _parallel(axes: Axes, results: Results) -> None:
+    """Draw every model as a line over all objectives, each on its own scale from the worst model to the best."""
+    models = [*results.references.values(), *results.front]
+    table = np.array([[_scaled(model, objective)[0] for objective in results.objectives] for model in models])
+    low, high = table.min(axis=0), table.max(axis=0)
+    heights = (table - low) / np.where(high > low, high - low, 1)
+    columns = np.arange(len(results.objectives))
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, colors=_INK, labelsize=9)
+    axes.vlines(columns, 0, 1, color="#bbbbbb", linewidth=1, zorder=1)
+    for model, line in zip(models, heights, strict=True):
+        look = _look(results, model)
+        faint = look is _FRONT
+        axes.plot(
+            columns, line, color=look.colour, marker=look.marker, markersize=look.size * (0.6 if faint else 0.8),
+            linewidth={_FRONT: 0.8, _PICKED: 2.4}.get(look, 1.3), alpha=0.25 if faint else 1, markeredgecolor="white",
+            markeredgewidth=0.5, zorder={_FRONT: 2, _PICKED: 5}.get(look, 3), clip_on=False,
+        )  # fmt: skip
+    for column, objective in enumerate(results.objectives):
+        for height, number in ((0, low[column]), (1, high[column])):
+            axes.annotate(
+                f"{number:.1f}" if wording.is_share(objective.report) else f"{number:.3f}", (column, height),
+                xytext=(0, 7 if height else -7), textcoords="offset points", ha="center", va="bottom" if height else "top",
+                fontsize=8.5, color=_MUTED, annotation_clip=False,
+            )  # fmt: skip
+    axes.set_xticks(columns, [_label(objective, lines=True) for objective in results.objectives])
+    axes.tick_params(axis="x", pad=14)
+    axes.set_yticks([])
+    axes.set_xlim(-0.25, len(columns) - 0.75)
+    axes.set_ylim(-0.02, 1.12)
+
+
+def _legend(figure: Figure, results: Results, columns: int) -> None:
+    entries = [(_FRONT, f"front ({len(results.front)} merges)"), (_PICKED, "picked merge")] if results.front else []
+    entries += [(_look(results, reference), reference.name) for reference in results.references.values()]
+    handles = [
+        Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markersize=look.size, markeredgecolor="white")
+        for look, _ in entries
+    ]
+    figure.legend(
+        handles, [_plain(name) for _, name in entries], loc="outside upper left", ncols=columns, frameon=False, fontsize=9,
+        handletextpad=0.3, columnspacing=1.4, labelcolor=_INK,
+    )  # fmt: skip
+
+
+def _look(results: Results, model: Candidate) -> _Look:
+    """Return how a model is drawn, by what it is: picked, of the front, the base, an expert, or another reference."""
+    if all(model is not reference for reference in results.references.values()):
+        return _PICKED if model.recipe_id == results.picked else _FRONT
+    if model.recipe == "base":
+        return _BASE
+    if _is_expert(model):
+        return _EXPERT
+    merges = [reference for reference in results.references.values() if reference.recipe != "base" and not _is_expert(reference)]
+    return _OTHERS[next(i for i, reference in enumerate(merges) if reference is model) % len(_OTHERS)]
+
+
+def _is_expert(model: Candidate) -> bool:
+    return isinstance(model.recipe, dict) and "expert" in model.recipe
+
+
+def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float]:
+    factor = 100 if wording.is_share(objective.report) else 1
+    value, low, high = model.report[objective.name]
+    return factor * value, factor * low, factor * high
+
+
+def _label(objective: Objective, *, lines: bool = False) -> str:
+    what = f"{wording.metric(objective.report)}{wording.unit(objective.report)}"
+    where = f"on {wording.examples(objective, 'report')}"
+    return _plain(f"{objective.name}: {what}{chr(10) if lines else ' '}{where}")
+
+
+def _plain(text: str) -> str:
+    """Return a name as text that matplotlib takes literally, and cut to a length that a figure bears."""
+    short = text if len(text) <= 32 else f"{text[:31]}…"  # noqa: PLR2004
+    return short.replace("$", r"\$")
+
+
+def _darker(colour: str) -> str:
+    red, green, blue = (int(int(colour[i : i + 2], 16) * 0.72) for i in (1, 3, 5))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _style(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#bbbbbb")
+    axes.tick_params(length=3, colors=_MUTED, labelsize=8.5)
+    axes.grid(color=_GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_size(9.5)
+    axes.yaxis.label.set_size(9.5)

@@ -1,0 +1,61 @@
+"""How numbers are shown to people: shares of examples in percent, other metrics as they are, intervals in brackets."""
+
+from evomerge.report.results import Interval, Objective, Results
+
+_SHARES = ("accuracy", "match")
+"""Endings of the metrics that are a share of the examples."""
+
+SPLITS = {"search": "search examples", "report": "unseen examples"}
+
+
+def metric(name: str) -> str:
+    """Return a metric's name in words, without its task: `news/log_likelihood` is `log likelihood`."""
+    return name.rpartition("/")[2].replace("_", " ")
+
+
+def mean_metric(results: Results) -> str:
+    """Return the reported metric that all objectives have in common, or `score` where they differ."""
+    names = {metric(objective.report) for objective in results.objectives}
+    return names.pop() if len(names) == 1 else "score"
+
+
+def is_share(name: str) -> bool:
+    """Return whether the metric is a share of the examples, in [0, 1], and so shown in percent."""
+    return name.endswith(_SHARES)
+
+
+def value(number: float, name: str, *, sign: bool = False) -> str:
+    """Return a value (with `sign`: a difference) of the metric `name`: 71.2 for an accuracy of 0.712, -0.532 otherwise."""
+    plus = "+" if sign else ""
+    return f"{100 * number:{plus}.1f}" if is_share(name) else f"{number:{plus}.3f}"
+
+
+def interval(numbers: Interval, name: str, *, sign: bool = False) -> str:
+    """Return a value with its interval: `71.2 [68.9, 73.5]`."""
+    middle, low, high = (value(number, name, sign=sign) for number in numbers)
+    return f"{middle} [{low}, {high}]"
+
+
+def volume(number: float, *, sign: bool = False) -> str:
+    """Return a hypervolume to four digits. Its unit, the product of the metrics' units, says little by itself."""
+    return f"{number:{'+' if sign else ''}.4g}"
+
+
+def unit(name: str) -> str:
+    """Return what goes behind a metric's name on an axis: ` (%)` for shares."""
+    return " (%)" if is_share(name) else ""
+
+
+def examples(objective: Objective, split: str) -> str:
+    """Return `500 unseen examples` or `400 search examples`."""
+    return f"{objective.examples[split == 'report']} {SPLITS[split]}"
+
+
+def duration(seconds: float) -> str:
+    """Return `0.2 s`, `41 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 10:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004

@@ -1,0 +1,73 @@
+"""ONE IDEA: ask / tell.
+
+`make` gives the driver that a study file's `driver:` spells. Drivers know numpy and their optimiser, not
+torch, not ray.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from evomerge.errors import DriverError, nearest
+from evomerge.recipe import describe as describe_error
+from evomerge.search.cma import Cma, CmaSettings
+from evomerge.search.driver import Breeder, Driver, Generational
+from evomerge.search.nsga import Nsga, NsgaSettings
+from evomerge.search.optuna_sampler import Optuna, OptunaSettings
+from evomerge.search.random import Random, RandomSettings
+from evomerge.space import SearchSpace
+
+__all__ = ["KINDS", "Breeder", "Driver", "Generational", "describe", "make"]
+
+_Make = Callable[[SearchSpace, Sequence[str], int, Any], Driver]
+
+
+def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> _Make:
+    return lambda space, objectives, seed, settings: Generational(
+        space, objectives, breeder(space, objectives, seed, settings)
+    )
+
+
+_DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
+    "cma": (CmaSettings, _generational(Cma)),
+    "nsga2": (NsgaSettings, _generational(Nsga)),
+    "nsga3": (NsgaSettings, _generational(Nsga)),
+    "tpe": (OptunaSettings, _generational(Optuna)),
+    "gp": (OptunaSettings, _generational(Optuna)),
+    "qmc": (OptunaSettings, _generational(Optuna)),
+    "random": (RandomSettings, Random),
+}
+
+KINDS: tuple[str, ...] = tuple(_DRIVERS)
+"""What `kind:` of a driver may be."""
+
+
+def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str], seed: int) -> Driver:
+    """Return the driver that `settings` (`kind:` and its own keys) spell, to search `space` for `objectives`.
+
+    `objectives` name entries of `Evaluation.scores`; higher is better. `seed` (0 or more) decides everything
+    random. Raises `DriverError`.
+    """
+    kind = settings.get("kind")
+    if kind not in _DRIVERS:
+        msg = (
+            f"driver: unknown kind `{kind}`; {nearest(str(kind), KINDS)}"
+            if kind
+            else f"driver: expected `kind:`, one of {', '.join(KINDS)}"
+        )
+        raise DriverError(msg)
+    if not objectives or len(set(objectives)) != len(objectives):
+        msg = f"driver: expected one or more different objectives, got {list(objectives)}"
+        raise DriverError(msg)
+    model, build = _DRIVERS[kind]
+    try:
+        parsed = model.model_validate(settings)
+    except ValidationError as error:
+        raise DriverError(describe_error(error, "driver", {"": tuple(model.model_fields)})) from None
+    return build(space, objectives, seed, parsed)
+
+
+def describe(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str]) -> str:
+    """Return one line for a dry run: what the driver is and does. Raises `DriverError` as `make` does."""
+    return str(make(settings, space, objectives, seed=0))

@@ -1,0 +1,168 @@
+"""What a driver is, and the part that all generational drivers share.
+
+A driver proposes candidates and learns what they were worth. It is not to be confused with the study, which
+counts the budget, keeps the journal and runs the evaluations.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.errors import DriverError
+from evomerge.space import Genome, SearchSpace
+from evomerge.trial import Evaluation, Proposal
+
+Genomes = NDArray[np.float64]
+"""Rows of genomes, `(candidates, genes)`."""
+
+Means = NDArray[np.float64]
+"""Mean score of each objective, `(candidates, objectives)`. Higher is better."""
+
+
+class Driver(Protocol):
+    """Proposes candidates (`ask`) and learns what they were worth (`tell`).
+
+    The rules, for every driver:
+
+    1. `ask` returns None for "nothing until you tell me more", and then changes nothing. None with nothing in
+       flight means that the search is over.
+    2. Proposals are numbered 0, 1, 2, … in the order in which they are asked for.
+    3. All randomness comes from the seed given at construction, never from a global generator.
+    4. What is proposed depends only on the order of asks and tells: never on the clock, on the number of
+       slots, or on how often `ask` returned None. So replaying a journal through a fresh driver restores it.
+    5. Generational drivers sort what they are told by number: the order of arrival cannot matter, and the
+       search is the same for any number of workers.
+    6. A failed evaluation is survived, and counts as worse than any success.
+
+    `evomerge.testing.DriverSuite` holds a driver to these rules. `str(driver)` is its line in a dry run.
+    """
+
+    def ask(self) -> Proposal | None:
+        """Return the next candidate to evaluate, or None."""
+        ...
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Learn the `evaluation` of a `proposal` that `ask` returned."""
+        ...
+
+
+class Breeder(Protocol):
+    """A generational driver's own part: makes a generation of genomes, and learns from it."""
+
+    def draw(self) -> Genomes:
+        """Return the next generation, `(candidates, genes)`; no rows mean that the search is over.
+
+        Called again without a `learn` between when no candidate of the whole study has succeeded yet.
+        """
+        ...
+
+    def learn(self, genomes: Genomes, means: Means) -> None:
+        """Learn the `means`, all finite, of the generation drawn last, row by row."""
+        ...
+
+
+class Generational:
+    """A `Driver` that hands out a `Breeder`'s generations, one at a time, each when the last is all told.
+
+    A candidate that failed (or has a mean that is not finite) counts, in every objective, as the worst
+    success of the study so far, minus a tenth of the range of the successes so far and minus 1e-6. Near
+    enough not to distort a model of the scores, and always dominated. A generation that ends before anything
+    has ever succeeded teaches nothing and is not learnt from.
+    """
+
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], breeder: Breeder) -> None:
+        """Drive `breeder` over `space`; it learns the means of `objectives`, in this order."""
+        self._space = space
+        self._objectives = tuple(objectives)
+        self._breeder = breeder
+        self._generation: Genomes = np.empty((0, len(space.genes)))
+        self._first = 0  # number of the generation's first proposal
+        self._asked = 0  # how many of the generation have been asked for
+        self._told: dict[int, Means] = {}  # row in the generation -> means, one for each objective
+        self._over = False
+        self._worst = np.full(len(objectives), np.inf)
+        self._best = np.full(len(objectives), -np.inf)
+
+    def __str__(self) -> str:
+        return str(self._breeder)
+
+    def ask(self) -> Proposal | None:
+        """Return the next candidate of the generation, or None while the rest of it is being evaluated."""
+        if self._asked == len(self._generation) == len(self._told) and not self._over:
+            self._first += self._asked
+            self._asked = 0
+            self._told = {}
+            self._generation = self._breeder.draw()
+            self._over = len(self._generation) == 0
+        if self._asked == len(self._generation):
+            return None
+        proposal = propose(self._space, self._first + self._asked, self._generation[self._asked])
+        self._asked += 1
+        return proposal
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Keep the evaluation, and let the breeder learn when the generation is complete.
+
+        Raises `DriverError` for a proposal that is not in flight.
+        """
+        row = proposal.number - self._first
+        if not 0 <= row < self._asked or row in self._told:
+            flying = [self._first + i for i in range(self._asked) if i not in self._told]
+            msg = f"proposal {proposal.number} is not in flight; expected one of {flying}, each told once"
+            raise DriverError(msg)
+        self._told[row] = evaluation.means(self._objectives)
+        if len(self._told) == len(self._generation):
+            means = self._finite(np.array([self._told[i] for i in range(len(self._generation))]))
+            if means is not None:
+                self._breeder.learn(self._generation, means)
+
+    def _finite(self, means: Means) -> Means | None:
+        """Return `means` with failures made worst, or None if nothing has ever succeeded."""
+        succeeded: NDArray[np.bool_] = np.all(np.isfinite(means), axis=1)
+        if succeeded.any():
+            self._worst = np.minimum(self._worst, means[succeeded].min(axis=0))
+            self._best = np.maximum(self._best, means[succeeded].max(axis=0))
+        if np.isinf(self._worst).any():
+            return None
+        return np.where(succeeded[:, None], means, self._worst - 0.1 * (self._best - self._worst) - 1e-6)
+
+
+def propose(space: SearchSpace, number: int, genome: Genome) -> Proposal:
+    """Return the proposal of a genome. It keeps a copy that nobody can write to."""
+    kept = np.array(genome, dtype=np.float64)
+    kept.flags.writeable = False
+    return Proposal(number, space.decode(kept), kept)
+
+
+def known_recipes(space: SearchSpace) -> Genomes:
+    """Return the genomes of the space's landmarks, in their order, each recipe once: `(landmarks, genes)`."""
+    by_id: dict[str, Genome] = {}
+    for genome in space.landmarks().values():
+        by_id.setdefault(space.decode(genome).id, genome)
+    return np.array(list(by_id.values()))
+
+
+def are_whole(space: SearchSpace) -> NDArray[np.bool_]:
+    """Return which genes only take whole numbers (int and choice), bool `(genes,)`."""
+    return np.array([gene.kind != "float" for gene in space.genes])
+
+
+def round_whole(space: SearchSpace, genomes: Genomes) -> Genomes:
+    """Return `genomes` with int and choice genes at the whole numbers that they decode to."""
+    return np.where(are_whole(space), np.floor(genomes + 0.5), genomes)
+
+
+def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) -> Genomes:
+    """Return `count` genomes, `(count, genes)`, spread evenly over each gene's range.
+
+    A Latin hypercube (McKay, Beckman & Conover 1979). Int and choice genes get each of their values equally
+    often, int genes on a log scale in proportion to it.
+    """
+    strata = rng.permuted(np.tile(np.arange(count), (len(space.genes), 1)), axis=1).T
+    unit = (strata + rng.random(strata.shape)) / count
+    levels = space.upper - space.lower + 1
+    stretched = space.lower + np.floor(unit * levels)
+    log = np.array([gene.log for gene in space.genes])
+    return np.where(are_whole(space) & ~log, stretched, round_whole(space, space.from_unit(unit)))

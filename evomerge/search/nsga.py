@@ -1,0 +1,175 @@
+"""NSGA-II (Deb et al. 2002) and NSGA-III (Deb & Jain 2014): a whole front at once, from pymoo.
+
+Genomes are bred in the unit cube. Float and int genes cross over by simulated binary crossover and mutate
+polynomially, and int genes are then rounded; choices cross over uniformly and mutate to any option. The first
+generation is the known recipes, filled up by a Latin hypercube.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.algorithms.moo.nsga3 import NSGA3
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.crossover.ux import UX
+from pymoo.operators.mutation.pm import PM
+from pymoo.problems.static import StaticProblem
+from pymoo.util.ref_dirs import get_reference_directions
+
+from evomerge.errors import DriverError
+from evomerge.search.driver import Genomes, Means, known_recipes, latin_hypercube, round_whole
+from evomerge.space import SearchSpace
+
+
+class NsgaSettings(BaseModel):
+    """`driver:` of a study that searches by NSGA-II or NSGA-III."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["nsga2", "nsga3"] = "nsga2"
+    seed_known: bool = True
+    """Put the known recipes (base, each expert, mean) into the first generation."""
+    population: int = Field(default=24, ge=4)
+    """Candidates in a generation. The first one is larger if there are more known recipes."""
+
+
+class Nsga:
+    """A `Breeder`. Its population is the best of parents and offspring, generation after generation."""
+
+    def __init__(
+        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: NsgaSettings
+    ) -> None:
+        """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, or too many."""
+        if len(objectives) < 2:  # noqa: PLR2004  # a front needs two
+            msg = f"driver `{settings.kind}` needs two or more objectives, got one; type `kind: cma`"
+            raise DriverError(msg)
+        self._space = space
+        self._settings = settings
+        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        self._queue = self._known
+        self._filler = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+        self._problem = Problem(n_var=len(space.genes), n_obj=len(objectives), xl=0.0, xu=1.0)
+        self._algorithm = _algorithm(space, len(objectives), settings)
+        bred = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        self._algorithm.setup(self._problem, termination=NoTermination(), seed=bred)
+
+    def __str__(self) -> str:
+        name = {"nsga2": "NSGA-II", "nsga3": "NSGA-III"}[self._settings.kind]
+        size, known = self._settings.population, len(self._known)
+        return f"{name}, {size} candidates a generation, {known} known recipes in the first"
+
+    def draw(self) -> Genomes:
+        """Return the first generation, and from then on offspring: no rows if there are no new ones."""
+        if not self._algorithm.is_initialized:
+            known, self._queue = self._queue, self._queue[:0]
+            fill = latin_hypercube(self._space, max(self._settings.population - len(known), 0), self._filler)
+            return np.concatenate([known, fill])
+        offspring = self._algorithm.ask()
+        if offspring is None:  # a small discrete space: every child is already in the population
+            return np.empty((0, len(self._space.genes)))
+        return round_whole(self._space, self._space.from_unit(offspring.get("X")))
+
+    def learn(self, genomes: Genomes, means: Means) -> None:
+        """Let the best of parents and offspring survive."""
+        evaluated = Population.new(X=self._space.to_unit(genomes))
+        Evaluator().eval(StaticProblem(self._problem, F=-means), evaluated)
+        self._algorithm.tell(infills=evaluated)
+
+
+def _algorithm(space: SearchSpace, objectives: int, settings: NsgaSettings) -> Any:
+    choices = np.flatnonzero([gene.kind == "choice" for gene in space.genes])
+    options = np.array([len(space.genes[i].choices) for i in choices])
+    common = {
+        "pop_size": settings.population,
+        "mutation": _Mutation(choices, options),
+        "repair": _Rounding(space),
+        "output": None,
+    }
+    if settings.kind == "nsga2":
+        return NSGA2(crossover=_Crossover(choices, eta=15, prob=0.9), **common)
+    return NSGA3(
+        reference_directions(objectives, settings.population),
+        crossover=_Crossover(choices, eta=30, prob=1.0),
+        **common,
+    )
+
+
+def reference_directions(objectives: int, population: int) -> NDArray[np.float64]:
+    """Return at most `population` directions over the unit simplex, `(directions, objectives)`.
+
+    Das & Dennis's lattice (1998), as fine as the population allows; where that leaves only the simplex's
+    faces, a second layer half-way to the centre follows, as Deb & Jain do. Raises `DriverError` if the
+    population is smaller than the number of objectives.
+    """
+    outer = _partitions(objectives, population)
+    if outer == 0:
+        msg = f"driver `nsga3`: `population` is {population}; expected {objectives} or more (the objectives)"
+        raise DriverError(msg)
+    layers = [get_reference_directions("das-dennis", objectives, n_partitions=outer)]
+    inner = min(_partitions(objectives, population - len(layers[0])), outer)
+    if outer < objectives and inner > 0:
+        layers.append(get_reference_directions("das-dennis", objectives, n_partitions=inner, scaling=0.5))
+    return np.concatenate(layers)
+
+
+def _partitions(objectives: int, points: int) -> int:
+    """Return into how many parts an axis of the simplex can be cut with at most `points` directions."""
+    count = 0
+    while math.comb(count + objectives, objectives - 1) <= points:
+        count += 1
+    return count
+
+
+class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
+    """Simulated binary crossover, and uniform crossover of the choices."""
+
+    def __init__(self, choices: NDArray[np.intp], **settings: float) -> None:
+        super().__init__(**settings)
+        self._choices = choices
+        self._uniform = UX()
+
+    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803
+        children: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
+        if len(self._choices):
+            children[:, :, self._choices] = self._uniform._do(  # what pymoo's own `do` calls
+                problem, X[:, :, self._choices], random_state=random_state
+            )
+        return children
+
+
+class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
+    """Polynomial mutation, and any option for a choice, each gene with probability min(1/2, 1/genes)."""
+
+    def __init__(self, choices: NDArray[np.intp], options: NDArray[np.int_]) -> None:
+        super().__init__(eta=20)
+        self._choices = choices
+        self._options = options
+
+    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803
+        mutants: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
+        if len(self._choices):
+            parents = X[:, self._choices]
+            hit = random_state.random(parents.shape) < min(0.5, 1 / problem.n_var)
+            drawn = np.floor(random_state.random(parents.shape) * self._options) / (self._options - 1)
+            mutants[:, self._choices] = np.where(hit, drawn, parents)
+        return mutants
+
+
+class _Rounding(Repair):  # type: ignore[misc]  # pymoo has no types
+    """Moves int and choice genes to whole numbers, so that pymoo knows children that are the same recipe."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self._space = space
+
+    def _do(self, problem: Any, X: Genomes, **kwargs: Any) -> Genomes:  # noqa: N803
+        return self._space.to_unit(round_whole(self._space, self._space.from_unit(X)))

@@ -1,0 +1,127 @@
+"""Optuna's samplers: TPE, Gaussian process, quasi-Monte Carlo, fed from memory in batches of a fixed size.
+
+Limits: TPE models up to some 50 genes within reason (a second a candidate at 1,000 genes and 400 candidates,
+and far more with several objectives), the Gaussian process some 20 genes and 200 candidates; Optuna itself
+spends 0.03 s a candidate at 1,000 genes. For more genes use `cma` or `nsga2`.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge.errors import DriverError
+from evomerge.search.driver import Genomes, Means, known_recipes
+from evomerge.space import Gene, Genome, SearchSpace
+
+_SAMPLERS: dict[str, tuple[type[optuna.samplers.BaseSampler], dict[str, Any]]] = {
+    "tpe": (optuna.samplers.TPESampler, {}),
+    "gp": (optuna.samplers.GPSampler, {}),
+    "qmc": (optuna.samplers.QMCSampler, {"scramble": True, "warn_independent_sampling": False}),
+}
+
+
+class OptunaSettings(BaseModel):
+    """`driver:` of a study that searches by one of Optuna's samplers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["tpe", "gp", "qmc"] = "tpe"
+    seed_known: bool = True
+    """Evaluate the known recipes (base, each expert, mean) first."""
+    batch: int = Field(default=8, ge=1)
+    """Candidates proposed at once; fixed, so that the search does not depend on the number of workers."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of Optuna's sampler, such as `n_startup_trials`."""
+
+
+class Optuna:
+    """A `Breeder` around an Optuna study in memory, which maximises the mean of each objective."""
+
+    def __init__(
+        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: OptunaSettings
+    ) -> None:
+        """Search `space` for the best or, with several, the front of `objectives`.
+
+        Raises `DriverError` for `options` that the sampler does not take.
+        """
+        self._space = space
+        self._settings = settings
+        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        self._queue = self._known
+        self._distributions = {str(i): _distribution(gene) for i, gene in enumerate(space.genes)}
+        self._asked: list[optuna.Trial] = []
+        make, defaults = _SAMPLERS[settings.kind]
+        start = int(np.random.SeedSequence([seed]).generate_state(1)[0])
+        with _quiet():
+            try:
+                sampler = make(**{**defaults, "seed": start, **settings.options})
+            except (TypeError, ValueError) as error:
+                msg = f"driver `{settings.kind}`: `options` do not suit optuna's {make.__name__}: {error}"
+                raise DriverError(msg) from None
+            self._study = optuna.create_study(sampler=sampler, directions=["maximize"] * len(objectives))
+
+    def __str__(self) -> str:
+        name = _SAMPLERS[self._settings.kind][0].__name__
+        batch = self._settings.batch
+        return f"optuna {name}, {batch} candidates at once, after {len(self._known)} known recipes"
+
+    def draw(self) -> Genomes:
+        """Return the known recipes, and from then on a batch from the sampler."""
+        known, self._queue = self._queue, self._queue[:0]
+        if len(known):
+            return known
+        with _quiet():
+            for trial in self._asked:  # nothing has succeeded yet, so there is no worst score to give them
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self._asked = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
+        return np.array(
+            [[float(trial.params[name]) for name in self._distributions] for trial in self._asked]
+        )
+
+    def learn(self, genomes: Genomes, means: Means) -> None:
+        """Tell Optuna, in the order of the batch."""
+        with _quiet():
+            if self._asked:
+                for trial, values in zip(self._asked, means, strict=True):
+                    self._study.tell(trial, values.tolist())
+            else:
+                self._study.add_trials([self._known_trial(*row) for row in zip(genomes, means, strict=True)])
+        self._asked = []
+
+    def _known_trial(self, genome: Genome, means: Means) -> optuna.trial.FrozenTrial:
+        """Return the finished trial of a known recipe: one that Optuna did not propose."""
+        numbers = [
+            float(x) if gene.kind == "float" else int(x)
+            for gene, x in zip(self._space.genes, genome, strict=True)
+        ]
+        return optuna.trial.create_trial(
+            params=dict(zip(self._distributions, numbers, strict=True)),
+            distributions=self._distributions,
+            values=means.tolist(),
+        )
+
+
+def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
+    if gene.kind == "choice":
+        return optuna.distributions.CategoricalDistribution(range(len(gene.choices)))
+    if gene.kind == "int":
+        return optuna.distributions.IntDistribution(int(gene.low), int(gene.high), log=gene.log)
+    return optuna.distributions.FloatDistribution(gene.low, gene.high, log=gene.log)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Optuna's log below warnings, and its warnings that a sampler is experimental, for a moment."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,48 @@
+"""ONE IDEA: a model and example numbers become score vectors, one entry per example, higher is better.
+
+`make` turns settings, as a study's YAML has them, into a task. An objective is named `task/metric`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from evomerge.errors import TaskError, nearest
+from evomerge.recipe import describe
+from evomerge.tasks.classification import Classification, ClassificationSettings
+from evomerge.tasks.function import Function, FunctionSettings
+from evomerge.tasks.generation import Generation, GenerationSettings
+from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
+from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
+from evomerge.tasks.task import Scores, Task, TaskSettings
+
+__all__ = ["KINDS", "Scores", "Task", "make"]
+
+KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = {
+    "classification": (ClassificationSettings, Classification),
+    "language_modelling": (LanguageModellingSettings, LanguageModelling),
+    "multiple_choice": (MultipleChoiceSettings, MultipleChoice),
+    "generation": (GenerationSettings, Generation),
+    "callable": (FunctionSettings, Function),
+}
+"""The kinds of task: their settings, and what makes a task of a name, settings and a folder."""
+
+
+def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:
+    """Return the task that `settings` describe, its examples read and checked; relative paths are taken from `folder`.
+
+    Raises `TaskError` for an unknown key or kind, and for data that are missing, empty, not as described, or
+    shared by both splits.
+    """
+    kind = str(settings.get("kind"))
+    if kind not in KINDS:
+        msg = f"task `{name}`: expected a `kind`, got `{kind}`; {nearest(kind, KINDS)}"
+        raise TaskError(msg)
+    schema, new = KINDS[kind]
+    try:
+        checked = schema.model_validate(dict(settings))
+    except ValidationError as error:
+        raise TaskError(describe(error, f"task `{name}`", {"": tuple(schema.model_fields)})) from None
+    return new(name, checked, Path(folder))

@@ -1,0 +1,27 @@
+"""Batches of fixed composition: which examples run together depends on their lengths and on nothing else.
+
+In floating point a score depends on what it is padded to, so a batch must be the same whenever it is scored.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return the positions in `lengths` in batches of up to `size`, the shortest first; equal ones in their order."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def pad(sequences: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return token numbers and attention mask, both int64 `(sequences, longest)`, padded on the right or on the left."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), fill)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        span = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
+        ids[row, span] = torch.tensor(sequence)
+        mask[row, span] = 1
+    return ids, mask

@@ -1,0 +1,103 @@
+"""What a causal language model says of tokens: the log-likelihood of the end of a sequence, given its beginning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from evomerge.errors import TaskError
+from evomerge.models import LiveModel
+from evomerge.tasks.batches import by_length, pad
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A sequence of tokens that is scored from position `start`, at least 1, to its end."""
+
+    tokens: list[int]
+    start: int
+
+    @property
+    def scored(self) -> int:
+        """Number of tokens that are scored."""
+        return len(self.tokens) - self.start
+
+
+def require_causal(task: str, model: LiveModel) -> None:
+    """Raise `TaskError` unless `model` is a causal language model."""
+    if not model.module.can_generate():
+        msg = (
+            f"task `{task}`: needs a causal language model, got {type(model.module).__name__}; "
+            "set `auto: AutoModelForCausalLM`"
+        )
+        raise TaskError(msg)
+
+
+def encode(model: LiveModel, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of each text, after a begin token if the tokenizer puts one there, and without an end token."""
+    begin = begin_tokens(model)
+    return [begin + ids for ids in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def begin_tokens(model: LiveModel) -> list[int]:
+    """Return what the tokenizer puts before a text: its begin token, or nothing."""
+    begin = model.tokenizer.bos_token_id
+    return [begin] if begin is not None and model.tokenizer("a")["input_ids"][:1] == [begin] else []
+
+
+def continuations(
+    task: str, model: LiveModel, prompts: Sequence[str], answers: Sequence[str], max_length: int
+) -> list[Continuation]:
+    """Return each prompt with its answer, to be scored from where its tokens are no longer the prompt's alone.
+
+    What is longer than `max_length` tokens loses its beginning. Raises `TaskError` where nothing is left to
+    score.
+    """
+    alone = encode(model, prompts)
+    whole = encode(model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    found = []
+    for number, (short, long) in enumerate(zip(alone, whole, strict=True)):
+        start = next(
+            (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b),
+            min(len(short), len(long)),
+        )
+        cut = max(0, len(long) - max_length)
+        continuation = Continuation(long[cut:], max(1, start - cut))
+        if continuation.scored < 1:
+            msg = f"task `{task}`: the answer {answers[number]!r} adds no token to its prompt; nothing can be scored"
+            raise TaskError(msg)
+        found.append(continuation)
+    return found
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    task: str, model: LiveModel, sequences: Sequence[Continuation], batch: int
+) -> NDArray[np.float64]:
+    """Return the log-likelihood in nats of each sequence's scored tokens, summed over them, `(sequences,)`."""
+    require_causal(task, model)
+    check_length(task, model, max(len(sequence.tokens) for sequence in sequences))
+    found = np.empty(len(sequences))
+    fill = model.tokenizer.pad_token_id
+    for chosen in by_length([len(sequence.tokens) for sequence in sequences], batch):
+        ids, mask = pad([sequences[i].tokens for i in chosen], fill)
+        logits = model.module(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        ).logits
+        for row, i in enumerate(chosen):
+            start, end = sequences[i].start, len(sequences[i].tokens)
+            predicted = logits[row, start - 1 : end - 1].float()
+            targets = ids[row, start:end].to(model.device)
+            found[i] = -cross_entropy(predicted, targets, reduction="none").double().sum().item()
+    return found
+
+
+def check_length(task: str, model: LiveModel, longest: int) -> None:
+    """Raise `TaskError` if the model has no positions for `longest` tokens."""
+    limit = getattr(model.module.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and longest > limit:
+        msg = f"task `{task}`: needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
+        raise TaskError(msg)

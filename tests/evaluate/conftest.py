@@ -1,0 +1,57 @@
+"""A pool that is built once, and tasks that misbehave for chosen candidates."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from evomerge import zoo
+from evomerge.build import Builder
+from evomerge.evaluate import Setup
+from evomerge.pool import Pool
+from evomerge.recipe import Recipe
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return zoo.build("digits", small=True, folder=tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def setup(digits):
+    """The experts on digits and two of their tasks."""
+    tasks = {name: digits.tasks[name] for name in ("turned", "inverted")}
+    return Setup(base=digits.pool["base"], experts=digits.pool["experts"], tasks=tasks)
+
+
+@pytest.fixture(scope="session")
+def faulty(digits):
+    """A setup with one true task and one that does what `plan_faults` says."""
+    faults = {"kind": "callable", "function": "faults:score", "search": 4, "report": 6}
+    return Setup(
+        base=digits.pool["base"],
+        experts=digits.pool["experts"],
+        tasks={"turned": digits.tasks["turned"], "faults": faults},
+        folder=str(HERE),
+    )
+
+
+@pytest.fixture(scope="session")
+def plan_faults(faulty):
+    """Return what lets the task `faults` do `fault` for each `recipe` of a mapping, from now on."""
+    builder = Builder(Pool(faulty.base, faulty.experts))
+
+    def plan(faults: Mapping[Recipe, str]) -> None:
+        named = {
+            repr(float(builder.build(recipe).tensor("classifier.bias")[0])): fault for recipe, fault in faults.items()
+        }
+        assert len(named) == len(faults)
+        folder = Path(faulty.base).parent
+        for flag in folder.glob("*.flag"):
+            flag.unlink()
+        (folder / "faults.json").write_text(json.dumps(named))
+
+    return plan

@@ -1,0 +1,136 @@
+"""Worker processes give the same scores as this one, whatever happens to them."""
+
+import dataclasses
+import os
+
+import pytest
+import ray
+
+import evomerge.evaluate.ray
+from evomerge import recipe
+from evomerge.errors import EvaluatorError
+from evomerge.evaluate import Worker, make
+from evomerge.evaluate.ray import RayEvaluator, connect
+from evomerge.testing import EvaluatorSuite
+from evomerge.trial import Proposal
+
+pytestmark = pytest.mark.ray
+DEADLINE = 2.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster():
+    """One cluster for all: starting it takes ten seconds."""
+    assert connect(cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def evaluator(setup):
+    evaluator = make(setup, 2)
+    yield evaluator
+    evaluator.close()
+    evaluator.close()
+
+
+class TestRay(EvaluatorSuite):
+    pass
+
+
+def merge(scale):
+    return recipe.merge("task_arithmetic", ["turned", "inverted"], {"lambda": scale})
+
+
+FAULTS = {
+    "kill once": merge(0.1),
+    "terminate once": merge(0.2),
+    "kill": merge(0.4),
+    "hang in a lock": merge(0.5),
+    "raise": merge(0.6),
+    "unpicklable": merge(0.7),
+    "exit": merge(0.8),
+    "nan": merge(0.9),
+}
+GOOD = (recipe.base(), recipe.expert("shifted"), merge(1.0), merge(1.1))
+
+
+@pytest.fixture(scope="module")
+def storm(faulty, plan_faults):
+    """What becomes of candidates with every kind of fault, and of good ones between them, by recipe."""
+    plan_faults({candidate: fault for fault, candidate in FAULTS.items()})
+    candidates = [*FAULTS.values(), *GOOD]
+    found = {}
+    with make(faulty, 2, deadline=DEADLINE) as evaluator:
+        for number, candidate in enumerate(candidates):
+            evaluator.submit(Proposal(number, candidate))
+        for _ in candidates:
+            number, evaluation = evaluator.wait()
+            assert number not in found
+            found[number] = evaluation
+    return {candidate: found[number] for number, candidate in enumerate(candidates)}
+
+
+@pytest.fixture(scope="module")
+def calm(storm, faulty, plan_faults):
+    """What becomes of the same candidates in this process when nothing happens."""
+    plan_faults({})
+    worker = Worker(faulty)
+    return {candidate: worker.evaluate(candidate) for candidate in storm}
+
+
+@pytest.mark.parametrize("fault", ["kill once", "terminate once"])
+def test_fault_that_passes_leaves_no_trace(storm, calm, fault):
+    assert storm[FAULTS[fault]].to_json() == calm[FAULTS[fault]].to_json()
+    assert storm[FAULTS[fault]].error is None
+
+
+def test_the_rest_completes_as_if_nothing_happened(storm, calm):
+    for candidate in GOOD:
+        assert storm[candidate].error is None
+        assert storm[candidate].to_json() == calm[candidate].to_json()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("kill", "worker died 3 times on this candidate: ActorDiedError"),
+        ("hang in a lock", f"no result within the deadline of {DEADLINE:g} seconds, twice"),
+        ("raise", "ValueError: the answer is at <object at 0x…>"),
+        ("unpicklable", "UnpicklableError"),
+        ("exit", "SystemExit: 3"),
+    ],
+)
+def test_fault_that_stays_is_the_candidates_error(storm, fault, error):
+    assert storm[FAULTS[fault]].error == error
+
+
+def test_score_that_is_not_finite_is_the_candidates_error(storm):
+    assert "`faults`" in storm[FAULTS["nan"]].error
+
+
+def test_bad_setup_is_an_exception(setup):
+    with RayEvaluator(dataclasses.replace(setup, tasks={"turned": {"kind": "nothing"}}), 1) as evaluator:
+        evaluator.submit(Proposal(0, recipe.base()))
+        with pytest.raises(EvaluatorError, match="workers cannot start: TaskError"):
+            evaluator.wait()
+
+
+def test_workers_that_never_start_are_an_exception(setup, monkeypatch):
+    class Stillborn:
+        def __init__(self, setup):
+            os._exit(1)
+
+        def prepare(self):
+            return None
+
+    monkeypatch.setattr(evomerge.evaluate.ray, "_ACTOR", ray.remote(max_restarts=0)(Stillborn))
+    with RayEvaluator(setup, 2) as evaluator:
+        evaluator.submit(Proposal(0, recipe.base()))
+        with pytest.raises(EvaluatorError, match="3 workers in a row died while starting"):
+            evaluator.wait()
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(setup):
+    with pytest.raises(EvaluatorError, match="type --workers 2"):
+        make(setup, 3)

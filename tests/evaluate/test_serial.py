@@ -1,0 +1,34 @@
+"""The evaluator in this process keeps the rules, and needs no ray."""
+
+import subprocess
+import sys
+
+import pytest
+
+from evomerge.errors import EvaluatorError
+from evomerge.evaluate import Serial, make
+from evomerge.testing import EvaluatorSuite
+
+
+@pytest.fixture(scope="module")
+def evaluator(setup):
+    with Serial(setup) as evaluator:
+        yield evaluator
+
+
+class TestSerial(EvaluatorSuite):
+    pass
+
+
+def test_one_worker_is_this_process(setup):
+    assert isinstance(make(setup, 1), Serial)
+
+
+def test_no_workers_are_refused(setup):
+    with pytest.raises(EvaluatorError, match="--workers 1"):
+        make(setup, 0)
+
+
+def test_ray_is_not_imported():
+    code = "import sys, evomerge.evaluate; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,139 @@
+"""Whatever a candidate does wrong is its evaluation's error; nothing else notices."""
+
+import dataclasses
+import json
+import pickle
+import random
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge import recipe, tasks
+from evomerge.build import Builder
+from evomerge.errors import CheckpointError, TaskError
+from evomerge.evaluate import Setup, Worker
+from evomerge.evaluate.worker import describe
+from evomerge.models import LiveModel
+from evomerge.pool import Pool
+
+
+def mean(scale=1.0):
+    return recipe.merge("task_arithmetic", ["turned", "inverted"], {"lambda": scale / 2})
+
+
+@pytest.fixture(scope="module")
+def worker(setup):
+    return Worker(setup)
+
+
+def test_setup_is_plain_data(setup):
+    assert Setup(**json.loads(json.dumps(dataclasses.asdict(setup)))) == setup
+    assert pickle.loads(pickle.dumps(setup)) == setup
+
+
+def test_scores_are_the_tasks_own(worker, setup):
+    found = worker.evaluate(mean(), "report")
+    model = LiveModel(setup.base)
+    model.write(Builder(Pool(setup.base, setup.experts)).build(mean()))
+    assert found.error is None
+    for name in setup.tasks:
+        task = tasks.make(name, setup.tasks[name], setup.folder)
+        for metric, vector in task.score(model, "report").scores.items():
+            assert vector.shape == (task.size("report"),)
+            assert found.scores[f"{name}/{metric}"].tobytes() == vector.tobytes()
+
+
+def test_time_is_split_into_phases(worker):
+    seconds = worker.evaluate(mean()).seconds
+    assert list(seconds) == ["decode", "merge", "score"]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_evaluations_do_not_depend_on_those_before(worker):
+    first = worker.evaluate(mean()).to_json()
+    worker.evaluate(recipe.expert("shifted"))
+    worker.evaluate(recipe.expert("nobody"))
+    assert worker.evaluate(mean()).to_json() == first
+
+
+def test_threads_and_generators_are_left_as_they_were(worker, monkeypatch):
+    states = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002
+    monkeypatch.setattr(torch, "set_num_threads", set_threads := Mock(wraps=torch.set_num_threads))
+    threads = torch.get_num_threads()
+    worker.evaluate(mean())
+    assert states == [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002
+    assert [call.args for call in set_threads.call_args_list] == [(1,), (threads,)]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monkeypatch):
+    def score(model, split):
+        drawn = [torch.rand(1).item(), random.random(), np.random.random()]  # noqa: NPY002
+        return SimpleNamespace(scores={"drawn": np.array(drawn, np.float32)}, outputs={})
+
+    monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="chance", score=score)])
+    first = worker.evaluate(mean()).scores["chance/drawn"]
+    assert (worker.evaluate(mean(0.5)).scores["chance/drawn"] == first).all()
+
+
+def test_outputs_keep_the_tasks_name(worker, monkeypatch):
+    found = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"logits": np.ones((2, 3), np.float32)})
+    monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split: found)])
+    assert worker.evaluate(mean()).outputs["t/logits"].shape == (2, 3)
+
+
+def test_unknown_expert_is_the_candidates_error(worker):
+    assert worker.evaluate(recipe.expert("nobody")).error.startswith("RecipeError: the pool has no expert `nobody`")
+
+
+def test_weights_that_are_not_finite_are_named(worker):
+    error = worker.evaluate(mean(1e39)).error
+    assert error.startswith("FloatingPointError: the merged tensor `")
+    assert worker.evaluate(mean()).error is None
+
+
+def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
+    found = SimpleNamespace(scores={"a": np.array([0, np.nan, np.inf], np.float32)}, outputs={})
+    monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split: found)])
+    assert worker.evaluate(mean()).error == (
+        "FloatingPointError: task `t`, metric `a`: example 1 scored nan (2 of 3 are not finite)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("raise", "ValueError: the answer is at <object at 0x…>"),
+        ("unpicklable", "UnpicklableError"),
+        ("exit", "SystemExit: 3"),
+        ("nan", "TaskError: task `faults`: faults:score returned nan"),
+    ],
+)
+def test_what_a_task_raises_is_the_candidates_error(faulty, plan_faults, fault, error):
+    plan_faults({mean(): fault})
+    worker = Worker(faulty)
+    found = worker.evaluate(mean())
+    assert found.error.startswith(error)
+    assert not found.scores
+    assert worker.evaluate(recipe.base()).error is None
+
+
+def test_interrupt_of_the_user_passes(faulty, plan_faults):
+    plan_faults({mean(): "interrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        Worker(faulty).evaluate(mean())
+
+
+def test_bad_setup_is_an_exception(setup):
+    with pytest.raises(TaskError):
+        Worker(dataclasses.replace(setup, tasks={"turned": {"kind": "nothing"}})).prepare()
+    with pytest.raises(CheckpointError):
+        Worker(dataclasses.replace(setup, base="nowhere")).evaluate(mean())
+
+
+def test_long_errors_are_cut():
+    assert len(describe(ValueError("x" * 10_000))) == 1000

@@ -1,0 +1,130 @@
+"""Synthetic results with a known truth: each of K tasks has an expert, and merges trade one task for another."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from evomerge import pareto, recipe
+from evomerge.recipe import Recipe
+from evomerge.report import bootstrap
+from evomerge.report.results import Candidate, Comparison, Hypervolume, Objective, Results
+
+TASKS = ("news", "reuters", "tweets", "books", "code")
+EXAMPLES = (400, 500)
+
+
+def truth(weights: np.ndarray) -> np.ndarray:
+    """Return the true accuracy on each task of a merge with these weights, one for each expert."""
+    return 0.35 + 0.42 * (1 - np.exp(-3 * weights)) - 0.10 * (weights.sum() - weights)
+
+
+def scored(accuracy: np.ndarray, name: str, examples: int, split: str) -> dict[str, np.ndarray]:
+    """Return 0/1 scores by task; difficulty is shared by all models, so that pairs of models are correlated."""
+    scores = {}
+    for i, (task, p) in enumerate(zip(TASKS, accuracy, strict=False)):
+        hard = np.random.default_rng([i, examples, len(split)]).random(examples)
+        noise = np.random.default_rng(list(hashlib.sha256(f"{name}{task}{split}".encode()).digest()[:8])).normal(0, 0.05, examples)
+        scores[task] = (hard + noise < p).astype(np.float32)
+    return scores
+
+
+def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[str], str] = str) -> Results:
+    """Return results over `objectives` tasks; `rename` changes every expert's and reference's name."""
+    names = [rename(task) for task in TASKS[:objectives]]
+    generator = np.random.default_rng(objectives)
+    draws = bootstrap.resamples({task: EXAMPLES[1] for task in TASKS[:objectives]}, n=300)
+    kept: dict[str, dict[str, np.ndarray]] = {}
+
+    def candidate(name: str, made: Recipe, accuracy: np.ndarray) -> Candidate:
+        report = scored(accuracy, name, EXAMPLES[1], "report")
+        kept[made.id] = report
+        searched = scored(accuracy, name, EXAMPLES[0], "search")
+        return Candidate(
+            name=name,
+            recipe_id=made.id,
+            recipe=made.data,
+            search={task: float(np.log(vector.mean()) - 0.2) for task, vector in searched.items()},
+            report=bootstrap.intervals(report, draws),
+            mean=bootstrap.mean_interval(report, draws),
+        )
+
+    def merged(name: str, weights: np.ndarray) -> Candidate:
+        table = {"per": ["expert"], "values": {n: round(float(w), 3) for n, w in zip(names, weights, strict=True)}}
+        return candidate(name, recipe.merge("task_arithmetic", names, {"weight": table}), truth(weights))
+
+    def scale(weight: float) -> Recipe:
+        return recipe.merge("task_arithmetic", names, {"weight": weight})
+
+    eye = np.eye(objectives)
+    references = {rename("base"): candidate(rename("base"), recipe.base(), truth(eye[0] * 0))}
+    for i, name in enumerate(names):
+        references[name] = candidate(name, recipe.expert(name), truth(eye[i]))
+    references[rename("average")] = candidate(rename("average"), recipe.merge("linear", names), truth(eye.sum(0) / objectives))
+    best = rename("scale 0.45")
+    references[best] = candidate(best, scale(0.45), truth(eye.sum(0) * 0.45))
+    population = [merged(f"#{i + 10}", generator.dirichlet(np.ones(objectives)) * generator.uniform(0.5, 2)) for i in range(merges)]
+
+    def points(of: list[Candidate]) -> np.ndarray:
+        return np.array([list(point.search.values()) for point in of])
+
+    front = [point for point, on in zip(population, pareto.nondominated(points(population)), strict=True) if on]
+    picked = max(front, key=lambda point: sum(point.search.values()))
+    corner = points([*references.values(), *population]).min(axis=0) - 0.01
+    history = pareto.hypervolume_history(points([*references.values(), *population]), corner)
+    below = dict.fromkeys(TASKS[:objectives], 0.3)
+    gain = bootstrap.hypervolume_difference(
+        [kept[point.recipe_id] for point in front], [kept[point.recipe_id] for point in references.values()], below, draws, 100
+    )
+
+    def volume(of: list[Candidate]) -> float:
+        return pareto.hypervolume([[v for v, _, _ in point.report.values()] for point in of], list(below.values()))
+
+    return Results(
+        name=rename("text demo"),
+        digest=hashlib.sha256(b"journal").hexdigest(),
+        evaluations=len(history),
+        failed=2,
+        objectives=tuple(
+            Objective(name=task, search="log_likelihood", report="accuracy", examples=EXAMPLES) for task in TASKS[:objectives]
+        ),
+        hypervolume=Hypervolume(
+            search=float(history[-1]),
+            report=volume(front),
+            references=volume(list(references.values())),
+            search_point=dict(zip(TASKS, corner.tolist(), strict=False)),
+            report_point=below,
+            history=tuple(history.tolist()),
+        ),
+        front=tuple(front),
+        picked=picked.recipe_id,
+        references=references,
+        comparisons=(
+            *(
+                Comparison(
+                    better=picked.name,
+                    worse=name,
+                    what="mean",
+                    difference=bootstrap.difference(kept[picked.recipe_id], kept[references[name].recipe_id], draws),
+                )
+                for name in (rename("average"), best)
+            ),
+            Comparison(better="front", worse="references", what="hypervolume", difference=gain),
+        ),
+        population=tuple(point.search for point in [*references.values(), *population]),
+        costs={"merge": 41.2, "score": 183.9, "journal": 0.04},
+        study={
+            "name": rename("text demo"),
+            "seed": 0,
+            "budget": 80,
+            "driver": {"nsga2": {"population": 16}},
+            "space": {"merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": "free"}}},
+        },
+    )
+
+
+@pytest.fixture(scope="session", params=[2, 3, 4], ids=lambda k: f"{k} objectives")
+def results(request: pytest.FixtureRequest) -> Results:
+    """Results with 2, 3 and 4 objectives."""
+    return build_results(request.param)

@@ -1,0 +1,116 @@
+"""CMA-ES: against `cmaes` itself, at the faces of the cube, and after convergence."""
+
+import cmaes
+import numpy as np
+import pytest
+
+from evomerge import search
+from evomerge.search.cma import Cma, CmaSettings
+from evomerge.space import SearchSpace
+from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
+from evomerge.trial import Evaluation
+
+
+@pytest.mark.parametrize(("separable_above", "reference"), [(100, cmaes.CMA), (7, cmaes.SepCMA)])
+def test_inside_the_cube_it_is_the_cma_of_cmaes(separable_above, reference):
+    space = toy_space(8)
+    settings = CmaSettings(seed_known=False, sigma=1e-3, separable_above=separable_above)
+    ours = Cma(space, ["score"], 3, settings)
+    theirs = reference(
+        mean=np.full(8, 0.5), sigma=1e-3, seed=int(np.random.SeedSequence([3, 0]).generate_state(1)[0])
+    )
+    for _ in range(20):
+        genomes = ours.draw()
+        samples = [theirs.ask() for _ in range(theirs.population_size)]
+        np.testing.assert_allclose(genomes, samples, rtol=0, atol=1e-12)
+        values = -((genomes - 0.51) ** 2).sum(axis=1)
+        ours.learn(genomes, values[:, None])
+        theirs.tell(list(zip(samples, -values, strict=True)))
+
+
+def test_samples_outside_of_the_cube_are_folded_back():
+    space = toy_space(8)
+    space.__dict__["initial"] = np.array([0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.0, 1.0])
+    breeder = Cma(space, ["score"], 0, CmaSettings(seed_known=False, sigma=0.3, population=200))
+    genomes = breeder.draw()
+    # |N(0, 0.3)| from a face: none at the face itself, all inside, with mean 0.3·√(2/π) = 0.239.
+    assert ((genomes > 0) & (genomes < 1)).all()
+    assert genomes[:, 0].mean() == pytest.approx(0.239, abs=0.04)
+    assert genomes[:, 7].mean() == pytest.approx(1 - 0.239, abs=0.04)
+
+
+def test_search_starts_from_the_best_known_recipe():
+    problem = sphere()
+    driver = search.make({"kind": "cma", "sigma": 1e-6}, problem.space, problem.objectives, 0)
+    proposals = drive(driver, problem.evaluate, 20)
+    known = proposals[:4]
+    best = max(known, key=lambda p: problem.quality([p]))
+    for proposal in proposals[4:14]:
+        np.testing.assert_allclose(proposal.genome, best.genome, atol=1e-5)
+
+
+@pytest.mark.parametrize("genes", [2, 8])
+def test_search_finds_the_optimum_and_goes_on_with_a_larger_population_after_convergence(genes):
+    problem = sphere(genes)
+    driver = search.make({"kind": "cma", "seed_known": False}, problem.space, problem.objectives, 0)
+    population = 4 + int(3 * np.log(genes))
+    assert f", {population} candidates" in str(driver)
+    proposals = drive(driver, problem.evaluate, 3000)
+    assert len(proposals) == 3000
+    assert any(f", {population * 2**restarts} candidates" in str(driver) for restarts in range(1, 5))
+    best = max(proposals, key=lambda p: problem.quality([p]))
+    np.testing.assert_allclose(best.genome, 0.3, atol=1e-3)
+
+
+@pytest.mark.parametrize("problem", [sphere(), mixed()], ids=["float", "mixed"])
+def test_scores_that_are_all_equal_do_not_break_it(problem):
+    flat = Evaluation(scores={name: np.zeros(1, dtype=np.float32) for name in problem.objectives})
+    driver = search.make({"kind": "cma"}, problem.space, problem.objectives, 0)
+    proposals = drive(driver, lambda p: flat, 1500)
+    assert len({proposal.recipe.id for proposal in proposals}) > 1000
+
+
+def test_weights_choose_the_point_of_the_front():
+    problem = two_spheres()
+    for weights, optimum in (
+        ({"near": 1}, 0.25),
+        ({"near": 1, "far": 1}, 0.5),
+        ({"near": 1, "far": 3}, 0.625),
+    ):
+        driver = search.make({"kind": "cma", "weights": weights}, problem.space, problem.objectives, 0)
+        last = drive(driver, problem.evaluate, 800)[-1]
+        np.testing.assert_allclose(last.genome, optimum, atol=0.02)
+
+
+def test_mixed_genes_reach_the_best_method_seed_and_density():
+    problem = mixed()
+    driver = search.make({"kind": "cma"}, problem.space, problem.objectives, 0)
+    best = max(
+        drive(driver, problem.evaluate, 600),
+        key=lambda p: problem.evaluate(p).means(problem.objectives).sum(),
+    )
+    merge = best.recipe.root.merge
+    assert (merge.method, merge.seed) == ("dare_ties", 7)
+    assert merge.parameters["density"] == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ({"choice": ["ties", "task_arithmetic"]}, {}),
+        ("ties", {"reduce": {"choice": ["sum", "solve", "max"]}}),
+    ],
+)
+def test_choices_alone_can_be_searched(method, parameters):
+    space = SearchSpace(
+        {"merge": {"method": method, "inputs": "experts", "parameters": parameters, "seed": {"int": [0, 1]}}},
+        experts=("left", "right"),
+    )
+
+    def evaluate(proposal):
+        return Evaluation(scores={"score": proposal.genome[:1].astype(np.float32)})
+
+    driver = search.make({"kind": "cma"}, space, ["score"], 0)
+    proposals = drive(driver, evaluate, 200)
+    late = [proposal.genome[0] for proposal in proposals[-50:]]
+    assert np.mean(np.array(late) == space.upper[0]) > 0.6

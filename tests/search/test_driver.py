@@ -1,0 +1,169 @@
+"""The shared generation, and `make`."""
+
+import numpy as np
+import pytest
+
+from evomerge import search
+from evomerge.errors import DriverError
+from evomerge.search.driver import Generational, known_recipes, latin_hypercube
+from evomerge.testing import drive, mixed, toy_space, two_spheres
+from evomerge.trial import Evaluation, Proposal
+
+
+class Recorder:
+    """A breeder of pairs that keeps what it is taught."""
+
+    def __init__(self, genes, generations=3):
+        self.genes, self.left, self.learnt = genes, generations, []
+
+    def draw(self):
+        self.left -= 1
+        return np.full((2 if self.left >= 0 else 0, self.genes), 0.5)
+
+    def learn(self, genomes, means):
+        self.learnt.append(means)
+
+
+def scored(*values):
+    return Evaluation(
+        scores={name: np.array([v], dtype=np.float32) for name, v in zip("xy", values, strict=True)}
+    )
+
+
+FAILED = Evaluation(error="boom")
+
+
+@pytest.fixture
+def recorder():
+    return Recorder(4)
+
+
+@pytest.fixture
+def driver(recorder):
+    return Generational(toy_space(4), ("x", "y"), recorder)
+
+
+def test_generation_is_learnt_only_when_complete_and_sorted_by_number(driver, recorder):
+    first, second = driver.ask(), driver.ask()
+    assert driver.ask() is None
+    driver.tell(second, scored(2, 3))
+    assert driver.ask() is None
+    assert recorder.learnt == []
+    driver.tell(first, scored(0, 1))
+    np.testing.assert_array_equal(recorder.learnt, [[[0, 1], [2, 3]]])
+    assert driver.ask().number == 2
+
+
+def test_failure_is_a_tenth_of_the_range_below_the_worst_success_of_the_study(driver, recorder):
+    for evaluation in (scored(0, 5), scored(10, 4), FAILED, scored(3, 4.5)):
+        driver.tell(driver.ask(), evaluation)
+    np.testing.assert_allclose(
+        recorder.learnt[1], [[0 - 1 - 1e-6, 4 - 0.1 - 1e-6], [3, 4.5]], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_one_mean_that_is_not_finite_fails_the_whole_candidate(driver, recorder, broken):
+    driver.tell(driver.ask(), scored(1, 1))
+    driver.tell(driver.ask(), scored(2, broken))
+    np.testing.assert_allclose(recorder.learnt[0], [[1, 1], [1 - 1e-6, 1 - 1e-6]])
+
+
+def test_generation_without_any_success_yet_is_not_learnt_and_the_next_is_drawn(driver, recorder):
+    for _ in range(2):
+        driver.tell(driver.ask(), FAILED)
+    assert recorder.learnt == []
+    assert driver.ask().number == 2
+
+
+def test_empty_generation_ends_the_search_for_good(driver):
+    assert len(drive(driver, lambda p: scored(1, 2), budget=100, slots=4)) == 6
+    assert driver.ask() is None
+    assert driver.ask() is None
+
+
+def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is(driver):
+    proposal = driver.ask()
+    driver.ask()
+    with pytest.raises(DriverError, match=r"proposal 7 is not in flight; expected one of \[0, 1\]"):
+        driver.tell(Proposal(7, proposal.recipe), FAILED)
+    driver.tell(proposal, FAILED)
+    with pytest.raises(DriverError, match=r"proposal 0 is not in flight; expected one of \[1\]"):
+        driver.tell(proposal, FAILED)
+
+
+def test_genome_of_a_proposal_cannot_be_written_to(driver):
+    with pytest.raises(ValueError, match="read-only"):
+        driver.ask().genome[0] = 1
+
+
+def test_known_recipes_are_each_there_once():
+    space = toy_space(4)  # here `init` and the mean are the same recipe
+    assert len(space.landmarks()) == 5
+    assert known_recipes(space).tolist() == [[0.5, 0.5, 0.5, 0.5], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_latin_hypercube_has_one_point_in_each_stratum_and_uses_discrete_values_equally_often():
+    space = mixed().space
+    genomes = latin_hypercube(space, 20, np.random.default_rng(0))
+    columns = {gene.name: genomes[:, i] for i, gene in enumerate(space.genes)}
+    assert sorted(np.floor(columns["weight"] * 20)) == list(range(20))
+    assert np.bincount(columns["seed"].astype(int)).tolist() == [2] * 10
+    assert np.bincount(columns["method"].astype(int)).tolist() == [10, 10]
+    assert sorted(np.floor((np.log10(columns["density"]) + 2) * 10)) == list(range(20))
+
+
+@pytest.mark.parametrize("kind", search.KINDS)
+def test_without_seed_known_the_landmarks_are_not_proposed(kind):
+    problem = two_spheres()
+    known = {
+        problem.space.decode(genome).id
+        for name, genome in problem.space.landmarks().items()
+        if name != "init"
+    }
+    driver = search.make({"kind": kind, "seed_known": False}, problem.space, problem.objectives, 0)
+    assert not known & {proposal.recipe.id for proposal in drive(driver, problem.evaluate, 6)}
+
+
+@pytest.mark.parametrize("kind", search.KINDS)
+def test_dry_run_line_says_what_the_driver_is(kind):
+    problem = two_spheres()
+    line = search.describe({"kind": kind}, problem.space, problem.objectives)
+    assert "known recipes" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, random"),
+        ({"kind": "nsga4"}, "unknown kind `nsga4`; did you mean `nsga"),
+        ({"kind": "nsga2", "populaton": 8}, "unknown key `populaton`; did you mean `population`?"),
+        (
+            {"kind": "nsga2", "population": 1},
+            "`population`: input should be greater than or equal to 4, got 1",
+        ),
+        ({"kind": "cma", "sigma": 0}, "`sigma`: input should be greater than 0, got 0"),
+        ({"kind": "cma", "weights": {"nera": 1}}, "unknown objective `nera`; did you mean `near`?"),
+        ({"kind": "cma", "weights": {"near": -1}}, "`near` is -1.0; expected a number of 0 or more"),
+        ({"kind": "cma", "weights": {"near": 0}}, "all are 0"),
+        ({"kind": "tpe", "options": {"startup": 3}}, "`options` do not suit optuna's TPESampler"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_what_to_type(settings, message):
+    problem = two_spheres()
+    with pytest.raises(DriverError) as caught:
+        search.make(settings, problem.space, problem.objectives, 0)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
+def test_one_objective_has_no_front(kind):
+    with pytest.raises(DriverError, match="type `kind: cma`"):
+        search.make({"kind": kind}, toy_space(), ["only"], 0)
+
+
+@pytest.mark.parametrize("objectives", [[], ["same", "same"]])
+def test_objectives_must_be_there_and_different(objectives):
+    with pytest.raises(DriverError, match="one or more different objectives"):
+        search.make({"kind": "random"}, toy_space(), objectives, 0)

@@ -1,0 +1,67 @@
+"""Optuna's samplers, fed from memory."""
+
+import numpy as np
+import optuna
+import pytest
+
+from evomerge import search
+from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
+from evomerge.trial import Evaluation
+
+
+def test_candidates_come_in_batches_of_the_given_size():
+    problem = two_spheres()
+    driver = search.make(
+        {"kind": "tpe", "batch": 5, "seed_known": False}, problem.space, problem.objectives, 0
+    )
+    for _ in range(3):
+        batch = []
+        while (proposal := driver.ask()) is not None:
+            batch.append(proposal)
+        assert len(batch) == 5
+        for proposal in batch:
+            driver.tell(proposal, problem.evaluate(proposal))
+
+
+def test_tpe_learns_from_the_known_recipes_too():
+    problem = sphere(2)
+    driver = search.make(
+        {"kind": "tpe", "options": {"n_startup_trials": 4}}, problem.space, problem.objectives, 0
+    )
+    proposals = drive(driver, problem.evaluate, 60)
+    assert max(problem.quality([p]) for p in proposals) > 0.2499
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "qmc"])
+def test_mixed_genes_keep_their_kinds(kind):
+    problem = mixed()
+    driver = search.make({"kind": kind, "batch": 3}, problem.space, problem.objectives, 0)
+    proposals = drive(driver, problem.evaluate, 9)
+    for i, gene in enumerate(problem.space.genes):
+        values = {proposal.genome[i] for proposal in proposals}
+        if gene.kind != "float":
+            assert values <= set(range(int(gene.low), int(gene.high) + 1))
+            assert len(values) > 1
+
+
+def test_qmc_covers_the_cube_more_evenly_than_chance():
+    space = toy_space(2)
+    driver = search.make({"kind": "qmc", "seed_known": False, "batch": 1}, space, ["score"], 0)
+    flat = Evaluation(scores={"score": np.zeros(1, dtype=np.float32)})
+    genomes = np.array([p.genome for p in drive(driver, lambda p: flat, 65)])[
+        1:
+    ]  # the first only names the genes
+    for column in genomes.T:  # 64 points of a scrambled Sobol sequence: nearly 8 in each eighth
+        assert np.bincount((column * 8).astype(int), minlength=8).min() >= 7
+
+
+def test_optuna_is_quiet_here_and_left_as_loud_as_it_was(caplog, capsys):
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    try:
+        problem = two_spheres()
+        drive(search.make({"kind": "tpe"}, problem.space, problem.objectives, 0), problem.evaluate, 20)
+        assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.set_verbosity(before)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,27 @@
+"""Models of a few thousand random parameters, and examples for them."""
+
+import json
+
+import pytest
+
+from evomerge.models import LiveModel
+from evomerge.testing import tiny_model
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory):
+    """Make each live model once; scoring does not change it."""
+    made = {}
+
+    def make(architecture, auto=None, **changes):
+        key = (architecture, auto, *sorted(changes.items()))
+        if key not in made:
+            made[key] = LiveModel(tiny_model(tmp_path_factory.mktemp(architecture), architecture, auto=auto, **changes))
+        return made[key]
+
+    return make

@@ -1,0 +1,155 @@
+"""Classification is scored as transformers' own logits, or a frozen head, say."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_jsonl
+from safetensors.torch import save_file
+
+from evomerge.errors import TaskError
+from evomerge.tasks import make
+
+TEXTS = ["one", "number two", "a third one that is long"]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    for split in ("search", "report"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [{"text": f"{text} {split}", "label": i} for i, text in enumerate(TEXTS)])
+    return {"kind": "classification", "search": "search.jsonl", "report": "report.jsonl", "input": "text", "label": "label"}
+
+
+@torch.inference_mode()
+def alone(model, text):
+    return model.module(**model.tokenizer(text, return_tensors="pt"))
+
+
+def test_scores_are_those_of_each_text_alone(settings, live, tmp_path):
+    model = live("bert")
+    task = make("topics", {**settings, "keep_logits": True}, tmp_path)
+    found = task.score(model, "report")
+    logits = torch.cat([alone(model, f"{text} report").logits for text in TEXTS])
+    np.testing.assert_allclose(found.outputs["logits"], logits.numpy(), rtol=1e-4, atol=1e-5)
+    expected = logits.log_softmax(1).diagonal().numpy()
+    np.testing.assert_allclose(found.scores["log_likelihood"], expected, rtol=1e-4, atol=1e-5)
+    assert found.scores["accuracy"].tolist() == (logits.argmax(1) == torch.arange(3)).float().tolist()
+    assert (task.search_metric, task.report_metric) == ("log_likelihood", "accuracy")
+
+
+def test_logits_are_kept_only_where_asked_for(settings, live, tmp_path):
+    assert make("topics", settings, tmp_path).score(live("bert"), "search").outputs == {}
+
+
+def test_head_is_applied_to_the_mean_hidden_state(settings, live, tmp_path):
+    model = live("bert", "AutoModel")
+    torch.manual_seed(2)
+    head = {"weight": torch.randn(4, 16), "bias": torch.randn(4), "mean": torch.randn(16), "scale": torch.tensor([7.0])}
+    save_file(head, tmp_path / "head.safetensors")
+    task = make("topics", {**settings, "head": "head.safetensors", "keep_logits": True}, tmp_path)
+    hidden = torch.stack([alone(model, f"{text} search").last_hidden_state[0].mean(0) for text in TEXTS]) - head["mean"]
+    logits = 7 * (hidden / hidden.norm(dim=1, keepdim=True)) @ head["weight"].T + head["bias"]
+    found = task.score(model, "search")
+    np.testing.assert_allclose(found.outputs["logits"], logits.numpy(), rtol=1e-4, atol=1e-4)
+    with_own_head = task.score(live("bert"), "search")
+    assert with_own_head.outputs["logits"].shape == (3, 4)
+
+
+def test_broken_candidate_has_no_accuracy(settings, live, tmp_path):
+    model = live("bert", initializer_range=0.2)
+    weight = model.module.classifier.weight
+    kept = weight.data.clone()
+    weight.data.fill_(torch.nan)
+    found = make("topics", settings, tmp_path).score(model, "search")
+    weight.data.copy_(kept)
+    assert np.isnan(found.scores["accuracy"]).all()
+    assert np.isnan(found.scores["log_likelihood"]).all()
+
+
+def test_texts_are_cut_at_max_length(settings, live, tmp_path):
+    model = live("bert")
+    task = make("topics", {**settings, "max_length": 4, "keep_logits": True}, tmp_path)
+    expected = alone(model, TEXTS[2][:3]).logits
+    np.testing.assert_allclose(task.score(model, "search", [2]).outputs["logits"], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_text_longer_than_the_model_is_an_error(settings, live, tmp_path):
+    write_jsonl(tmp_path / "search.jsonl", [{"text": "x" * 100, "label": 0}])
+    with pytest.raises(TaskError, match="needs 101 tokens, and the model has positions for 64; set a smaller `max_length`"):
+        make("topics", settings, tmp_path).score(live("bert"), "search")
+
+
+def test_model_that_does_not_classify_is_an_error(settings, live, tmp_path):
+    task = make("topics", settings, tmp_path)
+    for model in (live("bert", "AutoModel"), live("llama")):
+        with pytest.raises(TaskError, match=r"does not classify; set `auto`"):
+            task.score(model, "search")
+
+
+def test_label_beyond_the_models_classes_is_an_error(settings, live, tmp_path):
+    write_jsonl(tmp_path / "report.jsonl", [{"text": "x", "label": 3}])
+    with pytest.raises(TaskError, match="label 3 in the report split, but the model has 3 classes"):
+        make("topics", settings, tmp_path).score(live("bert"), "report")
+
+
+def head(folder, **changes):
+    tensors = {"weight": torch.ones(3, 16), "bias": torch.zeros(3), "mean": torch.zeros(16), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "head.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"weight": None}, r"expected a tensor `weight`"),
+        ({"weights": torch.ones(1)}, "unknown tensor `weights`; did you mean `weight`"),
+        ({"bias": torch.zeros(4)}, r"expected `bias` of shape \[3\], got \[4\]"),
+        ({"mean": torch.full((16,), torch.inf)}, "`mean` holds numbers that are not finite"),
+        ({"weight": torch.ones(2, 16), "bias": torch.zeros(2)}, "example 2: expected a whole number from 0 to 1, got 2"),
+    ],
+)
+def test_head_is_checked_before_any_work(changes, says, settings, tmp_path):
+    head(tmp_path, **changes)
+    with pytest.raises(TaskError, match=says):
+        make("topics", {**settings, "head": "head.safetensors"}, tmp_path)
+
+
+def test_missing_head_is_an_error(settings, tmp_path):
+    with pytest.raises(TaskError, match=r"no such file: .*head\.safetensors"):
+        make("topics", {**settings, "head": "head.safetensors"}, tmp_path)
+
+
+def test_head_of_another_width_is_an_error(settings, live, tmp_path):
+    head(tmp_path, weight=torch.ones(3, 8), mean=None)
+    task = make("topics", {**settings, "head": "head.safetensors"}, tmp_path)
+    with pytest.raises(TaskError, match="width 8, the model's have 16"):
+        task.score(live("bert"), "search")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "", "label": 0}, "expected a text, got ''"),
+        ({"text": 3, "label": 0}, "expected a text, got 3"),
+        ({"text": "x", "label": "cat"}, "whole number from 0 up, got 'cat'"),
+        ({"text": "x", "label": -1}, "got -1"),
+        ({"text": "x", "label": True}, "got True"),
+        ({"text": "x"}, "no column `label`; known: text"),
+    ],
+)
+def test_examples_are_checked_before_any_work(row, says, settings, tmp_path):
+    write_jsonl(tmp_path / "search.jsonl", [{"text": "good", "label": 0}, row])
+    with pytest.raises(TaskError, match=says):
+        make("topics", settings, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        ([[0.0, 1.0], [1.0, 0.0]], r"expected images \(channels, height, width\), got arrays of shape \[2, 2\]"),
+        ([[[0.0, 1.0], [1.0]]], "arrays of numbers of one shape"),
+        ([[[0.0, float("nan")]]], "numbers that are not finite"),
+    ],
+)
+def test_images_are_checked_before_any_work(pixels, says, settings, tmp_path):
+    write_jsonl(tmp_path / "search.jsonl", [{"text": pixels, "label": 0}])
+    with pytest.raises(TaskError, match=says):
+        make("topics", settings, tmp_path)

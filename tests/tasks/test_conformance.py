@@ -1,0 +1,103 @@
+"""Every kind of task, held to the rules."""
+
+import pytest
+import torch
+from conftest import write_jsonl
+from safetensors.torch import save_file
+
+from evomerge.tasks import make
+from evomerge.testing import TaskSuite
+
+WORDS = ["a", "some", "longer text", "the longest text of all of them", "b c", "d"]
+
+
+class Suite(TaskSuite):
+    architecture = "llama"
+    auto = None
+    settings = {}
+
+    @pytest.fixture(autouse=True)
+    def _model(self, live):
+        self.model = live(self.architecture, self.auto)
+
+    def rows(self, split):
+        raise NotImplementedError
+
+    def make(self, folder):
+        files = {split: f"{split}.jsonl" for split in ("search", "report")}
+        for split, file in files.items():
+            write_jsonl(folder / file, self.rows(split))
+        return make("some", {**files, **self.settings}, folder), self.model
+
+
+class TestClassificationOfTexts(Suite):
+    architecture = "bert"
+    settings = {"kind": "classification", "input": "text", "label": "label", "batch": 4, "keep_logits": True}
+
+    def rows(self, split):
+        return [{"text": f"{split[0]} {word}", "label": i % 3} for i, word in enumerate(WORDS)]
+
+
+class TestClassificationOnADecoder(TestClassificationOfTexts):
+    architecture = "gpt2"
+    auto = "AutoModelForSequenceClassification"
+
+    def rows(self, split):
+        return [{**row, "label": row["label"] % 2} for row in super().rows(split)]
+
+
+class TestClassificationWithAHead(TestClassificationOfTexts):
+    settings = {**TestClassificationOfTexts.settings, "head": "head.safetensors"}
+    auto = "AutoModel"
+
+    def make(self, folder):
+        torch.manual_seed(1)
+        head = {"weight": torch.randn(3, 16), "mean": torch.randn(16), "scale": torch.tensor(5.0)}
+        save_file(head, folder / "head.safetensors")
+        return super().make(folder)
+
+
+class TestClassificationOfImages(Suite):
+    architecture = "vit"
+    settings = {"kind": "classification", "input": "pixels", "label": "label", "batch": 4}
+
+    def rows(self, split):
+        images = torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(len(split) + ord(split[0])))
+        return [{"pixels": image.tolist(), "label": i % 3} for i, image in enumerate(images)]
+
+
+class TestLanguageModelling(Suite):
+    settings = {"kind": "language_modelling", "batch": 2}
+
+    def rows(self, split):
+        return [{"text": f"{split} {word}"} for word in WORDS]
+
+
+class TestLanguageModellingPerByte(TestLanguageModelling):
+    settings = {"kind": "language_modelling", "batch": 2, "per": "byte", "max_length": 12}
+
+
+class TestMultipleChoice(Suite):
+    settings = {"kind": "multiple_choice", "batch": 4, "max_length": 40}
+
+    def rows(self, split):
+        return [{"prompt": f"{split[0]} {word}", "choices": ["x", "yz", word][: 2 + i % 2], "answer": i % 2} for i, word in enumerate(WORDS)]
+
+
+class TestGeneration(Suite):
+    settings = {"kind": "generation", "batch": 4, "max_new_tokens": 3, "search_metric": "accuracy"}
+
+    def rows(self, split):
+        return [{"prompt": f"{split[0]} {word}=", "answer": word[:3].strip()} for word in WORDS]
+
+
+class TestCallable(Suite):
+    settings = {"kind": "callable", "function": "evomerge_test_task:score", "search": 5, "report": 3, "metrics": ["size", "number"]}
+
+    def make(self, folder):
+        (folder / "evomerge_test_task.py").write_text(
+            "def score(model, split, examples):\n"
+            "    size = sum(p.numel() for p in model.module.parameters())\n"
+            "    return {'size': [size] * len(examples), 'number': examples}\n"
+        )
+        return make("some", self.settings, folder), self.model

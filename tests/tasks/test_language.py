@@ -1,0 +1,166 @@
+"""Language modelling, multiple choice and generation, against the model's own logits and its own greedy choices."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_jsonl
+
+from evomerge.errors import TaskError
+from evomerge.models import LiveModel
+from evomerge.tasks import make
+from evomerge.testing import tiny_model, tiny_tokenizer
+
+
+def task(folder, kind, rows, **settings):
+    """Make a task that reports `rows`, and searches one example that does not matter."""
+    other = {"text": "other", "prompt": "other", "choices": ["a", "b"], "answer": "1"}
+    other["answer"] = 0 if kind == "multiple_choice" else "1"
+    write_jsonl(folder / "search.jsonl", [other])
+    write_jsonl(folder / "report.jsonl", rows)
+    return make("some", {"kind": kind, "search": "search.jsonl", "report": "report.jsonl", **settings}, folder)
+
+
+@torch.inference_mode()
+def log_likelihood(model, text, prompt=""):
+    """The log-likelihood of the characters of `text` after `prompt`: a token each, after `<s>`."""
+    ids = model.tokenizer(prompt + text, return_tensors="pt")["input_ids"]
+    logs = model.module(ids).logits[0].double().log_softmax(1)
+    return float(logs[:-1].gather(1, ids[0, 1:, None])[len(prompt) :].sum())
+
+
+@pytest.mark.parametrize(("per", "size"), [("token", 5), ("byte", 5), ("example", 1)])
+def test_log_likelihood_of_a_text(per, size, live, tmp_path):
+    model = live("llama")
+    found = task(tmp_path, "language_modelling", [{"text": "longer text"}, {"text": "hello"}], per=per).score(model, "report")
+    assert found.scores["log_likelihood"][1] == pytest.approx(log_likelihood(model, "hello") / size, rel=1e-4)
+
+
+def test_log_likelihood_per_byte_counts_bytes(live, tmp_path):
+    model = live("llama")
+    made = [task(tmp_path, "language_modelling", [{"text": "häh?"}], per=per).score(model, "report") for per in ("example", "byte")]
+    whole, each = (float(found.scores["log_likelihood"][0]) for found in made)
+    assert each == pytest.approx(whole / 5)
+
+
+def test_cut_text_is_scored_as_the_shorter_one(live, tmp_path):
+    model = live("llama")
+    for per in ("token", "byte"):
+        found = task(tmp_path, "language_modelling", [{"text": "hello world"}], per=per, max_length=6).score(model, "report")
+        assert found.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 5, rel=1e-4)
+
+
+def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
+    folder = tiny_model(tmp_path / "model", "llama")
+    tiny_tokenizer(folder, begin=False)
+    model = LiveModel(folder)
+    for per in ("token", "byte"):
+        found = task(tmp_path, "language_modelling", [{"text": "hello"}], per=per).score(model, "report")
+        assert found.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 4, rel=1e-4)
+    with pytest.raises(TaskError, match="'x' is a single token"):
+        task(tmp_path, "language_modelling", [{"text": "x"}]).score(model, "report")
+
+
+@pytest.mark.parametrize(("normalise", "sizes"), [("none", (1, 1)), ("token", (3, 5)), ("byte", (2, 4))])
+def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, live, tmp_path):
+    model = live("llama")
+    rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
+    found = task(tmp_path, "multiple_choice", rows, normalise=normalise).score(model, "report").scores
+    merits = np.array([log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)])
+    expected = merits - np.log(np.exp(merits).sum())
+    np.testing.assert_allclose(found["log_likelihood"], expected, rtol=1e-3)
+    assert found["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
+
+
+def test_long_prompt_loses_its_beginning(live, tmp_path):
+    model = live("llama")
+    made = task(tmp_path, "generation", [{"prompt": "x" * 90 + "is it", "answer": " yes"}], max_length=7, max_new_tokens=1)
+    ids = model.tokenizer(" it yes", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    logs = model.module(ids).logits[0].double().log_softmax(1)
+    expected = float(logs[2:-1].gather(1, ids[0, 3:, None]).mean())
+    assert made.score(model, "report").scores["log_likelihood"][0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "a", "choices": ["x"], "answer": 0}, "expected a list of two texts or more"),
+        ({"prompt": "a", "choices": ["x", 3], "answer": 0}, "expected a text, got 3"),
+        ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "example 0: expected a whole number from 0 to 1, got 2"),
+    ],
+)
+def test_choices_are_checked_before_any_work(row, says, tmp_path):
+    with pytest.raises(TaskError, match=says):
+        task(tmp_path, "multiple_choice", [row])
+
+
+@torch.inference_mode()
+def greedy(model, prompt, count):
+    ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    for _ in range(count):
+        ids = torch.cat([ids, model.module(ids).logits[:, -1:].argmax(-1)], 1)
+        if ids[0, -1] == model.tokenizer.eos_token_id:
+            break
+    return model.tokenizer.decode(ids[0, 1 + len(prompt) :], skip_special_tokens=True)
+
+
+def test_written_answers_are_the_greedy_ones(live, tmp_path):
+    model = live("llama")
+    prompts = ["a", "some b", "c is much longer"]
+    rows = [{"prompt": prompt, "answer": greedy(model, prompt, 5)} for prompt in prompts]
+    rows += [{"prompt": prompt, "answer": f"no {prompt}"} for prompt in prompts]
+    found = task(tmp_path, "generation", rows, max_new_tokens=5).score(model, "report").scores
+    assert found["accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
+    answer = rows[2]["answer"]
+    expected = log_likelihood(model, answer, prompts[2]) / len(answer)
+    assert found["log_likelihood"][2] == pytest.approx(expected, rel=1e-3)
+
+
+def test_nothing_is_written_where_only_likelihood_is_searched(live, tmp_path, monkeypatch):
+    model = live("llama")
+    made = task(tmp_path, "generation", [{"prompt": "a", "answer": "b"}])
+    monkeypatch.setattr(LiveModel, "generate", None)
+    assert set(made.score(model, "search").scores) == {"log_likelihood"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "answer", "right"),
+    [
+        ({}, " 46 ", "46", True),
+        ({}, "46.", "46", False),
+        ({"stop": ["\n"]}, "46\n1+1=", "46", True),
+        ({"match": "regex", "pattern": r"answer is (\d+)"}, "the answer is 46, not 47", "46", True),
+        ({"match": "regex", "pattern": r"answer is (\d+)"}, "46", "46", False),
+        ({"match": "regex", "pattern": r"\d+"}, "it is 46.", "46", True),
+        ({"match": "last_number"}, "12 and 34 make 1,046.0 .", "the sum is 1046", True),
+        ({"match": "last_number"}, "-46", "46", False),
+        ({"match": "last_number"}, "nothing", "46", False),
+    ],
+)
+def test_answers_match_as_the_settings_say(settings, text, answer, right, tmp_path):
+    assert task(tmp_path, "generation", [{"prompt": "a", "answer": "b 1"}], **settings).matches(text, answer) is right
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"match": "regex"}, "belong together"),
+        ({"pattern": "x"}, "belong together"),
+        ({"match": "regex", "pattern": "("}, "not a regular expression"),
+        ({"match": "last_number"}, "answer 0 of the report split has no number"),
+        ({"match": "fuzzy"}, "`match`: input should be 'exact', 'regex' or 'last_number', got 'fuzzy'"),
+    ],
+)
+def test_matching_is_checked_before_any_work(settings, says, tmp_path):
+    with pytest.raises(TaskError, match=says):
+        task(tmp_path, "generation", [{"prompt": "a", "answer": "b"}], **settings)
+
+
+@pytest.mark.parametrize("kind", ["language_modelling", "multiple_choice", "generation"])
+def test_model_that_is_no_causal_language_model_is_an_error(kind, live, tmp_path):
+    with pytest.raises(TaskError, match=r"got BertForSequenceClassification; set `auto: AutoModelForCausalLM`"):
+        task(tmp_path, kind, [{"text": "x y", "prompt": "x", "choices": ["a", "b"], "answer": 1 if kind[0] == "m" else "1"}]).score(live("bert"), "report")
+
+
+def test_sequence_longer_than_the_model_is_an_error(live, tmp_path):
+    with pytest.raises(TaskError, match="positions for 64"):
+        task(tmp_path, "language_modelling", [{"text": "x" * 70}]).score(live("llama"), "report")

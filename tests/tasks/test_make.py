@@ -1,0 +1,155 @@
+"""What every task's settings and data are checked for, before any work."""
+
+import sys
+
+import pytest
+from conftest import write_jsonl
+
+from evomerge.errors import TaskError
+from evomerge.tasks import make
+
+LM = {"kind": "language_modelling", "search": "search.jsonl", "report": "report.jsonl"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_jsonl(tmp_path / "search.jsonl", [{"text": "one", "more": 1}, {"text": "two"}])
+    write_jsonl(tmp_path / "report.jsonl", [{"text": "three"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kind": "langauge_modelling"}, "task `some`: .*did you mean `language_modelling`"),
+        ({}, "expected a `kind`"),
+        ({**LM, "max_lenght": 3}, "task `some`: unknown key `max_lenght`; did you mean `max_length`"),
+        ({"kind": "language_modelling", "search": "x"}, "task `some`: `report` is missing"),
+        ({**LM, "batch": 0}, "task `some` `batch`: input should be greater than or equal to 1, got 0"),
+        ({**LM, "search_metric": "log_likelyhood"}, "unknown `search_metric` `log_likelyhood`; did you mean `log_likelihood`"),
+    ],
+)
+def test_settings_are_checked(settings, says, folder):
+    with pytest.raises(TaskError, match=says):
+        make("some", settings, folder)
+
+
+def test_sizes_are_those_of_the_files(folder):
+    task = make("some", LM, folder)
+    assert (task.name, task.size("search"), task.size("report")) == ("some", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", r"a task without examples: expected at least one for `search` in .*search\.jsonl"),
+        ("\n\n", "a task without examples"),
+        ('{"text": "x"}\n{"text"', r"search\.jsonl, line 2: expected one JSON object on each line"),
+        ("[1]\n", "line 1: expected a JSON object"),
+        ('{"txet": "x"}\n', r"line 1: no column `text`; did you mean `txet`"),
+    ],
+)
+def test_files_are_checked(content, says, folder):
+    (folder / "search.jsonl").write_text(content)
+    with pytest.raises(TaskError, match=says):
+        make("some", LM, folder)
+
+
+def test_missing_file_is_an_error(folder):
+    with pytest.raises(TaskError, match=r"no such file or folder: .*gone\.jsonl"):
+        make("some", {**LM, "report": "gone.jsonl"}, folder)
+
+
+def test_unknown_kind_of_file_is_an_error(folder):
+    (folder / "search.csv").write_text("text\nx\n")
+    with pytest.raises(TaskError, match=r"expected examples as \.jsonl, \.parquet, or a folder"):
+        make("some", {**LM, "search": "search.csv"}, folder)
+
+
+def test_examples_in_both_splits_are_an_error(folder):
+    write_jsonl(folder / "report.jsonl", [{"text": "three"}, {"text": "two"}, {"text": "one"}])
+    with pytest.raises(TaskError, match=r"must be disjoint, but 2 examples are in both \(the first is example 1 of"):
+        make("some", LM, folder)
+
+
+def test_parquet_holds_the_same_examples(folder, live):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table({"text": ["one", "two"]}), folder / "search.parquet")
+    other = make("some", {**LM, "search": "search.parquet"}, folder)
+    expected = make("some", LM, folder).score(live("llama"), "search").scores["log_likelihood"]
+    assert other.score(live("llama"), "search").scores["log_likelihood"].tolist() == expected.tolist()
+    with pytest.raises(TaskError, match=r"search\.parquet: no column `txt`; did you mean `text`"):
+        make("some", {**LM, "search": "search.parquet", "text": "txt"}, folder)
+    (folder / "search.parquet").write_text("PAR1 but not really")
+    with pytest.raises(TaskError, match="not a Parquet file"):
+        make("some", {**LM, "search": "search.parquet"}, folder)
+
+
+def test_datasets_folder_holds_the_same_examples(folder, live):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "other": [1, 2]})
+    rows.save_to_disk(folder / "saved")
+    expected = make("some", LM, folder).score(live("llama"), "search").scores["log_likelihood"]
+    other = make("some", {**LM, "search": "saved"}, folder)
+    assert other.score(live("llama"), "search").scores["log_likelihood"].tolist() == expected.tolist()
+    datasets.DatasetDict({"train": rows}).save_to_disk(folder / "both")
+    with pytest.raises(TaskError, match="one for each split; give one of both/train"):
+        make("some", {**LM, "search": "both"}, folder)
+    assert make("some", {**LM, "search": "both/train"}, folder).size("search") == 2
+    (folder / "empty").mkdir()
+    with pytest.raises(TaskError, match="not a folder saved by `datasets`"):
+        make("some", {**LM, "search": "empty"}, folder)
+
+
+@pytest.mark.parametrize(("package", "file"), [("pyarrow", "x.parquet"), ("datasets", ".")])
+def test_missing_package_is_named_with_what_to_type(package, file, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    (folder / "x.parquet").touch()
+    with pytest.raises(TaskError, match=rf"needs the package {package}; type: pip install 'evomerge\[data\]'"):
+        make("some", {**LM, "search": file}, folder)
+
+
+FUNCTION = {"kind": "callable", "search": 3, "report": 2}
+
+
+def function(folder, name, body):
+    (folder / f"{name}.py").write_text(f"def score(model, split, examples):\n    return {body}\n")
+    return {**FUNCTION, "function": f"{name}:score"}
+
+
+def test_function_beside_the_study_is_found(folder):
+    task = make("some", function(folder, "evomerge_beside", "[-float(i) for i in examples]"), folder)
+    assert task.metrics == ("score",)
+    assert task.score(None, "search").scores["score"].tolist() == [0, -1, -2]
+    assert str(folder) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "says"),
+    [
+        ("evomerge_short", "[1.0]", r"returned shape \[1\] for `score`; expected one score for each of 3 examples"),
+        ("evomerge_number", "1.0", r"returned shape \[\]"),
+        ("evomerge_nan", "[1.0, float('nan'), 0.0]", "returned nan for `score` of the example at position 1"),
+        ("evomerge_words", "'good'", "returned no vector of numbers for `score`, but 'good'"),
+        ("evomerge_metric", "{'other': [0, 0, 0]}", r"returned the metrics \['other'\]; expected \['score'\]"),
+    ],
+)
+def test_what_a_function_returns_is_checked(name, body, says, folder):
+    task = make("some", function(folder, name, body), folder)
+    with pytest.raises(TaskError, match=says):
+        task.score(None, "search")
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("evomerge_nowhere:score", "cannot import `evomerge_nowhere`"),
+        ("json:scores", "module `json` has no function `scores`"),
+        ("json", "`function`: string should match pattern"),
+    ],
+)
+def test_function_that_is_not_there_is_an_error(where, says, folder):
+    with pytest.raises(TaskError, match=says):
+        make("some", {**FUNCTION, "function": where}, folder)

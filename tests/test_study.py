@@ -1,0 +1,239 @@
+"""A study survives anything: a kill at any moment, another number of workers, a second process, a changed setting."""
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge import evaluate, journal
+from evomerge.errors import JournalError, StudyError
+from evomerge.evaluate import Evaluator, Remembering
+from evomerge.report import measure
+from evomerge.settings import StudySettings
+from evomerge.study import Study, digest
+from evomerge.trial import Evaluation
+
+DRIVERS = [
+    {"kind": "nsga2", "population": 8},
+    {"kind": "nsga3", "population": 8},
+    {"kind": "cma", "population": 6},
+    {"kind": "tpe", "batch": 4},
+    {"kind": "random"},
+]
+
+
+@pytest.fixture
+def settings(small_digits):
+    def make(**changes):
+        data = {
+            "name": "test",
+            "pool": small_digits.pool,
+            "tasks": dict(list(small_digits.tasks.items())[:2]),
+            "space": "task_arithmetic",
+            "evaluations": 30,
+            "driver": DRIVERS[0],
+            "report": {"scales": [0.2, 0.4], "front": 4, "resamples": 100},
+        }
+        return StudySettings.parse(data | changes, "test", Path.cwd())
+
+    return make
+
+
+class Made(Evaluator):
+    """Scores made from the recipe alone, at once; answers in an order shuffled by `seed`."""
+
+    def __init__(self, slots=1, seed=0):
+        self.slots = slots
+        self.count = 0
+        self._waiting = []
+        self._random = random.Random(seed)
+
+    def submit(self, proposal):
+        self._waiting.append(proposal)
+
+    def wait(self):
+        self.count += 1
+        proposal = self._waiting.pop(self._random.randrange(len(self._waiting)))
+        if int(proposal.recipe.id, 16) % 7 == 0:
+            return proposal.number, Evaluation(error="made to fail")
+        rng = np.random.default_rng(int(proposal.recipe.id[:8], 16))
+        names = ("turned", "inverted")
+        return proposal.number, Evaluation(
+            scores={f"{name}/{m}": rng.random(5, dtype=np.float32) for name in names for m in ("log_likelihood", "accuracy")}
+        )
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver["kind"])
+def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(driver, settings, tmp_path):
+    whole = Study.create(tmp_path / "whole", settings(driver=driver))
+    whole.run(Remembering(Made()))
+    content = whole.journal_path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    cuts = random.Random(1).sample(range(len(content)), 12) + [len(b"".join(lines[:n])) for n in (1, 2, 17, len(lines) - 1)]
+    for cut in cuts:
+        study = Study.create(tmp_path / f"cut{cut}", settings(driver=driver))
+        study.journal_path.write_bytes(content[:cut])
+        evaluator = Made()
+        study.run(Remembering(evaluator))
+        assert study.journal_path.read_bytes() == content
+        assert evaluator.count <= 30 - content[:cut].count(b'"tell"') + 1  # nothing told is evaluated again
+
+
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver["kind"])
+@pytest.mark.parametrize("slots", [2, 7, 50])
+def test_the_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, slots, settings, tmp_path):
+    one = Study.create(tmp_path / "one", settings(driver=driver))
+    one.run(Remembering(Made()))
+    many = Study.create(tmp_path / "many", settings(driver=driver))
+    many.run(Remembering(Made(slots, seed=slots)))
+    assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
+    assert digest(many.population()) == digest(one.population())
+
+
+def _run(folder, settings):
+    """Run in a child process, which is killed from outside."""
+    study = Study.create(folder, settings)
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+
+
+def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
+    whole = Study.create(tmp_path / "whole", settings(evaluations=60))
+    with whole.evaluator() as evaluator:
+        whole.run(evaluator)
+    moments = random.Random(0)
+    killed = 0
+    target = tmp_path / "killed"
+    for _ in range(60):
+        child = context.Process(target=_run, args=(target, settings(evaluations=60)))
+        child.start()
+        before = _size(target)
+        deadline = time.monotonic() + 60
+        while child.is_alive() and _size(target) == before and time.monotonic() < deadline:
+            time.sleep(0.002)  # starting up does not count: wait until it has asked for something
+        child.join(moments.uniform(0.0, 0.25))
+        if child.exitcode is None:
+            child.kill()
+            killed += 1
+        child.join()
+        if child.exitcode == 0:
+            break
+    resumed = Study.open(target)
+    assert child.exitcode == 0
+    assert killed >= 3
+    assert resumed.journal_path.read_bytes() == whole.journal_path.read_bytes()
+    assert measure.measure(resumed).public() == measure.measure(whole).public()
+
+
+def _size(folder):
+    path = folder / "journal.jl"
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.ray
+def test_two_ray_workers_give_the_same_search_as_one_process(settings, tmp_path):
+    one = Study.create(tmp_path / "one", settings())
+    with one.evaluator() as evaluator:
+        one.run(evaluator)
+    two = Study.create(tmp_path / "two", settings(workers=2))
+    with two.evaluator() as evaluator:
+        assert evaluator.slots >= 2
+        two.run(evaluator)
+        results = measure.measure(two, evaluator)
+    assert journal.canonical(two.journal_path) == journal.canonical(one.journal_path)
+    assert results.public() == measure.measure(one).public()
+
+
+def test_reporting_twice_scores_nothing_twice(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(evaluations=10))
+    first = measure.measure(study, _searched(study))
+    size = (study.folder / "report.jl").stat().st_size
+    again = measure.measure(study, None)
+    assert again.public() == first.public()
+    assert (study.folder / "report.jl").stat().st_size == size
+
+
+def test_references_and_front_are_scored_on_the_report_split(settings, tmp_path, small_digits):
+    study = Study.create(tmp_path / "study", settings(evaluations=10))
+    results = measure.measure(study, _searched(study))
+    assert {"base", "average"} < set(results.references)
+    assert {f"expert {name}" for name in small_digits.pool["experts"]} < set(results.references)
+    assert sum(name.startswith("best scale") for name in results.references) == 1
+    own = results.references["expert turned"].report["turned"]
+    assert own[1] <= own[0] <= own[2]
+    assert own[0] > results.references["base"].report["turned"][0]
+    assert results.hypervolume.history[-1] == pytest.approx(results.hypervolume.search)
+    assert {point.recipe_id for point in results.front} <= {p.recipe.id for p, _ in study.population()}
+
+
+def _searched(study):
+    evaluator = Remembering(evaluate.Serial(study.parts.setup))
+    study.run(evaluator)
+    return evaluator
+
+
+def test_a_study_in_use_is_refused_naming_the_process(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings())
+    with study.lock(), pytest.raises(StudyError, match=r"in use by process \d+ on "):
+        Study.open(tmp_path / "study").run(Remembering(Made()))
+
+
+def test_a_changed_study_is_refused_showing_the_difference(settings, tmp_path):
+    Study.create(tmp_path / "study", settings())
+    with pytest.raises(StudyError, match=r"seed: was 0, is 3") as error:
+        Study.create(tmp_path / "study", settings(seed=3))
+    assert "driver" not in str(error.value)
+
+
+def test_a_larger_budget_goes_on_from_where_the_smaller_one_ended(settings, tmp_path):
+    whole = Study.create(tmp_path / "whole", settings(evaluations=40))
+    whole.run(Remembering(Made()))
+    Study.create(tmp_path / "two", settings(evaluations=15)).run(Remembering(Made()))
+    Study.create(tmp_path / "two", settings(evaluations=40)).run(Remembering(Made()))
+    assert (tmp_path / "two" / "journal.jl").read_bytes() == whole.journal_path.read_bytes()
+    assert Study.open(tmp_path / "two").settings.evaluations == 40
+
+
+def test_a_replay_that_differs_is_an_error_that_names_the_versions(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings())
+    study.run(Remembering(Made()))
+    header = json.loads((study.folder / "study.json").read_text())
+    header["versions"]["pymoo"] = "0.0.1"
+    header["identity"]["seed"] = header["settings"]["seed"] = 5  # as another version would: other proposals
+    (study.folder / "study.json").write_text(json.dumps(header))
+    with pytest.raises(StudyError, match=r"replaying proposal \d+ gave another recipe.*pymoo 0\.0\.1"):
+        Study.open(study.folder).run(Remembering(Made()))
+
+
+def test_a_damaged_journal_is_refused_with_its_line(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings())
+    study.run(Remembering(Made()))
+    content = bytearray(study.journal_path.read_bytes())
+    content[len(content) // 2] ^= 1
+    study.journal_path.write_bytes(content)
+    with pytest.raises(JournalError, match=r"line \d+ is damaged"):
+        study.run(Remembering(Made()))
+
+
+def test_a_folder_that_is_no_study_is_never_written_into(settings, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(StudyError, match="is no study"):
+        Study.create(tmp_path / "mine", settings())
+    with pytest.raises(StudyError, match=r"evomerge run"):
+        Study.open(tmp_path / "nowhere")
+
+
+def test_results_without_any_evaluation_are_refused_with_the_last_failure(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings())
+    with pytest.raises(StudyError, match="no candidate has been evaluated yet"):
+        measure.measure(study)

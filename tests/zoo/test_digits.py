@@ -1,0 +1,85 @@
+"""The digits zoo, and with it what every zoo promises: reproducible bytes, disjoint splits, loadable checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from evomerge import zoo
+from evomerge.errors import ZooError
+from evomerge.models.pretrained import load_model
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return zoo.build("digits", folder=tmp_path_factory.mktemp("first"), seed=3, small=True)
+
+
+def rows(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_builds_from_one_seed_write_identical_files(built, tmp_path):
+    threads = torch.get_num_threads()
+    torch.rand(5)  # the state of the global generator must not matter
+    again = zoo.build("digits", folder=tmp_path, seed=3, small=True)
+    assert again.folder.name == built.folder.name
+    assert files(again.folder) == files(built.folder)
+    assert torch.get_num_threads() == threads
+
+
+def test_another_seed_gives_another_zoo_in_another_folder(built):
+    with pytest.raises(ZooError, match="evomerge zoo build digits --seed 4"):
+        zoo.load("digits", folder=built.folder.parent, seed=4, small=True)
+
+
+def test_building_leaves_the_global_generator_alone(tmp_path):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    zoo.build("digits", folder=tmp_path, small=True)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_checkpoints_load_with_transformers_and_share_one_shape(built):
+    base = load_model(built.pool["base"], "AutoModelForImageClassification")
+    shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}
+    assert sum(tensor.numel() for tensor in base.parameters()) < 60_000
+    for path in built.pool["experts"].values():
+        expert = load_model(path, "AutoModelForImageClassification")
+        assert {name: tensor.shape for name, tensor in expert.state_dict().items()} == shapes
+
+
+def test_splits_are_disjoint_across_all_views(built):
+    plain = {"turned": (1, 2), "mirrored": (2,)}
+    seen = {"train": set(), "search": set(), "report": set()}
+    for name, axes in plain.items():
+        paths = {"train": built.train(name), **{split: built.tasks[name][split] for split in ("search", "report")}}
+        for split, path in paths.items():
+            pixels = torch.tensor([row["pixels"] for row in rows(path)])
+            seen[split] |= {tuple(image.flatten().tolist()) for image in pixels.flip([axis + 1 for axis in axes])}
+    assert len(seen["train"]) == 900
+    assert len(seen["search"]) == 400
+    assert not seen["train"] & seen["search"]
+    assert not seen["train"] & seen["report"]
+    assert not seen["search"] & seen["report"]
+
+
+def test_each_expert_beats_the_base_on_its_own_task(built):
+    assert set(built.figures["accuracy"]) == set(built.tasks) == set(built.pool["experts"])
+    for accuracy in built.figures["accuracy"].values():
+        assert accuracy["expert"] > accuracy["base"] + 0.2
+
+
+def test_the_experts_conflict(built):
+    """An expert does badly on the tasks of the others, so that there is something to trade."""
+    expert = load_model(built.pool["experts"]["inverted"], "AutoModelForImageClassification")
+    examples = rows(built.tasks["turned"]["search"])
+    logits = expert(pixel_values=torch.tensor([row["pixels"] for row in examples])).logits
+    right = logits.argmax(-1) == torch.tensor([row["label"] for row in examples])
+    assert float(right.float().mean()) < built.figures["accuracy"]["turned"]["expert"] - 0.2
