@@ -8,7 +8,6 @@ header is checked before a tensor is touched, and no path in an index leaves the
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -16,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from evomerge import files
 from evomerge.errors import CheckpointError
 from evomerge.recipe import KINDS, Place
 
@@ -40,6 +40,16 @@ DTYPES = {
 _LARGEST_HEADER = 16 << 20
 _MOST_TENSORS = 200_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NOT_COPIED = (  # the base's weights in any form, and what was written about them
+    ".safetensors",
+    ".index.json",
+    *(pattern[1:] for pattern in _PICKLES),
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".gguf",
+    ".md",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,11 @@ class Folder:
         """The tensor as a view of the file, in its storage dtype."""
         file = self._file[name]
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                msg = f"{file}: cannot be opened ({error}); it was readable before: has it changed?"
+                raise CheckpointError(msg) from None
         tensor: torch.Tensor = self._open[file].get_tensor(name)
         return tensor
 
@@ -149,22 +163,20 @@ class Folder:
             except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 msg = f"{index}: not a safetensors index ({type(error).__name__}); download the checkpoint again"
                 raise CheckpointError(msg) from None
-            shards: dict[Path, list[str] | None] = {}
+            grouped: dict[Path, list[str]] = {}
             for name, shard in sorted(pairs):
-                names = shards.setdefault(self._inside(shard, index), [])
-                assert names is not None  # noqa: S101  # this branch stores lists only
-                names.append(name)
-            return shards
-        files = sorted(self.path.glob("*.safetensors"))
-        if (self.path / "model.safetensors") in files:
-            files = [self.path / "model.safetensors"]
-        if len(files) == 1:
-            return {self._inside(files[0].name, self.path): None}
-        if files:
-            msg = f"{self.path}: {len(files)} safetensors files but no model.safetensors.index.json; expected one file, or the index that says which tensor is where"
-            raise CheckpointError(msg)
-        if (self.path / "adapter_config.json").exists():
+                grouped.setdefault(self._inside(shard, index), []).append(name)
+            return dict(grouped)
+        found = sorted(self.path.glob("*.safetensors"))
+        if (self.path / "model.safetensors") in found:
+            found = [self.path / "model.safetensors"]
+        elif (self.path / "adapter_config.json").exists():
             msg = f"{self.path}: a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload, save_pretrained)"
+            raise CheckpointError(msg)
+        if len(found) == 1:
+            return {self._inside(found[0].name, self.path): None}
+        if found:
+            msg = f"{self.path}: {len(found)} safetensors files but no model.safetensors.index.json; expected one file, or the index that says which tensor is where"
             raise CheckpointError(msg)
         pickles = sorted(entry.name for pattern in _PICKLES for entry in self.path.glob(pattern))
         if pickles:
@@ -196,59 +208,90 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises `CheckpointError` for anything that the format forbids, and for headers over 16 MiB or 200,000 tensors.
     """
-
-    def refuse(what: str) -> CheckpointError:
-        return CheckpointError(f"{path}: {what}")
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise refuse(f"{size} bytes; not a safetensors file")
-        if start == b"version ":
-            raise refuse("a Git LFS pointer, not the weights; run `git lfs pull`")
-        length = int.from_bytes(start, "little")
-        if length > _LARGEST_HEADER:
-            raise refuse(f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}")
-        if 8 + length > size:
-            raise refuse(f"header of {length} bytes, but the file has {size}; download it again")
-        raw = file.read(length)
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            raise refuse("its header names a tensor twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise refuse(f"its header is not JSON ({error})") from None
-    if not isinstance(header, dict) or len(header) > _MOST_TENSORS:
-        raise refuse(f"its header holds {len(header)} entries; expected an object of at most {_MOST_TENSORS}")
+        with path.open("rb") as file:
+            return _parse_header(file, path.stat().st_size)
+    except _HeaderError as error:
+        msg = f"{path}: {error}"
+        raise CheckpointError(msg) from None
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})"
+        raise CheckpointError(msg) from None
+
+
+class _HeaderError(Exception):
+    """What is wrong with a header, to be said with the file's name."""
+
+
+def _parse_header(file: BinaryIO, size: int) -> dict[str, TensorInfo]:
+    start = file.read(8)
+    if len(start) < 8:
+        msg = f"{size} bytes; not a safetensors file"
+        raise _HeaderError(msg)
+    if start == b"version ":
+        raise _HeaderError("a Git LFS pointer, not the weights; run `git lfs pull`")
+    length = int.from_bytes(start, "little")
+    if length > _LARGEST_HEADER:
+        msg = f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}"
+        raise _HeaderError(msg)
+    if 8 + length > size:
+        msg = f"header of {length} bytes, but the file has {size}; download it again"
+        raise _HeaderError(msg)
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, numbers or nesting beyond reason
+        msg = f"its header is not JSON ({error})"
+        raise _HeaderError(msg) from None
+    if not isinstance(header, dict):
+        msg = f"its header is a {type(header).__name__}; expected a JSON object"
+        raise _HeaderError(msg)
     header.pop("__metadata__", None)
-    spans: list[tuple[int, int]] = []
+    if len(header) > _MOST_TENSORS:
+        msg = f"its header holds {len(header)} tensors; expected at most {_MOST_TENSORS}"
+        raise _HeaderError(msg)
     found: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int]] = []
     for name, entry in header.items():
-        try:
-            shape, dtype, (begin, end) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
-            whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError):
-            raise refuse(f"its header does not describe tensor `{name}`") from None
-        if dtype not in DTYPES:
-            raise refuse(f"tensor `{name}` has dtype {dtype}; expected one of {', '.join(DTYPES)} (quantised weights cannot be merged)")
-        info = TensorInfo(shape, DTYPES[dtype])
-        if not whole or end - begin != info.nbytes:
-            raise refuse(f"tensor `{name}` of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives it {end - begin}")
-        spans.append((begin, end))
-        found[name] = info
+        found[name], span = _entry(name, entry)
+        spans.append(span)
     at = 0
     for begin, end in sorted(spans):
         if begin != at:
-            raise refuse("its tensors overlap or leave gaps; download it again")
+            raise _HeaderError("its tensors overlap or leave gaps; download it again")
         at = end
     if 8 + length + at != size:
-        raise refuse(f"needs {8 + length + at} bytes, has {size}; download it again")
+        msg = f"needs {8 + length + at} bytes, has {size}; download it again"
+        raise _HeaderError(msg)
     return found
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        msg = f"its header names `{next(name for name in names if names.count(name) > 1)}` twice"
+        raise _HeaderError(msg)
+    return found
+
+
+def _entry(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """Return one tensor's description, and where its bytes begin and end."""
+    try:
+        dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        numbers = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        numbers = False
+    if not numbers:
+        msg = f"its header does not describe tensor `{name}`: expected dtype, shape and data_offsets, got {str(entry)[:200]}"
+        raise _HeaderError(msg)
+    if dtype not in DTYPES:
+        msg = f"tensor `{name}` has dtype {dtype}; expected one of {', '.join(DTYPES)} (quantised weights cannot be merged)"
+        raise _HeaderError(msg)
+    info = TensorInfo(shape, DTYPES[dtype])
+    if end - begin != info.nbytes:
+        msg = f"tensor `{name}` of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives it {end - begin}"
+        raise _HeaderError(msg)
+    return info, (begin, end)
 
 
 # -- layout ------------------------------------------------------------------------------------------------------------
@@ -292,7 +335,7 @@ class Layout:
         block = self.block(name)
         kind = _kind(name, len(entry.shape), inside=block is not None)
         if block is None:
-            block = 0 if kind == "embedding" else self.blocks - 1
+            block = 0 if "embed" in name.lower() or kind == "embedding" else self.blocks - 1
         return Place(block, self.blocks, kind)
 
     def block(self, name: str) -> int | None:
@@ -345,7 +388,7 @@ def save(
     total = sum(entry.nbytes for entry in checkpoint.info.values())
     with _new_folder(folder) as new:
         for entry in sorted(like.iterdir()):
-            if entry.is_file() and not entry.name.endswith((".safetensors", ".safetensors.index.json", ".md", *(p[1:] for p in _PICKLES))):
+            if entry.is_file() and not entry.name.endswith(_NOT_COPIED):
                 shutil.copy(entry, new / entry.name)
         weight_map, done = {}, 0
         for number, names in enumerate(shards, start=1):
@@ -365,6 +408,8 @@ def save(
             (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
         for file, text in (extra or {}).items():
             (new / file).write_text(text, encoding="utf-8")
+        for entry in (*new.iterdir(), new):
+            files.sync(entry)
 
 
 def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
@@ -388,10 +433,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         new.chmod(0o755)
         if folder.exists():
             folder.rmdir()
-        os.replace(new, folder)
+        new.replace(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    files.sync(folder.parent)
 
 
 def first_difference(left: Mapping[str, TensorInfo], right: Mapping[str, TensorInfo]) -> Sequence[str]:

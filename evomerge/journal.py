@@ -8,13 +8,15 @@ The bytes depend only on what was asked and told, in order: no clock, no host. A
 several workers; `canonical` is the form that may not.
 """
 
+import errno
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from evomerge import files
 from evomerge.errors import JournalError
@@ -47,12 +49,12 @@ class Journal:
         self.path = path
         fresh = not path.exists()
         if not fresh:
-            good = sum(len(line) for line, _ in _lines(path))
+            good = sum(len(line) for _, line, _ in _lines(path))
             with path.open("r+b") as file:
                 file.truncate(good)
         self._file = path.open("ab", buffering=0)
         if fresh:
-            files.sync_folder(path.parent)
+            files.sync(path.parent)
 
     def ask(self, proposal: Proposal) -> None:
         """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
@@ -63,37 +65,42 @@ class Journal:
         """Record an evaluation. It is on disk when this returns."""
         self._append({"tell": number, **evaluation.to_json()}, durable=True)
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def _append(self, record: dict[str, Any], *, durable: bool) -> None:
         line = _frame(record)
         start = self._file.seek(0, os.SEEK_END)
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                msg = f"{self.path}: the disk took {written} of {len(line)} bytes; free some space, then `evomerge resume`"
-                raise JournalError(msg)
+            self._write(line)
             if durable:
                 os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(start)
+            try:
+                self._file.truncate(start)
+            except OSError:
+                self._file.close()  # nothing may follow a torn line; the next opening cuts it off
             msg = f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: mend it, then `evomerge resume`"
             raise JournalError(msg) from error
-        except JournalError:
-            self._file.truncate(start)
-            raise
+
+    def _write(self, line: bytes) -> None:
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read(path: Path) -> list[Ask | Tell]:
     """Return the records of a journal, without a torn last line. Raises `JournalError` if it is damaged."""
-    return [record for _, record in _lines(path)] if path.exists() else []
+    return [_record(path, number, data) for number, _, data in _lines(path)] if path.exists() else []
 
 
 def canonical(path: Path) -> bytes:
     """Return the journal with each number's ask and tell together, in order of number: equal for equal searches."""
-    keyed = [((r.number, isinstance(r, Tell)), line) for line, r in _lines(path)]
+    keyed = [((data.get("ask", data.get("tell")), "tell" in data), line) for _, line, data in _lines(path)]
     return b"".join(line for _, line in sorted(keyed, key=lambda entry: entry[0]))
 
 
@@ -102,7 +109,17 @@ def _frame(record: dict[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, Ask | Tell]]:
+def _record(path: Path, number: int, data: dict[str, Any]) -> Ask | Tell:
+    if "ask" in data:
+        return Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"))
+    if "tell" in data:
+        return Tell(data["tell"], Evaluation.from_json(data))
+    msg = f"{path}: line {number} is of a kind unknown to this version ({', '.join(data)}); install the newer evomerge"
+    raise JournalError(msg)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """Yield each whole line's number, bytes and data."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -111,8 +128,4 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Ask | Tell]]:
             if line[:9] != b"%08x " % zlib.crc32(body):
                 msg = f"{path}: line {number} is damaged; restore the file from a copy, or cut it before that line to lose what follows"
                 raise JournalError(msg)
-            data = json.loads(body)
-            if "ask" in data:
-                yield line, Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"))
-            else:
-                yield line, Tell(data["tell"], Evaluation.from_json(data))
+            yield number, line, json.loads(body)

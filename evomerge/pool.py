@@ -5,9 +5,9 @@ tensor, a number that is not finite. What it has read and found good is remember
 costs nothing.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,9 @@ class Pool:
         if not experts:
             msg = "the pool has no experts; expected at least one, such as `experts: {maths: path/to/maths}`"
             raise PoolError(msg)
+        if "base" in experts:
+            msg = "the pool has an expert named `base`, which is how recipes call the base model; give it another name"
+            raise PoolError(msg)
         self.base = Folder(base)
         self.experts = {name: Folder(path) for name, path in experts.items()}
         for name, expert in self.experts.items():
@@ -66,8 +69,8 @@ class Pool:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """Tensors that the configuration ties to another one, although the files hold both: name → the one to use."""
-        if not self.base.config.get("tie_word_embeddings", False):
+        """Heads tied to an embedding, and equal to it in every model, although the files hold both: name → the one to use."""
+        if not self.base.config.get("tie_word_embeddings", True):  # left out of config.json where it is the default
             return {}
         places = {name: self.layout.place(name).kind for name, entry in self.base.info.items() if len(entry.shape) == 2}
         heads = [name for name, kind in places.items() if kind == "head"]
@@ -93,26 +96,25 @@ class Pool:
         return sum(entry.nbytes for entry in self.base.info.values())
 
     def _check_alike(self, name: str, expert: Folder) -> None:
+        found = [
+            f"tensor `{tensor}`: {_words(expert.info.get(tensor))} in the expert, "
+            f"{_words(self.base.info.get(tensor))} in the base"
+            for tensor in first_difference(self.base.info, expert.info)
+        ]
+        if len(found) > 1:
+            found[1:] = [f"{len(found) - 1} more tensors"]
         for key in _SAME_CONFIG:
             ours, theirs = self.base.config.get(key), expert.config.get(key)
             if ours != theirs:
-                msg = (
-                    f"expert `{name}` ({expert.path}) has {key} {theirs!r}, the base ({self.base.path}) has {ours!r}; "
-                    "expected fine-tunes of the same base"
-                )
-                raise PoolError(msg)
-        differences = first_difference(self.base.info, expert.info)
-        if differences:
-            first = differences[0]
-            more = f" ({len(differences)} tensors differ)" if len(differences) > 1 else ""
+                found.append(f"{key}: {theirs!r} in the expert, {ours!r} in the base")
+        if found:
             msg = (
-                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in tensor `{first}`: "
-                f"{_words(expert.info.get(first))} in the expert, {_words(self.base.info.get(first))} in the base{more}; "
-                "expected fine-tunes of the same base"
+                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(found)}. "
+                "Expected fine-tunes of the same base"
             )
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
-            if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) > 1:
+            if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) == 2:  # a mask or a counter is not
                 msg = f"{self.base.path}: tensor `{tensor}` is quantised ({entry.dtype}); de-quantise the model before merging"
                 raise PoolError(msg)
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
@@ -155,5 +157,6 @@ def fingerprint(folder: Folder) -> str:
     for file in folder.files:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    files.write(memory, digest.hexdigest())
+    with contextlib.suppress(OSError):  # a cache that cannot be written to costs time, nothing else
+        files.write(memory, digest.hexdigest())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ from pydantic import (
 
 from evomerge.errors import RecipeError, nearest
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 """Kinds of tensor that a parameter can be tiled over."""

@@ -56,6 +56,8 @@ class StudySettings(_Part):
     """A shipped space's name, a file, or a space written in place."""
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Task settings by objective; with a zoo, its own tasks by default."""
+    folder: str = "."
+    """Where relative paths of tasks start; by default the study file's folder."""
     driver: dict[str, Any] | None = None
     """By default the one that the space names."""
     evaluations: int = Field(default=200, ge=1)
@@ -94,10 +96,6 @@ class StudySettings(_Part):
         if (pool.zoo is None) == (pool.base is None) or (pool.zoo is not None and pool.experts):
             msg = f"{where} `pool`: expected either `zoo: NAME`, or `base: FOLDER` and `experts: {{NAME: FOLDER}}`"
             raise StudyError(msg)
-        here = {
-            name: {key: _absolute(value, folder) for key, value in entry.items()}
-            for name, entry in settings.tasks.items()
-        }
         absolute = {
             "base": pool.base and str((folder / pool.base).resolve()),
             "experts": {name: str((folder / path).resolve()) for name, path in pool.experts.items()},
@@ -105,15 +103,12 @@ class StudySettings(_Part):
         source = settings.space
         if isinstance(source, str):
             source = space.read(source if source in space.shipped() else folder / source)
-        update = {"pool": pool.model_copy(update=absolute), "space": source, "tasks": here}
+        update = {
+            "pool": pool.model_copy(update=absolute),
+            "space": source,
+            "folder": str((folder / settings.folder).resolve()),
+        }
         return settings.model_copy(update=update)
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    """Return `value` as an absolute path if it names something that exists in `folder`, else as it is."""
-    if isinstance(value, str) and value and "\0" not in value and len(value) < 256 and (folder / value).exists():
-        return str((folder / value).resolve())
-    return value
 
 
 FREE = ("evaluations", "workers", "deadline", "report", "about")
@@ -168,12 +163,12 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         base=base,
         experts=experts,
         tasks=task_settings,
-        folder=str(Path.cwd()),
+        folder=settings.folder,
         precision=settings.precision,
         threads=settings.threads,
         auto=given.auto,
     )
-    made = {name: tasks.make(name, entry, Path.cwd()) for name, entry in task_settings.items()}
+    made = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     parts = Parts(pool, searched, made, setup, settings.driver or searched.driver)
     parts.new_driver(settings.seed)
     return parts
@@ -181,27 +176,29 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
 
 def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
     """Return what makes a study this study and no other: settings, and digests of everything that it reads."""
-    kept = settings.model_dump(exclude={*FREE, "pool"})
+    kept = settings.model_dump(exclude={*FREE, "pool", "folder"})
     return {
         **kept,
         "driver": dict(parts.driver),
+        "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
-        "data_digests": {name: _data_digest(entry) for name, entry in parts.setup.tasks.items()},
+        "data_digests": {name: _data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
         "tasks": {name: dict(entry) for name, entry in parts.setup.tasks.items()},
     }
 
 
-def _data_digest(task: Mapping[str, Any]) -> dict[str, str]:
-    """Return the sha256 of every file or folder that a task's settings name."""
+def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
+    """Return the sha256 of every file or folder of data that a task's settings name."""
     found = {}
-    for key, value in sorted(task.items()):
-        path = Path(value) if isinstance(value, str) else None
-        if path is not None and path.is_absolute() and path.exists():
-            digest = hashlib.sha256()
-            for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
-            found[key] = digest.hexdigest()
+    for key in ("search", "report", "head"):
+        if not isinstance(task.get(key), str):
+            continue
+        path = Path(settings.folder) / task[key]
+        digest = hashlib.sha256()
+        for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        found[key] = digest.hexdigest()
     return found
 
 

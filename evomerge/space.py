@@ -63,10 +63,10 @@ class Gene:
 
     def value(self, number: float) -> Json:
         """Return what goes into the recipe for the gene's `number`, clipped into the gene's range."""
-        clipped = self.low if number < self.low else self.high if number > self.high else number
+        clipped = min(max(number, self.low), self.high)
         if self.kind == "float":
             return float(clipped)
-        whole = int(math.floor(clipped + 0.5))
+        whole = math.floor(clipped + 0.5)
         return self.choices[whole] if self.kind == "choice" else whole
 
     def number(self, value: Any) -> float:
@@ -321,12 +321,12 @@ class SearchSpace:
                     return None
                 continue
             hole = holes[name]
-            if isinstance(wanted, Mapping) and "expert" not in hole.per:
-                if len(set(wanted.values())) > 1:
-                    return None
-                wanted = next(iter(wanted.values()))
+            by_input = wanted if isinstance(wanted, Mapping) else {}
+            if "expert" not in hole.per and len(set(by_input.values())) > 1:
+                return None
             for i, key in enumerate(hole.keys, start=hole.start):
-                value = wanted[str(key[hole.per.index("expert")])] if isinstance(wanted, Mapping) else wanted
+                label = key[hole.per.index("expert")] if "expert" in hole.per else next(iter(by_input), None)
+                value = by_input.get(str(label), wanted)
                 try:
                     genome[i] = self.genes[i].number(value)
                 except SpaceError:
@@ -349,7 +349,8 @@ class SearchSpace:
                 point[hole.genes] = option
             points.append(point)
         # Whether the tables fit the model does not depend on the numbers in them: one point tells.
-        places = [Place(block, self._blocks, kind) for block in range(self._blocks or 0) for kind in self._kinds]
+        blocks = self._blocks or 0
+        places = [Place(block, blocks, kind) for block in range(blocks) for kind in self._kinds]
         for i, point in enumerate(points):
             try:
                 recipe = Recipe.parse(self._fill(point.tolist()), experts=self._experts)
@@ -451,8 +452,8 @@ def _alike(option: Json, value: Any) -> bool:
 
 def _name(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> str:
     """Return the shortest tail of `path`, in dots, that no other hole shares."""
-    words = [str(part) for part in path if part not in ("parameters",)]
-    others = [[str(part) for part in other if part not in ("parameters",)] for other in paths if other != path]
+    words = [str(part) for part in path if part != "parameters"]
+    others = [[str(part) for part in other if part != "parameters"] for other in paths if other != path]
     for size in range(1, len(words) + 1):
         if all(other[-size:] != words[-size:] for other in others):
             return ".".join(words[-size:])

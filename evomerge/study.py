@@ -87,8 +87,7 @@ class Study:
         driver = self.parts.new_driver(self.settings.seed)
         flying: dict[int, Proposal] = {}
         asked = 0
-        with self.lock():
-            record = Journal(self.journal_path)
+        with self.lock(), Journal(self.journal_path) as record:
             for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
                 if isinstance(event, Ask):
                     flying[event.number] = self._same(event, driver.ask())
@@ -117,7 +116,6 @@ class Study:
                 driver.tell(done, evaluation)
                 self.note_cost(done, evaluation)
                 watch(done, evaluation)
-            record.close()
 
     def evaluator(self) -> evaluate.Remembering:
         """Return a new evaluator as the settings ask for; close it after use."""
@@ -180,7 +178,7 @@ class Study:
             "identity": identity(self.settings, self.parts),
             "versions": versions(),
         }
-        files.write(self.folder / "study.json", json.dumps(header, indent=2, sort_keys=True) + "\n")
+        files.write(self.folder / "study.json", json.dumps(header, indent=2) + "\n")  # unsorted: tasks have an order
 
 
 def read_population(path: Path) -> list[tuple[Proposal, Evaluation]]:

@@ -17,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge import pareto
+from evomerge.checkpoint import Layout, TensorInfo
 from evomerge.errors import EvaluatorError, TaskError
 from evomerge.evaluate import Evaluator, Setup, Worker
+from evomerge.merging import BLOCK, METHODS, STAGES, Pipeline, Stage
+from evomerge.merging.parameters import column
+from evomerge.merging.stages import Block
 from evomerge.models import LiveModel
 from evomerge.models.pretrained import new_model, save_model
-from evomerge.recipe import Recipe, base, expert, merge
+from evomerge.recipe import MergeNode, Place, Recipe, base, expert, merge
 from evomerge.search import Driver
 from evomerge.space import Genome, SearchSpace
 from evomerge.tasks import Task
@@ -411,7 +415,7 @@ def tiny_tokenizer(folder: Path, *, begin: bool = True) -> None:
     """Write a tokenizer of printable ASCII characters, 99 tokens, to `folder`; with `begin`, `<s>` stands before a text."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(32, 127))])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=special[3]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     tokenizer.decoder = tokenizers.decoders.Fuse()
     tokenizer.add_special_tokens(special)
@@ -432,7 +436,10 @@ class TaskSuite:
     """What every task must keep, as pytest tests. Subclass it and write `make`."""
 
     def make(self, folder: Path) -> tuple[Task, LiveModel]:
-        """Return a task with three examples or more in each split, and a model that can do it; `folder` is empty."""
+        """Return a task with three examples or more in each split, and a model that can do it.
+
+        `folder` is for its files. Called again with the same folder, it returns the same.
+        """
         raise NotImplementedError
 
     def test_names_and_sizes(self, tmp_path: Path) -> None:
@@ -440,7 +447,7 @@ class TaskSuite:
         task, _ = self.make(tmp_path)
         assert task.search_metric in task.metrics
         assert task.report_metric in task.metrics
-        assert min(task.size("search"), task.size("report")) > 2  # noqa: PLR2004  # the suite takes parts of them
+        assert min(task.size("search"), task.size("report")) > 2  # the suite takes parts of them
 
     def test_one_score_for_each_example(self, tmp_path: Path) -> None:
         """Every vector is float32 with one entry per example; the split's metric is among them, outputs keep pace."""
@@ -459,13 +466,14 @@ class TaskSuite:
                 assert len(output) == task.size(split)
 
     def test_scores_repeat_bit_for_bit(self, tmp_path: Path) -> None:
-        """Scored again, and by a task made anew after others were scored, the same bytes come back."""
+        """Scored again after other examples, and by the same task made anew, the same bytes come back."""
         task, model = self.make(tmp_path)
         first = task.score(model, "search")
         task.score(model, "report", [0])
-        again = task.score(model, "search")
-        for metric, scores in first.scores.items():
-            assert scores.tobytes() == again.scores[metric].tobytes()
+        anew, _ = self.make(tmp_path)
+        for again in (task.score(model, "search"), anew.score(model, "search")):
+            for metric, scores in first.scores.items():
+                assert scores.tobytes() == again.scores[metric].tobytes()
 
     def test_a_part_scores_as_it_does_in_the_whole(self, tmp_path: Path) -> None:
         """Chosen examples come back in the order asked for, with the scores that they have among all, up to rounding."""
@@ -558,3 +566,269 @@ class EvaluatorSuite:
             msg = "`wait` returned although no proposal was in flight"
             raise AssertionError(msg)
         assert evaluator.slots >= 1
+
+
+# -- merging --
+
+
+class InMemory:
+    """A base and inputs held in memory, as a merge reads them. Not to be confused with a `Pool`, which is on disk."""
+
+    def __init__(self, base: Mapping[str, torch.Tensor], inputs: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Hold the tensors of a base and of each input, by name."""
+        self._base = base
+        self._inputs = inputs
+        self._layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
+        self.names = tuple(base)
+        self.ids = tuple(f"input {i}" for i in range(len(inputs)))
+
+    def place(self, name: str) -> Place:
+        """Where the tensor is in the model."""
+        return self._layout.place(name)
+
+    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The base's tensor and the inputs' `(K,)`."""
+        return self._base[name], [tensors[name] for tensors in self._inputs]
+
+
+def merge_tensors(
+    recipe: Recipe,
+    base: Mapping[str, torch.Tensor],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    dtype: torch.dtype | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the merge `recipe` of tensors in memory, in `dtype` or the base's own."""
+    node = recipe.root
+    assert isinstance(node, MergeNode), "a recipe of a merge"
+    pipeline = Pipeline(node.merge, InMemory(base, inputs), {})
+    merged = {name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for name, tensor in base.items()}
+    for name, out in merged.items():
+        pipeline.write(name, out)
+    return merged
+
+
+def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return random fp32 tensors as a model of four blocks has them, odd shapes too; near `like` where that is given.
+
+    There are zeros of both signs, a tensor longer than a block of the pipeline, and ones of no dimension, of one element
+    and of none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (BLOCK // 8 + 3, 9), "final_norm.weight": (7,), "head.weight": (3, 7)}
+    for block in range(4):
+        shapes |= {
+            f"layers.{block}.attn.weight": (7, 7),
+            f"layers.{block}.attn.temperature": (),
+            f"layers.{block}.mlp.weight": (9, 7),
+            f"layers.{block}.mlp.bias": (1,),
+            f"layers.{block}.mlp.cache": (0, 7),
+            f"layers.{block}.norm.weight": (7,),
+        }
+    tensors = {}
+    for name, shape in shapes.items():
+        made = torch.randn(shape, generator=generator)
+        if like is not None:
+            made = torch.where(like[name] == 0, 0.0, like[name] + 0.1 * made)
+        elif made.dim() == 2:  # matrices have zeros of both signs in their first row
+            made[:1] = torch.tensor([0.0, -0.0] * made.shape[1])[: made.shape[1]]
+        tensors[name] = made
+    return tensors
+
+
+class StageSuite:
+    """What every stage of a merge must keep, as pytest tests. Subclass it and set `name`."""
+
+    name = ""
+    symmetric = True
+    """Whether the inputs may change places."""
+
+    def stage(self) -> Stage:
+        """Return the stage."""
+        return STAGES[self.name]
+
+    def apply(self, stack: torch.Tensor, labels: Sequence[str]) -> torch.Tensor:
+        """Return what the stage makes of one block, whose whole scope it is, with its default parameters."""
+        stage = self.stage()
+        place = Place(0, 1, "mlp")
+        numbers = {
+            name: column(spec.default, place, labels) if spec.per_input and not spec.choices else spec.default
+            for name, spec in stage.parameters.items()
+        }
+
+        def block() -> Block:
+            return Block(stack.clone(), "layers.0.mlp.weight", 0, tuple(labels), seed=0)
+
+        measured = None
+        if stage.scope(numbers) != "block":
+            measured = stage.measure(stage.prepare(lambda: [block()]), lambda: [block()], numbers)
+        given = block()
+        before = given.stack.clone()
+        found = stage.apply(given, given.stack[0] if stage.role == "post" else given.stack, numbers, measured)
+        assert torch.equal(given.stack, before), "a stage must not write into what it is given"
+        return found
+
+    def stack(self, columns: int = 40) -> torch.Tensor:
+        """Return task vectors, fp32 `(K, columns)`, for as many inputs as the stage takes."""
+        generator = torch.Generator().manual_seed(columns)
+        return torch.randn(self.stage().inputs or 3, columns, generator=generator)
+
+    def labels(self) -> list[str]:
+        """Return the names of the inputs of `stack`."""
+        return [f"expert {i}" for i in range(len(self.stack()))]
+
+    def test_parameters_say_what_they_are(self) -> None:
+        """Each has words, a valid default, and a range worth searching inside of what is valid."""
+        assert self.stage().about
+        for name, spec in self.stage().parameters.items():
+            assert spec.about
+            spec.check(name, spec.default)
+            if spec.search is not None:
+                for bound in spec.search:
+                    spec.check(name, bound)
+
+    def test_result_has_the_shape_of_its_role(self) -> None:
+        """An edit gives `(K, n)`, a field is broadcast to that, a post stage gives `(n,)`; all in fp32 and finite."""
+        for columns in (1, 2, 40):
+            stack = self.stack(columns)
+            found = self.apply(stack, self.labels())
+            assert found.dtype == torch.float32
+            assert torch.isfinite(found).all()
+            match self.stage().role:
+                case "edit":
+                    assert found.shape == stack.shape
+                case "weigh":
+                    assert (found * stack).shape == stack.shape
+                case "post":
+                    assert found.shape == stack.shape[1:]
+
+    def test_zeros_and_extremes_are_survived(self) -> None:
+        """A task vector of zeros, and numbers near the ends of fp32's range, give finite numbers."""
+        for scale in (0.0, 1e-38, 1e15):
+            assert torch.isfinite(self.apply(self.stack() * scale, self.labels())).all()
+
+    def test_same_bytes_every_time(self) -> None:
+        """Nothing depends on a global generator."""
+        expected = self.apply(self.stack(), self.labels())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            assert torch.equal(self.apply(self.stack(), self.labels()), expected)
+
+    def test_inputs_may_change_places(self) -> None:
+        """With its label, an input takes its result along."""
+        if not self.symmetric or self.stage().role == "post":
+            return
+        order = list(reversed(range(len(self.labels()))))
+        expected = self.apply(self.stack(), self.labels())
+        found = self.apply(self.stack()[order], [self.labels()[i] for i in order])
+        rows = expected if len(expected) == 1 else expected[order]
+        assert torch.allclose(found, rows, rtol=1e-6)
+
+
+class MethodSuite:
+    """What every method of the table must keep, as pytest tests. Subclass it and set `name`."""
+
+    name = ""
+    symmetric = True
+    """Whether the inputs may change places."""
+    normalises = False
+    """Whether inputs that are all equal give that input, whatever their number."""
+
+    def inputs(self) -> int:
+        """Return how many inputs to merge: as many as the method takes, three where that is free."""
+        return max((STAGES[stage].inputs or 0 for stage in METHODS[self.name].stages), default=0) or 3
+
+    def models(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+        """Return a base, and as many inputs near it as the method takes."""
+        base = tiny_tensors(0)
+        return base, [tiny_tensors(1 + i, base) for i in range(self.inputs())]
+
+    def recipe(self, inputs: int, parameters: Mapping[str, Any] | None = None, seed: int = 0) -> Recipe:
+        """Return the merge by this method."""
+        return merge(self.name, self.labels(inputs), parameters, seed=seed)
+
+    def labels(self, inputs: int) -> list[str]:
+        """Return the names of the inputs."""
+        return [f"expert{i}" for i in range(inputs)]
+
+    def reached(self, weights: Sequence[float]) -> Recipe | None:
+        """Return the recipe that is to give the base and these weights of the task vectors, if there is one."""
+        labels = self.labels(len(weights))
+        parameters = METHODS[self.name].reach(dict(zip(labels, weights, strict=True)))
+        if parameters is None:
+            return None
+        tables = {
+            name: {"per": ["expert"], "values": value} if isinstance(value, Mapping) else value
+            for name, value in parameters.items()
+        }
+        return self.recipe(len(weights), tables)
+
+    def test_known_weights_give_the_base_bit_for_bit(self) -> None:
+        """Where the method can express the base, it is the base, zeros of either sign included."""
+        base, inputs = self.models()
+        recipe = self.reached([0.0] * len(inputs))
+        if recipe is None:
+            return
+        for name, tensor in merge_tensors(recipe, base, inputs).items():
+            assert tensor.numpy().tobytes() == base[name].numpy().tobytes(), name
+
+    def test_known_weights_give_each_input_and_the_mean(self) -> None:
+        """Where the method can express an input alone or the mean, it is that, up to fp32's rounding."""
+        base, inputs = self.models()
+        count = len(inputs)
+        wanted = [[float(i == k) for i in range(count)] for k in range(count)] + [[1.0 / count] * count]
+        for weights in wanted:
+            recipe = self.reached(weights)
+            if recipe is None:
+                continue
+            for name, tensor in merge_tensors(recipe, base, inputs).items():
+                mean = sum(w * model[name].double() for w, model in zip(weights, inputs, strict=True))
+                assert isinstance(mean, torch.Tensor)
+                assert torch.allclose(tensor.double(), mean, rtol=1e-6, atol=1e-6), name
+
+    def test_equal_inputs_give_that_input(self) -> None:
+        """A merge of copies is the copy, for methods that take a mean."""
+        if not self.normalises:
+            return
+        base, inputs = self.models()
+        found = merge_tensors(self.recipe(len(inputs)), base, [inputs[0]] * len(inputs))
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, inputs[0][name], rtol=1e-6, atol=1e-6), name
+
+    def test_inputs_may_change_places(self) -> None:
+        """The order in which inputs are named does not matter, up to fp32's rounding."""
+        if not self.symmetric:
+            return
+        base, inputs = self.models()
+        weights = [0.3 + 0.2 * i for i in range(len(inputs))]
+        table = dict(zip(self.labels(len(inputs)), weights, strict=True))
+        parameters = {"weight": {"per": ["expert"], "values": table}}
+        recipe = self.recipe(len(inputs), parameters)
+        turned = merge(self.name, list(reversed(self.labels(len(inputs)))), parameters)
+        expected = merge_tensors(recipe, base, inputs)
+        for name, tensor in merge_tensors(turned, base, inputs[::-1]).items():
+            assert torch.allclose(tensor, expected[name], rtol=1e-5, atol=1e-6), name
+
+    def test_low_precision_is_rounded_once(self) -> None:
+        """Inputs in bf16 give the fp32 result, rounded at the end."""
+        base, inputs = self.models()
+        low = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *inputs)]
+        recipe = self.recipe(len(inputs))
+        wide = merge_tensors(recipe, low[0], low[1:], torch.float32)
+        for name, tensor in merge_tensors(recipe, low[0], low[1:]).items():
+            assert tensor.dtype == torch.bfloat16
+            assert torch.equal(tensor, wide[name].bfloat16())
+
+    def test_threads_do_not_change_a_bit(self) -> None:
+        """Nor does the global generator."""
+        base, inputs = self.models()
+        recipe = self.recipe(len(inputs), seed=3)
+        before = torch.get_num_threads()
+        found = []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                merged = merge_tensors(recipe, base, inputs)
+                found.append(b"".join(tensor.numpy().tobytes() for tensor in merged.values()))
+        finally:
+            torch.set_num_threads(before)
+        assert found[0] == found[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge import evaluate, journal
+from evomerge import evaluate, journal, zoo
 from evomerge.errors import JournalError, StudyError
 from evomerge.evaluate import Evaluator, Remembering
 from evomerge.report import measure
@@ -24,6 +24,11 @@ DRIVERS = [
     {"kind": "tpe", "batch": 4},
     {"kind": "random"},
 ]
+
+
+@pytest.fixture(scope="session")
+def small_digits(tmp_path_factory):
+    return zoo.build("digits", folder=tmp_path_factory.mktemp("zoo"), small=True)
 
 
 @pytest.fixture
@@ -107,20 +112,20 @@ def _run(folder, settings):
 def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
-    whole = Study.create(tmp_path / "whole", settings(evaluations=60))
+    whole = Study.create(tmp_path / "whole", settings(evaluations=40))
     with whole.evaluator() as evaluator:
         whole.run(evaluator)
     moments = random.Random(0)
     killed = 0
     target = tmp_path / "killed"
     for _ in range(60):
-        child = context.Process(target=_run, args=(target, settings(evaluations=60)))
+        child = context.Process(target=_run, args=(target, settings(evaluations=40)))
         child.start()
         before = _size(target)
         deadline = time.monotonic() + 60
         while child.is_alive() and _size(target) == before and time.monotonic() < deadline:
             time.sleep(0.002)  # starting up does not count: wait until it has asked for something
-        child.join(moments.uniform(0.0, 0.25))
+        child.join(moments.uniform(0.0, 0.6))
         if child.exitcode is None:
             child.kill()
             killed += 1

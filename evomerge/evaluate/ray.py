@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError
 
+_START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
 _OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
 # Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
@@ -101,7 +102,7 @@ class RayEvaluator(Evaluator):
             num_cpus=self._setup.threads,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
         ).remote(self._setup)
-        seat.promise, seat.job = seat.actor.prepare.remote(), None
+        seat.promise, seat.job, seat.since = seat.actor.prepare.remote(), None, time.monotonic()
 
     def _dispatch(self) -> None:
         for seat in self._seats:
@@ -134,7 +135,7 @@ class RayEvaluator(Evaluator):
             self._deaths += 1
             if self._deaths >= ATTEMPTS:
                 msg = (
-                    f"{ATTEMPTS} workers in a row died while starting ({cause}); look for the reason "
+                    f"{ATTEMPTS} workers in a row did not start ({cause}); look for the reason "
                     "in Ray's logs, by default in /tmp/ray/session_latest/logs, or type --workers 1"
                 )
                 raise EvaluatorError(msg)
@@ -149,14 +150,19 @@ class RayEvaluator(Evaluator):
 
     def _patience(self) -> float | None:
         """Return the seconds until the next deadline, None if there is none."""
-        ends = [seat.since + self._deadline for seat in self._seats if seat.job is not None]
-        end = min(ends, default=math.inf)
+        end = min(map(self._due, self._seats))
         return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
 
     def _kill_overdue(self) -> None:
         for seat in self._seats:
-            if seat.job is not None and time.monotonic() >= seat.since + self._deadline:
+            if time.monotonic() >= self._due(seat):
                 self._lose(seat, DEADLINE)
+
+    def _due(self, seat: "_Seat") -> float:
+        """Return the time at which a worker must have kept its promise."""
+        if seat.promise is None:
+            return math.inf
+        return seat.since + (_START_SECONDS if seat.job is None else self._deadline)
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +175,7 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A place for a worker: it starts (promise, no job), is free (neither), or busy since a time (both)."""
+    """A place for a worker, which starts (promise, no job) or is busy (both) since a time, or is free (neither)."""
 
     actor: Any = None
     promise: Any = None

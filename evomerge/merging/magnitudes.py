@@ -27,8 +27,8 @@ class Magnitudes:
         for chunk in chunks():
             if not len(counts):
                 counts = np.zeros((len(chunk), _BINS), dtype=np.int64)
-            for row, bits in zip(counts, _bits(chunk), strict=True):
-                row += np.bincount(bits >> 16, minlength=_BINS)
+            for i, bits in enumerate(_bits(chunk)):
+                counts[i] += np.bincount(bits >> 16, minlength=_BINS)
         self._upper = [_Counts(row) for row in counts]
         self._lower: dict[tuple[int, int], _Counts] = {}
 
@@ -54,10 +54,10 @@ class Magnitudes:
             return
         for chunk in self._chunks():
             bits = _bits(chunk)
-            for (row, upper), counts in missing.items():
+            for row, upper in missing:
                 inside = bits[row][bits[row] >> 16 == upper]
                 if len(inside):
-                    counts += np.bincount(inside & 0xFFFF, minlength=_BINS)
+                    missing[row, upper] += np.bincount(inside & 0xFFFF, minlength=_BINS)
         self._lower.update({key: _Counts(counts) for key, counts in missing.items()})
         kept = sum(counts.size for counts in self._lower.values())
         for key in [key for key in self._lower if key not in bins]:  # from the oldest on

@@ -38,7 +38,7 @@ class Method:
     origin: str = "base"
     defaults: Mapping[str, float | str] | None = None
     reach: Callable[[Weights], Mapping[str, Any] | None] = _unreachable
-    """(weights by input) → parameters that give exactly base + Σ weight·(input − base), or None if there are none."""
+    """(weights by input) → parameters that give exactly base + Σ weight·(input - base), or None if there are none."""
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -143,7 +143,7 @@ def spell_out(merge: Merge) -> dict[str, Any]:
         _check_inputs(method.stages, merge)
         return {"origin": method.origin, "reduce": values["reduce"], "steps": steps}
     stages = merge.stages
-    assert stages is not None  # Merge holds exactly one of method and stages  # noqa: S101
+    assert stages is not None  # Merge holds exactly one of method and stages
     steps = []
     for role in ("edit", "weigh", "post"):
         for entry in getattr(stages, role):

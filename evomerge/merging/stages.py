@@ -218,7 +218,7 @@ STAGES: dict[str, Stage] = {
     "weight": Stage("weigh", "one number per input", _weight, {"weight": WEIGHT}),
     "elect": Stage(
         "weigh",
-        "weight × (the sign agrees with the elected one), elected on weighted deltas (TIES, steps 2 and 3)",
+        "weight where the sign agrees with the elected one, else 0; elected on weighted deltas (TIES, steps 2 and 3)",
         _elect,
         {
             "weight": WEIGHT,

@@ -4,9 +4,7 @@ from torch import nn
 
 from evomerge.errors import ModelError
 
-_RIVAL = (
-    0.1  # a second stack this large, relative to the largest, is a second tower and not a small front end
-)
+_RIVAL = 0.1  # a second stack this large, relative to the largest, is a second tower and not a small front end
 
 
 def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:

@@ -18,9 +18,7 @@ Box = tuple[slice, ...]
 Load = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """Loads a checkpoint's tensors in fp32, and returns the module's by their names there."""
 
-_FIRST = (
-    1 << 20
-)  # tensors are numbered from here, where no initial value of a parameter lies; fp32 is exact to 1 << 24
+_FIRST = 1 << 20  # tensors are numbered from here, where no initial value of a parameter lies; fp32 is exact to 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Landing:
         return tensor[self.taken].permute(self.order).reshape(shape)
 
     def whole(self, source: Sequence[int], shape: Sequence[int]) -> bool:
-        """Say whether all of a tensor of shape `source` lands as it is in a box of `shape`, and so in that box alone."""
+        """Say whether all of a tensor of shape `source` lands as it is in a box of `shape`."""
         return tuple(source) == tuple(shape) and self.order == tuple(range(len(source)))
 
 
@@ -48,9 +46,7 @@ def find_landings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Lan
     Raises `ModelError` naming the tensor where the loader does more than to move elements in boxes.
     """
     names = list(shapes)
-    numbers = load(
-        {name: torch.tensor(float(_FIRST + i)).expand(shapes[name]) for i, name in enumerate(names)}
-    )
+    numbers = load({name: torch.tensor(float(_FIRST + i)).expand(shapes[name]) for i, name in enumerate(names)})
     axes = range(max(map(len, shapes.values()), default=0))
     sent = [{name: _coordinates(shape, axis) for name, shape in shapes.items()} for axis in axes]
     seen = [load(probe) for probe in sent]
@@ -94,9 +90,7 @@ def _boxes(numbers: Tensor, count: int) -> Iterator[tuple[int, Box]]:
             yield number, box
 
 
-def _orient(
-    source: str, target: str, filled: Box, sent: Sequence[Tensor], seen: Sequence[Tensor]
-) -> Landing | None:
+def _orient(source: str, target: str, filled: Box, sent: Sequence[Tensor], seen: Sequence[Tensor]) -> Landing | None:
     """Return the landing that explains the coordinates `seen` in a box, one tensor per axis of the source, or None."""
     taken = tuple(_arithmetic([int(value) for value in _values(_core(tensor))]) for tensor in seen)
     for order in itertools.permutations(range(len(sent))):

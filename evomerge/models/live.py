@@ -13,18 +13,19 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.checkpoint import Checkpoint, Folder, first_difference
 from evomerge.errors import ModelError
 from evomerge.models.blocks import find_blocks, stacks
 from evomerge.models.landing import Landing, find_landings
-from evomerge.models.pretrained import auto_class, load_tokenizer
+from evomerge.models.pretrained import auto_class, library, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,8 +49,7 @@ class LiveModel:
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`;
         None takes the class that `config.json` names under `architectures`, and `AutoModel` where it names
         none. Raises `ModelError` where the folder is no model of transformers, or where any parameter would
-        not be filled from the checkpoint, and
-        `CheckpointError` where the folder cannot be read.
+        not be filled from the checkpoint, and `CheckpointError` where the folder cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision
@@ -64,8 +64,9 @@ class LiveModel:
         self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
-        self._views = self._bind(landings, base)
-        self.unused = tuple(name for name in self._info if name not in self._views)
+        self._views, self._twins = self._bind(landings)
+        self._prove(base)
+        self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
         base.forget()
 
     @property
@@ -79,15 +80,13 @@ class LiveModel:
         return find_blocks(self.module)
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the base's folder; it pads with its end token where it has no padding token of its own."""
         tokenizer = load_tokenizer(self.folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         if getattr(self.module.config, "pad_token_id", None) is None:
-            self.module.config.pad_token_id = (
-                tokenizer.pad_token_id
-            )  # classifiers on decoders look for it there
+            self.module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders look for it there
         return tokenizer
 
     @cached_property
@@ -132,48 +131,65 @@ class LiveModel:
 
         A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model,
         so that the candidate in memory is the one that would be saved. Raises `ModelError` naming the first
-        tensor that differs from the base in name or shape; nothing is written then.
+        tensor that differs from the base in name or shape, or is no longer tied; nothing is written then.
         """
         given = {name: entry for name, entry in checkpoint.info.items() if entry.dtype.is_floating_point}
         for name in first_difference(self._info, given):
             came, wanted = (
-                str(list(side[name].shape)) if name in side else "no such tensor"
-                for side in (given, self._info)
+                str(list(side[name].shape)) if name in side else "no such tensor" for side in (given, self._info)
             )
             msg = f"tensor `{name}` of the candidate: expected {wanted} as in the base `{self.folder}`, got {came}"
             raise ModelError(msg)
+        for name, other in self._twins.items():
+            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other)):
+                msg = (
+                    f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
+                )
+                raise ModelError(msg)
         for name, places in self._views.items():
             landing, view = places[0]
-            if landing.whole(self._info[name].shape, view.shape):
+            if len(places) == 1 and landing.whole(self._info[name].shape, view.shape):
                 checkpoint.write(name, view)
                 continue
             tensor = checkpoint.tensor(name)
             for landing, view in places:
                 view.copy_(landing.cut(tensor, view.shape))
 
-    def _bind(self, landings: list[Landing], base: Folder) -> Mapping[str, list[tuple[Landing, Tensor]]]:
-        """Return the landings of each tensor with the views of memory that they fill, proved on the base's own values."""
+    def _bind(self, landings: list[Landing]) -> tuple[dict[str, list[tuple[Landing, Tensor]]], dict[str, str]]:
+        """Return the landings of each tensor with the memory that they fill, each piece of memory once.
+
+        The second mapping is from a tensor to the one that has its memory already, as in a checkpoint that holds
+        both of a tied pair. Raises `ModelError` naming the first parameter that is not filled.
+        """
         held = self.module.state_dict()
         filled = dict.fromkeys(held, 0)
         views: dict[str, list[tuple[Landing, Tensor]]] = {}
+        twins: dict[str, str] = {}
+        owners: dict[tuple[object, ...], str] = {}
         for landing in landings:
             view = held[landing.target][landing.filled]
-            views.setdefault(landing.source, []).append((landing, view))
             filled[landing.target] += view.numel()
+            memory = (view.data_ptr(), view.shape, view.stride())
+            if memory not in owners:
+                owners[memory] = landing.source
+                views.setdefault(landing.source, []).append((landing, view))
+            elif owners[memory] != landing.source:
+                twins[landing.source] = owners[memory]
         for target, parameter in self.module.named_parameters(remove_duplicate=False):
             if filled.get(target) != parameter.numel():
-                msg = (
-                    f"parameter `{target}` of {type(self.module).__name__} is not filled from `{self.folder}`"
-                )
+                msg = f"parameter `{target}` of {type(self.module).__name__} is not filled from `{self.folder}`"
                 raise ModelError(msg)
-        for source, places in views.items():
+        return views, twins
+
+    def _prove(self, base: Folder) -> None:
+        """Raise `ModelError` unless writing the base would change nothing: loading might calculate, too."""
+        for source, places in self._views.items():
             tensor = base.tensor(source)
             for landing, view in places:
                 expected = landing.cut(tensor, view.shape).to(view)
                 if not torch.allclose(view, expected, rtol=0, atol=0, equal_nan=True):
-                    msg = f"tensor `{source}` is changed by loading it into `{landing.target}`; it cannot be merged as it is"
+                    msg = f"tensor `{source}` is changed by loading it into `{landing.target}`; it cannot be merged"
                     raise ModelError(msg)
-        return views
 
 
 class _Loader:
@@ -183,12 +199,10 @@ class _Loader:
         self._path = base.path / "config.json"
         for key, why in (("auto_map", "needs code of its own"), ("quantization_config", "is quantised")):
             if key in base.config:
-                msg = (
-                    f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
-                )
+                msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
                 raise ModelError(msg)
         try:
-            self._config = transformers.AutoConfig.from_pretrained(
+            self._config = library().AutoConfig.from_pretrained(
                 base.path, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
@@ -197,17 +211,14 @@ class _Loader:
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
         self._options: dict[str, Any] = {}
 
-    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
         """Return a new module whose parameters are all among `tensors`; a pooler without weights is left out.
 
         Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place in a
         block.
         """
         module, report = self._load(tensors, dtype)
-        if (
-            report["missing_keys"]
-            and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters
-        ):
+        if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
             self._options = {"add_pooling_layer": False}
             module, report = self._load(tensors, dtype)
         lists = [name.removeprefix(f"{module.base_model_prefix}.") for name in stacks(module)]
@@ -227,9 +238,7 @@ class _Loader:
         """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
         return self._load(tensors, torch.float32)[0].state_dict()
 
-    def _load(
-        self, tensors: Mapping[str, Tensor], dtype: torch.dtype
-    ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
         with _reports() as reports, torch.random.fork_rng(devices=[]):
             try:
                 module, report = self._class.from_pretrained(
@@ -252,9 +261,9 @@ class _Loader:
         named = base.config.get("architectures")
         if not named:
             return self._chosen_class("AutoModel")
-        found = getattr(transformers, str(named[0]), None)
-        if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {transformers.__version__}; "
+        found = getattr(library(), str(named[0]), None)
+        if not (isinstance(found, type) and issubclass(found, library().PreTrainedModel)):
+            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; "
             msg += "mend it, or give `auto`, such as AutoModelForCausalLM"
             raise ModelError(msg)
         return found
@@ -269,9 +278,7 @@ class _Loader:
             raise ModelError(msg) from error
 
     def _about(self, what: str) -> str:
-        return (
-            f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
-        )
+        return f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
 
 
 @contextmanager
@@ -283,7 +290,7 @@ def _reports() -> Iterator[list[str]]:
         messages.append(record.getMessage())
         return False
 
-    logger = logging.getLogger(PreTrainedModel.__module__)
+    logger = logging.getLogger(library().PreTrainedModel.__module__)
     logger.addFilter(collect)
     try:
         yield messages

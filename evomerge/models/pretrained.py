@@ -6,16 +6,25 @@ transformers.
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evomerge.errors import ModelError, nearest
 
-transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@cache
+def library() -> Any:
+    """Return the package transformers. Importing it takes seconds, so it waits until a model is needed."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return transformers
 
 
 def auto_class(auto: str) -> Any:
@@ -23,11 +32,11 @@ def auto_class(auto: str) -> Any:
 
     Raises `ModelError` where transformers has no such `Auto…` class.
     """
-    known = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    known = [name for name in dir(library()) if name.startswith("AutoModel")]
     if auto not in known:
         msg = f"`auto` must name an AutoModel… class of transformers, got `{auto}`; {nearest(auto, known)}"
         raise ModelError(msg)
-    return getattr(transformers, auto)
+    return getattr(library(), auto)
 
 
 def load_model(
@@ -35,7 +44,7 @@ def load_model(
     auto: str = "AutoModel",
     dtype: torch.dtype | None = None,
     **options: object,
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Return the model in `folder`, on the CPU and in evaluation mode.
 
     `dtype` None keeps the dtype on disk. `options` go to transformers, such as `attn_implementation="eager"`.
@@ -52,32 +61,30 @@ def load_model(
             **options,
         )
     except (OSError, ValueError, KeyError) as error:
-        msg = (
-            f"{auto} could not load a model from `{folder}` (config.json and *.safetensors expected): {error}"
-        )
+        msg = f"{auto} could not load a model from `{folder}` (config.json and *.safetensors expected): {error}"
         raise ModelError(msg) from error
-    return cast(PreTrainedModel, model.eval())
+    return cast("PreTrainedModel", model.eval())
 
 
-def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTrainedTokenizerBase":
     """Return the tokenizer in `folder`. `options` go to transformers, such as `gguf_file="model.gguf"`.
 
     Raises `ModelError` where the folder holds none.
     """
     folder = _existing(folder)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = library().AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, KeyError) as error:
         msg = f"no tokenizer could be loaded from `{folder}` (tokenizer.json expected): {error}"
         raise ModelError(msg) from error
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def new_model(
     config: Mapping[str, Any], auto: str = "AutoModel", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Return a model with random weights, of the shape that `config` gives (`model_type` and its settings).
 
     The weights come from torch's global generator: seed it for the same model again. `dtype` None is fp32.
@@ -86,18 +93,18 @@ def new_model(
     settings = dict(config)
     model_type = settings.pop("model_type", None)
     try:
-        made = transformers.AutoConfig.for_model(model_type, **settings)
+        made = library().AutoConfig.for_model(model_type, **settings)
     except ValueError as error:
         msg = f"`model_type` must name an architecture of transformers, got `{model_type}`"
         raise ModelError(msg) from error
     model = auto_class(auto).from_config(made, dtype=dtype or torch.float32)
-    return cast(PreTrainedModel, model.eval())
+    return cast("PreTrainedModel", model.eval())
 
 
 def save_model(
-    model: PreTrainedModel, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None
+    model: "PreTrainedModel", folder: str | os.PathLike[str], tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> None:
-    """Write `model` to `folder` as an ordinary checkpoint: config.json, safetensors and, if given, the tokenizer."""
+    """Write `model` to `folder` as an ordinary checkpoint, with config.json and, if given, the tokenizer."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if tokenizer is not None:

@@ -32,6 +32,13 @@ def choose(
         return next(point for point in results.front if point.recipe_id == results.picked)
     found = {proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None}
     columns = parts.reported if floors or wish else parts.searched
+    missing = [name for name in columns if any(name not in found[point.recipe_id].scores for point in results.front)]
+    if missing:
+        msg = (
+            f"pick: `{missing[0]}` was not measured on the search examples, so it cannot choose; use weights or the knee, "
+            "which compare what was searched, or search that metric"
+        )
+        raise StudyError(msg)
     points = np.array([found[point.recipe_id].means(columns) for point in results.front])
     if knee:
         if weights or floors or wish or best:

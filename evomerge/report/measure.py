@@ -190,8 +190,7 @@ def _score(
         with study.evaluator() as own:
             _score(study, own, known, wanted, watch)
         return
-    with study.lock():
-        journal = Journal(path)
+    with study.lock(), Journal(path) as journal:
         start = max((p.number for p, _ in recorded), default=-1) + 1
         flying: dict[int, Proposal] = {}
         queue = [Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo)]
@@ -212,7 +211,6 @@ def _score(
             known[proposal.recipe.id, proposal.split] = evaluation
             done += 1
             watch(done, len(todo))
-        journal.close()
 
 
 def _history(population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points) -> list[float]:

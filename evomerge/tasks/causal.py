@@ -74,9 +74,7 @@ def continuations(
 
 
 @torch.inference_mode()
-def log_likelihoods(
-    task: str, model: LiveModel, sequences: Sequence[Continuation], batch: int
-) -> NDArray[np.float64]:
+def log_likelihoods(task: str, model: LiveModel, sequences: Sequence[Continuation], batch: int) -> NDArray[np.float64]:
     """Return the log-likelihood in nats of each sequence's scored tokens, summed over them, `(sequences,)`."""
     require_causal(task, model)
     check_length(task, model, max(len(sequence.tokens) for sequence in sequences))

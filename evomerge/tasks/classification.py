@@ -84,9 +84,7 @@ class Classification(SplitTask):
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
         classes = None if self._head is None else len(self._head.weight)
         self._labels = {
-            split: indices(
-                name, settings.label, columns[settings.label], [classes] * len(columns[settings.label])
-            )
+            split: indices(name, settings.label, columns[settings.label], [classes] * len(columns[settings.label]))
             for split, columns in splits.items()
         }
         self._inputs: dict[Split, list[str] | Tensor] = {
@@ -101,9 +99,8 @@ class Classification(SplitTask):
         logits = self._logits(model, split, numbers)
         classes = logits.shape[1]
         if int(labels.max()) >= classes:
-            raise self.error(
-                f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
-            )
+            msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
+            raise self.error(msg)
         finite = logits.isfinite().all(1)
         right = (logits.argmax(1) == labels).float()
         scores = {
@@ -138,18 +135,18 @@ class Classification(SplitTask):
     def _run(self, model: LiveModel, given: Mapping[str, Tensor]) -> Tensor:
         if self._head is None:
             logits = getattr(model.module(**given), "logits", None)
-            if logits is None or logits.ndim != 2:  # noqa: PLR2004  # (batch, classes)
-                raise self.error(
+            if logits is None or logits.ndim != 2:  # (batch, classes)
+                msg = (
                     f"{type(model.module).__name__} does not classify; set `auto` to a class that does, such as "
                     "AutoModelForSequenceClassification, or give the task a `head`"
                 )
+                raise self.error(msg)
             return torch.as_tensor(logits.float().cpu())
         hidden = model.module.base_model(**given).last_hidden_state.float().cpu()
         width = self._head.weight.shape[1]
         if hidden.shape[2] != width:
-            raise self.error(
-                f"the head is for hidden states of width {width}, the model's have {hidden.shape[2]}"
-            )
+            msg = f"the head is for hidden states of width {width}, the model's have {hidden.shape[2]}"
+            raise self.error(msg)
         mask = given["attention_mask"].cpu() if "attention_mask" in given else torch.ones(hidden.shape[:2])
         return self._head(hidden, mask)
 
@@ -157,9 +154,7 @@ class Classification(SplitTask):
         """Return the tokens of all texts of a split, made once for all candidates of a base."""
         key = (split, model.folder)
         if key not in self._tokens:
-            made = model.tokenizer(list(inputs), truncation=True, max_length=self._settings.max_length)[
-                "input_ids"
-            ]
+            made = model.tokenizer(list(inputs), truncation=True, max_length=self._settings.max_length)["input_ids"]
             check_length(self.name, model, max(map(len, made)))
             self._tokens[key] = made
         return self._tokens[key]
@@ -198,7 +193,7 @@ def _read_head(task: str, path: Path) -> Head:
             raise TaskError(msg)
     tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     weight = tensors.get("weight")
-    if weight is None or weight.ndim != 2:  # noqa: PLR2004  # (classes, width)
+    if weight is None or weight.ndim != 2:  # (classes, width)
         msg = f"task `{task}`: {path}: expected a tensor `weight` of shape (classes, width)"
         raise TaskError(msg)
     classes, width = weight.shape

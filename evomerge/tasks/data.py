@@ -13,9 +13,7 @@ Columns = Mapping[str, list[Any]]
 """The values of the examples by column, all of one length."""
 
 
-def read_splits(
-    task: str, search: Path, report: Path, columns: Sequence[str], folder: Path
-) -> dict[Split, Columns]:
+def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], folder: Path) -> dict[Split, Columns]:
     """Return the `columns` of both splits; relative paths are taken from `folder`.
 
     Raises `TaskError` where a file or column is missing, a split is empty, or both splits share an example:
@@ -94,14 +92,14 @@ def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
 
 def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
     try:
-        import pyarrow as arrow  # type: ignore[import-untyped]
+        import pyarrow as pa  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError:
         raise _package_missing(task, path, "pyarrow") from None
     try:
         _check_columns(task, str(path), columns, parquet.read_schema(path).names)
         table = parquet.read_table(path, columns=list(columns))
-    except arrow.ArrowException as error:
+    except pa.ArrowException as error:
         msg = f"task `{task}`: {path}: not a Parquet file that can be read ({error})"
         raise TaskError(msg) from None
     return {column: table.column(column).to_pylist() for column in columns}
@@ -109,7 +107,7 @@ def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
 
 def _read_folder(task: str, path: Path, columns: Sequence[str]) -> Columns:
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
     except ImportError:
         raise _package_missing(task, path, "datasets") from None
     try:
@@ -134,9 +132,7 @@ def _check_columns(task: str, where: str, columns: Sequence[str], known: Iterabl
 
 
 def _package_missing(task: str, path: Path, package: str) -> TaskError:
-    return TaskError(
-        f"task `{task}`: reading {path} needs the package {package}; type: pip install 'evomerge[data]'"
-    )
+    return TaskError(f"task `{task}`: reading {path} needs the package {package}; type: pip install 'evomerge[data]'")
 
 
 def _digests(columns: Columns) -> list[bytes]:
@@ -147,4 +143,4 @@ def _digests(columns: Columns) -> list[bytes]:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # one line of an error
+    return text if len(text) <= 60 else f"{text[:57]}..."  # one line of an error

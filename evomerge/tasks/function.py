@@ -55,27 +55,23 @@ class Function(SplitTask):
         found = self._function(model, split, numbers)
         given = found if isinstance(found, Mapping) else {self.metrics[0]: found}
         if set(given) != set(self.metrics):
-            raise self.error(
-                f"{self._where} returned the metrics {sorted(given)}; expected {sorted(self.metrics)} (setting `metrics`)"
-            )
+            msg = f"{self._where} returned the metrics {sorted(given)}; expected {sorted(self.metrics)} (setting `metrics`)"
+            raise self.error(msg)
         return Scores({metric: self._checked(metric, given[metric], len(numbers)) for metric in self.metrics})
 
     def _checked(self, metric: str, values: Any, count: int) -> Any:
         try:
             scores = vector(values)
         except (TypeError, ValueError):
-            raise self.error(
-                f"{self._where} returned no vector of numbers for `{metric}`, but {values!r}"
-            ) from None
+            msg = f"{self._where} returned no vector of numbers for `{metric}`, but {values!r}"
+            raise self.error(msg) from None
         if scores.shape != (count,):
-            raise self.error(
-                f"{self._where} returned shape {list(scores.shape)} for `{metric}`; expected one score for each of {count} examples"
-            )
+            msg = f"{self._where} returned shape {list(scores.shape)} for `{metric}`; expected one score for each of {count} examples"
+            raise self.error(msg)
         bad = np.flatnonzero(~np.isfinite(scores))
         if bad.size:
-            raise self.error(
-                f"{self._where} returned {scores[bad[0]]} for `{metric}` of the example at position {bad[0]}; expected finite scores"
-            )
+            msg = f"{self._where} returned {scores[bad[0]]} for `{metric}` of the example at position {bad[0]}; expected finite scores"
+            raise self.error(msg)
         return scores
 
 

@@ -61,9 +61,7 @@ class Generation(SplitTask):
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
-        splits = read_splits(
-            name, settings.search, settings.report, (settings.prompt, settings.answer), folder
-        )
+        splits = read_splits(name, settings.search, settings.report, (settings.prompt, settings.answer), folder)
         super().__init__(
             name,
             settings,
@@ -74,19 +72,14 @@ class Generation(SplitTask):
         )
         self._settings = settings
         self._pattern = self._compiled()
-        self._prompts = {
-            split: texts(name, settings.prompt, found[settings.prompt]) for split, found in splits.items()
-        }
-        self._answers = {
-            split: texts(name, settings.answer, found[settings.answer]) for split, found in splits.items()
-        }
+        self._prompts = {split: texts(name, settings.prompt, found[settings.prompt]) for split, found in splits.items()}
+        self._answers = {split: texts(name, settings.answer, found[settings.answer]) for split, found in splits.items()}
         if settings.match == "last_number":
             for split, answers in self._answers.items():
                 for number, answer in enumerate(answers):
                     if _last_number(answer) is None:
-                        raise self.error(
-                            f"`match: last_number`: answer {number} of the {split} split has no number: {answer!r}"
-                        )
+                        msg = f"`match: last_number`: answer {number} of the {split} split has no number: {answer!r}"
+                        raise self.error(msg)
         self._made: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
@@ -116,9 +109,7 @@ class Generation(SplitTask):
         found = np.empty(len(prompts))
         for batch in by_length([len(prompt) for prompt in prompts], self._settings.batch):
             ids, mask = pad([prompts[i] for i in batch], model.tokenizer.pad_token_id, left=True)
-            written = model.generate(
-                ids.to(model.device), mask.to(model.device), self._settings.max_new_tokens
-            )
+            written = model.generate(ids.to(model.device), mask.to(model.device), self._settings.max_new_tokens)
             for i, tokens in zip(batch, written, strict=True):
                 text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
                 found[i] = self.matches(text, answers[i])
@@ -140,13 +131,13 @@ class Generation(SplitTask):
     def _compiled(self) -> re.Pattern[str] | None:
         pattern = self._settings.pattern
         if (pattern is not None) != (self._settings.match == "regex"):
-            raise self.error(
-                "`match: regex` and `pattern` belong together; for example `match: regex`, `pattern: 'answer is (\\d+)'`"
-            )
+            msg = "`match: regex` and `pattern` belong together; for example `match: regex`, `pattern: 'answer is (\\d+)'`"
+            raise self.error(msg)
         try:
             return None if pattern is None else re.compile(pattern)
         except re.error as error:
-            raise self.error(f"`pattern` {pattern!r} is not a regular expression: {error}") from None
+            msg = f"`pattern` {pattern!r} is not a regular expression: {error}"
+            raise self.error(msg) from None
 
 
 def _last_number(text: str) -> Decimal | None:

@@ -48,9 +48,7 @@ class LanguageModelling(SplitTask):
             report="log_likelihood",
         )
         self._settings = settings
-        self._texts = {
-            split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()
-        }
+        self._texts = {split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()}
         self._made: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
@@ -68,9 +66,8 @@ class LanguageModelling(SplitTask):
         """Return the tokens of each text, and what its log-likelihood is divided by."""
         begin = begin_tokens(model)
         if self._settings.per == "byte" and not model.tokenizer.is_fast:
-            raise self.error(
-                "`per: byte` needs a tokenizer that knows which characters a token stands for; use `per: token`"
-            )
+            msg = "`per: byte` needs a tokenizer that knows which characters a token stands for; use `per: token`"
+            raise self.error(msg)
         made = model.tokenizer(
             list(values),
             add_special_tokens=False,
@@ -82,9 +79,8 @@ class LanguageModelling(SplitTask):
         unscored = 1 - len(begin)
         for number, ids in enumerate(made["input_ids"]):
             if len(ids) <= unscored:
-                raise self.error(
-                    f"text {values[number]!r} is a single token, and nothing predicts it; leave it out"
-                )
+                msg = f"text {values[number]!r} is a single token, and nothing predicts it; leave it out"
+                raise self.error(msg)
             sequences.append(Continuation(begin + ids, 1))
             if self._settings.per == "byte":
                 offsets = made["offset_mapping"][number]

@@ -76,9 +76,7 @@ class MultipleChoice(SplitTask):
         if key not in self._made:
             self._made[key] = self._tokenised(model, split)
         made = [self._made[key][number] for number in numbers]
-        sums = log_likelihoods(
-            self.name, model, [one for choices in made for one in choices], self._settings.batch
-        )
+        sums = log_likelihoods(self.name, model, [one for choices in made for one in choices], self._settings.batch)
         accuracy, log_likelihood = [], []
         at = 0
         for number, choices in zip(numbers, made, strict=True):
@@ -94,9 +92,7 @@ class MultipleChoice(SplitTask):
         made = []
         for prompt, choices in zip(self._prompts[split], self._choices[split], strict=True):
             answers = [self._settings.separator + choice for choice in choices]
-            made.append(
-                continuations(self.name, model, [prompt] * len(choices), answers, self._settings.max_length)
-            )
+            made.append(continuations(self.name, model, [prompt] * len(choices), answers, self._settings.max_length))
         return made
 
     def _lengths(self, choices: Sequence[str], made: Sequence[Continuation]) -> list[int]:
@@ -109,8 +105,7 @@ class MultipleChoice(SplitTask):
                 return [1] * len(made)
 
     def _checked(self, number: int, value: Any) -> list[str]:
-        if not isinstance(value, list) or len(value) < 2:  # noqa: PLR2004  # a choice needs two
-            raise self.error(
-                f"column `{self._settings.choices}`, example {number}: expected a list of two texts or more, got {value!r}"
-            )
+        if not isinstance(value, list) or len(value) < 2:  # a choice needs two
+            msg = f"column `{self._settings.choices}`, example {number}: expected a list of two texts or more, got {value!r}"
+            raise self.error(msg)
         return texts(self.name, self._settings.choices, value)

@@ -109,7 +109,8 @@ class SplitTask(ABC):
         chosen = list(range(size)) if examples is None else [int(number) for number in examples]
         for number in chosen:
             if not 0 <= number < size:
-                raise self.error(f"example {number} of the {split} split; it has examples 0 to {size - 1}")
+                msg = f"example {number} of the {split} split; it has examples 0 to {size - 1}"
+                raise self.error(msg)
         return chosen
 
     def error(self, what: str) -> TaskError:
@@ -118,7 +119,8 @@ class SplitTask(ABC):
 
     def _known(self, key: str, metric: str) -> str:
         if metric not in self.metrics:
-            raise self.error(f"unknown `{key}` `{metric}`; {nearest(metric, self.metrics)}")
+            msg = f"unknown `{key}` `{metric}`; {nearest(metric, self.metrics)}"
+            raise self.error(msg)
         return metric
 
 

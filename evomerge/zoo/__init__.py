@@ -7,7 +7,8 @@ checkpoint folders and JSONL files; a study treats it like any other pool.
 from pathlib import Path
 
 from evomerge.errors import ZooError, nearest
-from evomerge.zoo import digits, text as text_zoo
+from evomerge.zoo import digits, language
+from evomerge.zoo import text as text_zoo
 from evomerge.zoo.store import Plan, Progress, TaskConfig, Zoo, cache_folder, publish, read
 
 __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "find_or_build", "load", "names"]
@@ -15,7 +16,7 @@ __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "find_or_bu
 
 def names() -> list[str]:
     """Return the names of the zoos that can be built; the default of the demo comes first."""
-    return ["text", "digits"]
+    return ["text", "digits", "language"]
 
 
 def build(
@@ -36,9 +37,7 @@ def build(
     return publish(_plan(name, small, text), _parent(folder), seed, progress)
 
 
-def load(
-    name: str, *, folder: Path | None = None, seed: int = 0, small: bool = False, text: Path | None = None
-) -> Zoo:
+def load(name: str, *, folder: Path | None = None, seed: int = 0, small: bool = False, text: Path | None = None) -> Zoo:
     """Return a zoo that was built before with the same arguments. Raises `ZooError` saying how to build it."""
     plan = _plan(name, small, text)
     place = plan.folder(_parent(folder), seed)
@@ -73,6 +72,8 @@ def _plan(name: str, small: bool, text: Path | None) -> Plan:
             return digits.plan(small=small)
         case "text":
             return text_zoo.plan(small=small)
+        case "language":
+            return language.plan(text, small=small)
         case _:
             msg = f"there is no zoo `{name}`; {nearest(name, names())}"
             raise ZooError(msg)

@@ -92,7 +92,7 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
 def _digits() -> tuple[Tensor, Tensor]:
     """Return the images `(1797, 1, 8, 8)` in [0, 1] (exact sixteenths) and the labels `(1797,)`."""
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError:
         msg = "the zoo `digits` needs scikit-learn's digits; type: pip install scikit-learn"
         raise ZooError(msg) from None

@@ -32,8 +32,10 @@ _FILE_KEYS = ("search", "report", "head")
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a build put into its folder beside `base/` and `experts/`: task configurations (paths relative to the
-    folder), and figures measured on the search split."""
+    """What a build put into its folder beside `base/` and `experts/`.
+
+    `tasks` are configurations with paths relative to the folder, `figures` what was measured on the search split.
+    """
 
     tasks: dict[str, TaskConfig]
     figures: dict[str, Any]

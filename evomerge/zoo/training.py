@@ -3,12 +3,21 @@
 The same seed, thread count and processor give the same weights bit for bit.
 """
 
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+Report = Callable[[float], None]
+"""Told the share done, 0 to 1."""
 
 
 @contextmanager
@@ -44,7 +53,7 @@ def train(
     batch: int,
     rate: float,
     seed: int,
-    progress: Callable[[float], None] = lambda done: None,
+    progress: Report = lambda done: None,
 ) -> None:
     """Train the parameters of `model` that require gradients, in place, with AdamW and a one-cycle schedule.
 
@@ -63,6 +72,28 @@ def train(
         optimiser.step()
         schedule.step()
         progress((step + 1) / steps)
+
+
+def side_by_side(jobs: Mapping[str, Callable[[Report], T]], progress: Report) -> dict[str, T]:
+    """Return what each job returns; one thread works on each, as many at a time as there are processors.
+
+    How many that is must not matter to the results, and does not if a job trains its own model with `train`. A job is
+    given a function that it tells its share done, 0 to 1; `progress` hears their mean, never twice at a time.
+    """
+    done, lock = dict.fromkeys(jobs, 0.0), Lock()
+
+    def run(name: str) -> T:
+        torch.set_num_threads(1)  # each thread has its own number
+
+        def tell(share: float) -> None:
+            with lock:
+                done[name] = share
+                progress(sum(done.values()) / len(done))
+
+        return jobs[name](tell)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(run, jobs), strict=True))
 
 
 def _shuffled(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

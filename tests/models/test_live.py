@@ -6,10 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.checkpoint import Folder
+from evomerge import recipe
+from evomerge.build import Builder
+from evomerge.checkpoint import Folder, save
 from evomerge.errors import CheckpointError, ModelError
 from evomerge.models import LiveModel
-from evomerge.models.pretrained import load_model
+from evomerge.models.pretrained import load_model, new_model, save_model
+from evomerge.pool import Pool
 from evomerge.testing import TINY, tiny_model
 
 
@@ -25,12 +28,14 @@ def outputs(module, architecture):
     return found.logits if "logits" in found else found.last_hidden_state
 
 
-def perturbed(base, folder, dtype=None):
+def perturbed(base, folder, dtype=None, seed=5):
     """Write a copy of the checkpoint in `base` with other weights, and return its folder."""
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     folder.mkdir()
     (folder / "config.json").write_bytes((base / "config.json").read_bytes())
-    tensors = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in load_file(base / "model.safetensors").items()}
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in load_file(base / "model.safetensors").items()
+    }
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
@@ -75,24 +80,38 @@ def test_tied_parameters_stay_one(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_candidate_is_rounded_to_its_storage_dtype_first(precision, tmp_path):
-    base = tiny_model(tmp_path / "base", "llama")
-    stored = perturbed(base, tmp_path / "stored", torch.bfloat16)
-    live = LiveModel(stored, precision=precision)
-    assert {parameter.dtype for parameter in live.module.parameters()} == {getattr(torch, precision)}
+@pytest.mark.parametrize("architecture", ["llama_tied", "mixtral", "vit"])
+def test_merge_in_memory_is_the_merge_on_disk(architecture, precision, tmp_path):
+    """Stored in bf16, computed in either precision: a merge is rounded for storage before it is cast to compute."""
+    plain = tiny_model(tmp_path / "plain", architecture)
+    base = perturbed(plain, tmp_path / "base", torch.bfloat16)
+    experts = {"one": perturbed(plain, tmp_path / "one", torch.bfloat16, seed=1)}
+    experts["other"] = perturbed(plain, tmp_path / "other", torch.bfloat16, seed=2)
+    merged = Builder(Pool(base, experts)).build(
+        recipe.merge("task_arithmetic", ["one", "other"], {"weight": 0.3, "lambda": 1.0})
+    )
+    save(merged, tmp_path / "saved", like=base)
+    live = LiveModel(base, precision=precision)
+    live.write(merged)
+    loaded = load_model(tmp_path / "saved", TINY[architecture][1], dtype=getattr(torch, precision))
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == getattr(torch, precision)
+        assert torch.equal(live.module.state_dict()[name], tensor), name
 
-    class Unrounded(Folder):
-        """What a merge is: it writes in fp32 what it stores in bf16."""
 
-        def tensor(self, name):
-            return super().tensor(name).to(torch.bfloat16)
-
-        def write(self, name, out):
-            out.copy_(self.tensor(name))
-
-    other = Unrounded(perturbed(base, tmp_path / "other"))
-    live.write(other)
-    assert torch.equal(live.module.lm_head.weight, other.tensor("lm_head.weight").to(getattr(torch, precision)))
+def test_tied_pair_may_be_stored_twice_but_not_differ(tmp_path):
+    base = tiny_model(tmp_path / "base", "llama_tied")
+    both = {"lm_head.weight": load_file(base / "model.safetensors")["model.embed_tokens.weight"].clone()}
+    rewrite(base, lambda tensors: {**tensors, **both})
+    live = LiveModel(base)
+    assert live.unused == ()
+    candidate = perturbed(base, tmp_path / "candidate")
+    with pytest.raises(ModelError, match=r"`lm_head\.weight` and `model\.embed_tokens\.weight` are tied"):
+        live.write(Folder(candidate))
+    rewrite(candidate, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    live.write(Folder(candidate))
+    expected = outputs(load_model(candidate, "AutoModelForCausalLM"), "llama")
+    assert torch.equal(outputs(live.module, "llama"), expected)
 
 
 def test_class_comes_from_auto_where_it_is_given(tmp_path):
@@ -170,9 +189,15 @@ def test_candidate_that_differs_from_the_base_is_an_error(tmp_path):
 
 def test_encoder_decoder_is_said_to_have_two_stacks(tmp_path):
     torch.manual_seed(0)
-    from evomerge.models.pretrained import new_model, save_model
-
-    config = {"model_type": "t5", "vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    config = {
+        "model_type": "t5",
+        "vocab_size": 32,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
     save_model(new_model(config, "AutoModelForSeq2SeqLM"), tmp_path)
     live = LiveModel(tmp_path)
     live.write(Folder(tmp_path))

@@ -15,8 +15,16 @@ TEXTS = ["one", "number two", "a third one that is long"]
 @pytest.fixture
 def settings(tmp_path):
     for split in ("search", "report"):
-        write_jsonl(tmp_path / f"{split}.jsonl", [{"text": f"{text} {split}", "label": i} for i, text in enumerate(TEXTS)])
-    return {"kind": "classification", "search": "search.jsonl", "report": "report.jsonl", "input": "text", "label": "label"}
+        write_jsonl(
+            tmp_path / f"{split}.jsonl", [{"text": f"{text} {split}", "label": i} for i, text in enumerate(TEXTS)]
+        )
+    return {
+        "kind": "classification",
+        "search": "search.jsonl",
+        "report": "report.jsonl",
+        "input": "text",
+        "label": "label",
+    }
 
 
 @torch.inference_mode()
@@ -69,12 +77,16 @@ def test_texts_are_cut_at_max_length(settings, live, tmp_path):
     model = live("bert")
     task = make("topics", {**settings, "max_length": 4, "keep_logits": True}, tmp_path)
     expected = alone(model, TEXTS[2][:3]).logits
-    np.testing.assert_allclose(task.score(model, "search", [2]).outputs["logits"], expected.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        task.score(model, "search", [2]).outputs["logits"], expected.numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_text_longer_than_the_model_is_an_error(settings, live, tmp_path):
     write_jsonl(tmp_path / "search.jsonl", [{"text": "x" * 100, "label": 0}])
-    with pytest.raises(TaskError, match="needs 101 tokens, and the model has positions for 64; set a smaller `max_length`"):
+    with pytest.raises(
+        TaskError, match="needs 101 tokens, and the model has positions for 64; set a smaller `max_length`"
+    ):
         make("topics", settings, tmp_path).score(live("bert"), "search")
 
 
@@ -103,7 +115,10 @@ def head(folder, **changes):
         ({"weights": torch.ones(1)}, "unknown tensor `weights`; did you mean `weight`"),
         ({"bias": torch.zeros(4)}, r"expected `bias` of shape \[3\], got \[4\]"),
         ({"mean": torch.full((16,), torch.inf)}, "`mean` holds numbers that are not finite"),
-        ({"weight": torch.ones(2, 16), "bias": torch.zeros(2)}, "example 2: expected a whole number from 0 to 1, got 2"),
+        (
+            {"weight": torch.ones(2, 16), "bias": torch.zeros(2)},
+            "example 2: expected a whole number from 0 to 1, got 2",
+        ),
     ],
 )
 def test_head_is_checked_before_any_work(changes, says, settings, tmp_path):

@@ -1,5 +1,7 @@
 """Every kind of task, held to the rules."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from conftest import write_jsonl
@@ -14,7 +16,7 @@ WORDS = ["a", "some", "longer text", "the longest text of all of them", "b c", "
 class Suite(TaskSuite):
     architecture = "llama"
     auto = None
-    settings = {}
+    settings: ClassVar = {}
 
     @pytest.fixture(autouse=True)
     def _model(self, live):
@@ -32,7 +34,7 @@ class Suite(TaskSuite):
 
 class TestClassificationOfTexts(Suite):
     architecture = "bert"
-    settings = {"kind": "classification", "input": "text", "label": "label", "batch": 4, "keep_logits": True}
+    settings: ClassVar = {"kind": "classification", "input": "text", "label": "label", "batch": 4, "keep_logits": True}
 
     def rows(self, split):
         return [{"text": f"{split[0]} {word}", "label": i % 3} for i, word in enumerate(WORDS)]
@@ -47,7 +49,7 @@ class TestClassificationOnADecoder(TestClassificationOfTexts):
 
 
 class TestClassificationWithAHead(TestClassificationOfTexts):
-    settings = {**TestClassificationOfTexts.settings, "head": "head.safetensors"}
+    settings: ClassVar = {**TestClassificationOfTexts.settings, "head": "head.safetensors"}
     auto = "AutoModel"
 
     def make(self, folder):
@@ -59,7 +61,7 @@ class TestClassificationWithAHead(TestClassificationOfTexts):
 
 class TestClassificationOfImages(Suite):
     architecture = "vit"
-    settings = {"kind": "classification", "input": "pixels", "label": "label", "batch": 4}
+    settings: ClassVar = {"kind": "classification", "input": "pixels", "label": "label", "batch": 4}
 
     def rows(self, split):
         images = torch.rand(7, 1, 4, 4, generator=torch.Generator().manual_seed(len(split) + ord(split[0])))
@@ -67,32 +69,41 @@ class TestClassificationOfImages(Suite):
 
 
 class TestLanguageModelling(Suite):
-    settings = {"kind": "language_modelling", "batch": 2}
+    settings: ClassVar = {"kind": "language_modelling", "batch": 2}
 
     def rows(self, split):
         return [{"text": f"{split} {word}"} for word in WORDS]
 
 
 class TestLanguageModellingPerByte(TestLanguageModelling):
-    settings = {"kind": "language_modelling", "batch": 2, "per": "byte", "max_length": 12}
+    settings: ClassVar = {"kind": "language_modelling", "batch": 2, "per": "byte", "max_length": 12}
 
 
 class TestMultipleChoice(Suite):
-    settings = {"kind": "multiple_choice", "batch": 4, "max_length": 40}
+    settings: ClassVar = {"kind": "multiple_choice", "batch": 4, "max_length": 40}
 
     def rows(self, split):
-        return [{"prompt": f"{split[0]} {word}", "choices": ["x", "yz", word][: 2 + i % 2], "answer": i % 2} for i, word in enumerate(WORDS)]
+        return [
+            {"prompt": f"{split[0]} {word}", "choices": ["x", "yz", word][: 2 + i % 2], "answer": i % 2}
+            for i, word in enumerate(WORDS)
+        ]
 
 
 class TestGeneration(Suite):
-    settings = {"kind": "generation", "batch": 4, "max_new_tokens": 3, "search_metric": "accuracy"}
+    settings: ClassVar = {"kind": "generation", "batch": 4, "max_new_tokens": 3, "search_metric": "accuracy"}
 
     def rows(self, split):
         return [{"prompt": f"{split[0]} {word}=", "answer": word[:3].strip()} for word in WORDS]
 
 
 class TestCallable(Suite):
-    settings = {"kind": "callable", "function": "evomerge_test_task:score", "search": 5, "report": 3, "metrics": ["size", "number"]}
+    settings: ClassVar = {
+        "kind": "callable",
+        "function": "evomerge_test_task:score",
+        "search": 5,
+        "report": 3,
+        "metrics": ["size", "number"],
+    }
 
     def make(self, folder):
         (folder / "evomerge_test_task.py").write_text(

@@ -31,13 +31,18 @@ def log_likelihood(model, text, prompt=""):
 @pytest.mark.parametrize(("per", "size"), [("token", 5), ("byte", 5), ("example", 1)])
 def test_log_likelihood_of_a_text(per, size, live, tmp_path):
     model = live("llama")
-    found = task(tmp_path, "language_modelling", [{"text": "longer text"}, {"text": "hello"}], per=per).score(model, "report")
+    found = task(tmp_path, "language_modelling", [{"text": "longer text"}, {"text": "hello"}], per=per).score(
+        model, "report"
+    )
     assert found.scores["log_likelihood"][1] == pytest.approx(log_likelihood(model, "hello") / size, rel=1e-4)
 
 
 def test_log_likelihood_per_byte_counts_bytes(live, tmp_path):
     model = live("llama")
-    made = [task(tmp_path, "language_modelling", [{"text": "häh?"}], per=per).score(model, "report") for per in ("example", "byte")]
+    made = [
+        task(tmp_path, "language_modelling", [{"text": "häh?"}], per=per).score(model, "report")
+        for per in ("example", "byte")
+    ]
     whole, each = (float(found.scores["log_likelihood"][0]) for found in made)
     assert each == pytest.approx(whole / 5)
 
@@ -45,7 +50,9 @@ def test_log_likelihood_per_byte_counts_bytes(live, tmp_path):
 def test_cut_text_is_scored_as_the_shorter_one(live, tmp_path):
     model = live("llama")
     for per in ("token", "byte"):
-        found = task(tmp_path, "language_modelling", [{"text": "hello world"}], per=per, max_length=6).score(model, "report")
+        found = task(tmp_path, "language_modelling", [{"text": "hello world"}], per=per, max_length=6).score(
+            model, "report"
+        )
         assert found.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 5, rel=1e-4)
 
 
@@ -65,7 +72,9 @@ def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, li
     model = live("llama")
     rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
     found = task(tmp_path, "multiple_choice", rows, normalise=normalise).score(model, "report").scores
-    merits = np.array([log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)])
+    merits = np.array(
+        [log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)]
+    )
     expected = merits - np.log(np.exp(merits).sum())
     np.testing.assert_allclose(found["log_likelihood"], expected, rtol=1e-3)
     assert found["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
@@ -73,7 +82,9 @@ def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, li
 
 def test_long_prompt_loses_its_beginning(live, tmp_path):
     model = live("llama")
-    made = task(tmp_path, "generation", [{"prompt": "x" * 90 + "is it", "answer": " yes"}], max_length=7, max_new_tokens=1)
+    made = task(
+        tmp_path, "generation", [{"prompt": "x" * 90 + "is it", "answer": " yes"}], max_length=7, max_new_tokens=1
+    )
     ids = model.tokenizer(" it yes", return_tensors="pt", add_special_tokens=False)["input_ids"]
     logs = model.module(ids).logits[0].double().log_softmax(1)
     expected = float(logs[2:-1].gather(1, ids[0, 3:, None]).mean())
@@ -158,7 +169,11 @@ def test_matching_is_checked_before_any_work(settings, says, tmp_path):
 @pytest.mark.parametrize("kind", ["language_modelling", "multiple_choice", "generation"])
 def test_model_that_is_no_causal_language_model_is_an_error(kind, live, tmp_path):
     with pytest.raises(TaskError, match=r"got BertForSequenceClassification; set `auto: AutoModelForCausalLM`"):
-        task(tmp_path, kind, [{"text": "x y", "prompt": "x", "choices": ["a", "b"], "answer": 1 if kind[0] == "m" else "1"}]).score(live("bert"), "report")
+        task(
+            tmp_path,
+            kind,
+            [{"text": "x y", "prompt": "x", "choices": ["a", "b"], "answer": 1 if kind[0] == "m" else "1"}],
+        ).score(live("bert"), "report")
 
 
 def test_sequence_longer_than_the_model_is_an_error(live, tmp_path):

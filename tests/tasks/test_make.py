@@ -26,7 +26,10 @@ def folder(tmp_path):
         ({**LM, "max_lenght": 3}, "task `some`: unknown key `max_lenght`; did you mean `max_length`"),
         ({"kind": "language_modelling", "search": "x"}, "task `some`: `report` is missing"),
         ({**LM, "batch": 0}, "task `some` `batch`: input should be greater than or equal to 1, got 0"),
-        ({**LM, "search_metric": "log_likelyhood"}, "unknown `search_metric` `log_likelyhood`; did you mean `log_likelihood`"),
+        (
+            {**LM, "search_metric": "log_likelyhood"},
+            "unknown `search_metric` `log_likelyhood`; did you mean `log_likelihood`",
+        ),
     ],
 )
 def test_settings_are_checked(settings, says, folder):

@@ -1,6 +1,7 @@
 """The digits zoo, and with it what every zoo promises: reproducible bytes, disjoint splits, loadable checkpoints."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ def built(tmp_path_factory):
 
 
 def rows(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def files(folder):

@@ -100,7 +100,7 @@ def test_a_damaged_manifest_is_named(tmp_path):
 
 
 def test_a_zoo_that_is_not_built_says_what_to_type(tmp_path):
-    with pytest.raises(ZooError, match="type: evomerge zoo build digits$"):
+    with pytest.raises(ZooError, match=r"type: evomerge zoo build digits$"):
         zoo.load("digits", folder=tmp_path)
 
 

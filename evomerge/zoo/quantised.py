@@ -1,0 +1,104 @@
+"""Reads a Llama out of a GGUF file and returns it with plain bf16 weights, as `save_pretrained` writes them.
+
+GGUF is llama.cpp's format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evomerge.errors import ZooError
+from evomerge.models.pretrained import new_model
+
+# GGUF's name of a tensor within a block, and transformers'.
+_IN_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def read_llama(path: Path) -> Any:
+    """Return the `LlamaForCausalLM` in a GGUF file, in bf16 and evaluation mode, whatever its quantisation.
+
+    Where the file has no `output.weight`, the head is tied to the embeddings. Raises `ZooError` where gguf is not
+    installed, or the file holds another architecture.
+    """
+    try:
+        import gguf
+    except ImportError:
+        msg = "reading a GGUF file needs the package gguf; type: pip install gguf"
+        raise ZooError(msg) from None
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    if architecture != "llama":
+        msg = f"`{path}`: expected the architecture `llama`, got `{architecture}`"
+        raise ZooError(msg)
+    config = _config({name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")})
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    state: dict[str, Tensor] = {}
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        kind = tensor.name.split(".")[-2]
+        if kind in heads:
+            values = unpermuted(values, heads[kind])
+        state[_name(tensor.name)] = torch.tensor(values, dtype=torch.bfloat16)
+    tied = "lm_head.weight" not in state
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model = new_model({**config, "tie_word_embeddings": tied}, "AutoModelForCausalLM", torch.bfloat16)
+    model.load_state_dict(state)
+    return model
+
+
+def unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Return the rows of a query or key projection `(heads * size, width)` in transformers' order.
+
+    llama.cpp rotates neighbouring pairs of rows (0 and 1, 2 and 3, …), transformers the two halves of each head (0
+    and size / 2, …); its converter therefore interleaves the halves, and this undoes it.
+    """
+    size = weight.shape[0] // heads
+    return weight.reshape(heads, size // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _name(name: str) -> str:
+    """Return transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    _, number, kind, what = name.split(".")
+    return f"model.layers.{number}.{_IN_BLOCK[kind]}.{what}"
+
+
+def _config(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return transformers' configuration for GGUF's fields `llama.*`."""
+
+    def get(name: str) -> Any:
+        return fields[f"llama.{name}"]
+
+    return {
+        "model_type": "llama",
+        "vocab_size": get("vocab_size"),
+        "hidden_size": get("embedding_length"),
+        "intermediate_size": get("feed_forward_length"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": get("attention.head_count"),
+        "num_key_value_heads": get("attention.head_count_kv"),
+        "max_position_embeddings": get("context_length"),
+        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": get("rope.freq_base")},
+    }

@@ -1,0 +1,63 @@
+"""What all tests share: a cache of their own, tiny pools, and zoos that are built once."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from pools import Models, write_pool
+
+from evomerge import zoo
+from evomerge.build import Builder
+from evomerge.pool import Pool
+
+settings.register_profile("house", deadline=None, max_examples=60)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep out of the user's cache, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield os.environ["XDG_CACHE_HOME"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Leave the cores to others, and the number of threads as it was."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_digits(_own_cache):
+    """The digits zoo after little training, where `zoo.load("digits", small=True)` finds it."""
+    return zoo.find_or_build("digits", small=True)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The tensors of a tiny base and its experts."""
+    return Models.random(experts=3)
+
+
+@pytest.fixture(scope="session")
+def pool_folder(models, tmp_path_factory):
+    """A folder with the checkpoints `base`, `maths`, `code` and `prose`; do not write into it."""
+    return write_pool(tmp_path_factory.mktemp("pool"), models)
+
+
+@pytest.fixture(scope="session")
+def pool(pool_folder, models):
+    """A pool of a tiny base and three experts."""
+    return Pool(pool_folder / "base", {name: pool_folder / name for name in models.experts})
+
+
+@pytest.fixture
+def builder(pool):
+    """A fresh builder of the tiny pool's recipes."""
+    return Builder(pool)

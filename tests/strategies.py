@@ -1,0 +1,98 @@
+"""All Hypothesis strategies, in one place."""
+
+import string
+
+import numpy as np
+from hypothesis import strategies as st
+
+from evomerge.recipe import KINDS
+
+names = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=6).filter(lambda name: name != "base")
+numbers = st.floats(-10, 10, allow_nan=False, width=32)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+"""What YAML and JSON can hold."""
+
+
+@st.composite
+def tables(draw, leaves, labels, blocks=4, per=None):
+    """A value tiled over any axes that suit inputs with these labels."""
+    if per is None:
+        axes = draw(st.permutations(["expert", "kind", draw(st.sampled_from(["block", "depth"]))]))
+        per = [
+            f"{axis}/{draw(st.integers(1, blocks))}" if axis in ("block", "depth") else axis
+            for axis in axes[: draw(st.integers(1, 3))]
+        ]
+
+    def fill(rest):
+        if not rest:
+            return draw(leaves)
+        axis, _, size = rest[0].partition("/")
+        if size:
+            return [fill(rest[1:]) for _ in range(int(size))]
+        return {key: fill(rest[1:]) for key in (labels if axis == "expert" else KINDS)}
+
+    return {"per": per, "values": fill(per)}
+
+
+@st.composite
+def recipes(draw, experts=("maths", "code", "prose"), depth=2):
+    """The data of any valid recipe over these experts."""
+    leaves = st.just("base") | st.sampled_from(experts).map(lambda name: {"expert": name})
+    if depth == 0 or draw(st.booleans()):
+        return draw(leaves)
+    inner = draw(st.lists(recipes(experts, depth - 1), min_size=1, max_size=3, unique_by=str))
+    labels = [i if i == "base" else i.get("expert", f"#{n}") for n, i in enumerate(inner)]
+    weight = st.floats(0.125, 1, width=16)
+    merge = {
+        "method": draw(st.sampled_from(["linear", "task_arithmetic", "ties", "dare_ties", "dare_linear"])),
+        "inputs": inner,
+        "parameters": {"weight": draw(weight | tables(weight, labels))},
+    }
+    if draw(st.booleans()):
+        merge["seed"] = draw(st.integers(-(2**40), 2**40))
+    return {"merge": merge}
+
+
+@st.composite
+def templates(draw, experts=("maths", "code")):
+    """A search space's template: a merge with holes of every kind, tiled or not."""
+    axes = st.lists(st.sampled_from(["expert", "kind", "block/2"]), min_size=1, max_size=3, unique=True)
+    low = draw(st.floats(0.01, 0.5))
+    high = draw(st.floats(0.51, 2))
+
+    def tiled(hole, *, by_input=True):
+        if draw(st.booleans()):
+            per = [axis for axis in draw(axes) if by_input or axis != "expert"]
+            return {**hole, "per": per} if per else hole
+        return hole
+
+    parameters = {"weight": tiled({"float": [low, high], "log": draw(st.booleans())})}
+    if draw(st.booleans()):
+        parameters["lambda"] = tiled({"float": [0, 2], "init": draw(st.floats(0, 2))}, by_input=False)
+    if draw(st.booleans()):
+        parameters["scope"] = tiled({"choice": ["model", "tensor"]}, by_input=False)
+    merge = {
+        "method": {"choice": ["ties", "dare_ties"]} if draw(st.booleans()) else "ties",
+        "inputs": "experts",
+        "parameters": parameters,
+    }
+    if draw(st.booleans()):
+        merge["seed"] = {"int": [0, 7]}
+    if draw(st.booleans()):
+        merge["inputs"] = [*experts, {"merge": {"method": "linear", "inputs": list(experts), "parameters": {"weight": {"float": [0.1, 1]}}}}]
+    return {"merge": merge}
+
+
+def genomes(count, low=-1e6, high=1e6):
+    """Float64 `(count,)`: any finite numbers."""
+    return st.lists(st.floats(low, high), min_size=count, max_size=count).map(np.array)
+
+
+score_vectors = st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), max_size=5).map(
+    lambda values: np.array(values, dtype=np.float32)
+)
+evaluations = st.dictionaries(names, score_vectors, max_size=3)

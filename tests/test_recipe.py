@@ -1,0 +1,171 @@
+"""Recipes: one canonical form and id however they are written, and errors that name what is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import plain, recipes
+
+from evomerge import recipe, strict_yaml
+from evomerge.errors import EvomergeError, RecipeError
+from evomerge.recipe import Recipe, canonical_json
+
+
+def ties(**more):
+    return {"merge": {"method": "ties", "inputs": ["maths", "code"], **more}}
+
+
+@given(recipes())
+def test_canonical_json_reads_back_to_the_same_recipe(data):
+    one = Recipe.parse(data)
+    for form in (one.data, one.complete, json.loads(one.json), strict_yaml.parse(strict_yaml.text(one.data), "f")):
+        other = Recipe.parse(form)
+        assert other == one
+        assert other.id == one.id
+        assert other.json == one.json
+        assert hash(other) == hash(one)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"merge": {"inputs": [{"expert": "maths"}, {"expert": "code"}], "method": "ties"}},
+        ties(seed=0),
+        ties(parameters={}),
+        {"merge": {"method": "ties", "inputs": "experts"}},
+    ],
+)
+def test_ways_to_write_one_recipe_have_one_id(other):
+    assert Recipe.parse(other, experts=["maths", "code"]).id == Recipe.parse(ties()).id
+
+
+def test_whole_floats_are_integers_and_order_of_keys_is_nothing():
+    one = Recipe.parse(ties(parameters={"density": 1.0, "lambda": -0.0}))
+    assert one.id == Recipe.parse(ties(parameters={"lambda": 0, "density": 1})).id
+    assert one.json == '{"merge":{"inputs":[{"expert":"maths"},{"expert":"code"}],"method":"ties","parameters":{"density":1,"lambda":0}}}'
+
+
+def test_id_never_changes():
+    """Journals hold ids: the form of the canonical JSON is for ever."""
+    assert recipe.base().json == '"base"'
+    assert recipe.base().id == "751bbc009e4ccaff946a3bc62bf453a7b95af64a0e55530e8f1f4d031fa41822"
+    assert Recipe.parse(ties(parameters={"density": 0.2}, seed=7)).id == (
+        "547f76dcd50cab94e15c4f28cf7a25229a5187fc6ea779baf27c3cc6d28c5cea"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ties(seed=1),
+        ties(parameters={"density": 0.2}),
+        ties(parameters={"density": 0.30000000000000004}),
+        {"merge": {"method": "ties", "inputs": ["code", "maths"]}},
+        {"merge": {"method": "linear", "inputs": ["maths", "code"]}},
+    ],
+)
+def test_different_recipes_differ(other):
+    assert Recipe.parse(other) != Recipe.parse(ties())
+    assert Recipe.parse(ties(parameters={"density": 0.3})).id != Recipe.parse(other).id
+
+
+def test_floats_keep_every_bit():
+    value = 0.1 + 0.2
+    assert Recipe.parse(ties(parameters={"density": value})).data["merge"]["parameters"]["density"] == value
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_have_no_canonical_form(number):
+    with pytest.raises(RecipeError, match="expected finite numbers only"):
+        canonical_json({"a": [number]})
+    with pytest.raises(RecipeError, match="finite"):
+        _ = Recipe.parse(ties(parameters={"density": number})).id
+
+
+def test_experts_are_those_of_all_nested_merges():
+    data = {"merge": {"method": "linear", "inputs": ["law", ties(), "base"]}}
+    assert Recipe.parse(data).experts == ("law", "maths", "code")
+    assert Recipe.parse(data).root.merge.labels == ("law", "#1", "base")
+
+
+WRONG = [
+    ("a list", [], r"a recipe is `base`, `expert: NAME` or `merge: {...}`; got \[\]"),
+    ("a number", 3, "got 3"),
+    ("nothing", None, "got None"),
+    ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),
+    ("a misspelt kind", {"marge": {}}, "did you mean `merge`"),
+    ("a misspelt key", {"merge": {"methode": "ties", "inputs": ["a"]}}, "unknown key `merge.methode`; did you mean `method`"),
+    ("a key in capitals", {"merge": {"Method": "ties", "inputs": ["a"]}}, "unknown key `merge.Method`; did you mean `method`"),
+    ("a nested misspelt key", {"merge": {"method": "linear", "inputs": ["b", ties(sed=1)]}}, r"`merge.inputs.1.merge.sed`; did you mean `seed`"),
+    ("no inputs", {"merge": {"method": "ties"}}, "`merge.inputs` is missing"),
+    ("empty inputs", {"merge": {"method": "ties", "inputs": []}}, "`merge.inputs`: expected at least one entry"),
+    ("inputs in one word", {"merge": {"method": "ties", "inputs": "maths"}}, "`merge.inputs`: expected a list, got 'maths'"),
+    ("an input twice", {"merge": {"method": "ties", "inputs": ["a", "b", "a"]}}, "names an input twice: a, b, a"),
+    ("the base twice", {"merge": {"method": "ties", "inputs": ["base", {"base": True}]}}, "twice: base, base"),
+    ("neither method nor stages", {"merge": {"inputs": ["a"]}}, "exactly one of `method` and `stages`"),
+    ("both method and stages", ties(stages={}), "exactly one of `method` and `stages`"),
+    ("parameters beside stages", {"merge": {"inputs": ["a"], "stages": {}, "parameters": {"x": 1}}}, "write each parameter inside its stage"),
+    ("a merge of a number", {"merge": 3}, "`merge`: expected a mapping, got 3"),
+    ("a seed in words", ties(seed="x"), "`merge.seed`: expected a whole number, got 'x'"),
+    ("half a seed", ties(seed=0.5), "`merge.seed`: expected a whole number, got 0.5"),
+    ("an expert without a name", {"expert": ""}, "`expert`: expected a word"),
+    ("no base", {"base": False}, "`base`"),
+    ("a list as a value", ties(parameters={"density": [1]}), r"a table such as {per: \[expert\], values: {...}}; got \[1\]"),
+    ("a table without axes", ties(parameters={"density": {"values": 1}}), "`merge.parameters.density.per` is missing"),
+    ("no axis", ties(parameters={"density": {"per": [], "values": 1}}), "expected one or more different axes"),
+    ("an unknown axis", ties(parameters={"density": {"per": ["layer"], "values": [1]}}), "unknown axis 'layer'; expected `expert`"),
+    ("no groups", ties(parameters={"density": {"per": ["block/0"], "values": []}}), "unknown axis 'block/0'"),
+    ("an axis twice", ties(parameters={"density": {"per": ["block/1", "depth/1"], "values": [[1]]}}), "only one of `block/N` and `depth/N`"),
+    ("too few groups", ties(parameters={"density": {"per": ["block/3"], "values": [1, 2]}}), "expected a list of 3 entries for `block/3`"),
+    ("a list over kinds", ties(parameters={"density": {"per": ["kind"], "values": [1]}}), "expected a mapping from kind to values"),
+    ("an unknown kind", ties(parameters={"density": {"per": ["kind"], "values": {"mpl": 1}}}), "unknown kind of tensor 'mpl'; did you mean `mlp`"),
+    ("a table too deep", ties(parameters={"density": {"per": ["block/1"], "values": [[1]]}}), r"`values\[0\]` is \[1\]; expected one number"),
+    ("a table without an input", ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1}}}), "no entry for the input `code`; it has maths"),
+    (
+        "a table with a misspelt input",
+        ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1, "code": 1, "mats": 1}}}),
+        "an entry for `mats`, which is no input; did you mean `maths`",
+    ),
+    (
+        "the same in a stage, further in",
+        {"merge": {"inputs": ["a"], "stages": {"weigh": [{"weight": {"weight": {"per": ["block/1", "expert"], "values": [{"b": 1}]}}}]}}},
+        "no entry for the input `a`; it has b",
+    ),
+    ("a misspelt role", {"merge": {"inputs": ["a"], "stages": {"edt": []}}}, "`merge.stages.edt`; did you mean `edit`"),
+    ("a stage of two", {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": {}, "drop": {}}]}}}, "a stage is `name` or"),
+    ("a stage of none", {"merge": {"inputs": ["a"], "stages": {"edit": [{}]}}}, "a stage is `name` or"),
+    ("a stage's parameters as a number", {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": 3}]}}}, "`merge.stages.edit.0.trim`: expected a mapping"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_recipes_say_what_is_wrong_and_what_to_type(data, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(data)
+
+
+def test_experts_that_the_pool_lacks_are_named():
+    with pytest.raises(RecipeError, match="the pool has no expert `mats`; did you mean `maths`"):
+        Recipe.parse({"merge": {"method": "ties", "inputs": ["mats"]}}, experts=["maths", "code"])
+
+
+@given(plain | st.fixed_dictionaries({"merge": st.fixed_dictionaries({}, optional={k: plain for k in ("method", "inputs", "parameters", "stages", "seed")})}))
+def test_any_data_is_a_recipe_or_a_recipe_error(data):
+    try:
+        _ = Recipe.parse(data).id
+    except RecipeError as error:
+        assert str(error)
+
+
+def test_errors_are_also_the_builtin_that_a_caller_expects():
+    assert issubclass(RecipeError, EvomergeError)
+    assert issubclass(RecipeError, ValueError)
+
+
+def test_recipes_need_no_torch():
+    """A driver's process, or a tool that only reads journals, starts without it."""
+    code = "import sys, evomerge.recipe, evomerge.trial, evomerge.strict_yaml; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
