@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evomerge import merging, space, strict_yaml, zoo
@@ -281,7 +282,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     }
     table = Table(box=None, show_header=False)
     for key, value in rows.items():
-        table.add_row(key, value)
+        table.add_row(key, escape(value))
     console.print(table)
 
 
@@ -335,7 +336,7 @@ def _print(results: Results, folder: Path, console: Console) -> None:
     for part in tables.summary(results):
         console.print(part)
     for sentence in tables.sentences(results):
-        console.print(sentence)
+        console.print(sentence, markup=False)
     console.print(f"digest {results.digest}")
     console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
 

@@ -138,6 +138,11 @@ def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar(f"{_TAG}float", word)
 
 
+def _str(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    # PyYAML folds Unicode's line breaks away unless they are escaped, which only double quotes do
+    return dumper.represent_scalar(f"{_TAG}str", value, style='"' if re.search("[\x85\u2028\u2029]", value) else None)
+
+
 def _list(dumper: _Dumper, value: Sequence[Any]) -> yaml.SequenceNode:
     flat = all(isinstance(item, int | float | str) for item in value)
     return dumper.represent_sequence(f"{_TAG}seq", value, flow_style=flat)
@@ -146,5 +151,6 @@ def _list(dumper: _Dumper, value: Sequence[Any]) -> yaml.SequenceNode:
 for _tag, _pattern, _first in _RESOLVERS:
     _Dumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _str)
 _Dumper.add_representer(list, _list)
 _Dumper.add_representer(tuple, _list)

@@ -44,7 +44,7 @@ def slerp(one, other, t):
 def ties(base, experts, weights, density, scale, reduce="mean", scope="model"):
     """arXiv 2306.01708, section 3: trim, elect, disjoint merge; a vote of zero contributes nothing."""
     deltas = [{name: e[name] - base[name] for name in base} for e in experts]
-    return _elect_and_merge(base, [_trim(delta, density, scope) for delta in deltas], weights, scale, reduce)
+    return _elect_and_merge(base, [trim(delta, density, scope) for delta in deltas], weights, scale, reduce)
 
 
 def dare_linear(base, experts, labels, weights, drop, scale, seed):
@@ -72,7 +72,7 @@ def _dare(base, expert, label, drop, seed):
     return made
 
 
-def _trim(delta, density, scope):
+def trim(delta, density, scope):
     def threshold(values):
         if not values.size:
             return np.inf

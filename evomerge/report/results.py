@@ -42,6 +42,8 @@ class Comparison(_Data):
 
     better: str
     worse: str
+    values: tuple[float, float]
+    """The two values on the report split: of `better`, of `worse`."""
     what: str
     """`mean` over objectives of the reported metric, or `hypervolume`."""
     difference: Interval

@@ -13,9 +13,10 @@ import torch
 
 from evomerge import recipe, tasks
 from evomerge.build import Builder
+from evomerge.checkpoint import Folder
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
-from evomerge.evaluate.worker import describe
+from evomerge.evaluate.worker import _Finite, describe
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
 
@@ -90,10 +91,24 @@ def test_unknown_expert_is_the_candidates_error(worker):
     assert worker.evaluate(recipe.expert("nobody")).error.startswith("RecipeError: the pool has no expert `nobody`")
 
 
-def test_weights_that_are_not_finite_are_named(worker):
-    error = worker.evaluate(mean(1e39)).error
-    assert error.startswith("FloatingPointError: the merged tensor `")
-    assert worker.evaluate(mean()).error is None
+def test_weights_that_are_not_finite_are_named(worker, monkeypatch):
+    class Overflowing(Folder):
+        def tensor(self, name):
+            tensor = super().tensor(name).clone()
+            if name == "classifier.weight":
+                tensor[1, 2] = torch.inf
+            return tensor
+
+    expected = worker.evaluate(mean()).to_json()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._ready().builder, "build", lambda recipe: Overflowing(worker.setup.base))
+        error = worker.evaluate(mean()).error
+    assert error == "FloatingPointError: the merged tensor `classifier.weight` holds NaN or infinity"
+    assert worker.evaluate(mean()).to_json() == expected
+
+
+def test_large_finite_weights_are_finite():
+    _Finite._check("large", torch.full((4,), 3e38))
 
 
 def test_scores_that_are_not_finite_are_named(worker, monkeypatch):

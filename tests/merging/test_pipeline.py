@@ -85,10 +85,10 @@ def test_result_of_fp32_inputs_in_bf16_is_rounded_once():
 def test_parameters_follow_block_kind_depth_and_expert():
     """One input, λ = 1: what is added is the task vector times the table's entry."""
     inputs = [{name: t + 1 for name, t in BASE.items()}, {name: t + 2 for name, t in BASE.items()}]
-    kinds = {kind: 0.0 for kind in ("attention", "norm", "embedding", "head", "other")}
+    rest = {kind: [0, 0] for kind in ("attention", "norm", "embedding", "head", "other")}
     table = {
         "per": ["expert", "kind", "depth/2"],
-        "values": {"a": {**dict.fromkeys(kinds, [0, 0]), "mlp": [0.0, 3.0]}, "b": {**dict.fromkeys(kinds, [0, 0]), "mlp": [1, 1]}},
+        "values": {"a": {**rest, "mlp": [0.0, 3.0]}, "b": {**rest, "mlp": [1, 1]}},
     }
     found = merge_tensors(merge("task_arithmetic", LABELS, {"weight": table, "lambda": 1}), BASE, inputs)
     for block in range(4):

@@ -134,7 +134,7 @@ def test_undecided_votes_contribute_nothing_or_the_positive():
 def test_arc_between_opposites_is_refused_not_guessed():
     inputs = [{"t": torch.tensor([1.0, 2.0])}, {"t": torch.tensor([-2.0, -4.0])}]
     recipe = Recipe.parse({"merge": {"method": "slerp", "inputs": ["a", "b"]}})
-    with pytest.raises(RecipeError, match="anti-parallel in `t`.*use linear"):
+    with pytest.raises(RecipeError, match=r"anti-parallel in `t`.*use linear"):
         merge_tensors(recipe, {"t": torch.zeros(2)}, inputs)
 
 

@@ -1,0 +1,225 @@
+"""Does a searched merge of real experts beat what needs no search, on examples that the search never saw?
+
+For each seed everything is made anew: the splits, the heads and the experts of the `text` zoo, and the search. The
+references are the base, each expert, the plain average, and the best scale of plain task arithmetic, chosen on the same
+search examples. Everything in the tables is measured on the report split, with paired bootstrap intervals over its examples.
+
+    python experiments/text_zoo.py [--smoke] [--seeds N] [--json] [--out DIR]
+
+A run that was cut short goes on where it was when typed again: its studies are kept under `runs/text_zoo/`. A smoke run
+takes the tiny `digits` experts and keeps nothing.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from evomerge import zoo
+from evomerge.report import wording
+from evomerge.report.experiment import Findings, Switches, main, say, table
+from evomerge.report.measure import measure as measure_study
+from evomerge.report.results import Candidate, Results
+from evomerge.settings import StudySettings
+from evomerge.study import Study
+
+SEEDS = 3
+ZOO = "text"
+SEARCH: dict[str, Any] = {
+    "space": "task_arithmetic_per_block",
+    "driver": {"kind": "nsga2", "population": 24},
+    "evaluations": 600,
+    "workers": 2,
+    "report": {"front": 24, "resamples": 2000},
+}
+STUDIES = Path("runs") / "text_zoo"
+SMOKE_ZOO = "digits"
+SMOKE_SEARCH: dict[str, Any] = {
+    **SEARCH,
+    "driver": {"kind": "nsga2", "population": 8},
+    "evaluations": 12,
+    "workers": 1,
+    "report": {"front": 4, "scales": [0.3, 0.6], "resamples": 100},
+}
+
+
+def measure(switches: Switches) -> Findings:
+    torch.set_num_threads(1)
+    found: dict[int, Results] = {}
+    with tempfile.TemporaryDirectory(prefix="text_zoo-") as scratch:
+        studies = Path(scratch) if switches.smoke else STUDIES
+        for seed in switches.seeds:
+            found[seed] = search(seed, studies / f"seed-{seed}", smoke=switches.smoke)
+    figures = {
+        "seeds": {str(seed): of_one_seed(results) for seed, results in found.items()},
+        "over_seeds": over_seeds(list(found.values())),
+    }
+    recipes = {f"picked, seed {seed}": results.picked for seed, results in found.items()}
+    return Findings(figures, tables(found, figures["over_seeds"]), draw(found), recipes)
+
+
+def search(seed: int, folder: Path, *, smoke: bool) -> Results:
+    """Return what the whole study of one seed found, going on with one that was begun."""
+    embedded = zoo.find_or_build(
+        SMOKE_ZOO if smoke else ZOO, seed=seed, progress=lambda done, doing: say(f"seed {seed}: {done:4.0%} {doing}")
+    )
+    given = {
+        "name": f"{embedded.name}-{seed}",
+        "pool": embedded.pool,
+        "tasks": embedded.tasks,
+        "seed": seed,
+        **(SMOKE_SEARCH if smoke else SEARCH),
+    }
+    settings = StudySettings.parse(given, "text_zoo", Path())
+    study = Study.create(folder, settings)
+    every = max(settings.evaluations // 10, 1)
+
+    def watch(number: int) -> None:
+        if (number + 1) % every == 0:
+            say(f"seed {seed}: {number + 1} of {settings.evaluations} evaluations")
+
+    with study.evaluator() as evaluator:
+        study.run(evaluator, lambda proposal, evaluation: watch(proposal.number))
+        say(f"seed {seed}: scoring the front and the references on unseen examples")
+        return measure_study(study, evaluator)
+
+
+# -- what was found ----------------------------------------------------------------------------------------------------
+
+
+def picked(results: Results) -> Candidate:
+    """Return the front's point with the best mean on the search split."""
+    return next(point for point in results.front if point.recipe_id == results.picked)
+
+
+def of_one_seed(results: Results) -> dict[str, Any]:
+    """Return one seed's part of the JSON: models and comparisons on the report split, each as [value, low, high]."""
+    models = {**results.references, "picked merge": picked(results)}
+    return {
+        "digest": results.digest,
+        "evaluations": results.evaluations,
+        "failed": results.failed,
+        "examples": {objective.name: list(objective.examples) for objective in results.objectives},
+        "models": {
+            name: {
+                "recipe_id": model.recipe_id,
+                "report": {task: list(interval) for task, interval in model.report.items()},
+                "mean": list(model.mean),
+            }
+            for name, model in models.items()
+        },
+        "front": len(results.front),
+        "hypervolume": {"front": results.hypervolume.report, "references": results.hypervolume.references},
+        "comparisons": {
+            f"{one.better} - {one.worse}": {
+                "what": one.what,
+                "difference": list(one.difference),
+                "verdict": one.verdict,
+            }
+            for one in results.comparisons
+        },
+        "costs": dict(results.costs),
+    }
+
+
+def over_seeds(found: Sequence[Results]) -> dict[str, Any]:
+    """Return each comparison over all seeds: mean and standard deviation (of one seed), and how often it was shown."""
+    summary = {}
+    for rows in zip(*(results.comparisons for results in found), strict=True):
+        values = np.array([row.difference[0] for row in rows])
+        summary[against(rows[0].better, rows[0].worse)] = {
+            "what": rows[0].what,
+            "mean": float(values.mean()),
+            "deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
+            "shown_better": sum(row.verdict == "better" for row in rows),
+            "shown_worse": sum(row.verdict == "worse" for row in rows),
+            "seeds": len(rows),
+        }
+    return summary
+
+
+def against(better: str, worse: str) -> str:
+    """Return a comparison's name without what differs between seeds: the scale that was best."""
+    return f"{better} - {worse.partition(' (')[0]}"
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def tables(found: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
+    parts = []
+    for seed, results in found.items():
+        reported = [objective.report for objective in results.objectives]
+        share = wording.mean_metric(results)
+        models = {**results.references, "**picked merge**": picked(results)}
+        rows = [
+            [
+                name,
+                *(wording.interval(model.report[o.name], o.report) for o in results.objectives),
+                wording.interval(model.mean, share),
+            ]
+            for name, model in models.items()
+        ]
+        columns = [
+            f"seed {seed}, {wording.metric(reported[0])} on unseen examples",
+            *(o.name for o in results.objectives),
+        ]
+        parts.append(table([*columns, "mean"], rows))
+        volume = results.hypervolume
+        parts.append(
+            f"Hypervolume on unseen examples: front ({len(results.front)} points) {wording.volume(volume.report)}, "
+            f"all references together {wording.volume(volume.references)}; {results.evaluations} evaluations."
+        )
+    metric = wording.mean_metric(next(iter(found.values())))
+    rows = []
+    for i, (name, entry) in enumerate(summary.items()):
+        each = [shown(results.comparisons[i].difference, entry["what"], metric) for results in found.values()]
+        spread = "" if entry["deviation"] is None else f" ± {size(entry['deviation'], entry['what'], metric)}"
+        mean = difference(entry["mean"], entry["what"], metric) + spread
+        rows.append([name, *each, mean, f"{entry['shown_better']} of {entry['seeds']}"])
+    columns = ["difference on unseen examples", *(f"seed {seed}" for seed in found), "mean ± deviation", "shown better"]
+    return "\n\n".join([table(columns, rows), *parts])
+
+
+def shown(values: tuple[float, float, float], what: str, metric: str) -> str:
+    value, low, high = (difference(number, what, metric) for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def difference(number: float, what: str, metric: str) -> str:
+    return wording.volume(number, sign=True) if what == "hypervolume" else wording.value(number, metric, sign=True)
+
+
+def size(number: float, what: str, metric: str) -> str:
+    return wording.volume(number) if what == "hypervolume" else wording.value(number, metric)
+
+
+def draw(found: Mapping[int, Results]) -> Figure:
+    """Draw each comparison's difference by seed, with its interval and a line at no difference."""
+    first = next(iter(found.values()))
+    metric = wording.mean_metric(first)
+    figure = Figure(figsize=(11, 1.6 + 0.35 * len(found)), layout="constrained")
+    for i, axes in enumerate(figure.subplots(1, len(first.comparisons))):
+        one = first.comparisons[i]
+        factor = 100.0 if one.what == "mean" and wording.is_share(metric) else 1.0
+        for row, (seed, results) in enumerate(found.items()):
+            value, low, high = (factor * number for number in results.comparisons[i].difference)
+            axes.plot([low, high], [row, row], color="#0072B2", linewidth=1.6)
+            axes.plot(value, row, marker="o", color="#0072B2")
+            axes.annotate(
+                f"seed {seed}", (value, row), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
+        axes.axvline(0, color="#6b6b6b", linestyle="--", linewidth=1)
+        axes.set_yticks([])
+        axes.set_ylim(len(found) - 0.5, -0.7)
+        axes.set_title(against(one.better, one.worse).replace(" - ", "\nminus "), fontsize=9)
+        axes.set_xlabel("hypervolume" if one.what == "hypervolume" else f"mean {metric}{wording.unit(metric)}")
+    return figure
+
+
+if __name__ == "__main__":
+    main("text_zoo", __doc__, measure, seeds=SEEDS)

@@ -1,0 +1,133 @@
+"""The command line: what a user types, sees, and gets when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="session")
+def study_file(small_digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    data = {
+        "name": "cli",
+        "pool": small_digits.pool,
+        "tasks": dict(list(small_digits.tasks.items())[:2]),
+        "space": "task_arithmetic",
+        "evaluations": 10,
+        "report": {"scales": [0.2, 0.4], "front": 4, "resamples": 100},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    return folder / "study.yaml"
+
+
+def evomerge(*arguments, cwd=None, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "evomerge.cli", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished(study_file):
+    out = study_file.parent / "run"
+    return out, evomerge("run", study_file, "-o", out)
+
+
+def test_run_prints_references_verdicts_and_progress_when_piped(finished):
+    out, done = finished
+    for words in ("average", "best scale", "search: ", "10/10", "digest ", "unseen"):
+        assert words in done.stdout
+    assert "\x1b[" not in done.stdout
+    for file in ("front.png", "hypervolume.png", "report.html", "report.json", "journal.jl"):
+        assert (out / file).stat().st_size > 0
+
+
+def test_show_json_prints_one_object_with_the_documented_keys(finished):
+    out, _ = finished
+    found = json.loads(evomerge("show", out, "--json").stdout)
+    assert set(found) == {"digest", "evaluations", "objectives", "hypervolume", "front", "references"}
+    assert set(found["hypervolume"]) == {"search", "report"}
+    assert found["evaluations"] == 10
+    for point in found["front"]:
+        assert set(point) == {"recipe_id", "search", "report"}
+        assert set(point["search"]) == set(found["objectives"]) == set(point["report"])
+        assert all(low <= value <= high for value, low, high in point["report"].values())
+    assert {"base", "average"} < set(found["references"])
+
+
+def test_pick_writes_a_checkpoint_that_transformers_loads_and_merge_makes_again(finished, tmp_path):
+    out, _ = finished
+    evomerge("pick", out, "--weights", "turned=1,inverted=2", "-o", tmp_path / "picked")
+    evomerge("merge", tmp_path / "picked" / "recipe.yaml", "-o", tmp_path / "again")
+    picked = (tmp_path / "picked" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == picked
+    from transformers import AutoModelForImageClassification
+
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "picked").num_labels == 10
+    assert "recipe" in (tmp_path / "picked" / "README.md").read_text()
+
+
+def test_pick_by_floors_that_nobody_reaches_says_what_comes_nearest(finished):
+    out, _ = finished
+    assert "the nearest has" in evomerge("pick", out, "--floors", "turned=1.5", code=2).stderr
+
+
+def test_resume_with_a_larger_budget_goes_on(finished, study_file):
+    out = study_file.parent / "more"
+    evomerge("run", study_file, "-o", out, "--evaluations", 4)
+    evomerge("resume", out, "--evaluations", 10)
+    assert (out / "journal.jl").read_bytes() == (finished[0] / "journal.jl").read_bytes()
+
+
+def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_path):
+    done = evomerge("run", study_file, "--dry-run", cwd=tmp_path)
+    for words in ("4 genes", "weight[turned]", "one evaluation:", "nothing was written"):
+        assert words in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_spaces_lists_and_prints():
+    assert "slerp_per_block" in evomerge("spaces").stdout
+    text = evomerge("spaces", "ties_per_block").stdout
+    assert yaml.safe_load(text)["recipe"]["merge"]["method"] == "ties"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nowhere.yaml"), "no such study file"),
+        (("resume", "nowhere"), "no study here"),
+        (("show", "nowhere"), "start one with `evomerge run"),
+        (("merge", "nowhere.yaml", "-o", "x"), "no such recipe file"),
+        (("spaces", "ties"), "did you mean `ties_per_block`?"),
+        (("zoo", "build", "digit"), "did you mean `digits`?"),
+        (("demo", "--zoo", "txt"), "did you mean `text`?"),
+    ],
+)
+def test_a_wrong_word_is_one_message_and_exit_code_2(arguments, message, tmp_path):
+    done = evomerge(*arguments, cwd=tmp_path, code=2)
+    assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_study_is_refused_showing_the_difference(finished, study_file):
+    done = evomerge("run", study_file, "-o", finished[0], "--seed", 9, code=2)
+    assert "seed: was 0, is 9" in done.stderr
+
+
+def test_merge_refuses_a_folder_that_is_not_empty(finished, tmp_path):
+    (tmp_path / "x").write_text("mine")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("merge: {method: linear, inputs: experts}")
+    pool = yaml.safe_load((Path(finished[0]) / "study.json").read_text())["settings"]["pool"]
+    experts = [f"--expert={name}={path}" for name, path in pool["experts"].items()]
+    done = evomerge("merge", recipe, "--base", pool["base"], *experts, "-o", tmp_path, code=2)
+    assert "not empty" in done.stderr

@@ -1,0 +1,203 @@
+"""The journal: what was acknowledged survives every kill, and damage is never read as data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import evaluations, recipes
+
+from evomerge import journal
+from evomerge.errors import JournalError
+from evomerge.journal import Ask, Journal, Tell
+from evomerge.recipe import Recipe, expert
+from evomerge.trial import Evaluation, Proposal
+
+
+def filled(path, count=4):
+    """Write `count` asks and tells; return the bytes after each record."""
+    sizes = [0]
+    with Journal(path) as record:
+        for number in range(count):
+            record.ask(Proposal(number, expert(f"expert {number}")))
+            sizes.append(path.stat().st_size)
+            record.tell(number, Evaluation(scores={"task/accuracy": np.array([number, 0.5], np.float32)}))
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+def content(path):
+    """Return the records in a form that can be compared."""
+    return [
+        (r.number, r.recipe.json, r.split) if isinstance(r, Ask) else (r.number, json.dumps(r.evaluation.to_json()))
+        for r in journal.read(path)
+    ]
+
+
+def test_missing_journal_is_empty(tmp_path):
+    assert journal.read(tmp_path / "none.jl") == []
+
+
+@given(st.lists(st.tuples(recipes(), evaluations, st.sampled_from(["search", "report"])), max_size=4))
+def test_records_read_back(tmp_path_factory, entries):
+    path = tmp_path_factory.mktemp("journal") / "journal.jl"
+    with Journal(path) as record:
+        for number, (data, scores, split) in enumerate(entries):
+            record.ask(Proposal(number, Recipe.parse(data), split=split))
+            record.tell(number, Evaluation(scores=scores))
+    found = journal.read(path)
+    for number, (data, scores, split) in enumerate(entries):
+        ask, tell = found[2 * number : 2 * number + 2]
+        assert isinstance(ask, Ask)
+        assert isinstance(tell, Tell)
+        assert (ask.number, ask.recipe, ask.split) == (number, Recipe.parse(data), split)
+        assert tell.number == number
+        assert {name: v.tobytes() for name, v in tell.evaluation.scores.items()} == {n: v.tobytes() for n, v in scores.items()}
+
+
+def test_bytes_depend_on_nothing_but_what_was_recorded(tmp_path):
+    filled(tmp_path / "one.jl")
+    time.sleep(0.01)
+    filled(tmp_path / "two.jl")
+    assert (tmp_path / "one.jl").read_bytes() == (tmp_path / "two.jl").read_bytes()
+
+
+def test_canonical_form_does_not_depend_on_the_order_of_arrival(tmp_path):
+    filled(tmp_path / "one.jl", 3)
+    with Journal(tmp_path / "two.jl") as record:
+        for number in range(3):
+            record.ask(Proposal(number, expert(f"expert {number}")))
+        for number in (2, 0, 1):
+            record.tell(number, Evaluation(scores={"task/accuracy": np.array([number, 0.5], np.float32)}))
+    assert journal.canonical(tmp_path / "one.jl") == journal.canonical(tmp_path / "two.jl")
+    assert journal.canonical(tmp_path / "one.jl") == (tmp_path / "one.jl").read_bytes()
+
+
+def test_torn_tail_is_cut_at_every_byte(tmp_path):
+    """Cut anywhere in the last record (or in the one before): all earlier records stay, and appending goes on."""
+    sizes = filled(tmp_path / "whole.jl")
+    whole = (tmp_path / "whole.jl").read_bytes()
+    expected = content(tmp_path / "whole.jl")
+    path = tmp_path / "torn.jl"
+    for size in range(sizes[-3], sizes[-1]):
+        path.write_bytes(whole[:size])
+        kept = sum(size >= end for end in sizes[1:])
+        assert content(path) == expected[:kept]  # readers need no repair
+        with Journal(path) as record:
+            record.tell(9, Evaluation(error="killed"))
+        assert content(path) == [*expected[:kept], (9, '{"error": "killed"}')]
+
+
+def test_every_flipped_bit_in_the_middle_is_refused_with_its_line(tmp_path):
+    sizes = filled(tmp_path / "whole.jl", 2)
+    whole = (tmp_path / "whole.jl").read_bytes()
+    path = tmp_path / "damaged.jl"
+    for at in range(sizes[1], sizes[2]):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << (at % 8)
+        path.write_bytes(damaged)
+        for attempt in (journal.read, journal.canonical, Journal):
+            with pytest.raises(JournalError, match=r"damaged.jl: line [23] is damaged; restore the file from a copy"):
+                attempt(path)
+        assert path.read_bytes() == bytes(damaged)  # nothing is repaired by guessing
+
+
+def test_records_of_a_later_version_are_refused(tmp_path):
+    body = b'{"prune":3}'
+    (tmp_path / "a.jl").write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
+    with pytest.raises(JournalError, match=r"line 1 is of a kind unknown to this version \(prune\)"):
+        journal.read(tmp_path / "a.jl")
+
+
+def run(code, *arguments, **more):
+    """Run Python code in another process, up to its end or its kill."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, check=False, **more
+    )
+
+
+def test_full_disk_keeps_what_was_acknowledged(tmp_path):
+    """A limit on the file's size stands for the disk: writes come back short, then not at all."""
+    path = tmp_path / "journal.jl"
+    result = run(
+        """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from evomerge.errors import JournalError
+        from evomerge.journal import Journal
+        from evomerge.recipe import base
+        from evomerge.trial import Evaluation, Proposal
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        record = Journal(Path(sys.argv[1]))
+        evaluation = Evaluation(scores={"a": np.zeros(20, np.float32)})
+        done = 0
+        try:
+            while True:
+                record.ask(Proposal(done, base()))
+                record.tell(done, evaluation)
+                done += 1
+        except JournalError as error:
+            print(done, error)
+        try:
+            record.tell(done, evaluation)
+        except JournalError:
+            print("still full")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        record.tell(done, evaluation)
+        """,
+        path,
+    )
+    assert result.returncode == 0, result.stderr
+    done = int(result.stdout.split()[0])
+    assert done > 2
+    assert "cannot write" in result.stdout
+    assert "nothing acknowledged is lost" in result.stdout
+    assert "still full" in result.stdout
+    found = journal.read(path)
+    assert [r.number for r in found if isinstance(r, Tell)] == list(range(done + 1))  # with space again, it went on
+
+
+def test_kill_in_the_middle_of_appending_keeps_what_was_acknowledged(tmp_path):
+    """SIGKILL at random moments: at most what was never acknowledged is missing, and the next writer goes on."""
+    code = """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from evomerge import journal
+        from evomerge.journal import Journal
+        from evomerge.recipe import base
+        from evomerge.trial import Evaluation, Proposal
+        path = Path(sys.argv[1])
+        number = len(journal.read(path))
+        record = Journal(path)
+        evaluation = Evaluation(scores={"a": np.zeros(20000, np.float32)})
+        while True:
+            record.tell(number, evaluation)
+            print(number, flush=True)
+            number += 1
+    """
+    path = tmp_path / "journal.jl"
+    generator = np.random.default_rng(0)
+    acknowledged = -1
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), str(path)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            lines = [process.stdout.readline() for _ in range(3)]
+            time.sleep(generator.uniform(0, 0.02))
+            os.kill(process.pid, signal.SIGKILL)
+            lines += process.stdout.readlines()
+        acknowledged = max(int(line) for line in lines if line.endswith("\n"))
+        numbers = [record.number for record in journal.read(path)]
+        assert numbers == list(range(len(numbers)))
+        assert len(numbers) > acknowledged
+    assert acknowledged > 6

@@ -1,0 +1,74 @@
+"""A study file is checked whole before any work, and the message says what to type."""
+
+from pathlib import Path
+
+import pytest
+
+from evomerge.errors import EvomergeError, PoolError, StudyError
+from evomerge.settings import StudySettings, identity, open_parts
+
+GOOD = {"pool": {"base": "base", "experts": {"a": "a"}}, "space": "task_arithmetic"}
+
+
+def parse(**changes):
+    return StudySettings.parse(GOOD | changes, "study.yaml", Path("/models"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation": 3}, "study.yaml: unknown key `evaluation`; did you mean `evaluations`?"),
+        ({"pool": {"bose": "x"}}, "study.yaml: unknown key `pool.bose`; did you mean `base`?"),
+        ({"report": {"frnt": 3}}, "study.yaml: unknown key `report.frnt`; did you mean `front`?"),
+        ({"pool": {}}, "expected either `zoo: NAME`, or `base: FOLDER` and"),
+        ({"pool": {"zoo": "text", "base": "b"}}, "expected either `zoo: NAME`, or `base: FOLDER` and"),
+        ({"workers": 0}, "`workers`: input should be greater than or equal to 1, got 0"),
+        ({"evaluations": "many"}, "`evaluations`"),
+        ({"precision": "int4"}, "`precision`: input should be 'float32' or 'bfloat16', got 'int4'"),
+        ({"space": "ties_per_blok"}, "did you mean `ties_per_block`?"),
+        ({"name": "a/b"}, "`name`"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_what_to_type(change, message):
+    with pytest.raises(EvomergeError) as error:
+        parse(**change)
+    assert message in str(error.value)
+
+
+def test_relative_paths_start_at_the_study_file(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.yaml").write_text(
+        "pool: {base: ../base, experts: {a: ../a}}\nspace: task_arithmetic\ntasks: {t: {kind: x, input: text}}\n"
+    )
+    settings = StudySettings.read(tmp_path / "s" / "study.yaml")
+    assert settings.pool.base == str(tmp_path / "base")
+    assert settings.pool.experts == {"a": str(tmp_path / "a")}
+    assert settings.folder == str(tmp_path / "s")
+    assert settings.tasks["t"]["input"] == "text"
+
+
+def test_settings_survive_json_unchanged():
+    settings = parse(driver={"kind": "cma"}, seed=3)
+    assert StudySettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_a_study_without_tasks_is_refused():
+    with pytest.raises(StudyError, match="has no `tasks`"):
+        open_parts(parse())
+
+
+def test_a_pool_that_is_not_there_is_refused_before_any_work():
+    task = {"kind": "callable", "function": "math:sin", "search": 1, "report": 1}
+    with pytest.raises((PoolError, EvomergeError), match="/models/base: no such folder"):
+        open_parts(parse(tasks={"t": task}))
+
+
+def test_budget_and_workers_are_no_part_of_a_studys_identity(small_digits):
+    def make(**changes):
+        data = {"pool": small_digits.pool, "tasks": small_digits.tasks, "space": "task_arithmetic"}
+        settings = StudySettings.parse(data | changes, "test", Path.cwd())
+        return identity(settings, open_parts(settings))
+
+    assert make(evaluations=5, workers=3, deadline=1.0) == make()
+    assert make(seed=1) != make()
+    assert make(tasks=dict(reversed(small_digits.tasks.items()))) != make()

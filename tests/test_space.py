@@ -1,0 +1,295 @@
+"""Search spaces: every point of the box is a valid recipe, and every such recipe is a point of the box."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import genomes, templates
+
+from evomerge import merging, space
+from evomerge.errors import EvomergeError, SpaceError
+from evomerge.recipe import Recipe, expert
+from evomerge.space import SearchSpace
+
+EXPERTS = ("maths", "code")
+
+
+def of(parameters, method="ties", **more):
+    template = {"merge": {"method": method, "inputs": "experts", "parameters": parameters}}
+    return SearchSpace(template, experts=EXPERTS, **more)
+
+
+@settings(max_examples=40)
+@given(templates(EXPERTS), st.data())
+def test_decode_is_total_and_encode_inverts_it(template, data):
+    searched = SearchSpace(template, experts=EXPERTS, kinds=("attention", "mlp"), blocks=4)
+    count = len(searched.genes)
+    for genome in (data.draw(genomes(count)), data.draw(genomes(count, -1, 3)), searched.initial):
+        recipe = searched.decode(genome)
+        merging.check(recipe)
+        again = searched.encode(recipe)
+        assert searched.decode(again) == recipe
+        inside = np.clip(genome, searched.lower, searched.upper)
+        whole = [gene.kind != "float" for gene in searched.genes]
+        assert np.allclose(again[~np.array(whole)], inside[~np.array(whole)], rtol=0, atol=0)
+        assert (again[whole] == np.floor(inside[whole] + 0.5)).all()
+
+
+@settings(max_examples=30)
+@given(templates(EXPERTS), st.data())
+def test_unit_cube_is_the_box(template, data):
+    searched = SearchSpace(template, experts=EXPERTS, kinds=("attention", "mlp"))
+    unit = data.draw(genomes(len(searched.genes), 0, 1))
+    genome = searched.from_unit(unit)
+    assert (searched.lower <= genome).all()
+    assert (genome <= searched.upper).all()
+    assert np.allclose(searched.to_unit(genome), unit, atol=1e-9)
+    assert np.array_equal(searched.from_unit(np.zeros(len(unit))), searched.lower)
+    assert np.allclose(searched.from_unit(np.ones(len(unit))), searched.upper, rtol=1e-12)
+    assert searched.from_unit(np.stack([unit, unit])).shape == (2, len(unit))
+
+
+def test_log_genes_are_uniform_in_their_logarithm():
+    searched = of({"density": {"float": [0.01, 1], "log": True}})
+    assert searched.from_unit(np.array([0.5])) == pytest.approx(0.1)
+    assert searched.initial == pytest.approx(0.1)
+
+
+def test_genes_are_named_by_what_they_tile():
+    searched = of({"weight": {"float": [0, 1], "per": ["expert", "block/2"]}, "density": {"float": [0.1, 1]}}, blocks=4)
+    assert [gene.name for gene in searched.genes] == [
+        "weight[maths,block 0]",
+        "weight[maths,block 1]",
+        "weight[code,block 0]",
+        "weight[code,block 1]",
+        "density",
+    ]
+    found = searched.decode(np.array([0.1, 0.2, 0.3, 0.4, 0.5])).data["merge"]["parameters"]
+    assert found == {
+        "weight": {"per": ["expert", "block/2"], "values": {"maths": [0.1, 0.2], "code": [0.3, 0.4]}},
+        "density": 0.5,
+    }
+
+
+def test_holes_of_one_name_are_told_apart():
+    inner = {"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": {"float": [0, 1]}}}}
+    template = {"merge": {"method": "ties", "inputs": [inner, "maths"], "parameters": {"weight": {"float": [0, 1]}}}}
+    names = [gene.name for gene in SearchSpace(template, experts=EXPERTS).genes]
+    assert len(set(names)) == 2
+
+
+def test_choices_and_integers_decode_to_what_they_stand_for():
+    template = {
+        "merge": {
+            "method": {"choice": ["ties", "dare_ties", "linear"]},
+            "inputs": "experts",
+            "seed": {"int": [-3, 3], "init": 1},
+        }
+    }
+    searched = SearchSpace(template, experts=EXPERTS)
+    names = [gene.name for gene in searched.genes]
+    assert names == ["method", "seed"]
+    assert searched.initial.tolist() == [0, 1]
+    found = searched.decode(np.array([1.4, -2.5])).root.merge
+    assert (found.method, found.seed) == ("dare_ties", -2)
+    assert searched.decode(np.array([99.0, 99.0])).root.merge.method == "linear"
+    for seed in range(-3, 4):  # also 0, the default, which canonical JSON leaves out
+        assert searched.encode(searched.decode(np.array([2, seed]))).tolist() == [2, seed]
+
+
+def test_a_whole_recipe_can_be_a_choice():
+    mean = {"merge": {"method": "linear", "inputs": list(EXPERTS)}}
+    template = {"merge": {"method": "linear", "inputs": ["maths", {"choice": ["code", "base", mean]}], "seed": {"int": [0, 1]}}}
+    searched = SearchSpace(template, experts=EXPERTS)
+    for option in range(3):
+        genome = np.array([option, 0.0])
+        assert searched.encode(searched.decode(genome)).tolist() == genome.tolist()
+
+
+def test_choices_that_look_alike_are_told_apart():
+    template = {"merge": {"inputs": ["maths"], "stages": {"post": [{"scale": {"lambda": {"choice": [0, 1, 0.5]}}}]}}}
+    searched = SearchSpace(template, experts=EXPERTS)
+    assert [searched.encode(searched.decode(np.array([float(i)]))).item() for i in range(3)] == [0, 1, 2]
+
+
+def test_a_plain_number_is_spread_over_a_table():
+    searched = of({"weight": {"float": [0, 1], "per": ["expert"]}})
+    plain = Recipe.parse({"merge": {"method": "ties", "inputs": list(EXPERTS), "parameters": {"weight": 0.25}}})
+    assert searched.encode(plain).tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": 2}}, r"gene `weight`: expected a number in \[0, 1\], got 2"),
+        ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": "x"}}, "got 'x'"),
+        ({"method": "ties", "inputs": ["maths", "code"]}, "gene `weight`: expected a number in .*, got nothing"),
+        ({"method": "linear", "inputs": ["maths", "code"], "parameters": {"weight": 1}}, "differs from the space outside its holes"),
+        ({"method": "ties", "inputs": ["code", "maths"], "parameters": {"weight": 1}}, "differs from the space outside its holes"),
+        ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": 1}, "seed": 3}, "outside its holes"),
+        (
+            {"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": {"per": ["block/2"], "values": [0, 1]}}},
+            r"the recipe tiles a parameter over \['block/2'\], the space over \[\]",
+        ),
+    ],
+)
+def test_recipes_outside_of_the_space_are_refused(data, message):
+    with pytest.raises(SpaceError, match=message):
+        of({"weight": {"float": [0, 1]}}).encode(Recipe.parse({"merge": data}))
+    with pytest.raises(SpaceError):
+        of({"weight": {"float": [0, 1]}}).encode(expert("maths"))
+
+
+@pytest.mark.parametrize("genome", [np.array([np.nan]), np.array([np.inf]), np.zeros(2), np.zeros((1, 1)), np.zeros(0)])
+def test_genomes_that_are_none_are_refused(genome):
+    with pytest.raises(SpaceError, match=r"`weight` is not finite|shape \(1,\)"):
+        of({"weight": {"float": [0, 1]}}).decode(genome)
+
+
+WRONG = [
+    ("no hole", {"density": 0.2}, "has no holes; expected at least one"),
+    ("bounds the wrong way", {"density": {"float": [1, 0]}}, r"hole `density`: `float` is \[1, 0\]; expected two finite numbers \[low, high\] with low < high"),
+    ("equal bounds", {"density": {"float": [1, 1]}}, "low < high"),
+    ("one bound", {"density": {"float": [1]}}, "low < high"),
+    ("no bounds", {"density": {"float": None}}, "low < high"),
+    ("bounds in words", {"density": {"float": ["a", "b"]}}, "low < high"),
+    ("infinite bounds", {"density": {"float": [0, math.inf]}}, "finite"),
+    ("NaN as a bound", {"density": {"float": [math.nan, 1]}}, "finite"),
+    ("huge bounds", {"density": {"float": [0, 10**400]}}, "finite"),
+    ("halves of integers", {"density": {"int": [0, 1.5]}}, "`int` is"),
+    ("two kinds", {"density": {"int": [0, 1], "float": [0, 1]}}, "has float and int; expected one of them"),
+    ("one option", {"density": {"choice": [1]}}, "two or more options"),
+    ("a hole in an option", {"density": {"choice": [0.1, {"float": [0, 1]}]}}, "an option of a `choice` holds another hole"),
+    ("a misspelt key", {"density": {"float": [0, 1], "int_": 1}}, "hole `density`: unknown key `int_`; did you mean `int`"),
+    ("init outside", {"density": {"float": [0, 0.5], "init": 0.7}}, r"gene `density`: expected a number in \[0, 0.5\], got 0.7"),
+    ("half an init", {"density": {"int": [0, 1], "init": 0.5}}, "expected a whole number"),
+    ("an unknown option as init", {"scope": {"choice": ["model", "tensor"], "init": "row"}}, r"expected one of \['model', 'tensor'\], got 'row'"),
+    ("log from zero", {"density": {"float": [0, 1], "log": True}}, "a positive range"),
+    ("log of a choice", {"scope": {"choice": ["model", "tensor"], "log": True}}, "`log` is True"),
+    ("log in words", {"density": {"float": [0.1, 1], "log": "yes"}}, "expected true or false"),
+    ("per in one word", {"weight": {"float": [0, 1], "per": "expert"}}, r"`per` is 'expert'; expected a list of axes"),
+    ("per a number", {"weight": {"float": [0, 1], "per": 3}}, "expected a list of axes"),
+    ("an unknown axis", {"weight": {"float": [0, 1], "per": ["blocks/3"]}}, "unknown axis 'blocks/3'"),
+    ("more groups than blocks", {"weight": {"float": [0, 1], "per": ["block/5"]}}, "the model has 4 blocks; type `block/4` or less"),
+    ("a fixed table of more groups than blocks", {"weight": {"float": [0, 1]}, "density": {"per": ["block/5"], "values": [1] * 5}}, "the model has 4 blocks"),
+    ("a parameter that is not there", {"densty": {"float": [0, 1]}}, "no valid recipe: method `ties`: unknown parameter `densty`; did you mean `density`"),
+    ("a range beyond the parameter's", {"density": {"float": [0, 2]}}, r"no valid recipe: .*`density` is 2.0; expected a number in \[0, 1\]"),
+    ("a tile that the parameter does not take", {"scope": {"choice": ["model", "tensor"], "per": ["expert"]}}, "remove `expert` from its `per`"),
+    ("words along the depth", {"scope": {"choice": ["model", "tensor"], "per": ["depth/2"]}}, "cannot interpolate"),
+    ("a table over other experts", {"weight": {"float": [0, 1]}, "density": {"per": ["expert"], "values": {"law": 1}}}, "no entry for the input `maths`"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_spaces_are_refused_before_any_search(parameters, message):
+    with pytest.raises(EvomergeError, match=message):
+        of(parameters, blocks=4)
+
+
+def test_a_choice_of_methods_must_suit_its_parameters():
+    with pytest.raises(SpaceError, match="method `linear`: unknown parameter `density`"):
+        of({"density": {"float": [0, 1]}}, method={"choice": ["ties", "linear"]})
+
+
+def test_tiles_over_experts_outside_of_a_merge_are_refused():
+    with pytest.raises(SpaceError, match=r"`per: \[expert\]` stands outside any merge"):
+        SearchSpace({"expert": {"choice": ["maths", "code"], "per": ["expert"]}}, experts=EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"recip": 1, "recipe": {}}, "search space: unknown key `recip`; did you mean `recipe`"),
+        ({"About": "x", "recipe": {}}, "unknown key `About`; did you mean `about`"),
+        ({}, "search space: `recipe` is missing"),
+        ("x", "search space"),
+        ({"recipe": {}, "driver": "nsga2"}, "`driver`: expected a mapping, got 'nsga2'"),
+    ],
+)
+def test_wrong_space_files_say_what_is_wrong(data, message):
+    with pytest.raises(SpaceError, match=message):
+        SearchSpace.parse(data, experts=EXPERTS)
+
+
+# -- landmarks --
+
+
+def test_landmarks_are_what_their_names_say():
+    searched = of({"weight": {"float": [0, 1], "per": ["expert", "kind"]}, "lambda": {"float": [0.5, 2]}}, "task_arithmetic")
+    marks = searched.landmarks()
+    assert list(marks) == ["init", "base", "expert maths", "expert code", "mean"]
+    values = searched.decode(marks["expert code"]).data["merge"]["parameters"]
+    assert set(values["weight"]["values"]["maths"].values()) == {0}
+    assert set(values["weight"]["values"]["code"].values()) == {1}
+    assert values["lambda"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "expected"),
+    [
+        ("linear", {"weight": {"float": [0, 1], "per": ["expert"]}}, {"init", "expert maths", "expert code", "mean"}),
+        ("linear", {"weight": {"float": [0, 1]}}, {"init", "mean"}),
+        ("task_arithmetic", {"lambda": {"float": [0, 1]}}, {"init"}),
+        ("task_arithmetic", {"weight": {"float": [0, 1]}, "lambda": 1.0}, {"init", "base", "mean"}),
+        ("task_arithmetic", {"weight": {"float": [0, 0.7], "per": ["expert"]}, "lambda": 1}, {"init", "base", "mean"}),
+        ("task_arithmetic", {"weight": {"float": [0, 1], "per": ["expert"]}, "lambda": 1, "reduce": "max"}, {"init"}),
+        (
+            "task_arithmetic",
+            {"weight": {"float": [0, 1], "per": ["expert"]}, "lambda": 1, "reduce": {"choice": ["max", "sum"]}},
+            {"init", "base", "expert maths", "expert code", "mean"},
+        ),
+        ("ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "density": {"float": [0.1, 1]}}, {"init", "base", "expert maths", "expert code"}),
+        ("ties", {"weight": {"float": [0, 1], "per": ["expert"]}}, {"init"}),  # the default density trims
+        ("dare_ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "drop": {"float": [0.1, 0.9]}}, {"init"}),
+        ("dare_ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "drop": {"float": [0, 0.9]}}, {"init", "base", "expert maths", "expert code"}),
+        ("slerp", {"t": {"float": [0, 1], "per": ["block/2"]}}, {"init", "expert maths", "expert code"}),
+    ],
+)
+def test_landmarks_are_those_that_the_space_can_express(method, parameters, expected):
+    assert set(of(parameters, method, blocks=4).landmarks()) == expected
+
+
+# -- the shipped ones --
+
+
+@pytest.mark.parametrize("name", list(space.shipped()))
+def test_shipped_spaces_suit_a_pool_of_two(name):
+    searched = SearchSpace.parse(space.read(name), experts=EXPERTS, kinds=("attention", "mlp", "norm"), blocks=6)
+    assert searched.about
+    assert {"expert maths", "expert code"} <= set(searched.landmarks())
+    for genome in (searched.lower, searched.upper, searched.initial):
+        searched.decode(genome)
+
+
+def test_spaces_of_the_issue_are_shipped():
+    assert set(space.shipped()) >= {
+        "linear",
+        "task_arithmetic",
+        "task_arithmetic_per_block",
+        "ties_per_block",
+        "dare_ties_per_kind",
+        "slerp_per_block",
+    }
+
+
+def test_unknown_spaces_name_the_nearest(tmp_path):
+    with pytest.raises(SpaceError, match="no search space `linea`: neither a file nor shipped; did you mean `linear`"):
+        space.read("linea")
+    with pytest.raises(EvomergeError, match="Is a directory"):
+        space.read(tmp_path)
+
+
+def test_large_spaces_decode_fast_enough():
+    """A thousand genes, in well under the two milliseconds that a driver may take (generous here: other work shares the machine)."""
+    searched = of({"weight": {"float": [0, 1], "per": ["expert", "block/500"]}}, "task_arithmetic", blocks=500)
+    assert len(searched.genes) == 1000
+    genome = searched.initial
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        _ = searched.decode(genome).id
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.02

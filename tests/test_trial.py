@@ -1,0 +1,48 @@
+"""What travels between search and evaluation keeps every bit."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from strategies import evaluations
+
+from evomerge.trial import Evaluation
+
+
+@given(evaluations)
+def test_scores_travel_bit_for_bit(scores):
+    found = Evaluation.from_json(json.loads(json.dumps(Evaluation(scores=scores).to_json(), allow_nan=False)))
+    assert found.error is None
+    assert found.scores.keys() == scores.keys()
+    for name, vector in scores.items():
+        assert found.scores[name].dtype == np.float32
+        assert found.scores[name].tobytes() == vector.tobytes()
+
+
+def test_errors_travel_without_scores():
+    evaluation = Evaluation(error="out of memory", scores={"a": np.zeros(2, np.float32)}, seconds={"merge": 1.0})
+    assert evaluation.to_json() == {"error": "out of memory"}
+    assert Evaluation.from_json(evaluation.to_json()).error == "out of memory"
+
+
+def test_order_of_metrics_does_not_change_the_record():
+    one, other = np.ones(2, np.float32), np.zeros(3, np.float32)
+    forward = json.dumps(Evaluation(scores={"a": one, "b": other}).to_json())
+    assert forward == json.dumps(Evaluation(scores={"b": other, "a": one}).to_json())
+
+
+def test_neither_time_nor_outputs_are_recorded():
+    evaluation = Evaluation(scores={}, seconds={"merge": 1.0}, outputs={"logits": np.ones((2, 2), np.float32)})
+    assert evaluation.to_json() == {"scores": {}}
+
+
+def test_means_are_taken_in_the_order_asked_for():
+    scores = {"a": np.array([1, 2], np.float32), "b": np.array([1e8, 1, -1e8], np.float32)}
+    found = Evaluation(scores=scores).means(["b", "a"])
+    assert found.dtype == np.float64
+    assert found.tolist() == [pytest.approx(1 / 3), 1.5]  # in float32 the 1 would be lost
+
+
+def test_means_of_a_failure_are_nan():
+    assert np.isnan(Evaluation(error="killed").means(["a", "b"])).all()
