@@ -50,9 +50,7 @@ def ties(base, experts, weights, density, scale, reduce="mean", scope="model"):
 def dare_linear(base, experts, labels, weights, drop, scale, seed):
     """arXiv 2311.03099, then task arithmetic."""
     deltas = [_dare(base, e, label, drop, seed) for e, label in zip(experts, labels, strict=True)]
-    return {
-        name: base[name] + scale * sum(w * d[name] for w, d in zip(weights, deltas, strict=True)) for name in base
-    }
+    return {name: base[name] + scale * sum(w * d[name] for w, d in zip(weights, deltas, strict=True)) for name in base}
 
 
 def dare_ties(base, experts, labels, weights, drop, scale, seed):

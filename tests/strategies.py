@@ -83,7 +83,10 @@ def templates(draw, experts=("maths", "code")):
     if draw(st.booleans()):
         merge["seed"] = {"int": [0, 7]}
     if draw(st.booleans()):
-        merge["inputs"] = [*experts, {"merge": {"method": "linear", "inputs": list(experts), "parameters": {"weight": {"float": [0.1, 1]}}}}]
+        merge["inputs"] = [
+            *experts,
+            {"merge": {"method": "linear", "inputs": list(experts), "parameters": {"weight": {"float": [0.1, 1]}}}},
+        ]
     return {"merge": merge}
 
 

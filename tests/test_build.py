@@ -105,7 +105,9 @@ def test_base_comes_back_bit_for_bit(builder, low):
 def test_nested_merges_are_rounded_once(low):
     """A merge of a merge in bf16 is what fp32 gives, cast at the end; not the merge of what a file would have held."""
     inner = merge("task_arithmetic", ["maths", "code"], {"lambda": 0.37})
-    outer = Recipe.parse({"merge": {"method": "linear", "inputs": [inner.data, "prose"], "parameters": {"weight": 0.5}}})
+    outer = Recipe.parse(
+        {"merge": {"method": "linear", "inputs": [inner.data, "prose"], "parameters": {"weight": 0.5}}}
+    )
     built = low.build(outer)
     pool = low.pool
     name = "layers.1.mlp.weight"
@@ -187,4 +189,7 @@ def test_saved_merges_load_with_transformers(tmp_path, architecture):
     assert any(name in state for name in built.info)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == pool.base.config
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("abc")["input_ids"] == transformers.AutoTokenizer.from_pretrained(tmp_path / "base")("abc")["input_ids"]
+    assert (
+        tokenizer("abc")["input_ids"]
+        == transformers.AutoTokenizer.from_pretrained(tmp_path / "base")("abc")["input_ids"]
+    )

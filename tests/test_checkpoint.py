@@ -53,24 +53,60 @@ def test_header_of_every_dtype(tmp_path, dtype):
 HEADERS = [
     ("empty file", lambda p: p.write_bytes(b""), "0 bytes; not a safetensors file"),
     ("a few bytes", lambda p: p.write_bytes(b"abc"), "3 bytes; not a safetensors file"),
-    ("a git-lfs pointer", lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "Git LFS pointer.*run `git lfs pull`"),
+    (
+        "a git-lfs pointer",
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "Git LFS pointer.*run `git lfs pull`",
+    ),
     ("header longer than the file", lambda p: raw(p, {}, length=1000), "header of 1000 bytes, but the file has 10"),
-    ("header of 2^63 bytes", lambda p: raw(p, {}, length=2**63), "header of 9223372036854775808 bytes in a file of 10; expected at most 16777216"),
+    (
+        "header of 2^63 bytes",
+        lambda p: raw(p, {}, length=2**63),
+        "header of 9223372036854775808 bytes in a file of 10; expected at most 16777216",
+    ),
     ("header that is no text", lambda p: raw(p, b"\xff\xfe\xfd"), "header is not JSON"),
     ("header that is no JSON", lambda p: raw(p, b"{'a': 1}"), "header is not JSON"),
     ("header nested beyond reason", lambda p: raw(p, b"[" * 100_000), "header is not JSON"),
     ("number beyond reason", lambda p: raw(p, b'{"a":' + b"9" * 5000 + b"}"), "header is not JSON"),
     ("header that is a list", lambda p: raw(p, []), "header is a list; expected a JSON object"),
     ("header that is a number", lambda p: raw(p, 3), "header is a int; expected a JSON object"),
-    ("truncated data", lambda p: raw(p, {"a": entry([2], 0, 8)}, b"1234"), "needs 49 bytes, has 45|needs .* bytes, has .*; download it again"),
-    ("trailing bytes", lambda p: raw(p, {"a": entry([1], 0, 4)}, b"12345"), "needs .* bytes, has .*; download it again"),
-    ("overlapping tensors", lambda p: raw(p, {"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"0" * 12), "overlap or leave gaps"),
+    (
+        "truncated data",
+        lambda p: raw(p, {"a": entry([2], 0, 8)}, b"1234"),
+        "needs 49 bytes, has 45|needs .* bytes, has .*; download it again",
+    ),
+    (
+        "trailing bytes",
+        lambda p: raw(p, {"a": entry([1], 0, 4)}, b"12345"),
+        "needs .* bytes, has .*; download it again",
+    ),
+    (
+        "overlapping tensors",
+        lambda p: raw(p, {"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"0" * 12),
+        "overlap or leave gaps",
+    ),
     ("a gap", lambda p: raw(p, {"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, b"0" * 12), "overlap or leave gaps"),
     ("reversed offsets", lambda p: raw(p, {"a": entry([1], 4, 0)}, b"0" * 4), "needs 4 bytes, the header gives it -4"),
-    ("shape that is not the bytes", lambda p: raw(p, {"a": entry([3], 0, 8)}, b"0" * 8), r"`a` of shape \[3\] and dtype F32 needs 12 bytes, the header gives it 8"),
-    ("an unknown dtype", lambda p: raw(p, {"a": entry([1], 0, 1, "F8_E4M3")}, b"0"), "dtype F8_E4M3; expected one of F64, .*quantised weights cannot be merged"),
+    (
+        "shape that is not the bytes",
+        lambda p: raw(p, {"a": entry([3], 0, 8)}, b"0" * 8),
+        r"`a` of shape \[3\] and dtype F32 needs 12 bytes, the header gives it 8",
+    ),
+    (
+        "an unknown dtype",
+        lambda p: raw(p, {"a": entry([1], 0, 1, "F8_E4M3")}, b"0"),
+        "dtype F8_E4M3; expected one of F64, .*quantised weights cannot be merged",
+    ),
     ("a dtype that is no word", lambda p: raw(p, {"a": entry([1], 0, 4, ["F32"])}, b"0000"), "has dtype"),
-    ("a name twice", lambda p: raw(p, b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"0"), "names `a` twice"),
+    (
+        "a name twice",
+        lambda p: raw(
+            p,
+            b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+            b"0",
+        ),
+        "names `a` twice",
+    ),
     ("a negative size", lambda p: raw(p, {"a": entry([-1], 0, 4)}, b"0000"), "does not describe tensor `a`"),
     ("a shape in words", lambda p: raw(p, {"a": entry("ab", 0, 4)}, b"0000"), "does not describe tensor `a`"),
     ("a size that is no number", lambda p: raw(p, {"a": entry([None], 0, 4)}, b"0000"), "does not describe tensor `a`"),
@@ -184,7 +220,10 @@ def test_several_files_need_an_index(tmp_path):
     ("weight_map", "message"),
     [
         ({"a": "model-1.safetensors"}, "shard model-1.safetensors is missing; download the checkpoint again"),
-        ({"a": "../outside.safetensors"}, "names the shard '../outside.safetensors'; expected a file name inside the folder, no path"),
+        (
+            {"a": "../outside.safetensors"},
+            "names the shard '../outside.safetensors'; expected a file name inside the folder, no path",
+        ),
         ({"a": "/etc/passwd"}, "names the shard '/etc/passwd'"),
         ({"a": ".."}, "names the shard '..'"),
         ({"a": ""}, "names the shard ''"),
@@ -222,7 +261,12 @@ def test_links_of_the_hugging_face_cache_are_followed(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no such file; expected the model's configuration"), (b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[]", "expected a JSON object, got list")],
+    [
+        (None, "no such file; expected the model's configuration"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[]", "expected a JSON object, got list"),
+    ],
 )
 def test_broken_configurations_are_refused(tmp_path, content, message):
     write_checkpoint(tmp_path, TENSORS)
@@ -244,15 +288,40 @@ def test_file_that_changes_after_it_was_checked_is_an_error(tmp_path):
 
 
 def layout(*names, shape=(2, 2)):
-    return Layout({name: TensorInfo(shape if not name.endswith(("bias", "norm.weight")) else (2,), torch.float32) for name in names})
+    return Layout(
+        {
+            name: TensorInfo(shape if not name.endswith(("bias", "norm.weight")) else (2,), torch.float32)
+            for name in names
+        }
+    )
 
 
 CASES = {
-    "bert": ("bert.encoder.layer.{}.attention.self.query.weight", "bert.encoder.layer.{}.attention.output.dense.weight", "bert.encoder.layer.{}.intermediate.dense.weight", "bert.encoder.layer.{}.output.LayerNorm.weight"),
+    "bert": (
+        "bert.encoder.layer.{}.attention.self.query.weight",
+        "bert.encoder.layer.{}.attention.output.dense.weight",
+        "bert.encoder.layer.{}.intermediate.dense.weight",
+        "bert.encoder.layer.{}.output.LayerNorm.weight",
+    ),
     "gpt2": ("h.{}.attn.c_attn.weight", "h.{}.attn.c_proj.weight", "h.{}.mlp.c_fc.weight", "h.{}.ln_1.weight"),
-    "llama": ("model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.self_attn.o_proj.weight", "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.input_layernorm.weight"),
-    "vit": ("vit.encoder.layer.{}.attention.attention.key.weight", "vit.encoder.layer.{}.attention.output.dense.weight", "vit.encoder.layer.{}.output.dense.weight", "vit.encoder.layer.{}.layernorm_before.weight"),
-    "mixtral": ("model.layers.{}.self_attn.v_proj.weight", "model.layers.{}.self_attn.o_proj.weight", "model.layers.{}.block_sparse_moe.experts.3.w1.weight", "model.layers.{}.post_attention_layernorm.weight"),
+    "llama": (
+        "model.layers.{}.self_attn.q_proj.weight",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "model.layers.{}.mlp.up_proj.weight",
+        "model.layers.{}.input_layernorm.weight",
+    ),
+    "vit": (
+        "vit.encoder.layer.{}.attention.attention.key.weight",
+        "vit.encoder.layer.{}.attention.output.dense.weight",
+        "vit.encoder.layer.{}.output.dense.weight",
+        "vit.encoder.layer.{}.layernorm_before.weight",
+    ),
+    "mixtral": (
+        "model.layers.{}.self_attn.v_proj.weight",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "model.layers.{}.block_sparse_moe.experts.3.w1.weight",
+        "model.layers.{}.post_attention_layernorm.weight",
+    ),
 }
 
 
@@ -269,7 +338,12 @@ def test_blocks_and_kinds_are_found_from_names(case):
 
 def test_what_is_outside_of_the_stack_counts_with_its_nearest_end():
     found = layout(
-        "model.embed_tokens.weight", "embeddings.LayerNorm.weight", "model.layers.0.mlp.weight", "model.layers.1.mlp.weight", "model.norm.weight", "lm_head.weight"
+        "model.embed_tokens.weight",
+        "embeddings.LayerNorm.weight",
+        "model.layers.0.mlp.weight",
+        "model.layers.1.mlp.weight",
+        "model.norm.weight",
+        "lm_head.weight",
     )
     assert found.place("model.embed_tokens.weight") == Place(0, 2, "embedding")
     assert found.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm")
@@ -290,14 +364,34 @@ def test_largest_stack_counts_and_gaps_do_not_make_one():
 
 def test_folder_is_written_whole_with_what_lies_beside_the_weights(tmp_path):
     source = write_checkpoint(tmp_path / "source", TENSORS)
-    beside = {"tokenizer.json": "{}", "vocab.txt": "a", "README.md": "old", "pytorch_model.bin": "", "tf_model.h5": "", "model.safetensors.index.json.bak": ""}
+    beside = {
+        "tokenizer.json": "{}",
+        "vocab.txt": "a",
+        "README.md": "old",
+        "pytorch_model.bin": "",
+        "tf_model.h5": "",
+        "model.safetensors.index.json.bak": "",
+    }
     for name, text in beside.items():
         (source / name).write_text(text)
     (source / "folder").mkdir()
     seen = []
-    save(Folder(source), tmp_path / "new" / "out", like=source, extra={"README.md": "card"}, progress=lambda done, total: seen.append((done, total)))
+    save(
+        Folder(source),
+        tmp_path / "new" / "out",
+        like=source,
+        extra={"README.md": "card"},
+        progress=lambda done, total: seen.append((done, total)),
+    )
     out = tmp_path / "new" / "out"
-    assert {file.name for file in out.iterdir()} == {"config.json", "tokenizer.json", "vocab.txt", "README.md", "model.safetensors", "model.safetensors.index.json.bak"}
+    assert {file.name for file in out.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "vocab.txt",
+        "README.md",
+        "model.safetensors",
+        "model.safetensors.index.json.bak",
+    }
     assert (out / "README.md").read_text() == "card"
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(out / "model.safetensors").items())
     assert seen[-1] == (32, 32)
@@ -316,7 +410,10 @@ def test_shards_hold_what_they_may_and_read_back(tmp_path, shard_bytes):
     assert list(written.info) == list(tensors)
     for name, tensor in tensors.items():
         assert torch.equal(written.tensor(name), tensor)
-    assert all(sum(read_header(file)[name].nbytes for name in read_header(file)) <= max(shard_bytes, 32) for file in written.files)
+    assert all(
+        sum(read_header(file)[name].nbytes for name in read_header(file)) <= max(shard_bytes, 32)
+        for file in written.files
+    )
 
 
 def test_what_is_there_is_never_overwritten(tmp_path):
@@ -363,7 +460,9 @@ def test_kill_in_the_middle_leaves_no_folder(tmp_path):
         assert process.stdout.readline() == "half\n"
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "out").exists()
-    save(Folder(source), tmp_path / "out", like=source, shard_bytes=4000)  # and what is left lying about is in nobody's way
+    save(
+        Folder(source), tmp_path / "out", like=source, shard_bytes=4000
+    )  # and what is left lying about is in nobody's way
     assert len(Folder(tmp_path / "out").info) == 20
 
 

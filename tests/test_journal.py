@@ -60,7 +60,9 @@ def test_records_read_back(tmp_path_factory, entries):
         assert isinstance(tell, Tell)
         assert (ask.number, ask.recipe, ask.split) == (number, Recipe.parse(data), split)
         assert tell.number == number
-        assert {name: v.tobytes() for name, v in tell.evaluation.scores.items()} == {n: v.tobytes() for n, v in scores.items()}
+        assert {name: v.tobytes() for name, v in tell.evaluation.scores.items()} == {
+            n: v.tobytes() for n, v in scores.items()
+        }
 
 
 def test_bytes_depend_on_nothing_but_what_was_recorded(tmp_path):
@@ -120,7 +122,11 @@ def test_records_of_a_later_version_are_refused(tmp_path):
 def run(code, *arguments, **more):
     """Run Python code in another process, up to its end or its kill."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, check=False, **more
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **more,
     )
 
 

@@ -40,13 +40,19 @@ def test_merged_tensors_are_the_floating_ones_and_each_tied_pair_once(pool, mode
 
 
 def test_another_shape_names_the_tensor_and_both_shapes(tmp_path):
-    with pytest.raises(PoolError, match=r"expert `maths` \(.*maths\) differs from the base \(.*base\) in tensor `embed.weight`: shape \[5, 2\] in the expert, shape \[3, 2\] in the base"):
+    with pytest.raises(
+        PoolError,
+        match=r"expert `maths` \(.*maths\) differs from the base \(.*base\) in tensor `embed.weight`: shape \[5, 2\] in the expert, shape \[3, 2\] in the base",
+    ):
         opened(tmp_path, changed("embed.weight", torch.zeros(5, 2)))
 
 
 def test_another_vocabulary_is_said_beside_the_tensor(tmp_path):
     expert = {**BASE, "embed.weight": torch.zeros(5, 2), "lm_head.weight": torch.zeros(5, 2)}
-    with pytest.raises(PoolError, match=r"`embed.weight`: shape .*; 1 more tensors; vocab_size: 13 in the expert, 11 in the base. Expected fine-tunes of the same base"):
+    with pytest.raises(
+        PoolError,
+        match=r"`embed.weight`: shape .*; 1 more tensors; vocab_size: 13 in the expert, 11 in the base. Expected fine-tunes of the same base",
+    ):
         opened(tmp_path, expert, config={**CONFIG, "vocab_size": 13})
 
 
@@ -67,13 +73,19 @@ def test_missing_and_extra_tensors_are_named(tmp_path):
 def test_numbers_that_are_not_finite_are_refused(tmp_path, value, dtype):
     bad = torch.ones(2, 2, dtype=dtype)
     bad[1] = value
-    with pytest.raises(CheckpointError, match=r"maths: tensor `layers.0.attn.weight` holds 2 numbers that are NaN or infinite, of 4"):
+    with pytest.raises(
+        CheckpointError, match=r"maths: tensor `layers.0.attn.weight` holds 2 numbers that are NaN or infinite, of 4"
+    ):
         opened(tmp_path, changed("layers.0.attn.weight", bad))
 
 
 def test_quantised_weights_are_refused_but_not_masks_and_counters(tmp_path):
     with pytest.raises(PoolError, match=r"tensor `q.weight` is quantised \(torch.uint8\); de-quantise the model"):
-        opened(tmp_path / "one", {**BASE, "q.weight": torch.zeros(2, 2, dtype=torch.uint8)}, base={**BASE, "q.weight": torch.zeros(2, 2, dtype=torch.uint8)})
+        opened(
+            tmp_path / "one",
+            {**BASE, "q.weight": torch.zeros(2, 2, dtype=torch.uint8)},
+            base={**BASE, "q.weight": torch.zeros(2, 2, dtype=torch.uint8)},
+        )
     mask = {**BASE, "mask": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "types": torch.zeros(3, dtype=torch.int8)}
     assert "mask" not in opened(tmp_path / "two", mask, base=mask).merged
 
@@ -114,7 +126,12 @@ def test_head_that_equals_the_embedding_everywhere_is_merged_once(tmp_path, conf
 
 
 def test_head_that_one_expert_has_untied_is_merged_for_itself(tmp_path):
-    found = opened(tmp_path, changed("lm_head.weight", torch.zeros(3, 2)), config={**CONFIG, "tie_word_embeddings": True}, base_config={**CONFIG, "tie_word_embeddings": True})
+    found = opened(
+        tmp_path,
+        changed("lm_head.weight", torch.zeros(3, 2)),
+        config={**CONFIG, "tie_word_embeddings": True},
+        base_config={**CONFIG, "tie_word_embeddings": True},
+    )
     assert found.aliases == {}
 
 

@@ -46,7 +46,10 @@ def test_ways_to_write_one_recipe_have_one_id(other):
 def test_whole_floats_are_integers_and_order_of_keys_is_nothing():
     one = Recipe.parse(ties(parameters={"density": 1.0, "lambda": -0.0}))
     assert one.id == Recipe.parse(ties(parameters={"lambda": 0, "density": 1})).id
-    assert one.json == '{"merge":{"inputs":[{"expert":"maths"},{"expert":"code"}],"method":"ties","parameters":{"density":1,"lambda":0}}}'
+    assert (
+        one.json
+        == '{"merge":{"inputs":[{"expert":"maths"},{"expert":"code"}],"method":"ties","parameters":{"density":1,"lambda":0}}}'
+    )
 
 
 def test_id_never_changes():
@@ -98,33 +101,85 @@ WRONG = [
     ("nothing", None, "got None"),
     ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),
     ("a misspelt kind", {"marge": {}}, "did you mean `merge`"),
-    ("a misspelt key", {"merge": {"methode": "ties", "inputs": ["a"]}}, "unknown key `merge.methode`; did you mean `method`"),
-    ("a key in capitals", {"merge": {"Method": "ties", "inputs": ["a"]}}, "unknown key `merge.Method`; did you mean `method`"),
-    ("a nested misspelt key", {"merge": {"method": "linear", "inputs": ["b", ties(sed=1)]}}, r"`merge.inputs.1.merge.sed`; did you mean `seed`"),
+    (
+        "a misspelt key",
+        {"merge": {"methode": "ties", "inputs": ["a"]}},
+        "unknown key `merge.methode`; did you mean `method`",
+    ),
+    (
+        "a key in capitals",
+        {"merge": {"Method": "ties", "inputs": ["a"]}},
+        "unknown key `merge.Method`; did you mean `method`",
+    ),
+    (
+        "a nested misspelt key",
+        {"merge": {"method": "linear", "inputs": ["b", ties(sed=1)]}},
+        r"`merge.inputs.1.merge.sed`; did you mean `seed`",
+    ),
     ("no inputs", {"merge": {"method": "ties"}}, "`merge.inputs` is missing"),
     ("empty inputs", {"merge": {"method": "ties", "inputs": []}}, "`merge.inputs`: expected at least one entry"),
-    ("inputs in one word", {"merge": {"method": "ties", "inputs": "maths"}}, "`merge.inputs`: expected a list, got 'maths'"),
+    (
+        "inputs in one word",
+        {"merge": {"method": "ties", "inputs": "maths"}},
+        "`merge.inputs`: expected a list, got 'maths'",
+    ),
     ("an input twice", {"merge": {"method": "ties", "inputs": ["a", "b", "a"]}}, "names an input twice: a, b, a"),
     ("the base twice", {"merge": {"method": "ties", "inputs": ["base", {"base": True}]}}, "twice: base, base"),
     ("neither method nor stages", {"merge": {"inputs": ["a"]}}, "exactly one of `method` and `stages`"),
     ("both method and stages", ties(stages={}), "exactly one of `method` and `stages`"),
-    ("parameters beside stages", {"merge": {"inputs": ["a"], "stages": {}, "parameters": {"x": 1}}}, "write each parameter inside its stage"),
+    (
+        "parameters beside stages",
+        {"merge": {"inputs": ["a"], "stages": {}, "parameters": {"x": 1}}},
+        "write each parameter inside its stage",
+    ),
     ("a merge of a number", {"merge": 3}, "`merge`: expected a mapping, got 3"),
     ("a seed in words", ties(seed="x"), "`merge.seed`: expected a whole number, got 'x'"),
     ("half a seed", ties(seed=0.5), "`merge.seed`: expected a whole number, got 0.5"),
     ("an expert without a name", {"expert": ""}, "`expert`: expected a word"),
     ("no base", {"base": False}, "`base`"),
-    ("a list as a value", ties(parameters={"density": [1]}), r"a table such as {per: \[expert\], values: {...}}; got \[1\]"),
+    (
+        "a list as a value",
+        ties(parameters={"density": [1]}),
+        r"a table such as {per: \[expert\], values: {...}}; got \[1\]",
+    ),
     ("a table without axes", ties(parameters={"density": {"values": 1}}), "`merge.parameters.density.per` is missing"),
     ("no axis", ties(parameters={"density": {"per": [], "values": 1}}), "expected one or more different axes"),
-    ("an unknown axis", ties(parameters={"density": {"per": ["layer"], "values": [1]}}), "unknown axis 'layer'; expected `expert`"),
+    (
+        "an unknown axis",
+        ties(parameters={"density": {"per": ["layer"], "values": [1]}}),
+        "unknown axis 'layer'; expected `expert`",
+    ),
     ("no groups", ties(parameters={"density": {"per": ["block/0"], "values": []}}), "unknown axis 'block/0'"),
-    ("an axis twice", ties(parameters={"density": {"per": ["block/1", "depth/1"], "values": [[1]]}}), "only one of `block/N` and `depth/N`"),
-    ("too few groups", ties(parameters={"density": {"per": ["block/3"], "values": [1, 2]}}), "expected a list of 3 entries for `block/3`"),
-    ("a list over kinds", ties(parameters={"density": {"per": ["kind"], "values": [1]}}), "expected a mapping from kind to values"),
-    ("an unknown kind", ties(parameters={"density": {"per": ["kind"], "values": {"mpl": 1}}}), "unknown kind of tensor 'mpl'; did you mean `mlp`"),
-    ("a table too deep", ties(parameters={"density": {"per": ["block/1"], "values": [[1]]}}), r"`values\[0\]` is \[1\]; expected one number"),
-    ("a table without an input", ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1}}}), "no entry for the input `code`; it has maths"),
+    (
+        "an axis twice",
+        ties(parameters={"density": {"per": ["block/1", "depth/1"], "values": [[1]]}}),
+        "only one of `block/N` and `depth/N`",
+    ),
+    (
+        "too few groups",
+        ties(parameters={"density": {"per": ["block/3"], "values": [1, 2]}}),
+        "expected a list of 3 entries for `block/3`",
+    ),
+    (
+        "a list over kinds",
+        ties(parameters={"density": {"per": ["kind"], "values": [1]}}),
+        "expected a mapping from kind to values",
+    ),
+    (
+        "an unknown kind",
+        ties(parameters={"density": {"per": ["kind"], "values": {"mpl": 1}}}),
+        "unknown kind of tensor 'mpl'; did you mean `mlp`",
+    ),
+    (
+        "a table too deep",
+        ties(parameters={"density": {"per": ["block/1"], "values": [[1]]}}),
+        r"`values\[0\]` is \[1\]; expected one number",
+    ),
+    (
+        "a table without an input",
+        ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1}}}),
+        "no entry for the input `code`; it has maths",
+    ),
     (
         "a table with a misspelt input",
         ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1, "code": 1, "mats": 1}}}),
@@ -132,13 +187,26 @@ WRONG = [
     ),
     (
         "the same in a stage, further in",
-        {"merge": {"inputs": ["a"], "stages": {"weigh": [{"weight": {"weight": {"per": ["block/1", "expert"], "values": [{"b": 1}]}}}]}}},
+        {
+            "merge": {
+                "inputs": ["a"],
+                "stages": {"weigh": [{"weight": {"weight": {"per": ["block/1", "expert"], "values": [{"b": 1}]}}}]},
+            }
+        },
         "no entry for the input `a`; it has b",
     ),
     ("a misspelt role", {"merge": {"inputs": ["a"], "stages": {"edt": []}}}, "`merge.stages.edt`; did you mean `edit`"),
-    ("a stage of two", {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": {}, "drop": {}}]}}}, "a stage is `name` or"),
+    (
+        "a stage of two",
+        {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": {}, "drop": {}}]}}},
+        "a stage is `name` or",
+    ),
     ("a stage of none", {"merge": {"inputs": ["a"], "stages": {"edit": [{}]}}}, "a stage is `name` or"),
-    ("a stage's parameters as a number", {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": 3}]}}}, "`merge.stages.edit.0.trim`: expected a mapping"),
+    (
+        "a stage's parameters as a number",
+        {"merge": {"inputs": ["a"], "stages": {"edit": [{"trim": 3}]}}},
+        "`merge.stages.edit.0.trim`: expected a mapping",
+    ),
 ]
 
 
@@ -153,7 +221,16 @@ def test_experts_that_the_pool_lacks_are_named():
         Recipe.parse({"merge": {"method": "ties", "inputs": ["mats"]}}, experts=["maths", "code"])
 
 
-@given(plain | st.fixed_dictionaries({"merge": st.fixed_dictionaries({}, optional=dict.fromkeys(("method", "inputs", "parameters", "stages", "seed"), plain))}))
+@given(
+    plain
+    | st.fixed_dictionaries(
+        {
+            "merge": st.fixed_dictionaries(
+                {}, optional=dict.fromkeys(("method", "inputs", "parameters", "stages", "seed"), plain)
+            )
+        }
+    )
+)
 def test_any_data_is_a_recipe_or_a_recipe_error(data):
     with contextlib.suppress(RecipeError):
         _ = Recipe.parse(data).id

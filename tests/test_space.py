@@ -102,7 +102,9 @@ def test_choices_and_integers_decode_to_what_they_stand_for():
 
 def test_a_whole_recipe_can_be_a_choice():
     mean = {"merge": {"method": "linear", "inputs": list(EXPERTS)}}
-    template = {"merge": {"method": "linear", "inputs": ["maths", {"choice": ["code", "base", mean]}], "seed": {"int": [0, 1]}}}
+    template = {
+        "merge": {"method": "linear", "inputs": ["maths", {"choice": ["code", "base", mean]}], "seed": {"int": [0, 1]}}
+    }
     searched = SearchSpace(template, experts=EXPERTS)
     for option in range(3):
         genome = np.array([option, 0.0])
@@ -124,14 +126,27 @@ def test_a_plain_number_is_spread_over_a_table():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": 2}}, r"gene `weight`: expected a number in \[0, 1\], got 2"),
+        (
+            {"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": 2}},
+            r"gene `weight`: expected a number in \[0, 1\], got 2",
+        ),
         ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": "x"}}, "got 'x'"),
         ({"method": "ties", "inputs": ["maths", "code"]}, "gene `weight`: expected a number in .*, got nothing"),
-        ({"method": "linear", "inputs": ["maths", "code"], "parameters": {"weight": 1}}, "differs from the space outside its holes"),
-        ({"method": "ties", "inputs": ["code", "maths"], "parameters": {"weight": 1}}, "differs from the space outside its holes"),
+        (
+            {"method": "linear", "inputs": ["maths", "code"], "parameters": {"weight": 1}},
+            "differs from the space outside its holes",
+        ),
+        (
+            {"method": "ties", "inputs": ["code", "maths"], "parameters": {"weight": 1}},
+            "differs from the space outside its holes",
+        ),
         ({"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": 1}, "seed": 3}, "outside its holes"),
         (
-            {"method": "ties", "inputs": ["maths", "code"], "parameters": {"weight": {"per": ["block/2"], "values": [0, 1]}}},
+            {
+                "method": "ties",
+                "inputs": ["maths", "code"],
+                "parameters": {"weight": {"per": ["block/2"], "values": [0, 1]}},
+            },
             r"the recipe tiles a parameter over \['block/2'\], the space over \[\]",
         ),
     ],
@@ -151,7 +166,11 @@ def test_genomes_that_are_none_are_refused(genome):
 
 WRONG = [
     ("no hole", {"density": 0.2}, "has no holes; expected at least one"),
-    ("bounds the wrong way", {"density": {"float": [1, 0]}}, r"hole `density`: `float` is \[1, 0\]; expected two finite numbers \[low, high\] with low < high"),
+    (
+        "bounds the wrong way",
+        {"density": {"float": [1, 0]}},
+        r"hole `density`: `float` is \[1, 0\]; expected two finite numbers \[low, high\] with low < high",
+    ),
     ("equal bounds", {"density": {"float": [1, 1]}}, "low < high"),
     ("one bound", {"density": {"float": [1]}}, "low < high"),
     ("no bounds", {"density": {"float": None}}, "low < high"),
@@ -162,24 +181,64 @@ WRONG = [
     ("halves of integers", {"density": {"int": [0, 1.5]}}, "`int` is"),
     ("two kinds", {"density": {"int": [0, 1], "float": [0, 1]}}, "has float and int; expected one of them"),
     ("one option", {"density": {"choice": [1]}}, "two or more options"),
-    ("a hole in an option", {"density": {"choice": [0.1, {"float": [0, 1]}]}}, "an option of a `choice` holds another hole"),
-    ("a misspelt key", {"density": {"float": [0, 1], "int_": 1}}, "hole `density`: unknown key `int_`; did you mean `int`"),
-    ("init outside", {"density": {"float": [0, 0.5], "init": 0.7}}, r"gene `density`: expected a number in \[0, 0.5\], got 0.7"),
+    (
+        "a hole in an option",
+        {"density": {"choice": [0.1, {"float": [0, 1]}]}},
+        "an option of a `choice` holds another hole",
+    ),
+    (
+        "a misspelt key",
+        {"density": {"float": [0, 1], "int_": 1}},
+        "hole `density`: unknown key `int_`; did you mean `int`",
+    ),
+    (
+        "init outside",
+        {"density": {"float": [0, 0.5], "init": 0.7}},
+        r"gene `density`: expected a number in \[0, 0.5\], got 0.7",
+    ),
     ("half an init", {"density": {"int": [0, 1], "init": 0.5}}, "expected a whole number"),
-    ("an unknown option as init", {"scope": {"choice": ["model", "tensor"], "init": "row"}}, r"expected one of \['model', 'tensor'\], got 'row'"),
+    (
+        "an unknown option as init",
+        {"scope": {"choice": ["model", "tensor"], "init": "row"}},
+        r"expected one of \['model', 'tensor'\], got 'row'",
+    ),
     ("log from zero", {"density": {"float": [0, 1], "log": True}}, "a positive range"),
     ("log of a choice", {"scope": {"choice": ["model", "tensor"], "log": True}}, "`log` is True"),
     ("log in words", {"density": {"float": [0.1, 1], "log": "yes"}}, "expected true or false"),
     ("per in one word", {"weight": {"float": [0, 1], "per": "expert"}}, r"`per` is 'expert'; expected a list of axes"),
     ("per a number", {"weight": {"float": [0, 1], "per": 3}}, "expected a list of axes"),
     ("an unknown axis", {"weight": {"float": [0, 1], "per": ["blocks/3"]}}, "unknown axis 'blocks/3'"),
-    ("more groups than blocks", {"weight": {"float": [0, 1], "per": ["block/5"]}}, "the model has 4 blocks; type `block/4` or less"),
-    ("a fixed table of more groups than blocks", {"weight": {"float": [0, 1]}, "density": {"per": ["block/5"], "values": [1] * 5}}, "the model has 4 blocks"),
-    ("a parameter that is not there", {"densty": {"float": [0, 1]}}, "no valid recipe: method `ties`: unknown parameter `densty`; did you mean `density`"),
-    ("a range beyond the parameter's", {"density": {"float": [0, 2]}}, r"no valid recipe: .*`density` is 2.0; expected a number in \[0, 1\]"),
-    ("a tile that the parameter does not take", {"scope": {"choice": ["model", "tensor"], "per": ["expert"]}}, "remove `expert` from its `per`"),
+    (
+        "more groups than blocks",
+        {"weight": {"float": [0, 1], "per": ["block/5"]}},
+        "the model has 4 blocks; type `block/4` or less",
+    ),
+    (
+        "a fixed table of more groups than blocks",
+        {"weight": {"float": [0, 1]}, "density": {"per": ["block/5"], "values": [1] * 5}},
+        "the model has 4 blocks",
+    ),
+    (
+        "a parameter that is not there",
+        {"densty": {"float": [0, 1]}},
+        "no valid recipe: method `ties`: unknown parameter `densty`; did you mean `density`",
+    ),
+    (
+        "a range beyond the parameter's",
+        {"density": {"float": [0, 2]}},
+        r"no valid recipe: .*`density` is 2.0; expected a number in \[0, 1\]",
+    ),
+    (
+        "a tile that the parameter does not take",
+        {"scope": {"choice": ["model", "tensor"], "per": ["expert"]}},
+        "remove `expert` from its `per`",
+    ),
     ("words along the depth", {"scope": {"choice": ["model", "tensor"], "per": ["depth/2"]}}, "cannot interpolate"),
-    ("a table over other experts", {"weight": {"float": [0, 1]}, "density": {"per": ["expert"], "values": {"law": 1}}}, "no entry for the input `maths`"),
+    (
+        "a table over other experts",
+        {"weight": {"float": [0, 1]}, "density": {"per": ["expert"], "values": {"law": 1}}},
+        "no entry for the input `maths`",
+    ),
 ]
 
 
@@ -218,7 +277,9 @@ def test_wrong_space_files_say_what_is_wrong(data, message):
 
 
 def test_landmarks_are_what_their_names_say():
-    searched = of({"weight": {"float": [0, 1], "per": ["expert", "kind"]}, "lambda": {"float": [0.5, 2]}}, "task_arithmetic")
+    searched = of(
+        {"weight": {"float": [0, 1], "per": ["expert", "kind"]}, "lambda": {"float": [0.5, 2]}}, "task_arithmetic"
+    )
     marks = searched.landmarks()
     assert list(marks) == ["init", "base", "expert maths", "expert code", "mean"]
     values = searched.decode(marks["expert code"]).data["merge"]["parameters"]
@@ -241,10 +302,18 @@ def test_landmarks_are_what_their_names_say():
             {"weight": {"float": [0, 1], "per": ["expert"]}, "lambda": 1, "reduce": {"choice": ["max", "sum"]}},
             {"init", "base", "expert maths", "expert code", "mean"},
         ),
-        ("ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "density": {"float": [0.1, 1]}}, {"init", "base", "expert maths", "expert code"}),
+        (
+            "ties",
+            {"weight": {"float": [0, 1], "per": ["expert"]}, "density": {"float": [0.1, 1]}},
+            {"init", "base", "expert maths", "expert code"},
+        ),
         ("ties", {"weight": {"float": [0, 1], "per": ["expert"]}}, {"init"}),  # the default density trims
         ("dare_ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "drop": {"float": [0.1, 0.9]}}, {"init"}),
-        ("dare_ties", {"weight": {"float": [0, 1], "per": ["expert"]}, "drop": {"float": [0, 0.9]}}, {"init", "base", "expert maths", "expert code"}),
+        (
+            "dare_ties",
+            {"weight": {"float": [0, 1], "per": ["expert"]}, "drop": {"float": [0, 0.9]}},
+            {"init", "base", "expert maths", "expert code"},
+        ),
         ("slerp", {"t": {"float": [0, 1], "per": ["block/2"]}}, {"init", "expert maths", "expert code"}),
     ],
 )

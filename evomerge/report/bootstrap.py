@@ -41,11 +41,15 @@ class Resamples:
     def _mean(self, scores: Scores, name: str) -> NDArray[np.float64]:
         counts, vector = self.counts[name], _vector(scores, name)
         if vector.shape != counts.shape[1:]:
-            msg = f"objective `{name}`: expected scores of shape {counts.shape[1:]}, one per example, got {vector.shape}"
+            msg = (
+                f"objective `{name}`: expected scores of shape {counts.shape[1:]}, one per example, got {vector.shape}"
+            )
             raise StudyError(msg)
         # Centred first: float32 then keeps the digits that tell models apart.
         centre = vector.mean()
-        means: NDArray[np.float64] = (counts @ (vector - centre).astype(np.float32)).astype(np.float64) / len(vector) + centre
+        means: NDArray[np.float64] = (counts @ (vector - centre).astype(np.float32)).astype(np.float64) / len(
+            vector
+        ) + centre
         return means
 
 
@@ -55,7 +59,9 @@ def resamples(sizes: Mapping[str, int], n: int = 2000, seed: int = 0) -> Resampl
     An objective is `task` or `task/metric`. The draws are keyed by seed, task and size: they do not depend on which other
     objectives there are, and two metrics of one task share them.
     """
-    return Resamples(MappingProxyType({name: _counts(name.partition("/")[0], size, n, seed) for name, size in sizes.items()}))
+    return Resamples(
+        MappingProxyType({name: _counts(name.partition("/")[0], size, n, seed) for name, size in sizes.items()})
+    )
 
 
 def interval(values: NDArray[np.float64], value: float | None = None) -> Interval:
@@ -88,7 +94,11 @@ def difference(a: Scores, b: Scores, draws: Resamples) -> Interval:
 
 
 def hypervolume_difference(
-    front: Sequence[Scores], references: Sequence[Scores], point: Mapping[str, float], draws: Resamples, limit: int = 500
+    front: Sequence[Scores],
+    references: Sequence[Scores],
+    point: Mapping[str, float],
+    draws: Resamples,
+    limit: int = 500,
 ) -> Interval:
     """Return the hypervolume of `front` minus that of `references`, above `point`, with a 95% interval.
 

@@ -27,7 +27,11 @@ def model_card(
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {base}\n",
         f"Merged by evomerge {version('evomerge')} from the base `{base}` and the experts {used}"
-        + (f", of a pool of {', '.join(f'`{name}`' for name in experts)}.\n" if set(experts) != set(recipe.experts) else ".\n"),
+        + (
+            f", of a pool of {', '.join(f'`{name}`' for name in experts)}.\n"
+            if set(experts) != set(recipe.experts)
+            else ".\n"
+        ),
         "It loads like any other checkpoint of its base: `AutoModel.from_pretrained(folder)`, or the class that its "
         "`config.json` names. No remote code.\n",
         "## Recipe\n",

@@ -152,7 +152,9 @@ def _scatter(axes: Axes, results: Results, pair: tuple[Objective, Objective]) ->
     axes.margins(0.08)
 
 
-def _marks(axes: Axes, models: Sequence[Candidate], pair: tuple[Objective, Objective], look: _Look, intervals: float) -> None:
+def _marks(
+    axes: Axes, models: Sequence[Candidate], pair: tuple[Objective, Objective], look: _Look, intervals: float
+) -> None:
     if not models:
         return
     x, y = (np.array([_scaled(model, objective) for model in models]).T for objective in pair)
@@ -177,10 +179,10 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
 
         def cost(offset: tuple[float, float, str], at: Point = (x, y), size: Point = (width, height)) -> float:
             box = _box(at, offset, size, unit)
-            inside = (marks[:, 0] > box[0] - 3) & (marks[:, 0] < box[2] + 3) & (marks[:, 1] > box[1] - 3) & (marks[:, 1] < box[3] + 3)
+            inside = ((marks > np.array(box[:2]) - 3) & (marks < np.array(box[2:]) + 3)).all(axis=1)
             crossed = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
-            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-            return float(inside.sum()) + 4 * crossed + 20 * outside + 0.03 * (abs(offset[0]) + abs(offset[1]))
+            outside = bool(box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1)
+            return int(inside.sum()) + 4 * crossed + 20 * outside + 0.03 * (abs(offset[0]) + abs(offset[1]))
 
         best = min(_OFFSETS, key=cost)
         taken.append(_box((x, y), best, (width, height), unit))
@@ -192,11 +194,12 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
         )  # fmt: skip
 
 
-_OFFSETS = tuple(
-    (sign * dx, dy, "left" if sign > 0 else "right")
-    for dx, dy in ((8, 0), (6, 9), (6, -9), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28))
-    for sign in (1, -1)
-) + ((0, 13, "center"), (0, -13, "center"), (0, 24, "center"), (0, -24, "center"))
+_BESIDE = [(8, 0), (6, 9), (6, -9), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28)]
+_OFFSETS = [
+    *((dx, dy, "left") for dx, dy in _BESIDE),
+    *((-dx, dy, "right") for dx, dy in _BESIDE),
+    *((0, dy, "center") for dy in (13, -13, 24, -24)),
+]
 """Where a name may stand beside its mark: right, up in points, and which side of the name is there."""
 
 
@@ -245,7 +248,9 @@ def _legend(figure: Figure, results: Results) -> None:
         look = _look(results, reference)
         entries["expert" if look is _EXPERT else reference.name] = look
     handles = [
-        Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markersize=look.size, markeredgecolor="white")
+        Line2D(
+            [], [], linestyle="", marker=look.marker, color=look.colour, markersize=look.size, markeredgecolor="white"
+        )
         for look in entries.values()
     ]
     figure.legend(
@@ -262,7 +267,11 @@ def _look(results: Results, model: Candidate) -> _Look:
         return _BASE
     if _is_expert(model):
         return _EXPERT
-    merges = [reference for reference in results.references.values() if reference.recipe != "base" and not _is_expert(reference)]
+    merges = [
+        reference
+        for reference in results.references.values()
+        if reference.recipe != "base" and not _is_expert(reference)
+    ]
     return _OTHERS[next(i for i, reference in enumerate(merges) if reference is model) % len(_OTHERS)]
 
 
@@ -279,12 +288,12 @@ def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float
 def _label(objective: Objective, *, lines: bool = False) -> str:
     what = f"{wording.metric(objective.report)}{wording.unit(objective.report)}"
     where = f"on {wording.examples(objective, 'report')}"
-    return f"{_plain(objective.name)}: {what}{chr(10) if lines else ' '}{where}"
+    return f"{_plain(objective.name, 18)}: {_plain(what, 24)}{chr(10) if lines else ' '}{where}"
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, longest: int = 32) -> str:
     """Return a name as text that matplotlib takes literally, and cut to a length that a figure bears."""
-    short = text if len(text) <= 32 else f"{text[:31]}…"  # noqa: PLR2004
+    short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
 
 
@@ -301,5 +310,5 @@ def _style(axes: Axes) -> None:
     axes.tick_params(length=3, colors=_MUTED, labelsize=8.5)
     axes.grid(color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.label.set_size(9.5)
-    axes.yaxis.label.set_size(9.5)
+    axes.xaxis.label.set_fontsize(9.5)
+    axes.yaxis.label.set_fontsize(9.5)

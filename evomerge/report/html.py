@@ -1,6 +1,7 @@
 """report.html: one self-contained page. No script, nothing loaded from anywhere; figures are inlined."""
 
 import base64
+import shlex
 from html import escape
 from pathlib import Path
 
@@ -8,23 +9,35 @@ from matplotlib.figure import Figure
 
 from evomerge import files, strict_yaml
 from evomerge.report import figures, tables, wording
-from evomerge.report.results import Candidate, Results
+from evomerge.report.results import Candidate, Interval, Results
 
 _STYLE = """
-:root { color-scheme: light; --ink: #222; --muted: #6b6b6b; --line: #e3e3e3; --good: #0072B2; }
+:root { color-scheme: light; --ink: #222; --muted: #6b6b6b; --line: #e6e6e6; --blue: #0072B2; --picked: #D55E00; }
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, sans-serif; }
+body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, "DejaVu Sans", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 44px 0 12px; }
-.muted { color: var(--muted); } .verdicts { list-style: none; padding: 0; margin: 24px 0; }
-.verdicts li { border-left: 4px solid var(--line); padding: 6px 14px; margin: 8px 0; }
-.verdicts li.better { border-color: var(--good); } .verdicts li.worse { border-color: #D55E00; }
-img { max-width: 100%; height: auto; display: block; margin: 8px 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { text-align: right; padding: 6px 12px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.muted, .facts dt { color: var(--muted); }
+.facts { display: flex; flex-wrap: wrap; gap: 8px 36px; margin: 20px 0; }
+.facts div { display: flex; flex-direction: column-reverse; } .facts dt { font-size: 13px; }
+.facts dd { margin: 0; font-size: 22px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.verdicts { list-style: none; padding: 0; margin: 24px 0; }
+.verdicts li { border-left: 4px solid #bbb; padding: 6px 14px; margin: 8px 0; }
+.verdicts li.better { border-color: var(--blue); } .verdicts li.worse { border-color: var(--picked); }
+img { max-width: 100%; height: auto; display: block; margin: 8px auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
+table.scores { width: 100%; }
+th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; vertical-align: bottom; }
-th small { display: block; font-weight: 400; color: var(--muted); } tr.picked td { font-weight: 600; background: #fff5ee; }
-td small { color: var(--muted); } pre { background: #f7f7f7; padding: 12px 14px; overflow-x: auto; font-size: 13px; }
+th small { display: block; font-weight: 400; color: var(--muted); } td small { color: var(--muted); }
+tr.group td { color: var(--muted); font-size: 13px; padding-top: 18px; }
+tr.picked td { font-weight: 600; background: #fff5ee; } tr.picked small { font-weight: 400; }
+.bar { display: block; position: relative; height: 5px; margin-top: 2px; min-width: 110px; background: #f4f4f4; }
+.bar i { position: absolute; top: 1px; height: 3px; background: #a9c9e0; }
+.bar b { position: absolute; top: 0; width: 3px; height: 5px; background: var(--blue); margin-left: -1.5px; }
+.picked .bar i { background: #eec0a0; } .picked .bar b { background: var(--picked); }
+pre { background: #f7f7f7; padding: 12px 14px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
 details { margin: 6px 0; } summary { cursor: pointer; } code { background: #f3f3f3; padding: 1px 5px; border-radius: 3px; }
 """
 
@@ -37,68 +50,109 @@ def write(results: Results, folder: Path) -> None:
 def page(results: Results, folder: Path) -> str:
     """Return the page; `folder` is the study's directory, named in the commands that it shows."""
     said = tables.sentences(results)
-    verdicts = [comparison.verdict for comparison in results.comparisons]
-    kinds = [verdict if verdict in ("better", "worse") else "none" for verdict in verdicts]
-    items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in zip(kinds, said, strict=False))
-    picked = next(point for point in results.front if point.recipe_id == results.picked)
-    command = escape(f"evomerge pick {folder} --weights {results.objectives[0].name}=2 -o OUT")
-    recipes = "".join(
-        f"<details><summary>{escape(point.name)} <span class=muted>{point.recipe_id[:12]}</span></summary>"
-        f"<pre>{escape(strict_yaml.text(point.recipe))}</pre></details>"
-        for point in results.front
+    items = "".join(
+        f'<li class="{comparison.verdict.split()[0]}">{escape(text)}</li>'
+        for comparison, text in zip(results.comparisons, said, strict=False)
     )
+    facts = {
+        "candidates evaluated": f"{results.evaluations}",
+        "failed": f"{results.failed}",
+        "merges on the front": f"{len(results.front)}",
+        "of work": wording.duration(sum(results.costs.values())),
+    }
+    shown = "".join(f"<div><dt>{what}</dt><dd>{number}</dd></div>" for what, number in facts.items())
+    study = shlex.quote(str(folder))
+    weights = shlex.quote(",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives)))
+    commands = f"evomerge pick {study} -o OUT\nevomerge pick {study} --weights {weights} -o OUT"
     costs = "".join(
-        f"<tr><td>{escape(kind)}</td><td>{wording.duration(seconds)}</td></tr>" for kind, seconds in results.costs.items()
+        f"<tr><td>{escape(kind)}</td><td>{wording.duration(seconds)}</td></tr>"
+        for kind, seconds in results.costs.items()
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(results.name)}: evomerge report</title><style>{_STYLE}</style></head><body><main>
 <h1>{escape(results.name)}</h1>
 <p class="muted">{escape(said[-1])}</p>
+<dl class="facts">{shown}</dl>
 <ul class="verdicts">{items}</ul>
 <h2>The front, on unseen examples</h2>
 {_image(figures.front_figure(results), "Scores of the front and of the references on unseen examples")}
-<h2>What everybody has without a search</h2>
-{_table(results, list(results.references.values()))}
-<h2>The front's {len(results.front)} merges</h2>
-<p class="muted">In brackets: 95% bootstrap intervals over the unseen examples. The picked merge, marked, has the best mean
-score on the search examples.</p>
-{_table(results, list(results.front))}
-<p>To export one of them: <code>{command}</code>; see <code>evomerge pick --help</code> for floors and wishes.</p>
+<h2>Scores on unseen examples</h2>
+<p class="muted">In brackets and as bars: 95% bootstrap intervals over the unseen examples. The picked merge, marked, has the
+best mean score on the search examples.</p>
+{_scores(results)}
+<h2>Export a merge</h2>
+<p>The first line writes the picked merge as a checkpoint, the second the one that suits these weights best;
+<code>evomerge pick --help</code> tells of floors and wishes.</p>
+<pre>{escape(commands)}</pre>
+<h2>What was searched</h2>
+{_objectives(results)}
+<details><summary>Settings of the study</summary><pre>{escape(strict_yaml.text(dict(results.study)))}</pre></details>
+<h2>Recipes</h2>
+{_recipes(results)}
 <h2>How the search got there</h2>
 {_image(figures.hypervolume_figure(results), "Hypervolume on the search examples against evaluations")}
-<h2>The picked recipe</h2>
-<pre>{escape(strict_yaml.text(picked.recipe))}</pre>
-<details><summary>Recipes of the whole front</summary>{recipes}</details>
-<h2>The study</h2>
-<pre>{escape(strict_yaml.text(dict(results.study)))}</pre>
 <h2>Where the time went</h2>
 <table>{costs}</table>
-<p class="muted">Worker seconds. Digest of all proposals and scores: <code>{results.digest}</code></p>
+<p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
 """
 
 
 def _image(figure: Figure, text: str) -> str:
     data = base64.b64encode(figures.png(figure)).decode("ascii")
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    width = round(float(figure.get_figwidth()) * 96)  # as large as it was drawn, not as many pixels as it has
+    return f'<img width="{width}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
-def _table(results: Results, candidates: list[Candidate]) -> str:
-    head = "".join(
-        f"<th>{escape(o.name)}<small>{wording.metric(o.report)}{wording.unit(o.report)}</small></th>" for o in results.objectives
-    )
+def _scores(results: Results) -> str:
+    """Return the table of references and front, an interval's bar running from the column's lowest end to its highest."""
+    models = [*results.references.values(), *results.front]
     mean = wording.mean_metric(results)
+    columns = [
+        (o.name, wording.metric(o.report), [model.report[o.name] for model in models]) for o in results.objectives
+    ]
+    columns.append(("mean", mean, [model.mean for model in models]))
+    head = "".join(f"<th>{escape(n)}<small>{escape(m)}{wording.unit(m)}</small></th>" for n, m, _ in columns)
     rows = []
-    for candidate in candidates:
-        cells = [_cell(wording.interval(candidate.report[o.name], o.report)) for o in results.objectives]
-        cells.append(_cell(wording.interval(candidate.mean, mean)))
-        chosen = ' class="picked"' if candidate.recipe_id == results.picked else ""
-        rows.append(f"<tr{chosen}><td>{escape(candidate.name)}</td>{''.join(cells)}</tr>")
-    title = f"<tr><th>model</th>{head}<th>mean<small>{mean}{wording.unit(mean)}</small></th></tr>"
-    return f'<div class="scroll"><table>{title}{"".join(rows)}</table></div>'
+    for i, model in enumerate(models):
+        if i in (0, len(results.references)):
+            group = "without a search" if i < len(results.references) else "the front"
+            rows.append(f'<tr class="group"><td colspan="{len(columns) + 1}">{group}</td></tr>')
+        cells = "".join(f"<td>{_cell(values[i], metric, values)}</td>" for _, metric, values in columns)
+        chosen = ' class="picked"' if i >= len(results.references) and model.recipe_id == results.picked else ""
+        rows.append(f"<tr{chosen}><td>{escape(model.name)}{' (picked)' if chosen else ''}</td>{cells}</tr>")
+    return f'<div class="scroll"><table class="scores"><tr><th>model</th>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _cell(text: str) -> str:
-    value, _, rest = text.partition(" ")
-    return f"<td>{value} <small>{rest}</small></td>"
+def _cell(numbers: Interval, metric: str, column: list[Interval]) -> str:
+    lowest, highest = min(low for _, low, _ in column), max(high for *_, high in column)
+    span = (highest - lowest) or 1.0
+    value, low, high = (100 * (number - lowest) / span for number in numbers)
+    text, _, rest = wording.interval(numbers, metric).partition(" ")
+    bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i><b style="left:{value:.1f}%"></b>'
+    return f'{text} <small>{rest}</small><span class="bar">{bar}</span>'
+
+
+def _objectives(results: Results) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(o.name)}</td><td>{escape(wording.metric(o.search))} on {o.examples[0]}</td>"
+        f"<td>{escape(wording.metric(o.report))} on {o.examples[1]}</td></tr>"
+        for o in results.objectives
+    )
+    return f"<table><tr><th>objective</th><th>searched by</th><th>reported, unseen</th></tr>{rows}</table>"
+
+
+def _recipes(results: Results) -> str:
+    def details(model: Candidate, name: str) -> str:
+        body = escape(strict_yaml.text(model.recipe))
+        return (
+            f"<details><summary>{escape(name)} <small class=muted>{escape(model.recipe_id[:12])}</small></summary>"
+            f"<pre>{body}</pre></details>"
+        )
+
+    front = (
+        details(model, f"{model.name} (picked)" if model.recipe_id == results.picked else model.name)
+        for model in sorted(results.front, key=lambda model: model.recipe_id != results.picked)
+    )
+    return "".join([*front, *(details(model, name) for name, model in results.references.items())])

@@ -1,24 +1,30 @@
 """Tables and sentences for the terminal: what was found, on unseen examples, readable in a log file too."""
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Comparison, Results
 
+_WIDE = 4
+"""Up to this many objectives the intervals fit beside their values in 110 columns; beyond, they go underneath."""
+
 
 def summary(results: Results) -> list[RenderableType]:
-    """Return the tables of the references and of the front, each score with its 95% interval over unseen examples."""
-    references = _table(results, "on unseen examples", list(results.references.values()))
-    front = _table(results, f"front, {len(results.front)} merges (* is the picked one)", list(results.front))
-    return [references, "", front, ""]
+    """Return one table of the references and the front, each score with its 95% interval over unseen examples."""
+    table = _table(results, [*results.references.values()], [*results.front])
+    return [
+        table,
+        f"The front has {len(results.front)} merges; * is the picked one, the best mean on the search examples.",
+        "",
+    ]
 
 
 def point(results: Results, candidate: Candidate) -> RenderableType:
     """Return one point beside the references that everybody has without a search."""
     shown = [results.references[name] for name in results.references if not name.startswith("expert ")]
-    return _table(results, "on unseen examples", [*shown, candidate])
+    return _table(results, shown, [candidate])
 
 
 def sentences(results: Results) -> list[str]:
@@ -27,7 +33,7 @@ def sentences(results: Results) -> list[str]:
     failed = f", {results.failed} failed" if results.failed else ""
     said.append(
         f"{results.evaluations} candidates were evaluated{failed}. Search scores chose the front; "
-        "every number above was measured on examples that the search never saw."
+        "every score shown was measured on examples that the search never saw."
     )
     return said
 
@@ -38,7 +44,8 @@ def _verdict(results: Results, comparison: Comparison) -> str:
         gap = "{} [{}, {}]".format(*(wording.volume(number, sign=True) for number in comparison.difference))
         return (
             f"The {comparison.better} has hypervolume {wording.volume(mine)} on unseen examples, "
-            f"{comparison.worse} {wording.volume(theirs)}: {gap}, {comparison.verdict}."
+            f"{comparison.worse} {wording.volume(theirs)}: {gap} without what many noisy points gain by luck, "
+            f"{comparison.verdict}."
         )
     metric = wording.mean_metric(results)
     return (
@@ -48,16 +55,32 @@ def _verdict(results: Results, comparison: Comparison) -> str:
     )
 
 
-def _table(results: Results, title: str, candidates: list[Candidate]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
+def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
+    """Return a table with an empty line between what needs no search and what the search found."""
+    table = Table(
+        title="On unseen examples, with 95% intervals",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("model")
     for objective in results.objectives:
-        table.add_column(f"{escape(objective.name)}\n{wording.metric(objective.report)}", justify="right")
-    table.add_column(f"mean\n{wording.mean_metric(results)}", justify="right")
-    for candidate in candidates:
-        star = " *" if candidate.recipe_id == results.picked else ""
+        table.add_column(Text(f"{objective.name}\n{wording.metric(objective.report)}"), justify="right")
+    mean = wording.mean_metric(results)
+    table.add_column(Text(f"mean\n{mean}"), justify="right")
+    narrow = len(results.objectives) > _WIDE
+
+    def row(candidate: Candidate, mark: str) -> None:
         cells = [wording.interval(candidate.report[o.name], o.report) for o in results.objectives]
+        cells.append(wording.interval(candidate.mean, mean))
         table.add_row(
-            escape(candidate.name) + star, *cells, wording.interval(candidate.mean, wording.mean_metric(results))
+            Text(candidate.name + mark), *(Text(cell.replace(" ", "\n", 1) if narrow else cell) for cell in cells)
         )
+
+    for candidate in references:
+        row(candidate, "")
+    table.add_row()
+    for candidate in merges:
+        row(candidate, " *" if candidate.recipe_id == results.picked else "")
     return table

@@ -53,9 +53,9 @@ def examples(objective: Objective, split: str) -> str:
 
 def duration(seconds: float) -> str:
     """Return `0.2 s`, `41 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 10:  # noqa: PLR2004
+    if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -105,8 +105,7 @@ def test_slerp_of_one_direction_is_linear():
     assert merged("slerp", [[1.0], [-3.0]], {"t": 0.25}) == [0.0]
 
 
-# Three task vectors of five numbers, three of them kept (density 0.6). Trimmed by hand:
-#   [2, -1, 0, 0, 3], [-3, 2, 0, 0, 1], [1, -4, 0, -2, 0];  sums [0, -3, 0, -2, 4]
+# Three task vectors of five numbers, of which density 0.6 keeps three; trimmed by hand, their sums are 0, -3, 0, -2 and 4.
 TAUS = [[2.0, -1.0, 0.5, 0.1, 3.0], [-3.0, 2.0, 0.2, 0.4, 1.0], [1.0, -4.0, 0.3, -2.0, 0.6]]
 
 
@@ -196,7 +195,10 @@ def test_ties_scales_and_flips_with_its_task_vectors():
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_task_arithmetic_is_linear_in_lambda(one, other):
     base, inputs = {"t": torch.zeros(7)}, [{"t": torch.arange(7.0)}, {"t": torch.ones(7)}]
-    at = [merge_tensors(merge("task_arithmetic", LABELS[:2], {"lambda": v}), base, inputs)["t"] for v in (one, other, (one + other) / 2)]
+    at = [
+        merge_tensors(merge("task_arithmetic", LABELS[:2], {"lambda": v}), base, inputs)["t"]
+        for v in (one, other, (one + other) / 2)
+    ]
     assert torch.allclose(at[2], (at[0] + at[1]) / 2, atol=1e-5)
 
 
@@ -284,8 +286,14 @@ def test_slerp_is_within_one_ulp_of_the_oracle(t):
     [
         ({"method": "tises", "inputs": ["a"]}, "unknown method `tises`; did you mean `ties`"),
         ({"method": "ties", "inputs": ["a"], "parameters": {"densty": 0.2}}, "did you mean `density`"),
-        ({"method": "ties", "inputs": ["a"], "parameters": {"density": 1.2}}, r"`density` is 1.2; expected a number in \[0, 1\]"),
-        ({"method": "dare_ties", "inputs": ["a"], "parameters": {"drop": 1}}, r"`drop` is 1; expected a number in \[0, 0.9999\]"),
+        (
+            {"method": "ties", "inputs": ["a"], "parameters": {"density": 1.2}},
+            r"`density` is 1.2; expected a number in \[0, 1\]",
+        ),
+        (
+            {"method": "dare_ties", "inputs": ["a"], "parameters": {"drop": 1}},
+            r"`drop` is 1; expected a number in \[0, 0.9999\]",
+        ),
         ({"method": "slerp", "inputs": ["a", "b", "c"]}, "`slerp` takes exactly 2 inputs, got 3: a, b, c"),
         ({"inputs": ["a"], "stages": {"weigh": ["slerp"]}}, "`slerp` takes exactly 2 inputs, got 1: a"),
         ({"inputs": ["a"], "stages": {"edit": ["trin"]}}, "unknown edit stage `trin`; did you mean `trim`"),

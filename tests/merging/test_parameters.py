@@ -30,7 +30,7 @@ def test_unknown_words_are_refused_with_the_known(value):
 
 def test_every_entry_of_a_table_is_checked():
     table = Tiled(per=("expert", "block/2"), values={"a": [0.1, 0.2], "b": [0.3, 1.4]})
-    with pytest.raises(RecipeError, match="1.4"):
+    with pytest.raises(RecipeError, match=r"1\.4"):
         NUMBER.check("density", table)
 
 

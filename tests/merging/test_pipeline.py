@@ -65,7 +65,11 @@ def test_size_of_blocks_does_not_matter_without_noise(monkeypatch):
 def test_negative_zeros_of_the_base_survive_where_nothing_is_added():
     base = {"t": torch.tensor([-0.0, 0.0, -0.0, 1.0])}
     inputs = [{"t": torch.tensor([0.0, -0.0, -0.0, 2.0])}, {"t": torch.tensor([-0.0, 0.0, 0.0, 3.0])}]
-    for method, parameters in (("task_arithmetic", {"lambda": 0}), ("task_arithmetic", {"weight": -0.0}), ("ties", {"lambda": 0})):
+    for method, parameters in (
+        ("task_arithmetic", {"lambda": 0}),
+        ("task_arithmetic", {"weight": -0.0}),
+        ("ties", {"lambda": 0}),
+    ):
         found = merge_tensors(merge(method, LABELS, parameters), base, inputs)["t"]
         assert found.numpy().tobytes() == base["t"].numpy().tobytes()
     for dtype in (torch.bfloat16, torch.float16):

@@ -109,7 +109,9 @@ def test_dropped_and_rescaled_mean_is_the_task_vector():
     tau, p = torch.tensor([1.0, -2.0, 3.0]), 0.8
     apply = STAGES["drop"].apply
     numbers = {"drop": torch.tensor([[p]]), "rescale": "inverse"}
-    draws = torch.stack([apply(Block(tau[None], "t", 0, ("e",), seed), tau[None], numbers, None)[0] for seed in range(400)])
+    draws = torch.stack(
+        [apply(Block(tau[None], "t", 0, ("e",), seed), tau[None], numbers, None)[0] for seed in range(400)]
+    )
     assert ((draws.mean(0) - tau).abs() < 4 * (p / (1 - p) * tau**2 / 400).sqrt()).all()
 
 

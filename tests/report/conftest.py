@@ -25,7 +25,9 @@ def scored(accuracy: np.ndarray, name: str, examples: int, split: str) -> dict[s
     scores = {}
     for i, (task, p) in enumerate(zip(TASKS, accuracy, strict=False)):
         hard = np.random.default_rng([i, examples, len(split)]).random(examples)
-        noise = np.random.default_rng(list(hashlib.sha256(f"{name}{task}{split}".encode()).digest()[:8])).normal(0, 0.05, examples)
+        noise = np.random.default_rng(list(hashlib.sha256(f"{name}{task}{split}".encode()).digest()[:8])).normal(
+            0, 0.05, examples
+        )
         scores[task] = (hard + noise < p).astype(np.float32)
     return scores
 
@@ -34,7 +36,7 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
     """Return results over `objectives` tasks; `rename` changes every expert's and reference's name."""
     names = [rename(task) for task in TASKS[:objectives]]
     generator = np.random.default_rng(objectives)
-    draws = bootstrap.resamples({task: EXAMPLES[1] for task in TASKS[:objectives]}, n=300)
+    draws = bootstrap.resamples(dict.fromkeys(TASKS[:objectives], EXAMPLES[1]), n=300)
     kept: dict[str, dict[str, np.ndarray]] = {}
 
     def candidate(name: str, made: Recipe, accuracy: np.ndarray) -> Candidate:
@@ -60,11 +62,16 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
     eye = np.eye(objectives)
     references = {rename("base"): candidate(rename("base"), recipe.base(), truth(eye[0] * 0))}
     for i, name in enumerate(names):
-        references[name] = candidate(name, recipe.expert(name), truth(eye[i]))
-    references[rename("average")] = candidate(rename("average"), recipe.merge("linear", names), truth(eye.sum(0) / objectives))
-    best = rename("scale 0.45")
+        references[f"expert {name}"] = candidate(f"expert {name}", recipe.expert(name), truth(eye[i]))
+    references[rename("average")] = candidate(
+        rename("average"), recipe.merge("linear", names), truth(eye.sum(0) / objectives)
+    )
+    best = rename("best scale 0.45")
     references[best] = candidate(best, scale(0.45), truth(eye.sum(0) * 0.45))
-    population = [merged(f"#{i + 10}", generator.dirichlet(np.ones(objectives)) * generator.uniform(0.5, 2)) for i in range(merges)]
+    population = [
+        merged(f"#{i + 10}", generator.dirichlet(np.ones(objectives)) * generator.uniform(0.5, 2))
+        for i in range(merges)
+    ]
 
     def points(of: list[Candidate]) -> np.ndarray:
         return np.array([list(point.search.values()) for point in of])
@@ -75,7 +82,11 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
     history = pareto.hypervolume_history(points([*references.values(), *population]), corner)
     below = dict.fromkeys(TASKS[:objectives], 0.3)
     gain = bootstrap.hypervolume_difference(
-        [kept[point.recipe_id] for point in front], [kept[point.recipe_id] for point in references.values()], below, draws, 100
+        [kept[point.recipe_id] for point in front],
+        [kept[point.recipe_id] for point in references.values()],
+        below,
+        draws,
+        100,
     )
 
     def volume(of: list[Candidate]) -> float:
@@ -87,12 +98,14 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
         evaluations=len(history),
         failed=2,
         objectives=tuple(
-            Objective(name=task, search="log_likelihood", report="accuracy", examples=EXAMPLES) for task in TASKS[:objectives]
+            Objective(name=task, search="log_likelihood", report="accuracy", examples=EXAMPLES)
+            for task in TASKS[:objectives]
         ),
         hypervolume=Hypervolume(
             search=float(history[-1]),
             report=volume(front),
             references=volume(list(references.values())),
+            search_references=pareto.hypervolume(points(list(references.values())), corner),
             search_point=dict(zip(TASKS, corner.tolist(), strict=False)),
             report_point=below,
             history=tuple(history.tolist()),
@@ -103,14 +116,21 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
         comparisons=(
             *(
                 Comparison(
-                    better=picked.name,
-                    worse=name,
+                    better="picked merge",
+                    worse=f"{what}{name}",
+                    values=(picked.mean[0], references[name].mean[0]),
                     what="mean",
                     difference=bootstrap.difference(kept[picked.recipe_id], kept[references[name].recipe_id], draws),
                 )
-                for name in (rename("average"), best)
+                for what, name in (("plain ", rename("average")), ("", best))
             ),
-            Comparison(better="front", worse="references", what="hypervolume", difference=gain),
+            Comparison(
+                better="searched front",
+                worse="base, experts, average and scale sweep together",
+                values=(volume(front), volume(list(references.values()))),
+                what="hypervolume",
+                difference=gain,
+            ),
         ),
         population=tuple(point.search for point in [*references.values(), *population]),
         costs={"merge": 41.2, "score": 183.9, "journal": 0.04},
@@ -122,6 +142,12 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
             "space": {"merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": "free"}}},
         },
     )
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Results]:
+    """`build_results`, for tests that want results of their own."""
+    return build_results
 
 
 @pytest.fixture(scope="session", params=[2, 3, 4], ids=lambda k: f"{k} objectives")
