@@ -83,6 +83,17 @@ def test_canonical_form_does_not_depend_on_the_order_of_arrival(tmp_path):
     assert journal.canonical(tmp_path / "one.jl") == (tmp_path / "one.jl").read_bytes()
 
 
+def test_results_are_on_disk_before_anybody_acts_on_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with Journal(tmp_path / "a.jl") as record:
+        synced.clear()  # of the folder, when the file is new
+        record.ask(Proposal(0, expert("maths")))
+        assert synced == []
+        record.tell(0, Evaluation(error="killed"))
+        assert synced == [(tmp_path / "a.jl").stat().st_size]
+
+
 def test_torn_tail_is_cut_at_every_byte(tmp_path):
     """Cut anywhere in the last record (or in the one before): all earlier records stay, and appending goes on."""
     sizes = filled(tmp_path / "whole.jl")

@@ -1,12 +1,25 @@
 """model_card: the README.md of a merged checkpoint, for the hub and for whoever finds the folder in a year."""
 
+import re
 from collections.abc import Sequence
+from html import escape
 from importlib.metadata import version
+from typing import Any
 
 from evomerge import strict_yaml
 from evomerge.recipe import Recipe
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Results
+
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_LOAD = """It loads like its base; where `AutoModel` is not what you want, use the class that `config.json` names:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/to/this/folder")
+```
+"""
 
 
 def model_card(
@@ -19,40 +32,56 @@ def model_card(
     """Return the card of the model that `recipe` makes of the pool: the recipe, and what was measured if it was.
 
     `base` is the base's name and `experts` the pool's; with `results` and a `candidate` of them, its scores on unseen
-    examples stand beside those of the references.
+    examples stand beside those of the references. The front matter names the base only where that is a name that the hub
+    can hold. Names are shown as they are, never as Markdown or HTML.
     """
-    front_matter = {"library_name": "transformers", "tags": ["merge", "evomerge"], "base_model": [base]}
-    used = ", ".join(f"`{name}`" for name in recipe.experts) or "none"
+    front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    if _HUB_NAME.fullmatch(base):
+        front_matter["base_model"] = [base]
+    unused = [name for name in experts if name not in recipe.experts]
+    sources = [f"the base {_plain(base)}"]
+    sources += [f"the expert {_plain(name)}" for name in recipe.experts]
+    made = f"Made by evomerge {version('evomerge')} from {', '.join(sources[:-1])}{' and ' * (len(sources) > 1)}{sources[-1]}."
+    if unused:
+        made += f" The pool also held {', '.join(map(_plain, unused))}, which this recipe does not use."
     parts = [
         f"---\n{strict_yaml.text(front_matter)}---\n",
-        f"# A merge on {base}\n",
-        f"Merged by evomerge {version('evomerge')} from the base `{base}` and the experts {used}"
-        + (
-            f", of a pool of {', '.join(f'`{name}`' for name in experts)}.\n"
-            if set(experts) != set(recipe.experts)
-            else ".\n"
-        ),
-        "It loads like any other checkpoint of its base: `AutoModel.from_pretrained(folder)`, or the class that its "
-        "`config.json` names. No remote code.\n",
-        "## Recipe\n",
-        f"`recipe.yaml` beside this file holds it with the pool's paths; `evomerge merge recipe.yaml -o OUT` makes the same "
-        f"bytes again. Id `{recipe.id}`.\n",
-        f"```yaml\n{strict_yaml.text(recipe.data)}```\n",
+        f"# A merge on {_plain(base)}\n",
+        f"{made}\n",
+        _LOAD,
     ]
     if results is not None and candidate is not None:
         parts += ["## Scores on unseen examples\n", _scores(results, candidate)]
+    again = "`recipe.yaml` beside this file also names the pool: `evomerge merge recipe.yaml -o OUT` makes this model again."
+    parts += ["## Recipe\n", f"{again} Recipe id: `{recipe.id}`.\n", _fenced(strict_yaml.text(recipe.data))]
     return "\n".join(parts)
 
 
 def _scores(results: Results, candidate: Candidate) -> str:
     mean = wording.mean_metric(results)
-    shown = [*results.references.values(), candidate]
-    names = [*results.references, "**this merge**"]
-    head = [f"{o.name} ({wording.metric(o.report)})" for o in results.objectives]
-    lines = [f"| model | {' | '.join(head)} | mean |", "|---" * (len(head) + 2) + "|"]
-    for name, model in zip(names, shown, strict=True):
+    rows = [(_plain(name), model) for name, model in results.references.items()]
+    rows.append(("**this merge**", candidate))
+    head = [
+        f"{_plain(o.name)}<br>{_plain(wording.metric(o.report))}{wording.unit(o.report)}" for o in results.objectives
+    ]
+    lines = [
+        f"| model | {' | '.join(head)} | mean<br>{_plain(mean)}{wording.unit(mean)} |",
+        "|---" + "|--:" * (len(head) + 1) + "|",
+    ]
+    for name, model in rows:
         cells = [wording.interval(model.report[o.name], o.report) for o in results.objectives]
         lines.append(f"| {name} | {' | '.join(cells)} | {wording.interval(model.mean, mean)} |")
-    sizes = ", ".join(f"{o.name} {o.examples[1]}" for o in results.objectives)
-    lines.append(f"\nExamples: {sizes}. In brackets: 95% bootstrap intervals over examples.\n")
+    sizes = ", ".join(f"{_plain(o.name)} {o.examples[1]}" for o in results.objectives)
+    lines.append(f"\nUnseen examples: {sizes}. In brackets: 95% bootstrap intervals over them.\n")
     return "\n".join(lines)
+
+
+def _plain(name: str) -> str:
+    """Return a name that Markdown shows as it is, on one line, and that cannot leave its cell of a table."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escape(" ".join(name.split()), quote=False))
+
+
+def _fenced(text: str) -> str:
+    """Return YAML in a fence that no run of backticks inside can close."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
+    return f"{fence}yaml\n{text}{fence}\n"

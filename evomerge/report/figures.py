@@ -84,6 +84,7 @@ def front_figure(results: Results) -> Figure:
         _scatter(axes, results, pair)
     _legend(figure, results)
     figure.draw_without_rendering()  # lays the panels out: only now is it known which pixels a name would cover
+    figure.set_layout_engine("none")  # the names take no room: laying out once more would only take time
     for axes, pair in zip(panels, pairs, strict=True):
         _name(axes, figure.dpi / 72, results, pair)
     return figure

@@ -30,12 +30,19 @@ def test_order_of_tensors_does_not_change_a_byte(method):
         assert out.numpy().tobytes() == expected[name]
 
 
-@pytest.mark.parametrize("method", ["slerp", "ties", "dare_ties"])
-def test_what_was_prepared_for_another_candidate_does_not_change_a_byte(method):
+@pytest.mark.parametrize(
+    ("method", "searched"),
+    [
+        ("slerp", ["t"]),
+        ("ties", ["density"]),
+        ("dare_ties", ["density"]),
+        ("dare_ties", ["density", "drop"]),
+    ],
+)
+def test_what_was_prepared_for_another_candidate_does_not_change_a_byte(method, searched):
     prepared = {}
-    values = {"slerp": "t", "ties": "density", "dare_ties": "density"}
     for number in (0.2, 0.7, 0.45):
-        recipe = merge(method, LABELS, {values[method]: number})
+        recipe = merge(method, LABELS, dict.fromkeys(searched, number))
         warm = Pipeline(recipe.root.merge, InMemory(BASE, INPUTS), prepared)
         cold = merge_tensors(recipe, BASE, INPUTS)
         for name in BASE:

@@ -1,0 +1,66 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from evomerge.report import figures
+
+EVIL = '<script>alert("1")</script>[red]$x_{|&'
+
+
+@pytest.fixture(scope="module")
+def front(results):
+    return figures.front_figure(results)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return imread(io.BytesIO(data), format="png")
+
+
+@pytest.mark.parametrize("draw", [figures.front, figures.hypervolume])
+def test_figure_is_written_and_not_blank(draw, results, tmp_path):
+    path = tmp_path / "new" / "figure.png"
+    draw(results, path)
+    image = pixels(path.read_bytes())
+    assert image.shape[1] >= 1000, "readable at the width of a page"
+    assert image[..., :3].std() > 0.05
+    ink = (image[..., :3] < 0.9).any(axis=2)
+    assert ink.any(axis=0).mean() > 0.5, "marks lie over most of the width"
+
+
+@pytest.mark.parametrize("objectives", [1, 5])
+def test_front_of_one_and_of_many_objectives_is_drawn(objectives, build):
+    image = pixels(figures.png(figures.front_figure(build(objectives, merges=12))))
+    assert image[..., :3].std() > 0.05
+
+
+def test_axes_say_metric_split_and_number_of_examples(results, front):
+    labels = {text for axes in front.axes for text in (axes.get_xlabel(), axes.get_ylabel())}
+    assert f"{results.objectives[0].name}: accuracy (%) on 500 unseen examples" in labels
+    [axes] = figures.hypervolume_figure(results).axes
+    assert axes.get_ylabel() == "hypervolume on 400 search examples a task"
+
+
+def test_every_reference_is_named_in_every_scatter(results, front):
+    scatters = [axes for axes in front.axes if axes.get_ylabel()]
+    count = len(results.objectives)
+    assert len(scatters) == count * (count - 1) // 2
+    for axes in scatters:
+        assert {text.get_text() for text in axes.texts} == set(results.references)
+
+
+def test_picked_merge_has_a_look_of_its_own(results):
+    looks = {figures._look(results, model) for model in results.front}
+    assert looks == {figures._FRONT, figures._PICKED}
+    assert not looks & {figures._look(results, model) for model in results.references.values()}
+
+
+def test_same_results_give_the_same_bytes(build):
+    results = build(2, merges=10)
+    assert figures.png(figures.front_figure(results)) == figures.png(figures.front_figure(results))
+
+
+def test_names_that_look_like_mathematics_are_drawn_as_they_are(build):
+    results = build(2, merges=8, rename=lambda name: f"{EVIL}{name}")
+    assert pixels(figures.png(figures.front_figure(results))).std() > 0.05

@@ -1,0 +1,81 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from evomerge.report import tables
+from evomerge.report.results import Comparison
+
+
+def printed(*parts) -> str:
+    console = Console(file=io.StringIO(), width=110, highlight=False)
+    for part in parts:
+        console.print(part)
+    return console.file.getvalue()
+
+
+def test_table_fits_a_log_file_and_has_no_colour_codes(results):
+    text = printed(*tables.summary(results))
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_table_holds_every_reference_and_merge_with_its_interval(results):
+    lines = printed(*tables.summary(results)).splitlines()
+    for model in [*results.references.values(), *results.front]:
+        [line] = [line for line in lines if line.startswith(f"{model.name} ") and "[" in line]
+        value, low, high = model.report[results.objectives[0].name]
+        assert f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in line
+        assert (" * " in line) == (model.recipe_id == results.picked)
+
+
+def test_five_objectives_still_fit(build):
+    results = build(5, merges=5)
+    text = printed(*tables.summary(results))
+    assert max(map(len, text.splitlines())) <= 110
+    _, low, high = results.references["base"].mean
+    assert f"[{100 * low:.1f}, {100 * high:.1f}]" in text, "an interval is never broken in two"
+
+
+def test_sentences_give_both_values_the_gap_and_the_verdict(results):
+    first = results.comparisons[0]
+    said = tables.sentences(results)
+    a, b = (f"{100 * value:.1f}" for value in first.values)
+    gap = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in first.difference))
+    assert said[0] == (
+        f"The picked merge has mean accuracy {a} on unseen examples, the plain average {b}: {gap}, {first.verdict}."
+    )
+    assert said[-1].startswith(f"{results.evaluations} candidates were evaluated, 2 failed.")
+    assert len(said) == len(results.comparisons) + 1
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [((0.04, 0.03, 0.05), "better"), ((0.01, -0.01, 0.03), "no difference shown"), ((-0.04, -0.05, -0.03), "worse")],
+)
+def test_verdict_is_said_in_plain_words(results, difference, verdict):
+    for what in ("mean", "hypervolume"):
+        one = Comparison(better="picked merge", worse="average", values=(0.5, 0.4), what=what, difference=difference)
+        said = tables.sentences(results.model_copy(update={"comparisons": (one,)}))
+        assert said[0].endswith(f", {verdict}.")
+
+
+def test_likelihoods_are_not_shown_in_percent(build):
+    results = build(2, merges=5)
+    objectives = tuple(o.model_copy(update={"report": "log_likelihood"}) for o in results.objectives)
+    text = printed(*tables.summary(results.model_copy(update={"objectives": objectives})))
+    assert "log likelihood" in text
+    assert f"{results.references['base'].mean[0]:.3f} [" in text
+
+
+def test_point_stands_beside_what_needs_no_search(results):
+    picked = next(point for point in results.front if point.recipe_id == results.picked)
+    text = printed(tables.point(results, picked))
+    assert "base" in text
+    assert "average" in text
+    assert f"{picked.name} *" in text
+
+
+def test_names_in_brackets_are_no_markup(build):
+    text = printed(*tables.summary(build(2, merges=5, rename=lambda name: f"[red]{name}")))
+    assert "[red]base" in text
