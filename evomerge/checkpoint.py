@@ -315,7 +315,11 @@ class Layout:
                     sizes = stacks.setdefault(".".join(parts[:i]), {})
                     sizes[int(part)] = sizes.get(int(part), 0) + entry.numel
                     break  # the outermost number is the block; numbers inside it are experts or sub-layers
-        whole = {prefix: sizes for prefix, sizes in stacks.items() if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1}
+        whole = {
+            prefix: sizes
+            for prefix, sizes in stacks.items()
+            if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1
+        }
         self.stacks = tuple(sorted(whole, key=lambda prefix: -sum(whole[prefix].values())))
         self.prefix = self.stacks[0] if self.stacks else None
         self.blocks = len(whole[self.prefix]) if self.prefix is not None else 1

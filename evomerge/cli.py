@@ -38,7 +38,7 @@ zoo_app = typer.Typer(help="The embedded experts: real models and data, built on
 app.add_typer(zoo_app, name="zoo")
 
 _DEMO: dict[str, dict[str, Any]] = {
-    "text": {"space": "task_arithmetic_per_block", "evaluations": 140},
+    "text": {"space": "task_arithmetic_per_block", "evaluations": 120, "report": {"front": 16}},
     "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
 }
 
@@ -64,7 +64,8 @@ def demo(
         msg = f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}"
         raise StudyError(msg)
     _build_zoo(name, 0, console)
-    data = {"name": f"demo-{name}", "pool": {"zoo": name}, **_DEMO[name]}
+    precision = str(zoo.fast_precision()).removeprefix("torch.")
+    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "precision": precision, **_DEMO[name]}
     settings = StudySettings.parse(data, "demo", Path.cwd())
     settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4), None)
     study = Study.create(out, settings, quiet(console))
@@ -181,7 +182,7 @@ def merge(
     if not file.is_file():
         msg = f"{file}: no such recipe file"
         raise RecipeError(msg)
-    data = strict_yaml.parse(file.read_text(encoding="utf-8"), str(file))
+    data = strict_yaml.read(file)
     if not isinstance(data, dict) or "recipe" not in data:
         data = {"recipe": data}
     for key in data:

@@ -58,12 +58,16 @@ class Journal:
 
     def ask(self, proposal: Proposal) -> None:
         """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
-        record = {"ask": proposal.number, "recipe": proposal.recipe.data}
-        self._append(record if proposal.split == "search" else {**record, "split": proposal.split}, durable=False)
+        # The recipe's canonical JSON goes in as it is: to read and write it again would be most of the cost.
+        split = "" if proposal.split == "search" else f',"split":"{proposal.split}"'
+        body = f'{{"ask":{proposal.number},"recipe":{proposal.recipe.json}{split}}}'
+        self._append(body, durable=False)
 
     def tell(self, number: int, evaluation: Evaluation) -> None:
         """Record an evaluation. It is on disk when this returns."""
-        self._append({"tell": number, **evaluation.to_json()}, durable=True)
+        record = {"tell": number, **evaluation.to_json()}
+        body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        self._append(body, durable=True)
 
     def __enter__(self) -> Self:
         return self
@@ -73,8 +77,8 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def _append(self, record: dict[str, Any], *, durable: bool) -> None:
-        line = _frame(record)
+    def _append(self, body: str, *, durable: bool) -> None:
+        line = _frame(body.encode())
         start = self._file.seek(0, os.SEEK_END)
         try:
             self._write(line)
@@ -104,8 +108,7 @@ def canonical(path: Path) -> bytes:
     return b"".join(line for _, line in sorted(keyed, key=lambda entry: entry[0]))
 
 
-def _frame(record: dict[str, Any]) -> bytes:
-    body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+def _frame(body: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 

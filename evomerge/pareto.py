@@ -137,9 +137,7 @@ def pick(
     return int(front[np.lexsort((np.arange(len(front)), -scores.mean(axis=1), -merit))[0]])
 
 
-def _above_floors(
-    scores: Points, objectives: Sequence[str], floors: Mapping[str, float], best: str | None
-) -> Points:
+def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str, float], best: str | None) -> Points:
     """Return what to maximise, `(points,)`: -inf below a floor. Raises `StudyError` if all are."""
     columns = [list(objectives).index(name) for name in floors]
     short = np.maximum(np.array(list(floors.values())) - scores[:, columns], 0.0)
@@ -150,11 +148,7 @@ def _above_floors(
         found = ", ".join(f"{name} {score:.4g}" for name, score in zip(objectives, scores[near], strict=True))
         msg = f"pick: no point of the front has {wanted}; the nearest has {found}; lower a floor"
         raise StudyError(msg)
-    free = (
-        [best]
-        if best is not None
-        else [name for name in objectives if name not in floors] or list(objectives)
-    )
+    free = [best] if best is not None else [name for name in objectives if name not in floors] or list(objectives)
     merit = scores[:, [list(objectives).index(name) for name in free]].mean(axis=1)
     return np.where(short.any(axis=1), -np.inf, merit)
 
@@ -165,7 +159,7 @@ def _row(objectives: Sequence[str], wish: Mapping[str, float]) -> Points:
 
 def _points(points: ArrayLike) -> Points:
     values = np.asarray(points, dtype=np.float64)
-    if values.ndim != 2:  # noqa: PLR2004
+    if values.ndim != 2:
         msg = f"points: expected shape (points, objectives), got {values.shape}"
         raise StudyError(msg)
     return values

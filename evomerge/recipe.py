@@ -119,7 +119,11 @@ def check_axes(per: Any) -> None:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
             msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, for example `block/4`"
             raise RecipeError(msg)
-    if not per or len({axis.split("/")[0] for axis in per}) != len(per) or {"block", "depth"} <= {a.split("/")[0] for a in per}:
+    if (
+        not per
+        or len({axis.split("/")[0] for axis in per}) != len(per)
+        or {"block", "depth"} <= {a.split("/")[0] for a in per}
+    ):
         msg = f"`per` is {list(per)}; expected one or more different axes, and only one of `block/N` and `depth/N`"
         raise RecipeError(msg)
 
@@ -296,7 +300,9 @@ def _shape(data: Any) -> Any:
 
 _Nodes = Annotated[
     Annotated[Base, Tag("Base")] | Annotated[Expert, Tag("Expert")] | Annotated[MergeNode, Tag("Merge")],
-    Discriminator(lambda node: type(node).__name__.removesuffix("Node") if isinstance(node, Node) else next(iter(node)).title()),
+    Discriminator(
+        lambda node: type(node).__name__.removesuffix("Node") if isinstance(node, Node) else next(iter(node)).title()
+    ),
     BeforeValidator(_shape),
 ]
 

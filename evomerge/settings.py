@@ -49,7 +49,7 @@ class ReportSettings(_Part):
 class StudySettings(_Part):
     """The whole of a study file."""
 
-    name: str = Field(default="study", pattern=r"[\w.-]+")
+    name: str = Field(default="study", pattern=r"^[\w.-]+$")
     about: str = ""
     pool: PoolSettings
     space: Any
@@ -78,7 +78,7 @@ class StudySettings(_Part):
         if not path.is_file():
             msg = f"{path}: no such study file"
             raise StudyError(msg)
-        return cls.parse(strict_yaml.parse(path.read_text(encoding="utf-8"), str(path)), str(path), path.parent)
+        return cls.parse(strict_yaml.read(path), str(path), path.parent)
 
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":

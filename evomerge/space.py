@@ -83,7 +83,9 @@ class Gene:
         ):
             return float(value)
         word = "a whole number" if self.kind == "int" else "a number"
-        expected = f"one of {list(self.choices)}" if self.kind == "choice" else f"{word} in [{self.low:g}, {self.high:g}]"
+        expected = (
+            f"one of {list(self.choices)}" if self.kind == "choice" else f"{word} in [{self.low:g}, {self.high:g}]"
+        )
         msg = f"gene `{self.name}`: expected {expected}, got {'nothing' if value is None else repr(value)}"
         raise SpaceError(msg)
 
@@ -165,9 +167,7 @@ class SearchSpace:
             file = SpaceFile.model_validate(data)
         except ValidationError as error:
             raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
-        return cls(
-            file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver
-        )
+        return cls(file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver)
 
     # -- genome and recipe ---------------------------------------------------------------------------------------------
 
@@ -304,7 +304,9 @@ class SearchSpace:
     def _fill(self, genome: Sequence[float]) -> Any:
         data = self._template
         for hole in self._holes:
-            values = (gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True))
+            values = (
+                gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
+            )
             table = _table(hole.axes, values)
             data = _set(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
@@ -382,7 +384,9 @@ def read(source: str | Path) -> Any:
     return strict_yaml.read(path)
 
 
-def _range(name: str, hole: Mapping[str, Any]) -> tuple[Literal["float", "int", "choice"], float, float, tuple[Json, ...]]:
+def _range(
+    name: str, hole: Mapping[str, Any]
+) -> tuple[Literal["float", "int", "choice"], float, float, tuple[Json, ...]]:
     for key in hole:
         if key not in _HOLES + _OPTIONS:
             msg = f"hole `{name}`: unknown key `{key}`; {nearest(str(key), _HOLES + _OPTIONS)}"
@@ -442,7 +446,10 @@ def _labels(inputs: list[Any]) -> tuple[str, ...]:
 
 def _alike(option: Json, value: Any) -> bool:
     """Tell whether `value`, from a recipe, is what a recipe makes of `option`."""
-    if isinstance(value, Mapping) and set(value) <= {"expert", "merge"}:  # a recipe, of which an option may be short for
+    if isinstance(value, Mapping) and set(value) <= {
+        "expert",
+        "merge",
+    }:  # a recipe, of which an option may be short for
         try:
             return Recipe.parse(option) == Recipe.parse(value)
         except RecipeError:

@@ -77,7 +77,13 @@ def _number_or_word(loader: _Loader, node: yaml.Node) -> Any:
 
 
 def _not_a(expected: str, node: yaml.Node) -> YamlError:
-    found = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    found = (
+        repr(node.value[:40])
+        if isinstance(node, yaml.ScalarNode)
+        else "a list"
+        if isinstance(node, yaml.SequenceNode)
+        else "a mapping"
+    )
     return YamlError(f"line {node.start_mark.line + 1}: expected {expected}, got {found}")
 
 

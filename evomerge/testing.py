@@ -59,9 +59,7 @@ class Problem:
 
     def quality(self, proposals: Sequence[Proposal]) -> float:
         """Return the hypervolume above `reference` of what the proposals score."""
-        return pareto.hypervolume(
-            [self.evaluate(p).means(self.objectives) for p in proposals], self.reference
-        )
+        return pareto.hypervolume([self.evaluate(p).means(self.objectives) for p in proposals], self.reference)
 
 
 def toy_space(genes: int = 8) -> SearchSpace:
@@ -161,7 +159,7 @@ def drive(
     Up to `slots` are in flight. Their evaluations arrive in the order of the asks, or in random order with
     the seed `shuffle`.
     """
-    arrival = random.Random(shuffle)
+    arrival = random.Random(shuffle)  # noqa: S311  # an order of arrival, no secret
     flying: list[Proposal] = []
     asked: list[Proposal] = []
     while True:
@@ -233,9 +231,7 @@ class DriverSuite:
     def test_other_seed_other_search(self) -> None:
         """The seed matters."""
         problem = self.problem()
-        first, second = (
-            _ids(drive(self.make(problem, seed), problem.evaluate, self.budget)) for seed in (1, 2)
-        )
+        first, second = (_ids(drive(self.make(problem, seed), problem.evaluate, self.budget)) for seed in (1, 2))
         assert first != second
 
     def test_slots_do_not_matter(self) -> None:
@@ -301,9 +297,7 @@ class DriverSuite:
         for start in (0, self.budget // 2, self.budget):
             found = drive(self.make(problem, 6), flaky(start), self.budget)
             assert len(found) == self.budget
-            assert _ids(drive(self.make(problem, 6), flaky(start), self.budget, slots=4, shuffle=0)) == _ids(
-                found
-            )
+            assert _ids(drive(self.make(problem, 6), flaky(start), self.budget, slots=4, shuffle=0)) == _ids(found)
 
     def test_scores_that_are_not_finite_count_as_failures(self) -> None:
         """NaN and infinities do not enter the search."""
@@ -497,6 +491,7 @@ class TaskSuite:
             msg = f"example {number} was scored"
             raise AssertionError(msg)
 
+
 # -- evaluators ------------------------------------------------------------------------------------------------------------
 
 
@@ -614,7 +609,11 @@ def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> d
     and of none.
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (BLOCK // 8 + 3, 9), "final_norm.weight": (7,), "head.weight": (3, 7)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (BLOCK // 8 + 3, 9),
+        "final_norm.weight": (7,),
+        "head.weight": (3, 7),
+    }
     for block in range(4):
         shapes |= {
             f"layers.{block}.attn.weight": (7, 7),

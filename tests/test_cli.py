@@ -28,7 +28,11 @@ def study_file(small_digits, tmp_path_factory):
 def evomerge(*arguments, cwd=None, code=0):
     done = subprocess.run(
         [sys.executable, "-m", "evomerge.cli", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

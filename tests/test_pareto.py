@@ -12,9 +12,7 @@ from evomerge import pareto
 from evomerge.errors import StudyError
 
 clouds = st.integers(1, 4).flatmap(
-    lambda m: arrays(
-        np.float64, st.tuples(st.integers(0, 12), st.just(m)), elements=st.integers(-3, 5).map(float)
-    )
+    lambda m: arrays(np.float64, st.tuples(st.integers(0, 12), st.just(m)), elements=st.integers(-3, 5).map(float))
 )
 
 

@@ -63,7 +63,9 @@ class Made(Evaluator):
         rng = np.random.default_rng(int(proposal.recipe.id[:8], 16))
         names = ("turned", "inverted")
         return proposal.number, Evaluation(
-            scores={f"{name}/{m}": rng.random(5, dtype=np.float32) for name in names for m in ("log_likelihood", "accuracy")}
+            scores={
+                f"{name}/{m}": rng.random(5, dtype=np.float32) for name in names for m in ("log_likelihood", "accuracy")
+            }
         )
 
     def close(self):
@@ -76,7 +78,9 @@ def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(driver, se
     whole.run(Remembering(Made()))
     content = whole.journal_path.read_bytes()
     lines = content.splitlines(keepends=True)
-    cuts = random.Random(1).sample(range(len(content)), 12) + [len(b"".join(lines[:n])) for n in (1, 2, 17, len(lines) - 1)]
+    cuts = random.Random(1).sample(range(len(content)), 12) + [
+        len(b"".join(lines[:n])) for n in (1, 2, 17, len(lines) - 1)
+    ]
     for cut in cuts:
         study = Study.create(tmp_path / f"cut{cut}", settings(driver=driver))
         study.journal_path.write_bytes(content[:cut])

@@ -63,6 +63,9 @@ class Pipeline:
         numbers = self._numbers[place]
         flat = out.view(-1)
         base, tensors = self._flat(name)
+        if self._unchanged(name, base, tensors):
+            flat.copy_(base)
+            return
         measured = [self._measure(i, name) for i in range(len(self._steps))] if base.numel() else []
         for start, block, origin in self._blocks(name, base, tensors):
             field = torch.ones(1, 1)
@@ -77,6 +80,15 @@ class Pipeline:
                     delta = stage.apply(block, delta, numbers[i], measured[i])
             # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
             flat[start : start + delta.numel()].copy_(origin - (0.0 - delta))
+
+    def _unchanged(self, name: str, base: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
+        """Return whether every task vector of the tensor is zero, as of frozen embeddings: so is their merge then."""
+        if self._origin != "base":
+            return False
+        key = canonical_json(["unchanged", name, list(self._inputs.ids)])
+        if key not in self._shared:
+            self._shared[key] = all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
+        return bool(self._shared[key])
 
     def _flat(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
         base, tensors = self._inputs.load(name)
@@ -159,7 +171,7 @@ def _reduce(stack: torch.Tensor, field: torch.Tensor, how: str) -> torch.Tensor:
     if how == "sum":
         return total
     weights = field.expand(stack.shape[0], field.shape[1]).sum(dim=0)
-    return torch.where(weights == 0, 0.0, total / weights)
+    return total / torch.where(weights == 0, torch.inf, weights)
 
 
 def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:

@@ -47,9 +47,7 @@ class CmaSettings(BaseModel):
 class Cma:
     """A `Breeder`. Several objectives are made one by the weighted mean of their mean scores."""
 
-    def __init__(
-        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: CmaSettings
-    ) -> None:
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: CmaSettings) -> None:
         """Search `space` for the best weighted mean of `objectives`. Raises `DriverError` for bad weights."""
         self._space = space
         self._seed = seed
@@ -148,8 +146,7 @@ class _Mixed:
         self._space = space
         levels = [_levels(gene) for gene in space.genes]
         kinds = [
-            "category" if g.kind == "choice" or n == 2 else g.kind
-            for g, n in zip(space.genes, levels, strict=True)
+            "category" if g.kind == "choice" or n == 2 else g.kind for g, n in zip(space.genes, levels, strict=True)
         ]
         self._floats, self._ints, self._categories = (
             np.flatnonzero([kind == wanted for kind in kinds]) for wanted in ("float", "int", "category")

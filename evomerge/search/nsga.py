@@ -45,11 +45,9 @@ class NsgaSettings(BaseModel):
 class Nsga:
     """A `Breeder`. Its population is the best of parents and offspring, generation after generation."""
 
-    def __init__(
-        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: NsgaSettings
-    ) -> None:
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: NsgaSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, or too many."""
-        if len(objectives) < 2:  # noqa: PLR2004  # a front needs two
+        if len(objectives) < 2:  # a front needs two
             msg = f"driver `{settings.kind}` needs two or more objectives, got one; type `kind: cma`"
             raise DriverError(msg)
         self._space = space
@@ -140,7 +138,7 @@ class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
     def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803
         children: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
         if len(self._choices):
-            children[:, :, self._choices] = self._uniform._do(  # what pymoo's own `do` calls
+            children[:, :, self._choices] = self._uniform._do(  # noqa: SLF001  # what pymoo's own `do` calls
                 problem, X[:, :, self._choices], random_state=random_state
             )
         return children

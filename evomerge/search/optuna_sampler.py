@@ -42,9 +42,7 @@ class OptunaSettings(BaseModel):
 class Optuna:
     """A `Breeder` around an Optuna study in memory, which maximises the mean of each objective."""
 
-    def __init__(
-        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: OptunaSettings
-    ) -> None:
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: OptunaSettings) -> None:
         """Search `space` for the best or, with several, the front of `objectives`.
 
         Raises `DriverError` for `options` that the sampler does not take.
@@ -79,9 +77,7 @@ class Optuna:
             for trial in self._asked:  # nothing has succeeded yet, so there is no worst score to give them
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._asked = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
-        return np.array(
-            [[float(trial.params[name]) for name in self._distributions] for trial in self._asked]
-        )
+        return np.array([[float(trial.params[name]) for name in self._distributions] for trial in self._asked])
 
     def learn(self, genomes: Genomes, means: Means) -> None:
         """Tell Optuna, in the order of the batch."""
@@ -96,8 +92,7 @@ class Optuna:
     def _known_trial(self, genome: Genome, means: Means) -> optuna.trial.FrozenTrial:
         """Return the finished trial of a known recipe: one that Optuna did not propose."""
         numbers = [
-            float(x) if gene.kind == "float" else int(x)
-            for gene, x in zip(self._space.genes, genome, strict=True)
+            float(x) if gene.kind == "float" else int(x) for gene, x in zip(self._space.genes, genome, strict=True)
         ]
         return optuna.trial.create_trial(
             params=dict(zip(self._distributions, numbers, strict=True)),

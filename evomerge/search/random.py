@@ -24,9 +24,7 @@ class RandomSettings(BaseModel):
 class Random:
     """Uniform random search. Proposal n is a function of the seed and n alone, so it waits for nothing."""
 
-    def __init__(
-        self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: RandomSettings
-    ) -> None:
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: RandomSettings) -> None:
         """Search `space`, whatever the objectives are."""
         self._space = space
         self._seed = seed

@@ -10,8 +10,9 @@ from evomerge.errors import ZooError, nearest
 from evomerge.zoo import digits, language
 from evomerge.zoo import text as text_zoo
 from evomerge.zoo.store import Plan, Progress, TaskConfig, Zoo, cache_folder, publish, read
+from evomerge.zoo.training import fast_precision
 
-__all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "find_or_build", "load", "names"]
+__all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "fast_precision", "find_or_build", "load", "names"]
 
 
 def names() -> list[str]:

@@ -16,9 +16,7 @@ def test_inside_the_cube_it_is_the_cma_of_cmaes(separable_above, reference):
     space = toy_space(8)
     settings = CmaSettings(seed_known=False, sigma=1e-3, separable_above=separable_above)
     ours = Cma(space, ["score"], 3, settings)
-    theirs = reference(
-        mean=np.full(8, 0.5), sigma=1e-3, seed=int(np.random.SeedSequence([3, 0]).generate_state(1)[0])
-    )
+    theirs = reference(mean=np.full(8, 0.5), sigma=1e-3, seed=int(np.random.SeedSequence([3, 0]).generate_state(1)[0]))
     for _ in range(20):
         genomes = ours.draw()
         samples = [theirs.ask() for _ in range(theirs.population_size)]

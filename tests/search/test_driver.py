@@ -25,9 +25,7 @@ class Recorder:
 
 
 def scored(*values):
-    return Evaluation(
-        scores={name: np.array([v], dtype=np.float32) for name, v in zip("xy", values, strict=True)}
-    )
+    return Evaluation(scores={name: np.array([v], dtype=np.float32) for name, v in zip("xy", values, strict=True)})
 
 
 FAILED = Evaluation(error="boom")
@@ -57,9 +55,7 @@ def test_generation_is_learnt_only_when_complete_and_sorted_by_number(driver, re
 def test_failure_is_a_tenth_of_the_range_below_the_worst_success_of_the_study(driver, recorder):
     for evaluation in (scored(0, 5), scored(10, 4), FAILED, scored(3, 4.5)):
         driver.tell(driver.ask(), evaluation)
-    np.testing.assert_allclose(
-        recorder.learnt[1], [[0 - 1 - 1e-6, 4 - 0.1 - 1e-6], [3, 4.5]], rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(recorder.learnt[1], [[0 - 1 - 1e-6, 4 - 0.1 - 1e-6], [3, 4.5]], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -116,11 +112,7 @@ def test_latin_hypercube_has_one_point_in_each_stratum_and_uses_discrete_values_
 @pytest.mark.parametrize("kind", search.KINDS)
 def test_without_seed_known_the_landmarks_are_not_proposed(kind):
     problem = two_spheres()
-    known = {
-        problem.space.decode(genome).id
-        for name, genome in problem.space.landmarks().items()
-        if name != "init"
-    }
+    known = {problem.space.decode(genome).id for name, genome in problem.space.landmarks().items() if name != "init"}
     driver = search.make({"kind": kind, "seed_known": False}, problem.space, problem.objectives, 0)
     assert not known & {proposal.recipe.id for proposal in drive(driver, problem.evaluate, 6)}
 

@@ -31,9 +31,7 @@ def test_three_objectives_spread_over_the_triangle_between_the_corners():
         -np.array([2, 5, 5]) / 18
     )  # scores of the genome (1/3, …): 1/9 from the base, half 4/9 and half 1/9 from an expert
     assert (np.abs(front - middle).max(axis=1) < 0.05).sum() > 3
-    assert pareto.hypervolume(front, problem.reference) > 1.05 * pareto.hypervolume(
-        scores[:36], problem.reference
-    )
+    assert pareto.hypervolume(front, problem.reference) > 1.05 * pareto.hypervolume(scores[:36], problem.reference)
 
 
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
@@ -120,9 +118,7 @@ def test_small_discrete_space_is_exhausted_and_the_search_ends():
     # Das & Dennis: C(p + m - 1, m - 1) directions; two layers once p < m.
     [(2, 24, 24), (3, 24, 21), (3, 91, 91), (4, 24, 20 + 4), (8, 24, 8 + 8), (8, 160, 120 + 36), (6, 6, 6)],
 )
-def test_reference_directions_fill_the_population_as_far_as_the_lattice_goes(
-    objectives, population, expected
-):
+def test_reference_directions_fill_the_population_as_far_as_the_lattice_goes(objectives, population, expected):
     directions = reference_directions(objectives, population)
     assert directions.shape == (expected, objectives)
     np.testing.assert_allclose(directions.sum(axis=1), 1)

@@ -11,9 +11,7 @@ from evomerge.trial import Evaluation
 
 def test_candidates_come_in_batches_of_the_given_size():
     problem = two_spheres()
-    driver = search.make(
-        {"kind": "tpe", "batch": 5, "seed_known": False}, problem.space, problem.objectives, 0
-    )
+    driver = search.make({"kind": "tpe", "batch": 5, "seed_known": False}, problem.space, problem.objectives, 0)
     for _ in range(3):
         batch = []
         while (proposal := driver.ask()) is not None:
@@ -25,9 +23,7 @@ def test_candidates_come_in_batches_of_the_given_size():
 
 def test_tpe_learns_from_the_known_recipes_too():
     problem = sphere(2)
-    driver = search.make(
-        {"kind": "tpe", "options": {"n_startup_trials": 4}}, problem.space, problem.objectives, 0
-    )
+    driver = search.make({"kind": "tpe", "options": {"n_startup_trials": 4}}, problem.space, problem.objectives, 0)
     proposals = drive(driver, problem.evaluate, 60)
     assert max(problem.quality([p]) for p in proposals) > 0.2499
 
@@ -48,9 +44,7 @@ def test_qmc_covers_the_cube_more_evenly_than_chance():
     space = toy_space(2)
     driver = search.make({"kind": "qmc", "seed_known": False, "batch": 1}, space, ["score"], 0)
     flat = Evaluation(scores={"score": np.zeros(1, dtype=np.float32)})
-    genomes = np.array([p.genome for p in drive(driver, lambda p: flat, 65)])[
-        1:
-    ]  # the first only names the genes
+    genomes = np.array([p.genome for p in drive(driver, lambda p: flat, 65)])[1:]  # the first only names the genes
     for column in genomes.T:  # 64 points of a scrambled Sobol sequence: nearly 8 in each eighth
         assert np.bincount((column * 8).astype(int), minlength=8).min() >= 7
 

@@ -1,16 +1,9 @@
 """Models of a few thousand random parameters, and examples for them."""
 
-import json
-
 import pytest
 
 from evomerge.models import LiveModel
 from evomerge.testing import tiny_model
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture(scope="session")

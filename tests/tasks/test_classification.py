@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import write_jsonl
+from rows import write_jsonl
 from safetensors.torch import save_file
 
 from evomerge.errors import TaskError

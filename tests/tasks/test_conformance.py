@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import write_jsonl
+from rows import write_jsonl
 from safetensors.torch import save_file
 
 from evomerge.tasks import make

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from conftest import write_jsonl
+from rows import write_jsonl
 
 from evomerge.errors import TaskError
 from evomerge.tasks import make
