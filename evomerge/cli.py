@@ -38,7 +38,12 @@ zoo_app = typer.Typer(help="The embedded experts: real models and data, built on
 app.add_typer(zoo_app, name="zoo")
 
 _DEMO: dict[str, dict[str, Any]] = {
-    "text": {"space": "task_arithmetic_per_block", "evaluations": 120, "report": {"front": 16}},
+    "text": {
+        "space": "task_arithmetic_per_block",
+        "driver": {"kind": "nsga2", "population": 16},
+        "evaluations": 120,
+        "report": {"front": 16},
+    },
     "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
 }
 

@@ -31,10 +31,11 @@ SEEDS = 3
 ZOO = "text"
 SEARCH: dict[str, Any] = {
     "space": "task_arithmetic_per_block",
-    "driver": {"kind": "nsga2", "population": 24},
-    "evaluations": 600,
+    "driver": {"kind": "nsga2", "population": 16},
+    "precision": str(zoo.fast_precision()).removeprefix("torch."),
+    "evaluations": 240,
     "workers": 2,
-    "report": {"front": 24, "resamples": 2000},
+    "report": {"front": 16, "resamples": 2000},
 }
 STUDIES = Path("runs") / "text_zoo"
 SMOKE_ZOO = "digits"
