@@ -20,10 +20,11 @@ from rich.table import Table
 from evomerge import merging, space, strict_yaml, zoo
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
 from evomerge.pool import Pool
-from evomerge.progress import Progress, clock, quiet
+from evomerge.progress import Progress, quiet
 from evomerge.recipe import Recipe
 from evomerge.report import choose, export, figures, html, measure, tables
 from evomerge.report.results import Results
+from evomerge.report.wording import duration
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
@@ -304,10 +305,10 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
         msg = f"the space's initial recipe cannot be evaluated: {evaluation.error}"
         raise StudyError(msg)
     each = sum(evaluation.seconds.values())
-    split = ", ".join(f"{kind} {clock(seconds)}" for kind, seconds in evaluation.seconds.items())
-    console.print(f"one evaluation: {clock(each)} ({split})")
+    split = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
+    console.print(f"one evaluation: {duration(each)} ({split})")
     whole = each * settings.evaluations / settings.workers
-    console.print(f"the search: about {clock(whole)} with {settings.workers} workers; nothing was written")
+    console.print(f"the search: about {duration(whole)} with {settings.workers} workers; nothing was written")
 
 
 def _search_and_report(study: Study, console: Console) -> Results:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from evomerge.report.wording import duration
+
 _EVERY = 10.0  # seconds between two lines when nobody is watching
 
 
@@ -54,20 +56,10 @@ class Progress:
             self._last = now
             rate = (now - self._start) / max(done - self._first, 1)
             left = rate * (self._total - done)
-            end = "done" if done == self._total else f"{clock(left)} left"
+            end = "done" if done == self._total else f"{duration(left)} left"
             self._console.print(
-                f"{self._what}: {done}/{self._total}, {clock(now - self._start)} elapsed, {end}{note and f', {note}'}"
+                f"{self._what}: {done}/{self._total}, {duration(now - self._start)} elapsed, {end}{note and f', {note}'}"
             )
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as people say them: `4.2 s`, `3 min 10 s`, `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def quiet(console: Console) -> Callable[[str], None]:

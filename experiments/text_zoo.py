@@ -33,7 +33,7 @@ SEARCH: dict[str, Any] = {
     "space": "task_arithmetic_per_block",
     "driver": {"kind": "nsga2", "population": 16},
     "precision": str(zoo.fast_precision()).removeprefix("torch."),
-    "evaluations": 240,
+    "evaluations": 200,
     "workers": 2,
     "report": {"front": 16, "resamples": 2000},
 }

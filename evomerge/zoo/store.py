@@ -5,7 +5,6 @@ What a zoo holds is made by the modules beside this one; here it is only named, 
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from evomerge import files
 from evomerge.errors import ZooError
 
 Progress = Callable[[float, str], None]
@@ -121,11 +121,8 @@ class _Manifest(BaseModel):
 
 
 def cache_folder() -> Path:
-    """Return where zoos are kept: `$XDG_CACHE_HOME/evomerge/zoo`, by default under `~/.cache`."""
-    # The XDG base directory specification: a relative path in the variable is to be ignored.
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = given if given.is_absolute() else Path.home() / ".cache"
-    return cache / "evomerge" / "zoo"
+    """Return where zoos are kept: `zoo/` in evomerge's cache folder."""
+    return files.cache() / "zoo"
 
 
 def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
