@@ -77,7 +77,7 @@ def demo(
     study = Study.create(out, settings, quiet(console))
     _describe(study.parts, settings, console)
     results = _search_and_report(study, console)
-    merged = out / "merged"
+    merged = out / f"merged-{results.picked[:8]}"
     if not merged.exists():
         point = next(point for point in results.front if point.recipe_id == results.picked)
         _export(Recipe.parse(point.recipe), study.parts.pool, merged, console, results=results, candidate=point)

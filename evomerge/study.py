@@ -134,9 +134,12 @@ class Study:
         return self.folder / "journal.jl"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the study's directory against every other process. Raises `StudyError` if one has it."""
-        with (self.folder / "lock").open("a+") as file:
+    def lock(self, name: str = "lock") -> Iterator[None]:
+        """Hold the study's journal (or, with `report.lock`, its report) against every other process.
+
+        A report may be made while a search runs. Raises `StudyError` naming the process that holds the lock.
+        """
+        with (self.folder / name).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

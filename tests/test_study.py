@@ -191,6 +191,13 @@ def test_a_study_in_use_is_refused_naming_the_process(settings, tmp_path):
         Study.open(tmp_path / "study").run(Remembering(Made()))
 
 
+def test_a_report_can_be_made_while_the_search_runs(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(evaluations=10))
+    _searched(study)
+    with study.lock():
+        assert measure.measure(Study.open(tmp_path / "study")).evaluations == 10
+
+
 def test_a_changed_study_is_refused_showing_the_difference(settings, tmp_path):
     Study.create(tmp_path / "study", settings())
     with pytest.raises(StudyError, match=r"seed: was 0, is 3") as error:

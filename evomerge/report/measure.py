@@ -199,7 +199,7 @@ def _score(
         with study.evaluator() as own:
             _score(study, own, known, wanted, watch)
         return
-    with study.lock(), Journal(path) as journal:
+    with study.lock("report.lock"), Journal(path) as journal:
         start = max((p.number for p, _ in recorded), default=-1) + 1
         flying: dict[int, Proposal] = {}
         queue = [Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo)]
