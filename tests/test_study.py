@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from children import run_study
 
 from evomerge import evaluate, journal
 from evomerge.errors import JournalError, StudyError
@@ -101,13 +102,6 @@ def test_the_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, 
     assert digest(many.population()) == digest(one.population())
 
 
-def _run(folder, settings):
-    """Run in a child process, which is killed from outside."""
-    study = Study.create(folder, settings)
-    with study.evaluator() as evaluator:
-        study.run(evaluator)
-
-
 def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
@@ -118,7 +112,7 @@ def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(setting
     killed = 0
     target = tmp_path / "killed"
     for _ in range(60):
-        child = context.Process(target=_run, args=(target, settings(evaluations=40)))
+        child = context.Process(target=run_study, args=(target, settings(evaluations=40)))
         child.start()
         before = _size(target)
         deadline = time.monotonic() + 60
@@ -131,8 +125,8 @@ def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(setting
         child.join()
         if child.exitcode == 0:
             break
-    resumed = Study.open(target)
     assert child.exitcode == 0
+    resumed = Study.open(target)
     assert killed >= 3
     assert resumed.journal_path.read_bytes() == whole.journal_path.read_bytes()
     assert measure.measure(resumed).public() == measure.measure(whole).public()
