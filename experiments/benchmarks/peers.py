@@ -51,7 +51,7 @@ SPACES: dict[str, dict[str, Any]] = {  # method → parameters, with holes; cons
 }
 ENDS = {"slerp": 2}  # experts that a method takes, if not all
 ZOO, SMOKE_ZOO = "text", "digits"
-CANDIDATES, SMOKE_CANDIDATES = 7, 1
+CANDIDATES, SMOKE_CANDIDATES = 3, 1
 WARM_UP = 1
 TOLERANCE = 1e-6  # of a tensor's largest magnitude: the rounding of fp32 sums in another order
 SLERP_TOLERANCE = 1e-5  # mergekit sums the cosine in fp32, we in fp64
