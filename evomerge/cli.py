@@ -412,7 +412,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if error.__class__.__module__.startswith(("click", "typer")):  # usage errors of the command line itself
-            error.show()  # type: ignore[attr-defined]
+            error.show()  # type: ignore[attr-defined]  # a usage error shows itself
             sys.exit(2)
         raise
 

@@ -345,12 +345,12 @@ class Recipe(RootModel[_Nodes]):
     @property
     def data(self) -> Json:
         """The recipe as plain JSON data: what `Recipe.parse` reads."""
-        return json.loads(self.json)  # type: ignore[no-any-return]
+        return json.loads(self.json)  # type: ignore[no-any-return]  # JSON
 
     @property
     def complete(self) -> Json:
         """The recipe as plain JSON data with every field written, those that have their default too."""
-        return json.loads(canonical_json(_dump(self, defaults=True)))  # type: ignore[no-any-return]
+        return json.loads(canonical_json(_dump(self, defaults=True)))  # type: ignore[no-any-return]  # JSON
 
     @cached_property
     def experts(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         # A few aliases of aliases are enough to make a short text larger than any memory once it is walked.
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # the library has no types here
             msg = f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out"
             raise YamlError(msg)
         return super().compose_node(parent, index)

@@ -225,7 +225,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
 
 
 def _check_size(workers: int, threads: int) -> None:
-    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
+    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]  # the library has no types here
     if cpus < workers * threads:
         msg = (
             f"the Ray cluster has {cpus} CPUs, {workers} workers with {threads} threads each need "

@@ -183,11 +183,11 @@ def _alike(threads: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
+            np.random.seed(0)  # noqa: NPY002  # tasks may use the global one
             yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_deterministic_debug_mode(before[1])
         kernels.fill_uninitialized_memory = before[2]
         random.setstate(chance[0])
-        np.random.set_state(chance[1])  # noqa: NPY002
+        np.random.set_state(chance[1])  # noqa: NPY002  # tasks may use the global one

@@ -114,7 +114,7 @@ def _core(tensor: Tensor) -> Tensor:
 
 def _values(tensor: Tensor) -> list[float]:
     """Return the different values in `tensor`, ascending."""
-    values: list[float] = tensor.unique().tolist()  # type: ignore[no-untyped-call]
+    values: list[float] = tensor.unique().tolist()  # type: ignore[no-untyped-call]  # the library has no types here
     return values
 
 

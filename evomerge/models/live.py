@@ -61,7 +61,7 @@ class LiveModel:
         module = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
         for held in chain(module.parameters(), module.buffers()):
             held.data = held.data.clone()  # what was loaded may be a view of the file
-        self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]
+        self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]  # its stub takes no name
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
         self._views, self._twins = self._bind(landings)

@@ -23,7 +23,7 @@ def library() -> Any:
     """Return the package transformers. Importing it takes seconds, so it waits until a model is needed."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
     return transformers
 
 

@@ -135,7 +135,7 @@ class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
         self._choices = choices
         self._uniform = UX()
 
-    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803
+    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803  # its name in pymoo
         children: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
         if len(self._choices):
             children[:, :, self._choices] = self._uniform._do(  # noqa: SLF001  # what pymoo's own `do` calls
@@ -152,7 +152,7 @@ class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
         self._choices = choices
         self._options = options
 
-    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803
+    def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803  # its name in pymoo
         mutants: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
         if len(self._choices):
             parents = X[:, self._choices]
@@ -169,5 +169,5 @@ class _Rounding(Repair):  # type: ignore[misc]  # pymoo has no types
         super().__init__()
         self._space = space
 
-    def _do(self, problem: Any, X: Genomes, **kwargs: Any) -> Genomes:  # noqa: N803
+    def _do(self, problem: Any, X: Genomes, **kwargs: Any) -> Genomes:  # noqa: N803  # its name in pymoo
         return self._space.to_unit(round_whole(self._space, self._space.from_unit(X)))

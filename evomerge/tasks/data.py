@@ -92,7 +92,7 @@ def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
 
 def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa  # type: ignore[import-untyped]  # it has no types
         from pyarrow import parquet
     except ImportError:
         raise _package_missing(task, path, "pyarrow") from None

@@ -287,7 +287,7 @@ def _expert(base: Any, given: _Sequences, settings: Settings, task: str, seed: i
     """Return a copy of `base` in fp32, trained on the sequences `given`."""
     expert = copy.deepcopy(base)
     # Frozen: they are a fifth of the model, tied to the head, and most words are rare in a short training.
-    expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003
+    expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003  # its form in torch
 
     def loss(chosen: Tensor) -> Tensor:
         logits = _logits(expert, given.tokens[chosen])

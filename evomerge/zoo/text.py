@@ -274,7 +274,7 @@ def _expert(
     """Return a copy of `base`, trained on the examples `given`."""
     expert = copy.deepcopy(base)
     # Frozen: most words are rare in a short training, and the embeddings are half of the model.
-    expert.embeddings.requires_grad_(False)  # noqa: FBT003
+    expert.embeddings.requires_grad_(False)  # noqa: FBT003  # its form in torch
     train(
         expert,
         lambda chosen: cross_entropy(head(_pooled(expert, given.batch(chosen.tolist()))), given.labels[chosen]),

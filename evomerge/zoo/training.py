@@ -67,7 +67,7 @@ def train(
     order = _shuffled(examples, batch, torch.Generator().manual_seed(seed))
     for step in range(steps):
         optimiser.zero_grad()
-        loss(next(order)).backward()  # type: ignore[no-untyped-call]
+        loss(next(order)).backward()  # type: ignore[no-untyped-call]  # the library has no types here
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
