@@ -4,13 +4,12 @@ It is lazy: a tensor is merged when it is asked for, so a merge larger than memo
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from typing import Any
-
 import torch
 
+from evomerge import files
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Pipeline
+from evomerge.merging import Pipeline, Store
 from evomerge.pool import Pool
 from evomerge.recipe import Base, Expert, Merge, Place, Recipe
 
@@ -21,7 +20,7 @@ class Builder:
     def __init__(self, pool: Pool) -> None:
         """Build from `pool`."""
         self.pool = pool
-        self._prepared: dict[str, Any] = {}
+        self._store = Store(files.cache() / "prepared")
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
@@ -34,7 +33,22 @@ class Builder:
                     raise RecipeError(msg)
                 return self.pool.experts[name]
             case node:
-                return Merged(node.merge, self, self._prepared)
+                return Merged(node.merge, self, self._store)
+
+
+COMPILED = 32_000_000
+"""Numbers of a model from which on compiling its merges, which takes some seconds, is sooner won back than not."""
+
+
+def _content(recipe: Recipe, pool: Pool) -> str:
+    """Return what an input is by content: the digest of an expert's weights, the id of a nested merge."""
+    match recipe.root:
+        case Base():
+            return pool.digests["base"]
+        case Expert(expert=name):
+            return pool.digests[name]
+        case _:
+            return recipe.id
 
 
 class _Inputs:
@@ -44,7 +58,7 @@ class _Inputs:
         self._pool = pool
         self._checkpoints = checkpoints
         self.names = pool.merged
-        self.ids = [inner.id for inner in merge.inputs]
+        self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in merge.inputs)]
 
     def place(self, name: str) -> Place:
         return self._pool.layout.place(name)
@@ -59,11 +73,13 @@ class _Inputs:
 class Merged:
     """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged on demand."""
 
-    def __init__(self, merge: Merge, builder: Builder, prepared: dict[str, Any]) -> None:
+    def __init__(self, merge: Merge, builder: Builder, store: Store) -> None:
         """Prepare to merge. Raises `RecipeError`."""
         self._pool = builder.pool
         self._sources = [builder.build(inner) for inner in merge.inputs]
-        self._pipeline = Pipeline(merge, _Inputs(self._pool, merge, self._sources), prepared)
+        self._pipeline = Pipeline(
+            merge, _Inputs(self._pool, merge, self._sources), store, compile=self._pool.parameters >= COMPILED
+        )
         self.info = self._pool.base.info
 
     def tensor(self, name: str) -> torch.Tensor:

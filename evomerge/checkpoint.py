@@ -6,32 +6,35 @@ header is checked before a tensor is touched, and no path in an index leaves the
 """
 
 import contextlib
+import errno
 import json
 import math
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from evomerge import files
 from evomerge.errors import CheckpointError
 from evomerge.recipe import KINDS, Place
+from evomerge.write_behind import write_behind
 
-DTYPES = {
+DTYPES = {  # in the order in which safetensors lays them out in a file, so that every tensor is aligned
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
@@ -39,6 +42,9 @@ DTYPES = {
 }
 _LARGEST_HEADER = 16 << 20
 _MOST_TENSORS = 200_000
+_AHEAD = 2  # tensors that are being read from the disk while one is merged
+_GULP = 1 << 20  # bytes read at a time to no other end than to have them in the kernel's cache
+_KEPT_OPEN = 64 << 20  # bytes made before files are closed: what is read stays mapped, but to open reads a whole header
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _NOT_COPIED = (  # the base's weights in any form, and what was written about them
     ".safetensors",
@@ -96,16 +102,18 @@ class Folder:
             msg = f"{self.path}: no such folder; expected a checkpoint folder with config.json and safetensors"
             raise CheckpointError(msg)
         self._file: dict[str, Path] = {}
+        self._span: dict[str, tuple[int, int]] = {}
         info: dict[str, TensorInfo] = {}
         for shard, names in self._shards().items():
-            header = read_header(shard)
-            wanted = header if names is None else names
+            header = _read_header(shard)
+            wanted = header.info if names is None else names
             for name in wanted:
-                if name not in header:
+                if name not in header.info:
                     msg = f"{self.path}: the index puts tensor `{name}` into {shard.name}, which does not hold it; download the checkpoint again"
                     raise CheckpointError(msg)
-                info[name] = header[name]
+                info[name] = header.info[name]
                 self._file[name] = shard
+                self._span[name] = header.spans[name]
         self.info: Mapping[str, TensorInfo] = dict(sorted(info.items()))
         self._open: dict[Path, Any] = {}
 
@@ -147,6 +155,19 @@ class Folder:
         """Copy the tensor into `out`."""
         out.copy_(self.tensor(name))
 
+    def read_ahead(self, name: str) -> None:
+        """Bring the tensor's pages into the kernel's cache, and nothing into this process; a tensor not here is no error.
+
+        Reading does this, rather than advice to the kernel: that gives small pages, which are slower to map.
+        """
+        if name in self.info:
+            begin, end = self._span[name]
+            gulp = memoryview(bytearray(min(_GULP, end - begin)))
+            with contextlib.suppress(OSError), self._file[name].open("rb", buffering=0) as file:
+                file.seek(begin)
+                while begin < end and (got := file.readinto(gulp[: end - begin])):
+                    begin += got
+
     def forget(self) -> None:
         """Close the files. What has been read is no longer counted as this process's memory; reading opens them again."""
         self._open.clear()
@@ -171,7 +192,7 @@ class Folder:
         if (self.path / "model.safetensors") in found:
             found = [self.path / "model.safetensors"]
         elif (self.path / "adapter_config.json").exists():
-            msg = f"{self.path}: a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload, save_pretrained)"
+            msg = f"{self.path}: a LoRA adapter, not a whole model; merge it into its base first (peft: merge_and_unload, save_pretrained), or give it as an expert of that base"
             raise CheckpointError(msg)
         if len(found) == 1:
             return {self._inside(found[0].name, self.path): None}
@@ -208,6 +229,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises `CheckpointError` for anything that the format forbids, and for headers over 16 MiB or 200,000 tensors.
     """
+    return _read_header(path).info
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a safetensors file holds, and between which of its bytes each tensor lies."""
+
+    info: dict[str, TensorInfo]
+    spans: dict[str, tuple[int, int]]
+
+
+def _read_header(path: Path) -> _Header:
     try:
         with path.open("rb") as file:
             return _parse_header(file, path.stat().st_size)
@@ -223,7 +256,7 @@ class _HeaderError(Exception):
     """What is wrong with a header, to be said with the file's name."""
 
 
-def _parse_header(file: BinaryIO, size: int) -> dict[str, TensorInfo]:
+def _parse_header(file: BinaryIO, size: int) -> _Header:
     start = file.read(8)
     if len(start) < 8:
         msg = f"{size} bytes; not a safetensors file"
@@ -249,18 +282,17 @@ def _parse_header(file: BinaryIO, size: int) -> dict[str, TensorInfo]:
     if len(header) > _MOST_TENSORS:
         msg = f"its header holds {len(header)} tensors; expected at most {_MOST_TENSORS}"
         raise _HeaderError(msg)
-    found: dict[str, TensorInfo] = {}
-    spans: list[tuple[int, int]] = []
+    found = _Header({}, {})
+    data = at = 8 + length
     for name, entry in header.items():
-        found[name], span = _entry(name, entry)
-        spans.append(span)
-    at = 0
-    for begin, end in sorted(spans):
+        found.info[name], (begin, end) = _entry(name, entry)
+        found.spans[name] = data + begin, data + end
+    for begin, end in sorted(found.spans.values()):
         if begin != at:
             raise _HeaderError("its tensors overlap or leave gaps; download it again")
         at = end
-    if 8 + length + at != size:
-        msg = f"needs {8 + length + at} bytes, has {size}; download it again"
+    if at != size:
+        msg = f"needs {at} bytes, has {size}; download it again"
         raise _HeaderError(msg)
     return found
 
@@ -340,6 +372,7 @@ class Layout:
         kind = _kind(name, len(entry.shape), inside=block is not None)
         if block is None:
             block = 0 if "embed" in name.lower() or kind == "embedding" else self.blocks - 1
+            return Place(block, self.blocks, kind, inside=False)
         return Place(block, self.blocks, kind)
 
     def block(self, name: str) -> int | None:
@@ -376,47 +409,89 @@ def save(
     like: Path,
     extra: Mapping[str, str] | None = None,
     shard_bytes: int = 2 << 30,
+    sources: Sequence[Folder] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write a checkpoint as a folder that transformers loads; the folder appears whole or not at all.
 
     Everything beside the weights (configuration, tokenizer) is copied from the folder `like`; `extra` maps file names to
-    texts to write over it. At most one shard of `shard_bytes` is in memory. `progress` gets bytes done and in all.
-    Raises `CheckpointError` if `folder` exists and is not empty.
+    texts to write over it. One tensor is made while others are written, and while the pages of the next ones are read
+    from `sources`, the folders that `checkpoint` is made of: a few tensors are in memory, never a shard of
+    `shard_bytes`. `progress` gets bytes made and in all. Raises `CheckpointError` if `folder` exists and is not empty,
+    and if the disk is too full: before anything is written, unless the space goes meanwhile.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
         raise CheckpointError(msg)
     folder.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(checkpoint.info, shard_bytes)
-    total = sum(entry.nbytes for entry in checkpoint.info.values())
-    with _new_folder(folder) as new:
-        for entry in sorted(like.iterdir()):
-            if entry.is_file() and not entry.name.endswith(_NOT_COPIED):
+    beside = [entry for entry in sorted(like.iterdir()) if entry.is_file() and not entry.name.endswith(_NOT_COPIED)]
+    needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(entry.stat().st_size for entry in beside)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        msg = f"{folder}: needs {needed:,} bytes, its disk has {free:,}; make room, or give a folder on another disk"
+        raise CheckpointError(msg)
+    try:
+        with _new_folder(folder) as new:
+            for entry in beside:
                 shutil.copy(entry, new / entry.name)
-        weight_map, done = {}, 0
+            _write_shards(checkpoint, new, shards, sources, progress)
+            for file, text in (extra or {}).items():
+                (new / file).write_text(text, encoding="utf-8")
+            for entry in (*new.iterdir(), new):
+                files.sync(entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        msg = f"{folder}: {error.strerror} while writing its {needed:,} bytes; make room, or give a folder on another disk"
+        raise CheckpointError(msg) from None
+
+
+def _write_shards(
+    checkpoint: Checkpoint,
+    folder: Path,
+    shards: Sequence[Sequence[str]],
+    sources: Sequence[Folder],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the tensors named for each shard, and the index where there are several."""
+    ahead = iter([name for names in shards for name in names])
+    total = sum(entry.nbytes for entry in checkpoint.info.values())
+    done = closed = 0
+    weight_map = {}
+    reader = ThreadPoolExecutor(1, "read")
+
+    def read_ahead(count: int) -> None:
+        for name in islice(ahead, count):
+            for source in sources:
+                reader.submit(source.read_ahead, name)
+
+    try:
+        read_ahead(_AHEAD)
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            held = {}
-            for name in names:
-                held[name] = checkpoint.tensor(name).clone(memory_format=torch.contiguous_format)
-                checkpoint.forget()
-                weight_map[name] = file
-                done += checkpoint.info[name].nbytes
-                progress(done, total)
-            save_file(held, new / file, metadata={"format": "pt"})
-            (new / file).chmod(0o644)  # safetensors writes 0600, which nobody else on a cluster can read
-            del held
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (new / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
-        for file, text in (extra or {}).items():
-            (new / file).write_text(text, encoding="utf-8")
-        for entry in (*new.iterdir(), new):
-            files.sync(entry)
+            with write_behind(folder / file) as append:
+                append(memoryview(_header({name: checkpoint.info[name] for name in names})))
+                for name in names:
+                    read_ahead(1)
+                    append(_bytes(checkpoint, name))
+                    weight_map[name] = file
+                    done += checkpoint.info[name].nbytes
+                    if done - closed >= _KEPT_OPEN:
+                        checkpoint.forget()
+                        closed = done
+                    progress(done, total)
+            (folder / file).chmod(0o644)  # whatever the umask: others on a cluster read it too
+    finally:
+        reader.shutdown(cancel_futures=True)
+    checkpoint.forget()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
 def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    """Return the names of each shard's tensors, in the order in which they lie in the file."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in info.items():
@@ -425,7 +500,35 @@ def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
             size = 0
         shards[-1].append(name)
         size += entry.nbytes
-    return shards
+    rank = {dtype: number for number, dtype in enumerate(DTYPES.values())}
+    return [sorted(names, key=lambda name: (rank[info[name].dtype], name)) for names in shards]
+
+
+def _header(info: Mapping[str, TensorInfo]) -> bytes:
+    """Return the start of a safetensors file whose tensors follow in the order of `info`: byte for byte the library's."""
+    words = {dtype: word for word, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, entry in info.items():
+        end = begin + entry.nbytes
+        header[name] = {"dtype": words[entry.dtype], "shape": entry.shape, "data_offsets": (begin, end)}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
+    """Return the tensor's elements in row-major order, without a copy where they lie so in memory."""
+    tensor, expected = checkpoint.tensor(name).detach(), checkpoint.info[name]
+    found = TensorInfo(tuple(tensor.shape), tensor.dtype)
+    if found != expected:  # the header, which is written by now, would lie
+        msg = (
+            f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as its file's header said, "
+            f"got {found.dtype} of shape {list(found.shape)}; has the file changed?"
+        )
+        raise CheckpointError(msg)
+    return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: demo, run, resume, show, pick, merge, spaces, zoo.
+"""The command line: demo, run, resume, show, pick, merge, compress, decompress, spaces, zoo.
 
 Every error that a user can mend is one message on standard error and exit code 2. What was interrupted ends with 130, and
 says how to go on.
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import merging, space, strict_yaml, zoo
+from evomerge import checkpoint, codecs, merging, space, strict_yaml, tasks, zoo
+from evomerge.codecs import measure as codec_measure
+from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
+from evomerge.models import LiveModel
 from evomerge.pool import Pool
 from evomerge.progress import Progress, quiet
 from evomerge.recipe import Recipe
@@ -27,6 +31,7 @@ from evomerge.report.results import Results
 from evomerge.report.wording import duration
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
+from evomerge.tasks import Task
 from evomerge.trial import Evaluation, Proposal
 
 app = typer.Typer(
@@ -205,6 +210,77 @@ def merge(
         return
     _export(recipe, pool, out, console, shard_bytes=shard_mib << 20)
     console.print(f"merged checkpoint: {out}")
+
+
+@app.command()
+def compress(
+    out: Out,
+    file: Annotated[
+        Path | None, typer.Argument(help="A study, whose tasks then score what is lost; or any YAML with `pool`.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--zoo", help="Take pool and tasks from an embedded zoo.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(help="An expert: NAME=FOLDER. May be given more than once.")
+    ] = None,
+    codec: Annotated[str, typer.Option(help="tall, emr, low_rank or singular.")] = "tall",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", help="NAME=VALUE, such as `lambda=0.3`, or `lambda.maths=0.3` for one expert."
+        ),
+    ] = None,
+) -> None:
+    """Keep all experts of a pool in one small artefact, from which `evomerge decompress` makes each again.
+
+    Where tasks are known, the λ of TALL masks is chosen for each expert on the search examples, unless it is given, and
+    the retention is what the decoded expert scores on unseen examples, as a share of what the expert does.
+    """
+    console = _console()
+    given = _parameters(parameter or [])
+    made = codecs.make(codec, given)
+    codecs.check_free(out)
+    pool, judged, live = _pool_and_tasks(file, name, base, expert or [], console)
+    model = live() if judged else None
+    if model is not None and codec == "tall" and "lambda" not in given:
+        made = codecs.make(codec, {**given, "lambda": _choose_lambdas(pool, judged, model, console)})
+    with Progress("compress", pool.nbytes, console) as progress:
+        artefact = codecs.encode(pool, made, out, progress=progress)
+    for what, numbers in artefact.constants.items():
+        pairs = zip(artefact.experts, numbers, strict=True)
+        console.print(f"{what}: {', '.join(f'{key} {number:.4g}' for key, number in pairs)}", markup=False)
+    figures: dict[str, list[float]] = {}
+    for entry in artefact.figures.values():
+        for what, number in entry.items():
+            figures.setdefault(what, []).append(number)
+    for what, numbers in figures.items():
+        console.print(f"{what}: {min(numbers):.4g} to {max(numbers):.4g} over {len(numbers)} tensors")
+    whole = sum(entry.stat().st_size for folder in pool.experts.values() for entry in folder.files)
+    console.print(
+        f"bytes: {whole:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
+        f"ratio {artefact.nbytes / whole:.4f}, by the formula {artefact.formula / whole:.4f}"
+    )
+    console.print(_losses(pool, artefact, judged, model, console))
+    console.print(
+        f"artefact: {out}, `evomerge decompress {out} EXPERT -o FOLDER` writes an expert back",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def decompress(
+    folder: Annotated[Path, typer.Argument(help="The artefact that `compress` wrote.", show_default=False)],
+    expert: Annotated[str, typer.Argument(help="Which of its experts.", show_default=False)],
+    out: Out,
+) -> None:
+    """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
+    console = _console()
+    artefact = codecs.Artefact(folder)
+    decoded = artefact.decode(expert)
+    with Progress("decompress", sum(entry.nbytes for entry in decoded.info.values()), console) as progress:
+        checkpoint.save(decoded, out, like=artefact.base.path, progress=progress)
+    console.print(f"checkpoint of `{expert}`: {out}", markup=False)
 
 
 @app.command()
@@ -393,6 +469,90 @@ def _pool(given: Any, file: Path, name: str | None, base: Path | None, experts: 
     return Pool(
         folder / given["base"], {key: folder / path for key, path in given["experts"].items()}, progress=quiet(console)
     )
+
+
+def _pool_and_tasks(
+    file: Path | None, name: str | None, base: Path | None, experts: list[str], console: Console
+) -> tuple[Pool, Mapping[str, Task], Callable[[], LiveModel]]:
+    """Return what was named: the pool, the tasks that come with it, and what makes the model that they score."""
+    if file is None and name is None and base is None and not experts:
+        msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
+        raise RecipeError(msg)
+    if file is not None and not file.is_file():
+        msg = f"{file}: no such file; expected a study, or YAML with `pool`"
+        raise RecipeError(msg)
+    data = {} if file is None else strict_yaml.read(file)
+    elsewhere = name is not None or base is not None or bool(experts)
+    if file is not None and not elsewhere and isinstance(data, dict) and "space" in data:
+        parts = open_parts(StudySettings.read(file), quiet(console))
+        setup = parts.setup
+        return parts.pool, parts.tasks, lambda: LiveModel(parts.pool.base.path, setup.auto, setup.precision)
+    listed = data.get("pool") if isinstance(data, dict) else None
+    pool = _pool(listed, file or Path(), name, base, experts, console)
+    found = {} if name is None else zoo.load(name).tasks
+    made = {key: tasks.make(key, entry, Path()) for key, entry in found.items()}
+    return pool, made, lambda: LiveModel(pool.base.path)
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    """Return `NAME=VALUE` pairs as data; `NAME.EXPERT=VALUE` goes into a mapping by expert."""
+    found: dict[str, Any] = {}
+    for entry in given:
+        key, equals, text = entry.partition("=")
+        if not equals:
+            msg = f"{entry!r}: expected NAME=VALUE, such as `lambda=0.3`"
+            raise RecipeError(msg)
+        what, dot, expert = key.partition(".")
+        value = strict_yaml.parse(text, f"--parameter {key}")
+        inner = found.setdefault(what, {}) if dot else found
+        if not isinstance(inner, dict) or (expert if dot else what) in inner:
+            msg = f"--parameter `{what}` is given twice; give one value, or one for each expert"
+            raise RecipeError(msg)
+        inner[expert if dot else what] = value
+    return found
+
+
+def _own(expert: str, judged: Mapping[str, Task]) -> list[Task]:
+    """Return the tasks that say how good an expert is: the one of its name, else all."""
+    return [judged[expert]] if expert in judged else list(judged.values())
+
+
+def _choose_lambdas(pool: Pool, judged: Mapping[str, Task], model: LiveModel, console: Console) -> dict[str, float]:
+    done = itertools.count(1)
+    with Progress("choose λ", len(pool.experts) * len(LAMBDAS), console) as progress:
+
+        def judge(name: str, candidate: checkpoint.Checkpoint) -> float:
+            found = codec_measure.scores(model, candidate, _own(name, judged), "search")
+            progress(next(done), note=name)
+            return sum(found.values()) / len(found)
+
+        return codec_measure.choose_lambdas(pool, judge)
+
+
+def _losses(
+    pool: Pool, artefact: codecs.Artefact, judged: Mapping[str, Task], model: LiveModel | None, console: Console
+) -> Table:
+    """Return the table of what each expert lost."""
+    scored = ("task", "expert scores", "decoded", "retention") if model is not None else ()
+    table = Table("expert", "relative error", "cosine", *scored, box=None)
+    with Progress("measure", len(pool.experts), console) as progress:
+        for number, name in enumerate(pool.experts, start=1):
+            decoded = artefact.decode(name)
+            near = codec_measure.fidelity(pool, name, decoded)
+            first = [escape(name), f"{near.error:.4g}", f"{near.cosine:.6f}"]
+            if model is None:
+                table.add_row(*first)
+            else:
+                own = _own(name, judged)
+                before = codec_measure.scores(model, pool.experts[name], own, "report")
+                after = codec_measure.scores(model, decoded, own, "report")
+                for task in own:
+                    was, now = before[task.name], after[task.name]
+                    kept = f"{now / was:.2%}" if was > 0 else "-"
+                    table.add_row(*first, escape(task.name), f"{was:.4f}", f"{now:.4f}", kept)
+                    first = ["", "", ""]
+            progress(number, note=name)
+    return table
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from evomerge import files
+from evomerge.adapter import Adapter, is_adapter
 from evomerge.checkpoint import Folder, Layout, TensorInfo, first_difference
 from evomerge.errors import CheckpointError, PoolError
 
@@ -34,7 +35,8 @@ class Pool:
     ) -> None:
         """Open the checkpoint folders and check that they can be merged. `progress` is told what is being read.
 
-        Raises `PoolError` or `CheckpointError`.
+        A folder with a LoRA adapter is an expert, too: the base with that adapter on it. Raises `PoolError` or
+        `CheckpointError`.
         """
         if not experts:
             msg = "the pool has no experts; expected at least one, such as `experts: {maths: path/to/maths}`"
@@ -43,7 +45,9 @@ class Pool:
             msg = "the pool has an expert named `base`, which is how recipes call the base model; give it another name"
             raise PoolError(msg)
         self.base = Folder(base)
-        self.experts = {name: Folder(path) for name, path in experts.items()}
+        self.experts = {
+            name: Adapter(path, self.base) if is_adapter(path) else Folder(path) for name, path in experts.items()
+        }
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
         self.notes: list[str] = []
@@ -95,7 +99,7 @@ class Pool:
         """Bytes of one checkpoint in storage."""
         return sum(entry.nbytes for entry in self.base.info.values())
 
-    def _check_alike(self, name: str, expert: Folder) -> None:
+    def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
         found = [
             f"tensor `{tensor}`: {_words(expert.info.get(tensor))} in the expert, "
             f"{_words(self.base.info.get(tensor))} in the base"
@@ -133,27 +137,29 @@ def _words(entry: TensorInfo | None) -> str:
     return "missing" if entry is None else f"shape {list(entry.shape)}"
 
 
-def fingerprint(folder: Folder) -> str:
+def fingerprint(folder: Folder | Adapter) -> str:
     """Return the sha256 of a checkpoint's weights, having made sure that every number in it is finite.
 
-    The answer is remembered under the files' size and time of change. Raises `CheckpointError` naming the first tensor
-    that holds NaN or infinity.
+    An adapter's is that of its own files and of its base. The answer is remembered under the files' size and time of
+    change. Raises `CheckpointError` naming the first tensor that holds NaN or infinity.
     """
-    stamps: list[Any] = []
+    base = [fingerprint(folder.base)] if isinstance(folder, Adapter) else []
+    stamps: list[Any] = [*base]
     for file in folder.files:
         stat = file.resolve().stat()
         stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     memory = files.cache() / "fingerprints" / hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     if memory.is_file():
         return memory.read_text(encoding="ascii")
-    for name, entry in folder.info.items():
+    for name in folder.changed if isinstance(folder, Adapter) else folder.info:
+        entry = folder.info[name]
         if entry.dtype.is_floating_point:
             bad = int((~torch.isfinite(folder.tensor(name))).sum())
             if bad:
                 msg = f"{folder.path}: tensor `{name}` holds {bad} numbers that are NaN or infinite, of {entry.numel}; such a model cannot be merged"
                 raise CheckpointError(msg)
         folder.forget()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("".join(base).encode())
     for file in folder.files:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())

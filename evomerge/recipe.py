@@ -51,12 +51,14 @@ class Node(BaseModel):
 class Place:
     """Where a tensor is in the model: in which of how many blocks, and of what kind.
 
-    Tensors outside the stack of blocks count with its nearest end: embeddings with block 0, the rest with the last block.
+    Tensors outside the stack of blocks count with its nearest end: embeddings with block 0, the rest with the last block;
+    `inside` tells them apart.
     """
 
     block: int
     blocks: int
     kind: str
+    inside: bool = True
 
 
 class Tiled(Node):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evomerge.cli import _parameters
+from evomerge.errors import RecipeError
+
 
 @pytest.fixture(scope="session")
 def study_file(small_digits, tmp_path_factory):
@@ -98,6 +101,57 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="session")
+def compressed(study_file):
+    out = study_file.parent / "artefact"
+    return out, evomerge("compress", study_file, "-o", out).stdout
+
+
+def test_compress_reports_bytes_ratio_distances_and_what_is_kept_of_the_scores(compressed):
+    out, said = compressed
+    for words in ("choose λ: 20/20", "compress: ", "lambda: turned 0.", "ratio 0.", "by the formula 0.5", "retention"):
+        assert words in said
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line.rstrip().endswith("%")}
+    assert all(0 < float(rows[name][1]) < 1 and 0 < float(rows[name][2]) < 1 for name in ("turned", "inverted"))
+    assert rows["turned"][3] == "turned"
+    assert sum(file.stat().st_size for file in (out / "codes").iterdir()) > 0
+
+
+def test_decompress_writes_an_expert_that_transformers_loads(compressed, tmp_path):
+    evomerge("decompress", compressed[0], "turned", "-o", tmp_path / "turned")
+    from transformers import AutoModelForImageClassification
+
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "turned").num_labels == 10
+    done = evomerge("decompress", compressed[0], "turnt", "-o", tmp_path / "x", code=2)
+    assert "did you mean `turned`?" in done.stderr
+
+
+def test_compress_takes_folders_a_codec_and_its_parameters(pool_folder, tmp_path):
+    folders = [f"--expert={name}={pool_folder / name}" for name in ("maths", "code")]
+    given = ("-p", "lambda.maths=0.25", "-p", "lambda.code=0.5")
+    done = evomerge("compress", "--base", pool_folder / "base", *folders, *given, "-o", tmp_path / "out")
+    assert "lambda: maths 0.25, code 0.5" in done.stdout
+    assert "retention" not in done.stdout
+    recipe = tmp_path / "pool.yaml"
+    experts = {name: str(pool_folder / name) for name in ("maths", "code")}
+    recipe.write_text(yaml.safe_dump({"pool": {"base": str(pool_folder / "base"), "experts": experts}}))
+    done = evomerge("compress", recipe, "--codec", "low_rank", "-p", "rank=1", "-o", tmp_path / "low")
+    assert "rank: 1 to 1 over" in done.stdout
+
+
+def test_codec_parameters_are_given_once_as_name_and_value():
+    assert _parameters(["p=2", "lambda.a=0.25", "lambda.b=1", "basis=matrix"]) == {
+        "p": 2,
+        "lambda": {"a": 0.25, "b": 1},
+        "basis": "matrix",
+    }
+    with pytest.raises(RecipeError, match="expected NAME=VALUE"):
+        _parameters(["lambda"])
+    for twice in (["lambda=1", "lambda.a=2"], ["lambda.a=2", "lambda=1"], ["p=1", "p=2"], ["lambda.a=1", "lambda.a=1"]):
+        with pytest.raises(RecipeError, match="is given twice"):
+            _parameters(twice)
+
+
 def test_spaces_lists_and_prints():
     assert "slerp_per_block" in evomerge("spaces").stdout
     text = evomerge("spaces", "ties_per_block").stdout
@@ -113,6 +167,9 @@ def test_spaces_lists_and_prints():
         (("merge", "nowhere.yaml", "-o", "x"), "no such recipe file"),
         (("spaces", "ties"), "did you mean `ties_per_block`?"),
         (("zoo", "build", "digit"), "did you mean `digits`?"),
+        (("compress", "-o", "x"), "which experts? give a study"),
+        (("compress", "--codec", "tal", "-o", "x"), "did you mean `tall`?"),
+        (("decompress", "nowhere", "maths", "-o", "x"), "expected an artefact"),
         (("demo", "--zoo", "txt"), "did you mean `text`?"),
     ],
 )

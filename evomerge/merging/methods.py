@@ -3,7 +3,7 @@
 Where a paper, its released code and mergekit differ, the paper is the default and the others are options by name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -90,11 +90,22 @@ METHODS: dict[str, Method] = {
             reach=_average,
         ),
         Method(
+            "mwa",
+            "average of checkpoints weighted by a power of their metric (arXiv 2504.18580)",
+            ("metric",),
+            reduce="solve",
+        ),
+        Method(
             "task_arithmetic",
-            "base + λ Σwτ (arXiv 2212.04089)",
+            "base + λ Σwτ (arXiv 2212.04089); a negative λ forgets",
             ("weight", "scale"),
             defaults={"lambda": 0.3},
             reach=_affine,
+        ),
+        Method(
+            "lines",
+            "task arithmetic with a scale that grows with depth (LiNeS, arXiv 2410.17146)",
+            ("weight", "lines"),
         ),
         Method(
             "slerp",
@@ -102,6 +113,27 @@ METHODS: dict[str, Method] = {
             ("slerp",),
             origin="zero",
             reach=_slerp_ends,
+        ),
+        Method(
+            "nuslerp",
+            "along the arc between two task vectors, at the second's share of the weights",
+            ("nuslerp",),
+        ),
+        Method(
+            "multislerp",
+            "weighted mean direction of the task vectors at their mean length",
+            ("multislerp",),
+        ),
+        Method(
+            "karcher",
+            "Karcher mean of the models' directions, tensor by tensor, on raw weights",
+            ("karcher",),
+            origin="zero",
+        ),
+        Method(
+            "model_stock",
+            "between the base and the mean of the inputs, as far as the angles say (arXiv 2403.19522)",
+            ("stock",),
         ),
         Method(
             "ties",
@@ -113,16 +145,98 @@ METHODS: dict[str, Method] = {
         Method(
             "dare_linear",
             "drop and rescale, then task arithmetic (arXiv 2311.03099)",
-            ("drop", "weight", "scale"),
+            ("dare", "weight", "scale"),
             reach=lambda weights: _undropped(_affine(weights)),
         ),
         Method(
             "dare_ties",
             "drop and rescale, optionally trim, elect signs, disjoint mean (arXiv 2311.03099)",
-            ("drop", "trim", "elect", "scale"),
+            ("dare", "trim", "elect", "scale"),
             reduce="solve",
             defaults={"density": 1.0},
             reach=lambda weights: _undropped(_alone(weights)),
+        ),
+        Method(
+            "della",
+            "drop by rank and rescale, elect signs, disjoint mean (arXiv 2406.11617)",
+            ("della", "elect", "scale"),
+            reduce="solve",
+            defaults={"lambda": 1.1},
+        ),
+        Method(
+            "della_linear",
+            "drop by rank and rescale, then task arithmetic (arXiv 2406.11617)",
+            ("della", "weight", "scale"),
+        ),
+        Method(
+            "breadcrumbs",
+            "drop the largest and the small, then task arithmetic (arXiv 2312.06795)",
+            ("breadcrumbs", "weight", "scale"),
+            defaults={"lambda": 0.3},
+        ),
+        Method(
+            "breadcrumbs_ties",
+            "drop the largest and the small, elect signs, disjoint mean (arXiv 2312.06795)",
+            ("breadcrumbs", "elect", "scale"),
+            reduce="solve",
+        ),
+        Method(
+            "sce",
+            "select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)",
+            ("select", "energy", "elect"),
+            reduce="solve",
+            defaults={"undecided": "positive"},
+        ),
+        Method(
+            "pcb",
+            "clip outliers, balance competing elements, drop and rescale (PCB-Merging, arXiv 2410.02396)",
+            ("clip", "balance", "multiply", "scale"),
+            reduce="solve",
+            defaults={"lambda": 1.2, "clip": 0.01},
+        ),
+        Method(
+            "consensus",
+            "task arithmetic without the elements that fewer than two tasks need (arXiv 2405.07813)",
+            ("weight", "consensus", "scale"),
+            defaults={"lambda": 0.3},
+        ),
+        Method(
+            "consensus_ties",
+            "TIES' disjoint sum without the elements that fewer than two tasks need (arXiv 2405.07813)",
+            ("trim", "elect", "consensus", "scale"),
+            defaults={"lambda": 0.3},
+        ),
+        Method(
+            "tsv",
+            "each input's first singular vectors, made orthogonal to the others' (TSV-Merge, arXiv 2412.00081)",
+            ("decorrelate", "weight", "scale"),
+        ),
+        Method(
+            "iso_c",
+            "the summed task vector with equal singular values (arXiv 2502.04959)",
+            ("isotropise", "scale"),
+        ),
+        Method(
+            "iso_cts",
+            "equal singular values over common and task-specific directions (arXiv 2502.04959)",
+            ("isotropise", "scale"),
+            defaults={"common": 0.8},
+        ),
+        Method(
+            "opcm",
+            "one input after the other, each without what the merge so far has (arXiv 2501.09522)",
+            ("project", "restore_norm"),
+        ),
+        Method(
+            "layer_swap",
+            "the first input's blocks, the second's at the bottom and the top (arXiv 2410.01335)",
+            ("swap",),
+            origin="zero",
+        ),
+        Method(
+            "nearswap",
+            "the base, moved towards the input by at most t in each element",
+            ("near",),
         ),
     )
 }
@@ -140,7 +254,7 @@ def spell_out(merge: Merge) -> dict[str, Any]:
         method = METHODS[merge.method]
         values = _complete(f"method `{method.name}`", method.parameters, merge.parameters)
         steps = [(name, {key: values[key] for key in STAGES[name].parameters}) for name in method.stages]
-        _check_inputs(method.stages, merge)
+        _check_inputs(steps, merge)
         return {"origin": method.origin, "reduce": values["reduce"], "steps": steps}
     stages = merge.stages
     assert stages is not None  # Merge holds exactly one of method and stages
@@ -155,18 +269,22 @@ def spell_out(merge: Merge) -> dict[str, Any]:
                 msg = f"unknown {role} stage `{name}`; {nearest(name, known)}"
                 raise RecipeError(msg)
             steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, given)))
-    _check_inputs([name for name, _ in steps], merge)
+    _check_inputs(steps, merge)
     return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps}
 
 
-def _check_inputs(stages: Iterable[str], merge: Merge) -> None:
-    for name in stages:
-        if STAGES[name].inputs not in (None, len(merge.inputs)):
-            msg = (
-                f"`{merge.method or name}` takes exactly {STAGES[name].inputs} inputs, "
-                f"got {len(merge.inputs)}: {', '.join(merge.labels)}"
-            )
+def _check_inputs(steps: Sequence[tuple[str, Mapping[str, Any]]], merge: Merge) -> None:
+    joined = None
+    for name, _ in steps:
+        stage, inputs = STAGES[name], len(merge.inputs)
+        wanted = f"exactly {stage.inputs}" if stage.inputs is not None else f"at least {stage.fewest}"
+        if inputs < stage.fewest or stage.inputs not in (None, inputs):
+            msg = f"`{merge.method or name}` takes {wanted} inputs, got {inputs}: {', '.join(merge.labels)}"
             raise RecipeError(msg)
+        if joined is not None and stage.role != "post":
+            msg = f"stage `{name}` comes after `{joined}`, which joins the inputs into one; put it before, or leave it out"
+            raise RecipeError(msg)
+        joined = name if stage.joins else joined
 
 
 def _complete(where: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:

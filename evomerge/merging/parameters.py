@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from evomerge.errors import RecipeError
 from evomerge.recipe import Place, Tiled
 
@@ -14,18 +12,24 @@ from evomerge.recipe import Place, Tiled
 class Parameter:
     """What one parameter of a stage may be. `low` and `high` are what is valid; `search` is the range worth searching.
 
-    A parameter with `choices` is one of these words; otherwise it is a number. `per_input` parameters may differ from
-    input to input (`per: [expert]`).
+    A parameter with `choices` is one of these words, or, where it has bounds too, a number. `per_input` parameters may
+    differ from input to input (`per: [expert]`).
     """
 
     about: str
     default: float | str
-    low: float = -float("inf")
-    high: float = float("inf")
+    low: float = float("inf")
+    high: float = -float("inf")
     search: tuple[float, float] | None = None
     log: bool = False
+    integer: bool = False
     choices: tuple[str, ...] = ()
     per_input: bool = True
+
+    @property
+    def is_word(self) -> bool:
+        """Whether the parameter is never a number."""
+        return self.low > self.high
 
     def with_default(self, default: float | str) -> "Parameter":
         """Return the same parameter with another default."""
@@ -43,14 +47,26 @@ class Parameter:
             for entry in _entries(value.values):
                 self.check(name, entry)
             return
-        if self.choices:
-            if value not in self.choices:
-                msg = f"parameter `{name}` is {value!r}; expected one of {', '.join(self.choices)}"
-                raise RecipeError(msg)
+        if value in self.choices:
             return
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            msg = f"parameter `{name}` is {value!r}; expected a number in [{self.low:g}, {self.high:g}]"
+        if (
+            self.is_word
+            or isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not self.low <= value <= self.high
+            or (self.integer and value != int(value))
+        ):
+            msg = f"parameter `{name}` is {value!r}; expected {self.expected}"
             raise RecipeError(msg)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        words = f"one of {', '.join(self.choices)}" if self.choices else ""
+        if self.is_word:
+            return words
+        number = f"a {'whole ' if self.integer else ''}number in [{self.low:g}, {self.high:g}]"
+        return f"{number}, or {words}" if words else number
 
 
 def _entries(table: Any) -> list[Any]:
@@ -66,6 +82,8 @@ def at(value: Any, place: Place, label: str | None = None) -> Any:
     return value.at(place, label) if isinstance(value, Tiled) else value
 
 
-def column(value: Any, place: Place, labels: Sequence[str]) -> torch.Tensor:
-    """Return a number for each input, float32 `(inputs, 1)`."""
-    return torch.tensor([[at(value, place, label)] for label in labels], dtype=torch.float32)
+def resolve(parameter: Parameter, value: Any, place: Place, labels: Sequence[str]) -> Any:
+    """Return a parameter's value at `place`: a tuple `(K,)` of numbers where it is per input, else one number or word."""
+    if parameter.per_input and not parameter.is_word:
+        return tuple(at(value, place, label) for label in labels)
+    return at(value, place)

@@ -1,20 +1,38 @@
-"""Pipeline: one merge, run one tensor at a time and one cache-sized block of it at a time.
+"""Pipeline: one merge, run one tensor at a time.
 
 fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a tensor's full size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
-from evomerge.merging.parameters import Parameter, at, column
-from evomerge.merging.stages import STAGES, Block
-from evomerge.recipe import Merge, MergeNode, Place, Recipe, canonical_json
+from evomerge.merging.parameters import at, resolve
+from evomerge.merging.prepared import Store
+from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Site, part
+from evomerge.merging.stages import STAGES
+from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
 
 BLOCK = 1 << 16
-"""Elements of one block. Part of every keyed mask, so a constant of the format, not a setting."""
+"""Elements of one block where a composition runs as written: a few such rows fit into a processor's cache."""
+
+COMPILED = 1 << 14
+"""Elements of a tensor from which on the compiled form is the faster one."""
+
+_LONGEST = 1 << 30
+"""Elements that one call of the compiled form gets at most."""
+
+_INDICES = 1 << 32
+"""An element's index has 32 bits, and begins anew after that many."""
+
+_FORMAT = 1
+"""Part of the keys of what is kept on disk: to be raised whenever anything prepared changes."""
+
+T = TypeVar("T")
 
 
 class Inputs(Protocol):
@@ -26,7 +44,7 @@ class Inputs(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """The inputs' recipe ids `(K,)`: what has been prepared for them may be used again."""
+        """What the base and the inputs are, by content `(1 + K,)`: what has been prepared for them may be used again."""
 
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""
@@ -38,140 +56,198 @@ class Inputs(Protocol):
 class Pipeline:
     """One merge over given inputs. Not to be confused with its `Merge`, the words that describe it."""
 
-    def __init__(self, merge: Merge, inputs: Inputs, prepared: dict[str, Any]) -> None:
+    def __init__(self, merge: Merge, inputs: Inputs, store: Store, *, compile: bool = False) -> None:  # noqa: A002
         """Read `merge`, and check that its tables fit the inputs' model; no tensor is read.
 
-        `prepared` is kept by the caller and shared by all merges of a pool. Raises `RecipeError`.
+        `store` is kept by the caller and shared by all merges of a pool. `compile` says whether compositions are
+        compiled, which gives the same bytes, and pays from some 10 million numbers on. Raises `RecipeError`.
         """
         spelled = spell_out(merge)
-        self._origin: str = spelled["origin"]
-        self._steps = [(name, STAGES[name]) for name, _ in spelled["steps"]]
         self._labels = merge.labels
         self._seed = merge.seed
         self._inputs = inputs
+        self._compile = compile
         places = {inputs.place(name) for name in inputs.names}
         self._numbers = {place: _numbers(spelled, place, merge.labels) for place in places}
-        self._reduce = {place: at(spelled["reduce"], place) for place in places}
+        self._compositions = {
+            place: Composition(
+                spelled["origin"],
+                tuple((name, _words(name, numbers)) for name, numbers in self._numbers[place]),
+                at(spelled["reduce"], place),
+            )
+            for place in places
+        }
         # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
-        self._shared = prepared if not any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else {}
-        self._own: dict[str, Any] = {}
-        self._measured: dict[tuple[Any, ...], Any] = {}
+        self._store = Store() if any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else store
+        self._stages = [STAGES[name] for name, _ in spelled["steps"]]
+        self._about = canonical_json([spelled["origin"], list(inputs.ids), merge.labels, merge.seed])
+        self._steps = _plain(spelled["steps"])
+        self._reduce = _plain([("", {"reduce": spelled["reduce"]})])
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape and any floating-point dtype."""
-        place = self._inputs.place(name)
-        numbers = self._numbers[place]
         flat = out.view(-1)
-        base, tensors = self._flat(name)
-        if self._unchanged(name, base, tensors):
+        site, base, tensors = self._load(name)
+        composition = self._compositions[site.place]
+        if composition.origin == "base" and self._unchanged(name, base, tensors):
             flat.copy_(base)
-            return
-        measured = [self._measure(i, name) for i in range(len(self._steps))] if base.numel() else []
-        for start, block, origin in self._blocks(name, base, tensors):
-            field = torch.ones(1, 1)
-            for i, (_, stage) in enumerate(self._steps):
-                if stage.role == "edit":
-                    block.stack = stage.apply(block, block.stack, numbers[i], measured[i])
-                elif stage.role == "weigh":
-                    field = field * stage.apply(block, block.stack, numbers[i], measured[i])
-            delta = _reduce(block.stack, field, self._reduce[place])
-            for i, (_, stage) in enumerate(self._steps):
-                if stage.role == "post":
-                    delta = stage.apply(block, delta, numbers[i], measured[i])
-            # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
-            flat[start : start + delta.numel()].copy_(origin - (0.0 - delta))
+            return None
+        bound = [self.bound(step, site) for step in range(len(self._stages))] if base.numel() else []
+        if self._compile and base.numel() >= COMPILED:
+            with contextlib.suppress(Uncompilable):
+                return _run(compiled(composition, len(tensors)), _LONGEST, base, tensors, flat, bound)
+        return _run(composition.run, BLOCK, base, tensors, flat, bound)
 
-    def _unchanged(self, name: str, base: torch.Tensor, tensors: list[torch.Tensor]) -> bool:
-        """Return whether every task vector of the tensor is zero, as of frozen embeddings: so is their merge then."""
-        if self._origin != "base":
-            return False
-        key = canonical_json(["unchanged", name, list(self._inputs.ids)])
-        if key not in self._shared:
-            self._shared[key] = all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
-        return bool(self._shared[key])
+    def blocks(self, step: int, tensor: str) -> Iterator[Block]:
+        """Yield a tensor block by block, as the stage number `step` finds it."""
+        site, base, tensors = self._load(tensor)
+        composition = self._compositions[site.place]
+        bound = [self.bound(i, site) for i in range(step)]
+        for span in _spans(base.numel(), BLOCK) if base.numel() else [slice(0, 0)]:
+            _, raw = composition.rows(base[span], [row[span] for row in tensors])
+            piece = Piece(raw, _start(span))
+            yield Block(site, span, piece, composition.upto(step, piece, [part(values, span) for values in bound]))
 
-    def _flat(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        base, tensors = self._inputs.load(name)
-        return base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
+    def prepared(self, step: int, tensor: str) -> Prepared:
+        """Return what the stage number `step` prepares of a tensor."""
+        site, base, _ = self._load(tensor)
+        name, numbers = self._numbers[site.place][step]
+        stage = self._stages[step]
+        assert stage.prepare is not None
+        prepare = stage.prepare
 
-    def _blocks(
-        self, name: str, base: torch.Tensor, tensors: list[torch.Tensor]
-    ) -> Iterator[tuple[int, Block, torch.Tensor]]:
-        for index, start in enumerate(range(0, base.numel(), BLOCK)):
-            stop = min(start + BLOCK, base.numel())
-            stack = torch.empty(len(tensors), stop - start)
-            for row, tensor in zip(stack, tensors, strict=True):
-                row.copy_(tensor[start:stop])
-            if self._origin == "zero":
-                origin = torch.zeros(stop - start)
-            elif self._origin == "mean":
-                origin = stack.mean(dim=0)
-            else:
-                origin = base[start:stop].float()
-            if self._origin != "zero":
-                stack -= origin
-            yield start, Block(stack, name, index, self._labels, self._seed), origin
+        def make() -> Prepared:
+            return prepare(site, self.blocks(step, tensor), numbers)
 
-    def _measure(self, step: int, name: str) -> Any:
-        """Return what a stage measures over its scope, after the edits before it."""
-        stage_name, stage = self._steps[step]
-        numbers = self._numbers[self._inputs.place(name)][step]
+        if not self.lasting(step):
+            return make()
+        origin = self._compositions[site.place].origin
+        key = [
+            _FORMAT,
+            stage.prepared_as or name,
+            stage.prepared_for(site, numbers),
+            origin,
+            list(self._inputs.ids),
+            tensor,
+        ]
+        return self._store.prepared(canonical_json(key), base.numel(), make)
+
+    def lasting(self, step: int) -> bool:
+        """Return whether what a stage finds depends on the pool alone: no edit comes before it, nor a reduction."""
+        return self._stages[step].role != "post" and all(stage.role != "edit" for stage in self._stages[:step])
+
+    def key(self, step: int, tensor: str | None, *what: Any) -> str:
+        """Return a key of all that a stage finds, in one tensor or in the model, and of `what`."""
+        if self._stages[step].role != "post" and self.lasting(step):
+            before: Any = []
+        elif tensor is None:
+            before = [self._steps[:step], self._reduce]
+        else:
+            place = self._inputs.place(tensor)
+            before = [self._numbers[place][:step], self._compositions[place].reduce]
+        return canonical_json([self._about, tensor, before, *what])
+
+    def remember(self, key: str, make: Callable[[], T]) -> T:
+        """Return what `make` makes, made once for the whole search."""
+        return self._store.measure(key, make)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors of the model."""
+        return list(self._inputs.names)
+
+    def bound(self, step: int, site: Site) -> Bound:
+        """Return what a stage's `apply` reads for one tensor."""
+        name, numbers = self._numbers[site.place][step]
+        stage = self._stages[step]
         scope = stage.scope(numbers)
         if scope == "block":
-            return None
-        whole = scope == "model"
-        asked = (step, _frozen(numbers)) if whole else (step, name)
-        if asked in self._measured:
-            return self._measured[asked]
-        edits = [i for i in range(step) if self._steps[i][1].role == "edit"]
+            return stage.bind(site, numbers, None)
+        region = _Region(self, step, site, None if scope == "model" else site.tensor)
+        if stage.gives_fields:  # as large as the tensor: what was prepared is kept, the rest is not
+            return stage.bind(site, numbers, stage.measure(region, numbers))
+        key = self.key(step, region.tensor, name, numbers)
+        return stage.bind(site, numbers, self._store.measure(key, lambda: stage.measure(region, numbers)))
 
-        def blocks() -> Iterator[Block]:
-            for tensor in self._inputs.names if whole else [name]:
-                before = self._numbers[self._inputs.place(tensor)]
-                known = {i: self._measure(i, tensor) for i in edits}
-                for _, block, _ in self._blocks(tensor, *self._flat(tensor)):
-                    for i in edits:
-                        block.stack = self._steps[i][1].apply(block, block.stack, before[i], known[i])
-                    yield block
+    def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
+        """Return whether every task vector of the tensor is zero, as of frozen embeddings: so is their merge then."""
 
-        store = self._own if edits else self._shared
-        where = "" if whole else name
-        key = canonical_json([stage_name, step if edits else 0, where, self._origin, list(self._inputs.ids)])
-        if key not in store:
-            store[key] = stage.prepare(blocks)
-        found = self._measured[asked] = stage.measure(store[key], blocks, numbers)
-        return found
+        def compare() -> bool:
+            return all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
+
+        return self._store.measure(canonical_json(["unchanged", list(self._inputs.ids), name]), compare)
+
+    def _load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
+        """Return a tensor's site, and the base's and the inputs' numbers `(n,)`."""
+        base, tensors = self._inputs.load(name)
+        site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self._seed)
+        return site, base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
 
 
-def _numbers(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[dict[str, Any]]:
+class _Region:
+    """The tensors over which one stage of a pipeline measures: one, or all where `tensor` is None."""
+
+    def __init__(self, pipeline: Pipeline, step: int, site: Site, tensor: str | None) -> None:
+        self._pipeline = pipeline
+        self._step = step
+        self.site = site
+        self.tensor = tensor
+        self._tensors = pipeline.names if tensor is None else [tensor]
+
+    @property
+    def lasting(self) -> bool:
+        return self._pipeline.lasting(self._step)
+
+    def prepared(self) -> Sequence[Prepared]:
+        return [self._pipeline.prepared(self._step, tensor) for tensor in self._tensors]
+
+    def remember(self, make: Callable[[], T]) -> T:
+        return self._pipeline.remember(self._pipeline.key(self._step, self.tensor, make.__qualname__), make)
+
+    def blocks(self) -> Iterator[Block]:
+        for tensor in self._tensors:
+            yield from self._pipeline.blocks(self._step, tensor)
+
+
+def _run(
+    run: Callable[..., None], length: int, base: torch.Tensor, tensors: Rows, flat: torch.Tensor, bound: list[Bound]
+) -> None:
+    for span in _spans(base.numel(), length):
+        run(
+            base[span],
+            [row[span] for row in tensors],
+            flat[span],
+            _start(span),
+            [part(values, span) for values in bound],
+        )
+
+
+def _start(span: slice) -> torch.Tensor:
+    return torch.tensor(span.start % _INDICES - _INDICES // 2, dtype=torch.int32)
+
+
+def _spans(numel: int, length: int) -> Iterator[slice]:
+    for start in range(0, numel, length):
+        yield slice(start, min(start + length, numel))
+
+
+def _numbers(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Return each step's parameters for a tensor at `place`. Raises `RecipeError` where a table has no such entry."""
     return [
-        {
-            key: column(value, place, labels) if _varies(STAGES[name].parameters[key]) else at(value, place)
-            for key, value in parameters.items()
-        }
+        (name, {key: resolve(STAGES[name].parameters[key], value, place, labels) for key, value in parameters.items()})
         for name, parameters in spelled["steps"]
     ]
 
 
-def _varies(parameter: Parameter) -> bool:
-    return parameter.per_input and not parameter.choices
+def _words(name: str, numbers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((key, numbers[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
 
 
-def _frozen(numbers: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(tuple(v.flatten().tolist()) if isinstance(v, torch.Tensor) else v for v in numbers.values())
-
-
-def _reduce(stack: torch.Tensor, field: torch.Tensor, how: str) -> torch.Tensor:
-    """Σ P∘D, its quotient by Σ P, or the largest |P∘D|; stack `(K, n)`, field `(K or 1, n or 1)` → `(n,)`."""
-    weighted = stack * field
-    if how == "max":
-        return weighted.gather(0, weighted.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-    total = weighted.sum(dim=0)
-    if how == "sum":
-        return total
-    weights = field.expand(stack.shape[0], field.shape[1]).sum(dim=0)
-    return total / torch.where(weights == 0, torch.inf, weights)
+def _plain(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
+    return [
+        [name, {key: value.model_dump() if isinstance(value, Tiled) else value for key, value in parameters.items()}]
+        for name, parameters in steps
+    ]
 
 
 def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from evomerge import checkpoint, strict_yaml
 from evomerge.build import Builder
+from evomerge.checkpoint import Folder
 from evomerge.merging import check
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
@@ -36,6 +37,13 @@ def export(
         "README.md": model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate),
         "recipe.yaml": strict_yaml.text(file),
     }
+    used = [pool.base, *(pool.experts[name] for name in recipe.experts)]
     checkpoint.save(
-        Builder(pool).build(recipe), out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, progress=progress
+        Builder(pool).build(recipe),
+        out,
+        like=pool.base.path,
+        extra=extra,
+        shard_bytes=shard_bytes,
+        sources=[source for source in used if isinstance(source, Folder)],  # what an adapter adds to its base is small
+        progress=progress,
     )

@@ -1,0 +1,30 @@
+"""Codecs: many experts of one base kept in little space, and each of them given back.
+
+Unlike a merge, which is one model, an artefact answers with another model for every expert. `make` takes a codec by name
+from `CODECS`, `encode` writes a pool as an artefact folder, `Artefact` reads one; what that costs is in `measure`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from evomerge.codecs.artefact import CODECS, Artefact, check_free, encode
+from evomerge.codecs.codec import Codec
+from evomerge.errors import RecipeError, nearest
+from evomerge.recipe import describe
+
+__all__ = ["CODECS", "Artefact", "Codec", "check_free", "encode", "make"]
+
+
+def make(name: str, parameters: Mapping[str, Any] | None = None) -> Codec:
+    """Return the codec `name` with these parameters, defaults for the rest. Raises `RecipeError`."""
+    if name not in CODECS:
+        msg = f"no codec `{name}`; {nearest(name, CODECS)}"
+        raise RecipeError(msg)
+    schema = CODECS[name]
+    known = [field.alias or key for key, field in schema.model_fields.items()]
+    try:
+        return schema.model_validate(dict(parameters or {}))
+    except ValidationError as error:
+        raise RecipeError(describe(error, f"codec `{name}`", {"": known})) from None

@@ -1,0 +1,408 @@
+"""Artefact: the folder that keeps a base and its experts under one codec, and gives each expert back as a checkpoint.
+
+`base/` is the base as an ordinary checkpoint folder, with its configuration and tokenizer; `codes/` holds what the codec
+made of the experts, as safetensors; `artefact.json` says what they mean. It needs nothing outside of itself.
+
+Everything is stored in the base's dtype and computed in float64. A tensor that no expert changed costs nothing
+beyond the base. One that the codec does not handle (integers; what it declines) is kept for each expert that changed it.
+"""
+
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+
+from evomerge import checkpoint, files
+from evomerge.checkpoint import Folder
+from evomerge.codecs.codec import Codec, Coded, Constants
+from evomerge.codecs.emr import Emr
+from evomerge.codecs.low_rank import LowRank
+from evomerge.codecs.singular import Singular
+from evomerge.codecs.tall import Tall
+from evomerge.errors import CheckpointError, PoolError, nearest
+from evomerge.pool import Pool
+
+CODECS: Mapping[str, type[Codec]] = {"tall": Tall, "emr": Emr, "low_rank": LowRank, "singular": Singular}
+"""The codecs by name."""
+
+_VERSION = 1
+_MANIFEST = "artefact.json"
+_SHARD = 1 << 30  # bytes of codes that are held before they are written
+_SLICE = 1 << 20  # numbers of a tensor that are in memory as float64 at once; a multiple of 8, so that packed bits join
+
+
+class _Manifest(BaseModel):
+    """`artefact.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int
+    codec: str
+    parameters: dict[str, object]
+    constants: dict[str, list[float]]
+    experts: list[str]
+    digests: dict[str, str]
+    """sha256 of the weights of the base and of each expert as they were."""
+    aliases: dict[str, str]
+    """Tied tensors: name → the one whose weights it has."""
+    coded: dict[str, dict[str, float]]
+    """The tensors that the codec handled, with its figures."""
+    formula: float
+    """Bytes of the base and the codes by the papers' counts."""
+    checks: dict[str, int]
+    """CRC-32 of the bytes of every stored tensor."""
+
+
+def check_free(folder: Path) -> None:
+    """Raise `CheckpointError` if something is at `folder` already, other than an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
+        raise CheckpointError(msg)
+
+
+def encode(
+    pool: Pool, codec: Codec, folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> "Artefact":
+    """Write the pool as an artefact to `folder`, which appears whole or not at all, and return it opened.
+
+    One tensor of each model is read at a time, and at most 1 GiB of codes wait in memory to be written. `progress`
+    gets bytes done and in all. Raises `CheckpointError` if `folder` exists and is not empty, and `PoolError` where a
+    number does not fit into the base's storage dtype.
+    """
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    experts, total = list(pool.experts), 3 * pool.nbytes  # the model passes by three times
+    done = 0
+
+    def passing() -> Iterator[torch.Tensor]:
+        nonlocal done
+        for name, entry in pool.merged.items():
+            for _, vectors in _slices(pool, name, codec):
+                yield vectors
+            for source in (pool.base, *pool.experts.values()):
+                source.forget()
+            done += entry.nbytes
+            progress(done, total)
+
+    constants = codec.constants(experts, passing())
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        checkpoint.save(
+            pool.base,
+            new / "base",
+            like=pool.base.path,
+            progress=lambda part, _: progress(pool.nbytes + part, total),
+        )
+        writer = _Writer(new / "codes")
+        coded: dict[str, dict[str, float]] = {}
+        checks: dict[str, int] = {}
+        formula, done = float(pool.nbytes), 2 * pool.nbytes
+        for name, entry in pool.base.info.items():
+            if name not in pool.aliases:
+                checks[f"base/{name}"] = _check(pool.base.tensor(name))
+                made = _encode(pool, name, codec, constants)
+                if made is not None and made.parts:
+                    coded[name] = dict(made.figures)
+                made = made or _own(pool, name)
+                formula += made.formula
+                for part, tensor in made.parts.items():
+                    writer.add(f"{part}/{name}", tensor)
+            for source in (pool.base, *pool.experts.values()):
+                source.forget()
+            done += entry.nbytes
+            progress(done, total)
+        checks |= writer.close()
+        manifest = _Manifest(
+            version=_VERSION,
+            codec=next(key for key, kind in CODECS.items() if kind is type(codec)),
+            parameters=codec.model_dump(by_alias=True, exclude_none=True),
+            constants={key: list(values) for key, values in constants.items()},
+            experts=experts,
+            digests=pool.digests,
+            aliases=pool.aliases,
+            coded=coded,
+            formula=formula,
+            checks=checks,
+        )
+        files.write(new / _MANIFEST, manifest.model_dump_json() + "\n")
+        new.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        new.replace(folder)
+    files.sync(folder.parent)
+    return Artefact(folder)
+
+
+class Artefact:
+    """An artefact folder, opened. No weights are read before an expert's tensor is asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open the artefact at `folder`.
+
+        Raises `CheckpointError` where it is none, is incomplete, or is of a codec or a version that is not known here.
+        """
+        self.folder = Path(folder)
+        self._manifest = _read(self.folder / _MANIFEST)
+        self.base = Folder(self.folder / "base")
+        self._codes = Folder(self.folder / "codes")
+        try:
+            self._codec = CODECS[self._manifest.codec].model_validate(self._manifest.parameters)
+        except ValidationError as error:
+            raise _damaged(self.folder, f"its parameters are not those of `{self._manifest.codec}`") from error
+        stored = {f"base/{name}" for name in self.base.info if name not in self._manifest.aliases} | {*self._codes.info}
+        for key in sorted(stored ^ self._manifest.checks.keys()):
+            raise _damaged(self.folder, f"`{key}` is {'unknown' if key in stored else 'missing'}")
+
+    @property
+    def codec(self) -> str:
+        """The codec's name."""
+        return self._manifest.codec
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names, in the pool's order."""
+        return tuple(self._manifest.experts)
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The sha256 of the weights that were encoded, of `base` and each expert."""
+        return self._manifest.digests
+
+    @property
+    def constants(self) -> Constants:
+        """What the codec keeps once for the model: by name, a number for each expert."""
+        return self._manifest.constants
+
+    @property
+    def figures(self) -> Mapping[str, Mapping[str, float]]:
+        """What the codec says of each tensor that it handled, such as its rank."""
+        return self._manifest.coded
+
+    @property
+    def formula(self) -> float:
+        """The bytes that the codec's paper counts for this pool."""
+        return self._manifest.formula
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all that stands in for the experts' weights: everything but the base's configuration."""
+        written = (self.folder / _MANIFEST, *self.base.files, *(self.folder / "codes").iterdir())
+        return sum(file.stat().st_size for file in written)
+
+    def decode(self, expert: str) -> "Decoded":
+        """Return the expert as a lazy checkpoint. Raises `PoolError` for an expert that is not here."""
+        if expert not in self.experts:
+            msg = f"{self.folder}: the artefact has no expert `{expert}`; {nearest(expert, self.experts)}"
+            raise PoolError(msg)
+        return Decoded(self, self.experts.index(expert))
+
+    def tensor(self, name: str, expert: int) -> torch.Tensor:
+        """Return a tensor of expert number `expert`, in the base's dtype. Raises `CheckpointError` for changed bytes."""
+        name = self._manifest.aliases.get(name, name)
+        base = self._part("base", name)
+        own = f"own.{expert}"
+        if f"{own}/{name}" in self._codes.info:
+            return self._part(own, name)
+        if name not in self._manifest.coded:
+            return base
+        return apply(base, self._codec.decode(lambda part: self._part(part, name), expert, self.constants))
+
+    def forget(self) -> None:
+        """Close the files."""
+        self.base.forget()
+        self._codes.forget()
+
+    def _part(self, part: str, name: str) -> torch.Tensor:
+        key = f"{part}/{name}"
+        if key not in self._manifest.checks:
+            raise _damaged(self.folder, f"`{key}` is missing")
+        tensor = self.base.tensor(name) if part == "base" else self._codes.tensor(key)
+        if _check(tensor) != self._manifest.checks[key]:
+            raise _damaged(self.folder, f"the bytes of `{key}` have changed")
+        return tensor
+
+
+class Decoded:
+    """The checkpoint of one expert of an artefact: shapes, names and dtypes of the base, tensors decoded on demand."""
+
+    def __init__(self, artefact: Artefact, expert: int) -> None:
+        """Decode expert number `expert`."""
+        self._artefact, self._expert = artefact, expert
+        self.info = artefact.base.info
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The decoded tensor, in the base's storage dtype."""
+        return self._artefact.tensor(name, self._expert)
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        """Decode the tensor into `out`, rounded to the base's storage dtype first."""
+        out.copy_(self.tensor(name))
+
+    def forget(self) -> None:
+        """Close the artefact's files."""
+        self._artefact.forget()
+
+
+class Preview:
+    """What `Decoded` would give for an expert, straight from the pool: nothing is written.
+
+    Reads all experts for each tensor, so it is for trying out parameters.
+    """
+
+    def __init__(self, pool: Pool, codec: Codec, constants: Constants, expert: int) -> None:
+        """Preview expert number `expert` of the pool under `codec`."""
+        self._pool, self._codec, self._constants, self._expert = pool, codec, constants, expert
+        self.info = pool.base.info
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor as it would be decoded, in the base's storage dtype."""
+        name = self._pool.aliases.get(name, name)
+        base = self._pool.base.tensor(name)
+        made = _encode(self._pool, name, self._codec, self._constants)
+        if made is None:
+            return _own(self._pool, name).parts.get(f"own.{self._expert}", base)
+        if not made.parts:
+            return base
+        return apply(base, self._codec.decode(lambda part: made.parts[part], self._expert, self._constants))
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        """Put what `tensor` returns into `out`."""
+        out.copy_(self.tensor(name))
+
+    def forget(self) -> None:
+        """Close the pool's files."""
+        for folder in (self._pool.base, *self._pool.experts.values()):
+            folder.forget()
+
+
+def apply(base: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Return base + vector in the base's dtype, with one cast; where the vector is 0, the base's own bits."""
+    work = torch.promote_types(torch.promote_types(base.dtype, torch.float32), vector.dtype)
+    return torch.where(vector == 0, base, (base.to(work) + vector.to(work)).to(base.dtype))
+
+
+def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded | None:
+    """Return a tensor coded as it is stored: with no parts where no expert changed it, None where each keeps its own."""
+    base = pool.base.tensor(name)
+    if not base.is_floating_point():
+        return None
+    if all(_equal(expert.tensor(name), base) for expert in pool.experts.values()):
+        return Coded({}, 0.0)
+    found: dict[str, list[torch.Tensor]] = {}
+    formula = 0.0
+    figures: Mapping[str, float] = {}
+    for piece, vectors in _slices(pool, name, codec):
+        coded = codec.encode(piece, vectors, constants)
+        if coded is None:
+            return None
+        formula, figures = formula + coded.formula, coded.figures
+        for part, tensor in coded.parts.items():
+            found.setdefault(part, []).append(tensor.to(base.dtype) if tensor.is_floating_point() else tensor)
+    parts = {part: torch.cat(tensors) for part, tensors in found.items()}
+    for part, tensor in parts.items():
+        if tensor.is_floating_point():
+            if not tensor.isfinite().all():
+                msg = (
+                    f"tensor `{name}`: `{part}` does not fit into the base's {base.dtype}; convert the pool to float32"
+                )
+                raise PoolError(msg)
+            parts[part] = tensor.reshape(base.shape) if codec.elementwise else tensor
+    return Coded(parts, formula, figures)
+
+
+def _own(pool: Pool, name: str) -> Coded:
+    """Return a tensor as it is, for each expert in which it differs from the base's."""
+    base = pool.base.tensor(name)
+    own = {f"own.{k}": expert.tensor(name).to(base.dtype) for k, expert in enumerate(pool.experts.values())}
+    own = {part: tensor for part, tensor in own.items() if not torch.equal(tensor, base)}
+    return Coded(own, len(own) * base.nbytes)
+
+
+def _slices(pool: Pool, name: str, codec: Codec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield a tensor of the base with its task vectors, float64 `(experts, *shape)`; flat and in slices where that will do."""
+    base, *experts = (source.tensor(name) for source in (pool.base, *pool.experts.values()))
+    spans: list[Any] = [...]
+    if codec.elementwise:
+        base, *experts = (tensor.reshape(-1) for tensor in (base, *experts))
+        spans = [slice(at, at + _SLICE) for at in range(0, base.numel(), _SLICE)]
+    for span in spans:
+        yield base[span], torch.stack([expert[span].double() - base[span].double() for expert in experts])
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    common = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(one.to(common), other.to(common))
+
+
+class _Writer:
+    """Writes tensors that come one by one as a sharded checkpoint folder without configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._held: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+        self._weight_map: dict[str, str] = {}
+        self._checks: dict[str, int] = {}
+
+    def add(self, key: str, tensor: torch.Tensor) -> None:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)  # it may be a view of a file that is closed next
+        if self._held and self._bytes + tensor.nbytes > _SHARD:
+            self._flush()
+        self._held[key] = tensor
+        self._bytes += tensor.nbytes
+        self._checks[key] = _check(tensor)
+
+    def close(self) -> dict[str, int]:
+        """Write what is left, and the index unless there is one file; return the check of each tensor."""
+        if self._held:
+            self._flush()
+        if len(set(self._weight_map.values())) != 1:
+            index = {"metadata": {}, "weight_map": self._weight_map}
+            files.write(self._folder / "model.safetensors.index.json", json.dumps(index, sort_keys=True))
+        files.sync(self._folder)
+        return self._checks
+
+    def _flush(self) -> None:
+        path = self._folder / f"model-{len(set(self._weight_map.values())) + 1:05d}.safetensors"
+        save_file(self._held, path)
+        path.chmod(0o644)  # safetensors writes 0600
+        files.sync(path)
+        self._weight_map |= dict.fromkeys(self._held, path.name)
+        self._held, self._bytes = {}, 0
+
+
+def _check(tensor: torch.Tensor) -> int:
+    return zlib.crc32(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]  # numpy's stub hides its buffer
+
+
+def _read(path: Path) -> _Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        msg = f"{path}: cannot be read; expected an artefact, a folder that `evomerge compress` wrote"
+        raise CheckpointError(msg) from None
+    except ValueError as error:  # bad UTF-8 too
+        raise _damaged(path.parent, f"{_MANIFEST} is not JSON ({error})") from None
+    version = data.get("version") if isinstance(data, dict) else None
+    if version != _VERSION:
+        msg = f"{path}: artefact version {version}; expected {_VERSION}: read it with the evomerge that wrote it, or compress again"
+        raise CheckpointError(msg)
+    if data.get("codec") not in CODECS:
+        msg = f"{path}: codec `{data.get('codec')}` is not known here; {nearest(str(data.get('codec')), CODECS)}"
+        raise CheckpointError(msg)
+    try:
+        return _Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(path.parent, f"{_MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _damaged(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{folder}: the artefact is damaged: {what}; copy it again, or compress the pool again")

@@ -1,0 +1,397 @@
+"""Edits that keep or change single elements of each task vector: by size, at random, or both."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.merging.parameters import Parameter
+from evomerge.merging.randomness import bits, keys, limit
+from evomerge.merging.selection import Ranked, Streamed, rank
+from evomerge.merging.stage import Block, Bound, Numbers, Piece, Prepared, Region, Rows, Scope, Site, Stage, part
+
+Words = Mapping[str, str]
+
+TIES_SCOPE = Parameter(
+    "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)",
+    "model",
+    choices=("model", "tensor"),
+    per_input=False,
+)
+RESCALE = Parameter(
+    "`inverse`: by 1 / the probability of being kept (paper); `l1`: to each tensor's L1 norm (mergekit); `none`",
+    "inverse",
+    choices=("inverse", "l1", "none"),
+    per_input=False,
+)
+
+
+# -- by size -----------------------------------------------------------------------------------------------------------
+
+
+def whole(blocks: Iterator[Block]) -> Rows:
+    """Return a whole tensor's rows; only what is prepared may hold a tensor whole."""
+    return [torch.cat(parts) for parts in zip(*(block.rows for block in blocks), strict=True)]
+
+
+def rank_magnitudes(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepared:
+    """Prepare the sorted magnitudes of a tensor's task vectors."""
+    return rank([row.abs() for row in whole(blocks)])
+
+
+def magnitudes(region: Region) -> Ranked | Streamed:
+    """Return the magnitudes over a region."""
+    if region.lasting:
+        return region.remember(lambda: Ranked(region.prepared()))
+    return Streamed(lambda: ([row.abs() for row in block.rows] for block in region.blocks()))
+
+
+def how_many(fraction: float, count: int) -> int:
+    """Return how many of `count` elements a fraction keeps: at least one, unless the fraction is 0."""
+    return max(round(fraction * count), 1) if fraction > 0 else 0
+
+
+def _trim_scope(numbers: Numbers) -> Scope:
+    if min(numbers["density"]) >= 1:
+        return "block"  # all is kept: nothing to measure
+    return "model" if numbers["scope"] == "model" else "tensor"
+
+
+def _trim_measure(region: Region, numbers: Numbers) -> list[float]:
+    found = magnitudes(region)
+    return found.largest([how_many(density, found.count) for density in numbers["density"]])
+
+
+def _trim_bind(site: Site, numbers: Numbers, thresholds: list[float] | None) -> Bound:
+    return {} if thresholds is None else {"threshold": torch.tensor(thresholds, dtype=torch.float32)}
+
+
+def _trim(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    if "threshold" not in bound:
+        return rows
+    return [
+        torch.where(row.abs() >= least, row, 0.0) for row, least in zip(rows, bound["threshold"].unbind(), strict=True)
+    ]
+
+
+def _band_scope(numbers: Numbers) -> Scope:
+    return "model" if numbers["scope"] == "model" else "tensor"
+
+
+def _band_measure(region: Region, numbers: Numbers) -> list[list[float]]:
+    """Return for each input the smallest magnitude that is kept, and the smallest that is too large."""
+    found = magnitudes(region)
+    kept = [how_many(density, found.count) for density in numbers["density"]]
+    top = [
+        min(int(gamma * found.count), found.count - k) for gamma, k in zip(numbers["gamma"], kept, strict=True)
+    ]  # what is cut from the top never takes from what the density keeps
+    least = found.largest([k + t if k else 0 for k, t in zip(kept, top, strict=True)])
+    return [least, found.largest(top)]
+
+
+def _band_bind(site: Site, numbers: Numbers, thresholds: list[list[float]]) -> Bound:
+    least, largest = torch.tensor(thresholds, dtype=torch.float32)
+    return {"least": least, "largest": largest}
+
+
+def _band(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    return [
+        torch.where((row.abs() >= least) & (row.abs() < largest), row, 0.0)
+        for row, least, largest in zip(rows, bound["least"].unbind(), bound["largest"].unbind(), strict=True)
+    ]
+
+
+def _outliers_measure(region: Region, numbers: Numbers) -> list[list[float]]:
+    """Return each input's magnitudes at the quantiles `clip` and 1 - `clip`."""
+    found = magnitudes(region)
+    cut = [int(clip * found.count) for clip in numbers["clip"]]
+    return [found.largest([found.count - k for k in cut]), found.largest([k + 1 for k in cut])]
+
+
+def _outliers_bind(site: Site, numbers: Numbers, bounds: list[list[float]]) -> Bound:
+    low, high = torch.tensor(bounds, dtype=torch.float32)
+    return {"low": low, "high": high}
+
+
+def _outliers(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    low, high = bound["low"].unbind(), bound["high"].unbind()
+    clipped = [row.abs().clamp(least, most) for row, least, most in zip(rows, low, high, strict=True)]
+    return [torch.where(row == 0, 0.0, torch.copysign(size, row)) for row, size in zip(rows, clipped, strict=True)]
+
+
+def _near(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    return [torch.minimum(torch.maximum(row, -bound["t"]), bound["t"]) for row in rows]
+
+
+# -- by disagreement ---------------------------------------------------------------------------------------------------
+
+
+def _variance(rows: Rows) -> torch.Tensor:
+    """The population's variance over inputs, `(n,)`."""
+    mean = rows[0] / len(rows)
+    for row in rows[1:]:
+        mean = mean + row / len(rows)
+    squares = (rows[0] - mean) ** 2
+    for row in rows[1:]:
+        squares = squares + (row - mean) ** 2
+    return squares / len(rows)
+
+
+def _rank_variance(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepared:
+    variance = torch.cat([_variance(block.rows) for block in blocks])
+    return {**rank([variance]), "varying": (variance > 0).sum()}
+
+
+def _select_measure(region: Region, numbers: Numbers) -> float:
+    found: Ranked | Streamed
+    if region.lasting:
+        found = region.remember(lambda: Ranked(region.prepared()))
+        varying = sum(int(prepared["varying"]) for prepared in region.prepared())
+    else:
+        found = Streamed(lambda: ([_variance(block.rows)] for block in region.blocks()))
+        varying = sum(int((_variance(block.rows) > 0).sum()) for block in region.blocks())
+    return found.largest([how_many(numbers["select"], varying) if varying else 0])[0]
+
+
+def _select_bind(site: Site, numbers: Numbers, threshold: float | None) -> Bound:
+    return {} if threshold is None else {"threshold": torch.tensor(threshold, dtype=torch.float32)}
+
+
+def _select(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    if "threshold" not in bound:
+        return rows
+    kept = _variance(rows) >= bound["threshold"]
+    return [torch.where(kept, row, 0.0) for row in rows]
+
+
+# -- at random ---------------------------------------------------------------------------------------------------------
+
+
+def _l1_scope(numbers: Numbers) -> Scope:
+    return "tensor" if numbers["rescale"] == "l1" else "block"
+
+
+def _l1_ratios(
+    edit: Callable[[Piece, Rows, Bound, Words], Rows], bind: Callable[[Site, Numbers, None], Bound]
+) -> Callable[[Region, Numbers], list[float]]:
+    """Make the measure of an edit that drops: by what each input's kept part is multiplied to have the whole's L1 norm."""
+
+    def measure(region: Region, numbers: Numbers) -> list[float]:
+        bound = bind(region.site, {**numbers, "rescale": "none"}, None)
+        sums = np.zeros((2, len(region.site.labels)))
+        for block in region.blocks():
+            kept = edit(block.piece, block.rows, part(bound, block.span), {"rescale": "none"})
+            sums += [[float(row.abs().double().numpy().sum()) for row in rows] for rows in (block.rows, kept)]
+        return [whole / kept if kept else 0.0 for whole, kept in sums.T.tolist()]
+
+    return measure
+
+
+def _rescaled(kept: Rows, probabilities: Rows, bound: Bound, words: Words) -> Rows:
+    if words["rescale"] == "none":
+        return kept
+    if words["rescale"] == "l1":
+        return [row * ratio for row, ratio in zip(kept, bound["ratio"].unbind(), strict=True)]
+    return [row / q for row, q in zip(kept, probabilities, strict=True)]
+
+
+def _dare_bind(site: Site, numbers: Numbers, ratios: list[float] | None) -> Bound:
+    kept = [1.0 - drop for drop in numbers["drop"]]
+    factors = {"none": [1.0] * len(kept), "inverse": [1.0 / q for q in kept], "l1": ratios}[numbers["rescale"]]
+    return {
+        "keys": keys(site.seed, site.labels, site.tensor),
+        "limit": torch.tensor([limit(q) for q in kept], dtype=torch.int32),
+        "factor": torch.tensor(factors or [1.0] * len(kept), dtype=torch.float32),
+    }
+
+
+def _dare(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    index = piece.index
+    return [
+        torch.where(bits(index, key) <= most, row * factor, 0.0)
+        for row, key, most, factor in zip(
+            rows, bound["keys"].unbind(), bound["limit"].unbind(), bound["factor"].unbind(), strict=True
+        )
+    ]
+
+
+def _bytes(name: str, numbers: NDArray[np.int64]) -> Prepared:
+    """Return numbers of 16 bits as two fields of bytes: no wider integers load fast everywhere."""
+    return {
+        f"{name}.high": torch.from_numpy((numbers >> 8).astype(np.uint8).ravel()),
+        f"{name}.low": torch.from_numpy((numbers & 0xFF).astype(np.uint8).ravel()),
+    }
+
+
+_LEVELS = 1 << 16
+
+
+def _rank_rows(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepared:
+    """Prepare each magnitude's rank in its row, 0 the smallest, scaled to 16 bits in rows wider than that, and its noise."""
+    width = _width(site, numbers)
+    prepared: Prepared = {}
+    for i, (row, key) in enumerate(zip(whole(blocks), keys(site.seed, site.labels, site.tensor), strict=True)):
+        table = row.abs().numpy().reshape(-1, width)
+        ranks = np.empty(table.shape, dtype=np.int64)
+        for line, order in zip(ranks, table, strict=True):  # line by line: argsort takes 8 bytes a number
+            line[np.argsort(order, kind="stable")] = np.arange(width)
+        if width > _LEVELS:
+            ranks = ranks * (_LEVELS - 1) // (width - 1)
+        prepared |= _bytes(f"rank.{i}", ranks)
+        index = torch.arange(row.numel(), dtype=torch.int64).sub_(2**31).to(torch.int32)
+        prepared |= _bytes(f"noise.{i}", (bits(index, key).numpy().astype(np.int64) + 2**31) >> 16)
+    return prepared
+
+
+def _width(site: Site, numbers: Numbers) -> int:
+    numel = int(np.prod(site.shape, dtype=np.int64))
+    return max(numel // site.rows if numbers["scope"] == "row" else numel, 1)
+
+
+def _della_measure(region: Region, numbers: Numbers) -> dict[str, Any]:
+    (prepared,) = region.prepared()
+    inputs = range(len(region.site.labels))
+    fields: dict[str, Any] = {
+        f"{name}.{part}": [prepared[f"{name}.{i}.{part}"] for i in inputs]
+        for name in ("rank", "noise")
+        for part in ("high", "low")
+    }
+    if numbers["rescale"] == "l1":
+        ratio = _l1_ratios(_della, lambda site, numbers, _: _della_bind(site, numbers, fields))
+        fields["ratio"] = torch.tensor(ratio(region, numbers), dtype=torch.float32)
+    return fields
+
+
+def _della_bind(site: Site, numbers: Numbers, measured: dict[str, Any]) -> Bound:
+    """Bind the probabilities, in units of 2^-16, of the smallest rank, and the step from rank to rank."""
+    width = _width(site, numbers)
+    least, step = [], []
+    for density, epsilon in zip(numbers["density"], numbers["epsilon"], strict=True):
+        window = min(epsilon, density, 1 - density) if width > 1 else 0.0  # a row of one has no ranks
+        least.append(_LEVELS * (density - window))
+        step.append(_LEVELS * 2 * window / max(min(width, _LEVELS) - 1, 1))
+    return {
+        "least": torch.tensor(least, dtype=torch.float32),
+        "step": torch.tensor(step, dtype=torch.float32),
+        **measured,
+    }
+
+
+def _number(bound: Bound, name: str, i: int) -> torch.Tensor:
+    number: torch.Tensor = bound[f"{name}.high"][i].float() * 256.0 + bound[f"{name}.low"][i].float()
+    return number
+
+
+def _della(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    found = []
+    for i, row in enumerate(rows):
+        q = bound["least"][i] + bound["step"][i] * _number(bound, "rank", i)
+        if words["rescale"] != "none":
+            row = row * (_LEVELS / q if words["rescale"] == "inverse" else bound["ratio"][i])  # noqa: PLW2901
+        found.append(torch.where(_number(bound, "noise", i) < q, row, 0.0))
+    return found
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+_DENSITY = Parameter("fraction of each task vector that is kept", 0.2, 0.0, 1.0, (0.05, 1.0))
+
+EDITS = {
+    "trim": Stage(
+        "edit",
+        "keep the fraction `density` of largest magnitude, zero elsewhere; equals of the smallest kept are kept too "
+        "(TIES, arXiv 2306.01708, step 1)",
+        _trim,
+        {"density": _DENSITY, "scope": TIES_SCOPE},
+        scope=_trim_scope,
+        prepare=rank_magnitudes,
+        prepared_as="magnitudes",
+        measure=_trim_measure,
+        bind=_trim_bind,
+    ),
+    "breadcrumbs": Stage(
+        "edit",
+        "drop the fraction `gamma` of largest magnitude, keep the fraction `density` of the next largest, drop the rest "
+        "(Model Breadcrumbs, arXiv 2312.06795)",
+        _band,
+        {
+            "density": _DENSITY.with_default(0.15),
+            "gamma": Parameter("fraction of largest magnitude that is dropped", 0.01, 0.0, 1.0, (0.0, 0.05)),
+            "scope": TIES_SCOPE.with_default("tensor"),
+        },
+        scope=_band_scope,
+        prepare=rank_magnitudes,
+        prepared_as="magnitudes",
+        measure=_band_measure,
+        bind=_band_bind,
+    ),
+    "clip": Stage(
+        "edit",
+        "clip magnitudes to their quantiles `clip` and 1 - `clip` over the model (PCB-Merging's outliers)",
+        _outliers,
+        {"clip": Parameter("fraction at each end that is clipped", 1e-4, 0.0, 0.49, (0.0, 0.01))},
+        scope=lambda numbers: "model",
+        prepare=rank_magnitudes,
+        prepared_as="magnitudes",
+        measure=_outliers_measure,
+        bind=_outliers_bind,
+    ),
+    "multiply": Stage(
+        "edit",
+        "multiply each task vector by a number of its own, which no normalisation takes back",
+        lambda piece, rows, bound, words: [row * f for row, f in zip(rows, bound["factor"].unbind(), strict=True)],
+        {"factor": Parameter("factor of each input", 1.0, -10, 10, (0.5, 1.5))},
+    ),
+    "near": Stage(
+        "edit",
+        "move from the base by at most `t` in each element (NearSwap: interpolate by t/|τ|, at most 1)",
+        _near,
+        {
+            "t": Parameter(
+                "largest step, in the weights' units", 1e-3, 0.0, 1e6, (1e-5, 1e-1), log=True, per_input=False
+            )
+        },
+    ),
+    "select": Stage(
+        "edit",
+        "keep the fraction `select` of positions where the task vectors vary most between inputs (SCE, arXiv 2408.07990)",
+        _select,
+        {"select": Parameter("fraction of the varying positions", 1.0, 0.0, 1.0, (0.1, 1.0), per_input=False)},
+        scope=lambda numbers: "block" if numbers["select"] >= 1 else "tensor",
+        prepare=_rank_variance,
+        measure=_select_measure,
+        bind=_select_bind,
+    ),
+    "dare": Stage(
+        "edit",
+        "drop elements at random and rescale the rest (DARE, arXiv 2311.03099); the same noise serves every rate",
+        _dare,
+        {
+            "drop": Parameter("probability that an element is dropped", 0.9, 0.0, 0.9999, (0.0, 0.95)),
+            "rescale": RESCALE,
+        },
+        scope=_l1_scope,
+        measure=_l1_ratios(_dare, _dare_bind),
+        bind=_dare_bind,
+    ),
+    "della": Stage(
+        "edit",
+        "drop elements at random, small ones of their row more often, and rescale the rest: kept with probability "
+        "density ± epsilon, by rank; epsilon is cut to what density leaves of [0, 1] (DELLA's MagPrune, arXiv 2406.11617)",
+        _della,
+        {
+            "density": Parameter("mean probability of being kept", 0.7, 0.0, 1.0, (0.1, 0.9)),
+            "epsilon": Parameter("half the width of the window of probabilities", 0.07, 0.0, 0.5, (0.0, 0.1)),
+            "scope": Parameter("over what magnitudes are ranked", "row", choices=("row", "tensor"), per_input=False),
+            "rescale": RESCALE,
+        },
+        scope=lambda numbers: "tensor",
+        prepare=_rank_rows,
+        prepared_for=lambda site, numbers: [numbers["scope"], site.seed, site.labels],
+        gives_fields=True,
+        measure=_della_measure,
+        bind=_della_bind,
+    ),
+}

@@ -1,0 +1,112 @@
+"""What is done to the merged task vector Δ: scaled, by depth or to a length, or gated."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from evomerge.merging.parameters import Parameter
+from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor
+
+Words = Mapping[str, str]
+
+
+def _scale(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
+    scaled: Tensor = delta * bound["lambda"]
+    return scaled
+
+
+def _factor(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
+    scaled: Tensor = delta * bound["factor"]
+    return scaled
+
+
+def _sum_of_raw(raw: list[Tensor]) -> Tensor:
+    found = raw[0]
+    for row in raw[1:]:
+        found = found + row
+    return found
+
+
+def _l1_share(region: Region, numbers: Numbers) -> float:
+    """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K."""
+    whole = merged = 0.0
+    for block in region.blocks():
+        whole += float(_sum_of_raw(block.piece.raw).abs().double().numpy().sum())
+        merged += float(block.rows[0].abs().double().numpy().sum())
+    return whole / merged / len(region.site.labels) if merged else 0.0
+
+
+def _by_depth(site: Site, numbers: Numbers, share: float | None) -> Bound:
+    alpha = share if numbers["alpha"] == "auto" else numbers["alpha"]
+    place = site.place
+    depth = place.block / max(place.blocks - 1, 1) if place.inside else 0.0
+    return {"factor": torch.tensor(alpha + numbers["beta"] * depth, dtype=torch.float32)}
+
+
+def _consensus(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
+    agreeing = torch.zeros((), device=delta.device)
+    for row, threshold in zip(piece.raw, bound["threshold"].unbind(), strict=True):
+        agreeing = agreeing + torch.where(row.abs() > threshold * (delta - row).abs(), 1.0, 0.0)
+    return torch.where(agreeing >= bound["agree"], delta, 0.0)
+
+
+def _mean_length(region: Region, numbers: Numbers) -> float:
+    """Return mean ‖τ‖ / ‖Δ‖ over the region."""
+    squares, merged = np.zeros(len(region.site.labels)), 0.0
+    for block in region.blocks():
+        squares += [float((row.double().numpy() ** 2).sum()) for row in block.piece.raw]
+        merged += float((block.rows[0].double().numpy() ** 2).sum())
+    return float(np.sqrt(squares).mean()) / math.sqrt(merged) if merged else 0.0
+
+
+POSTS = {
+    "scale": Stage(
+        "post",
+        "multiply the merged task vector by λ (Task Arithmetic, arXiv 2212.04089)",
+        _scale,
+        {"lambda": Parameter("scale of the merged task vector", 1.0, -10, 10, (0.1, 1.5), per_input=False)},
+    ),
+    "lines": Stage(
+        "post",
+        "multiply by alpha + beta·depth, depth 0 for the first block and 1 for the last; by alpha outside of the blocks "
+        "(LiNeS, arXiv 2410.17146)",
+        _factor,
+        {
+            "alpha": Parameter(
+                "number, or `auto`: the L1 norm of the sum of task vectors by that of the merged one, over the inputs' number",
+                "auto",
+                -10,
+                10,
+                (0.0, 1.0),
+                choices=("auto",),
+                per_input=False,
+            ),
+            "beta": Parameter("growth from the first block to the last", 0.5, -10, 10, (0.0, 1.5), per_input=False),
+        },
+        scope=lambda numbers: "model" if numbers["alpha"] == "auto" else "block",
+        measure=_l1_share,
+        bind=_by_depth,
+    ),
+    "consensus": Stage(
+        "post",
+        "keep elements that at least `agree` task vectors call their own: |τ| > threshold·|Δ - τ| "
+        "(Consensus merging by TALL masks, arXiv 2405.07813)",
+        _consensus,
+        {
+            "threshold": Parameter("λ of each input's mask", 0.4, 0.0, 1e6, (0.1, 1.0)),
+            "agree": Parameter(
+                "how many masks must hold the element", 2, 0, 10_000, (1, 3), integer=True, per_input=False
+            ),
+        },
+    ),
+    "restore_norm": Stage(
+        "post",
+        "scale the merged task vector to the mean length of the task vectors, over the model (OPCM, arXiv 2501.09522)",
+        _factor,
+        scope=lambda numbers: "model",
+        measure=_mean_length,
+        bind=lambda site, numbers, ratio: {"factor": torch.tensor(ratio, dtype=torch.float32)},
+    ),
+}

@@ -1,0 +1,44 @@
+"""What a codec loses: distances, and the choice of λ."""
+
+import math
+
+import pytest
+
+from evomerge.codecs.measure import choose_lambdas, fidelity
+from evomerge.pool import Pool
+
+
+def test_the_expert_itself_is_exact_and_the_base_as_far_as_can_be(pool):
+    exact = fidelity(pool, "code", pool.experts["code"])
+    assert exact.error == 0
+    assert exact.cosine == pytest.approx(1)
+    nothing = fidelity(pool, "code", pool.base)
+    assert nothing.error == 1
+    assert math.isnan(nothing.cosine)
+
+
+def test_another_expert_lies_at_an_angle(pool):
+    found = fidelity(pool, "code", pool.experts["maths"])
+    assert found.error > 1
+    assert -1 < found.cosine < 0.9
+
+
+def test_an_expert_that_is_the_base_has_no_scale(pool):
+    same = Pool(pool.base.path, {"twin": pool.base.path})
+    assert math.isnan(fidelity(same, "twin", same.base).error)
+
+
+def test_each_expert_takes_the_lambda_whose_reconstruction_scores_best(pool):
+    """Nearness to the expert as the score: what is chosen is no farther than any other; ties take the smallest."""
+    seen = {}
+
+    def judge(name, candidate):
+        near = -fidelity(pool, name, candidate).error
+        seen.setdefault(name, []).append(near)
+        return near
+
+    chosen = choose_lambdas(pool, judge)
+    lambdas = [0.2, 0.3, 0.4, 0.5, 0.6]
+    assert chosen == {name: lambdas[found.index(max(found))] for name, found in seen.items()}
+    assert len(set(seen["maths"])) == 5
+    assert set(choose_lambdas(pool, lambda name, candidate: 0.0).values()) == {0.2}
