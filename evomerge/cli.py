@@ -286,21 +286,35 @@ def decompress(
 @app.command()
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
+    from_method: Annotated[
+        str | None, typer.Option("--from-method", help="Print a space of all parameters of a merge method.")
+    ] = None,
 ) -> None:
-    """List the search spaces that come with evomerge, or print one to start your own from."""
+    """List the search spaces that come with evomerge, and the merge methods; or print a space to start your own from."""
     console = _console()
     known = space.shipped()
+    if from_method is not None:
+        console.print(space.from_method(from_method), end="", markup=False, soft_wrap=True)
+        return
     if name is not None:
         if name not in known:
             msg = f"no search space `{name}`; {nearest(name, known)}"
             raise StudyError(msg)
-        console.print(known[name].read_text(encoding="utf-8"), end="", markup=False)
+        console.print(known[name].read_text(encoding="utf-8"), end="", markup=False, soft_wrap=True)
         return
     table = Table("space", "what it searches", box=None)
     for key, entry in known.items():
         table.add_row(key, strict_yaml.parse(entry.read_text(encoding="utf-8"), key)["about"])
     console.print(table)
-    console.print("\nevomerge spaces NAME prints one; `space:` in a study takes a name, a file, or the space itself.")
+    methods = Table("method", "what it merges by", box=None)
+    for key, method in merging.METHODS.items():
+        methods.add_row(key, escape(method.about))
+    console.print()
+    console.print(methods)
+    console.print(
+        "\nevomerge spaces NAME prints a space, evomerge spaces --from-method METHOD makes one of a method's parameters; "
+        "`space:` in a study takes a name, a file, or the space itself."
+    )
 
 
 @zoo_app.command("list")

@@ -221,14 +221,24 @@ Stage: TypeAlias = Annotated[
 ]
 
 
+def _one_or_list(stages: Any) -> Any:
+    return [stages] if isinstance(stages, str | Mapping) else stages
+
+
+_Stages: TypeAlias = Annotated[tuple[Stage, ...], BeforeValidator(_one_or_list)]
+
+
 class Stages(Node):
-    """A merge method spelled out: origin → edit* → weigh* → reduce → post*. Each stage is `name` or `{name: parameters}`."""
+    """A merge method spelled out: origin → edit* → weigh* → reduce → post*. Each stage is `name` or `{name: parameters}`.
+
+    Each role has a list of stages, or one; the stage `none` does nothing.
+    """
 
     origin: Literal["base", "zero", "mean"] = "base"
-    edit: tuple[Stage, ...] = ()
-    weigh: tuple[Stage, ...] = ()
+    edit: _Stages = ()
+    weigh: _Stages = ()
     reduce: Literal["sum", "solve", "max"] = "sum"
-    post: tuple[Stage, ...] = ()
+    post: _Stages = ()
 
 
 class Merge(Node):

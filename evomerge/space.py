@@ -6,13 +6,15 @@ A hole stands wherever a recipe may have a value:
     density: {float: [0.05, 1], log: true}
     rank:    {int: [1, 16]}
     method:  {choice: [ties, dare_ties]}
+    edit:    {choice: [none, dare, {trim: {density: {float: [0.05, 1]}}}]}
 
-Each hole expands into named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where
+An option may have holes of its own, whose genes do nothing where another option is chosen. Each hole expands into named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where
 a choice is the index of its option. Drivers that want a unit cube use `to_unit` and `from_unit`.
 """
 
 import copy
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,14 +68,18 @@ class Gene:
         clipped = min(max(number, self.low), self.high)
         if self.kind == "float":
             return float(clipped)
-        whole = math.floor(clipped + 0.5)
+        whole = self.whole(number)
         return self.choices[whole] if self.kind == "choice" else whole
+
+    def whole(self, number: float) -> int:
+        """Return the whole number nearest to `number` in the gene's range."""
+        return math.floor(min(max(number, self.low), self.high) + 0.5)
 
     def number(self, value: Any) -> float:
         """Return the number whose `value` is `value`; the inverse of `value`. Raises `SpaceError` outside the range."""
         if self.kind == "choice":
             for index, option in enumerate(self.choices):
-                if _alike(option, value):
+                if _fits(option, _unwrapped(value, option)):
                     return float(index)
         elif (
             isinstance(value, int | float)
@@ -95,6 +101,10 @@ class _Hole:
     """Where a hole is in the template (`path`), and which of the genome's numbers fill it."""
 
     path: tuple[str | int, ...]
+    within: tuple[
+        tuple[int, int], ...
+    ]  # (number of the hole, its option) of each choice around it, from the outside in
+    choice: bool  # one choice for all, whose options may have holes
     per: tuple[str, ...]
     axes: tuple[tuple[str | int, ...], ...]  # the keys along each axis of `per`
     start: int
@@ -147,9 +157,11 @@ class SearchSpace:
         genes: list[Gene] = []
         holes: list[_Hole] = []
         found = list(_find_holes(self._template, (), ()))
+        paths = [path for path, _, _ in found]
         for path, labels, hole in found:
-            expanded, axes = self._expand(_name(path, [p for p, _, _ in found]), labels, hole)
-            holes.append(_Hole(path, tuple(hole.get("per", ())), axes, len(genes)))
+            expanded, axes = self._expand(_name(path, paths), labels, hole)
+            per = tuple(hole.get("per", ()))
+            holes.append(_Hole(path, _within(path, paths), "choice" in hole and not per, per, axes, len(genes)))
             genes.extend(expanded)
         if not genes:
             msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
@@ -207,10 +219,20 @@ class SearchSpace:
         """
         data = recipe.complete
         genome = self.initial.copy()
+        values: list[Any] = []  # what the recipe has in each hole
         for hole in self._holes:
-            value = _get(data, hole.path)
+            if hole.within:
+                outer, option = hole.within[-1]
+                if values[outer] is _ABSENT or genome[self._holes[outer].start] != option:
+                    values.append(_ABSENT)  # its option is not the chosen one: its genes do nothing
+                    continue
+                depth = len(self._holes[outer].path) + 2
+                template = _get(self._template, hole.path[:depth])
+                values.append(_get(_unwrapped(values[outer], template), hole.path[depth:]))
+            else:
+                values.append(_get(data, hole.path))
             for i, key in enumerate(hole.keys, start=hole.start):
-                genome[i] = self.genes[i].number(_cell(value, hole.per, key))
+                genome[i] = self.genes[i].number(_cell(values[-1], hole.per, key))
         filled = Recipe.parse(self._fill(genome.tolist()))
         if not _same(filled.complete, data, {hole.path for hole in self._holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
@@ -303,10 +325,14 @@ class SearchSpace:
 
     def _fill(self, genome: Sequence[float]) -> Any:
         data = self._template
-        for hole in self._holes:
+        for hole in reversed(self._holes):  # those inside of a choice's option before the choice
             values = (
                 gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
             )
+            if hole.choice:  # the option with its own holes filled
+                option = self.genes[hole.start].whole(genome[hole.start])
+                data = _set(data, hole.path, _get(data, (*hole.path, "choice", option)))
+                continue
             table = _table(hole.axes, values)
             data = _set(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
@@ -341,6 +367,8 @@ class SearchSpace:
         for hole in self._holes:
             for bound in (self.lower, self.upper):
                 point = self.initial.copy()
+                for outer, option in hole.within:
+                    point[self._holes[outer].start] = option
                 point[hole.genes] = bound[hole.genes]
                 points.append(point)
         choices = [hole for hole in self._holes if self.genes[hole.start].kind == "choice"]
@@ -372,6 +400,46 @@ def shipped() -> dict[str, Traversable]:
     }
 
 
+def from_method(name: str) -> str:
+    """Return the YAML of a search space with a hole for each parameter of a method that is worth searching.
+
+    Raises `SpaceError` for an unknown method, and for one that has nothing to search.
+    """
+    if name not in merging.METHODS:
+        msg = f"no merge method `{name}`; {nearest(name, merging.METHODS)}"
+        raise SpaceError(msg)
+    method = merging.METHODS[name]
+    parameters = {key: spec for key, spec in method.parameters.items() if key != "reduce"}
+    if not any(spec.search for spec in parameters.values()):
+        msg = f"the method `{name}` has no parameter to search; merge with it as it is"
+        raise SpaceError(msg)
+    lines = [
+        f"about: {json.dumps(f'Parameters of {name}: {method.about}.', ensure_ascii=False)}",
+        "driver: {kind: nsga2}",
+        "recipe:",
+        "  merge:",
+        f"    method: {name}",
+    ]
+    inputs = next((merging.STAGES[stage].inputs for stage in method.stages if merging.STAGES[stage].inputs), None)
+    lines.append(f"    inputs: experts{f'  # the pool must have exactly {inputs}' if inputs else ''}")
+    lines.append("    parameters:")
+    for key, spec in parameters.items():
+        default = int(spec.default) if spec.integer else spec.default
+        if spec.search is None:
+            options = f" ({' | '.join(spec.choices)})" if spec.choices else ""
+            lines.append(f"      {key}: {default}  # {spec.about}{options}")
+            continue
+        kind = "int" if spec.integer else "float"
+        low, high = (f"{bound:g}" for bound in spec.search)
+        inside = isinstance(default, int | float) and spec.search[0] <= default <= spec.search[1]
+        parts = [f"{kind}: [{low}, {high}]"]
+        parts += [f"init: {default}"] if inside else []
+        parts += ["log: true"] if spec.log else []
+        parts += ["per: [expert]"] if spec.per_input else []
+        lines.append(f"      {key}: {{{', '.join(parts)}}}  # {spec.about}")
+    return "\n".join(lines) + "\n"
+
+
 def read(source: str | Path) -> Any:
     """Return the parsed content of a space file: a shipped one by name, or any by path. Raises `SpaceError`."""
     known = shipped()
@@ -401,8 +469,8 @@ def _range(
         if not isinstance(options, list) or len(options) < 2:
             msg = f"hole `{name}`: `choice` is {options!r}; expected a list of two or more options"
             raise SpaceError(msg)
-        if any(True for _ in _find_holes(options, (), ())):
-            msg = f"hole `{name}`: an option of a `choice` holds another hole; write that hole outside of the choice"
+        if "per" in hole and any(True for _ in _find_holes(options, (), ())):
+            msg = f"hole `{name}`: an option holds another hole, which a choice with `per` cannot have; leave out `per`"
             raise SpaceError(msg)
         return kind, 0.0, float(len(options) - 1), tuple(options)
     bounds = hole[kind]
@@ -425,6 +493,8 @@ def _find_holes(
     if isinstance(data, Mapping):
         if any(kind in data for kind in _HOLES):
             yield path, labels, data
+            if isinstance(options := data.get("choice"), list):
+                yield from _find_holes(options, (*path, "choice"), labels)
             return
         if isinstance(data.get("inputs"), list):
             labels = _labels(data["inputs"])
@@ -442,6 +512,36 @@ def _labels(inputs: list[Any]) -> tuple[str, ...]:
         return str(entry)
 
     return tuple(label(i, entry) for i, entry in enumerate(inputs))
+
+
+def _within(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> tuple[tuple[int, int], ...]:
+    """Return (number of the hole, option) of each choice that `path` leads through."""
+    found = []
+    for length in range(len(path) - 1):
+        option = path[length + 1]
+        if path[:length] in paths and path[length] == "choice" and isinstance(option, int):
+            found.append((paths.index(path[:length]), option))
+    return tuple(found)
+
+
+_ABSENT = object()
+
+
+def _unwrapped(value: Any, option: Any) -> Any:
+    """Return the one entry of a recipe's list where the space has that entry alone, as of stages."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(option, list) else value
+
+
+def _fits(option: Any, value: Any) -> bool:
+    """Tell whether `value`, from a recipe, is what a recipe makes of `option`, with any numbers in the option's holes."""
+    if isinstance(option, Mapping):
+        if any(kind in option for kind in _HOLES):
+            return value is not None
+        if isinstance(value, Mapping) and any(True for _ in _find_holes(option, (), ())):
+            return option.keys() == value.keys() and all(_fits(option[key], value[key]) for key in option)
+    if isinstance(option, list) and isinstance(value, list) and any(True for _ in _find_holes(option, (), ())):
+        return len(option) == len(value) and all(_fits(a, b) for a, b in zip(option, value, strict=True))
+    return _alike(option, value)
 
 
 def _alike(option: Json, value: Any) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import genomes, templates
 
-from evomerge import merging, space
+from evomerge import merging, space, strict_yaml
 from evomerge.errors import EvomergeError, SpaceError
 from evomerge.recipe import Recipe, expert
 from evomerge.space import SearchSpace
@@ -182,9 +182,9 @@ WRONG = [
     ("two kinds", {"density": {"int": [0, 1], "float": [0, 1]}}, "has float and int; expected one of them"),
     ("one option", {"density": {"choice": [1]}}, "two or more options"),
     (
-        "a hole in an option",
-        {"density": {"choice": [0.1, {"float": [0, 1]}]}},
-        "an option of a `choice` holds another hole",
+        "a hole in an option of a tiled choice",
+        {"density": {"choice": [0.1, {"float": [0, 1]}], "per": ["expert"]}},
+        "an option holds another hole, which a choice with `per` cannot have",
     ),
     (
         "a misspelt key",
@@ -362,3 +362,70 @@ def test_large_spaces_decode_fast_enough():
         _ = searched.decode(genome).id
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.02
+
+
+def staged(edit):
+    weigh = [{"weight": {"weight": {"float": [0, 1], "per": ["expert"]}}}]
+    template = {"merge": {"inputs": "experts", "stages": {"edit": edit, "weigh": weigh, "post": ["scale"]}}}
+    return SearchSpace(template, experts=EXPERTS)
+
+
+def test_the_stage_itself_can_be_a_gene():
+    searched = staged({"choice": ["none", "trim", "dare", "della"]})
+    for i, name in enumerate(("none", "trim", "dare", "della")):
+        genome = searched.initial.copy()
+        genome[0] = i
+        recipe = searched.decode(genome)
+        assert recipe.root.merge.stages.edit == (name,)
+        assert (searched.encode(recipe) == genome).all()
+
+
+def test_an_option_brings_its_own_genes():
+    searched = staged(
+        {
+            "choice": [
+                "none",
+                {"trim": {"density": {"float": [0.05, 1]}, "scope": {"choice": ["model", "tensor"]}}},
+                {"dare": {"drop": {"float": [0, 0.9], "per": ["expert"]}}},
+            ]
+        }
+    )
+    names = [gene.name for gene in searched.genes]
+    assert names[:4] == ["edit", "density", "scope", f"drop[{EXPERTS[0]}]"]
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        recipe = searched.decode(generator.uniform(searched.lower, searched.upper))
+        merging.check(recipe)
+        assert searched.decode(searched.encode(recipe)) == recipe
+    genome = searched.initial.copy()
+    genome[:3] = 1, 0.25, 1
+    (stage,) = searched.decode(genome).root.merge.stages.edit
+    assert stage == {"trim": {"density": 0.25, "scope": "tensor"}}
+
+
+def test_genes_of_options_not_chosen_do_nothing():
+    searched = staged({"choice": ["none", {"trim": {"density": {"float": [0.05, 1]}}}]})
+    one, other = searched.initial.copy(), searched.initial.copy()
+    one[:2], other[:2] = (0, 0.1), (0, 0.9)
+    assert searched.decode(one) == searched.decode(other)
+
+
+def test_bad_numbers_inside_an_option_are_found_before_any_search():
+    with pytest.raises(SpaceError, match=r"`density`.*expected a number in \[0, 1\]"):
+        staged({"choice": ["none", {"trim": {"density": {"float": [0.5, 2]}}}]})
+
+
+@pytest.mark.parametrize("method", [name for name in merging.METHODS if name not in ("mwa", "model_stock")])
+def test_a_space_can_be_made_of_any_method(method):
+    data = strict_yaml.parse(space.from_method(method), method)
+    stages = [merging.STAGES[stage] for stage in merging.METHODS[method].stages]
+    experts = EXPERTS[: next((stage.inputs for stage in stages if stage.inputs), len(EXPERTS))]
+    searched = SearchSpace.parse(data, experts=experts)
+    merging.check(searched.decode(searched.initial))
+    wanted = {key for key, spec in merging.METHODS[method].parameters.items() if spec.search}
+    assert {gene.name.partition("[")[0] for gene in searched.genes} == wanted
+
+
+def test_a_method_without_parameters_makes_no_space():
+    with pytest.raises(SpaceError, match="`model_stock` has no parameter to search"):
+        space.from_method("model_stock")
