@@ -4,14 +4,17 @@ It is lazy: a tensor is merged when it is asked for, so a merge larger than memo
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
 
 from evomerge import files
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
+from evomerge.merging.pipeline import CPU
 from evomerge.pool import Pool
-from evomerge.recipe import Base, Expert, Merge, Place, Recipe
+from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe
 
 
 class Builder:
@@ -20,7 +23,8 @@ class Builder:
     def __init__(self, pool: Pool) -> None:
         """Build from `pool`."""
         self.pool = pool
-        self._store = Store(files.cache() / "prepared")
+        self.store = Store(files.cache() / "prepared")
+        self.resident = Resident()
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
@@ -33,7 +37,23 @@ class Builder:
                     raise RecipeError(msg)
                 return self.pool.experts[name]
             case node:
-                return Merged(node.merge, self, self._store)
+                return Merged(node.merge, self)
+
+    def build_together(self, recipes: Sequence[Recipe]) -> list[Checkpoint]:
+        """Return the checkpoints of several recipes; those that merge the same inputs are merged now, reading these once.
+
+        They are held in memory whole, so there should be as many as fit. Raises `RecipeError`.
+        """
+        checkpoints = [self.build(recipe) for recipe in recipes]
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i, recipe in enumerate(recipes):
+            if isinstance(recipe.root, MergeNode):
+                groups.setdefault(tuple(inner.id for inner in recipe.root.merge.inputs), []).append(i)
+        for group in groups.values():
+            merges = [checkpoint for i in group if isinstance(checkpoint := checkpoints[i], Merged)]
+            for i, held in zip(group, Held.together(merges), strict=True):
+                checkpoints[i] = held
+        return checkpoints
 
 
 COMPILED = 32_000_000
@@ -51,11 +71,34 @@ def _content(recipe: Recipe, pool: Pool) -> str:
             return recipe.id
 
 
+class Resident:
+    """The pool's tensors on an accelerator: as many as fit stay there, the others are copied there for each merge."""
+
+    def __init__(self, spare: float = 0.25) -> None:
+        """Leave the share `spare` of the accelerator's memory to what else runs there."""
+        self._spare = spare
+        self._held: dict[tuple[int, str, torch.device], torch.Tensor] = {}
+
+    def __call__(self, checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
+        """Return a checkpoint's tensor on `device`."""
+        tensor = checkpoint.tensor(name)
+        if device.type == "cpu":
+            return tensor
+        key = (id(checkpoint), name, device)
+        if key not in self._held:
+            free, total = torch.cuda.mem_get_info(device)
+            if free - tensor.nbytes < self._spare * total:
+                return tensor.pin_memory().to(device, non_blocking=True)
+            self._held[key] = tensor.to(device)
+        return self._held[key]
+
+
 class _Inputs:
     """A merge's view of its inputs."""
 
-    def __init__(self, pool: Pool, merge: Merge, checkpoints: list[Checkpoint]) -> None:
+    def __init__(self, pool: Pool, merge: Merge, checkpoints: list[Checkpoint], resident: "Resident") -> None:
         self._pool = pool
+        self._resident = resident
         self._checkpoints = checkpoints
         self.names = pool.merged
         self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in merge.inputs)]
@@ -63,22 +106,28 @@ class _Inputs:
     def place(self, name: str) -> Place:
         return self._pool.layout.place(name)
 
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return self._pool.base.tensor(name), [
-            checkpoint.fp32(name) if isinstance(checkpoint, Merged) else checkpoint.tensor(name)
-            for checkpoint in self._checkpoints
+    def load(self, name: str, device: torch.device = CPU) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found = [
+            checkpoint.fp32(name, device)
+            if isinstance(checkpoint, Merged)
+            else self._resident(checkpoint, name, device)
+            for checkpoint in (self._pool.base, *self._checkpoints)
         ]
+        return found[0], found[1:]
 
 
 class Merged:
     """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged on demand."""
 
-    def __init__(self, merge: Merge, builder: Builder, store: Store) -> None:
+    def __init__(self, merge: Merge, builder: Builder) -> None:
         """Prepare to merge. Raises `RecipeError`."""
         self._pool = builder.pool
         self._sources = [builder.build(inner) for inner in merge.inputs]
         self._pipeline = Pipeline(
-            merge, _Inputs(self._pool, merge, self._sources), store, compile=self._pool.parameters >= COMPILED
+            merge,
+            _Inputs(self._pool, merge, self._sources, builder.resident),
+            builder.store,
+            compile=self._pool.parameters >= COMPILED,
         )
         self.info = self._pool.base.info
 
@@ -86,16 +135,20 @@ class Merged:
         """The merged tensor, in the base's storage dtype."""
         return self._make(name, self.info[name].dtype)
 
-    def fp32(self, name: str) -> torch.Tensor:
-        """The merged tensor before the last cast."""
-        return self._make(name, torch.float32)
+    def fp32(self, name: str, device: torch.device = CPU) -> torch.Tensor:
+        """The merged tensor before the last cast, on `device`."""
+        return self._make(name, torch.float32, device)
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor into `out`: straight into it where the dtype is the base's, else rounded to that first."""
-        if out.dtype == self.info[name].dtype and out.is_contiguous() and self._source(name) in self._pool.merged:
-            self._pipeline.write(self._source(name), out)
+        if out.dtype == self.info[name].dtype and out.is_contiguous() and self.source(name) in self._pool.merged:
+            self._pipeline.write(self.source(name), out)
         else:
             out.copy_(self.tensor(name))
+
+    def write_together(self, name: str, others: "Sequence[Merged]", outs: Sequence[torch.Tensor]) -> None:
+        """Merge a tensor by this merge and by `others` of the same inputs into `outs`, in the base's storage dtype."""
+        self._pipeline.write_together(name, [other._pipeline for other in others], outs)  # noqa: SLF001  # of its own class
 
     def forget(self) -> None:
         """Close the files of the pool that this merge reads."""
@@ -103,13 +156,53 @@ class Merged:
         for source in self._sources:
             source.forget()
 
-    def _source(self, name: str) -> str:
+    @property
+    def names(self) -> Iterable[str]:
+        """The tensors that are merged; the others are the base's."""
+        return self._pool.merged
+
+    def source(self, name: str) -> str:
+        """The tensor that `name` stands for: itself, or the one that it is tied to."""
         return self._pool.aliases.get(name, name)
 
-    def _make(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        source = self._source(name)
+    def _make(self, name: str, dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
+        source = self.source(name)
         if source not in self._pool.merged:
             return self._pool.base.tensor(source)
-        out = torch.empty(self.info[source].shape, dtype=dtype)
+        out = torch.empty(self.info[source].shape, dtype=dtype, device=device)
         self._pipeline.write(source, out)
         return out
+
+
+class Held:
+    """A merge's checkpoint that is in memory."""
+
+    def __init__(self, merged: Merged, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Hold the merged `tensors`; the others are `merged`'s own."""
+        self._merged = merged
+        self._tensors = tensors
+        self.info = merged.info
+
+    @classmethod
+    def together(cls, merges: Sequence[Merged]) -> "list[Held]":
+        """Merge everything by all of `merges`, which have the same inputs."""
+        held: list[dict[str, torch.Tensor]] = [{} for _ in merges]
+        for name in merges[0].names:
+            entry = merges[0].info[name]
+            for tensors in held:
+                tensors[name] = torch.empty(entry.shape, dtype=entry.dtype)
+            merges[0].write_together(name, merges[1:], [tensors[name] for tensors in held])
+        return [cls(merged, tensors) for merged, tensors in zip(merges, held, strict=True)]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor in its storage dtype."""
+        source = self._merged.source(name)
+        return self._tensors[source] if source in self._tensors else self._merged.tensor(name)
+
+    def write(self, name: str, out: torch.Tensor) -> None:
+        """Copy the tensor into `out`."""
+        out.copy_(self.tensor(name))
+
+    def forget(self) -> None:
+        """Close the files of the pool."""
+        self._merged.forget()

@@ -116,6 +116,7 @@ class Folder:
                 self._span[name] = header.spans[name]
         self.info: Mapping[str, TensorInfo] = dict(sorted(info.items()))
         self._open: dict[Path, Any] = {}
+        self._views: dict[str, torch.Tensor] = {}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -141,6 +142,8 @@ class Folder:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the file, in its storage dtype."""
+        if name in self._views:
+            return self._views[name]
         file = self._file[name]
         if file not in self._open:
             try:
@@ -148,8 +151,8 @@ class Folder:
             except (OSError, SafetensorError) as error:
                 msg = f"{file}: cannot be opened ({error}); it was readable before: has it changed?"
                 raise CheckpointError(msg) from None
-        tensor: torch.Tensor = self._open[file].get_tensor(name)
-        return tensor
+        self._views[name] = self._open[file].get_tensor(name)
+        return self._views[name]
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Copy the tensor into `out`."""
@@ -171,9 +174,10 @@ class Folder:
     def forget(self) -> None:
         """Close the files. What has been read is no longer counted as this process's memory; reading opens them again."""
         self._open.clear()
+        self._views.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_views": {}}
 
     def _shards(self) -> dict[Path, list[str] | None]:
         index = self.path / "model.safetensors.index.json"

@@ -4,6 +4,7 @@ A suite is a class of pytest tests: subclass it beside the implementation, and s
 module itself does not need pytest.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -575,15 +576,28 @@ class InMemory:
         self._inputs = inputs
         self._layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
         self.names = tuple(base)
-        self.ids = ("base", *(f"input {i}" for i in range(len(inputs))))
+        self.ids = tuple(_digest(model) for model in (base, *inputs))
 
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""
         return self._layout.place(name)
 
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The base's tensor and the inputs' `(K,)`."""
-        return self._base[name], [tensors[name] for tensors in self._inputs]
+    def load(
+        self,
+        name: str,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  # a constant
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The base's tensor and the inputs' `(K,)`, on `device`."""
+        return self._base[name].to(device), [tensors[name].to(device) for tensors in self._inputs]
+
+
+def _digest(model: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of a model's names, shapes, dtypes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in model.items():
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def merge_tensors(
@@ -724,7 +738,7 @@ class MethodSuite:
 
     name = ""
     symmetric = True
-    """Whether the inputs may change places."""
+    """Whether the inputs may change places, up to fp32's rounding."""
     normalises = False
     """Whether inputs that are all equal give that input, whatever their number."""
 
@@ -796,7 +810,8 @@ class MethodSuite:
         base, inputs = self.models()
         weights = [0.3 + 0.2 * i for i in range(len(inputs))]
         table = dict(zip(self.labels(len(inputs)), weights, strict=True))
-        parameters = {"weight": {"per": ["expert"], "values": table}}
+        weighed = "weight" in METHODS[self.name].parameters
+        parameters = {"weight": {"per": ["expert"], "values": table}} if weighed else {}
         recipe = self.recipe(len(inputs), parameters)
         turned = merge(self.name, list(reversed(self.labels(len(inputs)))), parameters)
         expected = merge_tensors(recipe, base, inputs)

@@ -1,96 +1,470 @@
 """Merge methods a second time, as the papers' formulas read: whole models at once, numpy, float64.
 
-Written from the formulas and not from the code under test; only the keyed noise of DARE is taken from there.
+Written from the formulas and not from the code under test; only the random bits of DARE and DELLA are taken from there.
+A model is a dictionary of float64 arrays; τ_k stands for the task vectors, dictionaries too.
 """
 
-import numpy as np
+import re
 
-from evomerge.merging.pipeline import BLOCK
-from evomerge.merging.randomness import uniform
+import numpy as np
+import torch
+
+from evomerge.merging.randomness import bits, keys
 
 
 def as_float64(tensors):
     return {name: tensor.double().numpy() for name, tensor in tensors.items()}
 
 
-def linear(base, experts, weights):
-    """Model soups, arXiv 2203.05482: Σ w θ / Σ w."""
-    return {name: sum(w * e[name] for w, e in zip(weights, experts, strict=True)) / sum(weights) for name in base}
+def merge(method, base, experts, labels, parameters, seed=0):
+    """Return the merged model; `parameters` are all that the formula reads, lists `(K,)` where they are per input."""
+    p = {"labels": labels, "seed": seed, **parameters}
+    if method in ON_WEIGHTS:
+        return ON_WEIGHTS[method](experts, p)
+    taus = [{name: expert[name] - base[name] for name in base} for expert in experts]
+    delta = ON_TASK_VECTORS[method](taus, p)
+    return {name: base[name] + delta[name] for name in base}
 
 
-def task_arithmetic(base, experts, weights, scale):
-    """arXiv 2212.04089: θ0 + λ Σ w τ."""
-    return {
-        name: base[name] + scale * sum(w * (e[name] - base[name]) for w, e in zip(weights, experts, strict=True))
-        for name in base
-    }
+def each(rule, *models):
+    """Apply a rule tensor by tensor."""
+    return {name: rule(*(model[name] for model in models)) for name in models[0]}
 
 
-def slerp(one, other, t):
-    """Shoemake 1985, on each tensor as one vector; the angle by arccos, whose cosine is exact enough in float64."""
-    merged = {}
-    for name in one:
-        a, b = one[name].ravel(), other[name].ravel()
-        lengths = np.linalg.norm(a) * np.linalg.norm(b)
-        if a.size < 2 or lengths == 0:
-            flat = (1 - t) * a + t * b
-        else:
-            angle = np.arccos(np.clip(a @ b / lengths, -1, 1))
-            flat = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
-        merged[name] = flat.reshape(one[name].shape)
-    return merged
+def flat(model):
+    """Return all numbers of a model, `(n,)`."""
+    return np.concatenate([tensor.ravel() for tensor in model.values()])
 
 
-def ties(base, experts, weights, density, scale, reduce="mean", scope="model"):
-    """arXiv 2306.01708, section 3: trim, elect, disjoint merge; a vote of zero contributes nothing."""
-    deltas = [{name: e[name] - base[name] for name in base} for e in experts]
-    return _elect_and_merge(base, [trim(delta, density, scope) for delta in deltas], weights, scale, reduce)
-
-
-def dare_linear(base, experts, labels, weights, drop, scale, seed):
-    """arXiv 2311.03099, then task arithmetic."""
-    deltas = [_dare(base, e, label, drop, seed) for e, label in zip(experts, labels, strict=True)]
-    return {name: base[name] + scale * sum(w * d[name] for w, d in zip(weights, deltas, strict=True)) for name in base}
-
-
-def dare_ties(base, experts, labels, weights, drop, scale, seed):
-    """arXiv 2311.03099, then TIES' election without trimming."""
-    deltas = [_dare(base, e, label, drop, seed) for e, label in zip(experts, labels, strict=True)]
-    return _elect_and_merge(base, deltas, weights, scale, "mean")
-
-
-def _dare(base, expert, label, drop, seed):
-    """Drop with probability p, rescale the rest by 1 / (1 - p)."""
-    made = {}
-    for name, origin in base.items():
-        sizes = [min(BLOCK, origin.size - start) for start in range(0, origin.size, BLOCK)]
-        noise = [uniform(seed, label, name, i, size).numpy() for i, size in enumerate(sizes)]
-        kept = np.concatenate([np.zeros(0), *noise]).reshape(origin.shape) < 1 - drop
-        made[name] = kept * (expert[name] - origin) / (1 - drop)
+def unflat(numbers, like):
+    made, start = {}, 0
+    for name, tensor in like.items():
+        made[name] = numbers[start : start + tensor.size].reshape(tensor.shape)
+        start += tensor.size
     return made
 
 
-def trim(delta, density, scope):
-    def threshold(values):
-        if not values.size:
-            return np.inf
-        return np.sort(np.abs(values))[::-1][max(round(density * values.size), 1) - 1]
-
-    whole = threshold(np.concatenate([tensor.ravel() for tensor in delta.values()]))
-    return {
-        name: np.where(np.abs(d) >= (whole if scope == "model" else threshold(d.ravel())), d, 0.0)
-        for name, d in delta.items()
-    }
+def combine(taus, weights):
+    return each(lambda *rows: sum(w * row for w, row in zip(weights, rows, strict=True)), *taus)
 
 
-def _elect_and_merge(base, deltas, weights, scale, reduce):
-    merged = {}
-    for name, origin in base.items():
-        stack = np.stack([d[name] for d in deltas])
-        w = np.asarray(weights, dtype=np.float64).reshape(-1, *[1] * origin.ndim)
-        elected = np.sign((w * stack).sum(axis=0))
-        agreeing = (np.sign(w * stack) == elected) & (stack != 0) & (elected != 0)
-        total, count = (w * stack * agreeing).sum(axis=0), (w * agreeing).sum(axis=0)
-        mean = np.divide(total, count, out=np.zeros_like(total), where=count != 0)
-        merged[name] = origin + scale * (mean if reduce == "mean" else total)
+def quotient(above, below):
+    return np.divide(above, below, out=np.zeros(np.shape(above)), where=below != 0)
+
+
+def depth(name):
+    """Return the block of a tensor of `tiny_tensors`, of 4, or None outside of them."""
+    found = re.match(r"layers\.(\d)\.", name)
+    return int(found[1]) if found else None
+
+
+# -- edits: one task vector, or all, at a time --
+
+
+def kth_largest(values, k):
+    return np.sort(values, axis=None)[::-1][k - 1] if k and values.size else np.inf
+
+
+def by_scope(rule, tau, scope):
+    """Apply a rule on numbers to the whole model's, or to each tensor's."""
+    return unflat(rule(flat(tau)), tau) if scope == "model" else each(rule, tau)
+
+
+def trim(tau, density, scope="model"):
+    """TIES, arXiv 2306.01708, step 1."""
+
+    def rule(d):
+        return np.where(np.abs(d) >= kth_largest(np.abs(d), max(round(density * d.size), 1)), d, 0.0)
+
+    return by_scope(rule, tau, scope)
+
+
+def breadcrumbs(tau, density, gamma, scope="tensor"):
+    """arXiv 2312.06795: by rank from the largest, leave out the first γ·n, keep the next density·n."""
+
+    def rule(d):
+        order = np.argsort(-np.abs(d), axis=None, kind="stable")
+        keep = max(round(density * d.size), 1)
+        top = min(int(gamma * d.size), max(d.size - keep, 0))
+        made = np.zeros(d.size)
+        made[order[top : top + keep]] = d.ravel()[order[top : top + keep]]
+        return made.reshape(d.shape)
+
+    return by_scope(rule, tau, scope)
+
+
+def noise(p, i, name, size):
+    """Return the random numbers of one input's tensor, in [0, 1)."""
+    index = torch.arange(size, dtype=torch.int64).sub_(2**31).to(torch.int32)
+    return (bits(index, keys(p["seed"], p["labels"], name)[i]).numpy().astype(np.int64) + 2**31) / 2**32
+
+
+def rescaled(d, kept, q, how):
+    if how == "inverse":
+        return np.where(kept, d / q, 0.0)
+    left = np.abs(d[kept]).sum()
+    return np.where(kept, d, 0.0) * (1.0 if how == "none" else np.abs(d).sum() / left if left else 0.0)
+
+
+def dare(taus, p):
+    """arXiv 2311.03099: drop with probability p, rescale the rest."""
+    made = []
+    for i, tau in enumerate(taus):
+        q = 1 - p["drop"]
+        made.append(
+            {
+                name: rescaled(d, noise(p, i, name, d.size).reshape(d.shape) < q, q, p.get("rescale", "inverse"))
+                for name, d in tau.items()
+            }
+        )
+    return made
+
+
+def della(taus, p):
+    """arXiv 2406.11617, MagPrune: q = (d - ε) + 2ε·rank / (m - 1) in each row; the noise has 16 bits."""
+    made = []
+    for i, tau in enumerate(taus):
+        made.append({})
+        for name, d in tau.items():
+            table = d.reshape(d.shape[0], -1) if d.ndim > 1 and d.size else d.reshape(1, -1)
+            width = table.shape[1]
+            ranks = np.argsort(np.argsort(np.abs(table), axis=1, kind="stable"), axis=1)
+            epsilon = min(p["epsilon"], p["density"], 1 - p["density"])
+            q = p["density"] - epsilon + 2 * epsilon * ranks / (width - 1) if width > 1 else p["density"] + 0.0 * table
+            kept = np.floor(noise(p, i, name, d.size).reshape(table.shape) * 2**16) < q * 2**16
+            made[-1][name] = rescaled(table, kept, q, p.get("rescale", "inverse")).reshape(d.shape)
+    return made
+
+
+def select(taus, fraction):
+    """SCE, arXiv 2408.07990: keep where the population's variance over inputs is largest."""
+
+    def mask(*rows):
+        variance = np.var(np.stack(rows), axis=0)
+        varying = int((variance > 0).sum())
+        return variance >= kth_largest(variance, max(round(fraction * varying), 1) if varying else 0)
+
+    masks = each(mask, *taus)
+    return [each(lambda d, m: np.where(m, d, 0.0), tau, masks) for tau in taus]
+
+
+# -- elections --
+
+
+def disjoint(taus, p, weights=None):
+    """TIES, steps 2 and 3, on weighted task vectors."""
+    weights = p["weight"] if weights is None else weights  # numbers, or for each input a number by tensor
+    undecided = {"none": 0.0, "positive": 1.0}.get(p.get("undecided", "none"))
+
+    def mass(*rows):
+        votes = [w * row for w, row in zip(p["weight"], rows, strict=True)]
+        return sum(np.sign(v) if p.get("elect") == "count" else v for v in votes)
+
+    signs = each(lambda m: np.sign(m), each(mass, *taus))
+    if undecided is None:
+        undecided = np.sign(flat(signs).sum())
+    signs = each(lambda s: np.where(s == 0, undecided, s), signs)
+    made = {}
+    for name, sign in signs.items():
+        shares = [w[name] if isinstance(w, dict) else w for w in weights]
+        parts = [
+            (s * tau[name], s * ((np.sign(s * tau[name]) == sign) & (sign != 0)))
+            for s, tau in zip(shares, taus, strict=True)
+        ]
+        terms = np.stack([part * (chosen != 0) for part, chosen in parts])
+        how = p.get("reduce", "solve")
+        if how == "max":
+            made[name] = np.take_along_axis(terms, np.abs(terms).argmax(axis=0)[None], axis=0)[0]
+        else:
+            made[name] = terms.sum(axis=0)
+            if how == "solve":
+                made[name] = quotient(made[name], sum(chosen for _, chosen in parts))
+    return made
+
+
+def energy(taus):
+    """Return each input's share of each tensor's sum of squares."""
+    sums = [each(lambda d: (d**2).sum(), tau) for tau in taus]
+    whole = each(lambda *parts: sum(parts), *sums)
+    return [each(lambda part, total: part / total if total else 1 / len(taus), part, whole) for part in sums]
+
+
+def pcb(taus, p):
+    """PCB-Merging, arXiv 2410.02396, and its three released files by name."""
+    rows = np.stack([flat(tau) for tau in taus])
+    count, size = rows.shape
+    cut = int(p["clip"] * size)
+    ordered = np.sort(np.abs(rows), axis=1)
+    rows = np.sign(rows) * np.clip(np.abs(rows), ordered[:, cut, None], ordered[:, size - 1 - cut, None])
+
+    def norm(row):
+        return (row - row.min()) / (row.max() - row.min()) if row.max() > row.min() else np.zeros(size)
+
+    def softmax(row):
+        return np.exp(row) / np.exp(row).sum()
+
+    sizes = np.stack([norm(np.abs(row)) for row in rows])
+    signed = np.sign(rows) * sizes
+    betas = []
+    for i, row in enumerate(rows):
+        intra = np.exp(count * sizes[i] ** 2)
+        match p["variant"]:
+            case "paper":
+                score = softmax(count * norm(row * row)) * sum(softmax(norm(row * other)) for other in rows)
+            case "merging":
+                score = intra * np.tanh(row * rows.sum(axis=0))
+            case "pcb":
+                score = intra * np.tanh(row * signed.sum(axis=0))
+            case "es":
+                score = intra * sum(np.tanh(signed[i] * other) for other in signed)
+        bar = kth_largest(score, max(round(p["ratio"] * size), 1))
+        if p["variant"] == "paper":
+            betas.append(np.where(score >= bar, score, 0.0))
+        else:
+            betas.append(np.maximum(score - bar, 0) / (score.max() - bar) if score.max() > bar else np.zeros(size))
+    betas = np.stack(betas)
+    factors = np.reshape(p.get("factor", [1.0] * count), (-1, 1))
+    return unflat(p["lambda"] * quotient((betas * factors * rows).sum(axis=0), betas.sum(axis=0)), taus[0])
+
+
+def consensus(taus, merged, p):
+    """TALL masks, arXiv 2405.07813: keep what at least `agree` inputs call their own."""
+    masks = [each(lambda d, m: np.abs(d) > p["threshold"] * np.abs(m - d), tau, merged) for tau in taus]
+    counts = each(lambda *parts: sum(part.astype(int) for part in parts), *masks)
+    return each(lambda m, c: p["lambda"] * np.where(c >= p["agree"], m, 0.0), merged, counts)
+
+
+def lines(taus, p, merged=None):
+    """LiNeS, arXiv 2410.17146."""
+    merged = combine(taus, p["weight"]) if merged is None else merged
+    alpha = p["alpha"]
+    if alpha == "auto":
+        alpha = np.abs(sum(flat(tau) for tau in taus)).sum() / np.abs(flat(merged)).sum() / len(taus)
+    return {name: d * (alpha + p["beta"] * (depth(name) or 0) / 3) for name, d in merged.items()}
+
+
+# -- on the sphere --
+
+
+def angle(a, b):
+    return np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -1, 1))
+
+
+def arc(a, b, t):
+    """Shoemake 1985, on each tensor as one vector."""
+    u, v = a.ravel(), b.ravel()
+    if u.size < 2 or not u.any() or not v.any() or angle(u, v) < 1e-6:
+        return (1 - t) * a + t * b
+    omega = angle(u, v)
+    return (np.sin((1 - t) * omega) * a + np.sin(t * omega) * b) / np.sin(omega)
+
+
+def spherical(rule):
+    """Make a merge of a rule: (unit vectors, weights) → a unit vector; what has no direction is averaged."""
+
+    def merge(models, p):
+        shares = np.array(p["weight"]) / sum(p["weight"])
+
+        def one(*tensors):
+            rows = [tensor.ravel() for tensor in tensors]
+            lengths = np.array([np.linalg.norm(row) for row in rows])
+            if rows[0].size < 2 or not lengths.any():
+                return sum(s * tensor for s, tensor in zip(shares, tensors, strict=True))
+            units = [row / length for row, length in zip(rows, lengths, strict=True) if length]
+            return (rule(units, shares[lengths > 0]) * (shares @ lengths)).reshape(tensors[0].shape)
+
+        return each(one, *models)
+
+    return merge
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+def one_step(units, shares):
+    """Multi-SLERP: from the mean direction m along the mean of the inputs, projected onto the tangent space at m."""
+    mean = unit(sum(s * u for s, u in zip(shares, units, strict=True)))
+    tangent = sum(s * (u - (u @ mean) * mean) for s, u in zip(shares, units, strict=True))
+    step = np.linalg.norm(tangent)
+    return mean * np.cos(step) + (tangent * np.sin(step) / step if step else 0.0)
+
+
+def karcher(units, shares):
+    mean, shares = unit(sum(units)), shares / shares.sum()
+    for _ in range(200):
+        tangent = np.zeros_like(mean)
+        for s, u in zip(shares, units, strict=True):
+            theta = np.arccos(np.clip(u @ mean, -1, 1))
+            tangent += s * (theta / np.sin(theta) if theta > 1e-9 else 1.0) * (u - (u @ mean) * mean)
+        step = np.linalg.norm(tangent)
+        if step < 1e-13:
+            break
+        mean = unit(np.cos(step) * mean + np.sin(step) / step * tangent)
+    return mean
+
+
+def model_stock(taus, p):
+    """arXiv 2403.19522: t = K c / (1 + (K-1) c), within [0, 1]; what has no direction stays."""
+    count = len(taus)
+
+    def one(*tensors):
+        rows = [tensor.ravel() for tensor in tensors]
+        if rows[0].size < 2 or not all(row.any() for row in rows):
+            return np.zeros(tensors[0].shape)
+        c = np.mean([np.cos(angle(rows[i], rows[j])) for i in range(count) for j in range(i)])
+        t = np.clip(count * c / (1 + (count - 1) * c), 0, 1) if c > 0 else 0.0
+        return t * sum(tensors) / count
+
+    return each(one, *taus)
+
+
+# -- by singular vectors --
+
+
+def matrices(rule, otherwise):
+    """Make a merge that treats matrices by a rule, and all else by another."""
+    return lambda taus, p: each(
+        lambda *tensors: rule(tensors, p) if tensors[0].ndim == 2 and tensors[0].size else otherwise(tensors, p), *taus
+    )
+
+
+def mean(tensors, p):
+    return sum(w * tensor for w, tensor in zip(p["weight"], tensors, strict=True)) / len(tensors)
+
+
+def singular(matrix):
+    """Return U, σ, V without null directions."""
+    u, sigma, vh = np.linalg.svd(matrix, full_matrices=False)
+    rank = int((sigma > 1e-6 * sigma[0]).sum())
+    return u[:, :rank], sigma[:rank], vh[:rank].T
+
+
+def polar(matrix):
+    """Return X (XᵀX)^(-1/2), by the eigenvectors of XᵀX; its null directions are left out."""
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    inverse = np.where(values > 1e-12 * values.max(), 1 / np.sqrt(np.maximum(values, 1e-300)), 0.0)
+    return matrix @ (vectors * inverse) @ vectors.T
+
+
+def tsv(tensors, p):
+    """TSV-Merge, arXiv 2412.00081."""
+    rank = max(min(tensors[0].shape) // len(tensors), 1)
+    parts = [tuple(part[..., :rank] for part in singular(tensor)) for tensor in tensors]
+    left, right = (polar(np.hstack([part[side] for part in parts])) for side in (0, 2))
+    sigma = np.concatenate([w * part[1] for w, part in zip(p["weight"], parts, strict=True)])
+    return left @ np.diag(sigma) @ right.T
+
+
+def iso(tensors, p):
+    """ISO-C and, for `common` below 1, ISO-CTS, arXiv 2502.04959."""
+    count, rank = len(tensors), min(tensors[0].shape)
+    own = (rank - round(p["common"] * rank)) // count
+    u, sigma, v = (part[..., : rank - own * count] for part in singular(sum(tensors)))
+    us, sigmas, vs = [u], [sigma], [v]
+    for tensor in tensors if own else ():
+        for held, part in zip((us, sigmas, vs), singular(tensor - u @ u.T @ tensor), strict=True):
+            held.append(part[..., :own])
+    return np.concatenate(sigmas).mean() * polar(np.hstack(us)) @ polar(np.hstack(vs)).T
+
+
+def opcm(taus, p):
+    """arXiv 2501.09522, with its states Δ_t and λ_t as written; the norms are the whole model's."""
+    merged, scale, norms = taus[0], 1.0, [np.linalg.norm(flat(taus[0]))]
+    for tau in taus[1:]:
+
+        def project(so_far, d):
+            if d.ndim != 2 or not d.size or not so_far.any():
+                return d
+            u, sigma, v = singular(so_far)
+            along = u.T @ d @ v
+            kept = along - np.diag(np.diag(along))
+            above = np.flatnonzero(np.cumsum(sigma) / sigma.sum() > p["alpha"])
+            kept[: above[0], : above[0]] = 0.0
+            return d + u @ (kept - along) @ v.T
+
+        total = each(lambda so_far, d, s=scale: s * so_far + project(so_far, d), merged, tau)
+        norms.append(np.linalg.norm(flat(tau)))
+        scale = np.linalg.norm(flat(total)) / np.mean(norms)
+        merged = each(lambda d, s=scale: d / s, total)
     return merged
+
+
+# -- the table --
+
+
+def scaled(rule):
+    return lambda taus, p: each(lambda d: p["lambda"] * d, rule(taus, p))
+
+
+def trimmed(taus, p):
+    return [trim(tau, p["density"], p.get("scope", "model")) for tau in taus]
+
+
+def crumbs(taus, p):
+    return [breadcrumbs(tau, p["density"], p["gamma"]) for tau in taus]
+
+
+def sce(taus, p):
+    chosen = select(taus, p["select"])
+    return disjoint(chosen, {"weight": [1.0] * len(taus), "undecided": "positive"}, energy(chosen))
+
+
+def weighed(models, p):
+    return combine(models, np.array(p["weight"]) / sum(p["weight"]))
+
+
+def mwa(models, p):
+    powers = np.array(p["metric"]) ** ((-1 if p["better"] == "lower" else 1) * p["power"])
+    return combine(models, powers / powers.sum())
+
+
+def layer_swap(models, p):
+    """arXiv 2410.01335."""
+    made = {}
+    for name in models[0]:
+        block = depth(name)
+        if block is None:
+            second = float(p["outside"] == "second")
+        elif block < p["bottom"] or block >= 4 - p["top"]:
+            second = 1.0
+        elif (p["bottom"] and block < p["bottom"] + p["transition"]) or (
+            p["top"] and block >= 4 - p["top"] - p["transition"]
+        ):
+            second = 0.5
+        else:
+            second = 0.0
+        made[name] = (1 - second) * models[0][name] + second * models[1][name]
+    return made
+
+
+ON_WEIGHTS = {
+    "linear": weighed,
+    "mwa": mwa,
+    "slerp": lambda models, p: each(lambda a, b: arc(a, b, p["t"]), *models),
+    "karcher": spherical(karcher),
+    "layer_swap": layer_swap,
+}
+ON_TASK_VECTORS = {
+    "task_arithmetic": scaled(lambda taus, p: combine(taus, p["weight"])),
+    "lines": lines,
+    "nuslerp": lambda taus, p: each(lambda a, b: arc(a, b, p["weight"][1] / sum(p["weight"])), *taus),
+    "multislerp": spherical(one_step),
+    "model_stock": model_stock,
+    "ties": scaled(lambda taus, p: disjoint(trimmed(taus, p), p)),
+    "dare_linear": scaled(lambda taus, p: combine(dare(taus, p), p["weight"])),
+    "dare_ties": scaled(lambda taus, p: disjoint(trimmed(dare(taus, p), p), p)),
+    "della": scaled(lambda taus, p: disjoint(della(taus, p), p)),
+    "della_linear": scaled(lambda taus, p: combine(della(taus, p), p["weight"])),
+    "breadcrumbs": scaled(lambda taus, p: combine(crumbs(taus, p), p["weight"])),
+    "breadcrumbs_ties": scaled(lambda taus, p: disjoint(crumbs(taus, p), p)),
+    "sce": sce,
+    "pcb": pcb,
+    "consensus": lambda taus, p: consensus(taus, combine(taus, p["weight"]), p),
+    "consensus_ties": lambda taus, p: consensus(taus, disjoint(trimmed(taus, p), {"reduce": "sum", **p}), p),
+    "tsv": scaled(matrices(tsv, mean)),
+    "iso_c": scaled(lambda taus, p: matrices(iso, mean)(taus, {"common": 1.0, "weight": [1] * len(taus)})),
+    "iso_cts": scaled(lambda taus, p: matrices(iso, mean)(taus, {"weight": [1] * len(taus), **p})),
+    "opcm": opcm,
+    "nearswap": lambda taus, p: each(lambda *rows: sum(np.clip(row, -p["t"], p["t"]) for row in rows), *taus),
+}

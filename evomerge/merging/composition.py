@@ -58,12 +58,16 @@ class Composition:
             return [_reduced(rows, field, self.reduce) if delta is None else delta]
         return rows
 
-    def run(self, base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
-        """Merge parts `(n,)` of the base and of the inputs, from element `start` on, into `out` `(n,)` of any float dtype."""
+    def run(self, base: Tensor, tensors: Rows, outs: Rows, start: Tensor, bounds: list[list[Bound]]) -> None:
+        """Merge parts `(n,)` of the base and of the inputs, from element `start` on, by each of `bounds`.
+
+        The result of each goes to its `outs` `(n,)`, of any float dtype: base and inputs are read once for all of them.
+        """
         origin, raw = self.rows(base, tensors)
-        (delta,) = self.upto(len(self.steps), Piece(raw, start), bound)
-        # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
-        out.copy_(origin - (0.0 - delta))
+        for out, bound in zip(outs, bounds, strict=True):
+            (delta,) = self.upto(len(self.steps), Piece(raw, start), bound)
+            # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
+            out.copy_(origin - (0.0 - delta))
 
 
 def total(rows: Rows) -> Tensor:
@@ -98,8 +102,8 @@ class Uncompilable(Exception):  # noqa: N818  # a fact about the machine, not so
 
 
 @cache
-def compiled(composition: Composition, inputs: int) -> Callable[..., None]:
-    """Return `composition.run`, for merges of `inputs` models, as one compiled loop over memory.
+def compiled(composition: Composition, *types_of_tensors: tuple[torch.dtype, ...]) -> Callable[..., None]:
+    """Return `composition.run` as one compiled loop over memory, for inputs and outputs of the given dtypes.
 
     Nothing is compiled before its first run, which raises `Uncompilable` where there is no working compiler.
     """
@@ -115,11 +119,11 @@ def compiled(composition: Composition, inputs: int) -> Callable[..., None]:
     }
     fused = torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
-    def run(base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
+    def run(base: Tensor, tensors: Rows, outs: Rows, start: Tensor, bounds: list[list[Bound]]) -> None:
         if _broken:
             raise Uncompilable
         try:
-            fused(base, tensors, out, start, bound)
+            fused(base, tensors, outs, start, bounds)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

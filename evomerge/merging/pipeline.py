@@ -3,8 +3,8 @@
 fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a tensor's full size.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Site, part
+from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Site, moved, part
 from evomerge.merging.stages import STAGES
 from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
 
@@ -32,6 +32,8 @@ _INDICES = 1 << 32
 _FORMAT = 1
 """Part of the keys of what is kept on disk: to be raised whenever anything prepared changes."""
 
+CPU = torch.device("cpu")
+
 T = TypeVar("T")
 
 
@@ -49,8 +51,8 @@ class Inputs(Protocol):
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""
 
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The base's tensor and the inputs' `(K,)`, in the dtype they are stored in."""
+    def load(self, name: str, device: torch.device = CPU) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The base's tensor and the inputs' `(K,)` on `device`, in the dtype they are stored in."""
 
 
 class Pipeline:
@@ -64,7 +66,7 @@ class Pipeline:
         """
         spelled = spell_out(merge)
         self._labels = merge.labels
-        self._seed = merge.seed
+        self.seed = merge.seed
         self._inputs = inputs
         self._compile = compile
         places = {inputs.place(name) for name in inputs.names}
@@ -86,17 +88,43 @@ class Pipeline:
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape and any floating-point dtype."""
-        flat = out.view(-1)
-        site, base, tensors = self._load(name)
+        self._write(name, [self], [out])
+
+    def write_together(self, name: str, others: Sequence["Pipeline"], outs: Sequence[torch.Tensor]) -> None:
+        """Merge the tensor `name` by this merge and by `others` of the same inputs, into `outs`, reading these once."""
+        place = self._inputs.place(name)
+        groups: dict[Composition, list[int]] = {}
+        merges = [self, *others]
+        for i, merge in enumerate(merges):
+            groups.setdefault(merge._compositions[place], []).append(i)  # noqa: SLF001  # of its own class
+        for group in groups.values():
+            merges[group[0]]._write(  # noqa: SLF001  # of its own class
+                name, [merges[i] for i in group], [outs[i] for i in group]
+            )
+
+    def _write(self, name: str, merges: Sequence["Pipeline"], outs: Sequence[torch.Tensor]) -> None:
+        """Merge a tensor by `merges` of one composition."""
+        device = outs[0].device
+        site, base, tensors = self._load(name, device)
         composition = self._compositions[site.place]
+        flat = [out.view(-1) for out in outs]
         if composition.origin == "base" and self._unchanged(name, base, tensors):
-            flat.copy_(base)
-            return None
-        bound = [self.bound(step, site) for step in range(len(self._stages))] if base.numel() else []
+            for out in flat:
+                out.copy_(base)
+            return
+        bounds = []
+        for merge in merges if base.numel() else ():
+            own = replace(site, seed=merge.seed)
+            bounds.append([moved(merge.bound(step, own), device) for step in range(len(self._stages))])
+        run: Callable[..., None] = composition.run
+        longest = BLOCK
         if self._compile and base.numel() >= COMPILED:
-            with contextlib.suppress(Uncompilable):
-                return _run(compiled(composition, len(tensors)), _LONGEST, base, tensors, flat, bound)
-        return _run(composition.run, BLOCK, base, tensors, flat, bound)
+            dtypes = (tuple(tensor.dtype for tensor in (base, *tensors)), tuple(out.dtype for out in outs))
+            run, longest = compiled(composition, *dtypes), _LONGEST
+        try:
+            _run(run, longest, base, tensors, flat, bounds)
+        except Uncompilable:
+            _run(composition.run, BLOCK, base, tensors, flat, bounds)
 
     def blocks(self, step: int, tensor: str) -> Iterator[Block]:
         """Yield a tensor block by block, as the stage number `step` finds it."""
@@ -175,12 +203,12 @@ class Pipeline:
         def compare() -> bool:
             return all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
 
-        return self._store.measure(canonical_json(["unchanged", list(self._inputs.ids), name]), compare)
+        return self._store.measure(("unchanged", name, *self._inputs.ids), compare)
 
-    def _load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
-        """Return a tensor's site, and the base's and the inputs' numbers `(n,)`."""
-        base, tensors = self._inputs.load(name)
-        site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self._seed)
+    def _load(self, name: str, device: torch.device = CPU) -> tuple[Site, torch.Tensor, Rows]:
+        """Return a tensor's site, and the base's and the inputs' numbers `(n,)`, on `device`."""
+        base, tensors = self._inputs.load(name, device)
+        site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self.seed)
         return site, base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
 
 
@@ -210,16 +238,11 @@ class _Region:
 
 
 def _run(
-    run: Callable[..., None], length: int, base: torch.Tensor, tensors: Rows, flat: torch.Tensor, bound: list[Bound]
+    run: Callable[..., None], length: int, base: torch.Tensor, tensors: Rows, outs: Rows, bounds: list[list[Bound]]
 ) -> None:
     for span in _spans(base.numel(), length):
-        run(
-            base[span],
-            [row[span] for row in tensors],
-            flat[span],
-            _start(span),
-            [part(values, span) for values in bound],
-        )
+        parts = [[part(values, span) for values in bound] for bound in bounds]
+        run(base[span], [row[span] for row in tensors], [out[span] for out in outs], _start(span), parts)
 
 
 def _start(span: slice) -> torch.Tensor:

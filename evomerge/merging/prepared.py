@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ class Store:
         """Keep large things in files in `folder`, if there is one, and the rest in memory."""
         self._folder = folder
         self._prepared: dict[str, Prepared] = {}
-        self._measures: dict[str, Any] = {}
+        self._measures: dict[Hashable, Any] = {}
 
     def prepared(self, key: str, numel: int, make: Callable[[], Prepared]) -> Prepared:
         """Return what `make` prepares of a tensor of `numel` numbers under a key that says all it depends on."""
@@ -38,7 +38,7 @@ class Store:
             self._prepared[key] = found
         return self._prepared[key]
 
-    def measure(self, key: str, make: Callable[[], T]) -> T:
+    def measure(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` measures, under a key that says all it depends on; what was asked first is forgotten first."""
         if key not in self._measures:
             found = make()

@@ -118,6 +118,15 @@ def part(bound: Bound, span: slice) -> Bound:
     return {name: [row[span] for row in value] if isinstance(value, list) else value for name, value in bound.items()}
 
 
+def moved(bound: Bound, device: torch.device) -> Bound:
+    """Return what is bound with its fields on `device`; constants may stay where they are, as numbers do."""
+    if device.type == "cpu":
+        return bound
+    return {
+        name: [row.to(device) for row in value] if isinstance(value, list) else value for name, value in bound.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage: its parameters with their ranges, what it prepares and measures, and what it does to a point."""

@@ -18,7 +18,6 @@ where the cosine exceeds 0.9995 (mergekit goes along the chord there).
 A smoke run takes the tiny `digits` experts and leaves mergekit out.
 """
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import by_mergekit
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ Scores = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     if not switches.smoke and find_spec("mergekit") is None:
-        msg = "mergekit is not installed; type: pip install 'mergekit>=0.1.5,<0.2'"
+        msg = f"mergekit is not installed; type: pip install '{by_mergekit.REQUIREMENT}'"
         raise StudyError(msg)
     embedded = zoo.find_or_build(
         SMOKE_ZOO if switches.smoke else ZOO, progress=lambda done, doing: say(f"{done:4.0%} {doing}")
@@ -178,56 +178,12 @@ def writer(pool: Pool) -> Write:
 
 
 def mergekit_writer(pool: Pool) -> Write:
-    """Return what `mergekit-yaml` does, for recipes of the methods above."""
-    from mergekit.config import MergeConfiguration
-    from mergekit.io.tasks import LoaderCache
-    from mergekit.merge import run_merge
-    from mergekit.options import MergeOptions
-    from mergekit.plan import MergePlanner
-
-    logging.getLogger().setLevel(logging.ERROR)
-    options = MergeOptions(
-        quiet=True, write_model_card=False, copy_tokenizer=(pool.base.path / "tokenizer_config.json").exists()
+    """Return what `mergekit-yaml` does."""
+    folders = {"base": pool.base.path, **{name: expert.path for name, expert in pool.experts.items()}}
+    tokenizer = (pool.base.path / "tokenizer_config.json").exists()
+    return lambda recipe, folder: by_mergekit.merge_to_folder(
+        by_mergekit.order(recipe), folders, "float32", folder, copy_tokenizer=tokenizer
     )
-    plan_tensor = MergePlanner.plan_tensor
-
-    def plan_present(self: Any, weight: Any, weights_in: Any, models: Any, cfg_reader: Any) -> None:
-        # mergekit 0.1.5 adds a list to a tuple for each optional tensor that has aliases (BERT's `position_ids`),
-        # and so cannot merge any BERT. What it meant to do: leave out the tensor where no input has it.
-        stored = [LoaderCache().get(model).index.tensor_paths for model in models]
-        names = [(one.name, *(one.aliases or ())) for one in weights_in]
-        if not weight.optional or any(name in stored[i] for i, some in enumerate(names) for name in some):
-            weight = weight.model_copy(update={"optional": False})
-            plan_tensor(self, weight=weight, weights_in=weights_in, models=models, cfg_reader=cfg_reader)
-
-    def write(recipe: Recipe, folder: Path) -> None:
-        MergePlanner.plan_tensor = plan_present
-        try:
-            run_merge(MergeConfiguration.model_validate(mergekit_config(recipe, pool)), str(folder), options)
-        finally:
-            MergePlanner.plan_tensor = plan_tensor
-
-    return write
-
-
-def mergekit_config(recipe: Recipe, pool: Pool) -> dict[str, Any]:
-    """Return mergekit's words for a recipe of the methods above."""
-    given: Any = recipe.data
-    method, parameters = given["merge"]["method"], given["merge"]["parameters"]
-    paths = {name: str(pool.experts[name].path) for name in recipe.experts}
-    config: dict[str, Any] = {"merge_method": method, "dtype": "float32"}
-    if method == "slerp":
-        config |= {"base_model": paths[recipe.experts[0]], "parameters": {"t": parameters["t"]}}
-        return config | {"models": [{"model": path} for path in paths.values()]}
-    inputs = {name: {"weight": parameters["weight"]["values"][name]} for name in recipe.experts}
-    if method == "linear":
-        config["parameters"] = {"normalize": True}
-    else:
-        config |= {"base_model": str(pool.base.path)}
-        config["parameters"] = {"normalize": method == "ties", "lambda": parameters["lambda"]}
-    if method == "ties":
-        inputs = {name: {**own, "density": parameters["density"]} for name, own in inputs.items()}
-    return config | {"models": [{"model": paths[name], "parameters": own} for name, own in inputs.items()]}
 
 
 # -- do they agree? ----------------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def _project(matrices: list[Tensor], numbers: Numbers) -> list[Tensor]:
     for matrix in matrices[1:]:
         u, sigma, v = _svd(merged)
         along = u.mH @ matrix @ v
-        share = sigma.cumsum(0) / sigma.sum()
+        share = sigma.cumsum(0)
+        share = share / share[-1:]  # exactly 1 at the end, which no alpha is below: then all of it is taken away
         above = (share > numbers["alpha"]).nonzero()
         head = int(above[0]) if len(above) else len(sigma)
         taken = torch.diag(along.diagonal())

@@ -1,0 +1,119 @@
+"""What is done to the merged task vector: the suite that all must keep, and the papers' numbers."""
+
+import pytest
+import torch
+from merging.vectors import each, merged, staged
+
+from evomerge.merging.stages.posts import POSTS
+from evomerge.recipe import merge
+from evomerge.testing import StageSuite, merge_tensors
+
+
+class TestScale(StageSuite):
+    name = "scale"
+
+
+class TestLines(StageSuite):
+    name = "lines"
+
+
+class TestConsensus(StageSuite):
+    name = "consensus"
+
+
+class TestRestoreNorm(StageSuite):
+    name = "restore_norm"
+
+
+def test_every_post_stage_is_held_to_the_suite():
+    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(POSTS)
+
+
+# -- Consensus --
+
+TALL = [[1.0, 0.2, 0.0, -0.5], [0.1, 0.3, 1.0, 0.5], [0.9, 0.1, -0.1, 0.05]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "agree", "expected"),
+    [
+        # |τ| / |Σ - τ| = [[1, .5, 0, .909], [.0526, 1, 10, 1.111], [.818, .2, .1, ∞]]: above .4 are 2, 2, 1 and 3
+        (0.4, 0, [2, 0.6, 0.9, 0.05]),
+        (0.4, 1, [2, 0.6, 0.9, 0.05]),
+        (0.4, 2, [2, 0.6, 0, 0.05]),
+        (0.4, 3, [0, 0, 0, 0.05]),
+        (0.4, 4, [0, 0, 0, 0]),
+        (1, 2, [0, 0, 0, 0.05]),  # counts 0, 0, 1, 2: a ratio of 1 is not above 1
+        (1, 1, [0, 0, 0.9, 0.05]),
+        (0, 3, [2, 0.6, 0, 0.05]),  # a mask at 0 is where a task vector is not 0
+        (1e6, 1, [0, 0, 0, 0.05]),  # and far above, where the others sum to 0
+    ],
+)
+def test_consensus_by_hand(threshold, agree, expected):
+    found = merged("consensus", TALL, {"threshold": threshold, "agree": agree, "lambda": 1})
+    assert found == pytest.approx(expected, abs=5e-7)
+
+
+def test_each_task_has_its_own_threshold():
+    """With the others' masks empty, one input's alone decides: its own mask at .4."""
+    found = merged("consensus", TALL, {"threshold": each(0.4, 1e6, 1e5), "agree": 1, "lambda": 1})
+    assert found == pytest.approx([2, 0.6, 0, 0.05], abs=5e-7)
+
+
+def test_frozen_elements_are_never_counted():
+    assert merged("consensus", [[0.0, 1.0], [0.0, 1.0]], {"threshold": 0, "agree": 1, "lambda": 1}) == [0, 2]
+
+
+# -- LiNeS --
+
+BLOCKS = {f"layers.{i}.mlp.weight": torch.zeros(3) for i in range(4)}
+OUTSIDE = {"embed.weight": torch.zeros(3), "final_norm.weight": torch.zeros(3)}
+
+
+def lines(parameters):
+    ones = {name: torch.ones(3) for name in BLOCKS | OUTSIDE}
+    found = merge_tensors(merge("lines", ["a"], parameters), BLOCKS | OUTSIDE, [ones])
+    return [float(tensor[0]) for tensor in found.values()]
+
+
+def test_lines_by_hand():
+    """From .25 by .5 over four blocks; what is outside of them, even at the end, has the first's."""
+    expected = [0.25, 0.416667, 0.583333, 0.75, 0.25, 0.25]
+    assert lines({"alpha": 0.25, "beta": 0.5}) == pytest.approx(expected, abs=5e-7)
+    assert lines({"alpha": 0.25, "beta": 0}) == [0.25] * 6
+    assert lines({"alpha": 0, "beta": 0}) == [0] * 6
+
+
+def test_lines_of_one_block():
+    found = merge_tensors(
+        merge("lines", ["a"], {"alpha": 0.25}),
+        {"layers.0.mlp.weight": torch.zeros(1)},
+        [{"layers.0.mlp.weight": torch.ones(1)}],
+    )
+    assert found["layers.0.mlp.weight"].tolist() == [0.25]
+
+
+def test_lines_alpha_is_found_by_the_l1_norms():
+    """TIES' example: ‖Σ τ‖₁ = 10.1, ‖τ_TIES‖₁ = 6.5, three inputs: .517949."""
+    taus = [[2.0, -1.0, 0.5, 0.1, 3.0], [-3.0, 2.0, 0.2, 0.4, 1.0], [1.0, -4.0, 0.3, -2.0, 0.6]]
+    stages = {"edit": [{"trim": {"density": 0.6}}], "weigh": ["elect"], "reduce": "solve"}
+    found = staged(taus, **stages, post=[{"lines": {"alpha": "auto", "beta": 0}}])
+    assert found == pytest.approx([0.517949 * v for v in (0, -2.5, 0, -2, 2)], abs=2e-6)
+
+
+def test_alpha_of_a_merge_that_vanishes_is_zero():
+    assert merged("lines", [[1.0, 2.0], [-1.0, -2.0]]) == [0, 0]
+
+
+# -- lengths --
+
+
+def test_restored_length_is_the_mean_of_the_task_vectors():
+    """[6, 0] and [0, 8], mean length 7, merged to [3, 4]."""
+    found = staged([[6.0, 0.0], [0.0, 8.0]], weigh=[{"weight": {"weight": 0.5}}], post=["restore_norm"])
+    assert found == pytest.approx([4.2, 5.6])
+    assert staged([[1.0, 0.0], [-1.0, 0.0]], post=["restore_norm"]) == [0, 0]
+
+
+def test_scales_multiply():
+    assert staged([[1.0, 2.0]], post=[{"scale": {"lambda": 0.5}}, {"scale": {"lambda": -3}}]) == [-1.5, -3]
