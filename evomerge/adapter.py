@@ -116,6 +116,10 @@ class Adapter:
         """The names of the tensors that are not the base's own, in order."""
         return tuple(sorted(self._products.keys() | self._whole.keys()))
 
+    def makes(self, name: str) -> bool:
+        """Return whether the tensor is a product, which costs more than to read it."""
+        return name in self._products
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor: W + s·B·A, made anew at each call, where it has a product, else a view of a file."""
         origin = self._read(self._whole[name]) if name in self._whole else self.base.tensor(name)

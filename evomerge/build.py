@@ -4,27 +4,29 @@ It is lazy: a tensor is merged when it is asked for, so a merge larger than memo
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from evomerge import files
+from evomerge.adapter import Adapter
 from evomerge.checkpoint import Checkpoint
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
 from evomerge.merging.pipeline import CPU
 from evomerge.pool import Pool
-from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe
+from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe, canonical_json
 
 
 class Builder:
     """Builds the recipes of one pool, and keeps what does not depend on any recipe's numbers."""
 
-    def __init__(self, pool: Pool) -> None:
-        """Build from `pool`."""
+    def __init__(self, pool: Pool, *, search: bool = False) -> None:
+        """Build from `pool`; for a `search`, which builds many candidates, what an adapter changes is kept on disk whole."""
         self.pool = pool
         self.store = Store(files.cache() / "prepared")
-        self.resident = Resident()
+        self._search = search
+        self._resident = Resident()
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
@@ -55,6 +57,23 @@ class Builder:
                 checkpoints[i] = held
         return checkpoints
 
+    def load(self, checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
+        """Return an input's tensor on `device`: of a nested merge before its cast, of a folder as it is stored."""
+        if isinstance(checkpoint, Merged):
+            return checkpoint.fp32(name, device)
+        return self._resident(checkpoint, name, device, self._read)
+
+    def _read(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        if not self._search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
+            return checkpoint.tensor(name)
+        digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
+        made = self.store.prepared(
+            canonical_json(["adapter", digest, name]),
+            checkpoint.info[name].numel,
+            lambda: {"tensor": checkpoint.tensor(name)},
+        )
+        return made["tensor"]
+
 
 COMPILED = 32_000_000
 """Numbers of a model from which on compiling its merges, which takes some seconds, is sooner won back than not."""
@@ -79,13 +98,19 @@ class Resident:
         self._spare = spare
         self._held: dict[tuple[int, str, torch.device], torch.Tensor] = {}
 
-    def __call__(self, checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
-        """Return a checkpoint's tensor on `device`."""
-        tensor = checkpoint.tensor(name)
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        device: torch.device,
+        read: Callable[[Checkpoint, str], torch.Tensor],
+    ) -> torch.Tensor:
+        """Return a checkpoint's tensor on `device`; `read` reads it where it is not there yet."""
         if device.type == "cpu":
-            return tensor
+            return read(checkpoint, name)
         key = (id(checkpoint), name, device)
         if key not in self._held:
+            tensor = read(checkpoint, name)
             free, total = torch.cuda.mem_get_info(device)
             if free - tensor.nbytes < self._spare * total:
                 return tensor.pin_memory().to(device, non_blocking=True)
@@ -96,24 +121,19 @@ class Resident:
 class _Inputs:
     """A merge's view of its inputs."""
 
-    def __init__(self, pool: Pool, merge: Merge, checkpoints: list[Checkpoint], resident: "Resident") -> None:
-        self._pool = pool
-        self._resident = resident
-        self._checkpoints = checkpoints
+    def __init__(self, builder: Builder, merge: Merge, checkpoints: list[Checkpoint]) -> None:
+        self._builder = builder
+        self._checkpoints = (builder.pool.base, *checkpoints)
+        pool = builder.pool
         self.names = pool.merged
         self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in merge.inputs)]
 
     def place(self, name: str) -> Place:
-        return self._pool.layout.place(name)
+        return self._builder.pool.layout.place(name)
 
     def load(self, name: str, device: torch.device = CPU) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        found = [
-            checkpoint.fp32(name, device)
-            if isinstance(checkpoint, Merged)
-            else self._resident(checkpoint, name, device)
-            for checkpoint in (self._pool.base, *self._checkpoints)
-        ]
-        return found[0], found[1:]
+        base, *tensors = (self._builder.load(checkpoint, name, device) for checkpoint in self._checkpoints)
+        return base, tensors
 
 
 class Merged:
@@ -125,7 +145,7 @@ class Merged:
         self._sources = [builder.build(inner) for inner in merge.inputs]
         self._pipeline = Pipeline(
             merge,
-            _Inputs(self._pool, merge, self._sources, builder.resident),
+            _Inputs(builder, merge, self._sources),
             builder.store,
             compile=self._pool.parameters >= COMPILED,
         )

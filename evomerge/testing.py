@@ -596,7 +596,7 @@ def _digest(model: Mapping[str, torch.Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in model.items():
         found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -649,6 +649,11 @@ def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> d
             made[:1] = torch.tensor([0.0, -0.0] * made.shape[1])[: made.shape[1]]
         tensors[name] = made
     return tensors
+
+
+def inputs_of(method: str) -> int:
+    """Return how many inputs to merge by a method: as many as it takes, three where that is free."""
+    return max(STAGES[stage].inputs or 0 for stage in METHODS[method].stages) or 3
 
 
 class StageSuite:
@@ -742,14 +747,10 @@ class MethodSuite:
     normalises = False
     """Whether inputs that are all equal give that input, whatever their number."""
 
-    def inputs(self) -> int:
-        """Return how many inputs to merge: as many as the method takes, three where that is free."""
-        return max((STAGES[stage].inputs or 0 for stage in METHODS[self.name].stages), default=0) or 3
-
     def models(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
         """Return a base, and as many inputs near it as the method takes."""
         base = tiny_tensors(0)
-        return base, [tiny_tensors(1 + i, base) for i in range(self.inputs())]
+        return base, [tiny_tensors(1 + i, base) for i in range(inputs_of(self.name))]
 
     def recipe(self, inputs: int, parameters: Mapping[str, Any] | None = None, seed: int = 0) -> Recipe:
         """Return the merge by this method."""

@@ -80,15 +80,13 @@ def trim(tau, density, scope="model"):
 
 
 def breadcrumbs(tau, density, gamma, scope="tensor"):
-    """arXiv 2312.06795: by rank from the largest, leave out the first γ·n, keep the next density·n."""
+    """arXiv 2312.06795: from the largest, leave out the first gamma·n and their equals; keep the next density·n, and theirs."""
 
     def rule(d):
-        order = np.argsort(-np.abs(d), axis=None, kind="stable")
         keep = max(round(density * d.size), 1)
         top = min(int(gamma * d.size), max(d.size - keep, 0))
-        made = np.zeros(d.size)
-        made[order[top : top + keep]] = d.ravel()[order[top : top + keep]]
-        return made.reshape(d.shape)
+        large, small = kth_largest(np.abs(d), top), kth_largest(np.abs(d), top + keep)
+        return np.where((np.abs(d) < large) & (np.abs(d) >= small), d, 0.0)
 
     return by_scope(rule, tau, scope)
 
@@ -138,6 +136,8 @@ def della(taus, p):
 
 def select(taus, fraction):
     """SCE, arXiv 2408.07990: keep where the population's variance over inputs is largest."""
+    if fraction >= 1:
+        return taus
 
     def mask(*rows):
         variance = np.var(np.stack(rows), axis=0)
@@ -160,7 +160,7 @@ def disjoint(taus, p, weights=None):
         votes = [w * row for w, row in zip(p["weight"], rows, strict=True)]
         return sum(np.sign(v) if p.get("elect") == "count" else v for v in votes)
 
-    signs = each(lambda m: np.sign(m), each(mass, *taus))
+    signs = each(lambda m: np.where(np.abs(m) < 1e-14, 0.0, np.sign(m)), each(mass, *taus))  # less is rounding
     if undecided is None:
         undecided = np.sign(flat(signs).sum())
     signs = each(lambda s: np.where(s == 0, undecided, s), signs)
@@ -334,7 +334,7 @@ def mean(tensors, p):
 
 
 def singular(matrix):
-    """Return U, σ, V without null directions."""
+    """Return the two bases and the singular values between them, without null directions."""
     u, sigma, vh = np.linalg.svd(matrix, full_matrices=False)
     rank = int((sigma > 1e-6 * sigma[0]).sum())
     return u[:, :rank], sigma[:rank], vh[:rank].T
@@ -363,7 +363,7 @@ def iso(tensors, p):
     u, sigma, v = (part[..., : rank - own * count] for part in singular(sum(tensors)))
     us, sigmas, vs = [u], [sigma], [v]
     for tensor in tensors if own else ():
-        for held, part in zip((us, sigmas, vs), singular(tensor - u @ u.T @ tensor), strict=True):
+        for held, part in zip((us, sigmas, vs), singular(tensor - u @ (u.T @ tensor)), strict=True):
             held.append(part[..., :own])
     return np.concatenate(sigmas).mean() * polar(np.hstack(us)) @ polar(np.hstack(vs)).T
 

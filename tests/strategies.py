@@ -3,8 +3,10 @@
 import string
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
+from evomerge.merging import METHODS
 from evomerge.recipe import KINDS
 
 names = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=6).filter(lambda name: name != "base")
@@ -99,3 +101,52 @@ score_vectors = st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True
     lambda values: np.array(values, dtype=np.float32)
 )
 evaluations = st.dictionaries(names, score_vectors, max_size=3)
+
+SHAPES = {
+    "embed.weight": (5, 3),
+    "layers.0.attn.weight": (4, 4),
+    "layers.0.norm.weight": (4,),
+    "layers.1.attn.weight": (4, 4),
+    "layers.1.mlp.weight": (2, 3, 2),
+    "layers.1.mlp.bias": (1,),
+    "layers.1.mlp.scale": (),
+    "layers.1.mlp.cache": (0, 3),
+    "head.weight": (3, 4),
+}
+
+
+@st.composite
+def tiny_models(draw, inputs=3):
+    """A base and some inputs near it, with all that is awkward: few values, zeros of both signs, frozen tensors."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    few, frozen = draw(st.booleans()), draw(st.sets(st.sampled_from(sorted(SHAPES)), max_size=3))
+    zeros = draw(st.sampled_from([0.0, 0.3, 0.9]))
+
+    def numbers(shape):
+        made = rng.integers(-8, 9, shape) / 8 if few else rng.standard_normal(shape)
+        return torch.tensor(np.where(rng.random(shape) < zeros, rng.choice([0.0, -0.0], shape), made)).float()
+
+    base = {name: numbers(shape) for name, shape in SHAPES.items()}
+    near = [
+        {name: tensor if name in frozen else tensor + numbers(tensor.shape) for name, tensor in base.items()}
+        for _ in range(inputs)
+    ]
+    return base, near
+
+
+@st.composite
+def parameters_of(draw, method, labels):
+    """Valid parameters of a merge method: some left out, the others from the ranges that are worth searching."""
+    found = {}
+    for name, spec in METHODS[method].parameters.items():
+        values = [st.sampled_from(spec.choices)] if spec.choices else []
+        if spec.search is not None:
+            low, high = spec.search
+            values.append(st.integers(int(low), int(high)) if spec.integer else st.floats(low, high))
+        if values and draw(st.booleans()):
+            value = st.one_of(values)
+            if spec.per_input and not spec.is_word and draw(st.booleans()):
+                found[name] = {"per": ["expert"], "values": {label: draw(value) for label in labels}}
+            else:
+                found[name] = draw(value)
+    return found

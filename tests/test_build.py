@@ -15,7 +15,7 @@ from evomerge.errors import RecipeError
 from evomerge.merging import METHODS
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe, base, expert, merge
-from evomerge.testing import TINY, merge_tensors, tiny_model
+from evomerge.testing import TINY, inputs_of, merge_tensors, tiny_model
 
 EXPERTS = ["maths", "code", "prose"]
 
@@ -43,7 +43,7 @@ def test_tables_that_do_not_fit_are_refused_at_once(builder):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_disk_is_in_memory(builder, models, method):
-    names = EXPERTS[:2] if method == "slerp" else EXPERTS
+    names = EXPERTS[: inputs_of(method)]
     recipe = merge(method, names, seed=2)
     floats = {name for name, tensor in models.base.items() if tensor.is_floating_point()}
     expected = merge_tensors(

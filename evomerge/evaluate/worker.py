@@ -101,7 +101,7 @@ class _Prepared:
     def __init__(self, setup: Setup) -> None:
         folder = Path(setup.folder)
         pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
-        self.builder = Builder(pool)
+        self.builder = Builder(pool, search=True)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
         self.model = LiveModel(folder / setup.base, setup.auto, setup.precision)
 

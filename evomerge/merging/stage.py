@@ -100,7 +100,7 @@ class Region(Protocol):
         """What the stage prepared, tensor by tensor."""
 
     def remember(self, make: Callable[[], T]) -> T:
-        """Return what `make` makes of what was prepared, made once for the whole search; only where it is lasting."""
+        """Return what `make` makes of what the stage finds, whatever its own numbers: made once for as long as it finds that."""
 
     def blocks(self) -> Iterator[Block]:
         """All elements, block by block, as the stage finds them."""

@@ -19,7 +19,8 @@ had before: models held in memory count, mapped files do not.
                                            [--device cuda] [--smoke] [--json] [--out DIR]
     python experiments/benchmarks/merge.py --profile ties
 
-The last one shows where the time of warm merges goes. A smoke run takes 2M parameters, two operators and bf16. What a merge costs does not depend on the numbers, so `--seeds` changes nothing.
+The last one shows where the time of warm merges goes. A smoke run takes 2M parameters, two operators and bf16.
+What a merge costs does not depend on the weights, so `--seeds` changes nothing.
 """
 
 import argparse
@@ -83,7 +84,6 @@ OPERATORS = {
     "task_arithmetic": Operator(lambda i: {"weight": weights(i), "lambda": 1 + 0.01 * i}),
     "lines": Operator(lambda i: {"weight": weights(i), "alpha": 0.3, "beta": 0.5 + 0.01 * i}),
     "slerp": Operator(lambda i: {"t": 0.3 + 0.01 * i}, inputs=2),
-    "multislerp": Operator(lambda i: {"weight": weights(i)}),
     "karcher": Operator(lambda i: {"weight": weights(i)}),
     "model_stock": Operator(lambda i: {}),  # it has nothing to change
     "ties": Operator(lambda i: {"weight": weights(i), "density": 0.2 + 0.01 * i}),
@@ -508,20 +508,17 @@ def profile(operator: str, options: Options) -> str:
         for (file, _, _), seconds in own.items():
             place = next((words for part, words in PLACES.items() if part in file), None)
             places[place or f"other: {'built in' if file == '~' else Path(file).parent.name}"] += seconds
-        slowest = sorted(own.items(), key=lambda entry: -entry[1])[:15]
+        single = {f"{Path(file).name}:{line} {name}": seconds for (file, line, name), seconds in own.items()}
+        whole = sum(own.values())
         texts += [
-            f"{operator}, {dtype}: {1e3 * plain:.1f} ms a merge; with the profiler {1e3 * sum(own.values()):.1f} ms, of which",
-            table(["own time", "ms", "share"], shares(places)),
-            table(
-                ["function", "ms", "share"],
-                shares({f"{Path(f).name}:{line} {name}": own[f, line, name] for (f, line, name), _ in slowest}),
-            ),
+            f"{operator}, {dtype}: {1e3 * plain:.1f} ms a merge; with the profiler {1e3 * whole:.1f} ms, of which",
+            table(["own time", "ms", "share"], shares(places, whole)),
+            table(["function", "ms", "share"], shares(single, whole)),
         ]
     return "\n\n".join(texts)
 
 
-def shares(seconds: Mapping[str, float]) -> list[list[str]]:
-    whole = sum(seconds.values())
+def shares(seconds: Mapping[str, float], whole: float) -> list[list[str]]:
     ranked = sorted(seconds.items(), key=lambda entry: -entry[1])
     return [[name, f"{1e3 * own:.2f}", f"{own / whole:.0%}"] for name, own in ranked[:15]]
 

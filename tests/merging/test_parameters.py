@@ -1,10 +1,9 @@
 """Parameters: what is valid, and which entry of a table a tensor gets."""
 
 import pytest
-import torch
 
 from evomerge.errors import RecipeError
-from evomerge.merging.parameters import Parameter, at, column
+from evomerge.merging.parameters import Parameter, at, resolve
 from evomerge.recipe import Place, Tiled
 
 NUMBER = Parameter("a number", 0.5, 0.0, 1.0)
@@ -64,8 +63,36 @@ def test_axes_nest_in_the_order_of_per():
         per=("kind", "expert", "block/2"),
         values={"mlp": {"a": [1, 2], "b": [3, 4]}, "norm": {"a": [5, 6], "b": [7, 8]}},
     )
-    assert column(table, Place(3, 4, "norm"), ["b", "a"]).tolist() == [[8.0], [6.0]]
-    assert column(0.25, Place(0, 4, "mlp"), ["a", "b"]).dtype == torch.float32
+    assert resolve(NUMBER, table, Place(3, 4, "norm"), ["b", "a"]) == (8, 6)
+
+
+def test_a_parameter_per_input_is_a_tuple_and_any_other_one_value():
+    place = Place(0, 4, "mlp")
+    assert resolve(NUMBER, 0.25, place, ["a", "b"]) == (0.25, 0.25)
+    assert resolve(WORD, "sum", place, ["a", "b"]) == "sum"
+    shared = Parameter("one number for all inputs", 0.5, 0.0, 1.0, per_input=False)
+    assert resolve(shared, Tiled(per=("block/2",), values=[0.1, 0.2]), Place(3, 4, "mlp"), ["a", "b"]) == 0.2
+
+
+def test_a_word_among_numbers():
+    """A parameter with bounds and choices is either."""
+    mixed = Parameter("a number or a word", "auto", 0.0, 1.0, choices=("auto",), per_input=False)
+    assert not mixed.is_word
+    assert WORD.is_word
+    for value in (0, 0.3, 1, "auto"):
+        mixed.check("alpha", value)
+    for value in (1.5, "automatic", None):
+        with pytest.raises(RecipeError, match=r"expected a number in \[0, 1\], or one of auto"):
+            mixed.check("alpha", value)
+
+
+def test_whole_numbers():
+    whole = Parameter("a count", 1, 0, 9, integer=True)
+    for value in (0, 3, 9, 3.0):
+        whole.check("agree", value)
+    for value in (0.5, 10, -1, True):
+        with pytest.raises(RecipeError, match=r"expected a whole number in \[0, 9\]"):
+            whole.check("agree", value)
 
 
 def test_missing_kind_and_too_many_groups_say_so():

@@ -3,44 +3,103 @@
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 
-from evomerge.merging.randomness import uniform
+from evomerge.merging.randomness import bits, keys, limit
+
+SIZE = 1 << 18
+
+
+def field(seed=0, label="a", tensor="t", size=SIZE, start=0):
+    """Return the noise of elements from `start` on, float64 in [0, 1)."""
+    index = torch.arange(start, start + size).sub(2**31).to(torch.int32)
+    return (bits(index, keys(seed, [label], tensor)[0]).numpy().astype(np.float64) + 2**31) / 2**32
+
+
+def correlation(one, other):
+    """Return the correlation in units of its standard error for independent fields."""
+    return abs(np.corrcoef(one, other)[0, 1]) * np.sqrt(len(one))
 
 
 def test_first_numbers_never_change():
     """A recipe with a seed means the same bytes in every later version: these are the format, not an observation."""
-    found = uniform(0, "maths", "layers.0.mlp.weight", 0, 4)
     digest = hashlib.sha256(b"0\0maths\0layers.0.mlp.weight").digest()
-    philox = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8"), counter=[0, 0, 0, 0])
-    assert found.tolist() == np.random.Generator(philox).random(4, dtype=np.float32).tolist()
-    assert [round(v, 6) for v in found.tolist()] == [0.668292, 0.618085, 0.282667, 0.298118]
+    assert keys(0, ["maths"], "layers.0.mlp.weight").numpy().tobytes() == digest[:8]
+    key = [int.from_bytes(digest[i : i + 4], "little") for i in (0, 4)]
+    expected = []
+    for i in range(4):  # the same in unsigned numbers; the first element's index is -2^31
+        v = (i + 2**31) % 2**32 ^ key[0]
+        v = v * 0x9E3779B1 % 2**32
+        v = (v ^ v >> 15 ^ key[1]) * 0x85EBCA6B % 2**32
+        expected.append((v ^ v >> 13) * 0xC2B2AE35 % 2**32)
+    found = bits(torch.arange(-(2**31), -(2**31) + 4).to(torch.int32), keys(0, ["maths"], "layers.0.mlp.weight")[0])
+    assert [v % 2**32 for v in found.tolist()] == expected
 
 
-def test_each_part_of_the_key_matters():
-    keys = [(0, "a", "t", 0), (1, "a", "t", 0), (0, "b", "t", 0), (0, "a", "u", 0), (0, "a", "t", 1)]
-    fields = [uniform(*key, 1000) for key in keys]
-    for i, one in enumerate(fields):
-        for other in fields[i + 1 :]:
-            assert abs(np.corrcoef(one, other)[0, 1]) < 0.12  # 3.8 standard errors of 1000 independent draws
+def test_a_number_depends_on_its_index_alone():
+    assert (field(size=1000, start=500) == field(size=1500)[500:]).all()
 
 
-def test_a_shorter_field_begins_the_longer_one():
-    assert torch.equal(uniform(7, "a", "t", 2, 10), uniform(7, "a", "t", 2, 1000)[:10])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"label": "b"}, {"tensor": "u"}, {"start": SIZE}, {"start": 2**31}])
+def test_each_part_of_the_key_matters(other):
+    assert correlation(field(), field(**other)) < 4
 
 
-def test_numbers_are_uniform_and_below_one():
-    field = uniform(3, "a", "t", 0, 100_000)
-    assert field.dtype == torch.float32
-    assert 0 <= float(field.min()) <= float(field.max()) < 1
-    histogram = np.histogram(field.numpy(), bins=10, range=(0, 1))[0]
-    assert abs(histogram - 10_000).max() < 4 * np.sqrt(10_000 * 0.9)
+def test_labels_and_names_do_not_run_together():
+    assert keys(0, ["ab"], "c").tolist() != keys(0, ["a"], "bc").tolist()
+    assert keys(1, ["1a"], "c").tolist() != keys(11, ["a"], "c").tolist()
+    assert keys(0, ["a", "b"], "t").tolist() == [*keys(0, ["a"], "t").tolist(), *keys(0, ["b"], "t").tolist()]
+
+
+def test_many_keys_are_all_unlike_each_other():
+    """Of 24 fields no two correlate: 276 pairs, below 4.5 standard errors; nor do their highest bits."""
+    fields = np.stack(
+        [field(seed, label, tensor, 1 << 15) for seed in range(2) for label in "abc" for tensor in "tuvw"]
+    )
+    for numbers in (fields, fields > 0.5, fields > 0.9):
+        off = np.corrcoef(numbers.astype(float)) - np.eye(len(fields))
+        assert np.abs(off).max() * np.sqrt(1 << 15) < 4.5
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("lag", [1, 2, 3, 7, 64, 768, 1024, 4096, 65536])
+def test_neighbours_are_unlike(lag, rate):
+    """In a row, a column, or a power of two apart: neither the numbers nor the masks correlate."""
+    noise = field()
+    assert correlation(noise[lag:], noise[:-lag]) < 4
+    assert correlation(noise[lag:] < rate, noise[:-lag] < rate) < 4
+
+
+def test_numbers_are_uniform():
+    """In 256 bins, and in each bin of the neighbour's: χ² within 5 standard deviations of its mean."""
+    noise = field()
+    once = np.histogram(noise, bins=256, range=(0, 1))[0]
+    pairs = np.histogram2d(noise[::2], noise[1::2], bins=32, range=[(0, 1), (0, 1)])[0]
+    for counts in (once, pairs):
+        freedom = counts.size - 1
+        chi2 = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+        assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("probability", [1e-4, 0.05, 0.1, 0.5, 0.9, 0.9999])
+def test_as_many_are_within_the_limit_as_is_probable(probability):
+    index = torch.arange(SIZE).sub(2**31).to(torch.int32)
+    share = float((bits(index, keys(3, ["a"], "t")[0]) <= limit(probability)).double().mean())
+    assert abs(share - probability) < 4 * np.sqrt(probability * (1 - probability) / SIZE)
+
+
+def test_limits_at_the_ends_and_in_order():
+    assert limit(1) == 2**31 - 1  # all numbers
+    assert limit(0) == -(2**31)  # one number of 2^32
+    limits = [limit(p) for p in np.linspace(0, 1, 50)]
+    assert limits == sorted(limits)
 
 
 def test_the_global_generator_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     expected = np.random.get_state()[1].tolist()  # noqa: NPY002  # the global generator is what must not change
-    uniform(0, "a", "t", 0, 10)
+    field(size=10)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.get_state()[1].tolist() == expected  # noqa: NPY002

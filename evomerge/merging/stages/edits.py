@@ -247,7 +247,7 @@ def _rank_rows(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepare
 
 def _width(site: Site, numbers: Numbers) -> int:
     numel = int(np.prod(site.shape, dtype=np.int64))
-    return max(numel // site.rows if numbers["scope"] == "row" else numel, 1)
+    return max(numel // max(site.rows, 1) if numbers["scope"] == "row" else numel, 1)
 
 
 def _della_measure(region: Region, numbers: Numbers) -> dict[str, Any]:

@@ -30,12 +30,16 @@ def _sum_of_raw(raw: list[Tensor]) -> Tensor:
 
 
 def _l1_share(region: Region, numbers: Numbers) -> float:
-    """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K."""
-    whole = merged = 0.0
-    for block in region.blocks():
-        whole += float(_sum_of_raw(block.piece.raw).abs().double().numpy().sum())
-        merged += float(block.rows[0].abs().double().numpy().sum())
-    return whole / merged / len(region.site.labels) if merged else 0.0
+    """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K, whatever `beta` is."""
+
+    def share() -> float:
+        whole = merged = 0.0
+        for block in region.blocks():
+            whole += float(_sum_of_raw(block.piece.raw).abs().double().numpy().sum())
+            merged += float(block.rows[0].abs().double().numpy().sum())
+        return whole / merged / len(region.site.labels) if merged else 0.0
+
+    return region.remember(share)
 
 
 def _by_depth(site: Site, numbers: Numbers, share: float | None) -> Bound:

@@ -6,9 +6,10 @@ import torch
 from merging.vectors import each, merged
 
 from evomerge.errors import RecipeError
+from evomerge.merging import check
 from evomerge.merging.stages.spectral import SPECTRAL
 from evomerge.recipe import Recipe
-from evomerge.testing import StageSuite, merge_tensors
+from evomerge.testing import StageSuite
 
 
 class TestDecorrelate(StageSuite):
@@ -42,7 +43,7 @@ TSV = [[[2.0, 0.0], [0.0, 0.1]], [[0.3, 0.4], [0.3, 0.4]]]
 
 
 def test_tsv_by_hand():
-    """One direction each, σ = 2 and 0.707107, made orthogonal to each other."""
+    """One direction each, of the singular values 2 and 0.707107, made orthogonal to each other."""
     assert np.array(merged("tsv", TSV)) == close([[1.838509, -0.327601], [-0.519505, 0.861787]])
 
 
@@ -106,10 +107,9 @@ def test_iso_is_the_mean_of_what_is_no_matrix():
 
 
 def test_stages_after_the_inputs_are_joined_are_refused():
+    recipe = Recipe.parse({"merge": {"inputs": ["a"], "stages": {"edit": ["isotropise"], "weigh": ["weight"]}}})
     with pytest.raises(RecipeError, match="`weight` comes after `isotropise`, which joins the inputs into one"):
-        stages = {"edit": ["isotropise"], "weigh": ["weight"]}
-        recipe = Recipe.parse({"merge": {"inputs": ["a"], "stages": stages}})
-        merge_tensors(recipe, {"t": torch.zeros(2)}, [{"t": torch.ones(2)}])
+        check(recipe)
 
 
 # -- OPCM --
