@@ -515,3 +515,21 @@ def test_adapter_runs_as_a_model_and_is_saved_as_one(tmp_path):
     for module in modules:
         expected = exact(pool.base.tensor(f"{module}.weight"), tensors, module, 1.5)
         np.testing.assert_allclose(loaded[f"{module}.weight"], expected, rtol=0, atol=5e-6)
+
+
+def test_a_search_makes_each_product_once(tmp_path, monkeypatch):
+    """Its candidates read what the first of them made; a single merge keeps nothing."""
+    pool = adapter_pool(tmp_path, factors("q", shape=(8, 6)), {"q.weight": draw(8, 6)})
+    made = []
+    tensor = Adapter.tensor
+    monkeypatch.setattr(Adapter, "tensor", lambda self, name: made.append(name) or tensor(self, name))
+    found = {}
+    for search in (True, False):
+        builder = Builder(pool, search=search)
+        found[search] = [
+            builder.build(merge("task_arithmetic", list(pool.experts), {"lambda": scale})).tensor("q.weight")
+            for scale in (0.5, 0.7, 0.9)
+        ]
+        assert made == ["q.weight"] * (1 if search else 3)
+        made.clear()
+    assert all(same_bytes(*pair) for pair in zip(*found.values(), strict=True))

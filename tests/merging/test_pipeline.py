@@ -40,7 +40,7 @@ def test_order_of_tensors_does_not_change_a_byte(method):
 
 
 @every_method
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.data())
 def test_what_was_prepared_for_other_candidates_does_not_change_a_byte(method, data):
     """Whatever the parameters, and the order in which tensors are written, of fp32 and of bf16 models."""

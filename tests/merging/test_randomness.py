@@ -53,10 +53,8 @@ def test_labels_and_names_do_not_run_together():
 
 
 def test_many_keys_are_all_unlike_each_other():
-    """Of 24 fields no two correlate: 276 pairs, below 4.5 standard errors; nor do their highest bits."""
-    fields = np.stack(
-        [field(seed, label, tensor, 1 << 15) for seed in range(2) for label in "abc" for tensor in "tuvw"]
-    )
+    """Of 12 fields no two correlate: 66 pairs, below 4.5 standard errors; nor do their highest bits."""
+    fields = np.stack([field(seed, label, tensor, 1 << 15) for seed in range(2) for label in "abc" for tensor in "tu"])
     for numbers in (fields, fields > 0.5, fields > 0.9):
         off = np.corrcoef(numbers.astype(float)) - np.eye(len(fields))
         assert np.abs(off).max() * np.sqrt(1 << 15) < 4.5
