@@ -15,7 +15,7 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
 from evomerge.merging.pipeline import CPU
 from evomerge.pool import Pool
-from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe, canonical_json
+from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe
 
 
 class Builder:
@@ -68,7 +68,7 @@ class Builder:
             return checkpoint.tensor(name)
         digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
         made = self.store.prepared(
-            canonical_json(["adapter", digest, name]),
+            ("adapter", digest, name),
             checkpoint.info[name].numel,
             lambda: {"tensor": checkpoint.tensor(name)},
         )

@@ -305,12 +305,12 @@ def karcher(units, shares):
 
 
 def model_stock(taus, p):
-    """arXiv 2403.19522: t = K c / (1 + (K-1) c), within [0, 1]; what has no direction stays."""
+    """arXiv 2403.19522: t = K c / (1 + (K-1) c), within [0, 1]; where a task vector is zero, the base stays."""
     count = len(taus)
 
     def one(*tensors):
         rows = [tensor.ravel() for tensor in tensors]
-        if rows[0].size < 2 or not all(row.any() for row in rows):
+        if not all(row.any() for row in rows):
             return np.zeros(tensors[0].shape)
         c = np.mean([np.cos(angle(rows[i], rows[j])) for i in range(count) for j in range(i)])
         t = np.clip(count * c / (1 + (count - 1) * c), 0, 1) if c > 0 else 0.0

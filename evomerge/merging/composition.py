@@ -120,24 +120,25 @@ def compiled(composition: Composition, *types_of_tensors: tuple[torch.dtype, ...
     fused = torch.compile(own, dynamic=True, fullgraph=True, options=options)
 
     def run(base: Tensor, tensors: Rows, outs: Rows, start: Tensor, bounds: list[list[Bound]]) -> None:
-        if _broken:
+        if (composition, *types_of_tensors) in _broken:
             raise Uncompilable
         try:
             fused(base, tensors, outs, start, bounds)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            _broken.append(str(error))
-            _log.warning(
-                "merges run several times slower than they could: torch.compile does not work here (%s); "
-                "it needs a C++ compiler, such as the package g++",
-                str(error).strip().splitlines()[0],
-            )
+            if not _broken:
+                _log.warning(
+                    "merges run several times slower than they could: torch.compile does not work here (%s); "
+                    "it needs a C++ compiler, such as the package g++",
+                    str(error).strip().splitlines()[0],
+                )
+            _broken.add((composition, *types_of_tensors))
             raise Uncompilable from error
 
     return run
 
 
 _made: list[types.CodeType] = []
-_broken: list[str] = []
-"""Why compiling failed, once it has."""
+_broken: set[tuple[Any, ...]] = set()
+"""What could not be compiled."""

@@ -106,6 +106,7 @@ METHODS: dict[str, Method] = {
             "lines",
             "task arithmetic with a scale that grows with depth (LiNeS, arXiv 2410.17146)",
             ("weight", "lines"),
+            reach=lambda weights: {"weight": weights, "alpha": 1.0, "beta": 0.0, "reduce": "sum"},
         ),
         Method(
             "slerp",

@@ -3,7 +3,7 @@
 fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a tensor's full size.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -82,9 +82,9 @@ class Pipeline:
         # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
         self._store = Store() if any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
-        self._about = canonical_json([spelled["origin"], list(inputs.ids), merge.labels, merge.seed])
-        self._steps = _plain(spelled["steps"])
-        self._reduce = _plain([("", {"reduce": spelled["reduce"]})])
+        self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
+        self._spelled = tuple(canonical_json(_plain([step])) for step in spelled["steps"])
+        self._reduce = canonical_json(_plain([("", {"reduce": spelled["reduce"]})]))
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape and any floating-point dtype."""
@@ -150,32 +150,27 @@ class Pipeline:
         if not self.lasting(step):
             return make()
         origin = self._compositions[site.place].origin
-        key = [
-            _FORMAT,
-            stage.prepared_as or name,
-            stage.prepared_for(site, numbers),
-            origin,
-            list(self._inputs.ids),
-            tensor,
-        ]
-        return self._store.prepared(canonical_json(key), base.numel(), make)
+        what = stage.prepared_as or name
+        key = (_FORMAT, what, *stage.prepared_for(site, numbers), origin, *self._inputs.ids, tensor)
+        return self._store.prepared(key, base.numel(), make)
 
     def lasting(self, step: int) -> bool:
         """Return whether what a stage finds depends on the pool alone: no edit comes before it, nor a reduction."""
         return self._stages[step].role != "post" and all(stage.role != "edit" for stage in self._stages[:step])
 
-    def key(self, step: int, tensor: str | None, *what: Any) -> str:
+    def key(self, step: int, tensor: str | None, *what: Hashable) -> Hashable:
         """Return a key of all that a stage finds, in one tensor or in the model, and of `what`."""
-        if self._stages[step].role != "post" and self.lasting(step):
-            before: Any = []
+        if self.lasting(step):
+            before: tuple[Hashable, ...] = ()
         elif tensor is None:
-            before = [self._steps[:step], self._reduce]
+            before = (*self._spelled[:step], self._reduce)
         else:
             place = self._inputs.place(tensor)
-            before = [self._numbers[place][:step], self._compositions[place].reduce]
-        return canonical_json([self._about, tensor, before, *what])
+            steps = ((name, *numbers.items()) for name, numbers in self._numbers[place][:step])
+            before = (*steps, self._compositions[place].reduce)
+        return (self._about, tensor, before, *what)
 
-    def remember(self, key: str, make: Callable[[], T]) -> T:
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what `make` makes, made once for the whole search."""
         return self._store.measure(key, make)
 
@@ -194,7 +189,7 @@ class Pipeline:
         region = _Region(self, step, site, None if scope == "model" else site.tensor)
         if stage.gives_fields:  # as large as the tensor: what was prepared is kept, the rest is not
             return stage.bind(site, numbers, stage.measure(region, numbers))
-        key = self.key(step, region.tensor, name, numbers)
+        key = self.key(step, region.tensor, name, *numbers.items())
         return stage.bind(site, numbers, self._store.measure(key, lambda: stage.measure(region, numbers)))
 
     def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:

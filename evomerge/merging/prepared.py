@@ -12,8 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from evomerge.merging.stage import Prepared
+from evomerge.recipe import canonical_json
 
 T = TypeVar("T")
+
+Key = tuple[str | float, ...]
 
 _WORTH = 1 << 20
 """Numbers of a tensor from which on its preparation is worth a file: smaller ones are sooner prepared than read."""
@@ -28,11 +31,11 @@ class Store:
     def __init__(self, folder: Path | None = None) -> None:
         """Keep large things in files in `folder`, if there is one, and the rest in memory."""
         self._folder = folder
-        self._prepared: dict[str, Prepared] = {}
+        self._prepared: dict[Key, Prepared] = {}
         self._measures: dict[Hashable, Any] = {}
 
-    def prepared(self, key: str, numel: int, make: Callable[[], Prepared]) -> Prepared:
-        """Return what `make` prepares of a tensor of `numel` numbers under a key that says all it depends on."""
+    def prepared(self, key: Key, numel: int, make: Callable[[], Prepared]) -> Prepared:
+        """Return what `make` prepares of a tensor of `numel` numbers under a key that says all it depends on, by content."""
         if key not in self._prepared:
             found = self._on_disk(key, make) if self._folder is not None and numel >= _WORTH else make()
             self._prepared[key] = found
@@ -47,9 +50,9 @@ class Store:
             self._measures[key] = found
         return self._measures[key]  # type: ignore[no-any-return]  # what was kept under this key
 
-    def _on_disk(self, key: str, make: Callable[[], Prepared]) -> Prepared:
+    def _on_disk(self, key: Key, make: Callable[[], Prepared]) -> Prepared:
         assert self._folder is not None
-        name = hashlib.sha256(key.encode()).hexdigest()
+        name = hashlib.sha256(canonical_json(key).encode()).hexdigest()
         file = self._folder / name[:2] / f"{name}.safetensors"
         with contextlib.suppress(OSError, SafetensorError):  # not there, or broken by a crash: made again
             return load_file(file)

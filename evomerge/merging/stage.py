@@ -139,7 +139,7 @@ class Stage:
     scope: Callable[[Numbers], Scope] = lambda numbers: "block"
     prepare: Callable[[Site, Iterator[Block], Numbers], Prepared] | None = None
     """(tensor, its blocks, numbers) → what does not depend on the candidate."""
-    prepared_for: Callable[[Site, Numbers], Any] = lambda site, numbers: None
+    prepared_for: Callable[[Site, Numbers], tuple[str | float, ...]] = lambda site, numbers: ()
     """What `prepare` reads beside the tensor: another value, and it is prepared again."""
     prepared_as: str = ""
     """A name for what is prepared, where several stages prepare the same; else the stage's own."""

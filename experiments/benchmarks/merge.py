@@ -474,7 +474,8 @@ def summary(merges: Sequence[tuple[Took, float]]) -> dict[str, Any]:
 
 # -- where the time of a warm merge goes -------------------------------------------------------------------------------
 
-PLACES = {  # part of a file's name → what its functions' own time is
+PLACES = {  # part of a function's file and name → what its own time is
+    "kernel.kernel": "compiled kernels",
     "torchinductor": "compiled kernels",
     "/compiled/": "compiled kernels",
     "torch/_dynamo": "dispatch to them",
@@ -505,8 +506,8 @@ def profile(operator: str, options: Options) -> str:
             profiler.disable()
         own = {name: entry[2] / PROFILED for name, entry in pstats.Stats(profiler).stats.items()}  # type: ignore[attr-defined]
         places: dict[str, float] = defaultdict(float)
-        for (file, _, _), seconds in own.items():
-            place = next((words for part, words in PLACES.items() if part in file), None)
+        for (file, _, name), seconds in own.items():
+            place = next((words for part, words in PLACES.items() if part in f"{file} {name}"), None)
             places[place or f"other: {'built in' if file == '~' else Path(file).parent.name}"] += seconds
         single = {f"{Path(file).name}:{line} {name}": seconds for (file, line, name), seconds in own.items()}
         whole = sum(own.values())

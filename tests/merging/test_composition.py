@@ -78,13 +78,13 @@ def compiled():
         except exc.InvalidCxxCompiler:
             pytest.skip("torch compiles with a C++ compiler, and there is none")
         found = {}
-        patch.setattr(composition, "_broken", [])
+        patch.setattr(composition, "_broken", set())
 
         def run(name):
             if name not in found:
                 dtype, stages = COMPOSITIONS[name]
                 found[name] = data(merge_tensors(recipe(stages), *models(dtype), compile=True))
-            assert composition._broken == []
+            assert composition._broken == set()
             return found[name]
 
         yield run
@@ -139,7 +139,7 @@ def test_two_merges_in_one_compiled_pass_are_those_written_alone(compiled):
     first, second = (Pipeline(made.root.merge, source, store, compile=True) for made in recipes)
     outs = [torch.empty_like(base[NAME]) for _ in recipes]
     first.write_together(NAME, [second], outs)
-    assert composition._broken == []
+    assert composition._broken == set()
     for made, out in zip(recipes, outs, strict=True):
         assert torch.equal(data({NAME: out}), data(merge_tensors(made, base, inputs)))
 
@@ -162,7 +162,7 @@ def without_a_compiler(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setattr(composition, "_broken", [])
+    monkeypatch.setattr(composition, "_broken", set())
 
 
 def test_without_a_compiler_it_runs_as_written_and_says_so_once(without_a_compiler, caplog):
@@ -186,7 +186,7 @@ def test_errors_that_are_not_the_compiler_s_are_not_hidden(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", fail)
-    monkeypatch.setattr(composition, "_broken", [])
+    monkeypatch.setattr(composition, "_broken", set())
     with pytest.raises(MemoryError):
         merge_tensors(recipe({"post": ["scale"] * 5}), *models(torch.float32), compile=True)
-    assert composition._broken == []
+    assert composition._broken == set()

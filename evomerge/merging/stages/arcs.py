@@ -46,16 +46,18 @@ def _scope(numbers: Numbers) -> Scope:
     return "model" if numbers["scope"] == "model" else "tensor"
 
 
-def _by_gram(rule: Callable[[Array, Numbers, str], Array]) -> Callable[[Region, Numbers], list[float]]:
+def _by_gram(
+    rule: Callable[[Array, Numbers, str], Array], *, on_sphere: bool
+) -> Callable[[Region, Numbers], list[float]]:
     """Make the measure of a rule: (Gram matrix, numbers, tensor) → coefficients `(K,)`."""
 
     def measure(region: Region, numbers: Numbers) -> list[float]:
         prepared = region.prepared()
-        gram = sum(table["gram"].numpy() for table in prepared)
-        if sum(int(table["size"]) for table in prepared) == 1:  # one number has no direction: what is linear remains
-            gram = np.diag(np.zeros(len(region.site.labels)))
+        gram = np.asarray(sum(table["gram"].numpy() for table in prepared))
+        if on_sphere and sum(int(table["size"]) for table in prepared) == 1:
+            gram = np.zeros_like(gram)  # one number has no direction: what is linear remains
         where = "the model" if numbers["scope"] == "model" else f"`{region.site.tensor}`"
-        return list(map(float, rule(np.asarray(gram), numbers, where)))
+        return list(map(float, rule(gram, numbers, where)))
 
     return measure
 
@@ -166,6 +168,7 @@ def _arc(
     *,
     inputs: int | None = None,
     fewest: int = 1,
+    on_sphere: bool = True,
 ) -> Stage:
     return Stage(
         "weigh",
@@ -175,7 +178,7 @@ def _arc(
         scope=_scope,
         prepare=_gram,
         prepared_as="gram",
-        measure=_by_gram(rule),
+        measure=_by_gram(rule, on_sphere=on_sphere),
         bind=_bind,
         inputs=inputs,
         fewest=fewest,
@@ -208,5 +211,6 @@ ARCS = {
         _stock,
         {},
         fewest=2,
+        on_sphere=False,
     ),
 }

@@ -53,6 +53,11 @@ def how_many(fraction: float, count: int) -> int:
     return max(round(fraction * count), 1) if fraction > 0 else 0
 
 
+def _share(fraction: float, count: int) -> int:
+    """Return how many of `count` elements a fraction takes away, none that it takes only in part; 0.29 of 100 are 29."""
+    return int(fraction * count + 1e-6)
+
+
 def _trim_scope(numbers: Numbers) -> Scope:
     if min(numbers["density"]) >= 1:
         return "block"  # all is kept: nothing to measure
@@ -85,7 +90,7 @@ def _band_measure(region: Region, numbers: Numbers) -> list[list[float]]:
     found = magnitudes(region)
     kept = [how_many(density, found.count) for density in numbers["density"]]
     top = [
-        min(int(gamma * found.count), found.count - k) for gamma, k in zip(numbers["gamma"], kept, strict=True)
+        min(_share(gamma, found.count), found.count - k) for gamma, k in zip(numbers["gamma"], kept, strict=True)
     ]  # what is cut from the top never takes from what the density keeps
     least = found.largest([k + t if k else 0 for k, t in zip(kept, top, strict=True)])
     return [least, found.largest(top)]
@@ -106,7 +111,7 @@ def _band(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 def _outliers_measure(region: Region, numbers: Numbers) -> list[list[float]]:
     """Return each input's magnitudes at the quantiles `clip` and 1 - `clip`."""
     found = magnitudes(region)
-    cut = [int(clip * found.count) for clip in numbers["clip"]]
+    cut = [_share(clip, found.count) for clip in numbers["clip"]]
     return [found.largest([found.count - k for k in cut]), found.largest([k + 1 for k in cut])]
 
 
@@ -389,7 +394,7 @@ EDITS = {
         },
         scope=lambda numbers: "tensor",
         prepare=_rank_rows,
-        prepared_for=lambda site, numbers: [numbers["scope"], site.seed, site.labels],
+        prepared_for=lambda site, numbers: (numbers["scope"], site.seed, *site.labels),
         gives_fields=True,
         measure=_della_measure,
         bind=_della_bind,

@@ -132,7 +132,7 @@ def _spectral(about: str, prepare: Any, parameters: dict[str, Parameter], *, joi
         parameters,
         scope=lambda numbers: "tensor",
         prepare=prepare,
-        prepared_for=lambda site, numbers: dict(numbers),
+        prepared_for=lambda site, numbers: tuple(numbers.values()),
         gives_fields=True,
         measure=_measure,
         bind=lambda site, numbers, fields: fields,
