@@ -145,7 +145,7 @@ class Pipeline:
         prepare = stage.prepare
 
         def make() -> Prepared:
-            return prepare(site, self.blocks(step, tensor), numbers)
+            return prepare(site, lambda: self.blocks(step, tensor), numbers)
 
         if not self.lasting(step):
             return make()

@@ -16,11 +16,18 @@ _BINS = 1 << 16
 Table = dict[str, torch.Tensor]
 
 
-def rank(rows: Sequence[torch.Tensor]) -> Table:
-    """Return the table of each row's numbers, float32 `(n,)`: 2 bytes a number, and a little for the bins that occur."""
+def rank(numel: int, streams: Iterable[Iterable[torch.Tensor]]) -> Table:
+    """Return the table of streams of `numel` numbers each: 2 bytes a number, and a little for the bins that occur.
+
+    A stream comes in float32 chunks; one stream's keys, 4 bytes a number, are in memory at a time.
+    """
     table: Table = {}
-    for i, row in enumerate(rows):
-        keys = _keys(row)
+    for i, chunks in enumerate(streams):
+        keys = np.empty(numel, dtype=np.uint32)
+        start = 0
+        for chunk in chunks:
+            keys[start : start + chunk.numel()] = _keys(chunk)
+            start += chunk.numel()
         keys[::-1].sort()  # from the largest down
         upper = (keys >> 16).astype(np.uint16)
         ends = np.append(np.flatnonzero(upper[1:] != upper[:-1]) + 1, len(upper)) if len(upper) else np.zeros(0, int)

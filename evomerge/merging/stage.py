@@ -15,6 +15,7 @@ that run before:
 - `bind` turns numbers and measures into what `apply` reads, for one tensor.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
@@ -53,6 +54,11 @@ class Site:
     seed: int
 
     @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def rows(self) -> int:
         """Rows of a matrix, of a kernel's filters, 1 of a vector."""
         return self.shape[0] if len(self.shape) > 1 else 1
@@ -83,6 +89,10 @@ class Block:
     piece: Piece
     rows: Rows
     """After the edits so far; for a post stage, the one row Δ."""
+
+
+Blocks: TypeAlias = Callable[[], Iterator[Block]]
+"""Starts a pass over a tensor."""
 
 
 class Region(Protocol):
@@ -137,7 +147,7 @@ class Stage:
     """(piece, its rows or Δ, what was bound, the parameters that are words) → new rows, a field, or new Δ."""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     scope: Callable[[Numbers], Scope] = lambda numbers: "block"
-    prepare: Callable[[Site, Iterator[Block], Numbers], Prepared] | None = None
+    prepare: Callable[[Site, Blocks, Numbers], Prepared] | None = None
     """(tensor, its blocks, numbers) → what does not depend on the candidate."""
     prepared_for: Callable[[Site, Numbers], tuple[str | float, ...]] = lambda site, numbers: ()
     """What `prepare` reads beside the tensor: another value, and it is prepared again."""

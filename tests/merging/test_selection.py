@@ -25,7 +25,7 @@ def expected(parts, ks):
 def test_both_find_what_a_sort_finds(parts, ks):
     """Negative numbers, infinities, zeros of both signs, subnormal ones, equals, empty tensors, k beyond the end."""
     tensors = [[torch.from_numpy(row) for row in part] for part in parts]
-    ranked = Ranked([rank(rows) for rows in tensors])
+    ranked = Ranked([rank(len(rows[0]), [row.split(3) for row in rows]) for rows in tensors])
     streamed = Streamed(lambda: iter(tensors))
     assert ranked.count == streamed.count == sum(part.shape[1] for part in parts)
     assert ranked.largest(ks) == expected(parts, ks)
@@ -38,20 +38,20 @@ def test_many_numbers_in_one_bin(k):
     generator = torch.Generator().manual_seed(0)
     row = torch.cat([1 + torch.rand(100_000, generator=generator) * 2**-8, torch.randn(100_000, generator=generator)])
     found = float(row.sort(descending=True).values[k - 1])
-    assert Ranked([rank([part]) for part in row.split(70_000)]).largest([k]) == [found]
+    assert Ranked([rank(len(part), [[part]]) for part in row.split(70_000)]).largest([k]) == [found]
     assert Streamed(lambda: [[part] for part in row.split(1000)]).largest([k]) == [found]
 
 
 def test_ranking_leaves_its_input_alone():
     row = torch.tensor([3.0, -1.0, 2.0])
-    rank([row])
+    rank(len(row), [[row]])
     assert row.tolist() == [3, -1, 2]
 
 
 def test_a_table_takes_two_bytes_a_number():
     """And a little for each of the bins that occur: some thousands, of numbers of one scale."""
     row = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)).abs()
-    assert sum(tensor.nbytes for tensor in rank([row]).values()) < 2.05 * row.numel()
+    assert sum(tensor.nbytes for tensor in rank(len(row), [[row]]).values()) < 2.05 * row.numel()
 
 
 def test_nothing_is_counted_twice():

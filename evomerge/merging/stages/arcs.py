@@ -3,7 +3,7 @@
 All of them are functions of the Gram matrix alone, so nothing here ever touches the weights again once it is known.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import Block, Numbers, Prepared, Region, Scope, Site, Stage
+from evomerge.merging.stage import Blocks, Numbers, Prepared, Region, Scope, Site, Stage
 from evomerge.merging.stages.weights import WEIGHT, given
 
 Array = NDArray[np.float64]
@@ -28,11 +28,11 @@ SCOPE = Parameter(
 )
 
 
-def _gram(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepared:
+def _gram(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
     """Prepare the inner products of the inputs, float64 `(K, K)`, and the tensor's number of elements."""
     inputs = len(site.labels)
     gram, size = np.zeros((inputs, inputs)), 0
-    for block in blocks:
+    for block in blocks():
         wide = [row.double().numpy() for row in block.rows]
         for i in range(inputs):
             for j in range(i + 1):  # sums by numpy: those of torch and of a matrix product depend on the threads

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import Block, Bound, Numbers, Piece, Prepared, Region, Rows, Site, Stage, Tensor
+from evomerge.merging.stage import Blocks, Bound, Numbers, Piece, Prepared, Region, Rows, Site, Stage, Tensor
 from evomerge.merging.stages.edits import whole
 
 Words = Mapping[str, str]
@@ -92,9 +92,9 @@ def _project(matrices: list[Tensor], numbers: Numbers) -> list[Tensor]:
 
 def _prepare(
     rule: Callable[[list[Tensor], Numbers], list[Tensor]], otherwise: Callable[[Rows], Rows]
-) -> Callable[[Site, Iterator[Block], Numbers], Prepared]:
-    def prepare(site: Site, blocks: Iterator[Block], numbers: Numbers) -> Prepared:
-        rows = whole(blocks)
+) -> Callable[[Site, Blocks, Numbers], Prepared]:
+    def prepare(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
+        rows = [whole(blocks, i) for i in range(len(site.labels))]
         if len(site.shape) == 2 and rows[0].numel():
             with _one_thread():
                 made = rule([row.double().view(site.shape) for row in rows], numbers)
