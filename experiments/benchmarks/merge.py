@@ -43,10 +43,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import by_mergekit
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
+from shared import by_mergekit
 
 from evomerge.build import Builder
 from evomerge.errors import StudyError

@@ -25,10 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import by_mergekit
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from shared import by_mergekit
 
 from evomerge import checkpoint, zoo
 from evomerge.build import Builder

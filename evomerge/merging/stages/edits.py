@@ -196,14 +196,6 @@ def _l1_ratios(
     return measure
 
 
-def _rescaled(kept: Rows, probabilities: Rows, bound: Bound, words: Words) -> Rows:
-    if words["rescale"] == "none":
-        return kept
-    if words["rescale"] == "l1":
-        return [row * ratio for row, ratio in zip(kept, bound["ratio"].unbind(), strict=True)]
-    return [row / q for row, q in zip(kept, probabilities, strict=True)]
-
-
 def _dare_bind(site: Site, numbers: Numbers, ratios: list[float] | None) -> Bound:
     kept = [1.0 - drop for drop in numbers["drop"]]
     factors = {"none": [1.0] * len(kept), "inverse": [1.0 / q for q in kept], "l1": ratios}[numbers["rescale"]]
@@ -246,9 +238,9 @@ def _rank_rows(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
             ranks[start : start + lines] = _ranks(magnitudes[start : start + lines])
         noise = np.empty(site.numel, dtype=np.uint16)
         for start in range(0, site.numel, _AT_ONCE):
-            part = noise[start : start + _AT_ONCE]
-            index = torch.arange(start, start + len(part)).sub_(2**31).to(torch.int32)
-            part[:] = (bits(index, key) >> 16).add_(_LEVELS // 2).numpy()
+            some = noise[start : start + _AT_ONCE]
+            index = torch.arange(start, start + len(some)).sub_(2**31).to(torch.int32)
+            some[:] = (bits(index, key) >> 16).add_(_LEVELS // 2).numpy()
         high_low = (half for numbers in (ranks.ravel(), noise) for half in (numbers >> 8, numbers & 0xFF))
         for plane, half in zip(planes[i], high_low, strict=True):
             plane[: site.numel] = half
