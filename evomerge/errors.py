@@ -58,7 +58,8 @@ class ZooError(EvomergeError, RuntimeError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the words that end an error about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1) or [other for other in names if name and other.startswith(name)]
+    longer = [other for other in names if name and other.startswith(name)]
+    close = longer or difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
     return f"known: {', '.join(names) or 'none'}"
