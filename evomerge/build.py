@@ -76,7 +76,7 @@ class Builder:
 
 
 COMPILED = 32_000_000
-"""Numbers of a model from which on compiling its merges, which takes some seconds, is sooner won back than not."""
+"""Numbers of a model from which on compiling its merges, which takes some seconds, is won back by the first few."""
 
 
 def _content(recipe: Recipe, pool: Pool) -> str:

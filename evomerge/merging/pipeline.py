@@ -3,6 +3,9 @@
 fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a tensor's full size.
 """
 
+import contextlib
+import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -22,6 +25,12 @@ BLOCK = 1 << 16
 
 COMPILED = 1 << 14
 """Elements of a tensor from which on the compiled form is the faster one."""
+
+PATIENCE = 15.0
+"""Seconds that a composition runs as written before it is compiled all the same, which takes about as long."""
+
+_spent: defaultdict[Composition, float] = defaultdict(float)
+"""Seconds that each composition has run as written, on tensors that would have been worth compiling for."""
 
 _LONGEST = 1 << 30
 """Elements that one call of the compiled form gets at most."""
@@ -62,7 +71,7 @@ class Pipeline:
         """Read `merge`, and check that its tables fit the inputs' model; no tensor is read.
 
         `store` is kept by the caller and shared by all merges of a pool. `compile` says whether compositions are
-        compiled, which gives the same bytes, and pays from some 10 million numbers on. Raises `RecipeError`.
+        compiled at once, or only when they have run for a while; the bytes are the same. Raises `RecipeError`.
         """
         spelled = spell_out(merge)
         self._labels = merge.labels
@@ -116,15 +125,15 @@ class Pipeline:
         for merge in merges if base.numel() else ():
             own = replace(site, seed=merge.seed)
             bounds.append([moved(merge.bound(step, own), device) for step in range(len(self._stages))])
-        run: Callable[..., None] = composition.run
-        longest = BLOCK
-        if self._compile and base.numel() >= COMPILED:
+        if base.numel() >= COMPILED and (self._compile or _spent[composition] > PATIENCE):
             dtypes = (tuple(tensor.dtype for tensor in (base, *tensors)), tuple(out.dtype for out in outs))
-            run, longest = compiled(composition, *dtypes), _LONGEST
-        try:
-            _run(run, longest, base, tensors, flat, bounds)
-        except Uncompilable:
-            _run(composition.run, BLOCK, base, tensors, flat, bounds)
+            with contextlib.suppress(Uncompilable):
+                _run(compiled(composition, *dtypes), _LONGEST, base, tensors, flat, bounds)
+                return
+        before = time.perf_counter()
+        _run(composition.run, BLOCK, base, tensors, flat, bounds)
+        if base.numel() >= COMPILED:
+            _spent[composition] += time.perf_counter() - before
 
     def blocks(self, step: int, tensor: str) -> Iterator[Block]:
         """Yield a tensor block by block, as the stage number `step` finds it."""

@@ -2,13 +2,14 @@
 
 import logging
 import warnings
+from collections import defaultdict
 
 import pytest
 import torch
 
 from evomerge.merging import STAGES, Pipeline, Store, composition, pipeline
 from evomerge.merging.stages.arcs import ARCS
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, merge
 from evomerge.testing import InMemory, merge_tensors
 
 NAME = "layers.0.mlp.weight"
@@ -190,3 +191,20 @@ def test_errors_that_are_not_the_compiler_s_are_not_hidden(monkeypatch):
     with pytest.raises(MemoryError):
         merge_tensors(recipe({"post": ["scale"] * 5}), *models(torch.float32), compile=True)
     assert composition._broken == set()
+
+
+def test_what_runs_long_as_written_is_compiled_with_the_same_bytes(monkeypatch):
+    """Small models are merged as written; a search that goes on pays for the compiler."""
+    used = []
+    monkeypatch.setattr(pipeline, "compiled", lambda composition, *dtypes: used.append(composition) or composition.run)
+    monkeypatch.setattr(pipeline, "_spent", defaultdict(float))
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.0)
+    base, inputs = {"t": torch.randn(20_000)}, [{"t": torch.randn(20_000)}]
+    recipe = merge("task_arithmetic", ["a"])
+    first = merge_tensors(recipe, base, inputs)["t"]
+    assert used == []
+    assert torch.equal(merge_tensors(recipe, base, inputs)["t"], first)
+    assert len(used) == 1
+    tiny = {"t": torch.randn(10)}
+    merge_tensors(recipe, tiny, [tiny])
+    assert len(used) == 1
