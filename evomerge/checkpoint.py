@@ -11,8 +11,7 @@ import json
 import math
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -406,6 +405,13 @@ def _kind(name: str, dimensions: int, *, inside: bool) -> str:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+def check_free(folder: Path) -> None:
+    """Raise `CheckpointError` if something is at `folder` already, other than an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
+        raise CheckpointError(msg)
+
+
 def save(
     checkpoint: Checkpoint,
     folder: Path,
@@ -424,9 +430,7 @@ def save(
     `shard_bytes`. `progress` gets bytes made and in all. Raises `CheckpointError` if `folder` exists and is not empty,
     and if the disk is too full: before anything is written, unless the space goes meanwhile.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
-        raise CheckpointError(msg)
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(checkpoint.info, shard_bytes)
     beside = [entry for entry in sorted(like.iterdir()) if entry.is_file() and not entry.name.endswith(_NOT_COPIED)]
@@ -436,7 +440,7 @@ def save(
         msg = f"{folder}: needs {needed:,} bytes, its disk has {free:,}; make room, or give a folder on another disk"
         raise CheckpointError(msg)
     try:
-        with _new_folder(folder) as new:
+        with files.new_folder(folder) as new:
             for entry in beside:
                 shutil.copy(entry, new / entry.name)
             _write_shards(checkpoint, new, shards, sources, progress)
@@ -533,22 +537,6 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
         )
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its place when the block ends well."""
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield new
-        new.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        new.replace(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    files.sync(folder.parent)
 
 
 def first_difference(left: Mapping[str, TensorInfo], right: Mapping[str, TensorInfo]) -> Sequence[str]:

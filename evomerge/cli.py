@@ -239,7 +239,7 @@ def compress(
     console = _console()
     given = _parameters(parameter or [])
     made = codecs.make(codec, given)
-    codecs.check_free(out)
+    checkpoint.check_free(out)
     pool, judged, live = _pool_and_tasks(file, name, base, expert or [], console)
     model = live() if judged else None
     if model is not None and codec == "tall" and "lambda" not in given:

@@ -225,9 +225,9 @@ class DriverSuite:
         expected = drive(self.make(problem, 1), problem.evaluate, self.budget)
         random.seed(5)
         np.random.seed(5)  # noqa: NPY002  # the global generator is what must not matter
-        before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002  # as above
         assert _ids(drive(self.make(problem, 1), problem.evaluate, self.budget)) == _ids(expected)
-        assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002
+        assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002  # as above
 
     def test_other_seed_other_search(self) -> None:
         """The seed matters."""

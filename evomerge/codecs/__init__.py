@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from evomerge.codecs.artefact import CODECS, Artefact, check_free, encode
+from evomerge.codecs.artefact import CODECS, Artefact, encode
 from evomerge.codecs.codec import Codec
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipe import describe
 
-__all__ = ["CODECS", "Artefact", "Codec", "check_free", "encode", "make"]
+__all__ = ["CODECS", "Artefact", "Codec", "encode", "make"]
 
 
 def make(name: str, parameters: Mapping[str, Any] | None = None) -> Codec:

@@ -8,7 +8,6 @@ beyond the base. One that the codec does not handle (integers; what it declines)
 """
 
 import json
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,13 +58,6 @@ class _Manifest(BaseModel):
     """CRC-32 of the bytes of every stored tensor."""
 
 
-def check_free(folder: Path) -> None:
-    """Raise `CheckpointError` if something is at `folder` already, other than an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
-        raise CheckpointError(msg)
-
-
 def encode(
     pool: Pool, codec: Codec, folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> "Artefact":
@@ -75,7 +67,7 @@ def encode(
     gets bytes done and in all. Raises `CheckpointError` if `folder` exists and is not empty, and `PoolError` where a
     number does not fit into the base's storage dtype.
     """
-    check_free(folder)
+    checkpoint.check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     experts, total = list(pool.experts), 3 * pool.nbytes  # the model passes by three times
     done = 0
@@ -91,8 +83,7 @@ def encode(
             progress(done, total)
 
     constants = codec.constants(experts, passing())
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new = Path(scratch) / "new"
+    with files.new_folder(folder) as new:
         checkpoint.save(
             pool.base,
             new / "base",
@@ -131,11 +122,6 @@ def encode(
             checks=checks,
         )
         files.write(new / _MANIFEST, manifest.model_dump_json() + "\n")
-        new.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        new.replace(folder)
-    files.sync(folder.parent)
     return Artefact(folder)
 
 

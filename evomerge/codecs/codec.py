@@ -44,12 +44,13 @@ class Codec(BaseModel, ABC):
     elementwise: ClassVar[bool]
     """Whether each number is coded by itself, so that a tensor may be given flat and in slices, and its parts joined."""
 
-    @abstractmethod
     def constants(self, experts: Sequence[str], vectors: Iterable[torch.Tensor]) -> Constants:
-        """Return what is kept once for the model. `vectors` gives what `encode` will be given, in turn.
+        """Return what is kept once for the model: nothing, unless the codec says otherwise.
 
-        Raises `RecipeError` where the parameters do not suit these experts.
+        `vectors` gives what `encode` will be given, in turn. Raises `RecipeError` where the parameters do not suit these
+        experts.
         """
+        return {}
 
     @abstractmethod
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded | None:

@@ -4,7 +4,6 @@ Alipour and Amiri 2025, "Towards Reversible Model Merging for Low-rank Weights" 
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -33,10 +32,6 @@ class LowRank(Codec):
     basis: Literal["position", "matrix"] = "position"
     """`position`: a basis for each row of a factor, as in the paper; `matrix`: one for the factor as a whole, with far
     fewer codes."""
-
-    def constants(self, experts: Sequence[str], vectors: Iterable[torch.Tensor]) -> Constants:
-        """Return nothing: each matrix is coded alone."""
-        return {}
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded | None:
         """Return, for `left` and `right`, `mean` `(n, r)`, `basis` `(n, r, p)` and `codes.k` `(n, p)`, or `(1, p)`."""

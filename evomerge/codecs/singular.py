@@ -3,7 +3,6 @@
 Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model Merging" (arXiv:2412.00081).
 """
 
-from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -23,10 +22,6 @@ class Singular(Codec):
 
     share: float | None = Field(default=None, gt=0, le=1)
     """Which part of min(rows, columns) singular values is kept, at least one value; None means 1 / experts."""
-
-    def constants(self, experts: Sequence[str], vectors: Iterable[torch.Tensor]) -> Constants:
-        """Return nothing: each matrix is coded alone."""
-        return {}
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded | None:
         """Return `left.k`, U√Σ `(rows, kept)`, and `right.k`, V√Σ `(columns, kept)`, for each expert."""

@@ -5,6 +5,7 @@ costs little more than a copy. Run as written, operation by operation over block
 gives the same bytes: every sum is spelled out in one order, and the compiler may not reorder or contract.
 """
 
+import itertools
 import logging
 import types
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from evomerge.merging.stage import Bound, Piece, Rows, Tensor
+from evomerge.merging.stage import Bound, Piece, Rows, Tensor, total
 from evomerge.merging.stages import STAGES
 
 _log = logging.getLogger("evomerge")
@@ -70,14 +71,6 @@ class Composition:
             out.copy_(origin - (0.0 - delta))
 
 
-def total(rows: Rows) -> Tensor:
-    """Return the sum of rows in their order: a reduction by the library may choose another, and with it other last bits."""
-    found = rows[0]
-    for row in rows[1:]:
-        found = found + row
-    return found
-
-
 def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
     """Σ P∘D, its quotient by Σ P, or the largest |P∘D|."""
     if field is None:
@@ -109,8 +102,7 @@ def compiled(composition: Composition, *types_of_tensors: tuple[torch.dtype, ...
     """
     plain = Composition.run
     # A code object of its own: torch counts recompilations by code object, and gives up on one that has too many.
-    code = plain.__code__.replace(co_name=f"merge_{len(_made)}")
-    _made.append(code)
+    code = plain.__code__.replace(co_name=f"merge_{next(_numbers)}")
     own = types.MethodType(types.FunctionType(code, plain.__globals__), composition)
     options: dict[str, Any] = {
         "cpp.dynamic_threads": True,  # as many as torch is told to use, not as when it was compiled
@@ -139,6 +131,6 @@ def compiled(composition: Composition, *types_of_tensors: tuple[torch.dtype, ...
     return run
 
 
-_made: list[types.CodeType] = []
+_numbers = itertools.count()
 _broken: set[tuple[Any, ...]] = set()
 """What could not be compiled."""

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -67,7 +68,7 @@ class Inputs(Protocol):
 class Pipeline:
     """One merge over given inputs. Not to be confused with its `Merge`, the words that describe it."""
 
-    def __init__(self, merge: Merge, inputs: Inputs, store: Store, *, compile: bool = False) -> None:  # noqa: A002
+    def __init__(self, merge: Merge, inputs: Inputs, store: Store, *, compile: bool = False) -> None:  # noqa: A002  # torch's word
         """Read `merge`, and check that its tables fit the inputs' model; no tensor is read.
 
         `store` is kept by the caller and shared by all merges of a pool. `compile` says whether compositions are
@@ -92,8 +93,13 @@ class Pipeline:
         self._store = Store() if any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
-        self._spelled = tuple(canonical_json(_plain([step])) for step in spelled["steps"])
-        self._reduce = canonical_json(_plain([("", {"reduce": spelled["reduce"]})]))
+        self._spelled = spelled
+
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        """The steps and the reduction, with their tables, as text: what a measure over the model may depend on."""
+        reduction = ("reduce", {"reduce": self._spelled["reduce"]})
+        return tuple(canonical_json(_plain(step)) for step in (*self._spelled["steps"], reduction))
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape and any floating-point dtype."""
@@ -172,7 +178,7 @@ class Pipeline:
         if self.lasting(step):
             before: tuple[Hashable, ...] = ()
         elif tensor is None:
-            before = (*self._spelled[:step], self._reduce)
+            before = (*self._texts[:step], self._texts[-1])
         else:
             place = self._inputs.place(tensor)
             steps = ((name, *numbers.items()) for name, numbers in self._numbers[place][:step])
@@ -270,11 +276,9 @@ def _words(name: str, numbers: Mapping[str, Any]) -> tuple[tuple[str, str], ...]
     return tuple((key, numbers[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
 
 
-def _plain(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
-    return [
-        [name, {key: value.model_dump() if isinstance(value, Tiled) else value for key, value in parameters.items()}]
-        for name, parameters in steps
-    ]
+def _plain(step: tuple[str, Mapping[str, Any]]) -> Any:
+    name, parameters = step
+    return [name, {key: value.model_dump() if isinstance(value, Tiled) else value for key, value in parameters.items()}]
 
 
 def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:

@@ -116,6 +116,14 @@ class Region(Protocol):
         """All elements, block by block, as the stage finds them."""
 
 
+def total(rows: Rows) -> Tensor:
+    """Return the sum of rows in their order: a reduction by the library may choose another, and with it other last bits."""
+    found = rows[0]
+    for row in rows[1:]:
+        found = found + row
+    return found
+
+
 def as_constants(site: Site, numbers: Numbers, measured: Any) -> Bound:
     """Return the numbers as tensors, float32 `(K,)` or `()`; the default of `Stage.bind`."""
     return {

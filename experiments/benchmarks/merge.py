@@ -504,7 +504,7 @@ def profile(operator: str, options: Options) -> str:
             for i in range(PROFILED):
                 ours.merge(10 + i)
             profiler.disable()
-        own = {name: entry[2] / PROFILED for name, entry in pstats.Stats(profiler).stats.items()}  # type: ignore[attr-defined]
+        own = {name: entry[2] / PROFILED for name, entry in pstats.Stats(profiler).stats.items()}  # type: ignore[attr-defined]  # its stub lacks it
         places: dict[str, float] = defaultdict(float)
         for (file, _, name), seconds in own.items():
             place = next((words for part, words in PLACES.items() if part in f"{file} {name}"), None)

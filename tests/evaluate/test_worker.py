@@ -61,11 +61,11 @@ def test_evaluations_do_not_depend_on_those_before(worker):
 
 
 def test_threads_and_generators_are_left_as_they_were(worker, monkeypatch):
-    states = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002
+    states = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  # the global generators are what must not change
     monkeypatch.setattr(torch, "set_num_threads", set_threads := Mock(wraps=torch.set_num_threads))
     threads = torch.get_num_threads()
     worker.evaluate(mean())
-    assert states == [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002
+    assert states == [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  # the global generators are what must not change
     assert [call.args for call in set_threads.call_args_list] == [(1,), (threads,)]
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -73,7 +73,7 @@ def test_threads_and_generators_are_left_as_they_were(worker, monkeypatch):
 
 def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monkeypatch):
     def score(model, split):
-        drawn = [torch.rand(1).item(), random.random(), np.random.random()]  # noqa: NPY002
+        drawn = [torch.rand(1).item(), random.random(), np.random.random()]  # noqa: NPY002  # the global generators are what must not change
         return SimpleNamespace(scores={"drawn": np.array(drawn, np.float32)}, outputs={})
 
     monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="chance", score=score)])

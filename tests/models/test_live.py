@@ -202,7 +202,7 @@ def test_encoder_decoder_is_said_to_have_two_stacks(tmp_path):
     live = LiveModel(tmp_path)
     live.write(Folder(tmp_path))
     with pytest.raises(ModelError, match=r"`decoder\.block` \(2 blocks.*`encoder\.block` \(2 blocks"):
-        live.blocks  # noqa: B018
+        live.blocks  # noqa: B018  # to read it is the test
 
 
 @pytest.mark.parametrize(

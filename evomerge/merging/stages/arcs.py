@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.stage import Blocks, Numbers, Prepared, Region, Scope, Site, Stage
-from evomerge.merging.stages.weights import WEIGHT, given
+from evomerge.merging.stages.weights import WEIGHT, given, measured_weight
 
 Array = NDArray[np.float64]
 
@@ -60,10 +60,6 @@ def _by_gram(
         return list(map(float, rule(gram, numbers, where)))
 
     return measure
-
-
-def _bind(site: Site, numbers: Numbers, coefficients: list[float]) -> dict[str, torch.Tensor]:
-    return {"weight": torch.tensor(coefficients, dtype=torch.float32)}
 
 
 def _slerp(gram: Array, t: float, where: str) -> Array:
@@ -179,7 +175,7 @@ def _arc(
         prepare=_gram,
         prepared_as="gram",
         measure=_by_gram(rule, on_sphere=on_sphere),
-        bind=_bind,
+        bind=measured_weight,
         inputs=inputs,
         fewest=fewest,
     )

@@ -10,7 +10,20 @@ from numpy.typing import NDArray
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, keys, limit
 from evomerge.merging.selection import Ranked, Streamed, rank
-from evomerge.merging.stage import Blocks, Bound, Numbers, Piece, Prepared, Region, Rows, Scope, Site, Stage, part
+from evomerge.merging.stage import (
+    Blocks,
+    Bound,
+    Numbers,
+    Piece,
+    Prepared,
+    Region,
+    Rows,
+    Scope,
+    Site,
+    Stage,
+    part,
+    total,
+)
 
 Words = Mapping[str, str]
 
@@ -136,13 +149,8 @@ def _near(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 
 def _variance(rows: Rows) -> torch.Tensor:
     """The population's variance over inputs, `(n,)`."""
-    mean = rows[0] / len(rows)
-    for row in rows[1:]:
-        mean = mean + row / len(rows)
-    squares = (rows[0] - mean) ** 2
-    for row in rows[1:]:
-        squares = squares + (row - mean) ** 2
-    return squares / len(rows)
+    mean = total([row / len(rows) for row in rows])
+    return total([(row - mean) ** 2 for row in rows]) / len(rows)
 
 
 def _rank_variance(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
@@ -299,9 +307,11 @@ def _della(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     found = []
     for i, row in enumerate(rows):
         q = bound["least"][i] + bound["step"][i] * _number(bound, "rank", i)
-        if words["rescale"] != "none":
-            row = row * (_LEVELS / q if words["rescale"] == "inverse" else bound["ratio"][i])  # noqa: PLW2901
-        found.append(torch.where(_number(bound, "noise", i) < q, row, 0.0))
+        if words["rescale"] == "inverse":
+            scaled = row * (_LEVELS / q)
+        else:
+            scaled = row * bound["ratio"][i] if words["rescale"] == "l1" else row
+        found.append(torch.where(_number(bound, "noise", i) < q, scaled, 0.0))
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor
+from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor, total
 
 Words = Mapping[str, str]
 
@@ -22,20 +22,13 @@ def _factor(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
     return scaled
 
 
-def _sum_of_raw(raw: list[Tensor]) -> Tensor:
-    found = raw[0]
-    for row in raw[1:]:
-        found = found + row
-    return found
-
-
 def _l1_share(region: Region, numbers: Numbers) -> float:
     """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K, whatever `beta` is."""
 
     def share() -> float:
         whole = merged = 0.0
         for block in region.blocks():
-            whole += float(_sum_of_raw(block.piece.raw).abs().double().numpy().sum())
+            whole += float(total(block.piece.raw).abs().double().numpy().sum())
             merged += float(block.rows[0].abs().double().numpy().sum())
         return whole / merged / len(region.site.labels) if merged else 0.0
 

@@ -8,7 +8,7 @@ import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Streamed
-from evomerge.merging.stage import Bound, Numbers, Piece, Region, Rows, Site, Stage, Tensor, as_constants
+from evomerge.merging.stage import Bound, Numbers, Piece, Region, Rows, Site, Stage, Tensor, as_constants, total
 from evomerge.merging.stages.edits import how_many
 
 Words = Mapping[str, str]
@@ -34,11 +34,7 @@ def _by_metric(site: Site, numbers: Numbers, measured: None) -> Bound:
 def _votes(rows: Rows, weights: Rows, elect: str) -> tuple[Rows, Tensor]:
     """Return the weighted rows, and the sum of their votes, `(n,)`."""
     weighted = [row * weight for row, weight in zip(rows, weights, strict=True)]
-    votes = weighted if elect == "mass" else [row.sign() for row in weighted]
-    mass = votes[0]
-    for vote in votes[1:]:
-        mass = mass + vote
-    return weighted, mass
+    return weighted, total(weighted if elect == "mass" else [row.sign() for row in weighted])
 
 
 def _majority(region: Region, numbers: Numbers) -> float:
@@ -80,7 +76,8 @@ def _energies(region: Region, numbers: Numbers) -> list[float]:
     return (energy / energy.sum() if energy.any() else np.full(inputs, 1 / inputs)).tolist()
 
 
-def _measured_weight(site: Site, numbers: Numbers, weights: list[float]) -> Bound:
+def measured_weight(site: Site, numbers: Numbers, weights: list[float]) -> Bound:
+    """Bind one measured number for each input, for `given`."""
     return {"weight": torch.tensor(weights, dtype=torch.float32)}
 
 
@@ -121,9 +118,7 @@ def _scores(rows: Rows, bound: Bound, variant: str) -> Rows:
         shares = [torch.exp(row) for row in products]
         scores = []
         for i in range(inputs):
-            inter = shares[i * inputs] / bound["sums"][i * inputs]
-            for j in range(1, inputs):
-                inter = inter + shares[i * inputs + j] / bound["sums"][i * inputs + j]
+            inter = total([shares[i * inputs + j] / bound["sums"][i * inputs + j] for j in range(inputs)])
             scores.append(torch.exp(inputs * products[i * inputs + i]) / bound["own"][i] * inter)
         return scores
     sizes = _normalised(_sizes(rows), bound)
@@ -131,15 +126,9 @@ def _scores(rows: Rows, bound: Bound, variant: str) -> Rows:
     scores = []
     for i in range(inputs):
         if variant == "es":
-            inter = torch.tanh(signed[i] * signed[0])
-            for other in signed[1:]:
-                inter = inter + torch.tanh(signed[i] * other)
+            inter = total([torch.tanh(signed[i] * other) for other in signed])
         else:
-            others = rows if variant == "merging" else signed
-            mass = others[0]
-            for other in others[1:]:
-                mass = mass + other
-            inter = torch.tanh(rows[i] * mass)
+            inter = torch.tanh(rows[i] * total(rows if variant == "merging" else signed))
         scores.append(torch.exp(inputs * sizes[i] ** 2) * inter)
     return scores
 
@@ -235,7 +224,7 @@ WEIGHTS = {
         given,
         scope=lambda numbers: "tensor",
         measure=_energies,
-        bind=_measured_weight,
+        bind=measured_weight,
     ),
     "balance": Stage(
         "weigh",
