@@ -10,12 +10,13 @@ import torch
 
 from evomerge import files
 from evomerge.adapter import Adapter
-from evomerge.checkpoint import Checkpoint
+from evomerge.checkpoint import Checkpoint, first_difference
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
 from evomerge.merging.pipeline import CPU
 from evomerge.pool import Pool
-from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe
+from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe, Stack, StackNode
+from evomerge.stack import Hop, Stacked
 
 
 class Builder:
@@ -38,8 +39,10 @@ class Builder:
                     msg = f"the pool has no expert `{name}`; {nearest(name, self.pool.experts)}"
                     raise RecipeError(msg)
                 return self.pool.experts[name]
-            case node:
-                return Merged(node.merge, self)
+            case MergeNode(merge=merge):
+                return Merged(merge, self)
+            case StackNode(stack=stack):
+                return self._stacked(stack)
 
     def build_together(self, recipes: Sequence[Recipe]) -> list[Checkpoint]:
         """Return the checkpoints of several recipes; those that merge the same inputs are merged now, reading these once.
@@ -57,8 +60,29 @@ class Builder:
                 checkpoints[i] = held
         return checkpoints
 
+    def _stacked(self, stack: Stack) -> Stacked:
+        """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
+        prefix = self.pool.layout.prefix
+        if prefix is None:
+            msg = (
+                f"a stack needs a model with a stack of blocks, whose tensors are named like `layers.0.…`; "
+                f"{self.pool.base.path} has {', '.join(f'`{name}`' for name in list(self.pool.base.info)[:3])}, …"
+            )
+            raise RecipeError(msg)
+        sources: dict[str, Checkpoint] = {}
+
+        def made(recipe: Recipe) -> Checkpoint:
+            if recipe.id not in sources:
+                sources[recipe.id] = self.build(recipe)
+            return sources[recipe.id]
+
+        hops = [Hop(made(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
+        return Stacked(hops, made(stack.rest), stack.rest.id, prefix)
+
     def load(self, checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
         """Return an input's tensor on `device`: of a nested merge before its cast, of a folder as it is stored."""
+        while isinstance(checkpoint, Stacked):
+            checkpoint, name = checkpoint.origin(name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, device)
         return self._resident(checkpoint, name, device, self._read)
@@ -143,6 +167,9 @@ class Merged:
         """Prepare to merge. Raises `RecipeError`."""
         self._pool = builder.pool
         self._sources = [builder.build(inner) for inner in merge.inputs]
+        for label, source in zip(merge.labels, self._sources, strict=True):
+            if isinstance(source, Stacked):
+                _check_mergeable(label, source, self._pool)
         self._pipeline = Pipeline(
             merge,
             _Inputs(builder, merge, self._sources),
@@ -192,6 +219,21 @@ class Merged:
         out = torch.empty(self.info[source].shape, dtype=dtype, device=device)
         self._pipeline.write(source, out)
         return out
+
+
+def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
+    """Raise `RecipeError` unless a stack has the tensors of the base, and no scales, which are in no tensor."""
+    different = first_difference(pool.base.info, stack.info)
+    scaled = [hop.scale for hop in stack.hops if hop.scale != 1]
+    if different or scaled:
+        what = (
+            f"has {len(stack.hops)} layers and a scale of {scaled[0]:g}" if scaled else f"has {len(stack.hops)} layers"
+        )
+        msg = (
+            f"merge: the input {label} is a stack that {what}; only stacks of the base's {pool.layout.blocks} layers "
+            "without scales can be merged: stack a merge instead"
+        )
+        raise RecipeError(msg)
 
 
 class Held:

@@ -380,10 +380,15 @@ class Layout:
 
     def block(self, name: str) -> int | None:
         """Return the number of the block that the tensor is in, or None outside of the stack."""
-        if self.prefix is None or not name.startswith(f"{self.prefix}." if self.prefix else ""):
-            return None
-        number = name[len(self.prefix) + 1 if self.prefix else 0 :].partition(".")[0]
-        return int(number) if number.isdecimal() else None
+        return None if self.prefix is None else block_number(name, self.prefix)
+
+
+def block_number(name: str, prefix: str) -> int | None:
+    """Return the number after `prefix` in a tensor's name, or None where the name begins otherwise."""
+    if prefix and not name.startswith(f"{prefix}."):
+        return None
+    number = name[len(prefix) + 1 if prefix else 0 :].partition(".")[0]
+    return int(number) if number.isdecimal() else None
 
 
 def _kind(name: str, dimensions: int, *, inside: bool) -> str:

@@ -4,7 +4,8 @@ A recipe is one of
 
 - `base`: the shared ancestor,
 - `{expert: NAME}`: one fine-tuned model of the pool,
-- `{merge: {method | stages, inputs, parameters, seed}}`: a merge of other recipes.
+- `{merge: {method | stages, inputs, parameters, seed}}`: a merge of other recipes,
+- `{stack: {slots, rest}}`: layers of other recipes, one after the other.
 
 Weights are only the cache of a recipe. Its `id` is the sha256 of its canonical JSON, so the same recipe has the same id
 wherever and however it was written. Not to be confused with a search space, which is a recipe with holes.
@@ -293,6 +294,33 @@ class MergeNode(Node):
     merge: Merge
 
 
+class Slot(Node):
+    """One hop of a stack: which layer of which recipe's model, and what the residual stream is multiplied by before it."""
+
+    source: "Recipe"
+    layer: int = Field(ge=0)
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+
+
+class Stack(Node):
+    """A model whose layers are those of `slots`, in that order (data-flow space, arXiv 2403.13187).
+
+    A layer may come from any recipe, more than once, and none need come; `rest` gives embeddings, final norm and head.
+    """
+
+    slots: tuple[Slot, ...] = Field(min_length=1)
+    rest: "Recipe"
+
+
+class StackNode(Node):
+    """The JSON form of a stack: `{stack: {...}}`."""
+
+    stack: Stack
+
+
+_NODE_KEYS = ("base", "expert", "merge", "stack")
+
+
 def _shape(data: Any) -> Any:
     if data == "base":
         return {"base": True}
@@ -300,18 +328,21 @@ def _shape(data: Any) -> Any:
         return data.root
     if isinstance(data, str):
         return {"expert": data}
-    if isinstance(data, Mapping) and len(data) == 1 and next(iter(data)) in ("base", "expert", "merge"):
+    if isinstance(data, Mapping) and len(data) == 1 and next(iter(data)) in _NODE_KEYS:
         return data
     found = f"keys {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
     hint = ""
     if isinstance(data, Mapping):
-        hint = "".join(f"; `{key}`: {nearest(str(key), ('base', 'expert', 'merge'))}" for key in list(data)[:1])
-    msg = f"a recipe is `base`, `expert: NAME` or `merge: {{...}}`; got {found}{hint}"
+        hint = "".join(f"; `{key}`: {nearest(str(key), _NODE_KEYS)}" for key in list(data)[:1])
+    msg = f"a recipe is `base`, `expert: NAME`, `merge: {{...}}` or `stack: {{...}}`; got {found}{hint}"
     raise RecipeError(msg)
 
 
 _Nodes = Annotated[
-    Annotated[Base, Tag("Base")] | Annotated[Expert, Tag("Expert")] | Annotated[MergeNode, Tag("Merge")],
+    Annotated[Base, Tag("Base")]
+    | Annotated[Expert, Tag("Expert")]
+    | Annotated[MergeNode, Tag("Merge")]
+    | Annotated[StackNode, Tag("Stack")],
     Discriminator(
         lambda node: type(node).__name__.removesuffix("Node") if isinstance(node, Node) else next(iter(node)).title()
     ),
@@ -379,10 +410,12 @@ class Recipe(RootModel[_Nodes]):
 _FIELDS = {
     "merge": tuple(Merge.model_fields),
     "stages": tuple(Stages.model_fields),
+    "stack": tuple(Stack.model_fields),
+    "slots": tuple(Slot.model_fields),
 }
 
 
-_TAGS = ("root", "One", "Table", "Name", "Parameters", "Base", "Expert", "Merge")
+_TAGS = ("root", "One", "Table", "Name", "Parameters", "Base", "Expert", "Merge", "Stack")
 """Words that pydantic puts into the place of an error to say which member of a union it tried; no key of ours."""
 
 
@@ -392,6 +425,9 @@ def _leaves(recipe: Recipe) -> Iterator[str]:
             yield name
         case MergeNode(merge=merge):
             for inner in merge.inputs:
+                yield from _leaves(inner)
+        case StackNode(stack=stack):
+            for inner in (*(slot.source for slot in stack.slots), stack.rest):
                 yield from _leaves(inner)
 
 
@@ -405,6 +441,15 @@ def _dump(recipe: Recipe, *, defaults: bool = False) -> Any:
             out = merge.model_dump(exclude_defaults=not defaults, exclude={"inputs"})
             out["inputs"] = [_dump(inner, defaults=defaults) for inner in merge.inputs]
             return {"merge": out}
+        case StackNode(stack=stack):
+            slots = [
+                {
+                    **slot.model_dump(exclude_defaults=not defaults, exclude={"source"}),
+                    "source": _dump(slot.source, defaults=defaults),
+                }
+                for slot in stack.slots
+            ]
+            return {"stack": {"slots": slots, "rest": _dump(stack.rest, defaults=defaults)}}
 
 
 def canonical_json(data: Any) -> str:

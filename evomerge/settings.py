@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
+from evomerge.build import Builder
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
 from evomerge.pool import Pool
@@ -70,6 +71,8 @@ class StudySettings(_Part):
     deadline: float | None = Field(default=None, gt=0)
     """Seconds after which a candidate's evaluation is given up. By default an hour; none with one worker, which runs in
     this process unless a deadline is set."""
+    shared_mib: int = Field(default=1024, ge=0)
+    """MiB that each worker may use for hidden states of stacks that begin with the same layers. It changes no score."""
     report: ReportSettings = ReportSettings()
 
     @classmethod
@@ -111,7 +114,7 @@ class StudySettings(_Part):
         return settings.model_copy(update=update)
 
 
-FREE = ("evaluations", "workers", "deadline", "report", "about")
+FREE = ("evaluations", "workers", "deadline", "shared_mib", "report", "about")
 """Settings that may change when a study is resumed: none of them changes what was already proposed or scored."""
 
 
@@ -158,6 +161,7 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
     searched = SearchSpace.parse(
         settings.space, experts=list(pool.experts), kinds=pool.layout.kinds, blocks=pool.layout.blocks
     )
+    Builder(pool).build(searched.decode(searched.initial))  # of names alone: what no candidate can be is said now
     progress("reading tasks")
     setup = Setup(
         base=base,
@@ -167,6 +171,7 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         precision=settings.precision,
         threads=settings.threads,
         auto=given.auto,
+        shared_mib=settings.shared_mib,
     )
     made = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     parts = Parts(pool, searched, made, setup, settings.driver or searched.driver)

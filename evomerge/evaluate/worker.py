@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from evomerge import tasks
+from evomerge.adapter import Adapter
 from evomerge.build import Builder
-from evomerge.checkpoint import Checkpoint
+from evomerge.checkpoint import Checkpoint, Folder
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
+from evomerge.stack import Stacked
 from evomerge.trial import Evaluation, Split
 
 _LONGEST_ERROR = 1000
@@ -35,7 +37,8 @@ class Setup:
     `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; relative paths in
     them start at `folder`. `precision` is what models compute in, `threads` how many each worker uses
     (another number changes the last bits of scores), and `auto` the transformers class that chooses the
-    model's class, None for its config's.
+    model's class, None for its config's. `shared_mib` is how much memory each worker has for hidden states of
+    stacks that begin alike; it changes no score.
     """
 
     base: str
@@ -45,6 +48,7 @@ class Setup:
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
     auto: str | None = None
+    shared_mib: int = 0
 
 
 class Worker:
@@ -72,7 +76,7 @@ class Worker:
         try:
             with _alike(self.setup.threads):
                 with _timed(seconds, "decode"):
-                    checkpoint = _Finite(ready.builder.build(recipe))
+                    checkpoint = _checked(ready.builder.build(recipe))
                 with _timed(seconds, "merge"):
                     ready.model.write(checkpoint)
                 with _timed(seconds, "score"):
@@ -103,7 +107,14 @@ class _Prepared:
         pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
         self.builder = Builder(pool, search=True)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = LiveModel(folder / setup.base, setup.auto, setup.precision)
+        self.model = LiveModel(folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20)
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint, checked as it is made; in a stack, the pool's own layers have been."""
+    if isinstance(checkpoint, Stacked):
+        return checkpoint.each(lambda source: source if isinstance(source, Folder | Adapter) else _checked(source))
+    return _Finite(checkpoint)
 
 
 class _Finite:

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 
 from evomerge.checkpoint import Checkpoint, Folder, first_difference
 from evomerge.errors import ModelError
+from evomerge.models.assembly import Assembly
 from evomerge.models.blocks import find_blocks, stacks
 from evomerge.models.landing import Landing, find_landings
+from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import auto_class, library, load_tokenizer
+from evomerge.stack import Stacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,8 +46,11 @@ class LiveModel:
         auto: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         device: str = "cpu",
+        shared: int = 0,
     ) -> None:
         """Make the model of the checkpoint in `folder`, to compute in `precision` on `device`.
+
+        `shared` is how many bytes of hidden states may be kept for stacks that begin alike.
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`;
         None takes the class that `config.json` names under `architectures`, and `AutoModel` where it names
@@ -63,8 +69,10 @@ class LiveModel:
             held.data = held.data.clone()  # what was loaded may be a view of the file
         self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]  # its stub takes no name
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
-        landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
-        self._views, self._twins = self._bind(landings)
+        self._landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
+        self._views, self._twins = self._bind(self._landings)
+        self._stacked = False
+        self.prefixes = Prefixes(shared)
         self._prove(base)
         self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
         base.forget()
@@ -78,6 +86,10 @@ class LiveModel:
     def blocks(self) -> nn.ModuleList:
         """The stack of repeated blocks. Raises `ModelError` where the module does not have exactly one."""
         return find_blocks(self.module)
+
+    @cached_property
+    def _assembly(self) -> Assembly:
+        return Assembly(self.module, self._landings, self.prefixes)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -127,12 +139,20 @@ class LiveModel:
 
     @torch.no_grad()
     def write(self, checkpoint: Checkpoint) -> None:
-        """Make this the model of `checkpoint`, by writing its tensors over those in memory.
+        """Make this the model of `checkpoint`, by writing its tensors over those in memory; a stack's are put in their place.
 
         A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model,
         so that the candidate in memory is the one that would be saved. Raises `ModelError` naming the first
         tensor that differs from the base in name or shape, or is no longer tied; nothing is written then.
         """
+        if isinstance(checkpoint, Stacked):
+            self._check_ties(checkpoint)
+            self._stacked = True
+            self._assembly.show(checkpoint)
+            return
+        if self._stacked:
+            self._stacked = False
+            self._assembly.put_back()
         given = {name: entry for name, entry in checkpoint.info.items() if entry.dtype.is_floating_point}
         for name in first_difference(self._info, given):
             came, wanted = (
@@ -140,12 +160,7 @@ class LiveModel:
             )
             msg = f"tensor `{name}` of the candidate: expected {wanted} as in the base `{self.folder}`, got {came}"
             raise ModelError(msg)
-        for name, other in self._twins.items():
-            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other)):
-                msg = (
-                    f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
-                )
-                raise ModelError(msg)
+        self._check_ties(checkpoint)
         for name, places in self._views.items():
             landing, view = places[0]
             if len(places) == 1 and landing.whole(self._info[name].shape, view.shape):
@@ -154,6 +169,14 @@ class LiveModel:
             tensor = checkpoint.tensor(name)
             for landing, view in places:
                 view.copy_(landing.cut(tensor, view.shape))
+
+    def _check_ties(self, checkpoint: Checkpoint) -> None:
+        for name, other in self._twins.items():
+            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other)):
+                msg = (
+                    f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
+                )
+                raise ModelError(msg)
 
     def _bind(self, landings: list[Landing]) -> tuple[dict[str, list[tuple[Landing, Tensor]]], dict[str, str]]:
         """Return the landings of each tensor with the memory that they fill, each piece of memory once.

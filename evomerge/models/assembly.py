@@ -1,0 +1,181 @@
+"""Assembly: the layers of a live model, put together anew for each stack from weights that stay in memory.
+
+A layer taken unchanged from one of the pool's models is loaded once; after that, a stack of such layers copies nothing.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.adapter import Adapter
+from evomerge.checkpoint import Checkpoint, Folder
+from evomerge.models.blocks import find_blocks
+from evomerge.models.landing import Landing
+from evomerge.models.prefixes import Prefixes
+from evomerge.stack import Hop, Stacked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_Part = tuple[str, int | None]
+"""A source by content, and the number of one of its layers, or None for all that is in no layer."""
+
+
+class Assembly:
+    """The layers and the other weights of a module, which may be exchanged for those of a stack, and put back."""
+
+    def __init__(self, module: "PreTrainedModel", landings: Sequence[Landing], prefixes: Prefixes) -> None:
+        """Take `module`, whose tensors are filled as `landings` say. Raises `ModelError` where it has no stack of layers.
+
+        `prefixes` keeps hidden states for later stacks that begin alike.
+        """
+        blocks = find_blocks(module)
+        self._module = module
+        self._list = next(name for name, part in module.named_modules() if part is blocks)
+        self._own = blocks
+        self._config = per_layer(module.config.to_dict(), len(blocks))
+        held = module.state_dict(keep_vars=True)
+        self._landings: dict[int | None, dict[str, list[Landing]]] = {}
+        for landing in landings:
+            self._landings.setdefault(self._number(landing.target), {}).setdefault(landing.target, []).append(landing)
+        self._outside = {target: held[target] for target in self._landings.get(None, {})}
+        self._rest = {target: place.data for target, place in self._outside.items()}
+        self._weights: dict[_Part, Mapping[str, Tensor]] = {}
+        self._layers: dict[_Part, list[_Layer]] = {}
+        self._lasting: set[str] = set()  # sources of which everything stays in memory
+        self._prefixes = prefixes
+        module.register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    @torch.no_grad()
+    def show(self, stack: Stacked) -> None:
+        """Make the module that of `stack`: a layer for each hop, with a number, and so with a cache slot, of its own."""
+        self._forget(stack)
+        taken: dict[_Part, int] = {}
+        layers = []
+        for number, hop in enumerate(stack.hops):
+            part = (hop.key, hop.layer)
+            copies = self._layers.setdefault(part, [])
+            index = taken[part] = taken.get(part, -1) + 1
+            if index == len(copies):
+                copies.append(_Layer(self._copy(hop), self._prefixes))
+            copies[index].become(number, hop.scale)
+            layers.append(copies[index].block)
+        for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
+            self._outside[target].data = tensor
+        self._arrange(nn.ModuleList(layers), [hop.layer for hop in stack.hops])
+        self._prefixes.begin(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops])
+
+    def put_back(self) -> None:
+        """Make the module what it was: its own layers over its own memory."""
+        for target, tensor in self._rest.items():
+            self._outside[target].data = tensor
+        self._arrange(self._own, range(len(self._own)))
+        self._prefixes.end()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        generates = self._module.can_generate() and kwargs.get("use_cache") is not False
+        self._prefixes.enter(args, kwargs, caches=generates or kwargs.get("past_key_values") is not None)
+
+    def _forget(self, stack: Stacked) -> None:
+        """Let go of layers that were made for an earlier stack alone."""
+        sources = {stack.rest_key: stack.rest, **{hop.key: hop.source for hop in stack.hops}}
+        self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter)}
+        used = {(stack.rest_key, None), *((hop.key, hop.layer) for hop in stack.hops)}
+        held: dict[_Part, Any]
+        for held in (self._weights, self._layers):
+            for part in [part for part in held if part not in used and part[0] not in self._lasting]:
+                del held[part]
+
+    def _copy(self, hop: Hop) -> nn.Module:
+        """Return a new layer with a hop's weights, which it shares with other copies of that layer."""
+        own = self._own[hop.layer]
+        shared = [*own.parameters(), *own.buffers(), self._module.config]
+        block = copy.deepcopy(own, {id(thing): thing for thing in shared})
+        start = f"{self._list}.{hop.layer}."
+        for target, tensor in self._load(hop.source, hop.key, hop.layer).items():
+            path, _, name = target.removeprefix(start).rpartition(".")
+            holder = block.get_submodule(path)
+            if name in holder._parameters:  # noqa: SLF001  # torch has no other way to exchange a parameter
+                holder.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+            else:
+                holder.register_buffer(name, tensor)
+        return block
+
+    def _load(self, source: Checkpoint, key: str, layer: int | None) -> Mapping[str, Tensor]:
+        """Return a source's weights by their places in the module, loaded once."""
+        if (key, layer) not in self._weights:
+            held = self._module.state_dict(keep_vars=True) if layer is None else self._own[layer].state_dict()
+            start = "" if layer is None else f"{self._list}.{layer}."
+            self._weights[key, layer] = {
+                target: _filled(source, landings, held[target.removeprefix(start)])
+                for target, landings in self._landings.get(layer, {}).items()
+            }
+        return self._weights[key, layer]
+
+    def _number(self, target: str) -> int | None:
+        """Return the number of the layer in which a place of the module is."""
+        if not target.startswith(f"{self._list}."):
+            return None
+        return int(target.removeprefix(f"{self._list}.").partition(".")[0])
+
+    def _arrange(self, layers: nn.ModuleList, numbers: Sequence[int]) -> None:
+        """Put `layers` into the module, and say in its configuration which of its own layers each is made like."""
+        parent, _, name = self._list.rpartition(".")
+        setattr(self._module.get_submodule(parent), name, layers)
+        self._module.config.num_hidden_layers = len(layers)
+        for key, values in self._config.items():
+            setattr(self._module.config, key, [values[number] for number in numbers])
+
+
+class _Layer:
+    """One hop's layer: multiplies the hidden states by its scale, and does nothing where its output is known."""
+
+    def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
+        self.block = block
+        self._numbered = [part for part in block.modules() if isinstance(getattr(part, "layer_idx", None), int)]
+        self._forward = block.forward
+        self._prefixes = prefixes
+        self._number = 0
+        self._scale = 1.0
+        block.forward = self  # type: ignore[assignment]  # an instance's own
+
+    def become(self, number: int, scale: float) -> None:
+        """Be hop `number` of the next stack."""
+        self._number, self._scale = number, scale
+        for part in self._numbered:
+            part.layer_idx = number  # where transformers keeps a cache slot
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self._prefixes.output(self._number)
+        if output is None:
+            output = self._forward(hidden if self._scale == 1 else hidden * self._scale, *args, **kwargs)
+            self._prefixes.keep(self._number, output)
+        return output
+
+
+def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
+    """Return the settings of a configuration that are lists with an entry for each of its `layers`."""
+    return {
+        key: list(value)
+        for key, value in config.items()
+        if isinstance(value, list | tuple) and len(value) == layers and ("layer" in key or "block" in key)
+    }
+
+
+def _filled(source: Checkpoint, landings: Sequence[Landing], like: Tensor) -> Tensor:
+    """Return the tensor that `landings` fill, in the dtype and on the device of `like`: the source's own, if it can be."""
+    first = landings[0]
+    whole = len(landings) == 1 and first.whole(source.info[first.source].shape, like.shape)
+    if whole and isinstance(source, Folder | Adapter):
+        return source.tensor(first.source).to(like)
+    filled = torch.empty_like(like)
+    if whole:
+        source.write(first.source, filled)
+        return filled
+    for landing in landings:
+        view = filled[landing.filled]
+        view.copy_(landing.cut(source.tensor(landing.source), view.shape))
+    return filled

@@ -1,0 +1,218 @@
+"""A stack in memory is the model that transformers would make of the same layers, for any architecture."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.build import Builder
+from evomerge.models import LiveModel
+from evomerge.models.assembly import per_layer
+from evomerge.models.pretrained import load_model
+from evomerge.pool import Pool
+from evomerge.recipe import Recipe
+from evomerge.testing import TINY, tiny_model
+
+LAYERS = 3
+CAUSAL = [name for name, (_, auto) in TINY.items() if auto == "AutoModelForCausalLM"]
+NAMES = ("num_hidden_layers", "n_layer")
+
+
+def inputs(architecture, batch=2):
+    generator = torch.Generator().manual_seed(0)
+    if architecture == "vit":
+        return {"pixel_values": torch.randn(batch, 1, 4, 4, generator=generator)}
+    return {"input_ids": torch.randint(3, 99, (batch, 7), generator=generator)}
+
+
+@torch.inference_mode()
+def logits(module, architecture, **more):
+    plain = {} if architecture in ("vit", "bert") else {"use_cache": False}
+    return module(**inputs(architecture), **plain, **more).logits
+
+
+class World:
+    """A pool of two experts in memory, with a live model."""
+
+    def __init__(self, folder, architecture, shared=0, precision="float32"):
+        self.architecture = architecture
+        layers = {"n_layer" if architecture == "gpt2" else "num_hidden_layers": LAYERS}
+        for seed, name in enumerate(("base", "a", "b")):
+            tiny_model(folder / name, architecture, seed, **layers)
+        self.folder = folder
+        self.pool = Pool(folder / "base", {name: folder / name for name in "ab"})
+        self.builder = Builder(self.pool)
+        self.live = LiveModel(folder / "base", precision=precision, shared=shared)
+
+    def show(self, slots, rest="a"):
+        self.live.write(self.builder.build(stack(slots, rest)))
+        return self.live.module
+
+    def logits(self, slots, rest="a"):
+        return logits(self.show(slots, rest), self.architecture)
+
+    def on_disk(self, slots, rest="a"):
+        """Return what transformers loads from a checkpoint that is put together with nothing but file operations."""
+        folder = self.folder / "made"
+        folder.mkdir(exist_ok=True)
+        sources = {name: load_file(self.folder / name / "model.safetensors") for name in ("base", "a", "b")}
+        prefix = self.pool.layout.prefix
+        made = {name: tensor for name, tensor in sources[rest].items() if not name.startswith(prefix + ".")}
+        for number, (source, layer, *_) in enumerate(slots):
+            start = f"{prefix}.{layer}."
+            for name, tensor in sources[source].items():
+                if name.startswith(start):
+                    made[f"{prefix}.{number}.{name.removeprefix(start)}"] = tensor.clone()
+        save_file(made, folder / "model.safetensors")
+        config = json.loads((self.folder / "base" / "config.json").read_text())
+        config |= {key: [value[layer] for _, layer, *_ in slots] for key, value in per_layer(config, LAYERS).items()}
+        config |= {name: len(slots) for name in NAMES if name in config}
+        (folder / "config.json").write_text(json.dumps(config))
+        return load_model(folder, TINY[self.architecture][1])
+
+
+def stack(slots, rest="a"):
+    keys = ("source", "layer", "scale")
+    return Recipe.parse({"stack": {"slots": [dict(zip(keys, slot, strict=False)) for slot in slots], "rest": rest}})
+
+
+OWN = [("a", 0), ("a", 1), ("a", 2)]
+FREE = [("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", TINY)
+def test_stack_of_all_of_a_models_layers_is_that_model(architecture, precision, tmp_path):
+    world = World(tmp_path, architecture, precision=precision)
+    found = world.logits(OWN)
+    world.live.write(world.pool.experts["a"])
+    assert torch.equal(found, logits(world.live.module, architecture))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_layers_may_be_repeated_dropped_reordered_and_mixed(architecture, tmp_path):
+    world = World(tmp_path, architecture)
+    for slots in (FREE, [("b", 1)], [("a", 2), ("a", 1), ("a", 0)]):
+        assert torch.equal(world.logits(slots), logits(world.on_disk(slots), architecture))
+    world.live.write(world.pool.base)  # what was shown before leaves nothing behind
+    assert torch.equal(
+        logits(world.live.module, architecture),
+        logits(load_model(tmp_path / "base", TINY[architecture][1]), architecture),
+    )
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_scale_multiplies_the_whole_residual_stream(architecture, tmp_path):
+    world = World(tmp_path, architecture)
+    slots = [("a", 0), ("b", 1, 0.7), ("a", 1), ("a", 1, -1.3)]
+    model = world.on_disk(slots)
+    blocks = dict(model.named_modules())[world.live._assembly._list]
+    for block, (_, _, *scale) in zip(blocks, slots, strict=True):
+        for factor in scale:
+            block.register_forward_pre_hook(lambda _, args, factor=factor: (args[0] * factor, *args[1:]))
+    assert torch.equal(world.logits(slots), logits(model, architecture))
+
+
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_generation_with_a_cache_is_generation_without(architecture, tmp_path):
+    world = World(tmp_path, architecture)
+    module = world.show([("a", 0), ("b", 1, 0.8), ("b", 1), ("a", 0), ("a", 2)])
+    ids = inputs(architecture)["input_ids"]
+    written = world.live.generate(ids, torch.ones_like(ids), 6)
+    with torch.inference_mode():
+        cached = module(input_ids=ids, use_cache=True).past_key_values
+        assert len(cached) == 5  # one slot for each hop
+        for _ in range(written.shape[1]):
+            ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    kept = [list(row[: list(row).index(2) + 1] if 2 in row else row) for row in written.tolist()]
+    for row, expected in zip(kept, ids[:, 7:].tolist(), strict=True):
+        assert row == expected[: len(row)]
+
+
+def test_layers_of_a_nested_merge_are_the_merges(tmp_path):
+    world = World(tmp_path, "llama")
+    merged = Recipe.parse({"merge": {"method": "linear", "inputs": ["a", "b"], "parameters": {"weight": 0.5}}})
+    slots = [(merged.data, layer) for layer in range(LAYERS)]
+    found = world.logits(slots, merged.data)
+    world.live.write(world.builder.build(merged))
+    assert torch.equal(found, logits(world.live.module, "llama"))
+
+
+def test_stack_of_layers_in_memory_copies_nothing(tmp_path):
+    world = World(tmp_path, "llama")
+
+    def memory():
+        return [[p.data_ptr() for p in block.parameters()] for block in world.live.module.model.layers]
+
+    world.show(OWN)
+    own = memory()
+    world.show([("a", 1), ("a", 1), ("b", 0), ("a", 2)])
+    assert memory()[0] == memory()[1] == own[1]
+    assert memory()[3] == own[2]
+
+
+def test_layers_of_an_earlier_merge_are_let_go(tmp_path):
+    world = World(tmp_path, "llama")
+    for weight in (0.2, 0.4, 0.6):
+        merged = {"merge": {"method": "linear", "inputs": ["a", "b"], "parameters": {"weight": weight}}}
+        world.show([(merged, 0), ("a", 1), (merged, 0)])
+    held = {key for key, _ in world.live._assembly._layers}
+    assert held == {Recipe.parse(merged).id, Recipe.parse("a").id}
+
+
+# -- hidden states that stacks share ---------------------------------------------------------------------------------------
+
+PATHS = [
+    [("a", 0), ("a", 1), ("a", 2)],
+    [("a", 0), ("a", 1), ("b", 2)],
+    [("a", 0), ("a", 1, 0.9), ("b", 2)],
+    [("a", 0), ("b", 1), ("b", 2), ("a", 2)],
+    [("a", 0), ("a", 1), ("b", 2)],
+    [("b", 0), ("a", 1), ("b", 2)],
+]
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_shared_prefixes_change_no_bit(architecture, tmp_path):
+    plain, sharing = World(tmp_path, architecture), World(tmp_path, architecture, shared=1 << 20)
+    spared = 0
+    for rest in ("a", "b", "a"):
+        for slots in PATHS:
+            assert torch.equal(plain.logits(slots, rest), sharing.logits(slots, rest))
+            count = sharing.live.prefixes.count
+            assert count.run + count.spared == len(slots)
+            spared += count.spared
+    assert spared > 18  # each path came three times, two of them with the same embeddings
+
+
+def test_generation_is_not_shared(tmp_path):
+    world = World(tmp_path, "llama", shared=1 << 20)
+    ids = inputs("llama")["input_ids"]
+    found = []
+    for slots in (PATHS[0], PATHS[0], PATHS[1]):
+        world.show(slots)
+        found.append(world.live.generate(ids, torch.ones_like(ids), 4))
+        assert world.live.prefixes.count.spared == 0
+    assert torch.equal(found[0], found[1])
+
+
+def test_memory_of_hidden_states_stays_within_its_budget(tmp_path):
+    state = 2 * 7 * 16 * 4  # bytes of one batch after one layer
+    world = World(tmp_path, "llama", shared=3 * state)
+    plain = World(tmp_path, "llama")
+    spared = 0
+    for slots in PATHS * 3:
+        assert torch.equal(world.logits(slots), plain.logits(slots))
+        assert world.live.prefixes.nbytes <= 3 * state
+        spared += world.live.prefixes.count.spared
+    assert spared > 10
+
+
+def test_after_a_plain_candidate_nothing_is_shared(tmp_path):
+    world = World(tmp_path, "llama", shared=1 << 20)
+    world.logits(PATHS[0])
+    world.live.write(world.pool.experts["b"])
+    found = logits(world.live.module, "llama")
+    assert torch.equal(found, logits(load_model(Path(tmp_path / "b"), "AutoModelForCausalLM"), "llama"))
