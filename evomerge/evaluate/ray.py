@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError
 
+_REMEMBERED = 16  # stacks of which a worker may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
 _OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
 # Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
@@ -103,13 +104,18 @@ class RayEvaluator(Evaluator):
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
         ).remote(self._setup)
         seat.promise, seat.job, seat.since = seat.actor.prepare.remote(), None, time.monotonic()
+        seat.had.clear()
+        seat.known = frozenset()
 
     def _dispatch(self) -> None:
-        for seat in self._seats:
-            if seat.promise is None and self._line:
-                seat.job, seat.since = self._line.popleft(), time.monotonic()
-                proposal = seat.job.proposal
-                seat.promise = seat.actor.evaluate.remote(proposal.recipe.json, proposal.split)
+        """Begin what can begin: each time the pair of a free seat and a waiting job that have most layers in common."""
+        while self._line and (free := [seat for seat in self._seats if seat.promise is None]):
+            waiting = self._line if self._line[0].proposal.recipe.beginnings else [self._line[0]]
+            pairs = ((seat, job) for job in waiting for seat in free)
+            seat, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
+            self._line.remove(job)
+            seat.take(job)
+            seat.promise = seat.actor.evaluate.remote(job.proposal.recipe.json, job.proposal.split)
 
     def _collect(self, seat: "_Seat") -> None:
         """Take what a worker has to say, or that it died."""
@@ -181,6 +187,18 @@ class _Seat:
     promise: Any = None
     job: _Job | None = None
     since: float = 0.0
+    had: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    known: frozenset[str] = frozenset()  # all that is in `had`
+
+    def take(self, job: _Job) -> None:
+        """Begin a job now."""
+        self.job, self.since = job, time.monotonic()
+        self.had.append(job.proposal.recipe.beginnings)
+        self.known = frozenset().union(*self.had)
+
+    def shared(self, job: _Job) -> int:
+        """Return how many layers a job's stack has in common with one that this seat has had."""
+        return sum(beginning in self.known for beginning in job.proposal.recipe.beginnings)
 
 
 _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Resident)

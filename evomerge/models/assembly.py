@@ -15,6 +15,7 @@ from evomerge.checkpoint import Checkpoint, Folder
 from evomerge.models.blocks import find_blocks
 from evomerge.models.landing import Landing
 from evomerge.models.prefixes import Prefixes
+from evomerge.recipe import beginnings
 from evomerge.stack import Hop, Stacked
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Assembly:
         for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
             self._outside[target].data = tensor
         self._arrange(nn.ModuleList(layers), [hop.layer for hop in stack.hops])
-        self._prefixes.begin(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops])
+        self._prefixes.begin(beginnings(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops]))
 
     def put_back(self) -> None:
         """Make the module what it was: its own layers over its own memory."""
@@ -135,12 +136,12 @@ class _Layer:
 
     def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
         self.block = block
-        self._numbered = [part for part in block.modules() if isinstance(getattr(part, "layer_idx", None), int)]
+        self._numbered: list[Any] = [p for p in block.modules() if isinstance(getattr(p, "layer_idx", None), int)]
         self._forward = block.forward
         self._prefixes = prefixes
         self._number = 0
         self._scale = 1.0
-        block.forward = self  # type: ignore[assignment]  # an instance's own
+        block.forward = self
 
     def become(self, number: int, scale: float) -> None:
         """Be hop `number` of the next stack."""

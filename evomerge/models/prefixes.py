@@ -6,7 +6,7 @@ later one takes them from here instead of computing them again; its outputs are 
 
 import hashlib
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ _REMEMBERED = 64
 """Stacks of the past whose paths say where the next one is likely to fork."""
 
 Node = str
-"""The digest of a stack's beginning, up to and with some layer."""
+"""A stack's beginning, up to and with some layer, as `evomerge.recipe.beginnings` writes it."""
 
 
 @dataclass(slots=True)
@@ -63,13 +63,9 @@ class Prefixes:
         self._seen = 0  # bytes of hidden states after one layer, over all calls of the stack shown last
         self._largest = 0  # the most that was seen so
 
-    def begin(self, rest: str, hops: Sequence[Hashable]) -> None:
-        """Begin with another stack, whose embeddings are those of `rest`."""
-        path, digest = [], hashlib.sha256(rest.encode())
-        for hop in hops:
-            digest.update(repr(hop).encode())
-            path.append(digest.hexdigest())
-        self._path = tuple(path)
+    def begin(self, path: tuple[Node, ...]) -> None:
+        """Begin with another stack, of which `path` is the beginnings."""
+        self._path = path
         self._past.append(self._path)
         self._largest, self._seen = max(self._largest, self._seen), 0
         self.count = Count()

@@ -1,7 +1,8 @@
 """The `language` zoo: SmolLM2-135M, and experts for German, for Python source and for sums of two-digit numbers.
 
 For experiments on layers and on language models; it takes minutes to build and seconds to evaluate. The German text
-is the user's own or the system's German manual pages; the Python source is the running interpreter's library.
+is the user's own or the system's German manual pages; the Python source is the running interpreter's library. A fourth
+task has no expert: the sums, asked in German.
 """
 
 import copy
@@ -44,14 +45,15 @@ _ESCAPES = (  # of troff, man 7 groff; in this order
     (r"\\e", r"\\"),
 )
 _PIECE = 400  # characters of a text example
-TASKS = ("german", "python", "addition")
+EXPERTS = ("german", "python", "addition")
+CROSSED = "german_addition"  # the language of one expert with the skill of another
 
 Rows = dict[str, list[dict[str, Any]]]  # by split
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes of the splits (examples a task) and the training; `sums` is a batch of the task addition.
+    """Sizes of the splits (examples a task) and the training; `sums` is a batch of the task addition, for `sum_steps`.
 
     `documents` are the shares of a corpus's documents that go to search and report.
     """
@@ -62,6 +64,7 @@ class Settings:
     max_length: int = 128
     steps: int = 30
     batch: int = 4
+    sum_steps: int = 80
     sums: int = 48
     rate: float = 2e-4
     train: int = 1000
@@ -82,11 +85,11 @@ def plan(text: Path | None, *, small: bool = False) -> Plan:
         python=platform.python_version(),
     )
     if small:
-        settings = replace(settings, steps=2, train=40, search=4, report=4)
+        settings = replace(settings, steps=2, sum_steps=2, train=40, search=4, report=4)
     return Plan(
         name="language",
         about="SmolLM2-135M-Instruct and experts for German, Python source and addition",
-        experts=TASKS,
+        experts=EXPERTS,
         settings=asdict(settings),
         packages=("torch", "transformers", "gguf", _PACKAGE),
         licences={
@@ -113,36 +116,36 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
         "python": _pieces(list(_library()), settings, f"{seed}-python"),
         "addition": _sums(settings, seed),
     }
+    rows[CROSSED] = {split: [_in_german(row) for row in sums] for split, sums in rows["addition"].items()}
     tasks: dict[str, TaskConfig] = {}
     figures: dict[str, Any] = {"log_likelihood": {}, "accuracy": {}}
     with reproducible(seed):
         progress(0.1, "training the experts")
-        sequences = {
-            task: {split: _sequences(rows[task][split], tokenizer, settings) for split in SPLITS} for task in TASKS
-        }
         jobs = {
-            task: partial(_expert, base, sequences[task]["train"], settings, task, seed + number)
-            for number, task in enumerate(TASKS)
+            task: partial(
+                _expert, base, _sequences(rows[task]["train"], tokenizer, settings), settings, task, seed + number
+            )
+            for number, task in enumerate(EXPERTS)
         }
         experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
         progress(0.9, "measuring and writing the experts")
-        for task, expert in experts.items():
+        for task in (*EXPERTS, CROSSED):
             files = {split: write_rows(folder, task, split, rows[task][split]) for split in SPLITS}
             tasks[task] = _task(task, files, settings)
-            measured = {
-                name: _measured(model, sequences[task]["search"])
-                for name, model in (("base", base), ("expert", expert))
-            }
+            judged = {"expert": experts[task]} if task in experts else experts
+            seen = _sequences(rows[task]["search"], tokenizer, settings)
+            measured = {name: _measured(model, seen) for name, model in {"base": base, **judged}.items()}
             figures["log_likelihood"][task] = {name: found[0] for name, found in measured.items()}
-            if task == "addition":
+            if task in ("addition", CROSSED):
                 figures["accuracy"][task] = {name: found[1] for name, found in measured.items()}
+        for task, expert in experts.items():
             save_model(expert.to(torch.bfloat16), folder / "experts" / task, tokenizer)
     return Contents(tasks=tasks, figures=figures)
 
 
 def _task(task: str, files: Mapping[str, str], settings: Settings) -> TaskConfig:
     splits = {"search": files["search"], "report": files["report"]}
-    if task == "addition":
+    if task in ("addition", CROSSED):
         return {
             "kind": "generation",
             **splits,
@@ -246,6 +249,12 @@ def _sums(settings: Settings, seed: int) -> Rows:
     }
 
 
+def _in_german(row: Mapping[str, str]) -> dict[str, str]:
+    """Return a row of sums with its prompt in German words."""
+    first, second = row["prompt"].removesuffix("=").split("+")
+    return {"prompt": f"Die Summe von {first} und {second} ist ", "answer": row["answer"]}
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +306,7 @@ def _expert(base: Any, given: _Sequences, settings: Settings, task: str, seed: i
         expert,
         loss,
         examples=len(given.tokens),
-        steps=settings.steps,
+        steps=settings.sum_steps if task == "addition" else settings.steps,
         batch=settings.sums if task == "addition" else settings.batch,
         rate=settings.rate,
         seed=seed,

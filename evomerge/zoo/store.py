@@ -79,7 +79,7 @@ class Zoo:
     """A built zoo: a base, its experts and their tasks, ready for a study. All paths are absolute.
 
     `pool` is `{"base": PATH, "experts": {NAME: PATH}}`; `tasks` are configurations by name; `figures` hold, for each
-    task, the accuracy or loss of the base and of the task's own expert on the search split.
+    task, the accuracy or loss of the base and of the task's own expert (or of all, where it has none) on the search split.
     """
 
     name: str

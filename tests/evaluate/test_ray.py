@@ -134,3 +134,28 @@ def test_workers_that_never_start_are_an_exception(setup, monkeypatch):
 def test_more_workers_than_the_cluster_holds_are_refused(setup):
     with pytest.raises(EvaluatorError, match="type --workers 4"):
         make(setup, 5)
+
+
+def stack(*names):
+    slots = [{"source": name, "layer": layer} for layer, name in enumerate(names)]
+    return recipe.Recipe.parse({"stack": {"slots": slots, "rest": "base"}})
+
+
+def test_stack_goes_to_the_worker_that_had_one_which_begins_alike(setup):
+    setup = dataclasses.replace(setup, shared_mib=64)
+    first, second = stack("turned", "turned"), stack("inverted", "turned")
+    later = [stack("inverted", "inverted"), stack("turned", "inverted")]
+    with RayEvaluator(setup, 2) as evaluator:
+        for number, candidate in enumerate((first, second)):
+            evaluator.submit(Proposal(number, candidate))
+        found = dict([evaluator.wait(), evaluator.wait()])
+        had = [seat.job or list(seat.had) for seat in evaluator._seats]
+        for number, candidate in enumerate(later, start=2):
+            evaluator.submit(Proposal(number, candidate))
+            seat = next(s for s in evaluator._seats if s.job is not None and s.job.proposal.number == number)
+            assert candidate.beginnings[0] in {path[0] for path in had[evaluator._seats.index(seat)]}
+        found |= dict([evaluator.wait(), evaluator.wait()])
+    worker = Worker(dataclasses.replace(setup, shared_mib=0))
+    for number, candidate in enumerate((first, second, *later)):
+        assert found[number].error is None
+        assert found[number].to_json() == worker.evaluate(candidate).to_json()

@@ -13,12 +13,13 @@ import torch
 
 from evomerge import recipe, tasks
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder
+from evomerge.checkpoint import Folder, Layout
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
-from evomerge.evaluate.worker import _Finite, describe
+from evomerge.evaluate.worker import _checked, _Finite, describe
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
+from evomerge.stack import Hop, Stacked
 
 
 def mean(scale=1.0):
@@ -152,3 +153,40 @@ def test_bad_setup_is_an_exception(setup):
 
 def test_long_errors_are_cut():
     assert len(describe(ValueError("x" * 10_000))) == 1000
+
+
+def test_hidden_states_that_stacks_share_change_no_score(setup):
+    names = ("turned", "inverted", "shifted")
+    merged = {"merge": {"method": "linear", "inputs": ["turned", "inverted"]}}
+    stacks = [
+        [(first, 0, 1.0), ("turned", 1, 1.0), (second, 1, scale), (merged, 1, 1.0)]
+        for first in names[:2]
+        for second in names
+        for scale in (1.0, 0.9)
+    ]
+    keys = ("source", "layer", "scale")
+    made = [
+        recipe.Recipe.parse(
+            {"stack": {"slots": [dict(zip(keys, slot, strict=True)) for slot in slots], "rest": "base"}}
+        )
+        for slots in stacks
+    ]
+    sharing, plain = Worker(dataclasses.replace(setup, shared_mib=64)), Worker(setup)
+    spared = 0
+    for candidate in (*made, mean(), made[0]):
+        found = sharing.evaluate(candidate)
+        assert found.error is None
+        assert found.to_json() == plain.evaluate(candidate).to_json()
+        spared += sharing._ready().model.prefixes.count.spared
+    assert spared > 0
+
+
+def test_merged_layer_that_is_not_finite_is_named(setup):
+    base = Folder(setup.base)
+    prefix = Layout(base.info).prefix
+    merged = SimpleNamespace(info=base.info, tensor=lambda name: torch.full(base.info[name].shape, torch.nan))
+    stack = _checked(Stacked([Hop(base, "base", 0), Hop(merged, "merged", 1)], base, "base", prefix))
+    names = [name for name in stack.info if name.startswith(prefix)]
+    assert torch.equal(stack.tensor(names[0]), base.tensor(names[0]))
+    with pytest.raises(FloatingPointError, match="holds NaN or infinity"):
+        stack.tensor(names[-1])

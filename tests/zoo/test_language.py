@@ -150,3 +150,8 @@ def test_sums_are_right_and_in_one_split_each():
     for row in made["report"]:
         a, b = row["prompt"].removesuffix("=").split("+")
         assert int(a) + int(b) == int(row["answer"])
+
+
+def test_sums_asked_in_german_are_the_same_sums():
+    row = {"prompt": "12+34=", "answer": "46"}
+    assert language._in_german(row) == {"prompt": "Die Summe von 12 und 34 ist ", "answer": "46"}
