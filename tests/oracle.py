@@ -119,7 +119,7 @@ def dare(taus, p):
 
 
 def della(taus, p):
-    """arXiv 2406.11617, MagPrune: q = (d - ε) + 2ε·rank / (m - 1) in each row; the noise has 16 bits."""
+    """arXiv 2406.11617, MagPrune: q = (d - ε) + 2ε·rank / (m - 1) in each row; the noise has 14 bits."""
     made = []
     for i, tau in enumerate(taus):
         made.append({})
@@ -129,7 +129,7 @@ def della(taus, p):
             ranks = np.argsort(np.argsort(np.abs(table), axis=1, kind="stable"), axis=1)
             epsilon = min(p["epsilon"], p["density"], 1 - p["density"])
             q = p["density"] - epsilon + 2 * epsilon * ranks / (width - 1) if width > 1 else p["density"] + 0.0 * table
-            kept = np.floor(noise(p, i, name, d.size).reshape(table.shape) * 2**16) < q * 2**16
+            kept = np.floor(noise(p, i, name, d.size).reshape(table.shape) * 2**14) + 0.5 < q * 2**14
             made[-1][name] = rescaled(table, kept, q, p.get("rescale", "inverse")).reshape(d.shape)
     return made
 

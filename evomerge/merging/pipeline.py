@@ -19,7 +19,7 @@ from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
 from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Site, moved, part
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
+from evomerge.recipe import Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
 
 BLOCK = 1 << 16
 """Elements of one block where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -39,7 +39,7 @@ _LONGEST = 1 << 30
 _INDICES = 1 << 32
 """An element's index has 32 bits, and begins anew after that many."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of the keys of what is kept on disk: to be raised whenever anything prepared changes."""
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ class Pipeline:
             for place in places
         }
         # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
-        self._store = Store() if any(isinstance(entry.root, MergeNode) for entry in merge.inputs) else store
+        self._store = Store() if any(isinstance(entry.root, MergeNode | StackNode) for entry in merge.inputs) else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
         self._spelled = spelled
@@ -122,7 +122,7 @@ class Pipeline:
         device = outs[0].device
         site, base, tensors = self._load(name, device)
         composition = self._compositions[site.place]
-        flat = [out.view(-1) for out in outs]
+        flat = [_flat(out) for out in outs]
         if composition.origin == "base" and self._unchanged(name, base, tensors):
             for out in flat:
                 out.copy_(base)
@@ -219,7 +219,7 @@ class Pipeline:
         """Return a tensor's site, and the base's and the inputs' numbers `(n,)`, on `device`."""
         base, tensors = self._inputs.load(name, device)
         site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self.seed)
-        return site, base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
+        return site, _flat(base.contiguous()), [_flat(tensor.contiguous()) for tensor in tensors]
 
 
 class _Region:
@@ -255,6 +255,12 @@ def _run(
         run(base[span], [row[span] for row in tensors], [out[span] for out in outs], _start(span), parts)
 
 
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the numbers `(n,)` of a contiguous tensor."""
+    # No view of it as autograd sees it: for each number of dimensions of what is viewed, torch would compile anew.
+    return tensor.view(-1).data
+
+
 def _start(span: slice) -> torch.Tensor:
     return torch.tensor(span.start % _INDICES - _INDICES // 2, dtype=torch.int32)
 
@@ -286,11 +292,14 @@ def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
 
     With `places`, those of a model's tensors, its tables must also have an entry for each of them.
     """
-    if isinstance(recipe.root, MergeNode):
-        merge = recipe.root.merge
-        spelled = spell_out(merge)
-        for place in places:
-            _numbers(spelled, place, merge.labels)
-            at(spelled["reduce"], place)
-        for inner in merge.inputs:
-            check(inner, places)
+    match recipe.root:
+        case MergeNode(merge=merge):
+            spelled = spell_out(merge)
+            for place in places:
+                _numbers(spelled, place, merge.labels)
+                at(spelled["reduce"], place)
+            for inner in merge.inputs:
+                check(inner, places)
+        case StackNode(stack=stack):
+            for inner in dict.fromkeys((*(slot.source for slot in stack.slots), stack.rest)):
+                check(inner, places)

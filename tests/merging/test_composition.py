@@ -130,6 +130,18 @@ def test_length_of_the_blocks_does_not_change_a_byte(monkeypatch, name):
     assert torch.allclose(found, expected, rtol=2**-7, atol=1e-6)
 
 
+def test_tensors_of_any_number_of_dimensions_share_compiled_code(compiled):
+    from torch._dynamo.utils import counters
+
+    base, inputs = models(torch.float32)
+    seen = set()
+    for shape in ((128 * 160,), (128, 160), (64, 2, 160), (64, 2, 10, 16)):
+        first, *others = ({NAME: tensors[NAME].view(shape)} for tensors in (base, *inputs))
+        merge_tensors(recipe({"post": ["scale", "scale"]}), first, others, compile=True)
+        seen.add(counters["stats"]["unique_graphs"])
+    assert len(seen) == 1
+
+
 def test_two_merges_in_one_compiled_pass_are_those_written_alone(compiled):
     """Of the same composition; their numbers and seeds are their own."""
     dtype, stages = COMPOSITIONS["joined"]

@@ -224,39 +224,35 @@ def _dare(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     ]
 
 
-_LEVELS = 1 << 16
+_LEVELS = 1 << 10  # of ranks
+_NOISES = 1 << 14  # with half a step and the bits of the ranks, all that a float32 holds
 _AT_ONCE = 1 << 22  # numbers that are ranked at a time
-_PAGE = 4096
-_PLANES = ("rank.high", "rank.low", "noise.high", "noise.low")  # bytes: no wider integers load fast everywhere
 
 
 def _rank_rows(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
-    """Prepare each magnitude's rank in its row, 0 the smallest, scaled to 16 bits in rows wider than that, and its noise.
+    """Prepare each magnitude's rank in its row plus its noise in (0, 1), float32 `(K, n)`: one number to read for both.
 
-    The planes of bytes begin at the same place in a memory page, all of them: a pass over so many streams is half as fast
-    where their pages end at different times.
+    Ranks are 0 in the middle of a row; those of rows wider than 1,024 are scaled to so many. Noise is in the middle of one
+    of 2^14 steps, so that it is below p with a probability of p ± 2^-15.
     """
     width = _width(site, numbers)
+    middle = min(width, _LEVELS) // 2
     lines = max(_AT_ONCE // width, 1)
-    planes = np.zeros((len(site.labels), len(_PLANES), -(-site.numel // _PAGE) * _PAGE), dtype=np.uint8)
+    found = torch.empty((len(site.labels), site.numel))
     for i, key in enumerate(keys(site.seed, site.labels, site.tensor)):
-        magnitudes = whole(blocks, i).abs_().numpy().reshape(-1, width)
-        ranks = np.empty(magnitudes.shape, dtype=np.uint16)
-        for start in range(0, len(magnitudes), lines):
-            ranks[start : start + lines] = _ranks(magnitudes[start : start + lines])
-        noise = np.empty(site.numel, dtype=np.uint16)
+        magnitudes, ranks = whole(blocks, i).abs_().view(-1, width), found[i].view(-1, width)
+        for start in range(0, len(ranks), lines):
+            some = slice(start, start + lines)
+            ranks[some] = torch.from_numpy(_ranks(magnitudes[some].numpy()) - middle)
         for start in range(0, site.numel, _AT_ONCE):
-            some = noise[start : start + _AT_ONCE]
-            index = torch.arange(start, start + len(some)).sub_(2**31).to(torch.int32)
-            some[:] = (bits(index, key) >> 16).add_(_LEVELS // 2).numpy()
-        high_low = (half for numbers in (ranks.ravel(), noise) for half in (numbers >> 8, numbers & 0xFF))
-        for plane, half in zip(planes[i], high_low, strict=True):
-            plane[: site.numel] = half
-    return {"planes": torch.from_numpy(planes)}
+            numbered = found[i, start : start + _AT_ONCE]
+            index = torch.arange(start, start + len(numbered)).sub_(2**31).to(torch.int32)
+            numbered += ((bits(index, key) >> 18) + (_NOISES / 2 + 0.5)) / _NOISES
+    return {"rank+noise": found}
 
 
 def _ranks(magnitudes: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return each magnitude's rank in its row, of equals the first is the lower; at most 65,535."""
+    """Return each magnitude's rank in its row, of equals the first is the lower; at most 1,023."""
     width = magnitudes.shape[1]
     # Sorted with the place in the lower half of the key, which makes any order of sorting the stable one.
     order = magnitudes.view(np.uint32).astype(np.uint64) << 32 | np.arange(width, dtype=np.uint64)
@@ -275,8 +271,7 @@ def _width(site: Site, numbers: Numbers) -> int:
 
 def _della_measure(region: Region, numbers: Numbers) -> dict[str, Any]:
     (prepared,) = region.prepared()
-    planes = prepared["planes"][:, :, : region.site.numel].unbind(1)
-    fields: dict[str, Any] = {name: list(plane.unbind()) for name, plane in zip(_PLANES, planes, strict=True)}
+    fields: dict[str, Any] = {name: list(rows.unbind()) for name, rows in prepared.items()}
     if numbers["rescale"] == "l1":
         ratio = _l1_ratios(_della, lambda site, numbers, _: _della_bind(site, numbers, fields))
         fields["ratio"] = torch.tensor(ratio(region, numbers), dtype=torch.float32)
@@ -284,34 +279,32 @@ def _della_measure(region: Region, numbers: Numbers) -> dict[str, Any]:
 
 
 def _della_bind(site: Site, numbers: Numbers, measured: dict[str, Any]) -> Bound:
-    """Bind the probabilities, in units of 2^-16, of the smallest rank, and the step from rank to rank."""
+    """Bind the probabilities of the middle rank, and the step from rank to rank."""
     width = _width(site, numbers)
-    least, step = [], []
+    ranks = min(width, _LEVELS)
+    middle, step = [], []
     for density, epsilon in zip(numbers["density"], numbers["epsilon"], strict=True):
         window = min(epsilon, density, 1 - density) if width > 1 else 0.0  # a row of one has no ranks
-        least.append(_LEVELS * (density - window))
-        step.append(_LEVELS * 2 * window / max(min(width, _LEVELS) - 1, 1))
+        step.append(2 * window / max(ranks - 1, 1))
+        middle.append(density - window + step[-1] * (ranks // 2))
     return {
-        "least": torch.tensor(least, dtype=torch.float32),
+        "middle": torch.tensor(middle, dtype=torch.float32),
         "step": torch.tensor(step, dtype=torch.float32),
         **measured,
     }
 
 
-def _number(bound: Bound, name: str, i: int) -> torch.Tensor:
-    number: torch.Tensor = bound[f"{name}.high"][i].float() * 256.0 + bound[f"{name}.low"][i].float()
-    return number
-
-
 def _della(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     found = []
     for i, row in enumerate(rows):
-        q = bound["least"][i] + bound["step"][i] * _number(bound, "rank", i)
+        both = bound["rank+noise"][i]
+        rank = both.floor()
+        q = bound["middle"][i] + bound["step"][i] * rank
         if words["rescale"] == "inverse":
-            scaled = row * (_LEVELS / q)
+            scaled = row * (1 / q)
         else:
             scaled = row * bound["ratio"][i] if words["rescale"] == "l1" else row
-        found.append(torch.where(_number(bound, "noise", i) < q, scaled, 0.0))
+        found.append(torch.where(both - rank < q, scaled, 0.0))
     return found
 
 

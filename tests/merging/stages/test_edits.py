@@ -6,7 +6,10 @@ import torch
 from merging.vectors import each, fix_noise, merged, staged
 
 from evomerge.merging import STAGES
+from evomerge.merging.randomness import bits, keys
+from evomerge.merging.stage import Block, Piece, Site
 from evomerge.merging.stages.edits import EDITS
+from evomerge.recipe import Place
 from evomerge.testing import StageSuite
 
 
@@ -186,7 +189,7 @@ def test_epsilon_is_cut_to_what_density_leaves():
     assert staged(row, edit=[{"della": {"density": 0, "epsilon": 0.2}}]) == [0] * 50
 
 
-def test_ranks_of_a_row_longer_than_16_bits_are_scaled():
+def test_ranks_of_a_row_longer_than_1024_are_scaled():
     """70,000 numbers by size: the kept fraction grows from d - ε to d + ε."""
     row = [[float(i + 1) for i in range(70_000)]]
     kept = np.array(staged(row, edit=[{"della": {"density": 0.5, "epsilon": 0.4, "rescale": "none"}}])) != 0
@@ -209,6 +212,34 @@ def test_higher_rates_drop_more_of_the_same(stage):
     assert kept[0] > kept[1] > kept[2] > kept[3]
     # 4 standard errors of 4,000 draws, at most
     assert [len(k) / 4000 for k in kept] == pytest.approx([1, 0.7, 0.4, 0.1], abs=0.032)
+
+
+@pytest.mark.parametrize("density", [0.005, 0.1, 0.9, 0.995])
+def test_della_keeps_as_many_as_density_says(density):
+    """Its noise has 14 bits: within 4 standard errors of 400,000 draws and 2^-15."""
+    kept = np.array(staged([[1.0] * 400_000], edit=[{"della": {"density": density, "epsilon": 0, "rescale": "none"}}]))
+    assert abs(kept.mean() - density) < 4 * np.sqrt(density * (1 - density) / 400_000) + 2**-15
+
+
+def test_della_keeps_nothing_that_has_no_chance():
+    """The least of each row, where epsilon takes all of density: its 1/q would be without bounds."""
+    rows = [[1.0, 2.0, 3.0]] * 100_000
+    kept = np.array(staged([rows], edit=[{"della": {"density": 0.1, "epsilon": 0.1, "rescale": "none"}}])) != 0
+    assert kept.mean(axis=0) == pytest.approx([0, 0.1, 0.2], abs=0.005)  # 4 standard errors
+    assert not kept[:, 0].any()
+
+
+@pytest.mark.parametrize("width", [2, 1023, 1024])
+def test_della_holds_ranks_and_noise_exactly(width):
+    """Which are in the same numbers: the rank's distance from the row's middle, and 14 bits of the noise above it."""
+    row = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    site = Site("t", (1, width), Place(0, 1, "other"), ("a",), 0)
+    block = Block(site, slice(0, width), Piece([row], torch.tensor(-(2**31), dtype=torch.int32)), [row])
+    (both,) = STAGES["della"].prepare(site, lambda: iter([block]), {"scope": "row"}).values()
+    ranks = row.abs().argsort().argsort() - width // 2
+    index = torch.arange(width).sub(2**31).to(torch.int32)
+    noise = ((bits(index, keys(0, ["a"], "t")[0]).long() + 2**31) >> 18).double() / 2**14 + 2**-15
+    assert torch.equal(both[0].double(), ranks.double() + noise)
 
 
 @pytest.mark.parametrize(("method", "edit"), [("dare_linear", {"drop": 0.8}), ("della_linear", {"density": 0.3})])
