@@ -45,6 +45,8 @@ _AHEAD = 2  # tensors that are being read from the disk while one is merged
 _GULP = 1 << 20  # bytes read at a time to no other end than to have them in the kernel's cache
 _KEPT_OPEN = 64 << 20  # bytes made before files are closed: what is read stays mapped, but to open reads a whole header
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SCALES = "evomerge_stack.json"
+"""The file beside a stack's weights with those scales of the residual stream that are not in the weights."""
 _NOT_COPIED = (  # the base's weights in any form, and what was written about them
     ".safetensors",
     ".index.json",
@@ -54,6 +56,7 @@ _NOT_COPIED = (  # the base's weights in any form, and what was written about th
     ".onnx",
     ".gguf",
     ".md",
+    SCALES,
 )
 
 

@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import checkpoint, codecs, merging, space, strict_yaml, tasks, zoo
+from evomerge import checkpoint, codecs, merging, paths, space, strict_yaml, tasks, zoo
 from evomerge.codecs import measure as codec_measure
 from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
 from evomerge.progress import Progress, quiet
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, expand_inputs
 from evomerge.report import choose, export, figures, html, measure, tables
 from evomerge.report.results import Results
 from evomerge.report.wording import duration
@@ -201,7 +201,8 @@ def merge(
             msg = f"{file}: unknown key `{key}`; {nearest(str(key), ('pool', 'recipe', 'about'))}"
             raise RecipeError(msg)
     pool = _pool(data.get("pool"), file, name, base, expert or [], console)
-    recipe = Recipe.parse(data["recipe"], experts=list(pool.experts))
+    spelled = paths.spell_out(expand_inputs(data["recipe"], list(pool.experts)), pool.layout.blocks)
+    recipe = Recipe.parse(spelled, experts=list(pool.experts))
     merging.check(recipe)
     size = pool.nbytes / 2**30
     console.print(f"recipe {recipe.id[:12]}: {len(pool.merged)} tensors, {pool.parameters:,} numbers, {size:.2f} GiB")

@@ -17,7 +17,7 @@ import torch
 
 from evomerge import files
 from evomerge.adapter import Adapter, is_adapter
-from evomerge.checkpoint import Folder, Layout, TensorInfo, first_difference
+from evomerge.checkpoint import SCALES, Folder, Layout, TensorInfo, first_difference
 from evomerge.errors import CheckpointError, PoolError
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
@@ -50,6 +50,13 @@ class Pool:
         }
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
+        for folder in (self.base, *self.experts.values()):
+            if (folder.path / SCALES).exists():
+                msg = (
+                    f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be "
+                    "merged: merge the models that it was made of, or stack layers without scales"
+                )
+                raise PoolError(msg)
         self.notes: list[str] = []
         self.digests: dict[str, str] = {}
         for name, folder in {"base": self.base, **self.experts}.items():

@@ -400,11 +400,31 @@ class Recipe(RootModel[_Nodes]):
         """Names of the experts that the recipe uses, in order of appearance."""
         return tuple(dict.fromkeys(_leaves(self)))
 
+    @cached_property
+    def beginnings(self) -> tuple[str, ...]:
+        """What `beginnings` says of a stack; of other recipes, nothing."""
+        if not isinstance(self.root, StackNode):
+            return ()
+        stack = self.root.stack
+        return beginnings(stack.rest.id, [(slot.source.id, slot.layer, slot.scale) for slot in stack.slots])
+
     def __hash__(self) -> int:
         return hash(self.id)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.json == other.json
+
+
+def beginnings(rest: str, hops: Sequence[tuple[str, int, float]]) -> tuple[str, ...]:
+    """Return a digest for each hop of a stack, equal for stacks that are equal up to and with that hop.
+
+    `rest` and the first of each hop's `(source, layer, scale)` are ids of recipes.
+    """
+    found, digest = [], hashlib.sha256(rest.encode())
+    for source, layer, scale in hops:
+        digest.update(f"{source} {layer} {float(scale).hex()}".encode())
+        found.append(digest.hexdigest())
+    return tuple(found)
 
 
 _FIELDS = {
@@ -473,14 +493,21 @@ def _canonical(data: Any) -> Any:
 
 
 def expand_inputs(data: Any, experts: Sequence[str]) -> Any:
-    """Return `data` with every `inputs: experts` replaced by the list of all `experts`."""
+    """Return `data` with all `experts` where the word `experts` stands for them.
+
+    As in `inputs: experts`, `sources: experts` and `choice: experts`, or as an entry among sources or options.
+    """
+    everyone = [{"expert": name} for name in experts]
+
+    def expand(key: str, value: Any) -> Any:
+        if value == "experts" and key in ("inputs", "sources", "choice"):
+            return everyone
+        if isinstance(value, list | tuple) and key in ("sources", "choice"):
+            return [e for entry in value for e in (everyone if entry == "experts" else [expand_inputs(entry, experts)])]
+        return expand_inputs(value, experts)
+
     if isinstance(data, Mapping):
-        return {
-            key: [{"expert": name} for name in experts]
-            if key == "inputs" and value == "experts"
-            else expand_inputs(value, experts)
-            for key, value in data.items()
-        }
+        return {key: expand(key, value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [expand_inputs(value, experts) for value in data]
     return data
@@ -516,6 +543,7 @@ _WANTED = {
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",
+    "finite_number": "expected a finite number",
 }
 """Pydantic's types of error in the words of somebody who writes YAML."""
 

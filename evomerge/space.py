@@ -7,9 +7,14 @@ A hole stands wherever a recipe may have a value:
     rank:    {int: [1, 16]}
     method:  {choice: [ties, dare_ties]}
     edit:    {choice: [none, dare, {trim: {density: {float: [0.05, 1]}}}]}
+    include: {bit: first, per: [slot]}
 
-An option may have holes of its own, whose genes do nothing where another option is chosen. Each hole expands into named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where
-a choice is the index of its option. Drivers that want a unit cube use `to_unit` and `from_unit`.
+An option may have holes of its own, whose genes do nothing where another option is chosen. Each hole expands into named
+genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where a choice is the index of
+its option and a bit is 0 or 1. Drivers that want a unit cube use `to_unit` and `from_unit`.
+
+A stack may stand in one of its short forms (`evomerge.paths`), which then has the holes: decoding keeps it within its
+bounds and spells it out. A bit says whether a slot of a path is a hop; `first` starts with the first source's layers.
 """
 
 import copy
@@ -28,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from evomerge import merging, strict_yaml
+from evomerge import merging, paths, strict_yaml
 from evomerge.errors import RecipeError, SpaceError, nearest
 from evomerge.recipe import (
     KINDS,
@@ -45,18 +50,19 @@ from evomerge.recipe import (
 )
 
 Genome = NDArray[np.float64]
+Kind = Literal["float", "int", "choice", "bit"]
 
-_HOLES = ("float", "int", "choice")
+_HOLES = ("float", "int", "choice", "bit")
 _OPTIONS = ("init", "log", "per")
 _HUGE = 1e300
 
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """One number of a genome. For a choice, `low` is 0, `high` the last option's index and `init` an index."""
+    """One number of a genome. For a choice, `low` is 0, `high` the last option's index and `init` an index; a bit is 0 or 1."""
 
     name: str
-    kind: Literal["float", "int", "choice"]
+    kind: Kind
     low: float
     high: float
     init: float
@@ -69,7 +75,7 @@ class Gene:
         if self.kind == "float":
             return float(clipped)
         whole = self.whole(number)
-        return self.choices[whole] if self.kind == "choice" else whole
+        return self.choices[whole] if self.kind == "choice" else bool(whole) if self.kind == "bit" else whole
 
     def whole(self, number: float) -> int:
         """Return the whole number nearest to `number` in the gene's range."""
@@ -83,15 +89,17 @@ class Gene:
                     return float(index)
         elif (
             isinstance(value, int | float)
-            and not isinstance(value, bool)
+            and isinstance(value, bool) == (self.kind == "bit")
             and self.low <= value <= self.high
             and (self.kind == "float" or float(value).is_integer())
         ):
             return float(value)
-        word = "a whole number" if self.kind == "int" else "a number"
-        expected = (
-            f"one of {list(self.choices)}" if self.kind == "choice" else f"{word} in [{self.low:g}, {self.high:g}]"
-        )
+        expected = {
+            "float": f"a number in [{self.low:g}, {self.high:g}]",
+            "int": f"a whole number in [{self.low:g}, {self.high:g}]",
+            "choice": f"one of {list(self.choices)}",
+            "bit": "true or false",
+        }[self.kind]
         msg = f"gene `{self.name}`: expected {expected}, got {'nothing' if value is None else repr(value)}"
         raise SpaceError(msg)
 
@@ -154,14 +162,21 @@ class SearchSpace:
         self._kinds = tuple(kinds)
         self._blocks = blocks
         self._experts = tuple(experts)
+        stacks = list(paths.stacks(self._template))
+        self._stacked = bool(stacks)
+        if blocks is None and any(paths.form_of(stack) for stack in stacks):
+            msg = (
+                "the space has a stack's `path` or `swap`, which depends on the model; expected its number of `blocks`"
+            )
+            raise SpaceError(msg)
         genes: list[Gene] = []
         holes: list[_Hole] = []
         found = list(_find_holes(self._template, (), ()))
-        paths = [path for path, _, _ in found]
+        places = [path for path, _, _ in found]
         for path, labels, hole in found:
-            expanded, axes = self._expand(_name(path, paths), labels, hole)
+            expanded, axes = self._expand(_name(path, places), labels, hole, path)
             per = tuple(hole.get("per", ()))
-            holes.append(_Hole(path, _within(path, paths), "choice" in hole and not per, per, axes, len(genes)))
+            holes.append(_Hole(path, _within(path, places), "choice" in hole and not per, per, axes, len(genes)))
             genes.extend(expanded)
         if not genes:
             msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
@@ -210,7 +225,7 @@ class SearchSpace:
         if not np.isfinite(genome).all():
             msg = f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite"
             raise SpaceError(msg)
-        return Recipe.parse(self._fill(genome.tolist()))
+        return Recipe.parse(self._spelled(self._fill(genome.tolist())))
 
     def encode(self, recipe: Recipe) -> Genome:
         """Return the genome that decodes to `recipe`. A number where the space has a table is spread over the table.
@@ -218,22 +233,8 @@ class SearchSpace:
         Raises `SpaceError` if the recipe is not in the space.
         """
         data = recipe.complete
-        genome = self.initial.copy()
-        values: list[Any] = []  # what the recipe has in each hole
-        for hole in self._holes:
-            if hole.within:
-                outer, option = hole.within[-1]
-                if values[outer] is _ABSENT or genome[self._holes[outer].start] != option:
-                    values.append(_ABSENT)  # its option is not the chosen one: its genes do nothing
-                    continue
-                depth = len(self._holes[outer].path) + 2
-                template = _get(self._template, hole.path[:depth])
-                values.append(_get(_unwrapped(values[outer], template), hole.path[depth:]))
-            else:
-                values.append(_get(data, hole.path))
-            for i, key in enumerate(hole.keys, start=hole.start):
-                genome[i] = self.genes[i].number(_cell(values[-1], hole.per, key))
-        filled = Recipe.parse(self._fill(genome.tolist()))
+        genome = self._numbers((), self._folded((), data))
+        filled = Recipe.parse(self._spelled(self._fill(genome.tolist())))
         if not _same(filled.complete, data, {hole.path for hole in self._holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
             raise SpaceError(msg)
@@ -242,14 +243,17 @@ class SearchSpace:
     def landmarks(self) -> dict[str, Genome]:
         """Return genomes worth trying first: `init`, and those that give exactly the base, each expert and the mean.
 
-        Only what the space can express is there: a space of normalised averages has no base.
+        Only what the space can express is there: a space of normalised averages has no base. A stack's are the stacks of
+        all layers of one model: the base, an expert, or a source.
         """
         marks = {"init": self.initial}
+        if isinstance(stack := _get(self._template, ("stack",)), Mapping) and self._blocks is not None:
+            return marks | self._whole_models(stack)
         root = _get(self._template, ("merge",))
         if not isinstance(root, Mapping) or not isinstance(root.get("method"), str):
             return marks
         method = merging.METHODS[root["method"]]
-        inputs = Recipe.parse(self._fill(self.initial.tolist())).root
+        inputs = self.decode(self.initial).root
         if not isinstance(inputs, MergeNode) or not all(isinstance(r.root, Expert) for r in inputs.merge.inputs):
             return marks
         labels = inputs.merge.labels
@@ -287,27 +291,44 @@ class SearchSpace:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _expand(
-        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any]
+        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any], path: paths.Where
     ) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
         kind, low, high, choices = _range(name, hole)
+        form = self._form(name, path, kind, hole.get("per"))
         init, log = hole.get("init"), hole.get("log", False)
         if not isinstance(log, bool) or (log and (kind == "choice" or low <= 0)):
             msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
             raise SpaceError(msg)
         if init is None:
             middle = math.sqrt(low * high) if log else (low + high) / 2
-            init = choices[0] if kind == "choice" else round(middle) if kind == "int" else middle
-        gene = Gene(name, kind, low, high, low, log, choices)
-        start = gene.number(init)
+            by_kind = {"float": middle, "int": round(middle), "bit": hole.get("bit")}
+            init = choices[0] if kind == "choice" else by_kind[kind]
         axes: list[list[tuple[str | int, str]]] = []
-        if "per" in hole:
+        if "per" in hole and form is not None:
+            axes = [list(enumerate(texts)) for texts in form.cells(str(path[-1]), hole["per"], self._blocks or 0)]
+        elif "per" in hole:
             check_axes(hole["per"])
             axes = [self._axis(name, axis, labels) for axis in hole["per"]]
+        cells = list(itertools.product(*axes))
+        gene = Gene(name, kind, low, high, low, log, choices)
+        if kind == "bit" and init == "first" and isinstance(form, paths.Path):
+            starts = [float(first) for first in form.first(self._blocks or 0)]
+        else:
+            starts = [gene.number(init)] * len(cells)
         genes = []
-        for cell in itertools.product(*axes):
+        for cell, start in zip(cells, starts, strict=True):
             suffix = f"[{','.join(text for _, text in cell)}]" if cell else ""
             genes.append(Gene(name + suffix, kind, low, high, start, log, choices))
         return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
+
+    def _form(self, name: str, path: paths.Where, kind: Kind, per: Any) -> paths.Form | None:
+        """Return the short form of a stack that the hole at `path` is in, itself and not in a source; None for others."""
+        inside = path[-3:-1] in (("stack", "path"), ("stack", "swap"))
+        form = paths.form_of(_get(self._template, path[:-2])) if inside else None
+        if kind == "bit" and not (isinstance(form, paths.Path) and path[-1] == "include" and per):
+            msg = f"hole `{name}`: a bit stands at the `include` of a stack's `path`; type {{bit: first, per: [slot]}} there"
+            raise SpaceError(msg)
+        return form
 
     def _axis(self, name: str, axis: str, labels: tuple[str, ...]) -> list[tuple[str | int, str]]:
         if axis == "expert":
@@ -323,19 +344,93 @@ class SearchSpace:
             raise SpaceError(msg)
         return [(i, f"{word} {i}") for i in range(size)]
 
-    def _fill(self, genome: Sequence[float]) -> Any:
-        data = self._template
+    def _fill(self, genome: Sequence[float], place: paths.Where = ()) -> Any:
+        """Return what is at `place` in the template, with its holes filled."""
+        data = _get(self._template, place)
         for hole in reversed(self._holes):  # those inside of a choice's option before the choice
+            if hole.path[: len(place)] != place:
+                continue
+            path = hole.path[len(place) :]
             values = (
                 gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
             )
             if hole.choice:  # the option with its own holes filled
                 option = self.genes[hole.start].whole(genome[hole.start])
-                data = _set(data, hole.path, _get(data, (*hole.path, "choice", option)))
+                data = _set(data, path, _get(data, (*path, "choice", option)))
                 continue
             table = _table(hole.axes, values)
-            data = _set(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
+            data = _set(data, path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
+
+    def _spelled(self, data: Any) -> Any:
+        """Return filled data with its stacks within their bounds and spelled out."""
+        if not self._stacked or self._blocks is None:
+            return data
+        return paths.spell_out(paths.fit(data, self._blocks), self._blocks)
+
+    def _folded(self, place: paths.Where, data: Any) -> Any:
+        """Return a recipe's data in the form of the template at `place`. Raises `SpaceError`."""
+        if not self._stacked or self._blocks is None:
+            return data
+        return paths.fold(_get(self._template, place), data, self._blocks, self._suits, place)
+
+    def _numbers(self, place: paths.Where, data: Any) -> Genome:
+        """Return the genome that has in the holes at `place` what `data` has there, and `initial` in all others.
+
+        Raises `SpaceError` for a value that a hole cannot have.
+        """
+        genome = self.initial.copy()
+        values: dict[int, Any] = {}  # what the recipe has in each hole
+        for number, hole in enumerate(self._holes):
+            if hole.path[: len(place)] != place:
+                continue
+            path = hole.path[len(place) :]
+            if hole.within:
+                outer, option = hole.within[-1]
+                if values[outer] is _ABSENT or genome[self._holes[outer].start] != option:
+                    values[number] = _ABSENT  # its option is not the chosen one: its genes do nothing
+                    continue
+                depth = len(self._holes[outer].path) + 2
+                template = _get(self._template, hole.path[:depth])
+                values[number] = _get(_unwrapped(values[outer], template), hole.path[depth:])
+            else:
+                values[number] = _get(data, path)
+            for i, key in enumerate(hole.keys, start=hole.start):
+                cell = _cell(values[number], hole.per, key)
+                if cell is not paths.IDLE:
+                    genome[i] = self.genes[i].number(cell)
+        return genome
+
+    def _suits(self, place: paths.Where, value: Any) -> bool:
+        """Tell whether `value` is the template at `place` with its holes filled, or one cell of the table that is there."""
+        table = next((hole for hole in self._holes if hole.path == place and hole.per), None)
+        try:
+            if table is not None:
+                self.genes[table.start].number(value)
+                return True
+            genome = self._numbers(place, self._folded(place, value))
+            return Recipe.parse(self._spelled(self._fill(genome.tolist(), place))) == Recipe.parse(value)
+        except (SpaceError, RecipeError):
+            return False
+
+    def _whole_models(self, stack: Mapping[str, Any]) -> dict[str, Genome]:
+        """Return the genomes that put all layers of one model into the stack, those that the space has."""
+        data = self._fill(self.initial.tolist())
+        form = paths.form_of(stack)
+        if form is None or self._blocks is None:
+            return {}
+        models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self._experts}
+        if isinstance(form, paths.Path):
+            models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
+        marks = {}
+        for name, model in models.items():
+            slots = [{"source": model, "layer": layer} for layer in range(self._blocks)]
+            whole = {"stack": {"slots": slots, "rest": data["stack"]["rest"]}}
+            try:
+                marks[f"layers of {name}"] = self.encode(Recipe.parse(self._spelled(whole)))
+            except SpaceError:
+                continue
+        return marks
 
     def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
         """Return the genome whose recipe has these `parameters` at its root, or None if the space has no such point."""
@@ -383,7 +478,7 @@ class SearchSpace:
         places = [Place(block, blocks, kind) for block in range(blocks) for kind in self._kinds]
         for i, point in enumerate(points):
             try:
-                recipe = Recipe.parse(self._fill(point.tolist()), experts=self._experts)
+                recipe = Recipe.parse(self._spelled(self._fill(point.tolist())), experts=self._experts)
                 merging.check(recipe, () if i else places)
             except RecipeError as error:
                 msg = f"search space: some of its points are no valid recipe: {error}"
@@ -452,15 +547,13 @@ def read(source: str | Path) -> Any:
     return strict_yaml.read(path)
 
 
-def _range(
-    name: str, hole: Mapping[str, Any]
-) -> tuple[Literal["float", "int", "choice"], float, float, tuple[Json, ...]]:
+def _range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, tuple[Json, ...]]:
     for key in hole:
         if key not in _HOLES + _OPTIONS:
             msg = f"hole `{name}`: unknown key `{key}`; {nearest(str(key), _HOLES + _OPTIONS)}"
             raise SpaceError(msg)
     kinds = [kind for kind in _HOLES if kind in hole]
-    kind: Literal["float", "int", "choice"] = kinds[0]  # type: ignore[assignment]  # one of _HOLES by construction
+    kind: Kind = kinds[0]  # type: ignore[assignment]  # one of _HOLES by construction
     if len(kinds) > 1:
         msg = f"hole `{name}`: has {' and '.join(kinds)}; expected one of them"
         raise SpaceError(msg)
@@ -472,7 +565,15 @@ def _range(
         if "per" in hole and any(True for _ in _find_holes(options, (), ())):
             msg = f"hole `{name}`: an option holds another hole, which a choice with `per` cannot have; leave out `per`"
             raise SpaceError(msg)
+        if any(paths.form_of(stack) for stack in paths.stacks(options)):
+            msg = f"hole `{name}`: an option is a stack with a `path` or `swap`, which only the space itself can have; type `slots`"
+            raise SpaceError(msg)
         return kind, 0.0, float(len(options) - 1), tuple(options)
+    if kind == "bit":
+        if "init" in hole or not (isinstance(hole["bit"], bool) or hole["bit"] == "first"):
+            msg = f"hole `{name}`: `bit` is {hole['bit']!r}; expected how it starts: true, false, or `first`, and no `init`"
+            raise SpaceError(msg)
+        return kind, 0.0, 1.0, ()
     bounds = hole[kind]
     number = int if kind == "int" else (int, float)
     if (
@@ -514,13 +615,13 @@ def _labels(inputs: list[Any]) -> tuple[str, ...]:
     return tuple(label(i, entry) for i, entry in enumerate(inputs))
 
 
-def _within(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> tuple[tuple[int, int], ...]:
+def _within(path: tuple[str | int, ...], places: list[tuple[str | int, ...]]) -> tuple[tuple[int, int], ...]:
     """Return (number of the hole, option) of each choice that `path` leads through."""
     found = []
     for length in range(len(path) - 1):
         option = path[length + 1]
-        if path[:length] in paths and path[length] == "choice" and isinstance(option, int):
-            found.append((paths.index(path[:length]), option))
+        if path[:length] in places and path[length] == "choice" and isinstance(option, int):
+            found.append((places.index(path[:length]), option))
     return tuple(found)
 
 
@@ -546,10 +647,7 @@ def _fits(option: Any, value: Any) -> bool:
 
 def _alike(option: Json, value: Any) -> bool:
     """Tell whether `value`, from a recipe, is what a recipe makes of `option`."""
-    if isinstance(value, Mapping) and set(value) <= {
-        "expert",
-        "merge",
-    }:  # a recipe, of which an option may be short for
+    if isinstance(value, Mapping) and set(value) <= {"expert", "merge", "stack"}:  # what an option may be short for
         try:
             return Recipe.parse(option) == Recipe.parse(value)
         except RecipeError:
@@ -557,10 +655,10 @@ def _alike(option: Json, value: Any) -> bool:
     return canonical_json(option) == canonical_json(value)
 
 
-def _name(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> str:
+def _name(path: tuple[str | int, ...], places: list[tuple[str | int, ...]]) -> str:
     """Return the shortest tail of `path`, in dots, that no other hole shares."""
     words = [str(part) for part in path if part != "parameters"]
-    others = [[str(part) for part in other if part != "parameters"] for other in paths if other != path]
+    others = [[str(part) for part in other if part != "parameters"] for other in places if other != path]
     for size in range(1, len(words) + 1):
         if all(other[-size:] != words[-size:] for other in others):
             return ".".join(words[-size:])
@@ -569,6 +667,8 @@ def _name(path: tuple[str | int, ...], paths: list[tuple[str | int, ...]]) -> st
 
 def _get(data: Any, path: tuple[str | int, ...]) -> Any:
     for part in path:
+        if data is paths.IDLE:
+            break
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):

@@ -92,6 +92,28 @@ def templates(draw, experts=("maths", "code")):
     return {"merge": merge}
 
 
+@st.composite
+def stack_templates(draw, experts=("maths", "code"), blocks=3):
+    """A search space's template: a stack in a short form, with holes of every kind in it and in its sources."""
+    scale = {"float": [0.5, draw(st.sampled_from([0.9, 1.5]))]}
+    if draw(st.booleans()):
+        per = draw(st.sampled_from([["layer"], ["block/2"]]))
+        swap = {"source": {"choice": draw(st.sampled_from(["experts", ["base", *experts]])), "per": per}}
+        if draw(st.booleans()):
+            swap["scale"] = {**scale, "per": draw(st.sampled_from([["layer"], ["block/2"]]))}
+        return {"stack": {"rest": draw(st.sampled_from(["base", {"choice": ["base", "maths"]}])), "swap": swap}}
+    weight = {"float": [0, 1], "init": 0.5, "per": ["expert"]}
+    merge = {"merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": weight}}}
+    sources = draw(st.sampled_from(["experts", ["base", "experts"], [merge, "maths"], ["code", merge]]))
+    path = {"sources": sources, "repeat": draw(st.integers(1, 2)), "include": {"bit": "first", "per": ["slot"]}}
+    path["scale"] = draw(
+        st.sampled_from([1, 0.75, scale, {**scale, "per": ["slot"]}, {**scale, "per": ["from", "to"]}])
+    )
+    path["ends"] = draw(st.booleans())
+    path |= draw(st.sampled_from([{}, {"longest": 1.5}, {"shortest": 0.75}, {"shortest": 1, "longest": 1}]))
+    return {"stack": {"rest": "base", "path": path}}
+
+
 def genomes(count, low=-1e6, high=1e6):
     """Float64 `(count,)`: any finite numbers."""
     return st.lists(st.floats(low, high), min_size=count, max_size=count).map(np.array)

@@ -11,6 +11,7 @@ import yaml
 
 from evomerge.cli import _parameters
 from evomerge.errors import RecipeError
+from evomerge.recipe import Recipe
 
 
 @pytest.fixture(scope="session")
@@ -192,3 +193,23 @@ def test_merge_refuses_a_folder_that_is_not_empty(finished, tmp_path):
     experts = [f"--expert={name}={path}" for name, path in pool["experts"].items()]
     done = evomerge("merge", recipe, "--base", pool["base"], *experts, "-o", tmp_path, code=2)
     assert "not empty" in done.stderr
+
+
+def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
+    blocks = pool.layout.blocks
+    recipe = tmp_path / "r.yaml"
+    arguments = [
+        "--base",
+        pool_folder / "base",
+        f"--expert=code={pool_folder / 'code'}",
+        "-o",
+        tmp_path / "x",
+        "--dry-run",
+    ]
+    recipe.write_text("stack: {rest: base, swap: {source: {per: [block/2], values: [code, base]}}}")
+    slots = [{"source": "code" if layer < blocks / 2 else "base", "layer": layer} for layer in range(blocks)]
+    expected = Recipe.parse({"stack": {"rest": "base", "slots": slots}})
+    assert f"recipe {expected.id[:12]}:" in evomerge("merge", recipe, *arguments).stdout
+    recipe.write_text("stack: {rest: base, path: {sources: experts, repeat: 2, longest: 1}}")
+    done = evomerge("merge", recipe, *arguments, code=2)
+    assert f"the path has {2 * blocks} hops; expected 2 to {blocks}" in done.stderr

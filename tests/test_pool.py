@@ -190,3 +190,10 @@ def test_models_of_the_tests_are_what_they_say():
     assert {0, 1} < {t.numel() for t in tensors}
     assert max(t.numel() for t in tensors) > 1 << 16
     assert any((t.view(torch.int32) == -(2**31)).any() for t in tensors if t.dtype == torch.float32 and t.dim() == 2)
+
+
+def test_stack_whose_scales_are_not_in_its_weights_is_refused(tmp_path):
+    write_pool(tmp_path, Models.random(1))
+    (tmp_path / "maths" / "evomerge_stack.json").write_text('{"scales": [1, 0.5, 1, 1]}')
+    with pytest.raises(PoolError, match="a stack with scales that are not in its weights"):
+        Pool(tmp_path / "base", {"maths": tmp_path / "maths"})

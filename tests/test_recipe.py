@@ -95,8 +95,37 @@ def test_experts_are_those_of_all_nested_merges():
     assert Recipe.parse(data).root.merge.labels == ("law", "#1", "base")
 
 
+def stack(*slots, rest="base"):
+    keys = ("source", "layer", "scale")
+    return Recipe.parse({"stack": {"slots": [dict(zip(keys, slot, strict=False)) for slot in slots], "rest": rest}})
+
+
+def test_stack_keeps_its_slots_in_order_and_leaves_out_scales_of_one():
+    made = stack(("maths", 3), ("code", 0, 1.0), ("maths", 3, 0.5))
+    slots = '[{"layer":3,"source":{"expert":"maths"}},{"layer":0,"source":{"expert":"code"}},'
+    slots += '{"layer":3,"scale":0.5,"source":{"expert":"maths"}}]'
+    assert made.json == f'{{"stack":{{"rest":"base","slots":{slots}}}}}'
+    assert Recipe.parse(made.data) == Recipe.parse(made.complete) == made
+    assert made.experts == ("maths", "code")
+
+
+def test_beginnings_are_equal_as_far_as_stacks_are():
+    one = stack(("a", 0), ("a", 1), ("b", 2, 0.5), ("a", 3)).beginnings
+    assert len(set(one)) == 4
+    for other, shared in [
+        (stack(("a", 0), ("a", 1), ("b", 2, 0.5)), 3),
+        (stack(("a", 0), ("a", 1), ("b", 2), ("a", 3)), 2),
+        (stack(("a", 0), ("b", 1), ("b", 2, 0.5), ("a", 3)), 1),
+        (stack(("a", 0), ("a", 1), rest="a"), 0),
+    ]:
+        assert [x == y for x, y in zip(one, other.beginnings, strict=False)] == [
+            i < shared for i in range(len(other.beginnings))
+        ]
+    assert Recipe.parse("base").beginnings == ()
+
+
 WRONG = [
-    ("a list", [], r"a recipe is `base`, `expert: NAME` or `merge: {...}`; got \[\]"),
+    ("a list", [], r"a recipe is `base`, `expert: NAME`, `merge: {...}` or `stack: {...}`; got \[\]"),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
     ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),
@@ -117,6 +146,23 @@ WRONG = [
         r"`merge.inputs.1.merge.sed`; did you mean `seed`",
     ),
     ("no inputs", {"merge": {"method": "ties"}}, "`merge.inputs` is missing"),
+    ("a stack of nothing", {"stack": {"slots": [], "rest": "base"}}, "`stack.slots`: expected at least one entry"),
+    ("a stack without a rest", {"stack": {"slots": [{"source": "a", "layer": 0}]}}, "`stack.rest` is missing"),
+    (
+        "a misspelt key of a slot",
+        {"stack": {"slots": [{"source": "a", "layer": 0, "scael": 2}], "rest": "base"}},
+        "`stack.slots.0.scael`; did you mean `scale`",
+    ),
+    (
+        "a layer before the first",
+        {"stack": {"slots": [{"source": "a", "layer": -1}], "rest": "base"}},
+        "`stack.slots.0.layer`: input should be greater than or equal to 0, got -1",
+    ),
+    (
+        "a scale that is not finite",
+        {"stack": {"slots": [{"source": "a", "layer": 0, "scale": float("inf")}], "rest": "base"}},
+        "`stack.slots.0.scale`: expected a finite number, got inf",
+    ),
     ("empty inputs", {"merge": {"method": "ties", "inputs": []}}, "`merge.inputs`: expected at least one entry"),
     (
         "inputs in one word",

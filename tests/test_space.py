@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import genomes, templates
+from strategies import genomes, stack_templates, templates
 
 from evomerge import merging, space, strict_yaml
 from evomerge.errors import EvomergeError, SpaceError
@@ -328,9 +328,15 @@ def test_landmarks_are_those_that_the_space_can_express(method, parameters, expe
 def test_shipped_spaces_suit_a_pool_of_two(name):
     searched = SearchSpace.parse(space.read(name), experts=EXPERTS, kinds=("attention", "mlp", "norm"), blocks=6)
     assert searched.about
-    assert name == "edit_choice" or {"expert maths", "expert code"} <= set(
-        searched.landmarks()
-    )  # it is spelled in stages
+    without = ("edit_choice", "layer_swap_blocks")  # it is spelled in stages; a swap's blocks are no weights
+    marks = {
+        **dict.fromkeys(without, "init"),
+        "layer_swap": "layers of code",
+        "both_spaces": "layers of merge",
+        "data_flow": "layers of maths",
+        "data_flow_scaled": "layers of maths",
+    }
+    assert marks.get(name, "expert code") in searched.landmarks()
     for genome in (searched.lower, searched.upper, searched.initial):
         searched.decode(genome)
 
@@ -343,7 +349,25 @@ def test_spaces_of_the_issue_are_shipped():
         "ties_per_block",
         "dare_ties_per_kind",
         "slerp_per_block",
+        "layer_swap",
+        "layer_swap_blocks",
+        "data_flow",
+        "data_flow_scaled",
+        "both_spaces",
     }
+
+
+@pytest.mark.parametrize("experts", [2, 3, 4])
+@pytest.mark.parametrize("blocks", [4, 6, 30])
+@pytest.mark.parametrize("name", ["layer_swap", "data_flow", "data_flow_scaled", "both_spaces"])
+def test_spaces_of_stacks_suit_any_pool_and_start_near_one_model(name, experts, blocks):
+    names = ("maths", "code", "prose", "law")[:experts]
+    searched = SearchSpace.parse(space.read(name), experts=names, blocks=blocks)
+    slots = searched.decode(searched.initial).root.stack.slots
+    assert [slot.layer for slot in slots] == list(range(blocks))
+    assert len({slot.source for slot in slots}) == 1
+    for genome in (searched.lower, searched.upper):
+        assert len(searched.decode(genome).root.stack.slots) <= 1.25 * blocks
 
 
 def test_unknown_spaces_name_the_nearest(tmp_path):
@@ -431,3 +455,167 @@ def test_a_space_can_be_made_of_any_method(method):
 def test_a_method_without_parameters_makes_no_space():
     with pytest.raises(SpaceError, match="`model_stock` has no parameter to search"):
         space.from_method("model_stock")
+
+
+# -- stacks --
+
+
+def stacked(blocks=4, experts=EXPERTS, rest="base", **stack):
+    return SearchSpace({"stack": {"rest": rest, **stack}}, experts=experts, blocks=blocks)
+
+
+BITS = {"bit": "first", "per": ["slot"]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(stack_templates(EXPERTS), st.data())
+def test_any_genome_is_a_stack_and_any_such_stack_a_genome(template, data):
+    searched = SearchSpace(template, experts=EXPERTS, blocks=3)
+    count = len(searched.genes)
+    some = st.sets(st.integers(0, count - 1), max_size=4)
+    few = searched.initial.copy()
+    flipped = sorted(data.draw(some))
+    few[flipped] = (searched.lower + searched.upper - few)[flipped]
+    for genome in (data.draw(genomes(count, -0.5, 2)), few, searched.lower, searched.upper, searched.initial):
+        recipe = searched.decode(genome)
+        merging.check(recipe)
+        assert searched.decode(searched.encode(recipe)) == recipe
+
+
+def test_path_has_a_bit_for_each_slot_and_starts_as_the_first_source():
+    searched = stacked(2, path={"sources": "experts", "repeat": 2, "include": BITS})
+    assert [gene.name for gene in searched.genes] == [
+        "include[maths 0 #1]",
+        "include[maths 1 #1]",
+        "include[code 0 #1]",
+        "include[code 1 #1]",
+        "include[maths 0 #2]",
+        "include[maths 1 #2]",
+        "include[code 0 #2]",
+        "include[code 1 #2]",
+    ]
+    assert searched.initial.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert {(gene.kind, gene.low, gene.high) for gene in searched.genes} == {("bit", 0, 1)}
+    assert all(stacked(2, path={"sources": "experts", "include": {**BITS, "bit": True}}).initial)
+
+
+def test_genes_of_stacks_are_named_by_layers():
+    pairs = {"float": [0, 2], "init": 1, "per": ["from", "to"]}
+    searched = stacked(
+        2, path={"sources": ["base", {"merge": {"method": "linear", "inputs": "experts"}}], "scale": pairs}
+    )
+    assert searched.genes[2].name == "scale[base 0,merge 0]"
+    assert len(searched.genes) == 16
+    swapped = stacked(4, swap={"source": {"choice": ["base", "experts"], "per": ["block/2"]}})
+    assert [gene.name for gene in swapped.genes] == ["source[block 0]", "source[block 1]"]
+    assert swapped.genes[0].choices == ("base", {"expert": "maths"}, {"expert": "code"})
+
+
+def test_genomes_of_one_path_are_one_recipe():
+    scale = {"float": [0.5, 1.5], "init": 1, "per": ["slot"]}
+    searched = stacked(path={"sources": "experts", "repeat": 2, "include": BITS, "scale": scale})
+    dead = searched.initial.copy()
+    dead[len(dead) // 2 + 4 :] = 0.7  # scales of slots that are not included
+    assert searched.decode(dead).id == searched.decode(searched.initial).id
+    again = searched.initial.copy()
+    again[[0, 8]] = 0, 1  # maths 0 of the second copy follows maths 3: another path
+    assert searched.decode(again).id != searched.decode(searched.initial).id
+    first = searched.initial.copy()
+    first[0] = 0  # the first layer is put there
+    assert searched.decode(first).id == searched.decode(searched.initial).id
+
+
+def test_landmarks_of_stacks_are_whole_models():
+    swapped = stacked(swap={"source": {"choice": ["base", "code"], "per": ["layer"]}})
+    assert list(swapped.landmarks()) == ["init", "layers of base", "layers of code"]
+    path = {"sources": "experts", "include": BITS, "scale": {"float": [0.5, 1.5], "init": 0.8, "per": ["slot"]}}
+    marks = stacked(path=path).landmarks()
+    assert list(marks) == ["init", "layers of maths"]  # a path of code's layers ends with one of maths
+    free = stacked(path={**path, "ends": False})
+    slots = free.decode(free.landmarks()["layers of code"]).root.stack.slots
+    assert [(slot.source, slot.layer, slot.scale) for slot in slots] == [(expert("code"), i, 1) for i in range(4)]
+
+
+SWAP = {"stack": {"rest": "base", "swap": {"source": {"choice": "experts", "per": ["layer"]}}}}
+NESTED = {
+    "a stack in a merge": {
+        "merge": {"method": "linear", "inputs": [SWAP, "maths"], "parameters": {"weight": {"float": [0, 1], "per": ["expert"]}}}
+    },
+    "a stack in a path": {"stack": {"rest": SWAP, "path": {"sources": [SWAP, "code"], "include": BITS}}},
+    "a choice in a path": {
+        "stack": {"rest": "base", "path": {"sources": [{"choice": ["base", "maths"]}, "code"], "include": BITS}}
+    },
+    "slots": {"stack": {"rest": "base", "slots": [{"source": {"choice": "experts"}, "layer": {"int": [0, 3]}}] * 3}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", NESTED.values(), ids=NESTED)
+def test_stacks_nest(template):
+    searched = SearchSpace(template, experts=EXPERTS, blocks=4)
+    assert "init" in searched.landmarks()
+    assert len({gene.name for gene in searched.genes}) == len(searched.genes)
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        recipe = searched.decode(generator.uniform(searched.lower, searched.upper))
+        merging.check(recipe)
+        assert searched.decode(searched.encode(recipe)) == recipe
+
+
+def test_recipes_that_are_no_stack_of_the_space_are_refused():
+    searched = stacked(path={"sources": "experts", "include": BITS, "longest": 1.25})
+
+    def of_layers(*layers, rest="base"):
+        return Recipe.parse({"stack": {"rest": rest, "slots": [{"source": "maths", "layer": i} for i in layers]}})
+
+    assert searched.decode(searched.encode(of_layers(0, 2, 3))) == of_layers(0, 2, 3)
+    for recipe in (expert("maths"), of_layers(0, 1, 2), of_layers(0, 2, 1, 3), of_layers(0, 1, 2, 3, rest="code")):
+        with pytest.raises(SpaceError):
+            searched.encode(recipe)
+    scaled = {"stack": {"rest": "base", "slots": [{"source": "maths", "layer": i, "scale": 2} for i in (0, 3)]}}
+    with pytest.raises(SpaceError):
+        searched.encode(Recipe.parse(scaled))
+
+
+WRONG_STACKS = [
+    ("a bit elsewhere", {"swap": {"source": "maths", "scale": {"bit": True, "per": ["layer"]}}}, "a bit stands at the `include`"),
+    ("a bit for all", {"path": {"sources": "experts", "include": {"bit": True}}}, "a bit stands at the `include`"),
+    ("a bit in halves", {"path": {"sources": "experts", "include": {"bit": 0.5, "per": ["slot"]}}}, "expected how it starts: true, false, or"),
+    ("init of a bit", {"path": {"sources": "experts", "include": {**BITS, "init": True}}}, "and no `init`"),
+    ("another axis", {"path": {"sources": "experts", "include": {"bit": True, "per": ["expert"]}}}, r"`include.per` is \['expert'\]; expected \[slot\]"),
+    ("slots outside of a path", {"slots": [{"source": "maths", "layer": 0, "scale": {"float": [0, 1], "per": ["slot"]}}]}, "unknown axis 'slot'"),
+    ("a layer that is not there", {"slots": [{"source": "maths", "layer": {"int": [0, 4]}}]}, "no valid recipe: stack: .* no layer 4"),
+    ("an unknown expert", {"path": {"sources": ["maths", "law"], "include": BITS}}, "the pool has no expert `law`"),
+    ("no room", {"path": {"sources": "experts", "include": BITS, "longest": 0.25}}, "type 0.5 or more"),
+    ("a hole for the sources", {"path": {"sources": {"choice": [["maths"], ["code"]]}, "include": BITS}}, "`sources`"),
+    ("a short form as an option", {"path": {"sources": [{"choice": ["base", {"stack": {"rest": "base", "swap": {"source": "maths"}}}]}], "include": BITS}}, "an option is a stack with a `path` or `swap`"),
+    ("a source of another depth", {"path": {"sources": [{"stack": {"rest": "base", "path": {"sources": ["maths"], "include": BITS}}}, "code"]}}, "is a stack of 2 layers; expected 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stack", "message"), [case[1:] for case in WRONG_STACKS], ids=[c[0] for c in WRONG_STACKS])
+def test_wrong_stacks_are_refused_before_any_search(stack, message):
+    with pytest.raises(EvomergeError, match=message):
+        stacked(**stack)
+
+
+def test_short_forms_need_the_number_of_blocks():
+    with pytest.raises(SpaceError, match="expected its number of `blocks`"):
+        stacked(None, path={"sources": "experts", "include": BITS})
+
+
+def test_the_papers_own_space_is_affordable():
+    """192 bits and a 64 x 64 matrix of scales (arXiv 2403.13187), in well under a second: other work shares the machine."""
+    start = time.perf_counter()
+    searched = stacked(
+        32,
+        path={
+            "sources": "experts",
+            "repeat": 3,
+            "include": BITS,
+            "scale": {"float": [0.5, 1.5], "init": 1, "per": ["from", "to"]},
+            "longest": 1.25,
+        },
+    )
+    assert time.perf_counter() - start < 1
+    assert len(searched.genes) == 192 + 64 * 64
+    assert set(searched.landmarks()) == {"init", "layers of maths"}

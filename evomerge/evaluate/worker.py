@@ -21,6 +21,7 @@ from evomerge.adapter import Adapter
 from evomerge.build import Builder
 from evomerge.checkpoint import Checkpoint, Folder
 from evomerge.models import LiveModel
+from evomerge.models.prefixes import Count
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.stack import Stacked
@@ -91,6 +92,11 @@ class Worker:
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
             return Evaluation(error=describe(error), seconds=seconds)
         return Evaluation(scores=scores, outputs=outputs, seconds=seconds)
+
+    @property
+    def layers(self) -> Count:
+        """How many layers were run for the last candidate, and how many were spared, if it was a stack."""
+        return self._ready().model.prefixes.count
 
     def _ready(self) -> "_Prepared":
         if self._prepared is None:

@@ -69,8 +69,8 @@ class LiveModel:
             held.data = held.data.clone()  # what was loaded may be a view of the file
         self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]  # its stub takes no name
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
-        self._landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
-        self._views, self._twins = self._bind(self._landings)
+        self.landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
+        self._views, self._twins = self._bind(self.landings)
         self._stacked = False
         self.prefixes = Prefixes(shared)
         self._prove(base)
@@ -89,7 +89,7 @@ class LiveModel:
 
     @cached_property
     def _assembly(self) -> Assembly:
-        return Assembly(self.module, self._landings, self.prefixes)
+        return Assembly(self.module, self.landings, self.prefixes)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -75,7 +75,7 @@ class Prefixes:
 
     def end(self) -> None:
         """Be idle: what is shown is no stack."""
-        self._path, self._call = (), None
+        self._path, self._call, self.count = (), None, Count()
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, caches: bool) -> None:
         """Begin a pass through the module with these arguments; `caches` says whether it fills a key-value cache."""

@@ -1,13 +1,15 @@
 """model_card: the README.md of a merged checkpoint, for the hub and for whoever finds the folder in a year."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.metadata import version
 from typing import Any
 
 from evomerge import strict_yaml
-from evomerge.recipe import Recipe
+from evomerge.checkpoint import SCALES
+from evomerge.models.folding import TOLERANCE, Folding
+from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Results
 
@@ -20,6 +22,16 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("path/to/this/folder")
 ```
 """
+_LOAD_SCALED = f"""**Plain transformers loads this folder, but what it then computes is another model**: it knows nothing of `{SCALES}`, which
+says by what the residual stream is multiplied before each layer. This gives the right one; where `AutoModel` is not what you
+want, name the class that suits, such as `AutoModelForCausalLM`:
+
+```python
+from evomerge.models import load_stack
+
+model = load_stack("path/to/this/folder", "AutoModel")
+```
+"""
 
 
 def model_card(
@@ -28,12 +40,13 @@ def model_card(
     experts: Sequence[str],
     results: Results | None = None,
     candidate: Candidate | None = None,
+    folding: Folding | None = None,
 ) -> str:
     """Return the card of the model that `recipe` makes of the pool: the recipe, and what was measured if it was.
 
     `base` is the base's name and `experts` the pool's; with `results` and a `candidate` of them, its scores on unseen
-    examples stand beside those of the references. The front matter names the base only where that is a name that the hub
-    can hold. Names are shown as they are, never as Markdown or HTML.
+    examples stand beside those of the references. `folding` says what became of a stack's scales. The front matter names
+    the base only where that is a name that the hub can hold. Names are shown as they are, never as Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
     if _HUB_NAME.fullmatch(base):
@@ -48,13 +61,57 @@ def model_card(
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",
         f"{made}\n",
-        _LOAD,
+        _LOAD if folding is None or folding.stack is not None else _LOAD_SCALED,
     ]
+    if isinstance(recipe.root, StackNode):
+        parts += ["## Layers\n", _layers(recipe.root.stack, base), _scales(recipe.root.stack, folding)]
     if results is not None and candidate is not None:
         parts += ["## Scores on unseen examples\n", _scores(results, candidate)]
     again = "`recipe.yaml` beside this file also names the pool: `evomerge merge recipe.yaml -o OUT` makes this model again."
     parts += ["## Recipe\n", f"{again} Recipe id: `{recipe.id}`.\n", _fenced(strict_yaml.text(recipe.data))]
     return "\n".join(parts)
+
+
+def _layers(stack: Stack, base: str) -> str:
+    """Return how many layers a stack has, and from whom which: runs of one source's layers in their own order."""
+
+    def name(recipe: Recipe) -> str:
+        match recipe.root:
+            case Base():
+                return _plain(base)
+            case Expert(expert=expert):
+                return _plain(expert)
+            case _:
+                return f"merge `{recipe.id[:8]}`"
+
+    def runs() -> Iterator[tuple[str, int, int]]:
+        first = 0
+        for i, slot in enumerate(stack.slots, start=1):
+            after = stack.slots[i] if i < len(stack.slots) else None
+            if after is None or (after.source.id, after.layer) != (slot.source.id, slot.layer + 1):
+                yield name(slot.source), stack.slots[first].layer, slot.layer
+                first = i
+
+    line = ", ".join(
+        f"{source} {first}" if first == last else f"{source} {first}-{last}" for source, first, last in runs()
+    )
+    count = f"{len(stack.slots)} layer{'s' * (len(stack.slots) > 1)}"
+    return f"{count}, numbered as in their sources: {line}. Embeddings, final norm and head are those of {name(stack.rest)}.\n"
+
+
+def _scales(stack: Stack, folding: Folding | None) -> str:
+    """Return by what a stack's residual stream is multiplied before which of its layers, and where that is written."""
+    scaled = [f"{slot.scale:g} before layer {i}" for i, slot in enumerate(stack.slots) if slot.scale != 1]
+    if not scaled or folding is None:
+        return "The residual stream is passed on from layer to layer unscaled.\n"
+    what = f"The residual stream is multiplied by {', '.join(scaled)} (counted from 0)."
+    if folding.stack is None:
+        return f"{what} These scales are not in the weights, because {folding.why}.\n"
+    return (
+        f"{what} These scales are folded into the weights. On random inputs in fp32, this changed the outputs by up to "
+        f"{folding.difference:.1e} of the largest (accepted as rounding: {TOLERANCE:.1e}); with the folded weights rounded to "
+        f"their storage dtype, by up to {folding.stored:.1e}.\n"
+    )
 
 
 def _scores(results: Results, candidate: Candidate) -> str:

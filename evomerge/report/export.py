@@ -1,17 +1,22 @@
 """export: a recipe's merge as a checkpoint folder that transformers loads, with the recipe beside the weights."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from evomerge import checkpoint, strict_yaml
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder
+from evomerge.checkpoint import SCALES, Checkpoint, Folder
 from evomerge.merging import check
+from evomerge.models import LiveModel
+from evomerge.models.folding import fold
+from evomerge.models.saved_stack import stack_config
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.report.card import model_card
 from evomerge.report.results import Candidate, Results
+from evomerge.stack import Stacked
 
 
 def export(
@@ -26,24 +31,34 @@ def export(
 ) -> None:
     """Write the model that `recipe` makes of `pool` to the folder `out`, which appears whole or not at all.
 
-    Configuration and tokenizer are the base's. `README.md` is the model card; `recipe.yaml` is what
-    `evomerge merge` makes the same bytes from. `progress` gets bytes done and in all. Raises `RecipeError` or
-    `CheckpointError` before anything is written.
+    Configuration and tokenizer are the base's, but for a stack's layers in `config.json`. A stack's scales are folded into
+    its weights where that is the same model, which takes the model in memory to find out; else they are in a file of their
+    own, and the card says what that means. `README.md` is the model card; `recipe.yaml` is what `evomerge merge` makes the
+    same bytes from. `progress` gets bytes done and in all. Raises `RecipeError`, `CheckpointError`, or `ModelError` for a
+    stack of a model that transformers cannot make, before anything is written.
     """
     check(recipe)
+    checkpoint.check_free(out)
+    made: Checkpoint = Builder(pool).build(recipe)
+    used = [pool.base, *(pool.experts[name] for name in recipe.experts)]
+    sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
+    extra: dict[str, str] = {}
+    folding = None
+    if isinstance(made, Stacked):
+        sources = []  # they know the layers by other numbers
+        config = stack_config(pool.base.config, [hop.layer for hop in made.hops])
+        extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        scales = [hop.scale for hop in made.hops]
+        if any(scale != 1 for scale in scales):
+            folding = fold(LiveModel(pool.base.path), made)
+            if folding.stack is None:
+                extra[SCALES] = json.dumps({"scales": scales}) + "\n"
+            else:
+                made = folding.stack
     experts = {name: str(pool.experts[name].path) for name in pool.experts}
     file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
-    extra = {
-        "README.md": model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate),
-        "recipe.yaml": strict_yaml.text(file),
-    }
-    used = [pool.base, *(pool.experts[name] for name in recipe.experts)]
+    extra["README.md"] = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding)
+    extra["recipe.yaml"] = strict_yaml.text(file)
     checkpoint.save(
-        Builder(pool).build(recipe),
-        out,
-        like=pool.base.path,
-        extra=extra,
-        shard_bytes=shard_bytes,
-        sources=[source for source in used if isinstance(source, Folder)],  # what an adapter adds to its base is small
-        progress=progress,
+        made, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress
     )

@@ -1,8 +1,11 @@
 """CMA-ES: one objective, by adapting a normal distribution (Hansen, arXiv 1604.00772).
 
 The full covariance up to `separable_above` genes, its diagonal beyond (Ros & Hansen 2008), and CatCMA with
-margin where genes are int or choice (arXiv 2504.07884). CatCMA with margin always keeps a full covariance,
-which costs some 3 ms a candidate at 100 float genes and 180 ms at 1,000: beyond a few hundred use `nsga2`.
+margin where genes are int, choice or bit (arXiv 2504.07884). CatCMA with margin always keeps a full covariance,
+which costs some 3 ms a candidate at 100 float genes and 180 ms at 1,000. With more than `separable_above` float
+genes, whole genes are therefore relaxed: thresholds of a float gene each, as in the data-flow paper (arXiv
+2403.13187), for plain CMA-ES. A bit starts two standard deviations from the threshold either way, so that 1 candidate
+in 44 has it flipped.
 
 The search runs in the unit cube. Without discrete genes, a sample outside of the cube is folded back at its
 faces (reflection): the fold is what is evaluated and recorded, the sample itself is what CMA-ES learns from,
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.errors import DriverError, nearest
-from evomerge.search.driver import Genomes, Means, are_whole, known_recipes
+from evomerge.search.driver import FLIPPED, Genomes, Means, are_whole, known_recipes, round_whole
 from evomerge.space import Gene, Genome, SearchSpace
 
 
@@ -40,6 +43,11 @@ class CmaSettings(BaseModel):
     """Candidates in a generation. Default: 4 + ⌊3 ln genes⌋."""
     separable_above: int = Field(default=100, ge=1)
     """More float genes than this: only variances are adapted, no covariances."""
+    whole: Literal["categorical", "relaxed"] | None = None
+    """Int, choice and bit genes as they are, by CatCMA with margin, or as thresholds of float genes, by plain CMA-ES.
+
+    Default: as they are, but relaxed with more than `separable_above` float genes.
+    """
     weights: dict[str, float] | None = None
     """Objective → weight in the mean that is maximised; those left out weigh 0. Default: equal weights."""
 
@@ -93,9 +101,13 @@ class Cma:
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         genes = len(self._space.genes)
         size = (self._settings.population or 4 + int(3 * np.log(genes))) * 2**self._restarts
-        if are_whole(self._space).any():
-            return _Mixed(self._space, self._start, self._settings.sigma, size, seed)
         separable = genes > self._settings.separable_above
+        whole = are_whole(self._space)
+        relaxed = bool((~whole).sum() > self._settings.separable_above)
+        if self._settings.whole is not None:
+            relaxed = self._settings.whole == "relaxed"
+        if whole.any() and not relaxed:
+            return _Mixed(self._space, self._start, self._settings.sigma, size, seed)
         return _Normal(self._space, self._start, self._settings.sigma, size, seed, separable=separable)
 
 
@@ -111,7 +123,7 @@ class _Sampler(Protocol):
 
 
 class _Normal:
-    """CMA-ES over float genes alone."""
+    """CMA-ES over float genes. Those of whole genes are rounded to what they decode to."""
 
     def __init__(
         self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int, *, separable: bool
@@ -119,18 +131,22 @@ class _Normal:
         self.population = population
         self.converged = False
         self._space = space
+        bits = np.array([gene.kind == "bit" for gene in space.genes])
+        included = np.clip(0.5 + np.where(start > 0.5, 2, -2) * sigma, 0, 1)
         self._cma = (cmaes.SepCMA if separable else cmaes.CMA)(
-            mean=space.to_unit(start), sigma=sigma, population_size=population, seed=seed
+            mean=np.where(bits, included, space.to_unit(start)), sigma=sigma, population_size=population, seed=seed
         )
         self._samples: list[NDArray[np.float64]] = []
 
     def __str__(self) -> str:
-        return "separable CMA-ES" if isinstance(self._cma, cmaes.SepCMA) else "CMA-ES"
+        name = "separable CMA-ES" if isinstance(self._cma, cmaes.SepCMA) else "CMA-ES"
+        return f"{name}, whole genes relaxed" if are_whole(self._space).any() else name
 
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]
         # The triangle wave with period 2: 1.2 folds back to 0.8, -0.1 to 0.1.
-        return self._space.from_unit(1.0 - np.abs(np.mod(np.array(self._samples), 2.0) - 1.0))
+        folded = 1.0 - np.abs(np.mod(np.array(self._samples), 2.0) - 1.0)
+        return round_whole(self._space, self._space.from_unit(folded))
 
     def learn(self, values: NDArray[np.float64]) -> None:
         self._cma.tell(list(zip(self._samples, -values, strict=True)))
@@ -138,7 +154,7 @@ class _Normal:
 
 
 class _Mixed:
-    """CatCMA with margin: int genes as levels in the unit cube, choices and two-valued ints as categories."""
+    """CatCMA with margin: int genes as levels in the unit cube, choices, bits and two-valued ints as categories."""
 
     def __init__(self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int) -> None:
         self.population = population
@@ -154,8 +170,9 @@ class _Mixed:
         options = [levels[i] for i in self._categories]
         likely = np.zeros((len(options), max(options, default=0)))
         for row, (i, count) in enumerate(zip(self._categories, options, strict=True)):
-            likely[row, :count] = 0.5 / count
-            likely[row, int(start[i] - space.lower[i])] += 0.5
+            spread = 2 * FLIPPED if space.genes[i].kind == "bit" else 0.5  # what all options share evenly
+            likely[row, :count] = spread / count
+            likely[row, int(start[i] - space.lower[i])] += 1 - spread
         gaussian = np.concatenate([self._floats, self._ints])
         self._cma = cmaes.CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._floats) or None,
@@ -206,7 +223,8 @@ class _Mixed:
 
 
 def _levels(gene: Gene) -> int:
-    return int(gene.high - gene.low) + 1
+    """Return how many values a whole gene has; 0 for a float gene."""
+    return 0 if gene.kind == "float" else int(gene.high - gene.low) + 1
 
 
 def _weights(objectives: Sequence[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:

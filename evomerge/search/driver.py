@@ -20,6 +20,9 @@ Genomes = NDArray[np.float64]
 Means = NDArray[np.float64]
 """Mean score of each objective, `(candidates, objectives)`. Higher is better."""
 
+FLIPPED = 0.023
+"""Probability with which a bit starts flipped: that of two standard deviations, as in the data-flow paper (arXiv 2403.13187)."""
+
 
 class Driver(Protocol):
     """Proposes candidates (`ask`) and learns what they were worth (`tell`).
@@ -145,20 +148,20 @@ def known_recipes(space: SearchSpace) -> Genomes:
 
 
 def are_whole(space: SearchSpace) -> NDArray[np.bool_]:
-    """Return which genes only take whole numbers (int and choice), bool `(genes,)`."""
+    """Return which genes only take whole numbers (int, choice and bit), bool `(genes,)`."""
     return np.array([gene.kind != "float" for gene in space.genes])
 
 
 def round_whole(space: SearchSpace, genomes: Genomes) -> Genomes:
-    """Return `genomes` with int and choice genes at the whole numbers that they decode to."""
+    """Return `genomes` with int, choice and bit genes at the whole numbers that they decode to."""
     return np.where(are_whole(space), np.floor(genomes + 0.5), genomes)
 
 
 def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) -> Genomes:
     """Return `count` genomes, `(count, genes)`, spread evenly over each gene's range.
 
-    A Latin hypercube (McKay, Beckman & Conover 1979). Int and choice genes get each of their values equally
-    often, int genes on a log scale in proportion to it.
+    A Latin hypercube (McKay, Beckman & Conover 1979). Int, choice and bit genes get each of their values
+    equally often, int genes on a log scale in proportion to it.
     """
     strata = rng.permuted(np.tile(np.arange(count), (len(space.genes), 1)), axis=1).T
     unit = (strata + rng.random(strata.shape)) / count

@@ -1,8 +1,9 @@
 """NSGA-II (Deb et al. 2002) and NSGA-III (Deb & Jain 2014): a whole front at once, from pymoo.
 
 Genomes are bred in the unit cube. Float and int genes cross over by simulated binary crossover and mutate
-polynomially, and int genes are then rounded; choices cross over uniformly and mutate to any option. The first
-generation is the known recipes, filled up by a Latin hypercube.
+polynomially, and int genes are then rounded; choices and bits cross over uniformly and mutate to any option. The
+first generation is the known recipes, filled up by a Latin hypercube; its bits are near the initial ones, for half of
+a path's slots make no model.
 """
 
 import math
@@ -26,7 +27,7 @@ from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, known_recipes, latin_hypercube, round_whole
+from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, latin_hypercube, round_whole
 from evomerge.space import SearchSpace
 
 
@@ -69,12 +70,27 @@ class Nsga:
         """Return the first generation, and from then on offspring: no rows if there are no new ones."""
         if not self._algorithm.is_initialized:
             known, self._queue = self._queue, self._queue[:0]
-            fill = latin_hypercube(self._space, max(self._settings.population - len(known), 0), self._filler)
-            return np.concatenate([known, fill])
+            return np.concatenate([known, self._fill(max(self._settings.population - len(known), 0))])
         offspring = self._algorithm.ask()
         if offspring is None:  # a small discrete space: every child is already in the population
             return np.empty((0, len(self._space.genes)))
         return round_whole(self._space, self._space.from_unit(offspring.get("X")))
+
+    def _fill(self, count: int) -> Genomes:
+        """Return `count` genomes spread over the box, but for bits: of these a few are flipped, in each genome others."""
+        genomes = latin_hypercube(self._space, count, self._filler)
+        bits = np.flatnonzero([gene.kind == "bit" for gene in self._space.genes])
+        if len(bits):
+            seen = {self._space.initial[bits].tobytes()}
+            for genome in genomes:
+                flipped = self._filler.random(len(bits)) < FLIPPED
+                for bit in self._filler.permutation(len(bits)):
+                    genome[bits] = np.where(flipped, 1 - self._space.initial[bits], self._space.initial[bits])
+                    if genome[bits].tobytes() not in seen:
+                        break
+                    flipped[bit] = True
+                seen.add(genome[bits].tobytes())
+        return genomes
 
     def learn(self, genomes: Genomes, means: Means) -> None:
         """Let the best of parents and offspring survive."""
@@ -84,8 +100,8 @@ class Nsga:
 
 
 def _algorithm(space: SearchSpace, objectives: int, settings: NsgaSettings) -> Any:
-    choices = np.flatnonzero([gene.kind == "choice" for gene in space.genes])
-    options = np.array([len(space.genes[i].choices) for i in choices])
+    choices = np.flatnonzero([gene.kind in ("choice", "bit") for gene in space.genes])
+    options = space.upper[choices] + 1
     common = {
         "pop_size": settings.population,
         "mutation": _Mutation(choices, options),
@@ -128,7 +144,7 @@ def _partitions(objectives: int, points: int) -> int:
 
 
 class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
-    """Simulated binary crossover, and uniform crossover of the choices."""
+    """Simulated binary crossover, and uniform crossover of choices and bits."""
 
     def __init__(self, choices: NDArray[np.intp], **settings: float) -> None:
         super().__init__(**settings)
@@ -145,9 +161,9 @@ class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
 
 
 class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
-    """Polynomial mutation, and any option for a choice, each gene with probability min(1/2, 1/genes)."""
+    """Polynomial mutation, and any option for a choice or a bit, each gene with probability min(1/2, 1/genes)."""
 
-    def __init__(self, choices: NDArray[np.intp], options: NDArray[np.int_]) -> None:
+    def __init__(self, choices: NDArray[np.intp], options: Genomes) -> None:
         super().__init__(eta=20)
         self._choices = choices
         self._options = options
@@ -163,7 +179,7 @@ class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
 
 
 class _Rounding(Repair):  # type: ignore[misc]  # pymoo has no types
-    """Moves int and choice genes to whole numbers, so that pymoo knows children that are the same recipe."""
+    """Moves int, choice and bit genes to whole numbers, so that pymoo knows children that are the same recipe."""
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()

@@ -102,8 +102,8 @@ class Optuna:
 
 
 def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
-    if gene.kind == "choice":
-        return optuna.distributions.CategoricalDistribution(range(len(gene.choices)))
+    if gene.kind in ("choice", "bit"):
+        return optuna.distributions.CategoricalDistribution(range(int(gene.high) + 1))
     if gene.kind == "int":
         return optuna.distributions.IntDistribution(int(gene.low), int(gene.high), log=gene.log)
     return optuna.distributions.FloatDistribution(gene.low, gene.high, log=gene.log)

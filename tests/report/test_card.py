@@ -3,6 +3,7 @@ from importlib.metadata import version
 import pytest
 
 from evomerge import strict_yaml
+from evomerge.models.folding import Folding
 from evomerge.recipe import Recipe, base, merge
 from evomerge.report.card import model_card
 
@@ -38,6 +39,53 @@ def test_experts_used_and_unused_are_told_apart():
     card = model_card(merge("linear", ["a", "b"]), "base", ["a", "b", "c"])
     assert "from the base base, the expert a and the expert b. The pool also held c" in card
     assert "The pool also held" not in model_card(merge("linear", ["a", "b"]), "base", ["a", "b"])
+
+
+MERGE = {"merge": {"method": "linear", "inputs": ["a", "b"]}}
+
+
+def stack(*slots):
+    keys = ("source", "layer", "scale")
+    slots = [dict(zip(keys, slot, strict=False)) for slot in slots]
+    return Recipe.parse({"stack": {"slots": slots, "rest": "b"}})
+
+
+@pytest.mark.parametrize(
+    ("slots", "line"),
+    [
+        (
+            [("a", 0), ("a", 1), ("b", 2), ("b", 3), ("a", 4)],
+            "5 layers, numbered as in their sources: a 0-1, b 2-3, a 4.",
+        ),
+        ([("base", 1), ("base", 1), ("base", 0)], "3 layers, numbered as in their sources: model 1, model 1, model 0."),
+        ([("a", 3)], "1 layer, numbered as in their sources: a 3."),
+        ([(MERGE, 0), (MERGE, 1)], f"merge `{Recipe.parse(MERGE).id[:8]}` 0-1."),
+    ],
+)
+def test_layers_of_a_stack_are_named_in_one_line(slots, line):
+    card = model_card(stack(*slots), "model", ["a", "b"])
+    assert line in card
+    assert "Embeddings, final norm and head are those of b." in card
+    assert "unscaled" in card
+
+
+def test_folded_scales_are_told_with_what_they_changed():
+    made = stack(("a", 0), ("a", 1, -0.7))
+    card = model_card(made, "model", ["a", "b"], folding=Folding(object(), "", 2.5e-7, 1e-3))
+    assert "multiplied by -0.7 before layer 1 (counted from 0). These scales are folded into the weights" in card
+    assert "2.5e-07" in card
+    assert "1.0e-03" in card
+    assert "AutoModel.from_pretrained" in card
+    assert "load_stack" not in card
+
+
+def test_card_says_that_plain_transformers_ignores_scales_that_are_not_folded():
+    made = stack(("a", 0), ("a", 1, 0.7))
+    card = model_card(made, "model", ["a", "b"], folding=Folding(None, "the moon is full"))
+    assert "Plain transformers loads this folder, but what it then computes is another model" in card
+    assert "not in the weights, because the moon is full." in card
+    assert 'load_stack("path/to/this/folder", "AutoModel")' in card
+    assert "AutoModel.from_pretrained" not in card
 
 
 def test_scores_stand_beside_the_references_only_where_they_were_measured(results):

@@ -3,6 +3,7 @@
 import cmaes
 import numpy as np
 import pytest
+from problems import bits
 
 from evomerge import search
 from evomerge.search.cma import Cma, CmaSettings
@@ -92,6 +93,13 @@ def test_mixed_genes_reach_the_best_method_seed_and_density():
     assert merge.parameters["density"] == pytest.approx(0.1, rel=0.1)
 
 
+def test_float_genes_beside_whole_ones_take_values_between_their_bounds():
+    problem = mixed()
+    index = [gene.name for gene in problem.space.genes].index("weight")  # in [0, 1]: two whole numbers
+    genomes = Cma(problem.space, problem.objectives, 0, CmaSettings(seed_known=False, population=50)).draw()
+    assert len(np.unique(genomes[:, index])) > 40
+
+
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
@@ -112,3 +120,59 @@ def test_choices_alone_can_be_searched(method, parameters):
     proposals = drive(driver, evaluate, 200)
     late = [proposal.genome[0] for proposal in proposals[-50:]]
     assert np.mean(np.array(late) == space.upper[0]) > 0.6
+
+
+@pytest.mark.parametrize("whole", ["categorical", "relaxed"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_bits_start_flipped_once_in_44(whole, scaled):
+    problem = bits(scaled=scaled)
+    settings = CmaSettings(seed_known=False, population=2000, whole=whole)
+    genomes = Cma(problem.space, problem.objectives, 0, settings).draw()
+    flipped = genomes[:, :12] != problem.space.initial[:12]
+    assert flipped.mean(axis=0) == pytest.approx(0.023, abs=0.012)
+    assert set(np.unique(genomes[:, :12])) == {0, 1}
+
+
+@pytest.mark.parametrize("whole", ["categorical", "relaxed"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_bits_reach_the_path_that_is_best(whole, scaled):
+    problem = bits(scaled=scaled)
+    driver = search.make({"kind": "cma", "whole": whole}, problem.space, problem.objectives, 0)
+    best = max(drive(driver, problem.evaluate, 1500), key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
+    assert problem.score(best.genome).sum() > (1.8 if scaled else 1.99)
+
+
+def test_whole_genes_are_relaxed_where_only_the_separable_form_can_hold_the_float_ones():
+    scaled, plain = bits(scaled=True), bits()
+    for problem, settings, expected in (
+        (plain, {}, "CatCMA with margin"),
+        (scaled, {}, "CatCMA with margin"),
+        (scaled, {"separable_above": 11}, "separable CMA-ES, whole genes relaxed"),
+        (scaled, {"separable_above": 11, "whole": "categorical"}, "CatCMA with margin"),
+        (scaled, {"whole": "relaxed"}, "CMA-ES, whole genes relaxed"),
+        (mixed(), {"whole": "relaxed"}, "CMA-ES, whole genes relaxed"),
+        (sphere(), {"whole": "relaxed"}, "CMA-ES"),
+    ):
+        driver = search.make({"kind": "cma", **settings}, problem.space, problem.objectives, 0)
+        assert str(driver).startswith(f"{expected}, ")
+
+
+def test_relaxed_genes_reach_the_best_method_seed_and_density():
+    problem = mixed()
+    driver = search.make({"kind": "cma", "whole": "relaxed"}, problem.space, problem.objectives, 0)
+    proposals = drive(driver, problem.evaluate, 600)
+    best = max(proposals, key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
+    assert (best.recipe.root.merge.method, best.recipe.root.merge.seed) == ("dare_ties", 7)
+    assert all(p.genome[0] in (0, 1) for p in proposals)
+
+
+def test_the_papers_own_space_is_searched_by_the_separable_form():
+    """192 bits and 4,096 scales (arXiv 2403.13187)."""
+    scale = {"float": [0.5, 1.5], "init": 1, "per": ["from", "to"]}
+    path = {"sources": "experts", "repeat": 3, "include": {"bit": "first", "per": ["slot"]}, "scale": scale}
+    space = SearchSpace({"stack": {"rest": "base", "path": path}}, experts=("left", "right"), blocks=32)
+    breeder = Cma(space, ["score"], 0, CmaSettings(seed_known=False))
+    for _ in range(3):
+        genomes = breeder.draw()
+        breeder.learn(genomes, genomes.mean(axis=1, keepdims=True))
+    assert str(breeder).startswith("separable CMA-ES, whole genes relaxed, 29 candidates")

@@ -1,5 +1,7 @@
 """Every driver, held to the rules."""
 
+from problems import bits
+
 from evomerge import search
 from evomerge.testing import DriverSuite, mixed, sphere, three_corners
 
@@ -45,6 +47,24 @@ class TestCmaOnMixedGenes(DriverSuite):
         return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
 
 
+class TestCmaOnBits(DriverSuite):
+    def problem(self):
+        return bits()
+
+    def make(self, problem, seed):
+        return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
+
+
+class TestCmaOnRelaxedBits(DriverSuite):
+    budget = 120
+
+    def problem(self):
+        return bits(scaled=True)
+
+    def make(self, problem, seed):
+        return search.make({"kind": "cma", "whole": "relaxed"}, problem.space, problem.objectives, seed)
+
+
 class TestNsga2(DriverSuite):
     def make(self, problem, seed):
         return search.make({"kind": "nsga2"}, problem.space, problem.objectives, seed)
@@ -53,6 +73,14 @@ class TestNsga2(DriverSuite):
 class TestNsga2OnMixedGenes(DriverSuite):
     def problem(self):
         return mixed()
+
+    def make(self, problem, seed):
+        return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)
+
+
+class TestNsga2OnBits(DriverSuite):
+    def problem(self):
+        return bits()
 
     def make(self, problem, seed):
         return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)

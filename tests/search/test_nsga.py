@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from problems import bits
 
 from evomerge import pareto, search
 from evomerge.errors import DriverError
@@ -128,3 +129,32 @@ def test_reference_directions_fill_the_population_as_far_as_the_lattice_goes(obj
 def test_population_smaller_than_the_number_of_objectives_has_no_directions():
     with pytest.raises(DriverError, match="expected 5 or more"):
         reference_directions(5, 4)
+
+
+def test_first_generation_has_few_bits_flipped_and_in_each_genome_others():
+    problem = bits()
+    driver = search.make({"kind": "nsga2", "population": 40}, problem.space, problem.objectives, 0)
+    first = []
+    while (proposal := driver.ask()) is not None:
+        first.append(proposal.genome)
+    flips = (np.array(first) != problem.space.initial).sum(axis=1)
+    assert flips[0] == 0  # the known recipe
+    assert (flips[1:] >= 1).all()
+    assert flips.mean() < 3
+    assert len({genome.tobytes() for genome in first}) == 40
+
+
+def test_first_generation_of_a_path_is_as_long_as_its_first_source():
+    path = {"sources": "experts", "repeat": 3, "include": {"bit": "first", "per": ["slot"]}, "ends": False}
+    space = SearchSpace({"stack": {"rest": "base", "path": path}}, experts=("left", "right"), blocks=32)
+    driver = search.make({"kind": "nsga2"}, space, ["x", "y"], 0)
+    for _ in range(24):
+        assert abs(len(driver.ask().recipe.root.stack.slots) - 32) < 15  # of 192, half would be on in a uniform draw
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_bits_reach_the_path_that_is_best(scaled):
+    problem = bits(scaled=scaled)
+    driver = search.make({"kind": "nsga2"}, problem.space, problem.objectives, 0)
+    best = max(drive(driver, problem.evaluate, 1500), key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
+    assert problem.score(best.genome).sum() > (1.8 if scaled else 1.99)

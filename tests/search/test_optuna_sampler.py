@@ -3,6 +3,7 @@
 import numpy as np
 import optuna
 import pytest
+from problems import bits
 
 from evomerge import search
 from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
@@ -19,6 +20,14 @@ def test_candidates_come_in_batches_of_the_given_size():
         assert len(batch) == 5
         for proposal in batch:
             driver.tell(proposal, problem.evaluate(proposal))
+
+
+def test_tpe_searches_bits():
+    problem = bits()
+    driver = search.make({"kind": "tpe", "options": {"n_startup_trials": 8}}, problem.space, problem.objectives, 0)
+    proposals = drive(driver, problem.evaluate, 80)
+    assert {value for p in proposals for value in p.genome} == {0, 1}
+    assert max(problem.score(p.genome).sum() for p in proposals) > problem.score(problem.space.initial).sum()
 
 
 def test_tpe_learns_from_the_known_recipes_too():

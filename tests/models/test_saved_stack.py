@@ -1,0 +1,78 @@
+"""A stack's folder: its configuration says what its layers are, and its scales are applied or refused."""
+
+import json
+
+import pytest
+import torch
+
+from evomerge.errors import ModelError
+from evomerge.models import load_stack
+from evomerge.models.pretrained import load_model
+from evomerge.models.saved_stack import SCALES, stack_config
+from evomerge.testing import TINY, tiny_model
+
+KEPT = {"name_or_path": "mine", "unknown": [1, 2], "torch_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_number_of_layers_stands_where_the_file_has_it(architecture, tmp_path):
+    config = json.loads((tiny_model(tmp_path, architecture) / "config.json").read_text()) | KEPT
+    found = stack_config(config, [1, 0, 0])
+    key = "n_layer" if architecture == "gpt2" else "num_hidden_layers"
+    changed = {name for name in found if name not in config or found[name] != config[name]}
+    assert changed - {"layer_types"} == {key}
+    assert found[key] == 3
+    assert list(found)[: len(config)] == list(config)
+
+
+def test_the_common_name_of_the_number_of_layers_is_kept_too():
+    config = {"model_type": "gpt2", "num_hidden_layers": 2}
+    assert stack_config(config, [0]) == {"model_type": "gpt2", "num_hidden_layers": 1}
+
+
+def test_number_of_layers_that_the_file_leaves_out_is_written():
+    assert stack_config({"model_type": "gpt2"}, [0, 11]) == {"model_type": "gpt2", "n_layer": 2}
+
+
+def test_lists_with_an_entry_for_each_layer_follow_the_layers():
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    config = {"model_type": "qwen3", "num_hidden_layers": 3, "layer_types": types, "sliding_window": 8}
+    found = stack_config(config | {"use_sliding_window": True}, [1, 1, 0, 2])
+    assert found["layer_types"] == ["sliding_attention"] * 2 + ["full_attention"] * 2
+
+
+def test_kinds_of_layers_that_follow_from_their_number_are_written_out():
+    found = stack_config({"model_type": "gemma2", "num_hidden_layers": 4}, [0, 0, 3])
+    assert found["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "none"}, "transformers knows"),
+        ({}, "transformers knows"),
+        ({"model_type": "gemma3"}, "how many"),
+    ],
+)
+def test_configuration_that_cannot_be_a_stacks_is_refused(config, message):
+    with pytest.raises(ModelError, match=message):
+        stack_config(config, [0])
+
+
+def test_checkpoint_without_scales_is_loaded_as_it_is(tmp_path):
+    folder = tiny_model(tmp_path, "llama")
+    ids = torch.arange(3, 9)[None]
+    models = load_stack(folder, "AutoModelForCausalLM"), load_model(folder, "AutoModelForCausalLM")
+    with torch.inference_mode():
+        assert torch.equal(*(model(input_ids=ids).logits for model in models))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"scales": [1]}', '{"scales": [1, NaN]}', '{"scales": [1, "2"]}', '{"scales": 2}', "\udcff"],
+)
+def test_scales_that_are_not_one_for_each_layer_are_refused(text, tmp_path):
+    folder = tiny_model(tmp_path, "llama")
+    (folder / SCALES).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ModelError, match="2 finite numbers"):
+        load_stack(folder)

@@ -1,0 +1,197 @@
+"""What is exported is what plain transformers, in a process without evomerge, makes of the folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from pools import Models, write_pool
+from safetensors.torch import load_file, save_file
+
+from evomerge import strict_yaml
+from evomerge.build import Builder
+from evomerge.errors import CheckpointError, ModelError, RecipeError
+from evomerge.models import LiveModel, load_stack
+from evomerge.models.folding import TOLERANCE
+from evomerge.models.saved_stack import SCALES
+from evomerge.pool import Pool
+from evomerge.recipe import Recipe, merge
+from evomerge.report.export import export
+from evomerge.testing import TINY, tiny_model
+
+ARCHITECTURES = ("llama", "gpt2", "bert", "vit", "qwen3", "gemma")
+LAYERS = (("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1))
+UNSCALED = (1.0, 1.0, 1.0, 1.0, 1.0)
+MIXED = (1.5, -0.7, 1.0, 1.1, -1.0)
+POWERS = (2.0, 1.0, 0.5, 0.25, 8.0)
+EPSILON = {"gpt2": "layer_norm_epsilon", "bert": "layer_norm_eps", "vit": "layer_norm_eps"}
+ELSEWHERE = """
+import sys, pathlib, torch, transformers
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+for folder in map(pathlib.Path, sys.argv[1:]):
+    auto = (folder / "auto").read_text()
+    model, report = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    with torch.inference_mode():
+        save_file({"logits": model.eval()(**load_file(folder / "inputs")).logits}, folder / "outputs")
+assert "evomerge" not in sys.modules
+"""
+
+
+def stack(scales, layers=LAYERS):
+    slots = [{"source": s, "layer": n, "scale": c} for (s, n), c in zip(layers, scales, strict=True)]
+    return Recipe.parse({"stack": {"slots": slots, "rest": "a"}})
+
+
+def inputs(architecture):
+    generator = torch.Generator().manual_seed(0)
+    if architecture == "vit":
+        return {"pixel_values": torch.randn(3, 1, 4, 4, generator=generator)}
+    return {"input_ids": torch.randint(3, 99, (3, 7), generator=generator)}
+
+
+@dataclass
+class Export:
+    """An exported folder, and the logits of the same stack in memory."""
+
+    folder: Path
+    logits: torch.Tensor
+
+    @property
+    def elsewhere(self):
+        return load_file(self.folder / "outputs")["logits"]
+
+    @property
+    def card(self):
+        return (self.folder / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Return exports by architecture and kind of scales, all of them run in one other process."""
+    root = tmp_path_factory.mktemp("exports")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {}
+    for architecture in ARCHITECTURES:
+        kinds = {"unscaled": (1e-12, UNSCALED), "mixed": (1e-12, MIXED)}
+        if architecture in ("llama", "gpt2"):
+            kinds |= {"powers": (1e-12, POWERS), "kept": (1e-2, POWERS)}  # this ε cannot be scaled along
+        pools = {}
+        for kind, (epsilon, scales) in kinds.items():
+            if epsilon not in pools:
+                own = root / architecture / str(epsilon)
+                changes = {"n_layer" if architecture == "gpt2" else "num_hidden_layers": 3}
+                changes[EPSILON.get(architecture, "rms_norm_eps")] = epsilon
+                for seed, name in enumerate(("base", "a", "b")):
+                    tiny_model(own / name, architecture, seed, **changes)
+                pools[epsilon] = Pool(own / "base", {name: own / name for name in "ab"}), LiveModel(own / "base")
+            pool, live = pools[epsilon]
+            folder = root / f"{architecture}-{kind}"
+            export(stack(scales), pool, folder)
+            live.write(Builder(pool).build(stack(scales)))
+            with torch.inference_mode():
+                found[architecture, kind] = Export(folder, live.module(**inputs(architecture)).logits)
+            save_file(inputs(architecture), folder / "inputs")
+            (folder / "auto").write_text(TINY[architecture][1])
+    torch.set_num_threads(threads)
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *(str(one.folder) for one in found.values())],
+        check=True,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_exported_stack_is_the_stack_in_memory_bit_for_bit(architecture, exports):
+    found = exports[architecture, "unscaled"]
+    assert torch.equal(found.elsewhere, found.logits)
+    assert "5 layers, numbered as in their sources: b 2, a 0, a 0, b 1, base 1." in found.card
+    assert not (found.folder / SCALES).exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [*((name, "mixed") for name in ARCHITECTURES), ("llama", "powers"), ("gpt2", "powers")]
+)
+def test_exported_scales_are_folded_up_to_rounding(architecture, kind, exports):
+    found = exports[architecture, kind]
+    assert (found.elsewhere - found.logits).abs().max() <= TOLERANCE * found.logits.abs().max()
+    assert "These scales are folded into the weights" in found.card
+    assert not (found.folder / SCALES).exists()
+    plain = exports[architecture, "unscaled"].logits
+    assert (plain - found.logits).abs().max() > 100 * TOLERANCE * found.logits.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_scales_that_are_not_folded_stand_beside_the_weights(architecture, exports):
+    found = exports[architecture, "kept"]
+    assert json.loads((found.folder / SCALES).read_text()) == {"scales": list(POWERS)}
+    assert "what it then computes is another model" in found.card
+    assert "more than rounding does" in found.card
+    assert not torch.allclose(found.elsewhere, found.logits, atol=1e-3), "the card is right"
+    model = load_stack(found.folder, TINY[architecture][1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        assert torch.equal(model(**inputs(architecture)).logits, found.logits)
+    torch.set_num_threads(threads)
+
+
+def test_everything_else_in_the_configuration_stays(exports):
+    folder = exports["llama", "unscaled"].folder
+    before = json.loads((folder.parent / "llama/1e-12/base/config.json").read_text())
+    assert json.loads((folder / "config.json").read_text()) == before | {"num_hidden_layers": 5}
+    assert (folder / "tokenizer.json").read_bytes() == (folder.parent / "llama/1e-12/base/tokenizer.json").read_bytes()
+
+
+def test_recipe_beside_the_weights_makes_the_same_bytes_again(exports, tmp_path):
+    folder = exports["llama", "mixed"].folder
+    file = strict_yaml.read(folder / "recipe.yaml")
+    pool = Pool(Path(file["pool"]["base"]), {name: Path(path) for name, path in file["pool"]["experts"].items()})
+    export(Recipe.parse(file["recipe"]), pool, tmp_path / "again")
+    for name in ("model.safetensors", "README.md", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    write_pool(tmp_path, Models.random(2))
+    return Pool(tmp_path / "base", {name: tmp_path / name for name in ("maths", "code")})
+
+
+def test_merge_keeps_the_bases_configuration_byte_for_byte(pool, tmp_path):
+    (tmp_path / "base" / "config.json").write_text('{"model_type" :  "no architecture of transformers"}')
+    export(merge("linear", ["maths", "code"]), pool, tmp_path / "out")
+    assert (tmp_path / "out/config.json").read_bytes() == (tmp_path / "base/config.json").read_bytes()
+    assert "Layers" not in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [((("a", 0), ("a", 9)), RecipeError, "asks for layer 9"), ((("a", 0),), CheckpointError, "not empty")],
+)
+def test_nothing_is_written_where_something_is_wrong(layers, error, message, tmp_path):
+    for seed, name in enumerate(("base", "a")):
+        tiny_model(tmp_path / name, "llama", seed)
+    pool, out = Pool(tmp_path / "base", {"a": tmp_path / "a"}), tmp_path / "out"
+    if error is CheckpointError:
+        out.mkdir()
+        (out / "mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=message):
+        export(stack([0.5] * len(layers), layers), pool, out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stack_of_a_model_that_transformers_does_not_know_is_refused(pool, tmp_path):
+    recipe = Recipe.parse({"stack": {"slots": [{"source": "maths", "layer": 0}], "rest": "code"}})
+    with pytest.raises(ModelError, match="transformers knows"):
+        export(recipe, pool, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
