@@ -4,7 +4,7 @@
 these slots are hops:
 
     stack:
-      rest: base
+      rest: base                # by default the first source
       path:
         sources: [maths, code]  # M = sources · layers of the model
         repeat: 2               # T = M · repeat slots
@@ -378,7 +378,8 @@ def spell_out(data: Any, blocks: int) -> Any:
 
     def spelled(stack: Mapping[str, Any], form: Form | None) -> dict[str, Any]:
         if form is not None:
-            return {**{key: stack[key] for key in stack if key not in _FORMS}, "slots": form.slots(blocks)}
+            first = {"rest": form.sources[0]} if isinstance(form, Path) else {}
+            return {**first, **{key: stack[key] for key in stack if key not in _FORMS}, "slots": form.slots(blocks)}
         for number, slot in enumerate(stack["slots"] if isinstance(stack.get("slots"), list) else ()):
             if isinstance(slot, Mapping) and isinstance(slot.get("layer"), int):
                 layers = _layers(slot.get("source"), blocks)

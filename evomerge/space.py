@@ -419,13 +419,14 @@ class SearchSpace:
         form = paths.form_of(stack)
         if form is None or self._blocks is None:
             return {}
+        rest = self._spelled(data)["stack"]["rest"]
         models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self._experts}
         if isinstance(form, paths.Path):
             models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
         marks = {}
         for name, model in models.items():
             slots = [{"source": model, "layer": layer} for layer in range(self._blocks)]
-            whole = {"stack": {"slots": slots, "rest": data["stack"]["rest"]}}
+            whole = {"stack": {"slots": slots, "rest": rest}}
             try:
                 marks[f"layers of {name}"] = self.encode(Recipe.parse(self._spelled(whole)))
             except SpaceError:

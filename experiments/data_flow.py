@@ -7,7 +7,7 @@ scale for each; in both spaces, the layers of the best merge and of the experts.
 
     python experiments/data_flow.py [--smoke] [--seeds N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/data_flow/`.
+A run that was cut short goes on where it was when typed again: its studies are kept under `runs/layers/`.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from evomerge.report.experiment import Findings, Switches, main
 
 SEEDS = 3
 EVALUATIONS = 100
-STUDIES = Path("runs") / "data_flow"
+STUDIES = Path("runs") / "layers"  # shared by both experiments on layers: what they have in common is judged once
 WEIGHTS = {
     "driver": {"kind": "cma"},
     "recipe": {

@@ -6,7 +6,7 @@ the skill's; searched are how many these are, and, layer by layer, from whom eac
 
     python experiments/layer_swapping.py [--smoke] [--seeds N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/layer_swapping/`.
+A run that was cut short goes on where it was when typed again: its studies are kept under `runs/layers/`.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ from evomerge.report.experiment import Findings, Switches, main
 
 SEEDS = 3
 EVALUATIONS = 100
-STUDIES = Path("runs") / "layer_swapping"
+STUDIES = Path("runs") / "layers"  # shared by both experiments on layers: what they have in common is judged once
 BOTTOM, TOP, TRANSITION, OF = 5, 2, 1, 32  # the paper's numbers of layers, for a model of 32
 
 

@@ -266,3 +266,9 @@ def test_one_hop_twice_with_two_scales_is_refused_where_the_space_has_one():
     slots = [{"source": "maths", "layer": i % 2, "scale": s} for i, s in enumerate((1, 0.5, 1, 0.7))]
     with pytest.raises(SpaceError, match=r"`scale` is 0\.5 and 0\.7"):
         folded(template, {"stack": {"rest": "base", "slots": slots}})
+
+
+def test_rest_of_a_path_is_its_first_sources_unless_said_otherwise():
+    path = {"sources": ["maths", "code"], "include": True}
+    assert paths.spell_out({"stack": {"path": path}}, 3)["stack"]["rest"] == "maths"
+    assert paths.spell_out({"stack": {"path": path, "rest": "code"}}, 3)["stack"]["rest"] == "code"

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from children import run_study
+from pools import write_checkpoint
 
 from evomerge import evaluate, journal
-from evomerge.errors import JournalError, StudyError
+from evomerge.errors import JournalError, RecipeError, StudyError
 from evomerge.evaluate import Evaluator, Remembering
+from evomerge.models import LiveModel
+from evomerge.recipe import Recipe
 from evomerge.report import measure
+from evomerge.report.export import export
 from evomerge.settings import StudySettings
 from evomerge.study import Study, digest
 from evomerge.trial import Evaluation
@@ -25,6 +30,14 @@ DRIVERS = [
     {"kind": "tpe", "batch": 4},
     {"kind": "random"},
 ]
+SEARCHES = [{"driver": driver} for driver in DRIVERS] + [
+    {"driver": DRIVERS[0], "space": "both_spaces"},
+    {"driver": DRIVERS[2], "space": "data_flow_scaled"},
+]
+
+
+def _named(search):
+    return " ".join([search["driver"]["kind"], search.get("space", "")]).strip()
 
 
 @pytest.fixture
@@ -73,9 +86,9 @@ class Made(Evaluator):
         pass
 
 
-@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver["kind"])
-def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(driver, settings, tmp_path):
-    whole = Study.create(tmp_path / "whole", settings(driver=driver))
+@pytest.mark.parametrize("search", SEARCHES, ids=_named)
+def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, settings, tmp_path):
+    whole = Study.create(tmp_path / "whole", settings(**search))
     whole.run(Remembering(Made()))
     content = whole.journal_path.read_bytes()
     lines = content.splitlines(keepends=True)
@@ -83,7 +96,7 @@ def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(driver, se
         len(b"".join(lines[:n])) for n in (1, 2, 17, len(lines) - 1)
     ]
     for cut in cuts:
-        study = Study.create(tmp_path / f"cut{cut}", settings(driver=driver))
+        study = Study.create(tmp_path / f"cut{cut}", settings(**search))
         study.journal_path.write_bytes(content[:cut])
         evaluator = Made()
         study.run(Remembering(evaluator))
@@ -138,11 +151,12 @@ def _size(folder):
 
 
 @pytest.mark.ray
-def test_two_ray_workers_give_the_same_search_as_one_process(settings, tmp_path):
-    one = Study.create(tmp_path / "one", settings())
+@pytest.mark.parametrize("space", ["task_arithmetic", "both_spaces"])
+def test_two_ray_workers_give_the_same_search_as_one_process(space, settings, tmp_path):
+    one = Study.create(tmp_path / "one", settings(space=space, shared_mib=0))
     with one.evaluator() as evaluator:
         one.run(evaluator)
-    two = Study.create(tmp_path / "two", settings(workers=2))
+    two = Study.create(tmp_path / "two", settings(space=space, workers=2))
     with two.evaluator() as evaluator:
         assert evaluator.slots >= 2
         two.run(evaluator)
@@ -242,3 +256,23 @@ def test_results_without_any_evaluation_are_refused_with_the_last_failure(settin
     study = Study.create(tmp_path / "study", settings())
     with pytest.raises(StudyError, match="no candidate has been evaluated yet"):
         measure.measure(study)
+
+
+@pytest.mark.parametrize("space", ["layer_swap", "data_flow", "data_flow_scaled", "both_spaces"])
+def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_exported(space, settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(space=space, driver=None, evaluations=12))
+    results = measure.measure(study, _searched(study))
+    assert results.failed == 0
+    picked = next(point for point in results.front if point.recipe_id == results.picked)
+    export(Recipe.parse(picked.recipe), study.parts.pool, tmp_path / "out", results=results, candidate=picked)
+    live = LiveModel(tmp_path / "out", study.settings.pool.auto)
+    assert len(live.blocks) == len(Recipe.parse(picked.recipe).beginnings)
+
+
+def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, tmp_path):
+    for name in ("base", "other"):
+        write_checkpoint(tmp_path / name, {"first.weight": torch.ones(2), "second.weight": torch.ones(2)})
+    pool = {"base": str(tmp_path / "base"), "experts": {"other": str(tmp_path / "other")}}
+    with pytest.raises(RecipeError, match=r"a stack needs a model with a stack of blocks.*has `first.weight`"):
+        Study.create(tmp_path / "study", settings(pool=pool, space="data_flow"))
+    assert not (tmp_path / "study").exists()

@@ -5,6 +5,8 @@ log-likelihood of the right answers on its search split; what is reported is the
 answered right, and what is left of the experts' own tasks.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from evomerge import recipe, zoo
+from evomerge import files, recipe, zoo
 from evomerge.evaluate import Setup, Worker
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, canonical_json
 from evomerge.report.experiment import Findings, say, table
 from evomerge.settings import StudySettings
 from evomerge.study import Study
@@ -24,7 +26,7 @@ from evomerge.trial import Evaluation
 BATCHES: Mapping[str, Mapping[str, int]] = {  # sums are short
     "german_addition": {"batch": 50},
     "addition": {"batch": 50},
-    "german": {"batch": 16, "max_length": 64},
+    "german": {"batch": 20, "max_length": 32},
 }
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 DENSITIES = (0.2, 0.5)
@@ -107,7 +109,6 @@ class Comparison:
         self._goal = Worker(
             Setup(bed.pool["base"], bed.pool["experts"], {bed.goal: bed.tasks[bed.goal]}, precision=bed.precision)
         )  # type: ignore[arg-type]
-        self._judged: dict[str, Evaluation] = {}
 
     def references(self) -> None:
         """Judge what needs no search: base, experts, average, and task arithmetic and TIES at their best grid point."""
@@ -156,15 +157,21 @@ class Comparison:
         return float(next(iter(found.scores.values())).mean(dtype=np.float64))
 
     def _add(self, name: str, candidate: Recipe, searched: float, evaluations: int) -> None:
-        if candidate.id not in self._judged:
-            self._judged[candidate.id] = _good(self._worker.evaluate(candidate, "report"))
-        report = self._judged[candidate.id]
+        report = self._judged(candidate)
         method = self.methods.setdefault(name, Method(evaluations))
         method.recipes.append(candidate)
         method.searched.append(searched)
         method.reports.append(report)
         goal = self.bed.metrics[0]
         say(f"{name}: {goal} {report.scores[goal].mean():.3f} on unseen examples")
+
+    def _judged(self, candidate: Recipe) -> Evaluation:
+        """Return a candidate's unseen scores, which are kept beside the studies: a run that was cut short has them again."""
+        about = canonical_json([candidate.id, dict(self.bed.tasks), dict(self.bed.pool), self.bed.precision])
+        path = self.bed.studies / "judged" / f"{hashlib.sha256(about.encode()).hexdigest()}.json"
+        if not path.exists():
+            files.write(path, json.dumps(_good(self._worker.evaluate(candidate, "report")).to_json()))
+        return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8")))
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
