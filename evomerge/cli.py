@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evomerge import checkpoint, codecs, merging, paths, space, strict_yaml, tasks, zoo
+from evomerge.build import Builder
 from evomerge.codecs import measure as codec_measure
 from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
@@ -204,8 +205,11 @@ def merge(
     spelled = paths.spell_out(expand_inputs(data["recipe"], list(pool.experts)), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=list(pool.experts))
     merging.check(recipe)
-    size = pool.nbytes / 2**30
-    console.print(f"recipe {recipe.id[:12]}: {len(pool.merged)} tensors, {pool.parameters:,} numbers, {size:.2f} GiB")
+    info = Builder(pool).build(recipe).info.values()
+    size = sum(entry.nbytes for entry in info) / 2**30
+    numbers = sum(entry.numel for entry in info)
+    layers = f"{len(recipe.beginnings)} layers, " if recipe.beginnings else ""
+    console.print(f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {numbers:,} numbers, {size:.2f} GiB")
     if dry_run:
         console.print(f"would write {out}")
         return
