@@ -4,6 +4,7 @@ A recipe is one of
 
 - `base`: the shared ancestor,
 - `{expert: NAME}`: one fine-tuned model of the pool,
+- `{member: ID}`: an earlier candidate of the same study, by its recipe's id,
 - `{merge: {method | stages, inputs, parameters, seed}}`: a merge of other recipes,
 - `{stack: {slots, rest}}`: layers of other recipes, one after the other.
 
@@ -208,6 +209,12 @@ class Expert(Node):
     expert: str = Field(min_length=1)
 
 
+class Member(Node):
+    """An earlier candidate of the study, by its recipe's id: what it is made of is in the study's journal."""
+
+    member: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 def _name_or_parameters(stage: Any) -> Any:
     if isinstance(stage, str) or (isinstance(stage, Mapping) and len(stage) == 1):
         return stage
@@ -277,7 +284,7 @@ class Merge(Node):
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the inputs, as `per: [expert]` knows them: an expert's name, `base`, or `#i` for a nested merge."""
+        """Names of the inputs, as `per: [expert]` knows them: an expert's name, `base`, or `#i` for any other recipe."""
         return tuple(
             recipe.root.expert
             if isinstance(recipe.root, Expert)
@@ -318,7 +325,7 @@ class StackNode(Node):
     stack: Stack
 
 
-_NODE_KEYS = ("base", "expert", "merge", "stack")
+_NODE_KEYS = ("base", "expert", "member", "merge", "stack")
 
 
 def _shape(data: Any) -> Any:
@@ -334,13 +341,14 @@ def _shape(data: Any) -> Any:
     hint = ""
     if isinstance(data, Mapping):
         hint = "".join(f"; `{key}`: {nearest(str(key), _NODE_KEYS)}" for key in list(data)[:1])
-    msg = f"a recipe is `base`, `expert: NAME`, `merge: {{...}}` or `stack: {{...}}`; got {found}{hint}"
+    msg = f"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {{...}}` or `stack: {{...}}`; got {found}{hint}"
     raise RecipeError(msg)
 
 
 _Nodes = Annotated[
     Annotated[Base, Tag("Base")]
     | Annotated[Expert, Tag("Expert")]
+    | Annotated[Member, Tag("Member")]
     | Annotated[MergeNode, Tag("Merge")]
     | Annotated[StackNode, Tag("Stack")],
     Discriminator(
@@ -398,7 +406,12 @@ class Recipe(RootModel[_Nodes]):
     @cached_property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts that the recipe uses, in order of appearance."""
-        return tuple(dict.fromkeys(_leaves(self)))
+        return tuple(dict.fromkeys(leaf.expert for leaf in _leaves(self) if isinstance(leaf, Expert)))
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """Ids of the earlier candidates that the recipe names, in order of appearance."""
+        return tuple(dict.fromkeys(leaf.member for leaf in _leaves(self) if isinstance(leaf, Member)))
 
     @cached_property
     def beginnings(self) -> tuple[str, ...]:
@@ -435,20 +448,20 @@ _FIELDS = {
 }
 
 
-_TAGS = ("root", "One", "Table", "Name", "Parameters", "Base", "Expert", "Merge", "Stack")
+_TAGS = ("root", "One", "Table", "Name", "Parameters", "Base", "Expert", "Member", "Merge", "Stack")
 """Words that pydantic puts into the place of an error to say which member of a union it tried; no key of ours."""
 
 
-def _leaves(recipe: Recipe) -> Iterator[str]:
+def _leaves(recipe: Recipe) -> Iterator[Base | Expert | Member]:
     match recipe.root:
-        case Expert(expert=name):
-            yield name
         case MergeNode(merge=merge):
             for inner in merge.inputs:
                 yield from _leaves(inner)
         case StackNode(stack=stack):
             for inner in (*(slot.source for slot in stack.slots), stack.rest):
                 yield from _leaves(inner)
+        case leaf:
+            yield leaf
 
 
 def _dump(recipe: Recipe, *, defaults: bool = False) -> Any:
@@ -457,6 +470,8 @@ def _dump(recipe: Recipe, *, defaults: bool = False) -> Any:
             return "base"
         case Expert(expert=name):
             return {"expert": name}
+        case Member(member=identity):
+            return {"member": identity}
         case MergeNode(merge=merge):
             out = merge.model_dump(exclude_defaults=not defaults, exclude={"inputs"})
             out["inputs"] = [_dump(inner, defaults=defaults) for inner in merge.inputs]
@@ -556,6 +571,11 @@ def base() -> Recipe:
 def expert(name: str) -> Recipe:
     """Return the recipe of one expert."""
     return Recipe.parse({"expert": name})
+
+
+def member(identity: str) -> Recipe:
+    """Return the recipe of an earlier candidate, by its recipe's id."""
+    return Recipe.parse({"member": identity})
 
 
 def merge(

@@ -4,12 +4,14 @@ A hole stands wherever a recipe may have a value:
 
     weight:  {float: [0, 1], init: 0.3, per: [expert, block/4]}
     density: {float: [0.05, 1], log: true}
+    seed:    {int: [0, 2147483647]}
     rank:    {int: [1, 16]}
     method:  {choice: [ties, dare_ties]}
     edit:    {choice: [none, dare, {trim: {density: {float: [0.05, 1]}}}]}
     include: {bit: first, per: [slot]}
 
-An option may have holes of its own, whose genes do nothing where another option is chosen. Each hole expands into named
+An option may have holes of its own, whose genes do nothing where another option is chosen. A space that says how earlier
+candidates are crossed names them by any words, `{member: mother}`, to be filled with the ids of whoever they are. Each hole expands into named
 genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where a choice is the index of
 its option and a bit is 0 or 1. Drivers that want a unit cube use `to_unit` and `from_unit`.
 
@@ -18,6 +20,7 @@ bounds and spells it out. A bit says whether a slot of a path is a hop; `first` 
 """
 
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -159,6 +162,7 @@ class SearchSpace:
         self.about = about
         self.driver = dict(driver or {"kind": "nsga2"})
         self._template = expand_inputs(copy.deepcopy(template), experts)
+        self.parents = tuple(dict.fromkeys(_parents(self._template)))
         self._kinds = tuple(kinds)
         self._blocks = blocks
         self._experts = tuple(experts)
@@ -213,11 +217,15 @@ class SearchSpace:
         """The genome of every hole's `init`, float64 `(genes,)`."""
         return np.array([gene.init for gene in self.genes])
 
-    def decode(self, genome: Genome) -> Recipe:
+    def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a genome, float64 `(genes,)`. Total: any finite genome is clipped into the box.
 
-        Raises `SpaceError` on a wrong length or a number that is not finite.
+        `parents` are the ids of earlier candidates, one for each of the space's `parents`, in that order. Raises `SpaceError`
+        on a wrong length or a number that is not finite.
         """
+        if len(parents) != len(self.parents):
+            msg = f"the space crosses {len(self.parents)} earlier candidates, got {len(parents)}"
+            raise SpaceError(msg)
         genome = np.asarray(genome, dtype=np.float64)
         if genome.shape != (len(self.genes),):
             msg = f"a genome of this space has shape ({len(self.genes)},), got {genome.shape}"
@@ -225,7 +233,8 @@ class SearchSpace:
         if not np.isfinite(genome).all():
             msg = f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite"
             raise SpaceError(msg)
-        return Recipe.parse(self._spelled(self._fill(genome.tolist())))
+        filled = self._spelled(self._fill(genome.tolist()))
+        return Recipe.parse(_born(filled, dict(zip(self.parents, parents, strict=True))) if parents else filled)
 
     def encode(self, recipe: Recipe) -> Genome:
         """Return the genome that decodes to `recipe`. A number where the space has a table is spread over the table.
@@ -246,6 +255,8 @@ class SearchSpace:
         Only what the space can express is there: a space of normalised averages has no base. A stack's are the stacks of
         all layers of one model: the base, an expert, or a source.
         """
+        if self.parents:
+            return {}
         marks = {"init": self.initial}
         if isinstance(stack := _get(self._template, ("stack",)), Mapping) and self._blocks is not None:
             return marks | self._whole_models(stack)
@@ -477,9 +488,11 @@ class SearchSpace:
         # Whether the tables fit the model does not depend on the numbers in them: one point tells.
         blocks = self._blocks or 0
         places = [Place(block, blocks, kind) for block in range(blocks) for kind in self._kinds]
+        dummies = {name: hashlib.sha256(name.encode()).hexdigest() for name in self.parents}
         for i, point in enumerate(points):
             try:
-                recipe = Recipe.parse(self._spelled(self._fill(point.tolist())), experts=self._experts)
+                filled = self._spelled(self._fill(point.tolist()))
+                recipe = Recipe.parse(_born(filled, dummies), experts=self._experts)
                 merging.check(recipe, () if i else places)
             except RecipeError as error:
                 msg = f"search space: some of its points are no valid recipe: {error}"
@@ -624,6 +637,29 @@ def _within(path: tuple[str | int, ...], places: list[tuple[str | int, ...]]) ->
         if path[:length] in places and path[length] == "choice" and isinstance(option, int):
             found.append((places.index(path[:length]), option))
     return tuple(found)
+
+
+def _parents(template: Any) -> Iterator[str]:
+    """Yield what a template calls the earlier candidates that it crosses: any word in place of a member's id."""
+    if isinstance(template, Mapping):
+        if isinstance(name := template.get("member"), str) and len(template) == 1:
+            yield name
+        for value in template.values():
+            yield from _parents(value)
+    elif isinstance(template, list):
+        for value in template:
+            yield from _parents(value)
+
+
+def _born(data: Any, parents: Mapping[str, str]) -> Any:
+    """Return filled data with the ids of its parents."""
+    if isinstance(data, Mapping):
+        if len(data) == 1 and data.get("member") in parents:
+            return {"member": parents[data["member"]]}
+        return {key: _born(value, parents) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_born(value, parents) for value in data]
+    return data
 
 
 _ABSENT = object()

@@ -109,6 +109,16 @@ def test_stack_keeps_its_slots_in_order_and_leaves_out_scales_of_one():
     assert made.experts == ("maths", "code")
 
 
+def test_members_are_those_of_all_nested_recipes():
+    one, two = "1" * 64, "2" * 64
+    data = {"merge": {"method": "linear", "inputs": [{"member": one}, "law", {"member": two}]}}
+    made = Recipe.parse({"stack": {"slots": [{"source": data, "layer": 0}], "rest": {"member": two}}})
+    assert made.members == (one, two)
+    assert made.experts == ("law",)
+    assert Recipe.parse(made.data) == made
+    assert Recipe.parse(data).root.merge.labels == ("#0", "law", "#2")
+
+
 def test_beginnings_are_equal_as_far_as_stacks_are():
     one = stack(("a", 0), ("a", 1), ("b", 2, 0.5), ("a", 3)).beginnings
     assert len(set(one)) == 4
@@ -125,7 +135,7 @@ def test_beginnings_are_equal_as_far_as_stacks_are():
 
 
 WRONG = [
-    ("a list", [], r"a recipe is `base`, `expert: NAME`, `merge: {...}` or `stack: {...}`; got \[\]"),
+    ("a list", [], r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}` or `stack: {...}`; got \[\]"),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
     ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),
@@ -183,6 +193,7 @@ WRONG = [
     ("half a seed", ties(seed=0.5), "`merge.seed`: expected a whole number, got 0.5"),
     ("an expert without a name", {"expert": ""}, "`expert`: expected a word"),
     ("no base", {"base": False}, "`base`"),
+    ("a member that is no id", {"member": "3"}, "`member`: "),
     (
         "a list as a value",
         ties(parameters={"density": [1]}),

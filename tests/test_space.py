@@ -619,3 +619,22 @@ def test_the_papers_own_space_is_affordable():
     assert time.perf_counter() - start < 1
     assert len(searched.genes) == 192 + 64 * 64
     assert set(searched.landmarks()) == {"init", "layers of maths"}
+
+
+def test_space_that_crosses_earlier_candidates_is_filled_with_their_ids():
+    template = {
+        "merge": {
+            "method": "slerp",
+            "inputs": [{"member": "mother"}, {"member": "father"}],
+            "parameters": {"t": {"float": [0, 1]}},
+            "seed": {"int": [0, 2147483647]},
+        }
+    }
+    space = SearchSpace(template, experts=["maths"], blocks=4)
+    assert space.parents == ("mother", "father")
+    one, two = "1" * 64, "2" * 64
+    child = space.decode(np.array([0.25, 77.0]), [one, two])
+    assert child.members == (one, two)
+    assert child.root.merge.seed == 77
+    with pytest.raises(SpaceError, match="the space crosses 2 earlier candidates, got 1"):
+        space.decode(space.initial, [one])
