@@ -12,22 +12,28 @@ from evomerge import files
 from evomerge.adapter import Adapter
 from evomerge.checkpoint import Checkpoint, first_difference
 from evomerge.errors import RecipeError, nearest
+from evomerge.members import Kept, Members, recipe_of
 from evomerge.merging import Pipeline, Store
 from evomerge.merging.pipeline import CPU
 from evomerge.pool import Pool
-from evomerge.recipe import Base, Expert, Merge, MergeNode, Place, Recipe, Stack, StackNode
+from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recipe, Stack, StackNode
 from evomerge.stack import Hop, Stacked
 
 
 class Builder:
     """Builds the recipes of one pool, and keeps what does not depend on any recipe's numbers."""
 
-    def __init__(self, pool: Pool, *, search: bool = False) -> None:
-        """Build from `pool`; for a `search`, which builds many candidates, what an adapter changes is kept on disk whole."""
+    def __init__(self, pool: Pool, *, search: bool = False, members: Members | None = None) -> None:
+        """Build from `pool`, and from a study's earlier candidates `members`.
+
+        For a `search`, which builds many candidates, what an adapter changes is kept on disk whole.
+        """
         self.pool = pool
+        self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
         self._search = search
         self._resident = Resident()
+        self._again: dict[str, Kept] = {}  # ancestors that are being made again
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
@@ -39,6 +45,8 @@ class Builder:
                     msg = f"the pool has no expert `{name}`; {nearest(name, self.pool.experts)}"
                     raise RecipeError(msg)
                 return self.pool.experts[name]
+            case Member(member=identity):
+                return self._member(identity)
             case MergeNode(merge=merge):
                 return Merged(merge, self)
             case StackNode(stack=stack):
@@ -56,9 +64,28 @@ class Builder:
                 groups.setdefault(tuple(inner.id for inner in recipe.root.merge.inputs), []).append(i)
         for group in groups.values():
             merges = [checkpoint for i in group if isinstance(checkpoint := checkpoints[i], Merged)]
-            for i, held in zip(group, Held.together(merges), strict=True):
-                checkpoints[i] = held
+            for i, kept in zip(group, _together(merges), strict=True):
+                checkpoints[i] = kept
         return checkpoints
+
+    def _member(self, identity: str) -> Checkpoint:
+        """Return an earlier candidate's checkpoint: one of the pool's, or weights that are kept, or made again now."""
+        own = recipe_of(identity, self.members.lineage)
+        if isinstance(own.root, Base | Expert):
+            return self.build(own)
+        kept = self._again.get(identity) or self.members.find(identity)
+        if kept is not None:
+            return kept
+        recipes = {one: recipe_of(one, self.members.lineage) for one in (*self.members.missing(own), identity)}
+        last = {parent: child for child, recipe in recipes.items() for parent in recipe.members}
+        for one, recipe in recipes.items():
+            kept = self._again[one] = self.members.keep(one, self.build(recipe))
+            for parent in recipe.members:  # an ancestor is in memory until its last child is made
+                if last[parent] == one:
+                    self._again.pop(parent, None)
+        del self._again[identity]
+        assert kept is not None
+        return kept
 
     def _stacked(self, stack: Stack) -> Stacked:
         """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
@@ -236,35 +263,20 @@ def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
         raise RecipeError(msg)
 
 
-class Held:
-    """A merge's checkpoint that is in memory."""
+def _together(merges: Sequence[Merged]) -> list[Kept]:
+    """Merge everything by all of `merges`, which have the same inputs."""
+    made: list[dict[str, torch.Tensor]] = [{} for _ in merges]
+    for name in merges[0].names:
+        entry = merges[0].info[name]
+        for tensors in made:
+            tensors[name] = torch.empty(entry.shape, dtype=entry.dtype)
+        merges[0].write_together(name, merges[1:], [tensors[name] for tensors in made])
 
-    def __init__(self, merged: Merged, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Hold the merged `tensors`; the others are `merged`'s own."""
-        self._merged = merged
-        self._tensors = tensors
-        self.info = merged.info
+    def tensor(merged: Merged, tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        source = merged.source(name)
+        return tensors[source] if source in tensors else merged.tensor(name)
 
-    @classmethod
-    def together(cls, merges: Sequence[Merged]) -> "list[Held]":
-        """Merge everything by all of `merges`, which have the same inputs."""
-        held: list[dict[str, torch.Tensor]] = [{} for _ in merges]
-        for name in merges[0].names:
-            entry = merges[0].info[name]
-            for tensors in held:
-                tensors[name] = torch.empty(entry.shape, dtype=entry.dtype)
-            merges[0].write_together(name, merges[1:], [tensors[name] for tensors in held])
-        return [cls(merged, tensors) for merged, tensors in zip(merges, held, strict=True)]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in its storage dtype."""
-        source = self._merged.source(name)
-        return self._tensors[source] if source in self._tensors else self._merged.tensor(name)
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`."""
-        out.copy_(self.tensor(name))
-
-    def forget(self) -> None:
-        """Close the files of the pool."""
-        self._merged.forget()
+    return [
+        Kept({name: tensor(merged, tensors, name) for name in merged.info})
+        for merged, tensors in zip(merges, made, strict=True)
+    ]

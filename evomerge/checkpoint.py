@@ -425,7 +425,7 @@ def save(
     folder: Path,
     *,
     like: Path,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
     shard_bytes: int = 2 << 30,
     sources: Sequence[Folder] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -433,7 +433,7 @@ def save(
     """Write a checkpoint as a folder that transformers loads; the folder appears whole or not at all.
 
     Everything beside the weights (configuration, tokenizer) is copied from the folder `like`; `extra` maps file names to
-    texts to write over it. One tensor is made while others are written, and while the pages of the next ones are read
+    what to write over it. One tensor is made while others are written, and while the pages of the next ones are read
     from `sources`, the folders that `checkpoint` is made of: a few tensors are in memory, never a shard of
     `shard_bytes`. `progress` gets bytes made and in all. Raises `CheckpointError` if `folder` exists and is not empty,
     and if the disk is too full: before anything is written, unless the space goes meanwhile.
@@ -452,8 +452,8 @@ def save(
             for entry in beside:
                 shutil.copy(entry, new / entry.name)
             _write_shards(checkpoint, new, shards, sources, progress)
-            for file, text in (extra or {}).items():
-                (new / file).write_text(text, encoding="utf-8")
+            for file, content in (extra or {}).items():
+                (new / file).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
             for entry in (*new.iterdir(), new):
                 files.sync(entry)
     except OSError as error:

@@ -23,12 +23,14 @@ from evomerge.build import Builder
 from evomerge.codecs import measure as codec_measure
 from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
+from evomerge.members import ancestors
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
 from evomerge.progress import Progress, quiet
 from evomerge.recipe import Recipe, expand_inputs
+from evomerge.recipe import base as base_recipe
 from evomerge.report import choose, export, figures, html, measure, tables
-from evomerge.report.results import Results
+from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import duration
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
@@ -86,7 +88,7 @@ def demo(
     merged = out / f"merged-{results.picked[:8]}"
     if not merged.exists():
         point = next(point for point in results.front if point.recipe_id == results.picked)
-        _export(Recipe.parse(point.recipe), study.parts.pool, merged, console, results=results, candidate=point)
+        _export_point(study, results, point, merged, console)
     loaded = _load(study.parts, merged)
     console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})")
     console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}")
@@ -173,7 +175,7 @@ def pick(
     if out is None:
         console.print(strict_yaml.text(recipe.data), end="", markup=False)
         return
-    _export(recipe, study.parts.pool, out, console, results=results, candidate=point)
+    _export_point(study, results, point, out, console)
     console.print(f"merged checkpoint: {out}")
 
 
@@ -198,14 +200,17 @@ def merge(
     if not isinstance(data, dict) or "recipe" not in data:
         data = {"recipe": data}
     for key in data:
-        if key not in ("pool", "recipe", "about"):
-            msg = f"{file}: unknown key `{key}`; {nearest(str(key), ('pool', 'recipe', 'about'))}"
+        if key not in ("pool", "recipe", "members", "about"):
+            msg = f"{file}: unknown key `{key}`; {nearest(str(key), ('pool', 'recipe', 'members', 'about'))}"
             raise RecipeError(msg)
     pool = _pool(data.get("pool"), file, name, base, expert or [], console)
     spelled = paths.spell_out(expand_inputs(data["recipe"], list(pool.experts)), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=list(pool.experts))
-    merging.check(recipe)
-    info = Builder(pool).build(recipe).info.values()
+    lineage = _lineage(data.get("members", {}), file)
+    for made in (recipe, *(own for _, own in ancestors(recipe, lineage))):
+        merging.check(made)
+    like = pool.base if recipe.members else Builder(pool).build(recipe)  # to build a member is to build its ancestors
+    info = like.info.values()
     size = sum(entry.nbytes for entry in info) / 2**30
     numbers = sum(entry.numel for entry in info)
     layers = f"{len(recipe.beginnings)} layers, " if recipe.beginnings else ""
@@ -213,8 +218,22 @@ def merge(
     if dry_run:
         console.print(f"would write {out}")
         return
-    _export(recipe, pool, out, console, shard_bytes=shard_mib << 20)
+    _export(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_mib << 20)
     console.print(f"merged checkpoint: {out}")
+
+
+def _lineage(data: Any, file: Path) -> dict[str, Recipe]:
+    """Return the recipes of earlier candidates in a recipe file. Raises `RecipeError` for one that is not whose it says."""
+    if not isinstance(data, dict):
+        msg = f"{file} `members`: expected a mapping from ids to recipes, got {data!r}"
+        raise RecipeError(msg)
+    lineage = {base_recipe().id: base_recipe()}
+    for identity, own in data.items():
+        lineage[identity] = Recipe.parse(own)
+        if lineage[identity].id != identity:
+            msg = f"{file} `members`: the recipe under `{identity[:12]}…` has the id `{lineage[identity].id[:12]}…`; it was changed"
+            raise RecipeError(msg)
+    return lineage
 
 
 @app.command()
@@ -393,7 +412,7 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
     from evomerge.evaluate import Worker
 
     worker = Worker(parts.setup)
-    recipe = parts.space.decode(parts.space.initial)
+    recipe = parts.initial
     worker.evaluate(recipe, "search")  # the first one also reads the model and the data
     evaluation = worker.evaluate(recipe, "search")
     if evaluation.error is not None:
@@ -441,6 +460,12 @@ def _print(results: Results, folder: Path, console: Console) -> None:
         console.print(sentence, markup=False)
     console.print(f"digest {results.digest}")
     console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
+
+
+def _export_point(study: Study, results: Results, point: Candidate, out: Path, console: Console) -> None:
+    recipe = Recipe.parse(point.recipe)
+    lineage = study.lineage() if recipe.members else {}
+    _export(recipe, study.parts.pool, out, console, lineage=lineage, results=results, candidate=point)
 
 
 def _export(recipe: Recipe, pool: Pool, out: Path, console: Console, **more: Any) -> None:

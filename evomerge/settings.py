@@ -15,7 +15,8 @@ from evomerge.build import Builder
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
 from evomerge.pool import Pool
-from evomerge.recipe import describe
+from evomerge.recipe import Recipe, describe
+from evomerge.recipe import base as base_recipe
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import Task
@@ -138,9 +139,18 @@ class Parts:
         """The reported objectives, `task/metric`."""
         return [f"{name}/{task.report_metric}" for name, task in self.tasks.items()]
 
+    @property
+    def initial(self) -> Recipe:
+        """The recipe of the space's `init`; where it crosses earlier candidates, they are the base."""
+        return _initial(self.space)
+
     def new_driver(self, seed: int) -> Driver:
         """Return a fresh driver."""
         return search.make(self.driver, self.space, self.searched, seed)
+
+
+def _initial(space: SearchSpace) -> Recipe:
+    return space.decode(space.initial, [base_recipe().id for _ in space.parents])
 
 
 def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda what: None) -> Parts:
@@ -161,7 +171,7 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
     searched = SearchSpace.parse(
         settings.space, experts=list(pool.experts), kinds=pool.layout.kinds, blocks=pool.layout.blocks
     )
-    Builder(pool).build(searched.decode(searched.initial))  # of names alone: what no candidate can be is said now
+    Builder(pool).build(_initial(searched))  # of names alone: what no candidate can be is said now
     progress("reading tasks")
     setup = Setup(
         base=base,

@@ -165,7 +165,7 @@ class SearchSpace:
         self.parents = tuple(dict.fromkeys(_parents(self._template)))
         self._kinds = tuple(kinds)
         self._blocks = blocks
-        self._experts = tuple(experts)
+        self.experts = tuple(experts)
         stacks = list(paths.stacks(self._template))
         self._stacked = bool(stacks)
         if blocks is None and any(paths.form_of(stack) for stack in stacks):
@@ -431,7 +431,7 @@ class SearchSpace:
         if form is None or self._blocks is None:
             return {}
         rest = self._spelled(data)["stack"]["rest"]
-        models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self._experts}
+        models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self.experts}
         if isinstance(form, paths.Path):
             models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
         marks = {}
@@ -492,7 +492,7 @@ class SearchSpace:
         for i, point in enumerate(points):
             try:
                 filled = self._spelled(self._fill(point.tolist()))
-                recipe = Recipe.parse(_born(filled, dummies), experts=self._experts)
+                recipe = Recipe.parse(_born(filled, dummies), experts=self.experts)
                 merging.check(recipe, () if i else places)
             except RecipeError as error:
                 msg = f"search space: some of its points are no valid recipe: {error}"

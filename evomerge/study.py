@@ -10,14 +10,17 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evomerge import evaluate, files, journal
 from evomerge.errors import StudyError
 from evomerge.journal import Ask, Journal
+from evomerge.recipe import Recipe
+from evomerge.search import Driver
 from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
 from evomerge.trial import Evaluation, Proposal
 
@@ -91,6 +94,7 @@ class Study:
             for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
                 if isinstance(event, Ask):
                     flying[event.number] = self._same(event, driver.ask())
+                    evaluator.lineage[event.recipe.id] = event.recipe
                     asked += 1
                 else:
                     told = flying.pop(event.number)
@@ -105,6 +109,7 @@ class Study:
                     and (proposal := driver.ask()) is not None
                 ):
                     record.ask(proposal)
+                    evaluator.lineage[proposal.recipe.id] = proposal.recipe
                     evaluator.submit(proposal)
                     flying[proposal.number] = proposal
                     asked += 1
@@ -114,6 +119,8 @@ class Study:
                 record.tell(number, evaluation)
                 done = flying.pop(number)
                 driver.tell(done, evaluation)
+                if self.parts.space.parents:
+                    evaluator.retain(_needed(driver, flying.values()))
                 self.note_cost(done, evaluation)
                 watch(done, evaluation)
 
@@ -122,7 +129,15 @@ class Study:
         deadline = self.settings.deadline
         if deadline is None and self.settings.workers > 1:
             deadline = _DEADLINE
-        return evaluate.Remembering(evaluate.make(self.parts.setup, self.settings.workers, deadline))
+        setup = self.parts.setup
+        if self.parts.space.parents:
+            setup = replace(setup, members=str(self.folder / "members"))
+        return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+
+    def lineage(self) -> dict[str, Recipe]:
+        """Return the recipes of all candidates by id, which tell how those that are made of others can be made again."""
+        asked = (event for event in journal.read(self.journal_path) if isinstance(event, Ask))
+        return {event.recipe.id: event.recipe for event in asked}
 
     def population(self) -> list[tuple[Proposal, Evaluation]]:
         """Return all that has been evaluated, in order of number, failures included."""
@@ -182,6 +197,12 @@ class Study:
             "versions": versions(),
         }
         files.write(self.folder / "study.json", json.dumps(header, indent=2) + "\n")  # unsorted: tasks have an order
+
+
+def _needed(driver: Driver, flying: Iterable[Proposal]) -> set[str]:
+    """Return the ids of candidates whose weights may still be asked for: by the driver, or for those in flight."""
+    own = {identity for proposal in flying for identity in (proposal.recipe.id, *proposal.recipe.members)}
+    return own.union(driver.members())
 
 
 def read_population(path: Path) -> list[tuple[Proposal, Evaluation]]:

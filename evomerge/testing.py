@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from evomerge import pareto
 from evomerge.checkpoint import Layout, TensorInfo
-from evomerge.errors import EvaluatorError, TaskError
+from evomerge.errors import DriverError, EvaluatorError, TaskError
 from evomerge.evaluate import Evaluator, Setup, Worker
 from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
 from evomerge.merging.pipeline import BLOCK
 from evomerge.merging.stage import Piece, Site
 from evomerge.models import LiveModel
 from evomerge.models.pretrained import new_model, save_model
-from evomerge.recipe import MergeNode, Place, Recipe, base, expert, merge
-from evomerge.search import Driver
+from evomerge.recipe import Expert, MergeNode, Place, Recipe, base, expert, merge
+from evomerge.search import Driver, Population
 from evomerge.space import Genome, SearchSpace
 from evomerge.tasks import Task
 from evomerge.trial import Evaluation, Proposal, Split
@@ -144,6 +144,51 @@ def mixed() -> Problem:
     return Problem(space, ("light", "heavy"), score, np.array([-2.0, -2.0]), 3.5)
 
 
+@dataclass(frozen=True, slots=True)
+class Family(Problem):
+    """A problem for populations: what a candidate can do is made of what its parents could, as its recipe says.
+
+    Hidden skills, `(24,)`, are 0 or more and together at most 8, so that nobody can have them all. An example is solved
+    by one skill above 0.5: the objective `left` has the first 16 of them, which the expert of that name begins with.
+    """
+
+    skills: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Of each recipe evaluated so far, by its id."""
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Return the evaluation of a seed, or of a child of what was evaluated before: 0 or 1 for each example."""
+        skills = self.skills[proposal.recipe.id] = self._made(proposal.recipe)
+        solved = (skills > 0.5).astype(np.float32)
+        return Evaluation(scores={"left": solved[:16], "right": solved[16:]})
+
+    def _made(self, recipe: Recipe) -> NDArray[np.float64]:
+        if isinstance(recipe.root, Expert):
+            return np.where((np.arange(24) < 16) == (recipe.root.expert == "left"), 0.3, 0.0)
+        assert isinstance(recipe.root, MergeNode)
+        mother, father = (self.skills[recipe.members[i]] for i in (0, -1))
+        share = float(str(recipe.root.merge.parameters["t"]))
+        rng = np.random.default_rng(recipe.root.merge.seed)
+        weight = np.where(rng.random(24) < 0.5, share, 1 - share)
+        made = np.maximum((1 - weight) * mother + weight * father + 0.1 * rng.standard_normal(24), 0)
+        return np.asarray(made * min(1.0, 8 / made.sum()))
+
+
+def family() -> Family:
+    """Return the problem of two experts' descendants."""
+    space = SearchSpace(
+        {
+            "merge": {
+                "method": "slerp",
+                "inputs": [{"member": "mother"}, {"member": "father"}],
+                "parameters": {"t": {"float": [0, 1]}},
+                "seed": {"int": [0, 2**31 - 1]},
+            }
+        },
+        experts=("left", "right"),
+    )
+    return Family(space, ("left", "right"), lambda genome: np.zeros(2), np.zeros(2))
+
+
 # -- drivers --
 
 
@@ -180,12 +225,15 @@ def _ids(proposals: Sequence[Proposal]) -> list[tuple[int, str]]:
 class DriverSuite:
     """What every driver must keep, as pytest tests.
 
-    Subclass it and write `make`; `problem`, `quality`, `learns` and `budget` have defaults. `learns` is False
-    for drivers that do not look at scores. `budget` is the number of candidates of most tests.
+    Subclass `GenomeSuite` or `PopulationSuite` and write `make`; `problem`, `quality`, `learns` and `budget` have
+    defaults. `learns` is False for drivers that do not look at scores. `budget` is the number of candidates of most
+    tests.
     """
 
     learns = True
     budget = 60
+    sure = 0
+    """So many first candidates must not fail."""
 
     def make(self, problem: Problem, seed: int) -> Driver:
         """Return a fresh driver for the problem."""
@@ -198,26 +246,6 @@ class DriverSuite:
     def quality(self, problem: Problem, proposals: Sequence[Proposal]) -> float:
         """Return what the driver is meant to make large: the hypervolume, unless said otherwise."""
         return problem.quality(proposals)
-
-    def test_proposals_are_numbered_and_decode_their_genome(self) -> None:
-        """Numbers count from 0; genomes lie in the box; the recipe is the genome's."""
-        problem = self.problem()
-        proposals = drive(self.make(problem, 0), problem.evaluate, self.budget)
-        assert [proposal.number for proposal in proposals] == list(range(self.budget))
-        for proposal in proposals:
-            assert proposal.genome is not None
-            assert proposal.genome.dtype == np.float64
-            assert (proposal.genome >= problem.space.lower).all()
-            assert (proposal.genome <= problem.space.upper).all()
-            assert proposal.recipe == problem.space.decode(proposal.genome)
-            assert proposal.split == "search"
-
-    def test_known_recipes_come_first(self) -> None:
-        """Every landmark of the space is among the first proposals, once."""
-        problem = self.problem()
-        known = {problem.space.decode(genome).id for genome in problem.space.landmarks().values()}
-        proposals = drive(self.make(problem, 0), problem.evaluate, len(known))
-        assert {proposal.recipe.id for proposal in proposals} == known
 
     def test_same_seed_same_search(self) -> None:
         """Two drivers with one seed propose the same, whatever the global generators do in between."""
@@ -235,6 +263,86 @@ class DriverSuite:
         first, second = (_ids(drive(self.make(problem, seed), problem.evaluate, self.budget)) for seed in (1, 2))
         assert first != second
 
+    def test_replay_restores_the_driver(self) -> None:
+        """A fresh driver that is taken through the same asks and tells goes on as the first would have."""
+        problem = self.problem()
+        first, second = self.make(problem, 5), self.make(problem, 5)
+        recorded = drive(first, problem.evaluate, self.budget // 2, slots=3, shuffle=0)
+        assert _ids(drive(second, problem.evaluate, self.budget // 2, slots=3, shuffle=0)) == _ids(recorded)
+        for _ in range(self.budget // 4):
+            assert first.members() == second.members()
+            one, other = first.ask(), second.ask()
+            assert one is not None
+            assert other is not None
+            assert _ids([one]) == _ids([other])
+            first.tell(one, problem.evaluate(one))
+            second.tell(other, problem.evaluate(other))
+
+    def test_failed_evaluations_are_survived(self) -> None:
+        """Failures, some or all for a long while, end neither the search nor its reproducibility."""
+        problem = self.problem()
+        for start in (0, self.budget // 2, self.budget):
+            evaluate = self._flaky(problem, start)
+            found = drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)
+            assert len(found) == self.budget
+            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == _ids(found)
+
+    def _flaky(self, problem: Problem, start: int) -> Callable[[Proposal], Evaluation]:
+        def evaluate(proposal: Proposal) -> Evaluation:
+            if proposal.number >= self.sure and (proposal.number < start or proposal.number % 3 == 0):
+                return Evaluation(error="out of memory")
+            return problem.evaluate(proposal)
+
+        return evaluate
+
+    def test_scores_that_are_not_finite_count_as_failures(self) -> None:
+        """NaN and infinities do not enter the search."""
+        problem = self.problem()
+
+        def evaluate(value: float) -> Callable[[Proposal], Evaluation]:
+            broken = {name: np.array([value], dtype=np.float32) for name in problem.objectives}
+            return lambda p: (
+                Evaluation(scores=broken) if p.number >= self.sure and p.number % 4 == 1 else problem.evaluate(p)
+            )
+
+        expected = _ids(drive(self.make(problem, 7), evaluate(np.nan), self.budget))
+        assert _ids(drive(self.make(problem, 7), evaluate(np.inf), self.budget)) == expected
+
+    def test_search_improves_on_its_beginning(self) -> None:
+        """It ends better than its first quarter."""
+        if not self.learns:
+            return
+        problem = self.problem()
+        for seed in (0, 1):
+            proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
+            assert self.quality(problem, proposals) > self.quality(problem, proposals[: self.budget // 2])
+
+
+class GenomeSuite(DriverSuite):
+    """What also holds where a candidate is its genome, and the order in which evaluations arrive cannot matter."""
+
+    def test_proposals_are_numbered_and_decode_their_genome(self) -> None:
+        """Numbers count from 0; genomes lie in the box; the recipe is the genome's; nobody's weights are kept."""
+        problem = self.problem()
+        driver = self.make(problem, 0)
+        proposals = drive(driver, problem.evaluate, self.budget)
+        assert [proposal.number for proposal in proposals] == list(range(self.budget))
+        for proposal in proposals:
+            assert proposal.genome is not None
+            assert proposal.genome.dtype == np.float64
+            assert (proposal.genome >= problem.space.lower).all()
+            assert (proposal.genome <= problem.space.upper).all()
+            assert proposal.recipe == problem.space.decode(proposal.genome)
+            assert proposal.split == "search"
+        assert driver.members() == ()
+
+    def test_known_recipes_come_first(self) -> None:
+        """Every landmark of the space is among the first proposals, once."""
+        problem = self.problem()
+        known = {problem.space.decode(genome).id for genome in problem.space.landmarks().values()}
+        proposals = drive(self.make(problem, 0), problem.evaluate, len(known))
+        assert {proposal.recipe.id for proposal in proposals} == known
+
     def test_slots_do_not_matter(self) -> None:
         """One candidate in flight or many: the same search."""
         problem = self.problem()
@@ -249,6 +357,14 @@ class DriverSuite:
         for shuffle in (0, 1):
             found = drive(self.make(problem, 3), problem.evaluate, self.budget, slots=5, shuffle=shuffle)
             assert _ids(found) == expected
+
+    def test_order_of_arrival_does_not_matter_among_failures(self) -> None:
+        """Neither does it where some or all fail."""
+        problem = self.problem()
+        for start in (0, self.budget // 2, self.budget):
+            evaluate = self._flaky(problem, start)
+            expected = _ids(drive(self.make(problem, 6), evaluate, self.budget))
+            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == expected
 
     def test_ask_that_returns_none_changes_nothing(self) -> None:
         """Asking again and again while everything is in flight leaves the search as it is."""
@@ -269,63 +385,124 @@ class DriverSuite:
             found += batch
         assert _ids(found) == expected
 
-    def test_replay_restores_the_driver(self) -> None:
-        """A fresh driver that is taken through the same asks and tells goes on as the first would have."""
-        problem = self.problem()
-        first, second = self.make(problem, 5), self.make(problem, 5)
-        recorded = drive(first, problem.evaluate, self.budget // 2, slots=3, shuffle=0)
-        assert _ids(drive(second, problem.evaluate, self.budget // 2, slots=3, shuffle=0)) == _ids(recorded)
-        for _ in range(self.budget // 4):
-            one, other = first.ask(), second.ask()
-            assert one is not None
-            assert other is not None
-            assert _ids([one]) == _ids([other])
-            first.tell(one, problem.evaluate(one))
-            second.tell(other, problem.evaluate(other))
-
-    def test_failed_evaluations_are_survived(self) -> None:
-        """Failures, some or all for a long while, end neither the search nor its reproducibility."""
-        problem = self.problem()
-
-        def flaky(start: int) -> Callable[[Proposal], Evaluation]:
-            def evaluate(proposal: Proposal) -> Evaluation:
-                if proposal.number < start or proposal.number % 3 == 0:
-                    return Evaluation(error="out of memory")
-                return problem.evaluate(proposal)
-
-            return evaluate
-
-        for start in (0, self.budget // 2, self.budget):
-            found = drive(self.make(problem, 6), flaky(start), self.budget)
-            assert len(found) == self.budget
-            assert _ids(drive(self.make(problem, 6), flaky(start), self.budget, slots=4, shuffle=0)) == _ids(found)
-
-    def test_scores_that_are_not_finite_count_as_failures(self) -> None:
-        """NaN and infinities do not enter the search."""
-        problem = self.problem()
-
-        def evaluate(value: float) -> Callable[[Proposal], Evaluation]:
-            broken = {name: np.array([value], dtype=np.float32) for name in problem.objectives}
-            return lambda p: Evaluation(scores=broken) if p.number % 4 == 1 else problem.evaluate(p)
-
-        expected = _ids(drive(self.make(problem, 7), evaluate(np.nan), self.budget))
-        assert _ids(drive(self.make(problem, 7), evaluate(np.inf), self.budget)) == expected
-
-    def test_search_improves_on_its_beginning(self) -> None:
-        """It ends better than its first quarter, and than as many uniform draws."""
+    def test_search_beats_uniform_draws(self) -> None:
+        """It ends better than as many draws from the box."""
         if not self.learns:
             return
         problem = self.problem()
         for seed in (0, 1):
             proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
-            found = self.quality(problem, proposals)
             uniform = np.random.default_rng(seed).random((2 * self.budget, len(problem.space.genes)))
             blind = [
                 Proposal(i, problem.space.decode(genome), genome)
                 for i, genome in enumerate(problem.space.from_unit(uniform))
             ]
-            assert found > self.quality(problem, proposals[: self.budget // 2])
-            assert found > self.quality(problem, blind)
+            assert self.quality(problem, proposals) > self.quality(problem, blind)
+
+
+class PopulationSuite(DriverSuite):
+    """What also holds where candidates are made of earlier ones. `make` takes all experts as seeds."""
+
+    sure = 2
+    budget = 120
+
+    def make(self, problem: Problem, seed: int) -> Population:
+        """Return a fresh driver for the problem."""
+        raise NotImplementedError
+
+    def problem(self) -> Problem:
+        """Return the problem to search."""
+        return family()
+
+    def test_experts_come_first_and_then_children_of_members(self) -> None:
+        """Numbers count from 0; a child is what the space makes of its genome and two members."""
+        problem = self.problem()
+        driver = self.make(problem, 0)
+        for number in range(self.budget):
+            before = driver.members()
+            proposal = driver.ask()
+            assert proposal is not None
+            assert proposal.number == number
+            if number < self.sure:
+                assert proposal.recipe == expert(("left", "right")[number])
+                assert proposal.genome is None
+            else:
+                assert proposal.genome is not None
+                assert (proposal.genome >= problem.space.lower).all()
+                assert (proposal.genome <= problem.space.upper).all()
+                parents = (proposal.recipe.members * 2)[:2]
+                assert proposal.recipe == problem.space.decode(proposal.genome, parents)
+                assert set(parents) <= set(before)
+            driver.tell(proposal, problem.evaluate(proposal))
+
+    def test_it_waits_for_two_seeds_and_for_nothing_else(self) -> None:
+        """`ask` returns None, and changes nothing, until there is something to cross."""
+        problem = self.problem()
+        expected = _ids(drive(self.make(problem, 4), problem.evaluate, 20))
+        driver = self.make(problem, 4)
+        seeds = [driver.ask(), driver.ask()]
+        found = [seed for seed in seeds if seed is not None]
+        for seed in found[:]:
+            assert driver.ask() is None
+            driver.tell(seed, problem.evaluate(seed))
+        found += [proposal for _ in range(18) if (proposal := driver.ask()) is not None]
+        assert len(found) == 20
+        assert _ids(found)[:3] == expected[:3]
+        assert len({proposal.recipe.id for proposal in found}) == 20
+
+    def test_members_are_candidates_that_succeeded_and_parents_were_members_when_asked_for(self) -> None:
+        """Whatever is in flight; and each is named once."""
+        problem = self.problem()
+        driver = self.make(problem, 2)
+        flying: list[Proposal] = []
+        succeeded: set[str] = set()
+        arrival = np.random.default_rng(0)
+        for _ in range(self.budget):
+            before = driver.members()
+            assert set(before) <= succeeded
+            assert len(set(before)) == len(before)
+            while len(flying) < 8 and (proposal := driver.ask()) is not None:
+                assert set(proposal.recipe.members) <= set(before)
+                flying.append(proposal)
+            arrived = flying.pop(int(arrival.integers(len(flying))))
+            evaluation = self._flaky(problem, 0)(arrived)
+            driver.tell(arrived, evaluation)
+            succeeded |= set() if evaluation.error else {arrived.recipe.id}
+
+    def test_replay_passes_through_every_state(self) -> None:
+        """After any number of the same asks and tells there are the same members and diagnostics."""
+        problem = self.problem()
+        states: list[list[object]] = []
+        for _ in range(2):
+            driver = self.make(problem, 5)
+            passed: list[object] = []
+
+            def evaluate(proposal: Proposal, driver: Population = driver, passed: list[object] = passed) -> Evaluation:
+                passed.append((proposal.recipe.id, driver.members(), driver.diagnostics()))
+                return self._flaky(problem, 0)(proposal)
+
+            drive(driver, evaluate, self.budget, slots=5, shuffle=1)
+            states.append(passed)
+        assert states[0] == states[1]
+
+    def test_seeds_that_fail_end_the_search_with_a_word(self) -> None:
+        """One seed alone has nobody to be crossed with."""
+        problem = self.problem()
+        driver = self.make(problem, 0)
+        one, other = driver.ask(), driver.ask()
+        assert one is not None
+        assert other is not None
+        driver.tell(other, Evaluation(error="out of memory"))
+        assert driver.ask() is None
+        driver.tell(one, problem.evaluate(one))
+        for _ in range(2):
+            said = ""
+            try:
+                driver.ask()
+            except DriverError as error:
+                said = str(error)
+            assert said.startswith("driver: 1 of 2 seeds could be evaluated")
+            assert "out of memory" in said
 
 
 # -- tiny models -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 The comparison of Evolutionary Optimization of Model Merging Recipes (arXiv 2403.13187), small: two experts of the
 `language` zoo, for German and for sums, and sums asked in German. In parameter space DARE-TIES with a weight for each expert
-and third of the layers; in data-flow space the layers of both, one after the other, each taken or not, without and with a
-scale for each; in both spaces, the layers of the best merge and of the experts.
+and third of the layers, and a share that is dropped of each expert; in data-flow space the layers of both, one after the
+other, each taken or not, without and with a scale for each; in both spaces, the layers of the best merge and of the experts.
 
     python experiments/data_flow.py [--smoke] [--seeds N] [--json] [--out DIR]
 
@@ -31,7 +31,8 @@ WEIGHTS = {
             "inputs": "experts",
             "parameters": {
                 "weight": {"float": [0, 1.5], "init": 0.5, "per": ["expert", "block/3"]},
-                "density": {"float": [0.1, 1], "init": 0.7, "per": ["expert"]},
+                "drop": {"float": [0, 0.9], "init": 0.3, "per": ["expert"]},
+                "reduce": "sum",  # not divided by the weights, whose sum the paper found to grow above 1
             },
         }
     },

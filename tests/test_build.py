@@ -216,4 +216,4 @@ def test_merges_made_together_read_their_inputs_once(low, monkeypatch):
     tensor = type(low.pool.base).tensor
     monkeypatch.setattr(type(low.pool.base), "tensor", lambda self, name: read.append(name) or tensor(self, name))
     low.build_together([merge("task_arithmetic", EXPERTS, {"lambda": scale}) for scale in (0.2, 0.4, 0.6, 0.8)])
-    assert len(read) == len(low.pool.merged) * (1 + len(EXPERTS))
+    assert sum(name in low.pool.merged for name in read) == len(low.pool.merged) * (1 + len(EXPERTS))

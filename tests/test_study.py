@@ -62,6 +62,7 @@ class Made(Evaluator):
 
     def __init__(self, slots=1, seed=0):
         self.slots = slots
+        self.lineage = {}
         self.count = 0
         self._waiting = []
         self._random = random.Random(seed)

@@ -1,7 +1,9 @@
 """Evaluator: what runs proposals, as a study sees it."""
 
+from collections.abc import Collection
 from typing import Protocol, Self
 
+from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 
 
@@ -22,11 +24,17 @@ class Evaluator(Protocol):
 
     slots: int
 
+    lineage: dict[str, Recipe]
+    """The recipes of earlier candidates by id. Whoever submits a recipe that names some puts theirs here, and their ancestors'."""
+
     def submit(self, proposal: Proposal) -> None:
         """Take a proposal. Its number must not be that of another one in flight."""
 
     def wait(self) -> tuple[int, Evaluation]:
         """Wait for one more evaluation; return it with its number. `EvaluatorError` if none is due."""
+
+    def retain(self, members: Collection[str]) -> None:
+        """Let go of the weights of all earlier candidates but these, by id; they can be made again from their lineage."""
 
     def close(self) -> None:
         """Let go of everything, also of what is in flight. Closing twice is closing once."""

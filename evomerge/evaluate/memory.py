@@ -1,6 +1,7 @@
 """Remembering: an evaluator that evaluates no recipe twice."""
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import replace
 
 from evomerge.evaluate.evaluator import Evaluator
@@ -21,6 +22,7 @@ class Remembering(Evaluator):
         """Remember what `evaluator` finds. It is closed with this one."""
         self._evaluator = evaluator
         self.slots = evaluator.slots
+        self.lineage = evaluator.lineage
         self._known: dict[Key, Evaluation] = {}
         self._answered: deque[tuple[int, Evaluation]] = deque()
         self._flying: dict[Key, list[int]] = {}
@@ -53,6 +55,10 @@ class Remembering(Evaluator):
         same = replace(evaluation, seconds={})
         self._answered.extend((other, same) for other in self._flying.pop(key) if other != number)
         return number, evaluation
+
+    def retain(self, members: Collection[str]) -> None:
+        """Pass it on."""
+        self._evaluator.retain(members)
 
     def close(self) -> None:
         """Close the other evaluator. What is known stays known."""

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from evomerge.evaluate.fence import check_fence
 from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, verdict
 from evomerge.evaluate.resident import Resident
 from evomerge.evaluate.worker import Setup, describe
+from evomerge.members import Members, ancestors
+from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 
 # Ray prints each worker's death to standard output, which is the study's, and reports its use to its makers.
@@ -54,7 +57,12 @@ class RayEvaluator(Evaluator):
         reached, is too small, or can be used by anyone in the network.
         """
         self.slots = workers
-        self._setup = replace(setup, folder=str(Path(setup.folder).resolve()))
+        self.lineage: dict[str, Recipe] = {}
+        members = None if setup.members is None else Path(setup.members).resolve()
+        self._members = Members(0, members)
+        self._setup = replace(
+            setup, folder=str(Path(setup.folder).resolve()), members=None if members is None else str(members)
+        )
         self._deadline = math.inf if deadline is None else deadline
         self._connected = connect(address, workers * setup.threads)
         _check_size(workers, setup.threads)
@@ -84,6 +92,10 @@ class RayEvaluator(Evaluator):
                 self._collect(busy[promise])
             self._kill_overdue()
         return self._finished.popleft()
+
+    def retain(self, members: Collection[str]) -> None:
+        """Remove the weights of all earlier candidates but these from the disk; workers forget theirs by and by."""
+        self._members.retain(members)
 
     def close(self) -> None:
         """Kill the workers, and leave the cluster if it was joined here; one that was started here ends."""
@@ -115,7 +127,9 @@ class RayEvaluator(Evaluator):
             seat, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
             self._line.remove(job)
             seat.take(job)
-            seat.promise = seat.actor.evaluate.remote(job.proposal.recipe.json, job.proposal.split)
+            recipe = job.proposal.recipe
+            lineage = {key: own.json for key, own in ancestors(recipe, self.lineage, self._members.on_disk)}
+            seat.promise = seat.actor.evaluate.remote(recipe.json, job.proposal.split, lineage)
 
     def _collect(self, seat: "_Seat") -> None:
         """Take what a worker has to say, or that it died."""

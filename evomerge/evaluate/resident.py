@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Mapping
 
 from evomerge.evaluate.worker import Setup, Worker, describe
 from evomerge.recipe import Recipe
@@ -16,7 +17,7 @@ class Resident:
         """Take over the process's main thread."""
         # Python's own way, SystemExit, would look like a candidate that wanted to exit.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-        self._worker = Worker(setup)
+        self._worker = Worker(setup, alone=False)
 
     def prepare(self) -> str | None:
         """Return when candidates can be evaluated: None, or what is wrong (exceptions may not cross)."""
@@ -26,6 +27,9 @@ class Resident:
             return describe(error)
         return None
 
-    def evaluate(self, recipe: str, split: Split) -> Evaluation:
-        """Return the evaluation of a recipe, given as JSON."""
+    def evaluate(self, recipe: str, split: Split, lineage: Mapping[str, str]) -> Evaluation:
+        """Return the evaluation of a recipe, given as JSON, as are those of the earlier candidates that it is made of."""
+        for identity, known in lineage.items():
+            if identity not in self._worker.members.lineage:
+                self._worker.members.lineage[identity] = Recipe.parse(json.loads(known))
         return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split)

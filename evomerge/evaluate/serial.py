@@ -1,6 +1,7 @@
 """Serial: evaluates in this process, one proposal after the other, while `wait` is called."""
 
 from collections import deque
+from collections.abc import Collection
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
@@ -16,6 +17,7 @@ class Serial(Evaluator):
     def __init__(self, setup: Setup) -> None:
         """Evaluate what `setup` describes. Nothing is loaded before the first evaluation."""
         self._worker = Worker(setup)
+        self.lineage = self._worker.members.lineage
         self._line: deque[Proposal] = deque()
 
     def submit(self, proposal: Proposal) -> None:
@@ -29,6 +31,10 @@ class Serial(Evaluator):
             raise EvaluatorError(msg)
         proposal = self._line.popleft()
         return proposal.number, self._worker.evaluate(proposal.recipe, proposal.split)
+
+    def retain(self, members: Collection[str]) -> None:
+        """Let go of the weights of all earlier candidates but these."""
+        self._worker.members.retain(members)
 
     def close(self) -> None:
         """Forget what is in line."""

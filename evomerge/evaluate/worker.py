@@ -20,10 +20,11 @@ from evomerge import tasks
 from evomerge.adapter import Adapter
 from evomerge.build import Builder
 from evomerge.checkpoint import Checkpoint, Folder
+from evomerge.members import Members
 from evomerge.models import LiveModel
 from evomerge.models.prefixes import Count
 from evomerge.pool import Pool
-from evomerge.recipe import Recipe
+from evomerge.recipe import Base, Expert, Recipe
 from evomerge.stack import Stacked
 from evomerge.trial import Evaluation, Split
 
@@ -39,7 +40,8 @@ class Setup:
     them start at `folder`. `precision` is what models compute in, `threads` how many each worker uses
     (another number changes the last bits of scores), and `auto` the transformers class that chooses the
     model's class, None for its config's. `shared_mib` is how much memory each worker has for hidden states of
-    stacks that begin alike; it changes no score.
+    stacks that begin alike; it changes no score. `members` is the folder of a study whose candidates may be made of earlier
+    ones: what is evaluated for the search is kept, up to `members_mib` in each worker's memory, and there; None keeps nothing.
     """
 
     base: str
@@ -50,14 +52,18 @@ class Setup:
     threads: int = 1
     auto: str | None = None
     shared_mib: int = 0
+    members: str | None = None
+    members_mib: int = 1024
 
 
 class Worker:
     """Evaluates one recipe after the other in one live model. An evaluator hands out work; this does it."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Be ready to prepare; nothing is opened yet."""
+    def __init__(self, setup: Setup, *, alone: bool = True) -> None:
+        """Be ready to prepare; nothing is opened yet. Unless `alone`, what is kept must be where other workers find it."""
         self.setup = setup
+        folder = None if setup.members is None else Path(setup.members)
+        self.members = Members(setup.members_mib << 20, folder, shared=not alone)
         self._prepared: _Prepared | None = None
 
     def prepare(self) -> None:
@@ -79,6 +85,13 @@ class Worker:
                 with _timed(seconds, "decode"):
                     checkpoint = _checked(ready.builder.build(recipe))
                 with _timed(seconds, "merge"):
+                    if (
+                        self.setup.members is not None
+                        and split == "search"
+                        and not isinstance(recipe.root, Base | Expert)
+                    ):
+                        kept = self.members.keep(recipe.id, checkpoint)
+                        checkpoint = checkpoint if isinstance(checkpoint, Stacked) else kept
                     ready.model.write(checkpoint)
                 with _timed(seconds, "score"):
                     for task in ready.tasks:
@@ -101,17 +114,17 @@ class Worker:
     def _ready(self) -> "_Prepared":
         if self._prepared is None:
             with _alike(self.setup.threads):
-                self._prepared = _Prepared(self.setup)
+                self._prepared = _Prepared(self.setup, self.members)
         return self._prepared
 
 
 class _Prepared:
     """What stays in memory between candidates."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
         pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
-        self.builder = Builder(pool, search=True)
+        self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
         self.model = LiveModel(folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20)
 

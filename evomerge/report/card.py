@@ -1,7 +1,7 @@
 """model_card: the README.md of a merged checkpoint, for the hub and for whoever finds the folder in a year."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.metadata import version
 from typing import Any
@@ -10,7 +10,7 @@ from evomerge import strict_yaml
 from evomerge.checkpoint import SCALES
 from evomerge.models.folding import TOLERANCE, Folding
 from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
-from evomerge.report import wording
+from evomerge.report import family, wording
 from evomerge.report.results import Candidate, Results
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -41,22 +41,28 @@ def model_card(
     results: Results | None = None,
     candidate: Candidate | None = None,
     folding: Folding | None = None,
+    lineage: Mapping[str, Recipe] | None = None,
 ) -> str:
     """Return the card of the model that `recipe` makes of the pool: the recipe, and what was measured if it was.
 
     `base` is the base's name and `experts` the pool's; with `results` and a `candidate` of them, its scores on unseen
-    examples stand beside those of the references. `folding` says what became of a stack's scales. The front matter names
+    examples stand beside those of the references. `folding` says what became of a stack's scales, `lineage` whom a
+    member of a population is made of. The front matter names
     the base only where that is a name that the hub can hold. Names are shown as they are, never as Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
     if _HUB_NAME.fullmatch(base):
         front_matter["base_model"] = [base]
-    unused = [name for name in experts if name not in recipe.experts]
+    known = lineage or {}
+    used = family.used_experts(recipe, known)
+    unused = [name for name in experts if name not in used]
     sources = [f"the base {_plain(base)}"]
-    sources += [f"the expert {_plain(name)}" for name in recipe.experts]
+    sources += [f"the expert {_plain(name)}" for name in used]
     made = f"Made by evomerge {version('evomerge')} from {', '.join(sources[:-1])}{' and ' * (len(sources) > 1)}{sources[-1]}."
     if unused:
         made += f" The pool also held {', '.join(map(_plain, unused))}, which this recipe does not use."
+    if recipe.members:
+        made += f" It is made of earlier candidates of its search, {len(family.tree(recipe, known))} in all: see `family.png`."
     parts = [
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",

@@ -1,20 +1,24 @@
 """export: a recipe's merge as a checkpoint folder that transformers loads, with the recipe beside the weights."""
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge import checkpoint, strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoint import SCALES, Checkpoint, Folder
+from evomerge.members import Members
 from evomerge.merging import check
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
 from evomerge.models.saved_stack import stack_config
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
+from evomerge.report import family
 from evomerge.report.card import model_card
+from evomerge.report.figures import png
 from evomerge.report.results import Candidate, Results
 from evomerge.stack import Stacked
 
@@ -24,6 +28,7 @@ def export(
     pool: Pool,
     out: Path,
     *,
+    lineage: Mapping[str, Recipe] | None = None,
     results: Results | None = None,
     candidate: Candidate | None = None,
     shard_bytes: int = 2 << 30,
@@ -33,16 +38,34 @@ def export(
 
     Configuration and tokenizer are the base's, but for a stack's layers in `config.json`. A stack's scales are folded into
     its weights where that is the same model, which takes the model in memory to find out; else they are in a file of their
-    own, and the card says what that means. `README.md` is the model card; `recipe.yaml` is what `evomerge merge` makes the
+    own, and the card says what that means. A candidate that is made of earlier ones needs their `lineage`, which is written
+    into `recipe.yaml`, and drawn in `family.png`. `README.md` is the model card; `recipe.yaml` is what `evomerge merge` makes the
     same bytes from. `progress` gets bytes done and in all. Raises `RecipeError`, `CheckpointError`, or `ModelError` for a
     stack of a model that transformers cannot make, before anything is written.
     """
     check(recipe)
     checkpoint.check_free(out)
-    made: Checkpoint = Builder(pool).build(recipe)
-    used = [pool.base, *(pool.experts[name] for name in recipe.experts)]
+    with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
+        members = Members(folder=Path(scratch))
+        members.lineage |= lineage or {}
+        _export(recipe, pool, out, Builder(pool, members=members), results, candidate, shard_bytes, progress)
+
+
+def _export(
+    recipe: Recipe,
+    pool: Pool,
+    out: Path,
+    builder: Builder,
+    results: Results | None,
+    candidate: Candidate | None,
+    shard_bytes: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    made: Checkpoint = builder.build(recipe)
+    known = builder.members.lineage
+    used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, known))]
     sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
-    extra: dict[str, str] = {}
+    extra: dict[str, str | bytes] = {}
     folding = None
     if isinstance(made, Stacked):
         sources = []  # they know the layers by other numbers
@@ -57,7 +80,11 @@ def export(
                 made = folding.stack
     experts = {name: str(pool.experts[name].path) for name in pool.experts}
     file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
-    extra["README.md"] = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding)
+    if recipe.members:
+        file["members"] = family.tree(recipe, known)
+        extra["family.png"] = png(family.draw(recipe, known))
+    card = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding, known)
+    extra["README.md"] = card
     extra["recipe.yaml"] = strict_yaml.text(file)
     checkpoint.save(
         made, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress

@@ -13,12 +13,15 @@ from evomerge.errors import DriverError, nearest
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.driver import Breeder, Driver, Generational
+from evomerge.search.map_elites import MapElites, MapElitesSettings
+from evomerge.search.niches import Niches, NichesSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
+from evomerge.search.population import Archive, Population
 from evomerge.search.random import Random, RandomSettings
 from evomerge.space import SearchSpace
 
-__all__ = ["KINDS", "Breeder", "Driver", "Generational", "describe", "make"]
+__all__ = ["KINDS", "POPULATIONS", "Archive", "Breeder", "Driver", "Generational", "Population", "describe", "make"]
 
 _Make = Callable[[SearchSpace, Sequence[str], int, Any], Driver]
 
@@ -26,6 +29,12 @@ _Make = Callable[[SearchSpace, Sequence[str], int, Any], Driver]
 def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> _Make:
     return lambda space, objectives, seed, settings: Generational(
         space, objectives, breeder(space, objectives, seed, settings)
+    )
+
+
+def _population(archive: Callable[[Sequence[str], Any], Archive]) -> _Make:
+    return lambda space, objectives, seed, settings: Population(
+        space, objectives, seed, settings, archive(objectives, settings)
     )
 
 
@@ -37,10 +46,15 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
     "gp": (OptunaSettings, _generational(Optuna)),
     "qmc": (OptunaSettings, _generational(Optuna)),
     "random": (RandomSettings, Random),
+    "niches": (NichesSettings, _population(Niches)),
+    "map_elites": (MapElitesSettings, _population(MapElites)),
 }
 
 KINDS: tuple[str, ...] = tuple(_DRIVERS)
 """What `kind:` of a driver may be."""
+
+POPULATIONS: tuple[str, ...] = ("niches", "map_elites")
+"""Those of `KINDS` whose candidates are made of earlier candidates, as their space says."""
 
 
 def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str], seed: int) -> Driver:
@@ -59,6 +73,18 @@ def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[s
         raise DriverError(msg)
     if not objectives or len(set(objectives)) != len(objectives):
         msg = f"driver: expected one or more different objectives, got {list(objectives)}"
+        raise DriverError(msg)
+    if kind in POPULATIONS and len(space.parents) != 2:
+        msg = (
+            f"driver `{kind}` crosses two earlier candidates, and the space has {len(space.parents)}; give it two, such as "
+            "`inputs: [{member: mother}, {member: father}]`, or choose another `kind`"
+        )
+        raise DriverError(msg)
+    if kind not in POPULATIONS and space.parents:
+        msg = (
+            f"driver `{kind}` knows no earlier candidates, and the space crosses {', '.join(space.parents)}; "
+            f"type `kind: {POPULATIONS[0]}`"
+        )
         raise DriverError(msg)
     model, build = _DRIVERS[kind]
     try:

@@ -36,7 +36,7 @@ class Driver(Protocol):
     4. What is proposed depends only on the order of asks and tells: never on the clock, on the number of
        slots, or on how often `ask` returned None. So replaying a journal through a fresh driver restores it.
     5. Generational drivers sort what they are told by number: the order of arrival cannot matter, and the
-       search is the same for any number of workers.
+       search is the same for any number of workers. Populations of models (`Population`) never wait instead.
     6. A failed evaluation is survived, and counts as worse than any success.
 
     `evomerge.testing.DriverSuite` holds a driver to these rules. `str(driver)` is its line in a dry run.
@@ -48,6 +48,14 @@ class Driver(Protocol):
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Learn the `evaluation` of a `proposal` that `ask` returned."""
+        ...
+
+    def members(self) -> tuple[str, ...]:
+        """Return the ids of the candidates whose weights later proposals may be made of.
+
+        Nothing for a driver whose candidates are all made of the pool's own models. Whose weights a proposal in flight is
+        made of, its recipe says.
+        """
         ...
 
 
@@ -121,6 +129,10 @@ class Generational:
             if means is not None:
                 self._breeder.learn(self._generation, means)
 
+    def members(self) -> tuple[str, ...]:
+        """Return nothing: a generation is made of genomes alone."""
+        return ()
+
     def _finite(self, means: Means) -> Means | None:
         """Return `means` with failures made worst, or None if nothing has ever succeeded."""
         succeeded: NDArray[np.bool_] = np.all(np.isfinite(means), axis=1)
@@ -132,11 +144,11 @@ class Generational:
         return np.where(succeeded[:, None], means, self._worst - 0.1 * (self._best - self._worst) - 1e-6)
 
 
-def propose(space: SearchSpace, number: int, genome: Genome) -> Proposal:
-    """Return the proposal of a genome. It keeps a copy that nobody can write to."""
+def propose(space: SearchSpace, number: int, genome: Genome, parents: Sequence[str] = ()) -> Proposal:
+    """Return the proposal of a genome, and of its `parents`' ids. It keeps a copy that nobody can write to."""
     kept = np.array(genome, dtype=np.float64)
     kept.flags.writeable = False
-    return Proposal(number, space.decode(kept), kept)
+    return Proposal(number, space.decode(kept, parents), kept)
 
 
 def known_recipes(space: SearchSpace) -> Genomes:

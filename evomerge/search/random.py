@@ -45,3 +45,7 @@ class Random:
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Learn nothing."""
+
+    def members(self) -> tuple[str, ...]:
+        """Return nothing: a candidate is made of its genome alone."""
+        return ()

@@ -17,6 +17,7 @@ class Counting(Evaluator):
     slots = 3
 
     def __init__(self, *errors):
+        self.lineage = {}
         self.errors = deque(errors)
         self.line = deque()
         self.evaluated = []

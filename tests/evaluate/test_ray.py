@@ -159,3 +159,22 @@ def test_stack_goes_to_the_worker_that_had_one_which_begins_alike(setup):
     for number, candidate in enumerate((first, second, *later)):
         assert found[number].error is None
         assert found[number].to_json() == worker.evaluate(candidate).to_json()
+
+
+def test_children_score_the_same_on_any_worker_and_after_their_parents_weights_were_removed(setup, tmp_path):
+    made = [recipe.expert("turned"), recipe.expert("inverted")]
+    for weight in (0.3, 0.6, 0.5, 0.4):
+        inputs = [{"member": one.id} for one in made[-2:]]
+        data = {"merge": {"method": "linear", "inputs": inputs, "parameters": {"weight": weight}}}
+        made.append(recipe.Recipe.parse(data))
+    setup = dataclasses.replace(setup, members=str(tmp_path / "members"))
+    worker = Worker(dataclasses.replace(setup, members=None))
+    with RayEvaluator(setup, 2) as evaluator:
+        for number, one in enumerate(made):
+            evaluator.lineage[one.id] = worker.members.lineage[one.id] = one
+            evaluator.submit(Proposal(number, one))
+            _, evaluation = evaluator.wait()
+            assert evaluation.error is None
+            assert evaluation.to_json() == worker.evaluate(one).to_json()
+            evaluator.retain({one.id} if number % 2 else {one.id, made[number - 1].id})
+        assert {path.stem for path in (tmp_path / "members").glob("*.safetensors")} == {made[-1].id}

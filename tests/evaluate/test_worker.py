@@ -190,3 +190,27 @@ def test_merged_layer_that_is_not_finite_is_named(setup):
     assert torch.equal(stack.tensor(names[0]), base.tensor(names[0]))
     with pytest.raises(FloatingPointError, match="holds NaN or infinity"):
         stack.tensor(names[-1])
+
+
+def population():
+    """Return candidates of which each is made of the two before it; the first two are experts."""
+    made = [recipe.expert("turned"), recipe.expert("inverted")]
+    for weight in (0.3, 0.6, 0.5, 0.4):
+        inputs = [{"member": one.id} for one in made[-2:]]
+        data = {"merge": {"method": "linear", "inputs": inputs, "parameters": {"weight": weight}}}
+        made.append(recipe.Recipe.parse(data))
+    return made
+
+
+def test_children_score_the_same_whether_their_parents_are_kept_or_made_again(setup, tmp_path):
+    made = population()
+    keeping = Worker(dataclasses.replace(setup, members=str(tmp_path)))
+    for one in made:
+        keeping.members.lineage[one.id] = one
+    found = [keeping.evaluate(one).to_json() for one in made]
+    assert all(keeping.members.find(one.id) is not None for one in made[2:])
+    fresh = Worker(setup)
+    fresh.members.lineage |= keeping.members.lineage
+    assert fresh.evaluate(made[-1]).to_json() == found[-1]
+    lost = Worker(setup).evaluate(made[-1])
+    assert lost.error.startswith("RecipeError: no candidate")

@@ -3,10 +3,10 @@
 from problems import bits
 
 from evomerge import search
-from evomerge.testing import DriverSuite, mixed, sphere, three_corners
+from evomerge.testing import GenomeSuite, PopulationSuite, mixed, sphere, three_corners
 
 
-class TestCma(DriverSuite):
+class TestCma(GenomeSuite):
     def problem(self):
         return sphere()
 
@@ -14,7 +14,7 @@ class TestCma(DriverSuite):
         return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
 
 
-class TestCmaOnSeveralObjectives(DriverSuite):
+class TestCmaOnSeveralObjectives(GenomeSuite):
     def problem(self):
         return three_corners()
 
@@ -26,7 +26,7 @@ class TestCmaOnSeveralObjectives(DriverSuite):
         return max(problem.evaluate(p).means(problem.objectives) @ [0, 2, 1] for p in proposals)
 
 
-class TestSeparableCma(DriverSuite):
+class TestSeparableCma(GenomeSuite):
     budget = 250
 
     def problem(self):
@@ -36,7 +36,7 @@ class TestSeparableCma(DriverSuite):
         return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
 
 
-class TestCmaOnMixedGenes(DriverSuite):
+class TestCmaOnMixedGenes(GenomeSuite):
     def problem(self):
         return mixed()
 
@@ -47,7 +47,7 @@ class TestCmaOnMixedGenes(DriverSuite):
         return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
 
 
-class TestCmaOnBits(DriverSuite):
+class TestCmaOnBits(GenomeSuite):
     def problem(self):
         return bits()
 
@@ -55,7 +55,7 @@ class TestCmaOnBits(DriverSuite):
         return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
 
 
-class TestCmaOnRelaxedBits(DriverSuite):
+class TestCmaOnRelaxedBits(GenomeSuite):
     budget = 120
 
     def problem(self):
@@ -65,12 +65,12 @@ class TestCmaOnRelaxedBits(DriverSuite):
         return search.make({"kind": "cma", "whole": "relaxed"}, problem.space, problem.objectives, seed)
 
 
-class TestNsga2(DriverSuite):
+class TestNsga2(GenomeSuite):
     def make(self, problem, seed):
         return search.make({"kind": "nsga2"}, problem.space, problem.objectives, seed)
 
 
-class TestNsga2OnMixedGenes(DriverSuite):
+class TestNsga2OnMixedGenes(GenomeSuite):
     def problem(self):
         return mixed()
 
@@ -78,7 +78,7 @@ class TestNsga2OnMixedGenes(DriverSuite):
         return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)
 
 
-class TestNsga2OnBits(DriverSuite):
+class TestNsga2OnBits(GenomeSuite):
     def problem(self):
         return bits()
 
@@ -86,7 +86,7 @@ class TestNsga2OnBits(DriverSuite):
         return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)
 
 
-class TestNsga3(DriverSuite):
+class TestNsga3(GenomeSuite):
     def problem(self):
         return three_corners()
 
@@ -94,14 +94,14 @@ class TestNsga3(DriverSuite):
         return search.make({"kind": "nsga3"}, problem.space, problem.objectives, seed)
 
 
-class TestTpe(DriverSuite):
+class TestTpe(GenomeSuite):
     budget = 32
 
     def make(self, problem, seed):
         return search.make({"kind": "tpe"}, problem.space, problem.objectives, seed)
 
 
-class TestTpeOnMixedGenes(DriverSuite):
+class TestTpeOnMixedGenes(GenomeSuite):
     budget = 32
 
     def problem(self):
@@ -111,7 +111,7 @@ class TestTpeOnMixedGenes(DriverSuite):
         return search.make({"kind": "tpe"}, problem.space, problem.objectives, seed)
 
 
-class TestGp(DriverSuite):
+class TestGp(GenomeSuite):
     budget = 8
 
     def problem(self):
@@ -121,15 +121,37 @@ class TestGp(DriverSuite):
         return search.make({"kind": "gp", "batch": 2}, problem.space, problem.objectives, seed)
 
 
-class TestQmc(DriverSuite):
+class TestQmc(GenomeSuite):
     learns = False
 
     def make(self, problem, seed):
         return search.make({"kind": "qmc"}, problem.space, problem.objectives, seed)
 
 
-class TestRandom(DriverSuite):
+class TestRandom(GenomeSuite):
     learns = False
 
     def make(self, problem, seed):
         return search.make({"kind": "random"}, problem.space, problem.objectives, seed)
+
+
+class TestNiches(PopulationSuite):
+    def make(self, problem, seed):
+        return search.make({"kind": "niches", "population": 8}, problem.space, problem.objectives, seed)
+
+
+class TestPlainGeneticAlgorithm(PopulationSuite):
+    def make(self, problem, seed):
+        settings = {"kind": "niches", "population": 8, "alpha": 0, "matchmaker": False}
+        return search.make(settings, problem.space, problem.objectives, seed)
+
+
+class TestNichesWithWarmUp(PopulationSuite):
+    def make(self, problem, seed):
+        settings = {"kind": "niches", "population": 3, "warm_up": 10}
+        return search.make(settings, problem.space, problem.objectives, seed)
+
+
+class TestMapElites(PopulationSuite):
+    def make(self, problem, seed):
+        return search.make({"kind": "map_elites"}, problem.space, problem.objectives, seed)

@@ -9,6 +9,8 @@ from evomerge.search.driver import Generational, known_recipes, latin_hypercube
 from evomerge.testing import drive, mixed, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal
 
+GENOME_KINDS = [kind for kind in search.KINDS if kind not in search.POPULATIONS]
+
 
 class Recorder:
     """A breeder of pairs that keeps what it is taught."""
@@ -109,7 +111,7 @@ def test_latin_hypercube_has_one_point_in_each_stratum_and_uses_discrete_values_
     assert sorted(np.floor((np.log10(columns["density"]) + 2) * 10)) == list(range(20))
 
 
-@pytest.mark.parametrize("kind", search.KINDS)
+@pytest.mark.parametrize("kind", GENOME_KINDS)
 def test_without_seed_known_the_landmarks_are_not_proposed(kind):
     problem = two_spheres()
     known = {problem.space.decode(genome).id for name, genome in problem.space.landmarks().items() if name != "init"}
@@ -117,7 +119,7 @@ def test_without_seed_known_the_landmarks_are_not_proposed(kind):
     assert not known & {proposal.recipe.id for proposal in drive(driver, problem.evaluate, 6)}
 
 
-@pytest.mark.parametrize("kind", search.KINDS)
+@pytest.mark.parametrize("kind", GENOME_KINDS)
 def test_dry_run_line_says_what_the_driver_is(kind):
     problem = two_spheres()
     line = search.describe({"kind": kind}, problem.space, problem.objectives)
@@ -128,7 +130,7 @@ def test_dry_run_line_says_what_the_driver_is(kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, random"),
+        ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, random, niches, map_elites"),
         ({"kind": "nsga4"}, "unknown kind `nsga4`; did you mean `nsga"),
         ({"kind": "nsga2", "populaton": 8}, "unknown key `populaton`; did you mean `population`?"),
         (
