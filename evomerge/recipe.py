@@ -13,6 +13,7 @@ wherever and however it was written. Not to be confused with a search space, whi
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -510,13 +511,16 @@ def _canonical(data: Any) -> Any:
 def expand_inputs(data: Any, experts: Sequence[str]) -> Any:
     """Return `data` with all `experts` where the word `experts` stands for them.
 
-    As in `inputs: experts`, `sources: experts` and `choice: experts`, or as an entry among sources or options.
+    As in `inputs: experts`, `sources: experts` and `choice: experts`, or as an entry among sources or options; `choice: pairs`
+    stands for all lists of two different ones.
     """
     everyone = [{"expert": name} for name in experts]
 
     def expand(key: str, value: Any) -> Any:
         if value == "experts" and key in ("inputs", "sources", "choice"):
             return everyone
+        if value == "pairs" and key == "choice":
+            return [list(pair) for pair in itertools.permutations(everyone, 2)]
         if isinstance(value, list | tuple) and key in ("sources", "choice"):
             return [e for entry in value for e in (everyone if entry == "experts" else [expand_inputs(entry, experts)])]
         return expand_inputs(value, experts)

@@ -94,7 +94,6 @@ class Study:
             for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
                 if isinstance(event, Ask):
                     flying[event.number] = self._same(event, driver.ask())
-                    evaluator.lineage[event.recipe.id] = event.recipe
                     asked += 1
                 else:
                     told = flying.pop(event.number)
@@ -130,9 +129,12 @@ class Study:
         if deadline is None and self.settings.workers > 1:
             deadline = _DEADLINE
         setup = self.parts.setup
-        if self.parts.space.parents:
-            setup = replace(setup, members=str(self.folder / "members"))
-        return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+        if not self.parts.space.parents:
+            return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+        setup = replace(setup, members=str(self.folder / "members"))
+        made = evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+        made.lineage.update(self.lineage())
+        return made
 
     def lineage(self) -> dict[str, Recipe]:
         """Return the recipes of all candidates by id, which tell how those that are made of others can be made again."""

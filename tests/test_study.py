@@ -30,14 +30,27 @@ DRIVERS = [
     {"kind": "tpe", "batch": 4},
     {"kind": "random"},
 ]
+CROSSING = {
+    "driver": {"kind": "niches", "population": 5},
+    "recipe": {
+        "merge": {
+            "method": "slerp",
+            "inputs": [{"member": "mother"}, {"member": "father"}],
+            "parameters": {"t": {"float": [0, 1]}},
+        }
+    },
+}
 SEARCHES = [{"driver": driver} for driver in DRIVERS] + [
     {"driver": DRIVERS[0], "space": "both_spaces"},
     {"driver": DRIVERS[2], "space": "data_flow_scaled"},
+    {"driver": CROSSING["driver"], "space": CROSSING},
+    {"driver": {"kind": "map_elites"}, "space": CROSSING},
 ]
 
 
 def _named(search):
-    return " ".join([search["driver"]["kind"], search.get("space", "")]).strip()
+    space = search.get("space", "")
+    return " ".join([search["driver"]["kind"], "crossing" if space is CROSSING else space]).strip()
 
 
 @pytest.fixture
@@ -259,7 +272,7 @@ def test_results_without_any_evaluation_are_refused_with_the_last_failure(settin
         measure.measure(study)
 
 
-@pytest.mark.parametrize("space", ["layer_swap", "data_flow", "data_flow_scaled", "both_spaces"])
+@pytest.mark.parametrize("space", ["layer_swap", "layer_swap_blocks", "data_flow", "data_flow_scaled", "both_spaces"])
 def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_exported(space, settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(space=space, driver=None, evaluations=12))
     results = measure.measure(study, _searched(study))
@@ -267,7 +280,8 @@ def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_expo
     picked = next(point for point in results.front if point.recipe_id == results.picked)
     export(Recipe.parse(picked.recipe), study.parts.pool, tmp_path / "out", results=results, candidate=picked)
     live = LiveModel(tmp_path / "out", study.settings.pool.auto)
-    assert len(live.blocks) == len(Recipe.parse(picked.recipe).beginnings)
+    layers = len(Recipe.parse(picked.recipe).beginnings)
+    assert len(live.blocks) == (layers or study.parts.pool.layout.blocks)
 
 
 def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, tmp_path):
@@ -277,3 +291,47 @@ def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, 
     with pytest.raises(RecipeError, match=r"a stack needs a model with a stack of blocks.*has `first.weight`"):
         Study.create(tmp_path / "study", settings(pool=pool, space="data_flow"))
     assert not (tmp_path / "study").exists()
+
+
+def _population(settings, small_digits, **changes):
+    tasks = {name: task | {"search_metric": "accuracy"} for name, task in list(small_digits.tasks.items())[:2]}
+    return settings(space=CROSSING, driver=None, tasks=tasks, **changes)
+
+
+def test_a_population_goes_on_after_a_stop_with_the_same_bytes_and_keeps_only_who_may_be_a_parent(
+    settings, small_digits, tmp_path
+):
+    whole = Study.create(tmp_path / "whole", _population(settings, small_digits, evaluations=30))
+    with whole.evaluator() as evaluator:
+        whole.run(evaluator)
+        assert len(evaluator._evaluator._worker.members._held) <= 5
+    for budget in (2, 3, 11, 30):
+        study = Study.create(tmp_path / "parts", _population(settings, small_digits, evaluations=budget))
+        with study.evaluator() as evaluator:
+            study.run(evaluator)
+    assert study.journal_path.read_bytes() == whole.journal_path.read_bytes()
+    made = [proposal.recipe for proposal, _ in whole.population()]
+    assert sum(bool(one.members) for one in made) == 26
+    assert any(identity in {one.id for one in made[4:]} for one in made for identity in one.members)  # of children too
+
+
+@pytest.mark.ray
+def test_a_population_on_two_workers_is_restored_by_replay(settings, small_digits, tmp_path):
+    study = Study.create(tmp_path / "study", _population(settings, small_digits, workers=2, evaluations=20))
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+    first = study.journal_path.read_bytes()
+    study = Study.create(tmp_path / "study", _population(settings, small_digits, workers=1, evaluations=24))
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+    assert study.journal_path.read_bytes().startswith(first)
+    assert all(evaluation.error is None for _, evaluation in study.population())
+    results = measure.measure(study, _searched(study))
+    child = next(point for point in results.front if Recipe.parse(point.recipe).members)
+    recipe = Recipe.parse(child.recipe)
+    export(recipe, study.parts.pool, tmp_path / "out", lineage=study.lineage(), results=results, candidate=child)
+    worker = evaluate.Worker(study.parts.setup)
+    worker.members.lineage |= study.lineage()
+    live = LiveModel(tmp_path / "out", study.settings.pool.auto)
+    score = study.parts.tasks["turned"].score(live, "search").scores["accuracy"]
+    assert np.array_equal(score, worker.evaluate(recipe).scores["turned/accuracy"])
