@@ -9,7 +9,7 @@ import re
 import numpy as np
 import torch
 
-from evomerge.merging.randomness import bits, keys
+from evomerge.merging.randomness import bits, keys, own_key
 
 
 def as_float64(tensors):
@@ -19,6 +19,8 @@ def as_float64(tensors):
 def merge(method, base, experts, labels, parameters, seed=0):
     """Return the merged model; `parameters` are all that the formula reads, lists `(K,)` where they are per input."""
     p = {"labels": labels, "seed": seed, **parameters}
+    if method == "svd_mutate":
+        return svd_mutate(base, experts, p)
     if method in ON_WEIGHTS:
         return ON_WEIGHTS[method](experts, p)
     taus = [{name: expert[name] - base[name] for name in base} for expert in experts]
@@ -58,6 +60,12 @@ def depth(name):
     return int(found[1]) if found else None
 
 
+def kind(name):
+    """Return the kind of a tensor of `tiny_tensors`."""
+    words = {"attn": "attention", "mlp": "mlp", "norm": "norm", "embed": "embedding", "head": "head"}
+    return next(found for word, found in words.items() if word in name)
+
+
 # -- edits: one task vector, or all, at a time --
 
 
@@ -93,8 +101,13 @@ def breadcrumbs(tau, density, gamma, scope="tensor"):
 
 def noise(p, i, name, size):
     """Return the random numbers of one input's tensor, in [0, 1)."""
+    return drawn(keys(p["seed"], p["labels"], name)[i], size)
+
+
+def drawn(key, size):
+    """Return the random numbers of elements or of singular directions under a key, in [0, 1)."""
     index = torch.arange(size, dtype=torch.int64).sub_(2**31).to(torch.int32)
-    return (bits(index, keys(p["seed"], p["labels"], name)[i]).numpy().astype(np.int64) + 2**31) / 2**32
+    return (bits(index, key).numpy().astype(np.int64) + 2**31) / 2**32
 
 
 def rescaled(d, kept, q, how):
@@ -259,6 +272,30 @@ def arc(a, b, t):
     return (np.sin((1 - t) * omega) * a + np.sin(t * omega) * b) / np.sin(omega)
 
 
+def split_arc(models, p):
+    """M2N2, arXiv 2508.16204: t before the split point of the flattened parameters and 1 - t from there on."""
+    groups = {}
+    for name in models[0]:
+        key = {"model": "", "kind": kind(name), "tensor": name}[p.get("over", "model")]
+        groups.setdefault(key, []).append(name)
+    made = {}
+    for names in groups.values():
+        like = {name: models[0][name] for name in names}
+        a, b = (flat({name: model[name] for name in names}) for model in models)
+        split = int(p["split"] * a.size)
+        parts = [(slice(0, split), p["t"]), (slice(split, None), 1 - p["t"])]
+        child = np.empty_like(a)
+        for part, t in parts:
+            ends = (a[part], b[part]) if p.get("angle") == "part" else (a, b)
+            omega = angle(*ends) if all(end.any() for end in ends) else 0.0
+            if np.sin(omega) > 1e-6:
+                child[part] = (np.sin((1 - t) * omega) * a[part] + np.sin(t * omega) * b[part]) / np.sin(omega)
+            else:
+                child[part] = (1 - t) * a[part] + t * b[part]
+        made |= unflat(child, like)
+    return {name: made[name] for name in models[0]}
+
+
 def spherical(rule):
     """Make a merge of a rule: (unit vectors, weights) → a unit vector; what has no direction is averaged."""
 
@@ -390,6 +427,21 @@ def opcm(taus, p):
     return merged
 
 
+def svd_mutate(base, experts, p):
+    """CycleQD, arXiv 2410.14735, as released: child + U diag(u∘Σ) Vᵀ of the expert's task vector, norms left alone."""
+    child, expert = experts
+
+    def one(name):
+        tau = expert[name] - base[name]
+        if tau.ndim != 2 or not tau.size or kind(name) == "norm":
+            return child[name]
+        left, sigma, right = singular(tau)
+        u = p["rate"] * drawn(own_key(p["seed"], "svd_mutate", name), sigma.size)
+        return child[name] + left @ np.diag(u * sigma) @ right.T
+
+    return {name: one(name) for name in base}
+
+
 # -- the table --
 
 
@@ -442,6 +494,7 @@ ON_WEIGHTS = {
     "linear": weighed,
     "mwa": mwa,
     "slerp": lambda models, p: each(lambda a, b: arc(a, b, p["t"]), *models),
+    "split_slerp": split_arc,
     "karcher": spherical(karcher),
     "layer_swap": layer_swap,
 }

@@ -295,7 +295,7 @@ def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, 
 
 def _population(settings, small_digits, **changes):
     tasks = {name: task | {"search_metric": "accuracy"} for name, task in list(small_digits.tasks.items())[:2]}
-    return settings(space=CROSSING, driver=None, tasks=tasks, **changes)
+    return settings(space="natural_niches", driver={"kind": "niches", "population": 5}, tasks=tasks, **changes)
 
 
 def test_a_population_goes_on_after_a_stop_with_the_same_bytes_and_keeps_only_who_may_be_a_parent(

@@ -21,7 +21,10 @@ from evomerge.merging.stages import STAGES
 _log = logging.getLogger("evomerge")
 
 _INLINED = ("realize_opcount_threshold", "realize_cpu_opcount_threshold", "realize_reads_threshold")
-"""From how many operations or uses on the compiler would split a loop, which here costs more than it saves: never."""
+"""From how many operations or uses on the compiler would split a loop, which here costs more than it saves: never.
+
+But for intricate stages, whose expressions written out at each use would grow without end: there the compiler decides.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Composition:
         for out, bound in zip(outs, bounds, strict=True):
             (delta,) = self.upto(len(self.steps), Piece(raw, start), bound)
             # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's own zero keeps its sign.
-            out.copy_(origin - (0.0 - delta))
+            out.copy_(delta if self.origin == "zero" else origin - (0.0 - delta))
 
 
 def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
@@ -107,7 +110,7 @@ def compiled(composition: Composition, *types_of_tensors: tuple[torch.dtype, ...
     options: dict[str, Any] = {
         "cpp.dynamic_threads": True,  # as many as torch is told to use, not as when it was compiled
         "compile_threads": 1,
-        **dict.fromkeys(_INLINED, 10**6),
+        **({} if any(STAGES[name].intricate for name, _ in composition.steps) else dict.fromkeys(_INLINED, 10**6)),
     }
     fused = torch.compile(own, dynamic=True, fullgraph=True, options=options)
 

@@ -68,6 +68,15 @@ def _slerp_ends(weights: Weights) -> Mapping[str, Any] | None:
     return {"t": list(weights.values())[1], "reduce": "sum"} if len(weights) == 2 and _one_input(weights) else None
 
 
+def _split_ends(weights: Weights) -> Mapping[str, Any] | None:
+    ends = _slerp_ends(weights)
+    return None if ends is None else {**ends, "split": 1.0}
+
+
+def _child(weights: Weights) -> Mapping[str, Any] | None:
+    return {"rate": 0.0, "reduce": "sum"} if list(weights.values()) == [1.0, 0.0] else None
+
+
 def _alone(weights: Weights) -> Mapping[str, Any] | None:
     """TIES and its kin: without trimming, the base and each input alone are exact; a mean is not, where signs conflict."""
     if _one_input(weights) or not any(weights.values()):
@@ -114,6 +123,14 @@ METHODS: dict[str, Method] = {
             ("slerp",),
             origin="zero",
             reach=_slerp_ends,
+        ),
+        Method(
+            "split_slerp",
+            "slerp at t before a point of the flattened parameters, at 1 - t from there on (M2N2, arXiv 2508.16204); with "
+            "`split` 1 or 0 there is no such point, and t or 1 - t everywhere",
+            ("split_slerp",),
+            origin="zero",
+            reach=_split_ends,
         ),
         Method(
             "nuslerp",
@@ -227,6 +244,14 @@ METHODS: dict[str, Method] = {
             "opcm",
             "one input after the other, each without what the merge so far has (arXiv 2501.09522)",
             ("project", "restore_norm"),
+        ),
+        Method(
+            "svd_mutate",
+            "the first input, mutated at random along the singular directions of the second's task vector, which is not "
+            "merged otherwise (CycleQD, arXiv 2410.14735, as released)",
+            ("svd_mutate",),
+            origin="zero",
+            reach=_child,
         ),
         Method(
             "layer_swap",

@@ -17,9 +17,9 @@ from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Site, moved, part
+from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Scope, Site, moved, part
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
+from evomerge.recipe import Member, Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
 
 BLOCK = 1 << 16
 """Elements of one block where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -90,9 +90,14 @@ class Pipeline:
             for place in places
         }
         # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
-        self._store = Store() if any(isinstance(entry.root, MergeNode | StackNode) for entry in merge.inputs) else store
+        self._nested = {
+            i for i, entry in enumerate(merge.inputs, 1) if isinstance(entry.root, Member | MergeNode | StackNode)
+        }
+        self._shared, self._store = store, Store() if self._nested else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
+        self._adds = any(stage.adds for stage in self._stages)
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
+        self._sites: dict[str, Site] = {}
         self._spelled = spelled
 
     @cached_property
@@ -123,7 +128,7 @@ class Pipeline:
         site, base, tensors = self._load(name, device)
         composition = self._compositions[site.place]
         flat = [_flat(out) for out in outs]
-        if composition.origin == "base" and self._unchanged(name, base, tensors):
+        if composition.origin == "base" and not self._adds and self._unchanged(name, base, tensors):
             for out in flat:
                 out.copy_(base)
             return
@@ -141,19 +146,20 @@ class Pipeline:
         if base.numel() >= COMPILED:
             _spent[composition] += time.perf_counter() - before
 
-    def blocks(self, step: int, tensor: str) -> Iterator[Block]:
-        """Yield a tensor block by block, as the stage number `step` finds it."""
+    def blocks(self, step: int, tensor: str, within: slice | None = None) -> Iterator[Block]:
+        """Yield a tensor, or some of its elements, block by block, as the stage number `step` finds it."""
         site, base, tensors = self._load(tensor)
         composition = self._compositions[site.place]
         bound = [self.bound(i, site) for i in range(step)]
-        for span in _spans(base.numel(), BLOCK) if base.numel() else [slice(0, 0)]:
-            _, raw = composition.rows(base[span], [row[span] for row in tensors])
+        for span in _spans(within or slice(0, base.numel()), BLOCK) if base.numel() else [slice(0, 0)]:
+            origin, raw = composition.rows(base[span], [row[span] for row in tensors])
             piece = Piece(raw, _start(span))
-            yield Block(site, span, piece, composition.upto(step, piece, [part(values, span) for values in bound]))
+            rows = composition.upto(step, piece, [part(values, span) for values in bound])
+            yield Block(site, span, piece, rows, base[span], origin)
 
     def prepared(self, step: int, tensor: str) -> Prepared:
         """Return what the stage number `step` prepares of a tensor."""
-        site, base, _ = self._load(tensor)
+        site = self._site(tensor)
         name, numbers = self._numbers[site.place][step]
         stage = self._stages[step]
         assert stage.prepare is not None
@@ -166,8 +172,11 @@ class Pipeline:
             return make()
         origin = self._compositions[site.place].origin
         what = stage.prepared_as or name
-        key = (_FORMAT, what, *stage.prepared_for(site, numbers), origin, *self._inputs.ids, tensor)
-        return self._store.prepared(key, base.numel(), make)
+        read = [0, *(1 + i for i in stage.reads)] if stage.reads is not None else range(len(self._inputs.ids))
+        ids = [self._inputs.ids[i] for i in read]
+        key = (_FORMAT, what, *stage.prepared_for(site, numbers), origin, *ids, tensor)
+        store = self._store if any(i in self._nested for i in read) else self._shared
+        return store.prepared(key, site.numel, make)
 
     def lasting(self, step: int) -> bool:
         """Return whether what a stage finds depends on the pool alone: no edit comes before it, nor a reduction."""
@@ -189,10 +198,14 @@ class Pipeline:
         """Return what `make` makes, made once for the whole search."""
         return self._store.measure(key, make)
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The tensors of the model."""
-        return list(self._inputs.names)
+    @cached_property
+    def names(self) -> Mapping[str | None, Sequence[str]]:
+        """The tensors of each kind, and under None those of the model, in its order."""
+        found: defaultdict[str | None, list[str]] = defaultdict(list)
+        for name in self._inputs.names:
+            found[None].append(name)
+            found[self._inputs.place(name).kind].append(name)
+        return found
 
     def bound(self, step: int, site: Site) -> Bound:
         """Return what a stage's `apply` reads for one tensor."""
@@ -201,10 +214,10 @@ class Pipeline:
         scope = stage.scope(numbers)
         if scope == "block":
             return stage.bind(site, numbers, None)
-        region = _Region(self, step, site, None if scope == "model" else site.tensor)
+        region = _Region(self, step, site, scope)
         if stage.gives_fields:  # as large as the tensor: what was prepared is kept, the rest is not
             return stage.bind(site, numbers, stage.measure(region, numbers))
-        key = self.key(step, region.tensor, name, *numbers.items())
+        key = region.key(name, *numbers.items())
         return stage.bind(site, numbers, self._store.measure(key, lambda: stage.measure(region, numbers)))
 
     def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
@@ -215,42 +228,57 @@ class Pipeline:
 
         return self._store.measure(("unchanged", name, *self._inputs.ids), compare)
 
+    def _site(self, tensor: str) -> Site:
+        """Return a tensor's site; what makes the inputs' tensors may take long, and is not asked for it twice."""
+        if tensor not in self._sites:
+            self._load(tensor)
+        return self._sites[tensor]
+
     def _load(self, name: str, device: torch.device = CPU) -> tuple[Site, torch.Tensor, Rows]:
         """Return a tensor's site, and the base's and the inputs' numbers `(n,)`, on `device`."""
         base, tensors = self._inputs.load(name, device)
         site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self.seed)
+        self._sites[name] = site
         return site, _flat(base.contiguous()), [_flat(tensor.contiguous()) for tensor in tensors]
 
 
 class _Region:
-    """The tensors over which one stage of a pipeline measures: one, or all where `tensor` is None."""
+    """The tensors over which one stage of a pipeline measures: one, those of its kind, or all."""
 
-    def __init__(self, pipeline: Pipeline, step: int, site: Site, tensor: str | None) -> None:
+    def __init__(self, pipeline: Pipeline, step: int, site: Site, scope: Scope) -> None:
         self._pipeline = pipeline
         self._step = step
         self.site = site
-        self.tensor = tensor
-        self._tensors = pipeline.names if tensor is None else [tensor]
+        self._tensor = site.tensor if scope == "tensor" else None
+        self._kind = site.place.kind if scope == "kind" else None
+        self.tensors: Sequence[str] = [site.tensor] if scope == "tensor" else pipeline.names[self._kind]
 
     @property
     def lasting(self) -> bool:
         return self._pipeline.lasting(self._step)
 
     def prepared(self) -> Sequence[Prepared]:
-        return [self._pipeline.prepared(self._step, tensor) for tensor in self._tensors]
+        return [self._pipeline.prepared(self._step, tensor) for tensor in self.tensors]
+
+    def key(self, *what: Hashable) -> Hashable:
+        """Return a key of all that the stage finds here, and of `what`."""
+        return self._pipeline.key(self._step, self._tensor, self._kind, *what)
 
     def remember(self, make: Callable[[], T]) -> T:
-        return self._pipeline.remember(self._pipeline.key(self._step, self.tensor, make.__qualname__), make)
+        return self._pipeline.remember(self.key(make.__qualname__), make)
 
     def blocks(self) -> Iterator[Block]:
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             yield from self._pipeline.blocks(self._step, tensor)
+
+    def within(self, tensor: str, span: slice) -> Iterator[Block]:
+        return self._pipeline.blocks(self._step, tensor, span)
 
 
 def _run(
     run: Callable[..., None], length: int, base: torch.Tensor, tensors: Rows, outs: Rows, bounds: list[list[Bound]]
 ) -> None:
-    for span in _spans(base.numel(), length):
+    for span in _spans(slice(0, base.numel()), length):
         parts = [[part(values, span) for values in bound] for bound in bounds]
         run(base[span], [row[span] for row in tensors], [out[span] for out in outs], _start(span), parts)
 
@@ -265,9 +293,9 @@ def _start(span: slice) -> torch.Tensor:
     return torch.tensor(span.start % _INDICES - _INDICES // 2, dtype=torch.int32)
 
 
-def _spans(numel: int, length: int) -> Iterator[slice]:
-    for start in range(0, numel, length):
-        yield slice(start, min(start + length, numel))
+def _spans(span: slice, length: int) -> Iterator[slice]:
+    for start in range(span.start, span.stop, length):
+        yield slice(start, min(start + length, span.stop))
 
 
 def _numbers(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

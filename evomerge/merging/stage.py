@@ -40,7 +40,7 @@ Bound: TypeAlias = dict[str, Any]
 Prepared: TypeAlias = dict[str, Tensor]
 """What was prepared of one tensor."""
 
-Scope = Literal["block", "tensor", "model"]
+Scope = Literal["block", "tensor", "kind", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,14 @@ class Block:
     piece: Piece
     rows: Rows
     """After the edits so far; for a post stage, the one row Δ."""
+    base: Tensor
+    """The base's own numbers, `(n,)`, of any floating-point dtype."""
+    origin: Tensor | float
+    """What rows are counted from, float32 `(n,)` or 0."""
+
+    def task_vector(self, i: int) -> Tensor:
+        """Return the row of input `i` counted from the base, whatever the rows are counted from, float32 `(n,)`."""
+        return self.rows[i] - (self.base.float() - self.origin)
 
 
 Blocks: TypeAlias = Callable[[], Iterator[Block]]
@@ -103,6 +111,10 @@ class Region(Protocol):
         """The tensor, or the first of a model's."""
 
     @property
+    def tensors(self) -> Sequence[str]:
+        """Their names, in the order of the model."""
+
+    @property
     def lasting(self) -> bool:
         """Whether what is prepared here is kept: it depends on the pool alone, not on the candidate."""
 
@@ -114,6 +126,9 @@ class Region(Protocol):
 
     def blocks(self) -> Iterator[Block]:
         """All elements, block by block, as the stage finds them."""
+
+    def within(self, tensor: str, span: slice) -> Iterator[Block]:
+        """Some elements of one of the tensors, block by block, as the stage finds them."""
 
 
 def total(rows: Rows) -> Tensor:
@@ -159,6 +174,8 @@ class Stage:
     """(tensor, its blocks, numbers) → what does not depend on the candidate."""
     prepared_for: Callable[[Site, Numbers], tuple[str | float, ...]] = lambda site, numbers: ()
     """What `prepare` reads beside the tensor: another value, and it is prepared again."""
+    reads: tuple[int, ...] | None = None
+    """Which inputs `prepare` reads, where not all: what is prepared serves whatever the others are."""
     prepared_as: str = ""
     """A name for what is prepared, where several stages prepare the same; else the stage's own."""
     gives_fields: bool = False
@@ -169,5 +186,9 @@ class Stage:
     """How many inputs it takes, where that is not free."""
     fewest: int = 1
     """How many inputs it needs at least."""
+    adds: bool = False
+    """Whether it gives something where all task vectors are zero."""
+    intricate: bool = False
+    """Whether `apply` uses its own results so often that the compiler would not end if it wrote them out at each use."""
     joins: bool = False
     """Whether only one row is left after it, so that nothing can be told apart by input any more."""

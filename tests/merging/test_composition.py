@@ -22,7 +22,7 @@ COMPOSITIONS = {
             "edit": [{"trim": {"density": 0.7}}, {"clip": {"clip": 0.01}}, "multiply", {"near": {"t": 0.3}}, "dare"],
             "weigh": [{"elect": {"undecided": "positive"}}, "weight", "stock"],
             "reduce": "solve",
-            "post": [{"consensus": {"agree": 1}}, "restore_norm", "scale", "lines"],
+            "post": [{"consensus": {"agree": 1}}, "restore_norm", "scale", "lines", {"noise": {"sigma": 0.05}}],
         },
     ),
     "rank": (
@@ -43,6 +43,11 @@ COMPOSITIONS = {
         },
     ),
     "balance": (torch.bfloat16, {"edit": ["project"], "weigh": [{"balance": {"ratio": 0.5}}], "origin": "zero"}),
+    "split": (
+        torch.float32,
+        {"weigh": [{"split_slerp": {"split": 0.37, "t": 0.2, "angle": "part"}}], "origin": "zero", "post": ["noise"]},
+    ),
+    "mutated": (torch.float32, {"edit": [{"svd_mutate": {"rate": 0.5}}], "origin": "zero"}),
     "joined": (torch.float32, {"edit": ["isotropise"], "weigh": [], "post": ["scale"]}),
 }
 """By name: the models' dtype, and stages. Together they have each stage's `apply`, origin and reduction."""
@@ -98,7 +103,7 @@ def test_every_stage_is_in_a_composition():
         for role in ("edit", "weigh", "post")
         for entry in stages.get(role, ())
     }
-    alike = {*ARCS, "swap"}  # one bound number for each input, as `weight`
+    alike = {*ARCS, "swap"} - {"split_slerp"}  # one bound number for each input, as `weight`
     assert used | alike == set(STAGES)
 
 
@@ -109,7 +114,7 @@ def test_compiled_is_as_written_byte_for_byte(compiled, name):
     assert torch.equal(compiled(name), written)
 
 
-@pytest.mark.parametrize("name", ["size", "rank"])
+@pytest.mark.parametrize("name", ["size", "rank", "split", "mutated"])
 def test_threads_do_not_change_a_byte(compiled, name):
     dtype, stages = COMPOSITIONS[name]
     expected = compiled(name)

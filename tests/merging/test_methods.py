@@ -39,6 +39,12 @@ class TestSlerp(MethodSuite):
     symmetric = False
 
 
+class TestSplitSlerp(MethodSuite):
+    name = "split_slerp"
+    normalises = True
+    symmetric = False
+
+
 class TestNuslerp(MethodSuite):
     name = "nuslerp"
     normalises = True
@@ -117,6 +123,11 @@ class TestIsoCts(MethodSuite):
 
 class TestOpcm(MethodSuite):
     name = "opcm"
+    symmetric = False
+
+
+class TestSvdMutate(MethodSuite):
+    name = "svd_mutate"
     symmetric = False
 
 
@@ -364,6 +375,12 @@ CASES = {
     "lines": {"weight": MIX, "alpha": "auto", "beta": 0.4},
     "lines from a number": {"weight": MIX, "alpha": 0.2, "beta": 0.4},
     "slerp": {"t": 0.3},
+    "split_slerp": {"split": 0.4, "t": 0.3},
+    "split_slerp of kinds": {"split": 0.4, "t": 0.3, "over": "kind"},
+    "split_slerp of tensors": {"split": 0.4, "t": 0.3, "over": "tensor"},
+    "split_slerp, an angle for each part": {"split": 0.4, "t": 0.3, "angle": "part"},
+    "split_slerp of kinds, an angle for each part": {"split": 0.7, "t": 0.2, "angle": "part", "over": "kind"},
+    "split_slerp of tensors, an angle for each part": {"split": 0.7, "t": 0.2, "angle": "part", "over": "tensor"},
     "nuslerp": {"weight": MIX[:2]},
     "multislerp": {"weight": MIX},
     "karcher": {"weight": MIX},
@@ -397,6 +414,7 @@ CASES = {
     "iso_cts": {"common": 0.5, "lambda": 0.7},
     "opcm": {"alpha": 0.5},
     "opcm of little": {"alpha": 0.9},
+    "svd_mutate": {"rate": 0.5},
     "layer_swap": {"bottom": 1, "top": 1, "transition": 1, "outside": "second"},
     "nearswap": {"t": 0.05},
 }
@@ -499,7 +517,7 @@ def test_a_scale_of_zero_gives_the_base_bit_for_bit(method, data):
     assert content(found) == content(models[0])
 
 
-ORDERED = {"slerp", "layer_swap", "opcm"}
+ORDERED = {"slerp", "split_slerp", "layer_swap", "svd_mutate", "opcm"}
 FLAT = {"della": {"rescale": "none"}, "della_linear": {"rescale": "none"}}
 """Sums of numbers that were divided have other last bits in another order, and then signs that cancel another winner."""
 

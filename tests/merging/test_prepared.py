@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evomerge.merging import Pipeline, Store, prepared
+from evomerge.merging import Pipeline, Store, pipeline, prepared
 from evomerge.recipe import Recipe, merge
 from evomerge.testing import InMemory, merge_tensors, tiny_tensors
 
@@ -12,7 +12,16 @@ INPUTS = [
     {name: tensor for name, tensor in tiny_tensors(1 + i, tiny_tensors(0)).items() if name in BASE} for i in range(2)
 ]
 LABELS = ["a", "b"]
-PREPARING = {"ties": {}, "della": {}, "slerp": {}, "tsv": {}, "opcm": {}, "sce": {"select": 0.5}}
+PREPARING = {
+    "ties": {},
+    "della": {},
+    "slerp": {},
+    "split_slerp": {},
+    "tsv": {},
+    "opcm": {},
+    "svd_mutate": {},
+    "sce": {"select": 0.5},
+}
 """A method for each kind of thing that is prepared: ranks, noise, Gram matrices, singular vectors, folds, variances."""
 
 
@@ -22,9 +31,9 @@ def passes(monkeypatch):
     seen = []
     plain = Pipeline.blocks
 
-    def blocks(self, step, tensor):
+    def blocks(self, step, tensor, within=None):
         seen.append(tensor)
-        return plain(self, step, tensor)
+        return plain(self, step, tensor, within)
 
     monkeypatch.setattr(Pipeline, "blocks", blocks)
     return seen
@@ -125,6 +134,9 @@ CHEAP = [
     ("della", {}, {"density": 0.3, "epsilon": 0.02, "lambda": 0.5}),
     ("breadcrumbs", {}, {"density": 0.5, "gamma": 0.1, "lambda": 0.5}),
     ("slerp", {}, {"t": 0.3}),
+    ("split_slerp", {}, {"t": 0.3, "split": 0.7}),
+    ("split_slerp", {"over": "kind"}, {"over": "kind", "t": 0.3, "split": 0.7}),
+    ("svd_mutate", {}, {"rate": 0.7}),
     ("karcher", {}, {"weight": {"per": ["expert"], "values": {"a": 0.2, "b": 0.9}}}),
     ("sce", {"select": 0.7}, {"select": 0.7, "elect": "count"}),
     ("tsv", {}, {"lambda": 0.5, "weight": 0.4}),
@@ -134,6 +146,37 @@ CHEAP = [
     ("consensus", {}, {"threshold": 0.2, "agree": 1, "lambda": 0.5}),
     ("consensus_ties", {}, {"threshold": 0.2, "density": 0.4}),
 ]
+
+
+def test_a_split_part_s_angle_reads_one_block_again(monkeypatch):
+    """That in which the split point is; the others' inner products are known."""
+    monkeypatch.setattr(pipeline, "BLOCK", 10)
+    store, read = Store(), []
+    run("split_slerp", {"angle": "part"}, store)
+    expected = run("split_slerp", {"angle": "part", "split": 0.9}, Store())
+    plain = Pipeline.blocks
+
+    def blocks(self, step, tensor, within=None):
+        read.append((tensor, within))
+        return plain(self, step, tensor, within)
+
+    monkeypatch.setattr(Pipeline, "blocks", blocks)
+    assert run("split_slerp", {"angle": "part", "split": 0.9}, store) == expected
+    (tensor, before), (same, after) = read
+    assert tensor == same
+    assert (before.stop, after.stop - before.start) == (after.start, 10)
+
+
+@pytest.mark.parametrize("inner", [{"method": "linear", "inputs": ["a", "b"]}, {"method": "ties", "inputs": ["b"]}])
+def test_an_expert_s_singular_vectors_serve_every_child(passes, folder, inner):
+    """Children are nested merges, of which nothing is kept; what is prepared of the expert alone is."""
+    recipe = Recipe.parse({"merge": {"method": "svd_mutate", "inputs": [{"merge": inner}, "b"]}})
+    for shift in (0, 0.1):
+        child = {name: tensor + shift for name, tensor in INPUTS[0].items()}
+        expected = content(merge_tensors(recipe, BASE, [child, INPUTS[1]]))
+        passes.clear()
+        assert content(merge_tensors(recipe, BASE, [child, INPUTS[1]], store=Store(folder))) == expected
+        assert len(passes) == (0 if shift else len([t for t in BASE.values() if t.dim() == 2 and t.numel()]))
 
 
 @pytest.mark.parametrize(("method", "first", "second"), CHEAP)

@@ -1,9 +1,13 @@
 """Weights that follow from the inputs' lengths and the angles between them: arcs and means on the sphere.
 
-All of them are functions of the Gram matrix alone, so nothing here ever touches the weights again once it is known.
+All of them are functions of the Gram matrix alone, so nothing here ever touches the weights again once it is known; but
+where an arc's part has an angle of its own, the one block of elements that its end cuts is read again.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,26 @@ from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import Blocks, Numbers, Prepared, Region, Scope, Site, Stage
+from evomerge.merging.stage import (
+    Blocks,
+    Bound,
+    Numbers,
+    Piece,
+    Prepared,
+    Region,
+    Rows,
+    Scope,
+    Site,
+    Stage,
+)
 from evomerge.merging.stages.weights import WEIGHT, given, measured_weight
 
 Array = NDArray[np.float64]
 
 _STEPS = 100
 _CLOSE = 1e-12
+_STRAIGHT = 1e-6
+"""The sine of an angle up to which there is no arc: the vectors are parallel or opposite."""
 
 SCOPE = Parameter(
     "over what angles are taken: each tensor, or the whole model",
@@ -28,17 +45,22 @@ SCOPE = Parameter(
 )
 
 
+def _products(rows: Rows) -> Array:
+    """Return the inner products of rows, float64 `(K, K)`."""
+    wide = [row.double().numpy() for row in rows]
+    lower = np.zeros((len(rows), len(rows)))
+    for i, row in enumerate(wide):
+        for j in range(i + 1):  # sums by numpy: those of torch and of a matrix product depend on the threads
+            lower[i, j] = (row * wide[j]).sum()
+    return np.asarray(lower + np.tril(lower, -1).T)
+
+
 def _gram(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
     """Prepare the inner products of the inputs, float64 `(K, K)`, and the tensor's number of elements."""
-    inputs = len(site.labels)
-    gram, size = np.zeros((inputs, inputs)), 0
+    gram, size = np.zeros((len(site.labels), len(site.labels))), 0
     for block in blocks():
-        wide = [row.double().numpy() for row in block.rows]
-        for i in range(inputs):
-            for j in range(i + 1):  # sums by numpy: those of torch and of a matrix product depend on the threads
-                gram[i, j] += (wide[i] * wide[j]).sum()
-        size += len(wide[0])
-    gram = np.tril(gram) + np.tril(gram, -1).T
+        gram += _products(block.rows)
+        size += len(block.rows[0])
     return {"gram": torch.from_numpy(gram), "size": torch.tensor(size)}
 
 
@@ -62,19 +84,29 @@ def _by_gram(
     return measure
 
 
-def _slerp(gram: Array, t: float, where: str) -> Array:
+def _angle(gram: Array) -> float:
+    """Return the angle between two inputs in radians; 0 where one has no direction."""
     norms = np.sqrt(gram.diagonal())
     if (norms == 0).any():
-        return np.array([1 - t, t])
+        return 0.0
     cosine = gram[0, 1] / norms.prod()
     # arccos of a rounded cosine loses small angles; the half-angle form keeps them.
-    angle = 2 * np.arctan2(np.sqrt(max(2 - 2 * cosine, 0.0)), np.sqrt(max(2 + 2 * cosine, 0.0)))
-    if np.sin(angle) < 1e-6:
-        if cosine < 0:
-            msg = f"the two inputs are anti-parallel in {where}, so no arc between them is the shortest; use linear"
-            raise RecipeError(msg)
+    return float(2 * np.arctan2(np.sqrt(max(2 - 2 * cosine, 0.0)), np.sqrt(max(2 + 2 * cosine, 0.0))))
+
+
+def _along(angle: float, t: float) -> Array:
+    """Return the coefficients of two inputs at the share t of the arc between them; of the chord where there is no arc."""
+    if np.sin(angle) <= _STRAIGHT:
         return np.array([1 - t, t])
     return np.array([np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle)])
+
+
+def _slerp(gram: Array, t: float, where: str) -> Array:
+    angle = _angle(gram)
+    if angle > 1 and np.sin(angle) <= _STRAIGHT:
+        msg = f"the two inputs are anti-parallel in {where}, so no arc between them is the shortest; use linear"
+        raise RecipeError(msg)
+    return _along(angle, t)
 
 
 def _by_share(gram: Array, numbers: Numbers, where: str) -> Array:
@@ -157,6 +189,112 @@ def _stock(gram: Array, numbers: Numbers, where: str) -> Array:
     return np.full(inputs, min(t, 1.0) / inputs)
 
 
+# -- one arc before a point, another from there on ---------------------------------------------------------------------
+
+
+def _grams(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
+    """Prepare the inner products of the inputs block by block, float64 `(blocks, K, K)`, and each block's elements.
+
+    Those of a part are then the sum over its blocks, but for the one that its end cuts; a difference of running sums
+    would lose a short part's among a long one's last bits.
+    """
+    found = [(_products(block.rows), len(block.rows[0])) for block in blocks()]
+    grams, sizes = zip(*found, strict=True)
+    return {"grams": torch.from_numpy(np.stack(grams)), "sizes": torch.tensor(sizes)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Tensors one after the other, and the inner products of their blocks."""
+
+    starts: dict[str, int]
+    """Where each tensor begins."""
+    bounds: NDArray[np.int64]
+    """Where each block begins, and where the last ends, `(blocks + 1,)`."""
+    grams: Array
+    """Float64 `(blocks, K, K)`."""
+
+    @classmethod
+    def of(cls, region: Region) -> "_Flat":
+        """Join what was prepared of a region's tensors."""
+        prepared = region.prepared()
+        ends = np.cumsum([int(table["sizes"].sum()) for table in prepared])
+        bounds = np.cumsum(np.concatenate([[0], *(table["sizes"].numpy() for table in prepared)]), dtype=np.int64)
+        starts = dict(zip(region.tensors, [0, *ends[:-1].tolist()], strict=True))
+        return cls(starts, bounds, np.concatenate([table["grams"].numpy() for table in prepared]))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.bounds[-1])
+
+    def parts(self, region: Region, split: int) -> tuple[Array, Array]:
+        """Return the inner products of the first `split` elements and of the others; at most one block is read."""
+        at = int(np.searchsorted(self.bounds, split, side="right")) - 1  # the block that holds the split, if one does
+        before, after = self.grams[:at].sum(axis=0), self.grams[at:].sum(axis=0)
+        if split > self.bounds[at]:
+            # Of tensors that begin at one place, all but the last have no elements.
+            name = list(self.starts)[int(np.searchsorted(list(self.starts.values()), split, side="right")) - 1]
+            first, cut, last = (
+                int(place) - self.starts[name] for place in (self.bounds[at], split, self.bounds[at + 1])
+            )
+            before = before + _sum_within(region, name, slice(first, cut))
+            after = self.grams[at + 1 :].sum(axis=0) + _sum_within(region, name, slice(cut, last))
+        return before, after
+
+
+def _sum_within(region: Region, tensor: str, span: slice) -> Array:
+    return np.asarray(sum(_products(block.rows) for block in region.within(tensor, span)))
+
+
+def elements(share: float, size: int) -> int:
+    """Return how many of `size` elements a share is: all that it has whole, in integers.
+
+    The share k / size as a double gives k for all sizes below 2^53: it is taken as the largest number that is rounded to it.
+    """
+    return min(math.floor((Fraction(share) + Fraction(math.ulp(share)) / 2) * size), size)
+
+
+def _split_measure(region: Region, numbers: Numbers) -> tuple[dict[str, int], int, list[Array]]:
+    """Return where each tensor begins, where the second part does, and the coefficients `(K,)` in each part."""
+    flat = region.remember(lambda: _Flat.of(region))
+    split, t = elements(numbers["split"], flat.size), numbers["t"]
+    grams = flat.parts(region, split) if numbers["angle"] == "part" else (flat.grams.sum(axis=0),) * 2
+    return flat.starts, split, [_along(_angle(gram), share) for gram, share in zip(grams, (t, 1 - t), strict=True)]
+
+
+_INDEXED = 1 << 32
+
+
+def _split_bind(site: Site, numbers: Numbers, measured: tuple[dict[str, int], int, list[Array]]) -> Bound:
+    starts, split, (before, after) = measured
+    inside = split - starts[site.tensor]
+    if inside >= site.numel:
+        inside, after = 0, before
+    if inside > 0 and site.numel > _INDEXED:
+        msg = (
+            f"the split point is inside of `{site.tensor}`, whose {site.numel:,} elements are more than the 2^32 that can be "
+            "told apart; expected a `split` at its ends or in another tensor"
+        )
+        raise RecipeError(msg)
+    return {
+        "split": torch.tensor(max(inside, 0) - _INDEXED // 2, dtype=torch.int32),
+        "before": torch.tensor(before, dtype=torch.float32),
+        "after": torch.tensor(after, dtype=torch.float32),
+    }
+
+
+def _split(piece: Piece, rows: Rows, bound: Bound, words: Mapping[str, str]) -> Rows:
+    first = piece.index < bound["split"]
+    return [
+        torch.where(first, before, after)
+        for before, after in zip(bound["before"].unbind(), bound["after"].unbind(), strict=True)
+    ]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
 def _arc(
     about: str,
     rule: Callable[[Array, Numbers, str], Array],
@@ -187,6 +325,42 @@ ARCS = {
         "linear for tensors of one element or of zeros",
         lambda gram, numbers, where: _slerp(gram, numbers["t"], where),
         {"t": Parameter("0 is the first input, 1 the second", 0.5, 0.0, 1.0, (0.0, 1.0), per_input=False)},
+        inputs=2,
+    ),
+    "split_slerp": Stage(
+        "weigh",
+        "coefficients of slerp at t before a point of the flattened parameters, and at 1 - t from there on (M2N2, "
+        "arXiv 2508.16204, eq. 2); linear where the inputs are parallel, opposite or zero",
+        _split,
+        {
+            "split": Parameter(
+                "share of the elements before the split point", 0.5, 0.0, 1.0, (0.0, 1.0), per_input=False
+            ),
+            "t": Parameter(
+                "the second input's share before the split point, and the first's from there on",
+                0.5,
+                0.0,
+                1.0,
+                (0.0, 1.0),
+                per_input=False,
+            ),
+            "angle": Parameter(
+                "one angle of the `whole` vectors (released code), or each `part`'s own (paper)",
+                "whole",
+                choices=("whole", "part"),
+                per_input=False,
+            ),
+            "over": Parameter(
+                "what is flattened: the whole model, the tensors of each kind, or each tensor",
+                "model",
+                choices=("model", "kind", "tensor"),
+                per_input=False,
+            ),
+        },
+        scope=lambda numbers: numbers["over"],
+        prepare=_grams,
+        measure=_split_measure,
+        bind=_split_bind,
         inputs=2,
     ),
     "nuslerp": _arc(

@@ -1,4 +1,4 @@
-"""What is done to the merged task vector Δ: scaled, by depth or to a length, or gated."""
+"""What is done to the merged task vector Δ: scaled, by depth or to a length, gated, or mutated."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
+from evomerge.merging.randomness import bits, normal, own_key
 from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor, total
 
 Words = Mapping[str, str]
@@ -58,6 +59,22 @@ def _mean_length(region: Region, numbers: Numbers) -> float:
     return float(np.sqrt(squares).mean()) / math.sqrt(merged) if merged else 0.0
 
 
+def _noise_bind(site: Site, numbers: Numbers, measured: None) -> Bound:
+    if not numbers["sigma"]:
+        return {}
+    return {
+        "key": own_key(site.seed, "noise", site.tensor),
+        "sigma": torch.tensor(numbers["sigma"], dtype=torch.float32),
+    }
+
+
+def _noise(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
+    if "sigma" not in bound:
+        return delta
+    noisy: Tensor = delta + bound["sigma"] * normal(bits(piece.index, bound["key"]))
+    return noisy
+
+
 POSTS = {
     "scale": Stage(
         "post",
@@ -105,5 +122,15 @@ POSTS = {
         scope=lambda numbers: "model",
         measure=_mean_length,
         bind=lambda site, numbers, ratio: {"factor": torch.tensor(ratio, dtype=torch.float32)},
+    ),
+    "noise": Stage(
+        "post",
+        "add normal noise, a function of the merge's seed, the tensor and the element (mutation, as of M2N2 from scratch, "
+        "arXiv 2508.16204)",
+        _noise,
+        {"sigma": Parameter("standard deviation, in the weights' units", 0.01, 0.0, 1e6, (0.0, 0.05), per_input=False)},
+        bind=_noise_bind,
+        adds=True,
+        intricate=True,
     ),
 }

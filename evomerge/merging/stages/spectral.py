@@ -1,6 +1,7 @@
 """Edits of whole matrices by their singular vectors. What is no matrix is averaged, or summed in order.
 
-They do not depend on the candidate, so their result is prepared once, and a candidate reads it like a task vector.
+Most do not depend on the candidate, so their result is prepared once, and a candidate reads it like a task vector. Of a
+mutation the decomposition is, and a candidate multiplies its factors.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from evomerge.merging.parameters import Parameter
+from evomerge.merging.randomness import bits, own_key, uniform
 from evomerge.merging.stage import Blocks, Bound, Numbers, Piece, Prepared, Region, Rows, Site, Stage, Tensor
 from evomerge.merging.stages.edits import whole
 
@@ -124,6 +126,40 @@ def _replaced(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     return made
 
 
+# -- mutation along singular directions --------------------------------------------------------------------------------
+
+
+def _factors(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
+    """Prepare U∘Σ `(rows, r)` and Vᵀ `(r, columns)` of the second input's task vector; nothing of what is not mutated."""
+    if len(site.shape) != 2 or not site.numel or site.place.kind == "norm":
+        return {}
+    matrix = torch.cat([block.task_vector(1) for block in blocks()]).double().view(site.shape)
+    with _one_thread():
+        u, sigma, v = _svd(matrix)
+    return {"left": (u * sigma).float().contiguous(), "right": v.mH.float().contiguous()}
+
+
+def _mutation(region: Region, numbers: Numbers) -> Bound:
+    (prepared,) = region.prepared()
+    if not prepared:
+        return {}
+    left, right = prepared["left"], prepared["right"]
+    key = own_key(region.site.seed, "svd_mutate", region.site.tensor)
+    directions = torch.arange(len(right)).sub(2**31).to(torch.int32)
+    shares = numbers["rate"] * uniform(bits(directions, key))
+    with _one_thread():
+        # A view of a file begins anywhere, and a product's last bits may depend on where: hence the copy.
+        made = (left * shares.float()) @ right.clone()
+    return {"rows": [made.view(-1)]}
+
+
+def _mutated(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    return [rows[0] + bound["rows"][0]] if "rows" in bound else rows[:1]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
 def _spectral(about: str, prepare: Any, parameters: dict[str, Parameter], *, joins: bool = False) -> Stage:
     return Stage(
         "edit",
@@ -156,6 +192,22 @@ SPECTRAL = {
                 "share of singular vectors that are the sum's", 1.0, 0.0, 1.0, (0.5, 1.0), per_input=False
             )
         },
+        joins=True,
+    ),
+    "svd_mutate": Stage(
+        "edit",
+        "add U diag(u∘Σ) Vᵀ of the second input's task vector UΣVᵀ to the first, u uniform in [0, rate] for each singular "
+        "direction; the first's own for norms and what is no matrix (CycleQD, arXiv 2410.14735, as released: the paper "
+        "writes it on the first's own task vector)",
+        _mutated,
+        {"rate": Parameter("the largest share of a singular value", 0.1, 0.0, 1.0, (0.0, 0.3), per_input=False)},
+        scope=lambda numbers: "tensor" if numbers["rate"] else "block",
+        prepare=_factors,
+        reads=(1,),
+        gives_fields=True,
+        measure=_mutation,
+        bind=lambda site, numbers, fields: fields or {},
+        inputs=2,
         joins=True,
     ),
     "project": _spectral(

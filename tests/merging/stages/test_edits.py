@@ -234,7 +234,9 @@ def test_della_holds_ranks_and_noise_exactly(width):
     """Which are in the same numbers: the rank's distance from the row's middle, and 14 bits of the noise above it."""
     row = torch.randn(width, generator=torch.Generator().manual_seed(0))
     site = Site("t", (1, width), Place(0, 1, "other"), ("a",), 0)
-    block = Block(site, slice(0, width), Piece([row], torch.tensor(-(2**31), dtype=torch.int32)), [row])
+    block = Block(
+        site, slice(0, width), Piece([row], torch.tensor(-(2**31), dtype=torch.int32)), [row], torch.zeros(width), 0.0
+    )
     (both,) = STAGES["della"].prepare(site, lambda: iter([block]), {"scope": "row"}).values()
     ranks = row.abs().argsort().argsort() - width // 2
     index = torch.arange(width).sub(2**31).to(torch.int32)

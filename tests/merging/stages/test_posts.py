@@ -1,11 +1,13 @@
 """What is done to the merged task vector: the suite that all must keep, and the papers' numbers."""
 
+import numpy as np
 import pytest
 import torch
 from merging.vectors import each, merged, staged
 
+from evomerge.merging.randomness import bits, normal, own_key
 from evomerge.merging.stages.posts import POSTS
-from evomerge.recipe import merge
+from evomerge.recipe import Recipe, merge
 from evomerge.testing import StageSuite, merge_tensors
 
 
@@ -23,6 +25,10 @@ class TestConsensus(StageSuite):
 
 class TestRestoreNorm(StageSuite):
     name = "restore_norm"
+
+
+class TestNoise(StageSuite):
+    name = "noise"
 
 
 def test_every_post_stage_is_held_to_the_suite():
@@ -113,6 +119,54 @@ def test_restored_length_is_the_mean_of_the_task_vectors():
     found = staged([[6.0, 0.0], [0.0, 8.0]], weigh=[{"weight": {"weight": 0.5}}], post=["restore_norm"])
     assert found == pytest.approx([4.2, 5.6])
     assert staged([[1.0, 0.0], [-1.0, 0.0]], post=["restore_norm"]) == [0, 0]
+
+
+# -- noise --
+
+
+def noisy(models, sigma=0.01, seed=0, origin="zero", base=None):
+    """Return the noise that is added to one model, by tensor."""
+    stages = {"origin": origin, "post": [{"noise": {"sigma": sigma}}]}
+    recipe = Recipe.parse({"merge": {"inputs": ["a"], "stages": stages, "seed": seed}})
+    found = merge_tensors(recipe, base or models, [models])
+    return {name: (tensor - models[name]).double().numpy() for name, tensor in found.items()}
+
+
+ZEROS = {"layers.0.mlp.weight": torch.zeros(1000, 70), "layers.0.norm.weight": torch.zeros(1000)}
+
+
+def test_noise_is_sigma_times_the_keyed_normal_numbers():
+    found = noisy(ZEROS, 0.5, seed=7)
+    for name, tensor in ZEROS.items():
+        index = torch.arange(tensor.numel()).sub(2**31).to(torch.int32)
+        expected = 0.5 * normal(bits(index, own_key(7, "noise", name)))
+        assert (found[name].ravel() == expected.double().numpy()).all()
+
+
+def test_noise_depends_on_seed_tensor_and_element_alone():
+    """Not on the numbers it is added to, on the origin, on the inputs' names, nor on a longer tensor's end."""
+    expected = noisy(ZEROS)
+    near = {name: torch.full_like(tensor, 2.0**-20) for name, tensor in ZEROS.items()}
+    for found in (noisy(near), noisy(ZEROS, origin="base")):  # of frozen tensors too, whose task vectors are zero
+        assert all(np.allclose(found[name], expected[name], rtol=0, atol=1e-8) for name in ZEROS)
+    longer = noisy({name: torch.zeros(2000, *tensor.shape[1:]) for name, tensor in ZEROS.items()})
+    assert all((longer[name][:1000] == expected[name]).all() for name in ZEROS)
+    one, other = expected.values()
+    assert abs(np.corrcoef(one.ravel()[:1000], other)[0, 1]) < 4 / 1000**0.5
+    again = noisy(ZEROS, seed=1)["layers.0.mlp.weight"]
+    assert abs(np.corrcoef(one.ravel(), again.ravel())[0, 1]) < 4 / 70_000**0.5
+
+
+def test_noise_of_no_size_is_none_bit_for_bit():
+    """Of all, or of some tensors: then the others alone are mutated."""
+    model = {name: torch.tensor([-0.0, 0.0, 1e-30, 3.0]) for name in ("layers.0.mlp.weight", "layers.1.norm.weight")}
+    stages = {"origin": "zero", "post": [{"noise": {"sigma": 0}}]}
+    found = merge_tensors(Recipe.parse({"merge": {"inputs": ["a"], "stages": stages}}), model, [model])
+    assert all(found[name].numpy().tobytes() == model[name].numpy().tobytes() for name in model)
+    kinds = dict.fromkeys(("attention", "norm", "embedding", "head", "other"), 0)
+    some = noisy(model, {"per": ["kind"], "values": {**kinds, "mlp": 0.5}})
+    assert some["layers.0.mlp.weight"].all()
+    assert not some["layers.1.norm.weight"].any()
 
 
 def test_scales_multiply():

@@ -8,8 +8,8 @@ from merging.vectors import each, merged
 from evomerge.errors import RecipeError
 from evomerge.merging import check
 from evomerge.merging.stages.spectral import SPECTRAL
-from evomerge.recipe import Recipe
-from evomerge.testing import StageSuite
+from evomerge.recipe import Recipe, merge
+from evomerge.testing import StageSuite, merge_tensors
 
 
 class TestDecorrelate(StageSuite):
@@ -18,6 +18,11 @@ class TestDecorrelate(StageSuite):
 
 class TestIsotropise(StageSuite):
     name = "isotropise"
+
+
+class TestSvdMutate(StageSuite):
+    name = "svd_mutate"
+    symmetric = False
 
 
 class TestProject(StageSuite):
@@ -110,6 +115,78 @@ def test_stages_after_the_inputs_are_joined_are_refused():
     recipe = Recipe.parse({"merge": {"inputs": ["a"], "stages": {"edit": ["isotropise"], "weigh": ["weight"]}}})
     with pytest.raises(RecipeError, match="`weight` comes after `isotropise`, which joins the inputs into one"):
         check(recipe)
+
+
+# -- CycleQD's mutation --
+
+DIAGONAL = [[3.0, 0.0], [0.0, -2.0]]
+
+
+def test_svd_mutation_by_hand(monkeypatch):
+    """Σ is 3 and 2; with u = 0.1·(0.25, 0.75) they are 0.075 and 0.15, the second of them negative as the matrix has it."""
+    drawn = torch.tensor([0.25 * 2**32 - 2**31, 0.75 * 2**32 - 2**31]).to(torch.int32)
+    monkeypatch.setattr("evomerge.merging.stages.spectral.bits", lambda index, key: drawn[index.long() + 2**31])
+    child = [[1.0, 2.0], [3.0, 4.0]]
+    assert np.array(merged("svd_mutate", [child, DIAGONAL])) == close([[1.075, 2], [3, 3.85]])
+
+
+def mutated(rate=0.1, seed=0, name="layers.0.mlp.weight", base=None, child=None):
+    """Return the mutation of a child of zeros along a random expert's singular directions, `(4, 6)`."""
+    expert = {name: torch.tensor(random(4, 6))}
+    base = {name: torch.zeros(4, 6) if base is None else base}
+    child = {name: torch.zeros(4, 6) if child is None else child}
+    expert = {name: expert[name] + base[name]}
+    found = merge_tensors(merge("svd_mutate", ["child", "expert"], {"rate": rate}, seed=seed), base, [child, expert])
+    return found[name].double().numpy()
+
+
+def test_a_mutation_lies_along_the_expert_s_directions_within_the_rate():
+    u, sigma, vh = np.linalg.svd(np.array(random(4, 6)), full_matrices=False)
+    along = u.T @ mutated(0.3) @ vh.T
+    assert along - np.diag(along.diagonal()) == close(np.zeros((4, 4)))
+    shares = along.diagonal() / sigma
+    assert ((shares > 0) & (shares < 0.3)).all()
+    assert len(np.unique(shares.round(4))) == 4
+    assert mutated(0.15) == close(mutated(0.3) / 2)  # the same numbers at every rate
+
+
+def test_each_seed_and_matrix_has_its_own_mutation():
+    assert not np.allclose(mutated(seed=1), mutated(), atol=1e-3)
+    assert not np.allclose(mutated(name="layers.1.mlp.weight"), mutated(), atol=1e-3)
+
+
+def test_the_task_vector_is_the_expert_s_and_the_child_is_only_added_to():
+    base, child = torch.tensor(random(4, 6, seed=3)), torch.tensor(random(4, 6, seed=4))
+    assert mutated(base=base, child=child) - child.double().numpy() == close(mutated(), 1e-6)
+
+
+def test_shares_are_uniform():
+    """Of the identity's singular directions, which all have the value 1: 512 shares, in mean and spread."""
+    base = {"layers.0.mlp.weight": torch.zeros(512, 512)}
+    expert = {"layers.0.mlp.weight": torch.diag(torch.linspace(2, 1, 512))}
+    found = merge_tensors(merge("svd_mutate", ["c", "e"], {"rate": 1}), base, [base, expert])["layers.0.mlp.weight"]
+    shares = (found.diagonal() / expert["layers.0.mlp.weight"].diagonal()).double()
+    assert abs(float(shares.mean()) - 0.5) < 4 * (1 / 12 / 512) ** 0.5
+    assert abs(float(shares.var()) - 1 / 12) < 4 * (1 / 180 / 512) ** 0.5
+
+
+NONE = {
+    "layers.0.mlp.weight": {"rate": 0},
+    "layers.0.norm.weight": {"rate": 0.5},
+    "layers.0.mlp.cube": {"rate": 0.5},
+    "layers.0.mlp.bias": {"rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_at_rate_0_and_where_there_is_no_matrix_it_is_the_child_bit_for_bit(name):
+    """Norms are left alone whatever their shape."""
+    shape = {"cube": (2, 2, 2), "bias": (8,)}.get(name.rsplit(".", maxsplit=1)[1], (2, 4))
+    numbers = torch.tensor([-0.0, 0.0, 1e-30, 3.0, -1e30, 1 / 3, 0.1, -0.0]).view(shape)
+    others = {"layers.1.mlp.weight": torch.ones(1)}
+    models = [{name: tensor, **others} for tensor in (torch.ones(shape), numbers, torch.rand(shape) + 1)]
+    found = merge_tensors(merge("svd_mutate", ["child", "expert"], NONE[name]), models[0], models[1:])
+    assert found[name].numpy().tobytes() == numbers.numpy().tobytes()
 
 
 # -- OPCM --
