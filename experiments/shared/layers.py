@@ -204,7 +204,15 @@ class Comparison:
 
     def _best_reference(self) -> str:
         goal = self.bed.metrics[0]
-        return max(("average", "task arithmetic", "TIES"), key=lambda name: self.methods[name].mean(goal))
+        known = [
+            "base",
+            f"expert {self.bed.language}",
+            f"expert {self.bed.skill}",
+            "average",
+            "task arithmetic",
+            "TIES",
+        ]
+        return max(known, key=lambda name: self.methods[name].mean(goal))
 
     def _difference(self, name: str) -> tuple[float, float]:
         """Return the goal's mean minus the best reference's, and its standard error over the examples (paired)."""
