@@ -94,6 +94,7 @@ class Study:
             for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
                 if isinstance(event, Ask):
                     flying[event.number] = self._same(event, driver.ask())
+                    evaluator.lineage[event.recipe.id] = event.recipe
                     asked += 1
                 else:
                     told = flying.pop(event.number)
