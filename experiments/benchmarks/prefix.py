@@ -26,7 +26,7 @@ from evomerge.trial import Evaluation
 
 SPACES = ("layer_swap", "data_flow")
 TASKS = ("addition", "german_addition")  # the cheap ones, of tens of tokens an example
-EVALUATIONS = 120
+EVALUATIONS = 140
 SHARED_MIB = 1024
 SMOKE_TASKS = ("turned", "inverted")
 SMOKE_EVALUATIONS = 12
