@@ -5,6 +5,7 @@ later one takes them from here instead of computing them again; its outputs are 
 """
 
 import hashlib
+import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class _States:
 class Prefixes:
     """The hidden states kept, at most `budget` bytes of them.
 
-    Where not all fit, those are kept that would have spared the most layers, had the last stacks come again.
+    Where not all fit, `choose` says which.
     """
 
     def __init__(self, budget: int) -> None:
@@ -127,10 +128,11 @@ class Prefixes:
 
 
 def choose(paths: Sequence[tuple[Node, ...]], room: int) -> set[Node]:
-    """Return at most `room` nodes, those whose hidden states would spare the most layers if `paths` came again.
+    """Return at most `room` nodes where the next path, which is not known, is likely to fork off `paths`, the latest last.
 
-    A path takes the deepest chosen node on it. Greedy, one node after the other, which gives at least 63% of what the best
-    choice would spare (Nemhauser, Wolsey & Fisher 1978).
+    First those which would have spared the most layers, had they been kept when some path came to a node where another had
+    been before: chosen one by one, which gives at least 63% of what the best choice would (Nemhauser, Wolsey & Fisher 1978).
+    Then the others, by how many paths go through them, and of these the first of the latest paths.
     """
     through: dict[Node, list[int]] = {}
     depth: dict[Node, int] = {}
@@ -141,18 +143,26 @@ def choose(paths: Sequence[tuple[Node, ...]], room: int) -> set[Node]:
     if len(through) <= room:
         return set(through)
     spared = [0] * len(paths)
+
+    def gain(node: Node) -> int:
+        return sum(max(depth[node] - spared[i], 0) for i in through[node])
+
     chosen: set[Node] = set()
-    for _ in range(room):
-        gain, best = max(
-            ((sum(max(depth[node] - spared[i], 0) for i in numbers), node) for node, numbers in through.items()),
-            default=(0, ""),
-        )
-        if gain == 0:
-            break
-        chosen.add(best)
-        for i in through.pop(best):
-            spared[i] = max(spared[i], depth[best])
-    return chosen
+    queue = [(-gain(node), node) for node, numbers in through.items() if len(numbers) > 1]
+    heapq.heapify(queue)  # gains only shrink: the first that is still right is the largest
+    while queue and len(chosen) < room:
+        before, node = heapq.heappop(queue)
+        now = gain(node)
+        if now and -before != now:
+            heapq.heappush(queue, (-now, node))
+        elif now:
+            chosen.add(node)
+            for i in through[node]:
+                spared[i] = max(spared[i], depth[node])
+    others = sorted(
+        through.keys() - chosen, key=lambda node: (-len(through[node]), -through[node][-1], depth[node], node)
+    )
+    return chosen | set(others[: room - len(chosen)])
 
 
 def _is_single(output: Any) -> bool:

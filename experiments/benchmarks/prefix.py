@@ -1,7 +1,7 @@
 """What is spared by stacks that begin alike: layers that need not be run again, and the time that this wins.
 
-Two real searches over the `language` zoo, of which layers come from whom and of a path through all layers, as their shipped
-spaces and drivers do it. Each candidate is evaluated twice in the same turn of the loop, by a worker that keeps hidden
+Two real searches over experts of the `language` zoo for sums asked in German: which layers come from whom, and a path through
+all layers, by the shipped spaces and their drivers. Each candidate is evaluated twice in the same turn of the loop, by a worker that keeps hidden
 states and by one that does not, taking turns at going first; the scores must be the same to the bit. A layer's execution is
 one layer on one batch of examples.
 
@@ -25,10 +25,12 @@ from evomerge.settings import StudySettings, open_parts
 from evomerge.trial import Evaluation
 
 SPACES = ("layer_swap", "data_flow")
-TASKS = ("addition", "german_addition")  # the cheap ones, of tens of tokens an example
-EVALUATIONS = 140
+EXPERTS = ("german", "addition")
+TASK = "german_addition"
+EVALUATIONS = 120
 SHARED_MIB = 1024
-SMOKE_TASKS = ("turned", "inverted")
+SMOKE_EXPERTS = ("turned", "inverted")
+SMOKE_TASK = "shifted"
 SMOKE_EVALUATIONS = 12
 
 
@@ -87,10 +89,11 @@ def measure(switches: Switches) -> Findings:
 def search(space: str, seed: int, *, smoke: bool) -> Run:
     """Search as a study does, with every candidate evaluated with and without sharing."""
     embedded = zoo.find_or_build("digits" if smoke else "language", seed=0, progress=lambda done, doing: say(doing))
-    tasks = SMOKE_TASKS if smoke else TASKS
+    task = SMOKE_TASK if smoke else TASK
+    experts = {name: embedded.pool["experts"][name] for name in (SMOKE_EXPERTS if smoke else EXPERTS)}
     given = {
-        "pool": embedded.pool,
-        "tasks": {name: embedded.tasks[name] for name in tasks},
+        "pool": {"base": embedded.pool["base"], "experts": experts},
+        "tasks": {task: embedded.tasks[task]},
         "space": space,
         "seed": seed,
         "evaluations": SMOKE_EVALUATIONS if smoke else EVALUATIONS,

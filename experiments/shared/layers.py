@@ -175,8 +175,8 @@ class Comparison:
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
-    def findings(self) -> Findings:
-        """Return tables, a figure, and all numbers."""
+    def findings(self, paper: str) -> Findings:
+        """Return tables, with what the `paper` found below, a figure, and all numbers."""
         methods = {
             name: {
                 "evaluations": method.evaluations,
@@ -194,7 +194,7 @@ class Comparison:
         }
         examples = {metric: int(self._any().scores[metric].size) for metric in self._metrics()}
         figures = {"methods": methods, "examples": examples, "best_reference": self._best_reference()}
-        return Findings(figures, self._table(), self._draw(), recipes)
+        return Findings(figures, f"{self._table()}\n\n{paper}", self._draw(), recipes)
 
     def _any(self) -> Evaluation:
         return self.methods["base"].reports[0]

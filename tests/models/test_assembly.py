@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.build import Builder
 from evomerge.models import LiveModel
 from evomerge.models.assembly import per_layer
+from evomerge.models.prefixes import choose
 from evomerge.models.pretrained import load_model
 from evomerge.pool import Pool
 from evomerge.recipe import Recipe
@@ -208,6 +209,16 @@ def test_memory_of_hidden_states_stays_within_its_budget(tmp_path):
         assert world.live.prefixes.nbytes <= 3 * state
         spared += world.live.prefixes.count.spared
     assert spared > 10
+
+
+def test_all_nodes_are_kept_where_they_fit_and_else_those_at_forks():
+    paths = [("a", "ab", "abc"), ("a", "ab", "abd"), ("a", "ae", "aef"), ("g", "gh", "ghi")]
+    everything = {node for path in paths for node in path}
+    assert choose(paths, len(everything)) == everything
+    assert choose(paths, 1) == {"ab"}  # two layers for the first two, where "a" spares one for three: 4 > 3
+    assert choose(paths, 2) == {"ab", "a"}
+    assert choose(paths, 3) == {"ab", "a", "g"}  # then the latest path, from its first layer on
+    assert choose(paths, 0) == set()
 
 
 def test_after_a_plain_candidate_nothing_is_shared(tmp_path):
