@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections import deque
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -10,7 +12,8 @@ import evomerge.evaluate.ray
 from evomerge import recipe
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker, make
-from evomerge.evaluate.ray import RayEvaluator, connect
+from evomerge.evaluate.ray import RayEvaluator, _Seat, connect
+from evomerge.members import Members
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Proposal
 
@@ -141,22 +144,44 @@ def stack(*names):
     return recipe.Recipe.parse({"stack": {"slots": slots, "rest": "base"}})
 
 
-def test_stack_goes_to_the_worker_that_had_one_which_begins_alike(setup):
-    setup = dataclasses.replace(setup, shared_mib=64)
-    first, second = stack("turned", "turned"), stack("inverted", "turned")
-    later = [stack("inverted", "inverted"), stack("turned", "inverted")]
-    with RayEvaluator(setup, 2) as evaluator:
-        for number, candidate in enumerate((first, second)):
+STACKS = (
+    stack("turned", "turned"),
+    stack("inverted", "turned"),
+    stack("inverted", "inverted"),
+    stack("turned", "inverted"),
+)
+
+
+def test_stack_goes_to_the_free_worker_that_had_one_which_begins_alike():
+    evaluator = RayEvaluator.__new__(RayEvaluator)  # without its processes: whom it chooses is no matter of time
+    evaluator._line, evaluator.lineage, evaluator._members = deque(), {}, Members(0)
+    one, two = evaluator._seats = [_Seat(actor=Mock()), _Seat(actor=Mock())]
+
+    def submit(number):
+        evaluator.submit(Proposal(number, STACKS[number]))
+        return [seat.job and seat.job.proposal.number for seat in (one, two)]
+
+    assert submit(0) == [0, None]
+    assert submit(1) == [0, 1]
+    assert submit(2) == [0, 1]  # nobody is free: it waits
+    assert submit(3) == [0, 1]
+    two.job = two.promise = None
+    evaluator._dispatch()
+    assert two.job.proposal.number == 2
+    one.job = one.promise = None
+    evaluator._dispatch()
+    assert one.job.proposal.number == 3
+    one.job = one.promise = two.job = two.promise = None
+    assert submit(1) == [None, 1]  # the second had it, whoever is first
+
+
+def test_stacks_score_the_same_on_workers_that_share_hidden_states(setup):
+    worker = Worker(setup)
+    with RayEvaluator(dataclasses.replace(setup, shared_mib=64), 2) as evaluator:
+        for number, candidate in enumerate(STACKS):
             evaluator.submit(Proposal(number, candidate))
-        found = dict([evaluator.wait(), evaluator.wait()])
-        had = [seat.job or list(seat.had) for seat in evaluator._seats]
-        for number, candidate in enumerate(later, start=2):
-            evaluator.submit(Proposal(number, candidate))
-            seat = next(s for s in evaluator._seats if s.job is not None and s.job.proposal.number == number)
-            assert candidate.beginnings[0] in {path[0] for path in had[evaluator._seats.index(seat)]}
-        found |= dict([evaluator.wait(), evaluator.wait()])
-    worker = Worker(dataclasses.replace(setup, shared_mib=0))
-    for number, candidate in enumerate((first, second, *later)):
+        found = dict(evaluator.wait() for _ in STACKS)
+    for number, candidate in enumerate(STACKS):
         assert found[number].error is None
         assert found[number].to_json() == worker.evaluate(candidate).to_json()
 
