@@ -40,7 +40,7 @@ class Stacked:
         self.rest = rest
         self.rest_key = rest_key
         self.prefix = prefix
-        layers = {id(source): self._layers(source) for source in (rest, *(hop.source for hop in hops))}
+        layers = {key: self._layers(source) for key, source in self._sources().items()}
         self._origin = {name: (rest, name) for name in layers[id(rest)].pop(None, ())}
         for number, hop in enumerate(hops):
             found = layers[id(hop.source)]
@@ -57,8 +57,7 @@ class Stacked:
 
     def each(self, change: Callable[[Checkpoint], Checkpoint]) -> "Stacked":
         """Return this stack of the checkpoints that `change` makes of its own, once of each."""
-        sources = {id(source): source for source in (*(hop.source for hop in self.hops), self.rest)}
-        changed = {key: change(source) for key, source in sources.items()}
+        changed = {key: change(source) for key, source in self._sources().items()}
         hops = [replace(hop, source=changed[id(hop.source)]) for hop in self.hops]
         return Stacked(hops, changed[id(self.rest)], self.rest_key, self.prefix)
 
@@ -82,8 +81,12 @@ class Stacked:
 
     def forget(self) -> None:
         """Close the sources' files."""
-        for source in {id(source): source for source in (*(hop.source for hop in self.hops), self.rest)}.values():
+        for source in self._sources().values():
             source.forget()
+
+    def _sources(self) -> dict[int, Checkpoint]:
+        """Return each checkpoint that the stack is made of once, under its identity."""
+        return {id(source): source for source in (*(hop.source for hop in self.hops), self.rest)}
 
     def _layers(self, source: Checkpoint) -> dict[int | None, list[str]]:
         """Return the names of a checkpoint's tensors by their block's number, None for those in no block."""

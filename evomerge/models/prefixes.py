@@ -134,6 +134,8 @@ def choose(paths: Sequence[tuple[Node, ...]], room: int) -> set[Node]:
     been before: chosen one by one, which gives at least 63% of what the best choice would (Nemhauser, Wolsey & Fisher 1978).
     Then the others, by how many paths go through them, and of these the first of the latest paths.
     """
+    if not room:
+        return set()
     through: dict[Node, list[int]] = {}
     depth: dict[Node, int] = {}
     for number, path in enumerate(paths):

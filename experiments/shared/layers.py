@@ -46,10 +46,10 @@ class Bed:
     evaluations: int
     studies: Path
 
-    @property
-    def setup(self) -> Setup:
-        """What a worker needs to score on all tasks."""
-        return Setup(self.pool["base"], self.pool["experts"], self.tasks, precision=self.precision)  # type: ignore[arg-type]
+    def setup(self, *tasks: str) -> Setup:
+        """Return what a worker needs to know to score on some tasks."""
+        chosen = {name: self.tasks[name] for name in tasks}
+        return Setup(self.pool["base"], self.pool["experts"], chosen, precision=self.precision)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -105,10 +105,8 @@ class Comparison:
         """Compare on `bed`."""
         self.bed = bed
         self.methods: dict[str, Method] = {}
-        self._worker = Worker(bed.setup)
-        self._goal = Worker(
-            Setup(bed.pool["base"], bed.pool["experts"], {bed.goal: bed.tasks[bed.goal]}, precision=bed.precision)
-        )  # type: ignore[arg-type]
+        self._worker = Worker(bed.setup(*bed.tasks))
+        self._goal = Worker(bed.setup(bed.goal))
 
     def references(self) -> None:
         """Judge what needs no search: base, experts, average, and task arithmetic and TIES at their best grid point."""

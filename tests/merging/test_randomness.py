@@ -156,4 +156,4 @@ def test_the_global_generator_is_left_alone():
     expected = np.random.get_state()[1].tolist()  # noqa: NPY002  # the global generator is what must not change
     field(size=10)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.random.get_state()[1].tolist() == expected  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == expected  # noqa: NPY002  # as above
