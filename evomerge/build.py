@@ -68,6 +68,13 @@ class Builder:
                 checkpoints[i] = kept
         return checkpoints
 
+    def known_as(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of the pool's own model that `recipe`, an earlier candidate, is; any other as it is."""
+        if not isinstance(recipe.root, Member):
+            return recipe
+        own = recipe_of(recipe.root.member, self.members.lineage)
+        return own if isinstance(own.root, Base | Expert) else recipe
+
     def _member(self, identity: str) -> Checkpoint:
         """Return an earlier candidate's checkpoint: one of the pool's, or weights that are kept, or made again now."""
         own = recipe_of(identity, self.members.lineage)
@@ -131,7 +138,7 @@ COMPILED = 32_000_000
 
 
 def _content(recipe: Recipe, pool: Pool) -> str:
-    """Return what an input is by content: the digest of an expert's weights, the id of a nested merge."""
+    """Return what an input is by content: the digest of one of the pool's own models, the id of a nested merge."""
     match recipe.root:
         case Base():
             return pool.digests["base"]
@@ -177,7 +184,9 @@ class _Inputs:
         self._checkpoints = (builder.pool.base, *checkpoints)
         pool = builder.pool
         self.names = pool.merged
-        self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in merge.inputs)]
+        own = [builder.known_as(inner) for inner in merge.inputs]
+        self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in own)]
+        self.nested = {i for i, inner in enumerate(own, 1) if not isinstance(inner.root, Base | Expert)}
 
     def place(self, name: str) -> Place:
         return self._builder.pool.layout.place(name)

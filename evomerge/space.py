@@ -9,10 +9,12 @@ A hole stands wherever a recipe may have a value:
     method:  {choice: [ties, dare_ties]}
     edit:    {choice: [none, dare, {trim: {density: {float: [0.05, 1]}}}]}
     include: {bit: first, per: [slot]}
+    share:   {float: [0.9, 1.1], init: 1, sd: 0.01}
 
-An option may have holes of its own, whose genes do nothing where another option is chosen. A space that says how earlier
-candidates are crossed names them by any words, `{member: mother}`, to be filled with the ids of whoever they are. Each hole expands into named
-genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where a choice is the index of
+Where numbers are drawn at random, they are spread evenly, and normally around `init` for a hole with `sd`. An option may
+have holes of its own, whose genes do nothing where another option is chosen. A space that says how earlier candidates are
+crossed names them by any words, `{member: mother}`, to be filled with the ids of whoever they are. Each hole expands into
+named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where a choice is the index of
 its option and a bit is 0 or 1. Drivers that want a unit cube use `to_unit` and `from_unit`.
 
 A stack may stand in one of its short forms (`evomerge.paths`), which then has the holes: decoding keeps it within its
@@ -56,7 +58,7 @@ Genome = NDArray[np.float64]
 Kind = Literal["float", "int", "choice", "bit"]
 
 _HOLES = ("float", "int", "choice", "bit")
-_OPTIONS = ("init", "log", "per")
+_OPTIONS = ("init", "log", "per", "sd")
 _HUGE = 1e300
 
 
@@ -71,6 +73,8 @@ class Gene:
     init: float
     log: bool = False
     choices: tuple[Json, ...] = ()
+    sd: float | None = None
+    """Standard deviation around `init` where the gene is drawn at random; None draws evenly over the range."""
 
     def value(self, number: float) -> Json:
         """Return what goes into the recipe for the gene's `number`, clipped into the gene's range."""
@@ -314,6 +318,12 @@ class SearchSpace:
             middle = math.sqrt(low * high) if log else (low + high) / 2
             by_kind = {"float": middle, "int": round(middle), "bit": hole.get("bit")}
             init = choices[0] if kind == "choice" else by_kind[kind]
+        sd = hole.get("sd")
+        if sd is not None and (
+            kind != "float" or log or isinstance(sd, bool) or not isinstance(sd, int | float) or not 0 < sd < math.inf
+        ):
+            msg = f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`"
+            raise SpaceError(msg)
         axes: list[list[tuple[str | int, str]]] = []
         if "per" in hole and form is not None:
             axes = [list(enumerate(texts)) for texts in form.cells(str(path[-1]), hole["per"], self._blocks or 0)]
@@ -329,7 +339,7 @@ class SearchSpace:
         genes = []
         for cell, start in zip(cells, starts, strict=True):
             suffix = f"[{','.join(text for _, text in cell)}]" if cell else ""
-            genes.append(Gene(name + suffix, kind, low, high, start, log, choices))
+            genes.append(Gene(name + suffix, kind, low, high, start, log, choices, sd))
         return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
 
     def _form(self, name: str, path: paths.Where, kind: Kind, per: Any) -> paths.Form | None:

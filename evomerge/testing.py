@@ -754,6 +754,7 @@ class InMemory:
         self._layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
         self.names = tuple(base)
         self.ids = tuple(_digest(model) for model in (base, *inputs))
+        self.nested: frozenset[int] = frozenset()
 
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""

@@ -125,6 +125,26 @@ def test_member_whose_lineage_cannot_be_known_is_refused_saying_so(pool):
             Builder(pool, members=members).build(made[3])
 
 
+def test_what_is_prepared_for_a_member_that_is_an_expert_is_the_expert_s(pool, monkeypatch):
+    """Singular vectors of an expert that a population mutates along are found once, and not for every child."""
+    child = Recipe.parse({"merge": {"method": "linear", "inputs": ["maths", "prose"]}})
+    made = [recipe.expert("prose"), child]
+    named = [{"member": child.id}, {"member": recipe.expert("prose").id}]
+    mutants = [Recipe.parse({"merge": {"method": "svd_mutate", "inputs": named, "seed": seed}}) for seed in range(3)]
+    found = []
+    decompose = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *given, **more: found.append(1) or decompose(*given, **more))
+    builder = Builder(pool, members=known(made))
+    counts = []
+    for mutant in mutants:
+        built = builder.build(mutant)
+        for name in built.info:
+            built.tensor(name)
+        counts.append(len(found))
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3
+
+
 def test_stack_may_take_layers_of_members(pool):
     made = family(2)
     slots = [{"source": {"member": made[-1].id}, "layer": 0}, {"source": "prose", "layer": 1}]

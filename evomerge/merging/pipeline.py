@@ -6,7 +6,7 @@ fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,7 @@ from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
 from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Scope, Site, moved, part
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Member, Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
+from evomerge.recipe import Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
 
 BLOCK = 1 << 16
 """Elements of one block where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -58,6 +58,10 @@ class Inputs(Protocol):
     def ids(self) -> Sequence[str]:
         """What the base and the inputs are, by content `(1 + K,)`: what has been prepared for them may be used again."""
 
+    @property
+    def nested(self) -> Collection[int]:
+        """Which of the inputs, counted from 1, are not the pool's own models: what is prepared for them lasts for one merge."""
+
     def place(self, name: str) -> Place:
         """Where the tensor is in the model."""
 
@@ -89,11 +93,7 @@ class Pipeline:
             )
             for place in places
         }
-        # What is prepared for the pool's own models serves the whole search; a nested merge's lasts as long as this one.
-        self._nested = {
-            i for i, entry in enumerate(merge.inputs, 1) if isinstance(entry.root, Member | MergeNode | StackNode)
-        }
-        self._shared, self._store = store, Store() if self._nested else store
+        self._shared, self._store = store, Store() if inputs.nested else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._adds = any(stage.adds for stage in self._stages)
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
@@ -175,7 +175,7 @@ class Pipeline:
         read = [0, *(1 + i for i in stage.reads)] if stage.reads is not None else range(len(self._inputs.ids))
         ids = [self._inputs.ids[i] for i in read]
         key = (_FORMAT, what, *stage.prepared_for(site, numbers), origin, *ids, tensor)
-        store = self._store if any(i in self._nested for i in read) else self._shared
+        store = self._store if any(i in self._inputs.nested for i in read) else self._shared
         return store.prepared(key, site.numel, make)
 
     def lasting(self, step: int) -> bool:

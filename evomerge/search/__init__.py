@@ -17,11 +17,22 @@ from evomerge.search.map_elites import MapElites, MapElitesSettings
 from evomerge.search.niches import Niches, NichesSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
-from evomerge.search.population import Archive, Population
+from evomerge.search.population import Archive, CellMap, Population
 from evomerge.search.random import Random, RandomSettings
 from evomerge.space import SearchSpace
 
-__all__ = ["KINDS", "POPULATIONS", "Archive", "Breeder", "Driver", "Generational", "Population", "describe", "make"]
+__all__ = [
+    "KINDS",
+    "POPULATIONS",
+    "Archive",
+    "Breeder",
+    "CellMap",
+    "Driver",
+    "Generational",
+    "Population",
+    "describe",
+    "make",
+]
 
 _Make = Callable[[SearchSpace, Sequence[str], int, Any], Driver]
 
@@ -53,8 +64,8 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
 KINDS: tuple[str, ...] = tuple(_DRIVERS)
 """What `kind:` of a driver may be."""
 
-POPULATIONS: tuple[str, ...] = ("niches", "map_elites")
-"""Those of `KINDS` whose candidates are made of earlier candidates, as their space says."""
+POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2)}
+"""Those of `KINDS` whose candidates are made of earlier candidates, as their space says: of how many at least and at most."""
 
 
 def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str], seed: int) -> Driver:
@@ -74,16 +85,17 @@ def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[s
     if not objectives or len(set(objectives)) != len(objectives):
         msg = f"driver: expected one or more different objectives, got {list(objectives)}"
         raise DriverError(msg)
-    if kind in POPULATIONS and len(space.parents) != 2:
+    least, most = POPULATIONS.get(kind, (0, 0))
+    if kind in POPULATIONS and not least <= len(space.parents) <= most:
         msg = (
-            f"driver `{kind}` crosses two earlier candidates, and the space has {len(space.parents)}; give it two, such as "
-            "`inputs: [{member: mother}, {member: father}]`, or choose another `kind`"
+            f"driver `{kind}` crosses {least} or {most} earlier candidates, and the space has {len(space.parents)}; give it "
+            "two, such as `inputs: [{member: mother}, {member: father}]`, or choose another `kind`"
         )
         raise DriverError(msg)
     if kind not in POPULATIONS and space.parents:
         msg = (
             f"driver `{kind}` knows no earlier candidates, and the space crosses {', '.join(space.parents)}; "
-            f"type `kind: {POPULATIONS[0]}`"
+            "type `kind: niches`"
         )
         raise DriverError(msg)
     model, build = _DRIVERS[kind]

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from evomerge.errors import DriverError
 from evomerge.space import Genome, SearchSpace
@@ -173,11 +174,17 @@ def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) ->
     """Return `count` genomes, `(count, genes)`, spread evenly over each gene's range.
 
     A Latin hypercube (McKay, Beckman & Conover 1979). Int, choice and bit genes get each of their values
-    equally often, int genes on a log scale in proportion to it.
+    equally often, int genes on a log scale in proportion to it; genes with a standard deviation are normal,
+    cut off at their bounds.
     """
     strata = rng.permuted(np.tile(np.arange(count), (len(space.genes), 1)), axis=1).T
     unit = (strata + rng.random(strata.shape)) / count
     levels = space.upper - space.lower + 1
     stretched = space.lower + np.floor(unit * levels)
     log = np.array([gene.log for gene in space.genes])
-    return np.where(are_whole(space) & ~log, stretched, round_whole(space, space.from_unit(unit)))
+    found = np.where(are_whole(space) & ~log, stretched, round_whole(space, space.from_unit(unit)))
+    for i, gene in enumerate(space.genes):
+        if gene.sd is not None:
+            below, above = ndtr((np.array([gene.low, gene.high]) - gene.init) / gene.sd)
+            found[:, i] = gene.init + gene.sd * ndtri(below + unit[:, i] * (above - below))
+    return np.clip(found, space.lower, space.upper)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.errors import DriverError
-from evomerge.search.population import PopulationSettings, Scores, check_unit, draw
+from evomerge.search.population import CellMap, PopulationSettings, Scores, check_unit, draw
 
 
 class MapElitesSettings(PopulationSettings):
@@ -66,9 +66,18 @@ class MapElites:
         if cell not in self._cells or quality > self._cells[cell].quality:
             self._cells[cell] = _Elite(member, quality, np.concatenate(vectors))
 
-    def choose(self, rng: np.random.Generator) -> tuple[str, str]:
+    def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
         """Return two elites drawn by quality, different ones once there are two."""
         quality = np.array([elite.quality for elite in self._cells.values()])
         first = draw(rng, quality)
         members = self.members
         return members[first], members[draw(rng, quality, without=first)]
+
+    def special(self, number: int) -> None:
+        """Return nothing: every proposal after the seeds is a child."""
+
+    def maps(self) -> tuple[CellMap, ...]:
+        """Return the one grid."""
+        edges = np.linspace(0, 1, self._bins + 1)
+        elites = {cell: (elite.member, elite.quality) for cell, elite in self._cells.items()}
+        return (CellMap("mean of all objectives", self._objectives[:2], (edges, edges), elites),)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evomerge.search.population import PopulationSettings, Scores, check_unit, draw
+from evomerge.search.population import CellMap, PopulationSettings, Scores, check_unit, draw
 
 
 class NichesSettings(PopulationSettings):
@@ -82,7 +82,7 @@ class Niches:
             self._rows[worst] = row
             self._ids[worst] = member
 
-    def choose(self, rng: np.random.Generator) -> tuple[str, str]:
+    def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
         """Return a member drawn by fitness, and one drawn by the first one's attraction to it.
 
         Where nobody can do what the first cannot, the second is another one drawn by fitness.
@@ -95,6 +95,13 @@ class Niches:
         pull = attraction(scores, first)
         second = draw(rng, pull if pull.any() else fit, without=first)
         return self._ids[first], self._ids[second]
+
+    def special(self, number: int) -> None:
+        """Return nothing: every proposal after the seeds is a child."""
+
+    def maps(self) -> tuple[CellMap, ...]:
+        """Return nothing: there are no cells."""
+        return ()
 
     def _above(self, scores: Scores) -> Scores:
         return scores - scores.min(axis=0) if self._settings.relative else scores

@@ -6,7 +6,8 @@ is in the archive then. So it never waits for a generation, and the order in whi
 the same asks and tells restores it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,20 @@ class PopulationSettings(BaseModel):
     """So many first children have two different seeds, drawn uniformly, as parents. M2N2's language models had 50."""
 
 
+@dataclass(frozen=True, slots=True)
+class CellMap:
+    """One grid of cells, at most one elite in each. Its cells are numbered from 0 along each axis, by rising scores."""
+
+    quality: str
+    """What the elites are best at: an objective, or several."""
+    axes: tuple[str, ...]
+    """The objective of each axis."""
+    edges: tuple[Scores, ...]
+    """The `(cells + 1,)` rising edges of the cells along each axis."""
+    elites: Mapping[tuple[int, ...], tuple[str, float]]
+    """Cell → its elite's id and quality."""
+
+
 class Archive(Protocol):
     """Who is in the population: what one such driver has of its own."""
 
@@ -60,13 +75,24 @@ class Archive(Protocol):
         """
         ...
 
-    def choose(self, rng: np.random.Generator) -> tuple[str, str]:
-        """Return two members to cross. Called after two or more candidates were offered."""
+    def choose(self, rng: np.random.Generator, number: int) -> tuple[str, ...]:
+        """Return whom to cross for proposal `number`, in the order of the space's `parents`; it takes the first of them.
+
+        Called after two or more candidates were offered.
+        """
+        ...
+
+    def special(self, number: int) -> Recipe | None:
+        """Return the recipe of proposal `number` where that is not to be a child, else None."""
+        ...
+
+    def maps(self) -> tuple[CellMap, ...]:
+        """Return the cells, for an archive that has some, as they are now."""
         ...
 
 
 class Population:
-    """A `Driver` that evaluates the seeds and then, for ever, crosses two members of an `Archive`.
+    """A `Driver` that evaluates the seeds and then, for ever, crosses members of an `Archive`.
 
     What proposal n is depends on the archive and on the generator keyed by (seed, n) alone: that chooses the parents and
     then draws the holes of the space uniformly. An evaluation that failed, or has a score that is not finite, is dropped.
@@ -115,14 +141,17 @@ class Population:
         return proposal
 
     def _child(self, number: int, seeds: Sequence[str] | None) -> Proposal:
-        """Return a child of two members, or of two of the `seeds`."""
+        """Return a child of members, or of two of the `seeds`, or what the archive wants instead."""
+        special = self._archive.special(number)
+        if special is not None:
+            return Proposal(number, special)
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, number]))
-        if seeds is None:
-            parents = self._archive.choose(rng)
-        else:
+        parents = self._archive.choose(rng, number)
+        if seeds is not None:
             one, other = rng.choice(len(seeds), 2, replace=False)
-            parents = seeds[one], seeds[other]
-        return propose(self._space, number, latin_hypercube(self._space, 1, rng)[0], parents)
+            parents = seeds[one], seeds[other], *parents[2:]
+        crossed = parents[: len(self._space.parents)]
+        return propose(self._space, number, latin_hypercube(self._space, 1, rng)[0], crossed)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Offer the candidate to the archive.
@@ -148,6 +177,10 @@ class Population:
         """Return the ids of the archive's members and, until the warm-up has been asked for, of the seeds."""
         warming = self._usable if self._asked < len(self._seeds) + self._warm_up else ()
         return tuple(dict.fromkeys((*self._archive.members, *warming)))
+
+    def maps(self) -> tuple[CellMap, ...]:
+        """Return the archive's cells, if it has some, as they are now."""
+        return self._archive.maps()
 
     def diagnostics(self) -> dict[str, float]:
         """Return how well the population covers the examples; nothing before there is a member.

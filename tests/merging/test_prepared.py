@@ -111,9 +111,9 @@ def test_nothing_is_kept_for_nested_merges(folder):
     store = Store(folder)
     nested = {"merge": {"method": "linear", "inputs": ["a", "b"]}}
     recipe = Recipe.parse({"merge": {"method": "ties", "inputs": [nested, "b"]}})
-    Pipeline(recipe.root.merge, InMemory(BASE, INPUTS), store).write(
-        "head.weight", torch.empty_like(BASE["head.weight"])
-    )
+    inputs = InMemory(BASE, INPUTS)
+    inputs.nested = frozenset({1})
+    Pipeline(recipe.root.merge, inputs, store).write("head.weight", torch.empty_like(BASE["head.weight"]))
     assert not list(folder.rglob("*"))
     assert store._prepared == store._measures == {}
 

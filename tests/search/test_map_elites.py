@@ -57,7 +57,7 @@ def test_parents_are_different_elites_drawn_by_quality(archive):
     for name, mean in (("a", 0.1), ("b", 0.3), ("c", 0.6)):
         insert(archive, name, mean, mean)
     rng = np.random.default_rng(0)
-    pairs = [archive.choose(rng) for _ in range(4000)]
+    pairs = [archive.choose(rng, 0) for _ in range(4000)]
     assert all(mother != father for mother, father in pairs)
     assert np.mean([mother == "c" for mother, _ in pairs]) == pytest.approx(0.6, abs=0.03)
     assert np.mean([father == "b" for mother, father in pairs if mother == "c"]) == pytest.approx(0.75, abs=0.03)
@@ -65,7 +65,7 @@ def test_parents_are_different_elites_drawn_by_quality(archive):
 
 def test_one_elite_alone_is_both_parents(archive):
     insert(archive, "a", 0, 0)
-    assert archive.choose(np.random.default_rng(0)) == ("a", "a")
+    assert archive.choose(np.random.default_rng(0), 0) == ("a", "a")
 
 
 def test_one_objective_makes_no_grid():

@@ -151,7 +151,7 @@ def shares(archive, draws=4000):
     rng = np.random.default_rng(0)
     found = np.zeros((len(archive.members),) * 2)
     for _ in range(draws):
-        mother, father = archive.choose(rng)
+        mother, father = archive.choose(rng, 0)
         found[int(mother), int(father)] += 1 / draws
     return found
 
