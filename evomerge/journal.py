@@ -1,8 +1,10 @@
 """Journal: the append-only record of a study, and its only truth. Resume is replay.
 
-One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` is written before any work on it begins; a
-`tell` is on disk (fsync) before anybody acts on it, so a result that was acknowledged survives any kill. A last line that
-was torn by a kill is cut off at the next opening; a damaged line in the middle is refused.
+One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` is with the operating system before any work on
+it begins, a `tell` before anybody acts on it: a result that was acknowledged survives any kill. On disk it is at once, too,
+but no more than once a second: what is told in between is synced together, a second later at most. So a power cut costs the
+last second of results, which are evaluated again. A last line that was torn is cut off at the next opening; a damaged line in
+the middle is refused.
 
 The bytes depend only on what was asked and told, in order: no clock, no host. Arrival order may differ between runs with
 several workers; `canonical` is the form that may not.
@@ -11,6 +13,8 @@ several workers; `canonical` is the form that may not.
 import errno
 import json
 import os
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +26,9 @@ from evomerge import files
 from evomerge.errors import JournalError
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal, Split
+
+_GROUP = 1.0
+"""Seconds whose results are synced together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,10 @@ class Journal:
             with path.open("r+b") as file:
                 file.truncate(good)
         self._file = path.open("ab", buffering=0)
+        self._synced = -_GROUP  # when the last sync was
+        self._late: threading.Timer | None = None  # what will sync the results of this second
+        self._open = threading.Lock()  # held while the file must not be closed
+        self._failure: OSError | None = None  # of a late sync
         if fresh:
             files.sync(path.parent)
 
@@ -64,7 +75,7 @@ class Journal:
         self._append(body, durable=False)
 
     def tell(self, number: int, evaluation: Evaluation) -> None:
-        """Record an evaluation. It is on disk when this returns."""
+        """Record an evaluation. It reaches the operating system before this returns, and the disk within a second."""
         record = {"tell": number, **evaluation.to_json()}
         body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         self._append(body, durable=True)
@@ -75,22 +86,61 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        late = self._late
+        if late is not None:
+            late.cancel()
+            self._sync_late()
+        with self._open:
+            self._file.close()
+        if kind is None:
+            self._check()
 
     def _append(self, body: str, *, durable: bool) -> None:
+        self._check()
         line = _frame(body.encode())
         start = self._file.seek(0, os.SEEK_END)
         try:
             self._write(line)
             if durable:
-                os.fsync(self._file.fileno())
+                self._sync()
         except OSError as error:
             try:
                 self._file.truncate(start)
             except OSError:
                 self._file.close()  # nothing may follow a torn line; the next opening cuts it off
-            msg = f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: mend it, then `evomerge resume`"
-            raise JournalError(msg) from error
+            raise self._error(error) from error
+
+    def _sync(self) -> None:
+        """Sync now, or with what else is told within the second after the last sync."""
+        if self._late is not None:
+            return
+        if time.monotonic() - self._synced >= _GROUP:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+            return
+        self._late = threading.Timer(_GROUP, self._sync_late)
+        self._late.daemon = True
+        self._late.start()
+
+    def _sync_late(self) -> None:
+        self._late = None  # what is told from here on is not synced by this
+        with self._open:
+            if not self._file.closed:
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    self._failure = error
+        self._synced = time.monotonic()
+
+    def _check(self) -> None:
+        """Raise what a late sync has met."""
+        if self._failure is not None:
+            raise self._error(self._failure) from self._failure
+
+    def _error(self, error: OSError) -> JournalError:
+        return JournalError(
+            f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: mend it, then `evomerge resume`"
+        )
 
     def _write(self, line: bytes) -> None:
         if self._file.write(line) != len(line):

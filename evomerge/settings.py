@@ -35,6 +35,9 @@ class PoolSettings(_Part):
     experts: dict[str, str] = Field(default_factory=dict)
     auto: str | None = None
     """Name of the transformers class, such as `AutoModel`; by default the one that config.json names."""
+    module: str | None = None
+    """`FILE.py:FUNCTION` that makes the model, for one that transformers does not know: called with the checkpoint's folder,
+    it returns a torch module whose state has the checkpoint's names."""
 
 
 class ReportSettings(_Part):
@@ -103,6 +106,7 @@ class StudySettings(_Part):
         absolute = {
             "base": pool.base and str((folder / pool.base).resolve()),
             "experts": {name: str((folder / path).resolve()) for name, path in pool.experts.items()},
+            "module": pool.module and str((folder / pool.module).resolve()),
         }
         source = settings.space
         if isinstance(source, str):
@@ -181,6 +185,7 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         precision=settings.precision,
         threads=settings.threads,
         auto=given.auto,
+        module=given.module,
         shared_mib=settings.shared_mib,
     )
     made = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}

@@ -1,5 +1,7 @@
 """The journal: what was acknowledged survives every kill, and damage is never read as data."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -83,15 +85,69 @@ def test_canonical_form_does_not_depend_on_the_order_of_arrival(tmp_path):
     assert journal.canonical(tmp_path / "one.jl") == (tmp_path / "one.jl").read_bytes()
 
 
-def test_results_are_on_disk_before_anybody_acts_on_them(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+@pytest.fixture
+def synced(monkeypatch):
+    """Sizes of the file at each sync."""
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    return sizes
+
+
+def test_results_are_on_disk_before_anybody_acts_on_them(tmp_path, synced):
     with Journal(tmp_path / "a.jl") as record:
         synced.clear()  # of the folder, when the file is new
         record.ask(Proposal(0, expert("maths")))
         assert synced == []
         record.tell(0, Evaluation(error="killed"))
         assert synced == [(tmp_path / "a.jl").stat().st_size]
+
+
+def test_results_of_one_second_are_synced_together_whatever_follows(tmp_path, synced, monkeypatch):
+    monkeypatch.setattr(journal, "_GROUP", 0.2)
+    path = tmp_path / "a.jl"
+    with Journal(path) as record:
+        record.tell(0, Evaluation(error="killed"))
+        synced.clear()
+        for number in range(1, 50):
+            record.tell(number, Evaluation(error="killed"))
+            assert len(journal.read(path)) == number + 1  # with the operating system: a kill cannot take it
+        deadline = time.monotonic() + 20
+        while synced[-1:] != [path.stat().st_size] and time.monotonic() < deadline:
+            time.sleep(0.01)  # nobody tells or asks any more
+        assert synced[-1] == path.stat().st_size
+        assert len(synced) < 25
+
+
+def test_what_was_told_last_is_synced_when_the_journal_closes(tmp_path, synced, monkeypatch):
+    monkeypatch.setattr(journal, "_GROUP", 3600)
+    with Journal(tmp_path / "a.jl") as record:
+        record.tell(0, Evaluation(error="killed"))
+        record.tell(1, Evaluation(error="killed"))
+        assert synced[-1] < (tmp_path / "a.jl").stat().st_size
+    assert synced[-1] == (tmp_path / "a.jl").stat().st_size
+
+
+def tell_on(record):
+    for number in range(2, 1000):
+        time.sleep(0.01)
+        record.tell(number, Evaluation(error="killed"))
+
+
+def test_sync_that_fails_late_is_an_error_of_the_next_record_or_of_closing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.EIO, "broken disk")
+
+    for closes in (False, True):
+        monkeypatch.undo()
+        monkeypatch.setattr(journal, "_GROUP", 3600 if closes else 0.01)
+        record = Journal(tmp_path / f"{closes}.jl")
+        record.tell(0, Evaluation(error="killed"))
+        monkeypatch.setattr(os, "fsync", full)
+        record.tell(1, Evaluation(error="killed"))
+        with pytest.raises(JournalError, match=r"cannot write \(broken disk\)"):
+            record.__exit__(None, None, None) if closes else tell_on(record)
+        with contextlib.suppress(JournalError):
+            record.__exit__(None, None, None)
 
 
 def test_torn_tail_is_cut_at_every_byte(tmp_path):

@@ -39,7 +39,7 @@ class Setup:
     `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; relative paths in
     them start at `folder`. `precision` is what models compute in, `threads` how many each worker uses
     (another number changes the last bits of scores), and `auto` the transformers class that chooses the
-    model's class, None for its config's. `shared_mib` is how much memory each worker has for hidden states of
+    model's class, None for its config's; `module` is a function of the user's that makes it instead. `shared_mib` is how much memory each worker has for hidden states of
     stacks that begin alike; it changes no score. `members` is the folder of a study whose candidates may be made of earlier
     ones: what is evaluated for the search is kept, up to `members_mib` in each worker's memory, and there; None keeps nothing.
     """
@@ -51,6 +51,7 @@ class Setup:
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
     auto: str | None = None
+    module: str | None = None
     shared_mib: int = 0
     members: str | None = None
     members_mib: int = 1024
@@ -126,7 +127,9 @@ class _Prepared:
         pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
         self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = LiveModel(folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20)
+        self.model = LiveModel(
+            folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20, module=setup.module
+        )
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -211,7 +214,8 @@ def _alike(threads: int) -> Iterator[None]:
     kernels.fill_uninitialized_memory = False  # merges make many tensors, and fill them themselves
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            # Where nothing runs on an accelerator, to ask each kind of it for its generator takes longer than a small candidate.
+            (torch.manual_seed if torch.cuda.is_initialized() else torch.default_generator.manual_seed)(0)
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002  # tasks may use the global one
             yield

@@ -4,16 +4,11 @@ It is made once, from the base's folder. Not to be confused with `evomerge.model
 whole models and saves them.
 """
 
-import inspect
 import json
-import logging
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +16,11 @@ from torch import Tensor, nn
 from evomerge.checkpoint import Checkpoint, Folder, first_difference
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
-from evomerge.models.blocks import find_blocks, stacks
+from evomerge.models.blocks import find_blocks
 from evomerge.models.landing import Landing, find_landings
+from evomerge.models.loaders import Loader, Own, Pretrained
 from evomerge.models.prefixes import Prefixes
-from evomerge.models.pretrained import auto_class, library, load_tokenizer
+from evomerge.models.pretrained import load_tokenizer
 from evomerge.stack import Stacked
 
 if TYPE_CHECKING:
@@ -47,6 +43,7 @@ class LiveModel:
         precision: Literal["float32", "bfloat16"] = "float32",
         device: str = "cpu",
         shared: int = 0,
+        module: str | None = None,
     ) -> None:
         """Make the model of the checkpoint in `folder`, to compute in `precision` on `device`.
 
@@ -54,8 +51,10 @@ class LiveModel:
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`;
         None takes the class that `config.json` names under `architectures`, and `AutoModel` where it names
-        none. Raises `ModelError` where the folder is no model of transformers, or where any parameter would
-        not be filled from the checkpoint, and `CheckpointError` where the folder cannot be read.
+        none. `module` names a function of the user's to make it instead, `FILE.py:FUNCTION`: called with the folder, it
+        returns a torch module whose state has the checkpoint's names. Raises `ModelError` where the folder is no
+        model of transformers, or where any parameter would not be filled from the checkpoint, and `CheckpointError`
+        where the folder cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision
@@ -63,11 +62,11 @@ class LiveModel:
             msg = f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`"
             raise ModelError(msg)
         base = Folder(self.folder)
-        loader = _Loader(base, auto)
-        module = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
-        for held in chain(module.parameters(), module.buffers()):
+        loader: Loader = Pretrained(base, auto) if module is None else Own(base, module)
+        made = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
+        for held in chain(made.parameters(), made.buffers()):
             held.data = held.data.clone()  # what was loaded may be a view of the file
-        self.module: PreTrainedModel = module.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type]  # its stub takes no name
+        self.module = cast("PreTrainedModel", made.to(device).requires_grad_(requires_grad=False))
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         self.landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
         self._views, self._twins = self._bind(self.landings)
@@ -80,7 +79,7 @@ class LiveModel:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.module.device
+        return next(self.module.parameters()).device
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -213,109 +212,3 @@ class LiveModel:
                 if not torch.allclose(view, expected, rtol=0, atol=0, equal_nan=True):
                     msg = f"tensor `{source}` is changed by loading it into `{landing.target}`; it cannot be merged"
                     raise ModelError(msg)
-
-
-class _Loader:
-    """Makes modules of one class from tensors. Of the folder, only `config.json` is read, and none of its code is run."""
-
-    def __init__(self, base: Folder, auto: str | None) -> None:
-        self._path = base.path / "config.json"
-        for key, why in (("auto_map", "needs code of its own"), ("quantization_config", "is quantised")):
-            if key in base.config:
-                msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
-                raise ModelError(msg)
-        try:
-            self._config = library().AutoConfig.from_pretrained(
-                base.path, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            msg = f"{self._path}: not the configuration of an architecture that transformers knows: {error}"
-            raise ModelError(msg) from error
-        self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
-        self._options: dict[str, Any] = {}
-
-    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
-        """Return a new module whose parameters are all among `tensors`; a pooler without weights is left out.
-
-        Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place in a
-        block.
-        """
-        module, report = self._load(tensors, dtype)
-        if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
-            self._options = {"add_pooling_layer": False}
-            module, report = self._load(tensors, dtype)
-        lists = [name.removeprefix(f"{module.base_model_prefix}.") for name in stacks(module)]
-        for name in sorted(report["missing_keys"]):
-            msg = f"the model needs a tensor `{name}`, which the checkpoint does not have; it would be random"
-            raise ModelError(self._about(msg))
-        for name, came, expected in sorted(report["mismatched_keys"]):
-            msg = f"expected shape {list(expected)} for `{name}`, got {list(came)}"
-            raise ModelError(self._about(msg))
-        for name in sorted(report["unexpected_keys"]):
-            if any(f".{stack}." in f".{name}" for stack in lists):
-                msg = f"the checkpoint has a tensor `{name}` in a block, for which the model has no place"
-                raise ModelError(self._about(msg))
-        return module
-
-    def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
-        return self._load(tensors, torch.float32)[0].state_dict()
-
-    def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
-        with _reports() as reports, torch.random.fork_rng(devices=[]):
-            try:
-                module, report = self._class.from_pretrained(
-                    None,
-                    config=self._config,
-                    state_dict=dict(tensors),
-                    dtype=dtype,
-                    ignore_mismatched_sizes=True,
-                    output_loading_info=True,
-                    **self._options,
-                )
-            except RuntimeError as error:
-                # The exception names no tensor, the report of a failed fusion does.
-                name = next(iter(re.findall(r"destined for ([\w.]+\w)", "".join(reports))), None)
-                what = f"parameter `{name}` cannot be made from the checkpoint's tensors; is one missing?"
-                raise ModelError(self._about(str(error) if name is None else what)) from error
-        return module, report
-
-    def _named_class(self, base: Folder) -> Any:
-        named = base.config.get("architectures")
-        if not named:
-            return self._chosen_class("AutoModel")
-        found = getattr(library(), str(named[0]), None)
-        if not (isinstance(found, type) and issubclass(found, library().PreTrainedModel)):
-            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; "
-            msg += "mend it, or give `auto`, such as AutoModelForCausalLM"
-            raise ModelError(msg)
-        return found
-
-    def _chosen_class(self, auto: str) -> Any:
-        chooser = auto_class(auto)
-        try:
-            with torch.device("meta"):
-                return type(chooser.from_config(self._config, trust_remote_code=False))
-        except ValueError as error:
-            msg = f"{self._path}: {auto} has no class for a model of type `{self._config.model_type}`"
-            raise ModelError(msg) from error
-
-    def _about(self, what: str) -> str:
-        return f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
-
-
-@contextmanager
-def _reports() -> Iterator[list[str]]:
-    """Collect what transformers reports on loading, instead of printing it: it is raised here, or meant so."""
-    messages: list[str] = []
-
-    def collect(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False
-
-    logger = logging.getLogger(library().PreTrainedModel.__module__)
-    logger.addFilter(collect)
-    try:
-        yield messages
-    finally:
-        logger.removeFilter(collect)

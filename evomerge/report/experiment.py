@@ -33,6 +33,8 @@ class Switches:
     smoke: bool
     seeds: tuple[int, ...]
     json: bool
+    evaluations: int
+    """Of each search; 0 for an experiment that does not ask for them."""
     out: Path | None
     """Where the three files go; None for nowhere, as a smoke run's are not worth keeping unless asked for."""
 
@@ -58,15 +60,17 @@ def main(
     measure: Callable[[Switches], Findings],
     *,
     seeds: int = 1,
+    evaluations: tuple[int, int] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Run an experiment as a script, and exit: 0 done, 2 for what the user can mend.
 
     `measure` does the work. While it runs, what it (or a library) prints goes to standard error: standard
-    output holds one JSON object with `--json`, and else the table. `seeds` is the default of `--seeds`.
+    output holds the figures as one JSON object with `--json`, and else the table. `seeds` is the default of `--seeds`,
+    `evaluations` that of `--evaluations` and what it is with `--smoke`; None for an experiment without.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    switches = _parse(name, about, seeds, arguments)
+    switches = _parse(name, about, seeds, evaluations, arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = measure(switches)
@@ -77,7 +81,7 @@ def main(
     except EvomergeError as error:
         say(f"{name}: {error}")
         sys.exit(2)
-    sys.stdout.write(f"{json.dumps(record, allow_nan=False) if switches.json else found.table}\n")
+    sys.stdout.write(f"{json.dumps(record['figures'], allow_nan=False) if switches.json else found.table}\n")
 
 
 def say(text: str) -> None:
@@ -103,11 +107,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _parse(name: str, about: str, seeds: int, arguments: Sequence[str]) -> Switches:
+def _parse(
+    name: str, about: str, seeds: int, evaluations: tuple[int, int] | None, arguments: Sequence[str]
+) -> Switches:
     parser = argparse.ArgumentParser(name, description=about.strip().partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="a small version that ends within 20 seconds")
     shown = f"run seeds 0 to N-1 (default {seeds}, with --smoke 1)"
     parser.add_argument("--seeds", type=_positive, metavar="N", help=shown)
+    if evaluations is not None:
+        shown = f"of each search (default {evaluations[0]}, with --smoke {evaluations[1]})"
+        parser.add_argument("--evaluations", type=_positive, metavar="N", help=shown)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     kept = f"where {name}.json, {name}.md and {name}.png go (default {_RESULTS}/, with --smoke nowhere)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=kept)
@@ -115,7 +124,8 @@ def _parse(name: str, about: str, seeds: int, arguments: Sequence[str]) -> Switc
     out = given.out if given.out is not None or given.smoke else _RESULTS
     if out is not None and out.exists() and not out.is_dir():
         parser.error(f"--out: {out} is a file; expected a directory")
-    return Switches(given.smoke, tuple(range(given.seeds or (1 if given.smoke else seeds))), given.json, out)
+    chosen = 0 if evaluations is None else given.evaluations or evaluations[given.smoke]
+    return Switches(given.smoke, tuple(range(given.seeds or (1 if given.smoke else seeds))), given.json, chosen, out)
 
 
 def _positive(text: str) -> int:

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from evomerge.checkpoint import read_header
 from evomerge.errors import TaskError, nearest
 from evomerge.models import LiveModel
+from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
 from evomerge.tasks.data import Columns, indices, read_splits, texts
@@ -43,7 +44,17 @@ class ClassificationSettings(TaskSettings):
     max_length: int = Field(default=128, ge=1)
     """Tokens after which a text is cut."""
     batch: int = Field(default=64, ge=1)
+    metrics: tuple[Literal["accuracy", "log_likelihood", "margin"], ...] = ("accuracy", "log_likelihood")
+    """What is scored. The `margin` is the label's logit above the largest other: positive where `accuracy` is 1."""
     keep_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Examples that run together: their places among those scored, and what the model is given."""
+
+    places: Tensor
+    given: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,70 +86,83 @@ class Classification(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=("accuracy", "log_likelihood"),
+            metrics=settings.metrics,
             sizes={split: len(columns[settings.label]) for split, columns in splits.items()},
-            search="log_likelihood",
-            report="accuracy",
+            search="log_likelihood" if "log_likelihood" in settings.metrics else settings.metrics[0],
+            report="accuracy" if "accuracy" in settings.metrics else settings.metrics[0],
         )
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
         classes = None if self._head is None else len(self._head.weight)
         self._labels = {
-            split: indices(name, settings.label, columns[settings.label], [classes] * len(columns[settings.label]))
+            split: torch.tensor(
+                indices(name, settings.label, columns[settings.label], [classes] * len(columns[settings.label]))
+            )
             for split, columns in splits.items()
         }
         self._inputs: dict[Split, list[str] | Tensor] = {
             split: _inputs(name, settings.input, columns) for split, columns in splits.items()
         }
         self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
+        self._whole: dict[tuple[Split, Path], list[_Batch]] = {}
 
+    @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return accuracy (0 or 1) and log-likelihood of the label in nats, for each example; logits if they are kept."""
-        numbers = self.numbers(split, examples)
-        labels = torch.tensor([self._labels[split][number] for number in numbers])
-        logits = self._logits(model, split, numbers)
+        """Return the metrics of each example, the log-likelihood of the label in nats; logits if they are kept."""
+        labels = self._labels[split]
+        if examples is None:
+            batches = self._whole.get((split, model.folder)) or self._batches(model, split, self.numbers(split, None))
+            self._whole[split, model.folder] = batches
+        else:
+            numbers = self.numbers(split, examples)
+            labels, batches = labels[numbers], self._batches(model, split, numbers)
+        logits = self._logits(model, batches)
         classes = logits.shape[1]
         if int(labels.max()) >= classes:
             msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
             raise self.error(msg)
-        finite = logits.isfinite().all(1)
-        right = (logits.argmax(1) == labels).float()
-        scores = {
-            "accuracy": vector(torch.where(finite, right, torch.nan)),
-            "log_likelihood": vector(logits.log_softmax(1).gather(1, labels[:, None])[:, 0]),
-        }
+        measures = {"accuracy": _accuracy, "log_likelihood": _log_likelihood, "margin": _margin}
+        scores = {metric: vector(measures[metric](logits, labels)) for metric in self.metrics}
         return Scores(scores, {"logits": vector(logits)} if self._settings.keep_logits else {})
 
-    @torch.inference_mode()
-    def _logits(self, model: LiveModel, split: Split, numbers: Sequence[int]) -> Tensor:
-        """Return the logits of the examples, fp32 `(numbers, classes)` on the CPU."""
+    def _batches(self, model: LiveModel, split: Split, numbers: Sequence[int]) -> list[_Batch]:
+        """Return what the model is given for these examples of a split."""
         inputs = self._inputs[split]
-        parts: list[Tensor] = []
         if isinstance(inputs, Tensor):
-            batches = by_length([0] * len(numbers), self._settings.batch)
-            for batch in batches:
-                pixels = inputs[[numbers[i] for i in batch]].to(model.device, model.module.dtype)
-                parts.append(self._run(model, {"pixel_values": pixels}))
-        else:
-            tokens = self._tokenised(model, split, inputs)
-            batches = by_length([len(tokens[number]) for number in numbers], self._settings.batch)
-            for batch in batches:
-                ids, mask = pad([tokens[numbers[i]] for i in batch], model.tokenizer.pad_token_id)
-                given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-                parts.append(self._run(model, given))
+            return [
+                _Batch(torch.tensor(batch), {"pixel_values": inputs[[numbers[i] for i in batch]]})
+                for batch in by_length([0] * len(numbers), self._settings.batch)
+            ]
+        tokens = self._tokenised(model, split, inputs)
+        made = []
+        for batch in by_length([len(tokens[number]) for number in numbers], self._settings.batch):
+            ids, mask = pad([tokens[numbers[i]] for i in batch], model.tokenizer.pad_token_id)
+            made.append(_Batch(torch.tensor(batch), {"input_ids": ids, "attention_mask": mask}))
+        return made
+
+    def _logits(self, model: LiveModel, batches: Sequence[_Batch]) -> Tensor:
+        """Return the logits of the examples, fp32 `(examples, classes)` on the CPU."""
+        precision = PRECISIONS[model.precision]
+        parts = []
+        for batch in batches:
+            given = {
+                name: tensor.to(model.device, precision if tensor.is_floating_point() else tensor.dtype)
+                for name, tensor in batch.given.items()
+            }
+            parts.append(self._run(model, given))
         logits = torch.cat(parts)
-        order = torch.tensor([i for batch in batches for i in batch])
         found = torch.empty_like(logits)
-        found[order] = logits
+        found[torch.cat([batch.places for batch in batches])] = logits
         return found
 
     def _run(self, model: LiveModel, given: Mapping[str, Tensor]) -> Tensor:
         if self._head is None:
-            logits = getattr(model.module(**given), "logits", None)
+            found = model.module(**given)
+            logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
             if logits is None or logits.ndim != 2:  # (batch, classes)
                 msg = (
                     f"{type(model.module).__name__} does not classify; set `auto` to a class that does, such as "
-                    "AutoModelForSequenceClassification, or give the task a `head`"
+                    "AutoModelForSequenceClassification, or give the task a `head`; a `module` of your own returns logits"
                 )
                 raise self.error(msg)
             return torch.as_tensor(logits.float().cpu())
@@ -158,6 +182,19 @@ class Classification(SplitTask):
             check_length(self.name, model, max(map(len, made)))
             self._tokens[key] = made
         return self._tokens[key]
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan)
+
+
+def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    own = logits.gather(1, labels[:, None])
+    return (own - logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True))[:, 0]
 
 
 def _inputs(task: str, column: str, columns: Columns) -> list[str] | Tensor:

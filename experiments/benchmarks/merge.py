@@ -604,8 +604,8 @@ def some(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     return read
 
 
-def read(arguments: Sequence[str]) -> tuple[Options, str | None, bool, list[str]]:
-    """Return the options, the operator to profile, whether JSON is wanted, and what all experiments understand."""
+def read(arguments: Sequence[str]) -> tuple[Options, str | None, list[str]]:
+    """Return the options, the operator to profile, and what all experiments understand."""
     parser = argparse.ArgumentParser(add_help=False, usage="further options:", allow_abbrev=False)
     parser.add_argument("--parameters", type=count, metavar="N", help="size of the model (default 110M)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of a merge (default 1)")
@@ -615,7 +615,6 @@ def read(arguments: Sequence[str]) -> tuple[Options, str | None, bool, list[str]
     parser.add_argument(
         "--profile", choices=tuple(OPERATORS), metavar="OPERATOR", help="where its warm merges' time goes"
     )
-    parser.add_argument("--json", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     if {"-h", "--help"} & set(rest):
         parser.print_help()
@@ -629,26 +628,15 @@ def read(arguments: Sequence[str]) -> tuple[Options, str | None, bool, list[str]
         own.dtypes or (SMOKE_DTYPES if smoke else tuple(DTYPES)),
         own.operators or (SMOKE_OPERATORS if smoke else tuple(OPERATORS)),
     )
-    return options, own.profile, own.json, rest
+    return options, own.profile, rest
 
 
 def run(arguments: Sequence[str]) -> None:
-    options, profiled, as_json, rest = read(arguments)
+    options, profiled, rest = read(arguments)
     if profiled is not None:
         sys.stdout.write(f"{profile(profiled, options)}\n")
         return
-    kept: dict[str, Any] = {}
-
-    def measured(switches: Switches) -> Findings:
-        findings = measure(switches, options)
-        kept.update({name: findings.figures[name] for name in ("copy_gbps", "floor_s", "rows")})
-        return findings
-
-    # What all experiments print as JSON is the whole record, as it is in the file; here only the figures are wanted.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        main("merge", __doc__, measured, arguments=rest)
-    if as_json:
-        sys.stdout.write(f"{json.dumps(kept, allow_nan=False)}\n")
+    main("merge", __doc__, lambda switches: measure(switches, options), arguments=rest)
 
 
 if __name__ == "__main__":

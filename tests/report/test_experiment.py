@@ -26,7 +26,8 @@ def run(arguments, capsys, *, figures=None, noise="", seeds=3):
 
 def test_json_is_all_that_standard_output_holds_whatever_libraries_print(capsys, tmp_path):
     _, out, err = run(["--json", "--out", str(tmp_path)], capsys, noise="a library says hello\n")
-    record = json.loads(out)
+    assert json.loads(out) == {"seconds": 1.5}
+    record = json.loads((tmp_path / "speed.json").read_text())
     assert record["figures"] == {"seconds": 1.5}
     assert record["seeds"] == [0, 1, 2]
     assert record["recipes"] == {"picked": "ab" * 32}
@@ -58,8 +59,20 @@ def test_a_full_run_writes_to_experiments_results_by_default(capsys, tmp_path, m
 def test_a_smoke_run_takes_one_seed_and_leaves_no_files(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     switches, _, _ = run(["--smoke"], capsys)
-    assert switches == Switches(smoke=True, seeds=(0,), json=False, out=None)
+    assert switches == Switches(smoke=True, seeds=(0,), json=False, evaluations=0, out=None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 100), (["--smoke"], 5), (["--smoke", "--evaluations", "7"], 7)])
+def test_evaluations_are_a_switch_of_experiments_that_search(given, expected, capsys, tmp_path):
+    seen = []
+
+    def measure(switches):
+        seen.append(switches.evaluations)
+        return Findings({}, "", Figure())
+
+    experiment.main("s", "S.", measure, evaluations=(100, 5), arguments=[*given, "--out", str(tmp_path)])
+    assert seen == [expected]
 
 
 def test_seeds_asked_for_are_given_to_smoke_runs_too(capsys, tmp_path):

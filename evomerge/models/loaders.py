@@ -1,0 +1,203 @@
+"""Loaders: make modules of one class from tensors, transformers' own or one of the user's."""
+
+import importlib.util
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.checkpoint import Folder
+from evomerge.errors import ModelError, nearest
+from evomerge.models.blocks import stacks
+from evomerge.models.pretrained import auto_class, library
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Loader(Protocol):
+    """Makes modules of one class."""
+
+    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+        """Return a new module, in evaluation mode, whose parameters are all among `tensors`.
+
+        Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place.
+        """
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
+        ...
+
+
+class Own:
+    """Modules that a function of the user's makes, such as a network that transformers does not know."""
+
+    def __init__(self, base: Folder, where: str) -> None:
+        """Import `where`, `FILE.py:FUNCTION`. Raises `ModelError` where it cannot be."""
+        self._folder = base.path
+        self._where = where
+        self._make = _imported(where)
+
+    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+        """Return a new module whose state is `tensors`, no more and no less."""
+        module = self._made()
+        held = module.state_dict()
+        for name in sorted(held.keys() | tensors.keys()):
+            came, expected = (
+                str(list(side[name].shape)) if name in side else "no such tensor" for side in (tensors, held)
+            )
+            if came != expected:
+                msg = f"{self._folder}: tensor `{name}`: expected {expected} as in the module of {self._where}, got {came}"
+                raise ModelError(msg)
+        module.load_state_dict(dict(tensors))
+        return module.to(dtype).eval()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors themselves, which the module has under their own names, but for tied ones the last."""
+        module = self._made()
+        module.load_state_dict(dict(tensors), strict=False)  # of floating-point tensors alone
+        return module.state_dict()
+
+    def _made(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            module = self._make(self._folder)
+        if not isinstance(module, nn.Module):
+            msg = f"{self._where} returned {type(module).__name__}; expected a torch.nn.Module"
+            raise ModelError(msg)
+        return module
+
+
+def _imported(where: str) -> Callable[[Path], object]:
+    file, _, name = where.rpartition(":")
+    path = Path(file)
+    if not name.isidentifier() or path.suffix != ".py" or not path.is_file():
+        msg = f"`module` must be FILE.py:FUNCTION with a file that is there, got `{where}`"
+        raise ModelError(msg)
+    spec = importlib.util.spec_from_file_location(f"evomerge_module_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(code)
+    except Exception as error:
+        msg = f"`module`: {path} cannot be imported: {type(error).__name__}: {error}"
+        raise ModelError(msg) from error
+    found: Callable[[Path], object] | None = getattr(code, name, None)
+    if not callable(found):
+        msg = f"`module`: {path} has no function `{name}`; {nearest(name, [key for key in vars(code) if not key.startswith('_')])}"
+        raise ModelError(msg)
+    return found
+
+
+class Pretrained:
+    """Modules of transformers. Of the folder, only `config.json` is read, and none of its code is run."""
+
+    def __init__(self, base: Folder, auto: str | None) -> None:
+        """Choose the class, as `LiveModel` says. Raises `ModelError` where there is none."""
+        self._path = base.path / "config.json"
+        for key, why in (("auto_map", "needs code of its own"), ("quantization_config", "is quantised")):
+            if key in base.config:
+                msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
+                raise ModelError(msg)
+        try:
+            self._config = library().AutoConfig.from_pretrained(
+                base.path, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            msg = f"{self._path}: not the configuration of an architecture that transformers knows: {error}"
+            raise ModelError(msg) from error
+        self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
+        self._options: dict[str, Any] = {}
+
+    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
+        """Return a new module whose parameters are all among `tensors`; a pooler without weights is left out.
+
+        Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place in a
+        block.
+        """
+        module, report = self._load(tensors, dtype)
+        if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
+            self._options = {"add_pooling_layer": False}
+            module, report = self._load(tensors, dtype)
+        lists = [name.removeprefix(f"{module.base_model_prefix}.") for name in stacks(module)]
+        for name in sorted(report["missing_keys"]):
+            msg = f"the model needs a tensor `{name}`, which the checkpoint does not have; it would be random"
+            raise ModelError(self._about(msg))
+        for name, came, expected in sorted(report["mismatched_keys"]):
+            msg = f"expected shape {list(expected)} for `{name}`, got {list(came)}"
+            raise ModelError(self._about(msg))
+        for name in sorted(report["unexpected_keys"]):
+            if any(f".{stack}." in f".{name}" for stack in lists):
+                msg = f"the checkpoint has a tensor `{name}` in a block, for which the model has no place"
+                raise ModelError(self._about(msg))
+        return module
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
+        return self._load(tensors, torch.float32)[0].state_dict()
+
+    def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
+        with _reports() as reports, torch.random.fork_rng(devices=[]):
+            try:
+                module, report = self._class.from_pretrained(
+                    None,
+                    config=self._config,
+                    state_dict=dict(tensors),
+                    dtype=dtype,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    **self._options,
+                )
+            except RuntimeError as error:
+                # The exception names no tensor, the report of a failed fusion does.
+                name = next(iter(re.findall(r"destined for ([\w.]+\w)", "".join(reports))), None)
+                what = f"parameter `{name}` cannot be made from the checkpoint's tensors; is one missing?"
+                raise ModelError(self._about(str(error) if name is None else what)) from error
+        return module, report
+
+    def _named_class(self, base: Folder) -> Any:
+        named = base.config.get("architectures")
+        if not named:
+            return self._chosen_class("AutoModel")
+        found = getattr(library(), str(named[0]), None)
+        if not (isinstance(found, type) and issubclass(found, library().PreTrainedModel)):
+            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; "
+            msg += "mend it, or give `auto`, such as AutoModelForCausalLM"
+            raise ModelError(msg)
+        return found
+
+    def _chosen_class(self, auto: str) -> Any:
+        chooser = auto_class(auto)
+        try:
+            with torch.device("meta"):
+                return type(chooser.from_config(self._config, trust_remote_code=False))
+        except ValueError as error:
+            msg = f"{self._path}: {auto} has no class for a model of type `{self._config.model_type}`"
+            raise ModelError(msg) from error
+
+    def _about(self, what: str) -> str:
+        return f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
+
+
+@contextmanager
+def _reports() -> Iterator[list[str]]:
+    """Collect what transformers reports on loading, instead of printing it: it is raised here, or meant so."""
+    messages: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger(library().PreTrainedModel.__module__)
+    logger.addFilter(collect)
+    try:
+        yield messages
+    finally:
+        logger.removeFilter(collect)
