@@ -26,12 +26,13 @@ from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
 from evomerge.members import ancestors
 from evomerge.models import LiveModel
 from evomerge.pool import Pool
-from evomerge.progress import Progress, quiet
+from evomerge.progress import Progress, Sometimes, quiet
 from evomerge.recipe import Recipe, expand_inputs
 from evomerge.recipe import base as base_recipe
-from evomerge.report import choose, export, figures, html, measure, tables
+from evomerge.report import choose, export, figures, html, measure, population, tables
 from evomerge.report.results import Candidate, Results
-from evomerge.report.wording import duration
+from evomerge.report.wording import covered, duration
+from evomerge.search import Population
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
 from evomerge.tasks import Task
@@ -428,19 +429,27 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
 def _search_and_report(study: Study, console: Console) -> Results:
     total = study.settings.evaluations
     best: list[float] = []
-    done = itertools.count(len(study.population()) + 1)
+    counter = itertools.count(len(study.population()) + 1)
+    covering = Sometimes(lambda: _covering(study))
     with study.evaluator() as evaluator, Progress("search", total, console) as progress:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
+            done = next(counter)
             if evaluation.error is None:
                 best.append(float(evaluation.means(study.parts.searched).mean()))
             note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {max(best):.4g}"
-            progress(next(done), note=note)
+            progress(done, note=note + covering(now=done == total))
 
         study.run(evaluator, watch)
         results = _report(study, console, evaluator)
     _print(results, study.folder, console)
     return results
+
+
+def _covering(study: Study) -> str:
+    """Return how well the population that a study searches with covers the examples by now, to be put behind a comma."""
+    found = study.driver.diagnostics() if isinstance(study.driver, Population) else {}
+    return f", {covered(found['coverage'], found.get('entropy'))}" if found else ""
 
 
 def _report(study: Study, console: Console, evaluator: Any = None) -> Results:
@@ -449,6 +458,7 @@ def _report(study: Study, console: Console, evaluator: Any = None) -> Results:
     measure.write(results, study.folder)
     figures.front(results, study.folder / "front.png")
     figures.hypervolume(results, study.folder / "hypervolume.png")
+    population.write(results, study.folder)
     html.write(results, study.folder)
     return results
 

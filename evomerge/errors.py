@@ -39,6 +39,10 @@ class DriverError(EvomergeError, ValueError):
     """A driver cannot search the given space with the given settings."""
 
 
+class SurrogateError(EvomergeError, ValueError):
+    """A response surface cannot be fitted to the given evaluations, or its design cannot identify it."""
+
+
 class JournalError(EvomergeError, RuntimeError):
     """A study's journal is damaged, or does not belong to the study."""
 

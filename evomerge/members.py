@@ -82,7 +82,9 @@ class Members:
         """Let go of all others, in memory and on disk."""
         for identity in [identity for identity in self._held if identity not in identities]:
             del self._held[identity]
-        for path in self._folder.glob("[0-9a-f]*.safetensors") if self._folder is not None else ():
+        if self._folder is None or not self._folder.is_dir():
+            return
+        for path in self._folder.glob("[0-9a-f]*.safetensors"):
             if path.stem not in identities:
                 path.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from evomerge.report.wording import duration
 
 _EVERY = 10.0  # seconds between two lines when nobody is watching
+_AGAIN = 1.0  # seconds between two times that a text is found out
 
 
 class Progress:
@@ -60,6 +61,23 @@ class Progress:
             self._console.print(
                 f"{self._what}: {done}/{self._total}, {duration(now - self._start)} elapsed, {end}{note and f', {note}'}"
             )
+
+
+class Sometimes:
+    """A text that takes a while to find out: found out again at most once a second, and shown as it was until then."""
+
+    def __init__(self, find: Callable[[], str]) -> None:
+        """Ask `find` for the text."""
+        self._find = find
+        self._text = ""
+        self._due = 0.0
+
+    def __call__(self, *, now: bool = False) -> str:
+        """Return the text, of this moment where `now` is."""
+        if now or time.monotonic() >= self._due:
+            self._text = self._find()
+            self._due = time.monotonic() + _AGAIN
+        return self._text
 
 
 def quiet(console: Console) -> Callable[[str], None]:

@@ -297,8 +297,18 @@ class SearchSpace:
         return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
 
     @cached_property
+    def whole(self) -> NDArray[np.bool_]:
+        """Which genes only take whole numbers (int, choice and bit), bool `(genes,)`."""
+        return np.array([gene.kind != "float" for gene in self.genes])
+
+    @cached_property
+    def log(self) -> NDArray[np.bool_]:
+        """Which genes are on a logarithmic scale, bool `(genes,)`."""
+        return np.array([gene.log for gene in self.genes])
+
+    @cached_property
     def _scale(self) -> tuple[Genome, Genome, NDArray[np.bool_]]:
-        log = np.array([gene.log for gene in self.genes])
+        log = self.log
         low = np.array([math.log(gene.low) if gene.log else gene.low for gene in self.genes])
         high = np.array([math.log(gene.high) if gene.log else gene.high for gene in self.genes])
         return low, np.where(high > low, high - low, 1.0), log

@@ -39,6 +39,8 @@ class Study:
         self.folder = folder
         self.settings = settings
         self.parts = parts
+        self.driver: Driver | None = None
+        """The driver that `run` searches with: to be looked at by whoever watches, never told."""
 
     @classmethod
     def create(
@@ -87,19 +89,18 @@ class Study:
 
     def run(self, evaluator: evaluate.Remembering, watch: Watcher = lambda proposal, evaluation: None) -> None:
         """Search until the budget is spent or the driver has no more to ask, after replaying what is recorded."""
-        driver = self.parts.new_driver(self.settings.seed)
+        driver = self.driver = self.parts.new_driver(self.settings.seed)
         flying: dict[int, Proposal] = {}
         asked = 0
         with self.lock(), Journal(self.journal_path) as record:
-            for event in journal.read(self.journal_path):  # resume: replay through a fresh, seeded driver
-                if isinstance(event, Ask):
-                    flying[event.number] = self._same(event, driver.ask())
-                    evaluator.lineage[event.recipe.id] = event.recipe
+            for waiting, told in self.replay(driver):  # resume
+                if told is None:
+                    flying[waiting.number] = waiting
+                    evaluator.lineage[waiting.recipe.id] = waiting.recipe
                     asked += 1
                 else:
-                    told = flying.pop(event.number)
-                    driver.tell(told, event.evaluation)
-                    evaluator.know(told.recipe.id, told.split, event.evaluation)
+                    del flying[waiting.number]
+                    evaluator.know(waiting.recipe.id, waiting.split, told)
             for waiting in flying.values():
                 evaluator.submit(waiting)
             while True:
@@ -123,6 +124,21 @@ class Study:
                     evaluator.retain(_needed(driver, flying.values()))
                 self.note_cost(done, evaluation)
                 watch(done, evaluation)
+
+    def replay(self, driver: Driver) -> Iterator[tuple[Proposal, Evaluation | None]]:
+        """Feed the journal through a fresh, seeded `driver`: yield each proposal asked for (with None), and again when told.
+
+        Raises `StudyError` if the driver proposes anything but what is recorded.
+        """
+        flying: dict[int, Proposal] = {}
+        for event in journal.read(self.journal_path):
+            if isinstance(event, Ask):
+                proposal = flying[event.number] = self._same(event, driver.ask())
+                yield proposal, None
+            else:
+                proposal = flying.pop(event.number)
+                driver.tell(proposal, event.evaluation)
+                yield proposal, event.evaluation
 
     def evaluator(self) -> evaluate.Remembering:
         """Return a new evaluator as the settings ask for; close it after use."""

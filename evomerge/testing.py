@@ -5,6 +5,7 @@ module itself does not need pytest.
 """
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from evomerge.merging.pipeline import BLOCK
 from evomerge.merging.stage import Piece, Site
 from evomerge.models import LiveModel
 from evomerge.models.pretrained import new_model, save_model
-from evomerge.recipe import Expert, MergeNode, Place, Recipe, base, expert, merge
+from evomerge.recipe import Expert, Member, MergeNode, Place, Recipe, Tiled, base, expert, merge
 from evomerge.search import Driver, Population
 from evomerge.space import Genome, SearchSpace
 from evomerge.tasks import Task
@@ -162,30 +163,41 @@ class Family(Problem):
         return Evaluation(scores={"left": solved[:16], "right": solved[16:]})
 
     def _made(self, recipe: Recipe) -> NDArray[np.float64]:
-        if isinstance(recipe.root, Expert):
-            return np.where((np.arange(24) < 16) == (recipe.root.expert == "left"), 0.3, 0.0)
-        assert isinstance(recipe.root, MergeNode)
-        mother, father = (self.skills[recipe.members[i]] for i in (0, -1))
-        share = float(str(recipe.root.merge.parameters["t"]))
-        rng = np.random.default_rng(recipe.root.merge.seed)
-        weight = np.where(rng.random(24) < 0.5, share, 1 - share)
-        made = np.maximum((1 - weight) * mother + weight * father + 0.1 * rng.standard_normal(24), 0)
+        root = recipe.root
+        if isinstance(root, Expert):
+            return np.where((np.arange(24) < 16) == (root.expert == "left"), 0.3, 0.0)
+        if isinstance(root, Member):
+            return self.skills[root.member]
+        assert isinstance(root, MergeNode)
+        one, other = (self._made(entry) for entry in root.merge.inputs)
+        rng = np.random.default_rng(root.merge.seed)
+        if root.merge.method == "slerp":  # a child
+            share = float(str(root.merge.parameters["t"]))
+            weight = np.where(rng.random(24) < 0.5, share, 1 - share)
+            made = (1 - weight) * one + weight * other + 0.1 * rng.standard_normal(24)
+        elif root.merge.method == "svd_mutate":
+            made = one + 0.1 * rng.random(24) * other
+        else:
+            weights = root.merge.parameters["weight"]
+            assert isinstance(weights, Tiled)
+            made = weights.values["#0"] * one + weights.values["#1"] * other
+        made = np.maximum(made, 0)
         return np.asarray(made * min(1.0, 8 / made.sum()))
 
 
-def family() -> Family:
-    """Return the problem of two experts' descendants."""
-    space = SearchSpace(
-        {
-            "merge": {
-                "method": "slerp",
-                "inputs": [{"member": "mother"}, {"member": "father"}],
-                "parameters": {"t": {"float": [0, 1]}},
-                "seed": {"int": [0, 2**31 - 1]},
-            }
-        },
-        experts=("left", "right"),
-    )
+def family(*, specialist: bool = False) -> Family:
+    """Return the problem of two experts' descendants; a `specialist` is a third parent, whose skills mutate the child."""
+    seed = {"int": [0, 2**31 - 1]}
+    child = {
+        "merge": {
+            "method": "slerp",
+            "inputs": [{"member": "mother"}, {"member": "father"}],
+            "parameters": {"t": {"float": [0, 1]}},
+            "seed": seed,
+        }
+    }
+    mutant = {"merge": {"method": "svd_mutate", "inputs": [child, {"member": "specialist"}], "seed": seed}}
+    space = SearchSpace(mutant if specialist else child, experts=("left", "right"))
     return Family(space, ("left", "right"), lambda genome: np.zeros(2), np.zeros(2))
 
 
@@ -225,9 +237,9 @@ def _ids(proposals: Sequence[Proposal]) -> list[tuple[int, str]]:
 class DriverSuite:
     """What every driver must keep, as pytest tests.
 
-    Subclass `GenomeSuite` or `PopulationSuite` and write `make`; `problem`, `quality`, `learns` and `budget` have
-    defaults. `learns` is False for drivers that do not look at scores. `budget` is the number of candidates of most
-    tests.
+    Subclass `GenomeSuite` or `PopulationSuite` (or both `SteadySuite` and `DecodedSuite`) and write `make`; `problem`,
+    `quality`, `learns` and `budget` have defaults. `learns` is False for drivers that do not look at scores. `budget` is
+    the number of candidates of most tests.
     """
 
     learns = True
@@ -318,8 +330,8 @@ class DriverSuite:
             assert self.quality(problem, proposals) > self.quality(problem, proposals[: self.budget // 2])
 
 
-class GenomeSuite(DriverSuite):
-    """What also holds where a candidate is its genome, and the order in which evaluations arrive cannot matter."""
+class DecodedSuite(DriverSuite):
+    """What also holds where a candidate is its genome."""
 
     def test_proposals_are_numbered_and_decode_their_genome(self) -> None:
         """Numbers count from 0; genomes lie in the box; the recipe is the genome's; nobody's weights are kept."""
@@ -342,6 +354,24 @@ class GenomeSuite(DriverSuite):
         known = {problem.space.decode(genome).id for genome in problem.space.landmarks().values()}
         proposals = drive(self.make(problem, 0), problem.evaluate, len(known))
         assert {proposal.recipe.id for proposal in proposals} == known
+
+    def test_search_beats_uniform_draws(self) -> None:
+        """It ends better than as many draws from the box."""
+        if not self.learns:
+            return
+        problem = self.problem()
+        for seed in (0, 1):
+            proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
+            uniform = np.random.default_rng(seed).random((2 * self.budget, len(problem.space.genes)))
+            blind = [
+                Proposal(i, problem.space.decode(genome), genome)
+                for i, genome in enumerate(problem.space.from_unit(uniform))
+            ]
+            assert self.quality(problem, proposals) > self.quality(problem, blind)
+
+
+class GenomeSuite(DecodedSuite):
+    """What also holds where a candidate is its genome, and the order in which evaluations arrive cannot matter."""
 
     def test_slots_do_not_matter(self) -> None:
         """One candidate in flight or many: the same search."""
@@ -385,22 +415,50 @@ class GenomeSuite(DriverSuite):
             found += batch
         assert _ids(found) == expected
 
-    def test_search_beats_uniform_draws(self) -> None:
-        """It ends better than as many draws from the box."""
-        if not self.learns:
-            return
+
+class SteadySuite(DriverSuite):
+    """What also holds where nobody waits for the slowest, so that the order in which evaluations arrive matters."""
+
+    def state(self, driver: Driver) -> object:
+        """Return what can be seen of a driver."""
+        return driver.members()
+
+    def test_one_that_never_comes_holds_nobody_up(self) -> None:
+        """While one candidate stays in flight, each other evaluation brings another proposal."""
         problem = self.problem()
-        for seed in (0, 1):
-            proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
-            uniform = np.random.default_rng(seed).random((2 * self.budget, len(problem.space.genes)))
-            blind = [
-                Proposal(i, problem.space.decode(genome), genome)
-                for i, genome in enumerate(problem.space.from_unit(uniform))
-            ]
-            assert self.quality(problem, proposals) > self.quality(problem, blind)
+        driver = self.make(problem, 8)
+        flying: dict[int, Proposal] = {}
+        for number in range(self.budget):
+            proposal = driver.ask()
+            assert proposal is not None
+            assert proposal.number == number
+            flying[number] = proposal
+            others = [other for other in flying if other != self.sure]
+            if len(flying) == 3 or number < self.sure:
+                arrived = flying.pop(others[0])
+                driver.tell(arrived, problem.evaluate(arrived))
+        assert self.sure in flying
+
+    def test_order_of_arrival_matters_and_replay_passes_through_every_state(self) -> None:
+        """After any number of the same asks and tells the driver is the same; after others it is not."""
+        problem = self.problem()
+
+        def passed(shuffle: int) -> list[object]:
+            driver = self.make(problem, 5)
+            states: list[object] = []
+
+            def evaluate(proposal: Proposal) -> Evaluation:
+                states.append((proposal.number, proposal.recipe.id, self.state(driver)))
+                return self._flaky(problem, 0)(proposal)
+
+            drive(driver, evaluate, self.budget, slots=5, shuffle=shuffle)
+            return states
+
+        assert passed(1) == passed(1)
+        assert {state[1] for state in passed(1)} != {state[1] for state in passed(2)}  # type: ignore[index]  # a tuple
 
 
-class PopulationSuite(DriverSuite):
+class PopulationSuite(SteadySuite):
     """What also holds where candidates are made of earlier ones. `make` takes all experts as seeds."""
 
     sure = 2
@@ -413,6 +471,12 @@ class PopulationSuite(DriverSuite):
     def problem(self) -> Problem:
         """Return the problem to search."""
         return family()
+
+    def state(self, driver: Driver) -> object:
+        """Return what can be seen of a population."""
+        assert isinstance(driver, Population)
+        cells = [([edges.tolist() for edges in grid.edges], dict(grid.elites)) for grid in driver.maps()]
+        return driver.members(), driver.diagnostics(), cells
 
     def test_experts_come_first_and_then_children_of_members(self) -> None:
         """Numbers count from 0; a child is what the space makes of its genome and two members."""
@@ -430,9 +494,10 @@ class PopulationSuite(DriverSuite):
                 assert proposal.genome is not None
                 assert (proposal.genome >= problem.space.lower).all()
                 assert (proposal.genome <= problem.space.upper).all()
-                parents = (proposal.recipe.members * 2)[:2]
-                assert proposal.recipe == problem.space.decode(proposal.genome, parents)
-                assert set(parents) <= set(before)
+                members, crossed = proposal.recipe.members, len(problem.space.parents)
+                orders = itertools.product(members, repeat=crossed)
+                assert any(proposal.recipe == problem.space.decode(proposal.genome, parents) for parents in orders)
+                assert set(members) <= set(before)
             driver.tell(proposal, problem.evaluate(proposal))
 
     def test_it_waits_for_two_seeds_and_for_nothing_else(self) -> None:
@@ -468,22 +533,6 @@ class PopulationSuite(DriverSuite):
             evaluation = self._flaky(problem, 0)(arrived)
             driver.tell(arrived, evaluation)
             succeeded |= set() if evaluation.error else {arrived.recipe.id}
-
-    def test_replay_passes_through_every_state(self) -> None:
-        """After any number of the same asks and tells there are the same members and diagnostics."""
-        problem = self.problem()
-        states: list[list[object]] = []
-        for _ in range(2):
-            driver = self.make(problem, 5)
-            passed: list[object] = []
-
-            def evaluate(proposal: Proposal, driver: Population = driver, passed: list[object] = passed) -> Evaluation:
-                passed.append((proposal.recipe.id, driver.members(), driver.diagnostics()))
-                return self._flaky(problem, 0)(proposal)
-
-            drive(driver, evaluate, self.budget, slots=5, shuffle=1)
-            states.append(passed)
-        assert states[0] == states[1]
 
     def test_seeds_that_fail_end_the_search_with_a_word(self) -> None:
         """One seed alone has nobody to be crossed with."""

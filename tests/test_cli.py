@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from evomerge.cli import _parameters
 from evomerge.errors import RecipeError
+from evomerge.progress import Sometimes
 from evomerge.recipe import Recipe
 
 
@@ -56,6 +58,8 @@ def test_run_prints_references_verdicts_and_progress_when_piped(finished):
     assert "\x1b[" not in done.stdout
     for file in ("front.png", "hypervolume.png", "report.html", "report.json", "journal.jl"):
         assert (out / file).stat().st_size > 0
+    assert "coverage" not in done.stdout
+    assert not (out / "population.png").exists()
 
 
 def test_show_json_prints_one_object_with_the_documented_keys(finished):
@@ -69,6 +73,37 @@ def test_show_json_prints_one_object_with_the_documented_keys(finished):
         assert set(point["search"]) == set(found["objectives"]) == set(point["report"])
         assert all(low <= value <= high for value, low, high in point["report"].values())
     assert {"base", "average"} < set(found["references"])
+
+
+def test_a_population_shows_how_it_covers_the_examples_while_it_searches_and_in_the_end(study_file, tmp_path):
+    data = yaml.safe_load(study_file.read_text())
+    data |= {"space": "natural_niches", "driver": {"kind": "map_elites", "bins": 5}, "evaluations": 16}
+    data["tasks"] = {name: {**task, "search_metric": "accuracy"} for name, task in data["tasks"].items()}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    out = tmp_path / "run"
+    said = evomerge("run", tmp_path / "study.yaml", "-o", out).stdout
+    found = json.loads(evomerge("show", out, "--json").stdout)["population"]
+    assert set(found) == {"coverage", "entropy", "members", "cells"}
+    shown = f"coverage {found['coverage']:.2f}, entropy {found['entropy']:.2f}"
+    [last] = [line for line in said.splitlines() if line.startswith("search: 16/16")]
+    assert last.endswith(f", {shown}")
+    [cells] = found["cells"]
+    assert f"members: {shown}; {cells['filled']} of 25 cells filled" in said.replace("\n", " ")
+    assert cells["filled"] == found["members"]
+    for file in ("population.png", "cells.png"):
+        assert (out / file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_text_that_takes_a_while_is_found_out_once_a_second(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    texts = iter("abcd")
+    text = Sometimes(lambda: next(texts))
+    said = []
+    for moment, now in ((100, False), (100.9, False), (101, False), (101.5, True), (102.4, False), (102.5, False)):
+        clock[0] = moment
+        said.append(text(now=now))
+    assert said == ["a", "a", "b", "c", "c", "d"]
 
 
 def test_pick_writes_a_checkpoint_that_transformers_loads_and_merge_makes_again(finished, tmp_path):

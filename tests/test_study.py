@@ -11,6 +11,7 @@ import pytest
 import torch
 from children import run_study
 from pools import write_checkpoint
+from scipy.stats import entropy
 
 from evomerge import evaluate, journal
 from evomerge.errors import JournalError, RecipeError, StudyError
@@ -335,3 +336,106 @@ def test_a_population_on_two_workers_is_restored_by_replay(settings, small_digit
     live = LiveModel(tmp_path / "out", study.settings.pool.auto)
     score = study.parts.tasks["turned"].score(live, "search").scores["accuracy"]
     assert np.array_equal(score, worker.evaluate(recipe).scores["turned/accuracy"])
+
+
+POPULATIONS = [{"kind": "niches", "population": 5}, {"kind": "map_elites", "bins": 6}]
+
+
+def _breeding(settings, small_digits, driver, **changes):
+    tasks = {name: task | {"search_metric": "accuracy"} for name, task in list(small_digits.tasks.items())[:2]}
+    return settings(space="natural_niches", driver=driver, tasks=tasks, **changes)
+
+
+def _told(study):
+    """Return the id and the scores, `(examples,)`, of each candidate by task, in order of number."""
+    names = study.parts.searched
+    return [(p.recipe.id, [e.scores[name].astype(np.float64) for name in names]) for p, e in study.population()]
+
+
+def test_a_report_tells_how_a_population_covered_the_examples(settings, small_digits, tmp_path):
+    everybody = {"kind": "niches", "population": 40}
+    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, everybody, evaluations=24))
+    results = measure.measure(study, _searched(study))
+    found = results.diagnostics
+    scores = np.array([np.concatenate(vectors) for _, vectors in _told(study)])
+    assert found.evaluations == tuple(range(1, 25))
+    assert found.coverage == pytest.approx(np.maximum.accumulate(scores, axis=0).mean(axis=1))
+    rates = np.cumsum(scores, axis=0) / np.arange(1, 25)[:, None]
+    assert found.entropy == pytest.approx(entropy(np.stack([rates, 1 - rates]), base=2).mean(axis=1))
+    assert results.cells == ()
+    assert results.public()["population"] == {
+        "coverage": found.coverage[-1],
+        "entropy": found.entropy[-1],
+        "members": len({identity for identity, _ in _told(study)}),
+        "cells": [],
+    }
+
+
+def test_a_report_holds_the_cells_as_they_were_at_the_end(settings, small_digits, tmp_path):
+    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[1], evaluations=24))
+    results = measure.measure(study, _searched(study))
+    best: dict[tuple[int, ...], tuple[float, str, list[np.ndarray]]] = {}
+    for identity, vectors in _told(study):
+        means = [float(vector.mean()) for vector in vectors]
+        cell = tuple(min(int(mean * 6), 5) for mean in means)
+        if cell not in best or sum(means) / 2 > best[cell][0]:
+            best[cell] = sum(means) / 2, identity, vectors
+    [cells] = results.cells
+    assert {elite.cell: (elite.quality, elite.recipe_id) for elite in cells.elites} == {
+        cell: (quality, identity) for cell, (quality, identity, _) in best.items()
+    }
+    assert cells.axes == ("turned/accuracy", "inverted/accuracy")
+    assert cells.shape == (6, 6)
+    solved = np.max([np.concatenate(vectors) for *_, vectors in best.values()], axis=0)
+    assert results.diagnostics.coverage[-1] == pytest.approx(solved.mean())
+    assert results.public()["population"]["cells"] == [
+        {"quality": cells.quality, "axes": list(cells.axes), "filled": len(best), "of": 36}
+    ]
+    assert type(results).model_validate_json(results.model_dump_json()) == results
+
+
+@pytest.mark.parametrize("driver", POPULATIONS, ids=lambda driver: driver["kind"])
+def test_a_long_search_is_looked_at_200_times_evenly_and_as_its_driver_was_then(
+    driver, settings, small_digits, tmp_path
+):
+    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, driver, evaluations=430))
+    seen = []
+    study.run(Remembering(Made(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics()))
+    found = measure._population(study, 430)
+    points = found["diagnostics"].evaluations
+    assert (len(points), points[0], points[-1]) == (200, 1, 430)
+    assert set(np.diff(points).tolist()) == {2, 3}
+    assert found["diagnostics"].coverage == tuple(seen[count - 1]["coverage"] for count in points)
+    assert found["diagnostics"].entropy == tuple(seen[count - 1]["entropy"] for count in points)
+    assert found["diagnostics"].members == len(study.driver.members())
+    assert [len(cells.elites) for cells in found["cells"]] == [len(cells.elites) for cells in study.driver.maps()]
+    assert measure._population(study, 100)["diagnostics"].coverage[-1] == seen[99]["coverage"]
+
+
+def test_scores_outside_of_the_unit_interval_have_coverage_and_no_entropy(settings, small_digits, tmp_path):
+    tasks = dict(list(small_digits.tasks.items())[:2])
+    driver = {"kind": "niches", "population": 5, "relative": True}
+    study = Study.create(tmp_path / "study", settings(space="natural_niches", driver=driver, tasks=tasks))
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+    found = measure._population(study, 30)["diagnostics"]
+    assert found.entropy is None
+    assert all(coverage < 0 for coverage in found.coverage)
+
+
+def test_a_search_that_is_no_population_has_no_diagnostics(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(evaluations=10))
+    results = measure.measure(study, _searched(study))
+    assert (results.diagnostics, results.cells, results.not_replayed) == (None, (), None)
+    assert "population" not in results.public()
+
+
+def test_a_population_that_cannot_be_replayed_still_has_its_front_and_says_why(settings, small_digits, tmp_path):
+    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[0], evaluations=10))
+    first = measure.measure(study, _searched(study))
+    study = Study.open(tmp_path / "study")
+    study.settings = study.settings.model_copy(update={"seed": 5})  # as another version would: other children
+    results = measure.measure(study)
+    assert {point.recipe_id for point in results.front} == {point.recipe_id for point in first.front}
+    assert (results.diagnostics, results.cells) == (None, ())
+    assert "gave another recipe than the recorded one" in results.not_replayed

@@ -7,7 +7,7 @@ since no other candidate would fare better.
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +215,10 @@ def _alike(threads: int) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]):
             # Where nothing runs on an accelerator, to ask each kind of it for its generator takes longer than a small candidate.
-            (torch.manual_seed if torch.cuda.is_initialized() else torch.default_generator.manual_seed)(0)
+            seed: Callable[[int], Any] = torch.default_generator.manual_seed
+            if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the library has no types here
+                seed = torch.manual_seed
+            seed(0)
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002  # tasks may use the global one
             yield

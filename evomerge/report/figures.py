@@ -22,8 +22,8 @@ from evomerge.report import wording
 from evomerge.report.results import Candidate, Objective, Results
 
 _DPI = 150
-_INK, _MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
+INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
+BLUE, VERMILION = "#0072B2", "#D55E00"
 _MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
 
 Point = tuple[float, float]
@@ -36,9 +36,9 @@ class _Look:
     size: float
 
 
-_FRONT = _Look(_BLUE, "o", 4.5)
-_PICKED = _Look(_VERMILION, "*", 13)
-_BASE = _Look(_INK, "X", 7)
+_FRONT = _Look(BLUE, "o", 4.5)
+_PICKED = _Look(VERMILION, "*", 13)
+_BASE = _Look(INK, "X", 7)
 _EXPERT = _Look("#009E73", "^", 7)
 _OTHERS = tuple(_Look(colour, marker, 6.5) for colour, marker in (("#CC79A7", "s"), ("#E69F00", "D"), ("#56B4E9", "P")))
 
@@ -94,12 +94,12 @@ def hypervolume_figure(results: Results) -> Figure:
     """Draw the hypervolume of all candidates so far, on the search split, with the references' level."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    _style(axes)
+    style(axes)
     history = results.hypervolume.history
-    axes.step(range(1, len(history) + 1), history, where="post", color=_BLUE, linewidth=1.8)
-    axes.fill_between(range(1, len(history) + 1), history, step="post", color=_BLUE, alpha=0.08, linewidth=0)
+    axes.step(range(1, len(history) + 1), history, where="post", color=BLUE, linewidth=1.8)
+    axes.fill_between(range(1, len(history) + 1), history, step="post", color=BLUE, alpha=0.08, linewidth=0)
     level = results.hypervolume.search_references
-    axes.axhline(level, color=_MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axhline(level, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
         f"base, experts, average and scale sweep together: {wording.volume(level)}",
         (1, level),
@@ -108,16 +108,16 @@ def hypervolume_figure(results: Results) -> Figure:
         textcoords="offset points",
         ha="right",
         va="top",
-        color=_MUTED,
+        color=MUTED,
         fontsize=9,
     )
     axes.set_xlim(1, max(len(history), 2))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("evaluations", color=_INK)
+    axes.set_xlabel("evaluations", color=INK)
     counts = sorted({objective.examples[0] for objective in results.objectives})
     spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    axes.set_ylabel(f"hypervolume on {spread} search examples a task", color=_INK)
+    axes.set_ylabel(f"hypervolume on {spread} search examples a task", color=INK)
     return figure
 
 
@@ -127,13 +127,13 @@ def _one_objective(results: Results) -> Figure:
     models = [*results.references.values(), *results.front]
     figure = Figure(figsize=(7.2, 1.2 + 0.32 * len(models)), layout="constrained")
     axes = figure.subplots()
-    _style(axes)
+    style(axes)
     for row, model in enumerate(models):
         look = _look(results, model)
         (x,), (low,), (high,) = (np.array([part]) for part in _scaled(model, objective))
         axes.plot([low, high], [row, row], color=look.colour, linewidth=1.4, alpha=0.6)
         axes.plot(x, row, linestyle="", marker=look.marker, color=look.colour, markersize=look.size)
-    axes.set_yticks(range(len(models)), [_plain(model.name) for model in models])
+    axes.set_yticks(range(len(models)), [plain(model.name) for model in models])
     axes.invert_yaxis()
     axes.set_xlabel(_label(objective))
     return figure
@@ -141,15 +141,15 @@ def _one_objective(results: Results) -> Figure:
 
 def _scatter(axes: Axes, results: Results, pair: tuple[Objective, Objective]) -> None:
     """Draw the front and the references over two objectives, references named beside their marks."""
-    _style(axes)
+    style(axes)
     others = [point for point in results.front if point.recipe_id != results.picked]
     chosen = [point for point in results.front if point.recipe_id == results.picked]
     _marks(axes, others, pair, _FRONT, intervals=0.16)
     for reference in results.references.values():
         _marks(axes, [reference], pair, _look(results, reference), intervals=0.55)
     _marks(axes, chosen, pair, _PICKED, intervals=0.9)
-    axes.set_xlabel(_label(pair[0]), color=_INK)
-    axes.set_ylabel(_label(pair[1]), color=_INK)
+    axes.set_xlabel(_label(pair[0]), color=INK)
+    axes.set_ylabel(_label(pair[1]), color=INK)
     axes.margins(0.08)
 
 
@@ -160,9 +160,9 @@ def _marks(
         return
     x, y = (np.array([_scaled(model, objective) for model in models]).T for objective in pair)
     level = 4 if look is _PICKED else 3
-    style: dict[str, Any] = {"color": look.colour, "zorder": level - 0.5, "alpha": intervals, "linewidth": 1}
-    axes.hlines(y[0], x[1], x[2], **style)
-    axes.vlines(x[0], y[1], y[2], **style)
+    lines: dict[str, Any] = {"color": look.colour, "zorder": level - 0.5, "alpha": intervals, "linewidth": 1}
+    axes.hlines(y[0], x[1], x[2], **lines)
+    axes.vlines(x[0], y[1], y[2], **lines)
     axes.plot(
         x[0], y[0], linestyle="", marker=look.marker, color=look.colour, markersize=look.size,
         markeredgecolor="white", markeredgewidth=0.7, zorder=level,
@@ -188,7 +188,7 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
         best = min(_OFFSETS, key=cost)
         taken.append(_box((x, y), best, (width, height), unit))
         axes.annotate(
-            _plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
+            plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
             textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=_darker(_look(results, model).colour),
             zorder=5, path_effects=[withStroke(linewidth=2.2, foreground="white")],
             in_layout=False,
@@ -219,7 +219,7 @@ def _parallel(axes: Axes, results: Results) -> None:
     columns = np.arange(len(results.objectives))
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(length=0, colors=_INK, labelsize=9)
+    axes.tick_params(length=0, colors=INK, labelsize=9)
     axes.vlines(columns, 0, 1, color="#bbbbbb", linewidth=1, zorder=1)
     for model, line in zip(models, heights, strict=True):
         look = _look(results, model)
@@ -234,7 +234,7 @@ def _parallel(axes: Axes, results: Results) -> None:
             axes.annotate(
                 f"{number:.1f}" if wording.is_share(objective.report) else f"{number:.3f}", (column, height),
                 xytext=(0, 7 if height else -7), textcoords="offset points", ha="center", va="bottom" if height else "top",
-                fontsize=8.5, color=_MUTED, annotation_clip=False,
+                fontsize=8.5, color=MUTED, annotation_clip=False,
             )  # fmt: skip
     axes.set_xticks(columns, [_label(objective, lines=True) for objective in results.objectives])
     axes.tick_params(axis="x", pad=14)
@@ -255,8 +255,8 @@ def _legend(figure: Figure, results: Results) -> None:
         for look in entries.values()
     ]
     figure.legend(
-        handles, [_plain(name) for name in entries], loc="outside upper left", ncols=6, frameon=False, fontsize=9,
-        handletextpad=0.3, columnspacing=1.4, labelcolor=_INK,
+        handles, [plain(name) for name in entries], loc="outside upper left", ncols=6, frameon=False, fontsize=9,
+        handletextpad=0.3, columnspacing=1.4, labelcolor=INK,
     )  # fmt: skip
 
 
@@ -289,10 +289,10 @@ def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float
 def _label(objective: Objective, *, lines: bool = False) -> str:
     what = f"{wording.metric(objective.report)}{wording.unit(objective.report)}"
     where = f"on {wording.examples(objective, 'report')}"
-    return f"{_plain(objective.name, 18)}: {_plain(what, 24)}{chr(10) if lines else ' '}{where}"
+    return f"{plain(objective.name, 18)}: {plain(what, 24)}{chr(10) if lines else ' '}{where}"
 
 
-def _plain(text: str, longest: int = 32) -> str:
+def plain(text: str, longest: int = 32) -> str:
     """Return a name as text that matplotlib takes literally, and cut to a length that a figure bears."""
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
@@ -303,12 +303,13 @@ def _darker(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Make a panel look like all others: a light grid, small grey numbers, no frame at the top and at the right."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#bbbbbb")
-    axes.tick_params(length=3, colors=_MUTED, labelsize=8.5)
+    axes.tick_params(length=3, colors=MUTED, labelsize=8.5)
     axes.grid(color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.xaxis.label.set_fontsize(9.5)

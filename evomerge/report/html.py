@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from evomerge import files, strict_yaml
-from evomerge.report import figures, tables, wording
+from evomerge.report import figures, population, tables, wording
 from evomerge.report.results import Candidate, Interval, Results
 
 _STYLE = """
@@ -92,7 +92,7 @@ best mean score on the search examples.</p>
 {_recipes(results)}
 <h2>How the search got there</h2>
 {_image(figures.hypervolume_figure(results), "Hypervolume on the search examples against evaluations")}
-<h2>Where the time went</h2>
+{_population(results)}<h2>Where the time went</h2>
 <table>{costs}</table>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
@@ -132,6 +132,24 @@ def _cell(numbers: Interval, metric: str, column: list[Interval]) -> str:
     text, _, rest = wording.interval(numbers, metric).partition(" ")
     bar = f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i><b style="left:{value:.1f}%"></b>'
     return f'{text} <small>{rest}</small><span class="bar">{bar}</span>'
+
+
+def _population(results: Results) -> str:
+    """Return the section on a population of models; nothing for any other search."""
+    became = tables.population(results)
+    if became is None:
+        return ""
+    section = f"<h2>The population</h2>\n<p>{escape(became)}</p>\n"
+    if results.diagnostics is not None:
+        section += f"""<p class="muted">On the search examples. Coverage is the mean over examples of the best member's score; entropy, in
+bits, says how much the members differ: 0 where all agree, 1 where half of them solve each example.</p>
+{_image(population.curves(results, results.diagnostics), "Coverage and entropy of the population against evaluations")}
+"""
+    if results.cells:
+        section += f"""<p class="muted">Cells hold their best model; the star is the best of all. Empty cells are blank.</p>
+{_image(population.maps(results), "Qualities of the best models by cell")}
+"""
+    return section
 
 
 def _objectives(results: Results) -> str:

@@ -4,25 +4,31 @@ The search split chooses (which points, which scale, which pick); the report spl
 in the study's `report.jl`, a journal like the search's own, so nothing is scored twice.
 """
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evomerge import files, pareto
-from evomerge.errors import StudyError
+from evomerge.errors import DriverError, StudyError
 from evomerge.evaluate import Evaluator
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.report import bootstrap
-from evomerge.report.results import Candidate, Comparison, Hypervolume, Objective, Results
+from evomerge.report.results import Candidate, Cells, Comparison, Diagnostics, Elite, Hypervolume, Objective, Results
+from evomerge.search import CellMap, Population
 from evomerge.settings import Parts
 from evomerge.study import Study, digest, read_population
 from evomerge.trial import Evaluation, Proposal, Split
 
 Known = dict[tuple[str, Split], Evaluation]
+
+_POINTS = 200
+"""At so many numbers of evaluations, at most, a population is looked at."""
 
 
 def measure(
@@ -133,7 +139,7 @@ def measure(
                 difference=against,
             ),
         ),
-        population=tuple(dict(zip(parts.tasks, row.tolist(), strict=True)) for row in searched),
+        **_population(study, len(population)),
         costs=_costs(study),
         study=settings.model_dump(mode="json"),
     )
@@ -225,6 +231,44 @@ def _score(
 def _history(population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points) -> list[float]:
     points = np.array([evaluation.means(parts.searched) for _, evaluation in population])
     return [float(volume) for volume in pareto.hypervolume_history(points, point)]
+
+
+def _population(study: Study, evaluations: int) -> dict[str, Any]:
+    """Return those of the results that only a population of models has, from a replay of its first `evaluations`."""
+    driver = study.parts.new_driver(study.settings.seed)
+    if not isinstance(driver, Population):
+        return {}
+    points = set(np.linspace(1, evaluations, min(evaluations, _POINTS)).round().astype(int).tolist())
+    told = (evaluation for _, evaluation in study.replay(driver) if evaluation is not None)
+    found = {}
+    try:
+        for count, _ in enumerate(itertools.islice(told, evaluations), start=1):
+            if count in points and (now := driver.diagnostics()):
+                found[count] = now
+    except (StudyError, DriverError) as error:  # no reason to withhold the front
+        return {"not_replayed": str(error)}
+    if not found:
+        return {}
+    entropy = [now["entropy"] for now in found.values() if "entropy" in now]
+    diagnostics = Diagnostics(
+        evaluations=tuple(found),
+        coverage=tuple(now["coverage"] for now in found.values()),
+        entropy=tuple(entropy) if len(entropy) == len(found) else None,
+        members=len(driver.members()),
+    )
+    return {"diagnostics": diagnostics, "cells": tuple(_cells(cells) for cells in driver.maps())}
+
+
+def _cells(found: CellMap) -> Cells:
+    return Cells(
+        quality=found.quality,
+        axes=found.axes,
+        edges=tuple(tuple(edges.tolist()) for edges in found.edges),
+        elites=tuple(
+            Elite(cell=cell, recipe_id=identity, quality=quality)
+            for cell, (identity, quality) in sorted(found.elites.items())
+        ),
+    )
 
 
 def _costs(study: Study) -> dict[str, float]:

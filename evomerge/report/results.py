@@ -1,5 +1,6 @@
 """Results: what a study found, on examples that its search never saw. Plain data, written as `report.json`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,52 @@ class Hypervolume(_Data):
     """Search-split hypervolume after each evaluation, in order of number."""
 
 
+class Diagnostics(_Data):
+    """How well a population of models covered the search examples, along its search: one entry for each point looked at.
+
+    See `evomerge.search.Population.diagnostics` for what coverage and entropy are.
+    """
+
+    evaluations: tuple[int, ...]
+    """How many candidates had been evaluated, in the order in which evaluations arrived; rising."""
+    coverage: tuple[float, ...]
+    entropy: tuple[float, ...] | None
+    """None where scores have none: some were outside of [0, 1]."""
+    members: int
+    """How many different models the population has at the end."""
+
+
+class Elite(_Data):
+    """The best model of its cell."""
+
+    cell: tuple[int, ...]
+    recipe_id: str
+    quality: float
+
+
+class Cells(_Data):
+    """One grid of cells at the end of a search, with at most one elite in each. A `CellMap` of the search as plain data."""
+
+    quality: str
+    """What the elites are best at: an objective, `task/metric`, or several."""
+    axes: tuple[str, ...]
+    """The objective of each axis."""
+    edges: tuple[tuple[float, ...], ...]
+    """Along each axis, the rising edges of its cells: one more than there are cells."""
+    elites: tuple[Elite, ...]
+    """In the order of their cells."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of cells along each axis."""
+        return tuple(len(edges) - 1 for edges in self.edges)
+
+    @property
+    def size(self) -> int:
+        """Number of cells, filled or not."""
+        return math.prod(self.shape)
+
+
 class Results(_Data):
     """Everything that `evomerge show` prints and draws."""
 
@@ -85,8 +132,12 @@ class Results(_Data):
     """Recipe id of the front's point that was picked by default: the best mean on the search split."""
     references: Mapping[str, Candidate]
     comparisons: tuple[Comparison, ...]
-    population: tuple[Mapping[str, float], ...]
-    """Search scores of every evaluated candidate, in order of number, for the figures; failed ones are left out."""
+    diagnostics: Diagnostics | None = None
+    """Of a population of models that has members; None of any other search."""
+    cells: tuple[Cells, ...] = ()
+    """Of a population that is kept in cells."""
+    not_replayed: str | None = None
+    """Why the journal of a population could not be replayed, so that its diagnostics and cells are not known."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     study: Mapping[str, Any]
@@ -94,7 +145,7 @@ class Results(_Data):
 
     def public(self) -> dict[str, Any]:
         """Return the stable JSON form of `evomerge show --json`."""
-        return {
+        found: dict[str, Any] = {
             "digest": self.digest,
             "evaluations": self.evaluations,
             "objectives": [objective.name for objective in self.objectives],
@@ -116,3 +167,14 @@ class Results(_Data):
                 for name, point in self.references.items()
             },
         }
+        if self.diagnostics is not None:
+            found["population"] = {
+                "coverage": self.diagnostics.coverage[-1],
+                "entropy": self.diagnostics.entropy and self.diagnostics.entropy[-1],
+                "members": self.diagnostics.members,
+                "cells": [
+                    {"quality": cells.quality, "axes": list(cells.axes), "filled": len(cells.elites), "of": cells.size}
+                    for cells in self.cells
+                ],
+            }
+        return found

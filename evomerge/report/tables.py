@@ -28,14 +28,31 @@ def point(results: Results, candidate: Candidate) -> RenderableType:
 
 
 def sentences(results: Results) -> list[str]:
-    """Return the verdicts in words, and what was searched and how much of it failed."""
+    """Return the verdicts in words, what became of a population, and what was searched and how much of it failed."""
     said = [_verdict(results, comparison) for comparison in results.comparisons]
+    if (became := population(results)) is not None:
+        said.append(became)
     failed = f", {results.failed} failed" if results.failed else ""
     said.append(
         f"{results.evaluations} candidates were evaluated{failed}. Search scores chose the front; "
         "every score shown was measured on examples that the search never saw."
     )
     return said
+
+
+def population(results: Results) -> str | None:
+    """Return what a population of models is like at the end; None for any other search."""
+    if results.not_replayed is not None:
+        return f"The population is not shown: {results.not_replayed}."
+    found = results.diagnostics
+    if found is None:
+        return None
+    filled = "".join(
+        f"; {len(cells.elites)} of {cells.size} cells filled (best {wording.objective(cells.quality)})"
+        for cells in results.cells
+    )
+    entropy = None if found.entropy is None else found.entropy[-1]
+    return f"The population has {found.members} members: {wording.covered(found.coverage[-1], entropy)}{filled}."
 
 
 def _verdict(results: Results, comparison: Comparison) -> str:

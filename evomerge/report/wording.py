@@ -13,6 +13,12 @@ def metric(name: str) -> str:
     return name.rpartition("/")[2].replace("_", " ")
 
 
+def objective(name: str) -> str:
+    """Return an objective in words: `news/log_likelihood` is `news: log likelihood`; what names none stays as it is."""
+    task, slash, _ = name.rpartition("/")
+    return f"{task}: {metric(name)}" if slash else name
+
+
 def mean_metric(results: Results) -> str:
     """Return the reported metric that all objectives have in common, or `score` where they differ."""
     names = {metric(objective.report) for objective in results.objectives}
@@ -34,6 +40,11 @@ def interval(numbers: Interval, name: str, *, sign: bool = False) -> str:
     """Return a value with its interval: `71.2 [68.9, 73.5]`."""
     middle, low, high = (value(number, name, sign=sign) for number in numbers)
     return f"{middle} [{low}, {high}]"
+
+
+def covered(coverage: float, entropy: float | None) -> str:
+    """Return `coverage 0.93, entropy 0.41`, the entropy where there is one."""
+    return f"coverage {coverage:.2f}" + ("" if entropy is None else f", entropy {entropy:.2f}")
 
 
 def volume(number: float, *, sign: bool = False) -> str:

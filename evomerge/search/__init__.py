@@ -12,13 +12,15 @@ from pydantic import BaseModel, ValidationError
 from evomerge.errors import DriverError, nearest
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
+from evomerge.search.cycle import Cycle, CycleSettings
 from evomerge.search.driver import Breeder, Driver, Generational
 from evomerge.search.map_elites import MapElites, MapElitesSettings
 from evomerge.search.niches import Niches, NichesSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
-from evomerge.search.population import Archive, CellMap, Population
+from evomerge.search.population import Archive, CellMap, Population, read_seeds
 from evomerge.search.random import Random, RandomSettings
+from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
 
 __all__ = [
@@ -49,6 +51,11 @@ def _population(archive: Callable[[Sequence[str], Any], Archive]) -> _Make:
     )
 
 
+def _cycle(space: SearchSpace, objectives: Sequence[str], seed: int, settings: CycleSettings) -> Driver:
+    seeds = [recipe.id for recipe in read_seeds(settings, space)]
+    return Population(space, objectives, seed, settings, Cycle(objectives, settings, seeds))
+
+
 _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
     "cma": (CmaSettings, _generational(Cma)),
     "nsga2": (NsgaSettings, _generational(Nsga)),
@@ -59,12 +66,14 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
     "random": (RandomSettings, Random),
     "niches": (NichesSettings, _population(Niches)),
     "map_elites": (MapElitesSettings, _population(MapElites)),
+    "cycle": (CycleSettings, _cycle),
+    "swarm": (SwarmSettings, Swarm),
 }
 
 KINDS: tuple[str, ...] = tuple(_DRIVERS)
 """What `kind:` of a driver may be."""
 
-POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2)}
+POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2), "cycle": (2, 3)}
 """Those of `KINDS` whose candidates are made of earlier candidates, as their space says: of how many at least and at most."""
 
 
@@ -93,9 +102,10 @@ def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[s
         )
         raise DriverError(msg)
     if kind not in POPULATIONS and space.parents:
+        suited = [name for name, (low, high) in POPULATIONS.items() if low <= len(space.parents) <= high]
         msg = (
             f"driver `{kind}` knows no earlier candidates, and the space crosses {', '.join(space.parents)}; "
-            "type `kind: niches`"
+            f"type `kind: {(*suited, 'niches')[0]}`"
         )
         raise DriverError(msg)
     model, build = _DRIVERS[kind]

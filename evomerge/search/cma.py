@@ -16,7 +16,7 @@ When CMA-ES has converged or degenerated, it starts again at the best candidate 
 population (Auger & Hansen 2005, there from a random point), so that a night's budget is used up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import cmaes
@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.errors import DriverError, nearest
-from evomerge.search.driver import FLIPPED, Genomes, Means, are_whole, known_recipes, round_whole
+from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_whole
 from evomerge.space import Gene, Genome, SearchSpace
 
 
@@ -60,7 +59,7 @@ class Cma:
         self._space = space
         self._seed = seed
         self._settings = settings
-        self._weights = _weights(objectives, settings.weights)
+        self._weights = read_weights(objectives, settings.weights)
         self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
         self._queue = self._known
         self._start = space.initial
@@ -102,7 +101,7 @@ class Cma:
         genes = len(self._space.genes)
         size = (self._settings.population or 4 + int(3 * np.log(genes))) * 2**self._restarts
         separable = genes > self._settings.separable_above
-        whole = are_whole(self._space)
+        whole = self._space.whole
         relaxed = bool((~whole).sum() > self._settings.separable_above)
         if self._settings.whole is not None:
             relaxed = self._settings.whole == "relaxed"
@@ -140,7 +139,7 @@ class _Normal:
 
     def __str__(self) -> str:
         name = "separable CMA-ES" if isinstance(self._cma, cmaes.SepCMA) else "CMA-ES"
-        return f"{name}, whole genes relaxed" if are_whole(self._space).any() else name
+        return f"{name}, whole genes relaxed" if self._space.whole.any() else name
 
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]
@@ -225,21 +224,3 @@ class _Mixed:
 def _levels(gene: Gene) -> int:
     """Return how many values a whole gene has; 0 for a float gene."""
     return 0 if gene.kind == "float" else int(gene.high - gene.low) + 1
-
-
-def _weights(objectives: Sequence[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
-    if given is None:
-        return np.full(len(objectives), 1 / len(objectives))
-    for name, weight in given.items():
-        if name not in objectives:
-            msg = f"driver `weights`: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise DriverError(msg)
-        if not (np.isfinite(weight) and weight >= 0):
-            msg = f"driver `weights`: `{name}` is {weight}; expected a number of 0 or more"
-            raise DriverError(msg)
-    weights = np.array([given.get(name, 0.0) for name in objectives])
-    if weights.sum() == 0:
-        msg = f"driver `weights`: all are 0; expected at least one above 0, among {', '.join(objectives)}"
-        raise DriverError(msg)
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares

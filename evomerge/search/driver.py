@@ -4,14 +4,14 @@ A driver proposes candidates and learns what they were worth. It is not to be co
 counts the budget, keeps the journal and runs the evaluations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from evomerge.errors import DriverError
+from evomerge.errors import DriverError, nearest
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
@@ -37,7 +37,7 @@ class Driver(Protocol):
     4. What is proposed depends only on the order of asks and tells: never on the clock, on the number of
        slots, or on how often `ask` returned None. So replaying a journal through a fresh driver restores it.
     5. Generational drivers sort what they are told by number: the order of arrival cannot matter, and the
-       search is the same for any number of workers. Populations of models (`Population`) never wait instead.
+       search is the same for any number of workers. Populations of models (`Population`) and swarms never wait instead.
     6. A failed evaluation is survived, and counts as worse than any success.
 
     `evomerge.testing.DriverSuite` holds a driver to these rules. `str(driver)` is its line in a dry run.
@@ -160,14 +160,9 @@ def known_recipes(space: SearchSpace) -> Genomes:
     return np.array(list(by_id.values()))
 
 
-def are_whole(space: SearchSpace) -> NDArray[np.bool_]:
-    """Return which genes only take whole numbers (int, choice and bit), bool `(genes,)`."""
-    return np.array([gene.kind != "float" for gene in space.genes])
-
-
 def round_whole(space: SearchSpace, genomes: Genomes) -> Genomes:
     """Return `genomes` with int, choice and bit genes at the whole numbers that they decode to."""
-    return np.where(are_whole(space), np.floor(genomes + 0.5), genomes)
+    return np.where(space.whole, np.floor(genomes + 0.5), genomes)
 
 
 def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) -> Genomes:
@@ -181,10 +176,31 @@ def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) ->
     unit = (strata + rng.random(strata.shape)) / count
     levels = space.upper - space.lower + 1
     stretched = space.lower + np.floor(unit * levels)
-    log = np.array([gene.log for gene in space.genes])
-    found = np.where(are_whole(space) & ~log, stretched, round_whole(space, space.from_unit(unit)))
+    found = np.where(space.whole & ~space.log, stretched, round_whole(space, space.from_unit(unit)))
     for i, gene in enumerate(space.genes):
         if gene.sd is not None:
             below, above = ndtr((np.array([gene.low, gene.high]) - gene.init) / gene.sd)
             found[:, i] = gene.init + gene.sd * ndtri(below + unit[:, i] * (above - below))
     return np.clip(found, space.lower, space.upper)
+
+
+def read_weights(objectives: Sequence[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
+    """Return the weights, `(objectives,)` and together 1, of the mean that a driver of one number maximises.
+
+    `given` maps objectives to weights of 0 or more, those left out weigh 0; None gives all the same. Raises `DriverError`.
+    """
+    if given is None:
+        return np.full(len(objectives), 1 / len(objectives))
+    for name, weight in given.items():
+        if name not in objectives:
+            msg = f"driver `weights`: unknown objective `{name}`; {nearest(name, objectives)}"
+            raise DriverError(msg)
+        if not (np.isfinite(weight) and weight >= 0):
+            msg = f"driver `weights`: `{name}` is {weight}; expected a number of 0 or more"
+            raise DriverError(msg)
+    weights = np.array([given.get(name, 0.0) for name in objectives])
+    if weights.sum() == 0:
+        msg = f"driver `weights`: all are 0; expected at least one above 0, among {', '.join(objectives)}"
+        raise DriverError(msg)
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares

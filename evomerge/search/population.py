@@ -105,7 +105,7 @@ class Population:
         self._space = space
         self._objectives = tuple(objectives)
         self._seed = seed
-        self._seeds = _read_seeds(settings, space)
+        self._seeds = read_seeds(settings, space)
         self._warm_up = settings.warm_up
         self._archive = archive
         self._asked = 0
@@ -227,7 +227,7 @@ def _in_unit(scores: Scores) -> bool:
     return bool(scores.min() >= -_ROUNDING and scores.max() <= 1 + _ROUNDING)
 
 
-def _read_seeds(settings: PopulationSettings, space: SearchSpace) -> tuple[Recipe, ...]:
+def read_seeds(settings: PopulationSettings, space: SearchSpace) -> tuple[Recipe, ...]:
     """Return the recipes of the seeds. Raises `DriverError`."""
     where = f"driver `{settings.kind}` `seeds`"
     experts = space.experts

@@ -185,7 +185,9 @@ class Classification(SplitTask):
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan)
+    right = (logits.argmax(1) == labels).float()
+    finite = logits.isfinite()
+    return right if bool(finite.all()) else torch.where(finite.all(1), right, torch.nan)
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

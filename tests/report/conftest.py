@@ -132,7 +132,6 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
                 difference=gain,
             ),
         ),
-        population=tuple(point.search for point in [*references.values(), *population]),
         costs={"merge": 41.2, "score": 183.9, "journal": 0.04},
         study={
             "name": rename("text demo"),

@@ -1,9 +1,19 @@
 """Every driver, held to the rules."""
 
+import numpy as np
 from problems import bits
 
 from evomerge import search
-from evomerge.testing import GenomeSuite, PopulationSuite, mixed, sphere, three_corners
+from evomerge.testing import (
+    DecodedSuite,
+    GenomeSuite,
+    PopulationSuite,
+    SteadySuite,
+    family,
+    mixed,
+    sphere,
+    three_corners,
+)
 
 
 class TestCma(GenomeSuite):
@@ -155,3 +165,38 @@ class TestNichesWithWarmUp(PopulationSuite):
 class TestMapElites(PopulationSuite):
     def make(self, problem, seed):
         return search.make({"kind": "map_elites"}, problem.space, problem.objectives, seed)
+
+
+class TestCycle(PopulationSuite):
+    def quality(self, problem, proposals):
+        """Return the sum of what each grid is best at."""
+        return np.max([problem.evaluate(p).means(problem.objectives) for p in proposals], axis=0).sum()
+
+    def make(self, problem, seed):
+        return search.make({"kind": "cycle"}, problem.space, problem.objectives, seed)
+
+
+class TestCycleWithSpecialists(TestCycle):
+    def problem(self):
+        return family(specialist=True)
+
+    def make(self, problem, seed):
+        settings = {"kind": "cycle", "sampling": "code", "warm_up": 5}
+        return search.make(settings, problem.space, problem.objectives, seed)
+
+
+class TestSwarm(SteadySuite, DecodedSuite):
+    def make(self, problem, seed):
+        return search.make({"kind": "swarm"}, problem.space, problem.objectives, seed)
+
+
+class TestSwarmOnSeveralObjectives(SteadySuite, DecodedSuite):
+    def problem(self):
+        return three_corners()
+
+    def make(self, problem, seed):
+        settings = {"kind": "swarm", "weights": {"left": 2, "right": 1}, "worst": "current", "particles": 8}
+        return search.make(settings, problem.space, problem.objectives, seed)
+
+    def quality(self, problem, proposals):
+        return max(problem.evaluate(p).means(problem.objectives) @ [0, 2, 1] for p in proposals)

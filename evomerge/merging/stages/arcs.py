@@ -47,12 +47,12 @@ SCOPE = Parameter(
 
 def _products(rows: Rows) -> Array:
     """Return the inner products of rows, float64 `(K, K)`."""
-    wide = [row.double().numpy() for row in rows]
-    lower = np.zeros((len(rows), len(rows)))
+    wide = [row.numpy().astype(np.float64) for row in rows]
+    found = np.empty((len(rows), len(rows)))
     for i, row in enumerate(wide):
         for j in range(i + 1):  # sums by numpy: those of torch and of a matrix product depend on the threads
-            lower[i, j] = (row * wide[j]).sum()
-    return np.asarray(lower + np.tril(lower, -1).T)
+            found[i, j] = found[j, i] = (row * wide[j]).sum()
+    return found
 
 
 def _gram(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.randomness import bits, normal, own_key
+from evomerge.merging.randomness import noise, own_key
 from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor, total
 
 Words = Mapping[str, str]
@@ -71,7 +71,7 @@ def _noise_bind(site: Site, numbers: Numbers, measured: None) -> Bound:
 def _noise(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
     if "sigma" not in bound:
         return delta
-    noisy: Tensor = delta + bound["sigma"] * normal(bits(piece.index, bound["key"]))
+    noisy: Tensor = delta + bound["sigma"] * noise(piece.index, bound["key"])
     return noisy
 
 
