@@ -186,8 +186,9 @@ class Classification(SplitTask):
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     right = (logits.argmax(1) == labels).float()
-    finite = logits.isfinite()
-    return right if bool(finite.all()) else torch.where(finite.all(1), right, torch.nan)
+    if bool(logits.sum().isfinite()):  # only if all are
+        return right
+    return torch.where(logits.isfinite().all(1), right, torch.nan)
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,22 +14,27 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 INPUTS, HIDDEN, CLASSES = 64, 256, 10
+SIZES = (INPUTS * HIDDEN, HIDDEN, HIDDEN * CLASSES, CLASSES)
 
 
 class Perceptron(nn.Module):
-    """64 - 256 - 10 with ReLU, 19,210 numbers. Its tensors' names are in the order in which it is flattened to be split."""
+    """64 - 256 - 10 with ReLU: 19,210 numbers, one after the other as they are split, in one tensor as in the released code."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden_1_weight = nn.Parameter(torch.zeros(INPUTS, HIDDEN))
-        self.hidden_2_bias = nn.Parameter(torch.zeros(HIDDEN))
-        self.output_1_weight = nn.Parameter(torch.zeros(HIDDEN, CLASSES))
-        self.output_2_bias = nn.Parameter(torch.zeros(CLASSES))
+        self.weights = nn.Parameter(torch.zeros(sum(SIZES)))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return logits `(images, 10)` of images `(images, 1, 8, 8)`, grey values from 0 to 16."""
-        hidden = torch.addmm(self.hidden_2_bias, pixel_values.flatten(1), self.hidden_1_weight).relu_()
-        return linear(hidden, self.output_1_weight.T.contiguous(), self.output_2_bias)  # twice as fast as turned
+        return logits(self.weights, pixel_values.flatten(1))
+
+
+def logits(weights: Tensor, images: Tensor) -> Tensor:
+    """Return logits `(images, 10)` of images `(images, 64)`, by `weights` `(19210,)`."""
+    hidden_weight, hidden_bias, output_weight, output_bias = weights.split(SIZES)
+    hidden = torch.addmm(hidden_bias, images, hidden_weight.view(INPUTS, HIDDEN)).relu_()
+    turned = output_weight.view(HIDDEN, CLASSES).T.contiguous()  # twice as fast as it lies
+    return linear(hidden, turned, output_bias)
 
 
 def make(folder: Path) -> Perceptron:
@@ -53,17 +58,18 @@ def digits() -> dict[str, tuple[Tensor, Tensor]]:
     return {"train": (images[:1437], labels[:1437]), "test": (images[1437:], labels[1437:])}
 
 
-def write_tasks(folder: Path, groups: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
-    """Write each group's digits as a task, and return the tasks' settings: searched on `train`, reported on `test`."""
-    splits = {"search": digits()["train"], "report": digits()["test"]}
-    tasks: dict[str, dict[str, Any]] = {}
-    for name, group in groups.items():
-        tasks[name] = {"kind": "classification", "input": "pixels", "label": "label", "search_metric": "accuracy"}
-        tasks[name] |= {"metrics": ["accuracy"], "batch": 2048}
-        for split, (images, labels) in splits.items():
+def write_tasks(folder: Path, groups: Mapping[str, tuple[int, ...]]) -> None:
+    """Write each group's digits as the two splits of a task: `search` from those to train, `report` from those to test."""
+    for split, (images, labels) in zip(("search", "report"), digits().values(), strict=True):
+        for name, group in groups.items():
             chosen = torch.isin(labels, torch.tensor(group))
             rows = zip(images[chosen].view(-1, 1, 8, 8).tolist(), labels[chosen].tolist(), strict=True)
-            path = folder / f"{name}-{split}.jsonl"
-            path.write_text("".join(json.dumps({"pixels": p, "label": n}) + "\n" for p, n in rows), encoding="utf-8")
-            tasks[name][split] = str(path)
-    return tasks
+            text = "".join(json.dumps({"pixels": pixels, "label": label}) + "\n" for pixels, label in rows)
+            (folder / f"{name}-{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+def task(folder: Path, name: str) -> dict[str, Any]:
+    """Return the settings of a task that was written: all its examples in one batch, and their accuracy."""
+    splits = {split: str(folder / f"{name}-{split}.jsonl") for split in ("search", "report")}
+    columns = {"kind": "classification", "input": "pixels", "label": "label"}
+    return {**columns, **splits, "metrics": ["accuracy"], "batch": 2048}
