@@ -14,11 +14,13 @@ from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.cycle import Cycle, CycleSettings
 from evomerge.search.driver import Breeder, Driver, Generational
+from evomerge.search.front import Front, FrontSettings
 from evomerge.search.map_elites import MapElites, MapElitesSettings
 from evomerge.search.niches import Niches, NichesSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
 from evomerge.search.population import Archive, CellMap, Population, read_seeds
+from evomerge.search.quadratic import Map, MapSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
@@ -63,6 +65,8 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
     "tpe": (OptunaSettings, _generational(Optuna)),
     "gp": (OptunaSettings, _generational(Optuna)),
     "qmc": (OptunaSettings, _generational(Optuna)),
+    "map": (MapSettings, _generational(Map)),
+    "front": (FrontSettings, _generational(Front)),
     "random": (RandomSettings, Random),
     "niches": (NichesSettings, _population(Niches)),
     "map_elites": (MapElitesSettings, _population(MapElites)),

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_whole
 from evomerge.space import Gene, Genome, SearchSpace
+from evomerge.trial import Evaluation
 
 
 class CmaSettings(BaseModel):
@@ -83,7 +84,7 @@ class Cma:
             self._sampler = self._make_sampler()
         return self._sampler.draw()
 
-    def learn(self, genomes: Genomes, means: Means) -> None:
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Adapt the distribution; start again where it has converged."""
         values = means @ self._weights
         if values.max() > self._best:

@@ -70,8 +70,11 @@ class Breeder(Protocol):
         """
         ...
 
-    def learn(self, genomes: Genomes, means: Means) -> None:
-        """Learn the `means`, all finite, of the generation drawn last, row by row."""
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
+        """Learn the generation drawn last, row by row: its `means`, all finite, and the `evaluations` behind them.
+
+        A row that failed has an `error`, and stand-ins for means (see `Generational`).
+        """
         ...
 
 
@@ -88,17 +91,17 @@ class Generational:
         """Drive `breeder` over `space`; it learns the means of `objectives`, in this order."""
         self._space = space
         self._objectives = tuple(objectives)
-        self._breeder = breeder
+        self.breeder = breeder
         self._generation: Genomes = np.empty((0, len(space.genes)))
         self._first = 0  # number of the generation's first proposal
         self._asked = 0  # how many of the generation have been asked for
-        self._told: dict[int, Means] = {}  # row in the generation -> means, one for each objective
+        self._told: dict[int, Evaluation] = {}  # by row in the generation
         self._over = False
         self._worst = np.full(len(objectives), np.inf)
         self._best = np.full(len(objectives), -np.inf)
 
     def __str__(self) -> str:
-        return str(self._breeder)
+        return str(self.breeder)
 
     def ask(self) -> Proposal | None:
         """Return the next candidate of the generation, or None while the rest of it is being evaluated."""
@@ -106,7 +109,7 @@ class Generational:
             self._first += self._asked
             self._asked = 0
             self._told = {}
-            self._generation = self._breeder.draw()
+            self._generation = self.breeder.draw()
             self._over = len(self._generation) == 0
         if self._asked == len(self._generation):
             return None
@@ -124,11 +127,19 @@ class Generational:
             flying = [self._first + i for i in range(self._asked) if i not in self._told]
             msg = f"proposal {proposal.number} is not in flight; expected one of {flying}, each told once"
             raise DriverError(msg)
-        self._told[row] = evaluation.means(self._objectives)
+        if evaluation.error is None and not np.isfinite(evaluation.means(self._objectives)).all():
+            evaluation = Evaluation(error="scores whose mean is not finite")
+        self._told[row] = evaluation
         if len(self._told) == len(self._generation):
-            means = self._finite(np.array([self._told[i] for i in range(len(self._generation))]))
+            evaluations = [self._told[i] for i in range(len(self._generation))]
+            means = self._finite(np.array([found.means(self._objectives) for found in evaluations]))
             if means is not None:
-                self._breeder.learn(self._generation, means)
+                self.breeder.learn(self._generation, means, evaluations)
+
+    def unfinished(self) -> tuple[Genomes, list[Evaluation]]:
+        """Return what has been told of a generation that is not complete, by number: what the breeder has not learnt yet."""
+        rows = sorted(self._told) if len(self._told) < len(self._generation) else []
+        return self._generation[rows], [self._told[row] for row in rows]
 
     def members(self) -> tuple[str, ...]:
         """Return nothing: a generation is made of genomes alone."""
@@ -182,6 +193,47 @@ def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) ->
             below, above = ndtr((np.array([gene.low, gene.high]) - gene.init) / gene.sd)
             found[:, i] = gene.init + gene.sd * ndtri(below + unit[:, i] * (above - below))
     return np.clip(found, space.lower, space.upper)
+
+
+def read_bounds(
+    objectives: Sequence[str], given: Mapping[str, tuple[float | None, float | None]]
+) -> list[tuple[float, float]]:
+    """Return the lowest and the highest mean score that each objective can have, infinite where there is none.
+
+    `given` maps objectives to them, None where there is none; others have [0, 1] for `accuracy`, `exact_match` and `rouge…`,
+    0 at most for `log_likelihood`, and no bounds else. Raises `DriverError`.
+    """
+    for name in given:
+        if name not in objectives:
+            msg = f"driver `bounds`: unknown objective `{name}`; {nearest(name, objectives)}"
+            raise DriverError(msg)
+    found: list[tuple[float, float]] = []
+    for name in objectives:
+        metric = name.rpartition("/")[2]
+        shares = metric.startswith(("accuracy", "exact_match", "rouge"))
+        usual = (0.0, 1.0) if shares else (None, 0.0) if metric == "log_likelihood" else (None, None)
+        low, high = given.get(name, usual)
+        bound = (-np.inf if low is None else low, np.inf if high is None else high)
+        if not bound[0] < bound[1]:
+            msg = f"driver `bounds`: `{name}` has [{low}, {high}]; expected a lower and a higher number, or null"
+            raise DriverError(msg)
+        found.append(bound)
+    return found
+
+
+def check_bounds(
+    kind: str, objectives: Sequence[str], bounds: Sequence[tuple[float, float]], scores: Sequence[NDArray[np.float64]]
+) -> None:
+    """Raise `DriverError` where an objective has `scores`, an array for each, that are out of its bounds."""
+    for name, (low, high), found in zip(objectives, bounds, scores, strict=True):
+        slack = 1e-6 * max([1.0, *(abs(bound) for bound in (low, high) if np.isfinite(bound))])
+        outside = found[(found < low - slack) | (found > high + slack)]
+        if outside.size:
+            msg = (
+                f"driver `{kind}`: objective `{name}` scores {outside[0]:g}, outside of its bounds [{low:g}, {high:g}]; "
+                f"type `bounds: {{{name}: [low, high]}}`, null where there is none"
+            )
+            raise DriverError(msg)
 
 
 def read_weights(objectives: Sequence[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ from pymoo.util.ref_dirs import get_reference_directions
 from evomerge.errors import DriverError
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, latin_hypercube, round_whole
 from evomerge.space import SearchSpace
+from evomerge.trial import Evaluation
 
 
 class NsgaSettings(BaseModel):
@@ -92,7 +93,7 @@ class Nsga:
                 seen.add(genome[bits].tobytes())
         return genomes
 
-    def learn(self, genomes: Genomes, means: Means) -> None:
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Let the best of parents and offspring survive."""
         evaluated = Population.new(X=self._space.to_unit(genomes))
         Evaluator().eval(StaticProblem(self._problem, F=-means), evaluated)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, known_recipes
 from evomerge.space import Gene, Genome, SearchSpace
+from evomerge.trial import Evaluation
 
 _SAMPLERS: dict[str, tuple[type[optuna.samplers.BaseSampler], dict[str, Any]]] = {
     "tpe": (optuna.samplers.TPESampler, {}),
@@ -79,7 +80,7 @@ class Optuna:
             self._asked = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
         return np.array([[float(trial.params[name]) for name in self._distributions] for trial in self._asked])
 
-    def learn(self, genomes: Genomes, means: Means) -> None:
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Tell Optuna, in the order of the batch."""
         with _quiet():
             if self._asked:

@@ -19,32 +19,28 @@ Defaults are the paper's and its released code's. What the code does wrong is no
 - four or five reference directions for two objectives: as many as the population allows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pymoo.algorithms.moo.nsga3 import NSGA3
-from pymoo.core.evaluator import Evaluator
-from pymoo.core.problem import Problem
-from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
-from pymoo.problems.static import StaticProblem
 from scipy.optimize import least_squares
 from scipy.spatial.distance import cdist
 from scipy.special import expit, logit
 
 from evomerge import pareto, surrogate
-from evomerge.errors import DriverError, SurrogateError, nearest
-from evomerge.search.driver import Generational, Genomes, Means, known_recipes
+from evomerge.errors import DriverError, SurrogateError
+from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds
+from evomerge.search.infill import evolve, spread
 from evomerge.search.nsga import reference_directions
 from evomerge.space import SearchSpace
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation
 
 _POPULATION, _GENERATIONS = 100, 25
-_BOUNDED = ("accuracy", "exact_match", "rouge")
 
 Bounds = tuple[float, float]
 
@@ -67,7 +63,7 @@ class MapSettings(BaseModel):
 
 
 class Map:
-    """A driver: a design, then candidates of the front of its quadratics, and the end.
+    """A `Breeder`: a design, then candidates of the front of its quadratics, and the end.
 
     Candidates that fail are left out of the fit. Where too few are left to identify a quadratic, as many others, of
     Sobol's sequence, take their places.
@@ -75,53 +71,17 @@ class Map:
 
     def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: MapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, and for genes that are no floats."""
-        self._objectives = tuple(objectives)
-        self._bounds = _bounds(objectives, settings.bounds)
-        self._breeder = _Quadratics(space, self._bounds, seed, settings)
-        self._generations = Generational(space, objectives, self._breeder)
-
-    def __str__(self) -> str:
-        return str(self._breeder)
-
-    def ask(self) -> Proposal | None:
-        """Return the next candidate of the design or of the front, or None while the rest of it is being evaluated."""
-        return self._generations.ask()
-
-    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Keep the evaluation. Raises `DriverError` for a score that is out of bounds, and for a proposal not in flight."""
-        means = evaluation.means(self._objectives)
-        if np.isfinite(means).all():
-            for name, mean, (low, high) in zip(self._objectives, means, self._bounds, strict=True):
-                if not low - 1e-6 <= mean <= high + 1e-6:
-                    msg = (
-                        f"driver `map`: objective `{name}` scores {mean:g}, outside of its bounds [{low:g}, {high:g}]; "
-                        f"type `bounds: {{{name}: [low, high]}}`, null where there is none"
-                    )
-                    raise DriverError(msg)
-        else:
-            self._breeder.failed.add(proposal.number)
-        self._generations.tell(proposal, evaluation)
-
-    def members(self) -> tuple[str, ...]:
-        """Return nothing: a candidate is made of its genome alone."""
-        return ()
-
-
-class _Quadratics:
-    """The `Breeder` of MAP. `failed` are the numbers of the proposals whose rows in `learn` are no scores."""
-
-    def __init__(self, space: SearchSpace, bounds: Sequence[Bounds], seed: int, settings: MapSettings) -> None:
         for gene in space.genes:
             if gene.kind != "float":
                 msg = f"driver `map` fits quadratics of float genes, and gene `{gene.name}` is {gene.kind}; fix it in the recipe, or type `kind: nsga2`"
                 raise DriverError(msg)
-        if len(bounds) < 2:  # a front needs two
+        if len(objectives) < 2:  # a front needs two
             msg = "driver `map` needs two or more objectives, got one; type `kind: cma`"
             raise DriverError(msg)
-        reference_directions(len(bounds), _POPULATION)
-        self.failed: set[int] = set()
+        reference_directions(len(objectives), _POPULATION)
         self._space = space
-        self._bounds = bounds
+        self._objectives = tuple(objectives)
+        self._bounds = read_bounds(objectives, settings.bounds)
         self._seed = seed
         self._genes = len(space.genes)
         self._known = known_recipes(space) if settings.seed_known else np.empty((0, self._genes))
@@ -133,10 +93,9 @@ class _Quadratics:
             msg = f"driver `map`: `points` is {self._size}; expected {least} or more, for {self._genes} genes and {len(self._known)} known recipes"
             raise DriverError(msg)
         self._levels = max(3, int(np.ceil((2 * self._size) ** (1 / self._genes) - 1e-9)))
-        self._drawn = 0  # proposals so far
         self._rounds = 0  # designs so far: the second and later ones replace what failed
         self._points: Genomes = np.empty((0, self._genes))  # that succeeded, unit coordinates
-        self._means: Means = np.empty((0, len(bounds)))
+        self._means: Means = np.empty((0, len(objectives)))
         self._over = False
 
     def __str__(self) -> str:
@@ -160,13 +119,12 @@ class _Quadratics:
             self._over = True
             genomes = self._space.from_unit(self._front())
         self._rounds += 1
-        self._drawn += len(genomes)
         return genomes
 
-    def learn(self, genomes: Genomes, means: Means) -> None:
-        """Keep what succeeded."""
-        first = self._drawn - len(genomes)
-        good = np.array([first + row not in self.failed for row in range(len(genomes))])
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
+        """Keep what succeeded. Raises `DriverError` for a score that is out of bounds."""
+        good = np.array([evaluation.error is None for evaluation in evaluations])
+        check_bounds("map", self._objectives, self._bounds, list(means[good].T))
         self._points = np.concatenate([self._points, self._space.to_unit(genomes[good])])
         self._means = np.concatenate([self._means, means[good]])
 
@@ -175,7 +133,7 @@ class _Quadratics:
         fits = [fit(self._points, self._means[:, i], bounds) for i, bounds in enumerate(self._bounds)]
         points, scores = front(fits, self._genes, self._seed)
         new = cdist(points, self._points).min(axis=1) > 1e-6
-        found: Genomes = points[new][_spread(scores[new], self._count)]
+        found: Genomes = points[new][spread(scores[new], self._count)]
         return found
 
     def _identified(self) -> bool:
@@ -245,7 +203,6 @@ def front(fits: Sequence[Fit], genes: int, seed: int) -> tuple[Genomes, Means]:
     NSGA-III as the paper has it (population 100, 25 generations, crossover 0.7, mutation 0.3, both with index 20); the
     front is that of all that it ever tried.
     """
-    problem = Problem(n_var=genes, n_obj=len(fits), xl=0.0, xu=1.0)
     algorithm = NSGA3(
         reference_directions(len(fits), _POPULATION),
         pop_size=_POPULATION,
@@ -253,39 +210,14 @@ def front(fits: Sequence[Fit], genes: int, seed: int) -> tuple[Genomes, Means]:
         mutation=PM(eta=20, prob=0.3),
         output=None,
     )
+
+    def predict(points: Genomes) -> tuple[Means, None]:
+        return np.stack([fitted.predict(points) for fitted in fits], axis=1), None
+
     bred = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-    algorithm.setup(problem, termination=NoTermination(), seed=bred)
-    tried: list[tuple[Genomes, Means]] = []
-    for _ in range(_GENERATIONS):
-        population = algorithm.ask()
-        if population is None:
-            break
-        points = population.get("X")
-        scores = np.stack([fitted.predict(points) for fitted in fits], axis=1)
-        tried.append((points, scores))
-        Evaluator().eval(StaticProblem(problem, F=-scores), population)
-        algorithm.tell(infills=population)
-    points = np.concatenate([points for points, _ in tried])
-    scores = np.concatenate([scores for _, scores in tried])
+    points, scores = evolve(algorithm, predict, (genes, len(fits)), _GENERATIONS, bred)
     best = pareto.nondominated(scores)
     return points[best], scores[best]
-
-
-def _spread(scores: Means, count: int) -> NDArray[np.intp]:
-    """Return the indices of at most `count` different rows: each objective's best, then each next the farthest from all before.
-
-    Distances are in units of the objectives' ranges.
-    """
-    if len(scores) == 0:
-        return np.array([], dtype=np.intp)
-    spans = np.ptp(scores, axis=0)
-    scaled = (scores - scores.min(axis=0)) / np.where(spans > 0, spans, 1.0)
-    chosen = list(dict.fromkeys(int(i) for i in scores.argmax(axis=0)))[:count]
-    away = np.min([np.linalg.norm(scaled - scaled[i], axis=1) for i in chosen], axis=0)
-    while len(chosen) < count and away.max() > 0:
-        chosen.append(int(away.argmax()))
-        away = np.minimum(away, np.linalg.norm(scaled - scaled[chosen[-1]], axis=1))
-    return np.array(chosen, dtype=np.intp)
 
 
 def _squash(values: NDArray[np.float64], bounds: Bounds) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -311,26 +243,3 @@ def _stretch(means: NDArray[np.float64], bounds: Bounds) -> NDArray[np.float64]:
     away = means - low if np.isfinite(low) else high - means
     away = np.maximum(away, max(0.01 * float(np.ptp(means)), 1e-12))
     return np.asarray(away + np.log(-np.expm1(-away)))
-
-
-def _bounds(objectives: Sequence[str], given: Mapping[str, tuple[float | None, float | None]]) -> list[Bounds]:
-    for name in given:
-        if name not in objectives:
-            msg = f"driver `bounds`: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise DriverError(msg)
-    found: list[Bounds] = []
-    for name in objectives:
-        low, high = given.get(name, _usual(name))
-        bound = (-np.inf if low is None else low, np.inf if high is None else high)
-        if not bound[0] < bound[1]:
-            msg = f"driver `bounds`: `{name}` has [{low}, {high}]; expected a lower and a higher number, or null"
-            raise DriverError(msg)
-        found.append(bound)
-    return found
-
-
-def _usual(objective: str) -> tuple[float | None, float | None]:
-    metric = objective.rpartition("/")[2]
-    if metric.startswith(_BOUNDED):
-        return 0.0, 1.0
-    return (None, 0.0) if metric == "log_likelihood" else (None, None)

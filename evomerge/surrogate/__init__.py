@@ -44,6 +44,7 @@ __all__ = [
     "fit",
     "quadratic_terms",
     "unknowns",
+    "varies",
 ]
 
 NORMAL_90 = 1.6448536269514722
@@ -136,7 +137,7 @@ def fit(
     if len(given) < _LEAST:
         msg = f"{len(given)} evaluations; a surrogate needs {_LEAST} or more to be checked by leaving one out"
         raise SurrogateError(msg)
-    if np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
+    if not varies(table):
         msg = f"all {len(given)} candidates score {values[0]:g}: the task does not vary; drop it, or search a larger space"
         raise SurrogateError(msg)
     makers = _ladder(given, table, values, bounds, margins)
@@ -173,6 +174,12 @@ def fit(
         ladder=ladder,
         rung=fitted[name],
     )
+
+
+def varies(scores: ArrayLike) -> bool:
+    """Tell whether the mean scores of candidates, `(candidates, examples)`, differ: whether there is anything to fit."""
+    values = np.asarray(scores, dtype=np.float64).mean(axis=1)
+    return bool(np.ptp(values) > 1e-9 * max(1.0, float(np.abs(values).max())))
 
 
 def best_for_all(surrogates: Sequence[Surrogate], seed: int = 0) -> Points | None:

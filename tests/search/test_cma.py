@@ -23,7 +23,7 @@ def test_inside_the_cube_it_is_the_cma_of_cmaes(separable_above, reference):
         samples = [theirs.ask() for _ in range(theirs.population_size)]
         np.testing.assert_allclose(genomes, samples, rtol=0, atol=1e-12)
         values = -((genomes - 0.51) ** 2).sum(axis=1)
-        ours.learn(genomes, values[:, None])
+        ours.learn(genomes, values[:, None], [])
         theirs.tell(list(zip(samples, -values, strict=True)))
 
 
@@ -174,5 +174,5 @@ def test_the_papers_own_space_is_searched_by_the_separable_form():
     breeder = Cma(space, ["score"], 0, CmaSettings(seed_known=False))
     for _ in range(3):
         genomes = breeder.draw()
-        breeder.learn(genomes, genomes.mean(axis=1, keepdims=True))
+        breeder.learn(genomes, genomes.mean(axis=1, keepdims=True), [])
     assert str(breeder).startswith("separable CMA-ES, whole genes relaxed, 29 candidates")

@@ -18,14 +18,15 @@ class Recorder:
     """A breeder of pairs that keeps what it is taught."""
 
     def __init__(self, genes, generations=3):
-        self.genes, self.left, self.learnt = genes, generations, []
+        self.genes, self.left, self.learnt, self.errors = genes, generations, [], []
 
     def draw(self):
         self.left -= 1
         return np.full((2 if self.left >= 0 else 0, self.genes), 0.5)
 
-    def learn(self, genomes, means):
+    def learn(self, genomes, means, evaluations):
         self.learnt.append(means)
+        self.errors.append([evaluation.error for evaluation in evaluations])
 
 
 def scored(*values):
@@ -67,6 +68,25 @@ def test_one_mean_that_is_not_finite_fails_the_whole_candidate(driver, recorder,
     driver.tell(driver.ask(), scored(1, 1))
     driver.tell(driver.ask(), scored(2, broken))
     np.testing.assert_allclose(recorder.learnt[0], [[1, 1], [1 - 1e-6, 1 - 1e-6]])
+    assert recorder.errors == [[None, "scores whose mean is not finite"]]
+
+
+def test_breeder_is_given_the_evaluations_in_the_order_of_its_generation(driver, recorder):
+    first, second = driver.ask(), driver.ask()
+    driver.tell(second, FAILED)
+    driver.tell(first, scored(1, 1))
+    assert recorder.errors == [[None, "boom"]]
+
+
+def test_what_was_told_of_an_unfinished_generation_can_be_seen(driver):
+    first, second = driver.ask(), driver.ask()
+    assert len(driver.unfinished()[0]) == 0
+    driver.tell(second, scored(1, 2))
+    genomes, evaluations = driver.unfinished()
+    np.testing.assert_array_equal(genomes, [second.genome])
+    assert evaluations[0].means("xy").tolist() == [1, 2]
+    driver.tell(first, FAILED)
+    assert driver.unfinished()[0].shape == (0, 4)
 
 
 def test_generation_without_any_success_yet_is_not_learnt_and_the_next_is_drawn(driver, recorder):
@@ -146,7 +166,7 @@ def test_dry_run_line_says_what_the_driver_is(kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, random, niches, map_elites"),
+        ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, map, front, random, niches, map_elites"),
         ({"kind": "nsga4"}, "unknown kind `nsga4`; did you mean `nsga"),
         ({"kind": "nsga2", "populaton": 8}, "unknown key `populaton`; did you mean `population`?"),
         (

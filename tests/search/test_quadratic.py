@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
+from evomerge.search.driver import Generational
 from evomerge.search.quadratic import Fit, Map, MapSettings, fit, front
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, Problem, drive, mixed, sphere, three_corners, two_spheres
@@ -13,7 +14,8 @@ from evomerge.trial import Evaluation
 
 
 def driver(problem, seed=0, **settings):
-    return Map(problem.space, problem.objectives, seed, MapSettings(**settings))
+    breeder = Map(problem.space, problem.objectives, seed, MapSettings(**settings))
+    return Generational(problem.space, problem.objectives, breeder)
 
 
 class TestMap(GenomeSuite):
@@ -156,7 +158,7 @@ def test_failures_are_left_out_of_the_fit():
     searching = driver(problem)
     proposals = drive(searching, broken, 12)
     fitted = [problem.evaluate(p).means(problem.objectives) for p in proposals if p.number != 3]
-    np.testing.assert_array_equal(searching._breeder._means, fitted)  # no stand-in for the failure
+    np.testing.assert_array_equal(searching.breeder._means, fitted)  # no stand-in for the failure
 
 
 def test_failures_are_replaced_until_the_quadratic_is_identified():
@@ -201,13 +203,15 @@ def test_task_that_all_agree_on_ends_with_the_one_best_candidate():
         (("a/score", "b/accuracy"), {"a/score": (None, 2)}, 3.0, "`a/score` scores 3"),
     ],
 )
-def test_score_out_of_bounds_is_refused_as_it_arrives(objectives, bounds, score, expected):
+def test_score_out_of_bounds_is_refused_with_what_to_type(objectives, bounds, score, expected):
     problem = classifier(objectives)
-    searching = driver(problem, bounds=bounds)
-    proposal = searching.ask()
-    scores = {objectives[0]: np.array([score], np.float32), objectives[1]: np.array([0.5], np.float32)}
+
+    def evaluate(proposal):
+        scores = {objectives[0]: np.array([score if proposal.number == 3 else -0.0], np.float32)}
+        return Evaluation(scores={**scores, objectives[1]: np.array([0.5], np.float32)})
+
     with pytest.raises(DriverError, match=expected):
-        searching.tell(proposal, Evaluation(scores=scores))
+        drive(driver(problem, bounds=bounds), evaluate, 12)
 
 
 def test_genes_that_are_no_floats_are_refused_by_name():

@@ -1,0 +1,190 @@
+"""Do populations of models (CycleQD, natural niches) beat searches for one recipe, at equal evaluations?
+
+The comparison of Agent Skill Acquisition for Large Language Models via CycleQD (arXiv 2410.14735), small: the three experts of
+the `language` zoo (German, Python, sums), searched by the log-likelihood of each one's own task. CMA-ES and NSGA-II look for
+a weight for each expert; CycleQD and natural niches cross earlier candidates. What is judged, on unseen examples, is the
+candidate with the best mean over tasks on the search examples, where 0 is the base and 1 the task's own expert; of CycleQD
+also the last proposal, which is the merge of each task's best.
+
+    python experiments/cycle_qd.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
+
+A run that was cut short goes on where it was when typed again: its studies are kept under `runs/cycle_qd/`.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from shared.layers import BATCHES
+
+from evomerge import recipe, zoo
+from evomerge.evaluate import Setup, Worker
+from evomerge.recipe import Recipe
+from evomerge.report.experiment import Findings, Switches, main, say, table
+from evomerge.settings import StudySettings
+from evomerge.study import Study
+from evomerge.trial import Evaluation
+
+SEEDS = 2
+EVALUATIONS = 60
+SMOKE_EVALUATIONS = 8
+STUDIES = Path("runs") / "cycle_qd"
+TASKS = ("german", "python", "addition")  # each with an expert of its name
+SMOKE_TASKS = ("turned", "inverted")
+PAPER = (
+    "The paper, mean over MBPP, DB and OS of Llama-3-8B-Instruct experts, 1,200 evaluations: best expert 45.6, naive merge 46.7, "
+    "CMA-ES 46.9, NSGA-II 51.6, CycleQD 52.4."
+)
+MERGED = "CycleQD, each task's best merged"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores candidates: 0 on a task is the base's mean log-likelihood, 1 that of the task's own expert."""
+
+    tasks: Sequence[str]
+    worker: Worker
+    zero: Mapping[str, NDArray[np.float64]]
+    """For the splits `search` and `report`, the base's `(tasks,)`."""
+    one: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, tasks: Sequence[str], setup: Setup) -> "Judge":
+        """Score the base and each task's expert."""
+        worker = Worker(setup)
+        zero, one = {}, {}
+        for split in ("search", "report"):
+            found = [means(worker.evaluate(recipe.expert(name), split), tasks) for name in tasks]
+            zero[split] = means(worker.evaluate(recipe.base(), split), tasks)
+            one[split] = np.diag(np.array(found))
+        return cls(tasks, worker, zero, one)
+
+    def scale(self, values: NDArray[np.float64], split: str) -> NDArray[np.float64]:
+        """Return mean log-likelihoods `(tasks,)` in units of what the expert adds to the base."""
+        scaled: NDArray[np.float64] = (values - self.zero[split]) / (self.one[split] - self.zero[split])
+        return scaled
+
+
+def means(evaluation: Evaluation, tasks: Sequence[str]) -> NDArray[np.float64]:
+    if evaluation.error is not None:
+        raise RuntimeError(evaluation.error)
+    return evaluation.means([f"{task}/log_likelihood" for task in tasks])
+
+
+def measure(switches: Switches) -> Findings:
+    torch.set_num_threads(1)
+    embedded = zoo.find_or_build(
+        "digits" if switches.smoke else "language",
+        seed=0,
+        progress=lambda done, doing: say(f"cycle_qd: {done:4.0%} {doing}"),
+    )
+    tasks = SMOKE_TASKS if switches.smoke else TASKS
+    pool = {"base": embedded.pool["base"], "experts": {name: embedded.pool["experts"][name] for name in tasks}}
+    batches = {} if switches.smoke else {**BATCHES, "python": BATCHES["german"]}
+    settings = {
+        "pool": pool,
+        "tasks": {name: {**embedded.tasks[name], **batches.get(name, {})} for name in tasks},
+        "precision": str(zoo.fast_precision()).removeprefix("torch."),
+        "evaluations": switches.evaluations,
+    }
+    judge = Judge.of(tasks, Setup(pool["base"], pool["experts"], settings["tasks"], precision=settings["precision"]))
+    found: dict[str, list[NDArray[np.float64]]] = {"average": [judged(judge, recipe.merge("linear", list(tasks)))]}
+    found |= {f"expert {name}": [judged(judge, recipe.expert(name))] for name in tasks}
+    recipes: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="cycle_qd-") as scratch:
+        folder = Path(scratch) if switches.smoke else STUDIES
+        for seed in switches.seeds:
+            for method, driver, space in methods(switches.evaluations):
+                study = search(folder, method, seed, {**settings, "driver": driver, "space": space})
+                judge.worker.members.lineage.update(study.lineage())
+                best, last = chosen(study, judge)
+                recipes[f"{method}, seed {seed}"] = best.id
+                found.setdefault(method, []).append(judged(judge, best))
+                if driver["kind"] == "cycle":
+                    recipes[f"{MERGED}, seed {seed}"] = last.id
+                    found.setdefault(MERGED, []).append(judged(judge, last))
+                say(f"{method}, seed {seed}: {found[method][-1].mean():.3f} on unseen examples")
+    figures = {
+        "rows": [
+            {
+                "method": method,
+                "seed": seed,
+                "evaluations": switches.evaluations if len(values) == len(switches.seeds) else 0,
+                "mean": float(value.mean()),
+                **dict(zip(tasks, value.tolist(), strict=True)),
+            }
+            for method, values in found.items()
+            for seed, value in enumerate(values)
+        ],
+        "paper": PAPER,
+    }
+    return Findings(figures, text(found, tasks), draw(found), recipes)
+
+
+def methods(evaluations: int) -> list[tuple[str, dict[str, Any], Any]]:
+    """Return each method's name, driver and space."""
+    weights = "task_arithmetic"
+    return [
+        ("CMA-ES", {"kind": "cma"}, weights),
+        ("NSGA-II", {"kind": "nsga2", "population": 20}, weights),
+        ("natural niches", {"kind": "niches", "relative": True, "population": 15}, "natural_niches"),
+        ("CycleQD", {"kind": "cycle", "aggregate": evaluations}, "cycle_qd"),
+    ]
+
+
+def search(folder: Path, method: str, seed: int, given: Mapping[str, Any]) -> Study:
+    """Search as a study does; what has been evaluated before is not again."""
+    name = f"{method.replace(' ', '_')}-{seed}"
+    settings = StudySettings.parse({**given, "name": name, "seed": seed}, name, Path())
+    study = Study.create(folder / name, settings)
+    say(f"{method}, seed {seed}: {settings.evaluations} evaluations")
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+    return study
+
+
+def chosen(study: Study, judge: Judge) -> tuple[Recipe, Recipe]:
+    """Return the candidate with the best mean over tasks on the search examples, and the last one."""
+    good = [(proposal, evaluation) for proposal, evaluation in study.population() if evaluation.error is None]
+    values = [judge.scale(means(evaluation, judge.tasks), "search").mean() for _, evaluation in good]
+    return good[int(np.argmax(values))][0].recipe, good[-1][0].recipe
+
+
+def judged(judge: Judge, candidate: Recipe) -> NDArray[np.float64]:
+    """Return a candidate's scores on unseen examples, `(tasks,)`."""
+    return judge.scale(means(judge.worker.evaluate(candidate, "report"), judge.tasks), "report")
+
+
+def text(found: Mapping[str, Sequence[NDArray[np.float64]]], tasks: Sequence[str]) -> str:
+    rows = []
+    for method, values in found.items():
+        each = np.array([*values])
+        spread = f" ± {each.mean(1).std(ddof=1):.3f}" if len(each) > 1 else ""
+        rows.append([method, str(len(each)), f"{each.mean():.3f}{spread}", *(f"{v:.3f}" for v in each.mean(0))])
+    about = "Log-likelihood of unseen examples: 0 is the base, 1 the task's own expert. After ±: standard deviation over seeds."
+    return f"{table(['method', 'seeds', 'mean', *tasks], rows)}\n\n{about}\n\n{PAPER}"
+
+
+def draw(found: Mapping[str, Sequence[NDArray[np.float64]]]) -> Figure:
+    figure = Figure(figsize=(8, 0.9 + 0.4 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for row, values in enumerate(found.values()):
+        means_of = [float(value.mean()) for value in values]
+        axes.barh(row, np.mean(means_of), color="#0072B2" if len(values) > 1 else "#b9c4cc")
+        if len(values) > 1:
+            axes.plot(means_of, [row] * len(means_of), "o", color="black", markersize=4)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.axvline(0, color="#6b6b6b", linewidth=0.8)
+    axes.set_xlabel("mean over tasks on unseen examples: 0 the base, 1 the task's own expert  (dots: seeds)")
+    return figure
+
+
+if __name__ == "__main__":
+    main("cycle_qd", __doc__, measure, seeds=SEEDS, evaluations=(EVALUATIONS, SMOKE_EVALUATIONS))
