@@ -9,6 +9,7 @@ from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.recipe import Recipe, base, expert
 from evomerge.search.population import draw
+from evomerge.space import SearchSpace
 from evomerge.testing import drive, family, two_spheres
 from evomerge.trial import Evaluation, Proposal
 
@@ -197,3 +198,20 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(DriverError) as caught:
         search.make(settings, problem.space, problem.objectives, 0)
     assert message in str(caught.value)
+
+
+def test_without_crossover_a_child_has_the_first_parent_alone():
+    """A space of one earlier candidate: what two would have been crossed are drawn as ever, and the first is mutated."""
+    problem = family()
+    noise = {
+        "merge": {"inputs": [{"member": "mother"}], "stages": {"post": [{"noise": {"sigma": {"float": [0, 0.1]}}}]}}
+    }
+    space = SearchSpace(noise, experts=["left", "right"])
+    for kind in ("niches", "map_elites"):
+        driver = search.make({"kind": kind}, space, problem.objectives, 0)
+        for _ in range(2):
+            seed = driver.ask()
+            driver.tell(seed, problem.evaluate(seed))
+        child = driver.ask()
+        assert len(child.recipe.members) == 1
+        assert set(child.recipe.members) <= set(driver.members())
