@@ -13,7 +13,6 @@ A run that was cut short goes on where it was when typed again: its studies are 
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from evomerge.recipe import Recipe
 from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import StudySettings
 from evomerge.study import Study
-from evomerge.trial import Evaluation
+from evomerge.trial import Evaluation, Split
 
-SEEDS = 2
-EVALUATIONS = 60
+SEEDS = 1
+EVALUATIONS = 40
 SMOKE_EVALUATIONS = 8
 STUDIES = Path("runs") / "cycle_qd"
 TASKS = ("german", "python", "addition")  # each with an expert of its name
@@ -44,31 +43,31 @@ PAPER = (
 MERGED = "CycleQD, each task's best merged"
 
 
-@dataclass(frozen=True)
 class Judge:
     """Scores candidates: 0 on a task is the base's mean log-likelihood, 1 that of the task's own expert."""
 
-    tasks: Sequence[str]
-    worker: Worker
-    zero: Mapping[str, NDArray[np.float64]]
-    """For the splits `search` and `report`, the base's `(tasks,)`."""
-    one: Mapping[str, NDArray[np.float64]]
+    def __init__(self, tasks: Sequence[str], setup: Setup) -> None:
+        """Judge by `tasks`, each with an expert of its name."""
+        self.tasks = tasks
+        self.worker = Worker(setup)
+        self._found: dict[tuple[str, Split], NDArray[np.float64]] = {}
 
-    @classmethod
-    def of(cls, tasks: Sequence[str], setup: Setup) -> "Judge":
-        """Score the base and each task's expert."""
-        worker = Worker(setup)
-        zero, one = {}, {}
-        for split in ("search", "report"):
-            found = [means(worker.evaluate(recipe.expert(name), split), tasks) for name in tasks]
-            zero[split] = means(worker.evaluate(recipe.base(), split), tasks)
-            one[split] = np.diag(np.array(found))
-        return cls(tasks, worker, zero, one)
+    def unseen(self, candidate: Recipe) -> NDArray[np.float64]:
+        """Return a candidate's scores on unseen examples, `(tasks,)`."""
+        return self.scale(self._means(candidate, "report"), "report")
 
-    def scale(self, values: NDArray[np.float64], split: str) -> NDArray[np.float64]:
+    def scale(self, values: NDArray[np.float64], split: Split) -> NDArray[np.float64]:
         """Return mean log-likelihoods `(tasks,)` in units of what the expert adds to the base."""
-        scaled: NDArray[np.float64] = (values - self.zero[split]) / (self.one[split] - self.zero[split])
+        zero = self._means(recipe.base(), split)
+        one = np.diag([self._means(recipe.expert(name), split) for name in self.tasks])
+        scaled: NDArray[np.float64] = (values - zero) / (one - zero)
         return scaled
+
+    def _means(self, candidate: Recipe, split: Split) -> NDArray[np.float64]:
+        key = candidate.id, split
+        if key not in self._found:
+            self._found[key] = means(self.worker.evaluate(candidate, split), self.tasks)
+        return self._found[key]
 
 
 def means(evaluation: Evaluation, tasks: Sequence[str]) -> NDArray[np.float64]:
@@ -93,9 +92,9 @@ def measure(switches: Switches) -> Findings:
         "precision": str(zoo.fast_precision()).removeprefix("torch."),
         "evaluations": switches.evaluations,
     }
-    judge = Judge.of(tasks, Setup(pool["base"], pool["experts"], settings["tasks"], precision=settings["precision"]))
-    found: dict[str, list[NDArray[np.float64]]] = {"average": [judged(judge, recipe.merge("linear", list(tasks)))]}
-    found |= {f"expert {name}": [judged(judge, recipe.expert(name))] for name in tasks}
+    judge = Judge(tasks, Setup(pool["base"], pool["experts"], settings["tasks"], precision=settings["precision"]))
+    found: dict[str, list[NDArray[np.float64]]] = {"average": [judge.unseen(recipe.merge("linear", list(tasks)))]}
+    found |= {f"expert {name}": [judge.unseen(recipe.expert(name))] for name in tasks}
     recipes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="cycle_qd-") as scratch:
         folder = Path(scratch) if switches.smoke else STUDIES
@@ -105,10 +104,10 @@ def measure(switches: Switches) -> Findings:
                 judge.worker.members.lineage.update(study.lineage())
                 best, last = chosen(study, judge)
                 recipes[f"{method}, seed {seed}"] = best.id
-                found.setdefault(method, []).append(judged(judge, best))
+                found.setdefault(method, []).append(judge.unseen(best))
                 if driver["kind"] == "cycle":
                     recipes[f"{MERGED}, seed {seed}"] = last.id
-                    found.setdefault(MERGED, []).append(judged(judge, last))
+                    found.setdefault(MERGED, []).append(judge.unseen(last))
                 say(f"{method}, seed {seed}: {found[method][-1].mean():.3f} on unseen examples")
     figures = {
         "rows": [
@@ -154,11 +153,6 @@ def chosen(study: Study, judge: Judge) -> tuple[Recipe, Recipe]:
     good = [(proposal, evaluation) for proposal, evaluation in study.population() if evaluation.error is None]
     values = [judge.scale(means(evaluation, judge.tasks), "search").mean() for _, evaluation in good]
     return good[int(np.argmax(values))][0].recipe, good[-1][0].recipe
-
-
-def judged(judge: Judge, candidate: Recipe) -> NDArray[np.float64]:
-    """Return a candidate's scores on unseen examples, `(tasks,)`."""
-    return judge.scale(means(judge.worker.evaluate(candidate, "report"), judge.tasks), "report")
 
 
 def text(found: Mapping[str, Sequence[NDArray[np.float64]]], tasks: Sequence[str]) -> str:
