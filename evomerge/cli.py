@@ -29,7 +29,7 @@ from evomerge.pool import Pool
 from evomerge.progress import Progress, Sometimes, quiet
 from evomerge.recipe import Recipe, expand_inputs
 from evomerge.recipe import base as base_recipe
-from evomerge.report import choose, export, figures, html, measure, population, tables
+from evomerge.report import choose, export, figures, html, measure, population, surface, surface_figures, tables
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered, duration
 from evomerge.search import Population
@@ -156,21 +156,51 @@ def pick(
     floors: Annotated[str | None, typer.Option(help="At least this much: `maths=0.8`.")] = None,
     best: Annotated[str | None, typer.Option(help="With floors: the objective to be best in.")] = None,
     wish: Annotated[str | None, typer.Option(help="Nearest to these scores: `maths=0.8,code=0.6`.")] = None,
+    tchebycheff: Annotated[
+        str | None,
+        typer.Option(
+            help="Importance of objectives, `maths=2,code=1`, by the augmented weighted Tchebycheff distance to the ideal: "
+            "the worst weighted gap to each objective's best is smallest."
+        ),
+    ] = None,
     knee: Annotated[
         bool, typer.Option("--knee", help="The point where giving up more of one gains least of another.")
+    ] = False,
+    from_surface: Annotated[
+        bool,
+        typer.Option(
+            "--surface",
+            help="Choose among all merges that the surrogates of the driver `front` predict, not only among those measured.",
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
     ] = False,
 ) -> None:
     """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
 
-    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights and the knee
-    compare the searched metric; floors and wishes are in units of the reported one.
+    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights, Tchebycheff and
+    the knee compare the searched metric; floors and wishes are in units of the reported one, or with --surface in those
+    of the searched one, which is what is predicted.
     """
     console = _console()
-    study = Study.open(folder)
-    results = _report(study, console)
-    point = choose.choose(
-        study, results, weights=_pairs(weights), floors=_pairs(floors), best=best, wish=_pairs(wish), knee=knee
+    preference = choose.Preference(
+        weights=_pairs(weights),
+        floors=_pairs(floors),
+        best=best,
+        wish=_pairs(wish),
+        tchebycheff=_pairs(tchebycheff),
+        knee=knee,
     )
+    if verify and not from_surface:
+        msg = "pick: `--verify` goes with `--surface`; points of the front have been measured"
+        raise StudyError(msg)
+    study = Study.open(folder)
+    if from_surface:
+        _pick_from_surface(study, preference, out, console, verify=verify)
+        return
+    results = _report(study, console)
+    point = choose.choose(study, results, preference)
     console.print(tables.point(results, point))
     recipe = Recipe.parse(point.recipe)
     if out is None:
@@ -459,6 +489,7 @@ def _report(study: Study, console: Console, evaluator: Any = None) -> Results:
     figures.front(results, study.folder / "front.png")
     figures.hypervolume(results, study.folder / "hypervolume.png")
     population.write(results, study.folder)
+    surface_figures.write(results, study.folder)
     html.write(results, study.folder)
     return results
 
@@ -470,6 +501,29 @@ def _print(results: Results, folder: Path, console: Console) -> None:
         console.print(sentence, markup=False)
     console.print(f"digest {results.digest}")
     console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
+
+
+def _pick_from_surface(
+    study: Study, preference: choose.Preference, out: Path | None, console: Console, *, verify: bool
+) -> None:
+    if out is not None:
+        checkpoint.check_free(out)
+    evaluated = study.population()
+    found = surface.ask(study, evaluated, surface.read(study, evaluated), preference)
+    verified = None
+    if verify:
+        with Progress("verify", 2, console) as progress:
+            verified = measure.verify(study, found.recipe, watch=progress)
+    for part in tables.prediction(found, study.parts.tasks, verified):
+        console.print(part)
+    if out is None:
+        console.print(strict_yaml.text(found.recipe.data), end="", markup=False)
+        return
+    if verified is None:
+        _export(found.recipe, study.parts.pool, out, console)
+    else:
+        _export_point(study, _report(study, console), verified.candidate, out, console)
+    console.print(f"merged checkpoint: {out}")
 
 
 def _export_point(study: Study, results: Results, point: Candidate, out: Path, console: Console) -> None:
@@ -540,7 +594,11 @@ def _pool_and_tasks(
     if file is not None and not elsewhere and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), quiet(console))
         setup = parts.setup
-        return parts.pool, parts.tasks, lambda: LiveModel(parts.pool.base.path, setup.auto, setup.precision)
+        return (
+            parts.pool,
+            parts.tasks,
+            lambda: LiveModel(parts.pool.base.path, setup.auto, setup.precision, module=setup.module),
+        )
     listed = data.get("pool") if isinstance(data, dict) else None
     pool = _pool(listed, file or Path(), name, base, experts, console)
     found = {} if name is None else zoo.load(name).tasks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ import yaml
 
 from evomerge.cli import _parameters
 from evomerge.errors import RecipeError
+from evomerge.evaluate import Worker
 from evomerge.progress import Sometimes
 from evomerge.recipe import Recipe
+from evomerge.study import Study
 
 
 @pytest.fixture(scope="session")
@@ -121,6 +124,90 @@ def test_pick_writes_a_checkpoint_that_transformers_loads_and_merge_makes_again(
 def test_pick_by_floors_that_nobody_reaches_says_what_comes_nearest(finished):
     out, _ = finished
     assert "the nearest has" in evomerge("pick", out, "--floors", "turned=1.5", code=2).stderr
+
+
+@pytest.fixture(scope="session")
+def surfaced(study_file, small_digits):
+    """A study of the driver `front`, its file and what `run` said."""
+    data = yaml.safe_load(study_file.read_text())
+    names = list(data["tasks"])
+    data |= {
+        "pool": {**small_digits.pool, "experts": {name: small_digits.pool["experts"][name] for name in names}},
+        "tasks": {
+            name: {
+                **data["tasks"][name],
+                "metrics": ["accuracy", "log_likelihood", "margin"],
+                "search_metric": "accuracy",
+            }
+            for name in names
+        },
+        "driver": {"kind": "front"},
+        "evaluations": 18,
+    }
+    file = study_file.parent / "front.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    out = study_file.parent / "front"
+    return file, out, evomerge("run", file, "-o", out).stdout
+
+
+def test_a_front_by_surrogates_says_shows_and_draws_whether_its_surface_may_be_asked(surfaced):
+    _, out, said = surfaced
+    assert "The surface may be asked, `evomerge pick … --surface`: turned R² 0.9" in said.replace("\n", " ")
+    found = json.loads(evomerge("show", out, "--json").stdout)["surface"]
+    assert set(found) == {"refused", "best_for_all", "points", "fits"}
+    assert found["refused"] is None
+    assert list(found["fits"]) == ["inverted", "turned"]  # the keys are sorted
+    for fit in found["fits"].values():
+        assert set(fit) == {"rung", "r2", "coverage", "standard_error"}
+        assert fit["r2"] > 0.9
+    for file in ("surface.png", "predicted.png"):
+        assert (out / file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pick_from_the_surface_predicts_without_evaluating_and_writes_the_merge(surfaced, tmp_path):
+    _, out, _ = surfaced
+    before = (out / "report.jl").read_bytes()
+    said = evomerge("pick", out, "--surface", "--tchebycheff", "turned=2,inverted=1", "-o", tmp_path / "picked").stdout
+    for name in ("turned", "inverted"):
+        assert re.search(rf"^{name}: accuracy +\d+\.\d ± \d+\.\d +0\.9\d +\d+%$", said, re.MULTILINE)
+    assert (out / "report.jl").read_bytes() == before
+    assert "Scores on unseen examples" not in (tmp_path / "picked" / "README.md").read_text()
+    evomerge("merge", tmp_path / "picked" / "recipe.yaml", "-o", tmp_path / "again")
+    picked = (tmp_path / "picked" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == picked
+
+
+def test_verify_shows_what_a_worker_finds_and_pays_once(surfaced, tmp_path):
+    _, out, _ = surfaced
+    arguments = ("pick", out, "--surface", "--wish", "turned=0.6,inverted=0.3", "--verify")
+    said = evomerge(*arguments, "-o", tmp_path / "picked").stdout
+    assert "verify: 2/2" in said
+    kept = (out / "report.jl").read_bytes()
+    again = evomerge(*arguments).stdout
+    assert "verify: " not in again
+    assert (out / "report.jl").read_bytes() == kept
+    study = Study.open(out)
+    recipe = Recipe.parse(yaml.safe_load((tmp_path / "picked" / "recipe.yaml").read_text())["recipe"])
+    worker = Worker(study.parts.setup)
+    search, unseen = (worker.evaluate(recipe, split) for split in ("search", "report"))
+    for name in ("turned", "inverted"):
+        measured, judged = (100 * each.means([f"{name}/accuracy"])[0] for each in (search, unseen))
+        for text in (said, again):
+            assert re.search(rf"^{name}: accuracy .* {measured:.1f} +{judged:.1f} \[", text, re.MULTILINE)
+        assert f"{judged:.1f} [" in (tmp_path / "picked" / "README.md").read_text().split("**this merge**")[1]
+    assert "of 2 scores lie in their 90% intervals" in said
+
+
+def test_surface_that_is_refused_or_not_there_is_an_error_that_says_what_to_type(surfaced, finished):
+    file, out, _ = surfaced
+    few = file.parent / "few"
+    evomerge("run", file, "-o", few, "--evaluations", 3)
+    done = evomerge("pick", few, "--surface", "--weights", "turned=1", code=2)
+    for words in ("3 candidates could be evaluated; expected 4", "without `--surface`", f"resume {few} --evaluations"):
+        assert words in done.stderr
+    assert json.loads(evomerge("show", few, "--json").stdout)["surface"]["refused"].startswith("3 candidates")
+    assert "is `nsga2`; type `evomerge pick` without" in evomerge("pick", finished[0], "--surface", code=2).stderr
+    assert "goes with `--surface`" in evomerge("pick", out, "--verify", code=2).stderr
 
 
 def test_resume_with_a_larger_budget_goes_on(finished, study_file):

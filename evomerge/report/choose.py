@@ -1,37 +1,100 @@
 """choose: one point of a front, by what somebody wants of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from evomerge import pareto
-from evomerge.errors import StudyError
+from evomerge.errors import StudyError, nearest
 from evomerge.report.results import Candidate, Results
 from evomerge.study import Study
 
+_AUGMENTED = 0.01
+"""Weight of the sum in the augmented Tchebycheff distance: so little that it only tells points of one worst gap apart."""
 
-def choose(
-    study: Study,
-    results: Results,
-    *,
-    weights: Mapping[str, float] | None = None,
-    floors: Mapping[str, float] | None = None,
-    best: str | None = None,
-    wish: Mapping[str, float] | None = None,
-    knee: bool = False,
-) -> Candidate:
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """What somebody wants of a front: one of weights, floors, a wish, Tchebycheff weights and the knee, or nothing."""
+
+    weights: Mapping[str, float] | None = None
+    floors: Mapping[str, float] | None = None
+    best: str | None = None
+    """With floors: the objective to be best in."""
+    wish: Mapping[str, float] | None = None
+    tchebycheff: Mapping[str, float] | None = None
+    knee: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is wanted."""
+        return bool(self.weights or self.floors or self.wish or self.tchebycheff or self.knee or self.best)
+
+    def row(self, points: pareto.Points, objectives: Sequence[str]) -> int:
+        """Return the row of `points`, `(points, objectives)`, that is wanted; without a preference, the best mean.
+
+        Measured and predicted scores are chosen by the same rules: see `pareto.pick`, `pareto.knee` and `tchebycheff`.
+        Raises `StudyError` if no point satisfies, or if two preferences are given.
+        """
+        alone = {"knee": self.knee, "tchebycheff": self.tchebycheff}
+        others = {"weights": self.weights, "floors": self.floors, "wish": self.wish}
+        ways = [name for name, way in {**alone, **others}.items() if way]
+        if len(ways) > 1 or (self.best is not None and ways and ways[0] in alone):
+            found = " and ".join([*ways, *(["best"] if self.best is not None else [])])
+            msg = f"pick: expected one of knee, tchebycheff, weights, floors and wish, got {found}"
+            raise StudyError(msg)
+        if self.knee:
+            return pareto.knee(points)
+        if self.tchebycheff:
+            return tchebycheff(points, objectives, self.tchebycheff)
+        weights = self.weights if self.given else dict.fromkeys(objectives, 1.0)
+        return pareto.pick(points, objectives, weights=weights, floors=self.floors, best=self.best, wish=self.wish)
+
+
+def tchebycheff(points: pareto.Points, objectives: Sequence[str], weights: Mapping[str, float]) -> int:
+    """Return the row of `points`, `(points, objectives)`, whose augmented weighted Tchebycheff distance to the ideal is least.
+
+        max over t of w_t g_t + 0.01 Σ g_t,   g_t = (ideal_t - y_t) / range of t over the front,
+
+    with the ideal the front's best in each objective (Steuer & Choo 1983), and weights that are made to sum to 1; those
+    left out weigh 0. Other than by a weighted sum, every point of a front is the nearest for some weights, where it bends
+    inwards too. Ties go to the first. Raises `StudyError`.
+    """
+    for name, weight in weights.items():
+        if name not in objectives:
+            msg = f"pick: unknown objective `{name}`; {nearest(name, objectives)}"
+            raise StudyError(msg)
+        if not (np.isfinite(weight) and weight >= 0):
+            msg = f"pick: Tchebycheff weight {name}={weight:g}; expected a number of 0 or more"
+            raise StudyError(msg)
+    shares = np.array([weights.get(name, 0.0) for name in objectives])
+    if not shares.any():
+        msg = f"pick: all Tchebycheff weights are 0; expected at least one above 0, such as {objectives[0]}=1"
+        raise StudyError(msg)
+    rows = np.flatnonzero(pareto.nondominated(points))
+    if not len(rows):
+        msg = f"a front needs at least one point with finite scores, got {len(points)} points without any"
+        raise StudyError(msg)
+    front = np.asarray(points, dtype=np.float64)[rows]
+    spans = np.ptp(front, axis=0)
+    gaps = (front.max(axis=0) - front) / np.where(spans > 0, spans, 1.0)
+    distances = (shares / shares.sum() * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1)
+    return int(rows[distances.argmin()])
+
+
+def choose(study: Study, results: Results, preference: Preference) -> Candidate:
     """Return the front's point that is wanted; without a preference, the one picked by default.
 
-    Scores on the search split choose, so that those on the report split stay a fair judgement: weights and the knee
-    compare the searched metric; floors and wishes are in units of the reported metric, and so compare that one.
+    Scores on the search split choose, so that those on the report split stay a fair judgement: weights, Tchebycheff and
+    the knee compare the searched metric; floors and wishes are in units of the reported metric, and so compare that one.
     Raises `StudyError` if no point satisfies, or if two preferences are given.
     """
     parts = study.parts
-    names = list(parts.tasks)
-    if not (weights or floors or wish or knee or best):
+    if not preference.given:
         return next(point for point in results.front if point.recipe_id == results.picked)
     found = {proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None}
-    columns = parts.reported if floors or wish else parts.searched
+    columns = parts.reported if preference.floors or preference.wish else parts.searched
     missing = [name for name in columns if any(name not in found[point.recipe_id].scores for point in results.front)]
     if missing:
         msg = (
@@ -40,9 +103,4 @@ def choose(
         )
         raise StudyError(msg)
     points = np.array([found[point.recipe_id].means(columns) for point in results.front])
-    if knee:
-        if weights or floors or wish or best:
-            msg = "pick: expected one of knee, weights, floors and wish, got the knee and another one"
-            raise StudyError(msg)
-        return results.front[pareto.knee(points)]
-    return results.front[pareto.pick(points, names, weights=weights, floors=floors, best=best, wish=wish)]
+    return results.front[preference.row(points, list(parts.tasks))]

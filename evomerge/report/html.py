@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from evomerge import files, strict_yaml
-from evomerge.report import figures, population, tables, wording
+from evomerge.report import figures, population, surface_figures, tables, wording
 from evomerge.report.results import Candidate, Interval, Results
 
 _STYLE = """
@@ -92,7 +92,7 @@ best mean score on the search examples.</p>
 {_recipes(results)}
 <h2>How the search got there</h2>
 {_image(figures.hypervolume_figure(results), "Hypervolume on the search examples against evaluations")}
-{_population(results)}<h2>Where the time went</h2>
+{_population(results)}{_surface(results, study)}<h2>Where the time went</h2>
 <table>{costs}</table>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
@@ -148,6 +148,41 @@ bits, says how much the members differ: 0 where all agree, 1 where half of them 
     if results.cells:
         section += f"""<p class="muted">Cells hold their best model; the star is the best of all. Empty cells are blank.</p>
 {_image(population.maps(results), "Qualities of the best models by cell")}
+"""
+    return section
+
+
+def _surface(results: Results, study: str) -> str:
+    """Return the section on the surface that a study's surrogates leave; nothing for any other search."""
+    said, found = tables.surface(results), results.surface
+    if said is None or found is None:
+        return ""
+    section = f"<h2>The surface</h2>\n<p>{escape(said)}</p>\n"
+    if found.fits:
+        rows = "".join(
+            f"<tr><td>{escape(o.name)}: {escape(wording.metric(o.search))}</td><td>{escape(fit.rung)}</td><td>{fit.r2:.2f}</td>"
+            f"<td>{fit.coverage:.0%}</td><td>{'-' if fit.standard_error is None else wording.value(fit.standard_error, o.search)}</td></tr>"
+            for o in results.objectives
+            if (fit := found.fits.get(o.name)) is not None
+        )
+        section += (
+            "<table><tr><th>objective</th><th>surrogate</th><th>R²</th><th>coverage</th><th>standard error</th></tr>"
+            f"{rows}</table>\n"
+        )
+    if found.refused is None:
+        weights = shlex.quote(",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives)))
+        section += f"""<p>It is asked at once, and <code>--verify</code> evaluates its answer:</p>
+<pre>{escape(f"evomerge pick {study} --surface --tchebycheff {weights} --verify")}</pre>
+"""
+    if (front := surface_figures.front(results)) is not None:
+        section += f"""<p class="muted">Predicted on the search examples; the rings are what was measured there.</p>
+{_image(front, "The predicted front with 90% intervals, and what was evaluated")}
+"""
+    if (predicted := surface_figures.predicted(results)) is not None:
+        section += f"""<p class="muted">Each candidate as all the others predict it, with 90% intervals; orange where they miss what was
+measured. Coverage is the share that they do not miss, with intervals calibrated on the others. The standard error is a
+candidate's, over the search examples.</p>
+{_image(predicted, "Predicted against measured scores")}
 """
     return section
 

@@ -14,12 +14,23 @@ from typing import Any
 import numpy as np
 
 from evomerge import files, pareto
-from evomerge.errors import DriverError, StudyError
+from evomerge.errors import DriverError, StudyError, SurrogateError
 from evomerge.evaluate import Evaluator
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe, base, expert, merge
-from evomerge.report import bootstrap
-from evomerge.report.results import Candidate, Cells, Comparison, Diagnostics, Elite, Hypervolume, Objective, Results
+from evomerge.report import bootstrap, surface
+from evomerge.report.results import (
+    Candidate,
+    Cells,
+    Comparison,
+    Diagnostics,
+    Elite,
+    Hypervolume,
+    Objective,
+    Results,
+    Surface,
+    Verified,
+)
 from evomerge.search import CellMap, Population
 from evomerge.settings import Parts
 from evomerge.study import Study, digest, read_population
@@ -57,22 +68,8 @@ def measure(
     _score(study, evaluator, known, wanted, watch)
 
     report_point = _lowest(references.values(), known, "report", parts.reported)
-    sizes = {key: parts.tasks[name].size("report") for name, key in zip(parts.tasks, parts.reported, strict=True)}
-    draws = bootstrap.resamples(sizes, settings.report.resamples, settings.seed)
-
-    def candidate(name: str, recipe: Recipe) -> Candidate:
-        found, unseen = known[recipe.id, "search"], known[recipe.id, "report"]
-        spread = bootstrap.intervals(unseen.scores, draws)
-        return Candidate(
-            name=name,
-            recipe_id=recipe.id,
-            recipe=recipe.data,
-            search=dict(zip(parts.tasks, found.means(parts.searched).tolist(), strict=True)),
-            report={task: spread[key] for task, key in zip(parts.tasks, parts.reported, strict=True)},
-            mean=bootstrap.mean_interval(unseen.scores, draws),
-        )
-
-    front = [candidate(f"#{number}", recipe) for number, recipe in chosen.items()]
+    draws = _draws(study, parts.reported)
+    front = [_candidate(f"#{number}", recipe, known, parts, draws) for number, recipe in chosen.items()]
     picked = max(front, key=lambda point: (sum(point.search.values()), point.recipe_id))
     shown = {name: recipe for name, recipe in references.items() if not name.startswith("scale ")}
     shown[f"best {scale}"] = references[scale]
@@ -91,7 +88,7 @@ def measure(
         points = np.array([known[recipe.id, "report"].means(parts.reported) for recipe in recipes])
         return pareto.hypervolume(points, report_point)
 
-    references_shown = {name: candidate(name, recipe) for name, recipe in shown.items()}
+    references_shown = {name: _candidate(name, recipe, known, parts, draws) for name, recipe in shown.items()}
     volumes = {"front": volume(list(chosen.values())), "references": volume(list(references.values()))}
     corner = dict(zip(parts.reported, report_point.tolist(), strict=True))
     against = bootstrap.hypervolume_difference(
@@ -140,6 +137,7 @@ def measure(
             ),
         ),
         **_population(study, len(population)),
+        surface=_surface(study, population),
         costs=_costs(study),
         study=settings.model_dump(mode="json"),
     )
@@ -148,6 +146,49 @@ def measure(
 def write(results: Results, folder: Path) -> None:
     """Write the results as `report.json` into the study's `folder`."""
     files.write(folder / "report.json", results.model_dump_json(indent=1) + "\n")
+
+
+def verify(
+    study: Study,
+    recipe: Recipe,
+    evaluator: Evaluator | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Verified:
+    """Return what `recipe` scores on both splits, evaluated unless that is known; kept in `report.jl`.
+
+    Uses `evaluator`, or makes one if there is anything to score. Raises `StudyError` if it cannot be scored.
+    """
+    parts = study.parts
+    known: Known = {(p.recipe.id, p.split): e for p, e in study.population() if e.error is None}
+    _score(study, evaluator, known, [(recipe, "search"), (recipe, "report")], watch)
+    scores = known[recipe.id, "report"].scores
+    both = {name: key for name, key in zip(parts.tasks, parts.searched, strict=True) if key in scores}
+    spread = bootstrap.intervals(scores, _draws(study, list(both.values()))) if both else {}
+    return Verified(
+        candidate=_candidate("predicted", recipe, known, parts, _draws(study, parts.reported)),
+        unseen={name: spread[key] for name, key in both.items()},
+    )
+
+
+def _draws(study: Study, objectives: Sequence[str]) -> bootstrap.Resamples:
+    """Return the resamples of the report split's examples for these of the study's objectives, `task/metric`."""
+    tasks, settings = study.parts.tasks, study.settings
+    sizes = {key: tasks[key.rpartition("/")[0]].size("report") for key in objectives}
+    return bootstrap.resamples(sizes, settings.report.resamples, settings.seed)
+
+
+def _candidate(name: str, recipe: Recipe, known: Known, parts: Parts, draws: bootstrap.Resamples) -> Candidate:
+    """Return what is known of a recipe on both splits. `draws` are of the reported objectives."""
+    found, unseen = known[recipe.id, "search"], known[recipe.id, "report"]
+    spread = bootstrap.intervals(unseen.scores, draws)
+    return Candidate(
+        name=name,
+        recipe_id=recipe.id,
+        recipe=recipe.data,
+        search=dict(zip(parts.tasks, found.means(parts.searched).tolist(), strict=True)),
+        report={task: spread[key] for task, key in zip(parts.tasks, parts.reported, strict=True)},
+        mean=bootstrap.mean_interval(unseen.scores, draws),
+    )
 
 
 def _references(parts: Parts, scales: Sequence[float]) -> dict[str, Recipe]:
@@ -257,6 +298,16 @@ def _population(study: Study, evaluations: int) -> dict[str, Any]:
         members=len(driver.members()),
     )
     return {"diagnostics": diagnostics, "cells": tuple(_cells(cells) for cells in driver.maps())}
+
+
+def _surface(study: Study, population: surface.Population) -> Surface | None:
+    """Return the surface of a study whose driver leaves one."""
+    if not surface.has_surface(study):
+        return None
+    try:
+        return surface.data(study, population, surface.read(study, population))
+    except (DriverError, SurrogateError) as error:  # no reason to withhold the front
+        return Surface(refused=str(error))
 
 
 def _cells(found: CellMap) -> Cells:

@@ -118,6 +118,51 @@ class Cells(_Data):
         return math.prod(self.shape)
 
 
+class Fit(_Data):
+    """How well one objective is predicted: the surrogate that was chosen, and each candidate as the others predict it.
+
+    Scores are means of the searched metric over the search examples.
+    """
+
+    rung: str
+    r2: float
+    coverage: float
+    """Share of the candidates whose score lies in its 90% interval."""
+    standard_error: float | None
+    """Of a candidate's score, over examples; None where there is only one."""
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...]
+    widths: tuple[float, ...]
+    """Half of each prediction's 90% interval."""
+
+
+class Surface(_Data):
+    """The front as the surrogates of a study predict it. A `Surface` of the search as plain data.
+
+    Rows are points of it, columns objectives. Not to be confused with the front, which was evaluated.
+    """
+
+    refused: str | None
+    """Why it must not be relied on; None where it may be."""
+    best_for_all: str | None = None
+    """Id of the one recipe that is best for all objectives, where they do not conflict."""
+    means: tuple[tuple[float, ...], ...] = ()
+    widths: tuple[tuple[float, ...], ...] = ()
+    """Half of each prediction's 90% interval."""
+    evaluated: tuple[tuple[float, ...], ...] = ()
+    """What the candidates that did not fail scored."""
+    fits: Mapping[str, Fit] = {}
+    """Objective → its fit, of those that vary."""
+
+
+class Verified(_Data):
+    """What a predicted merge scores when it is evaluated."""
+
+    candidate: Candidate
+    unseen: Mapping[str, Interval]
+    """Objective → mean of the searched metric, the one that was predicted, on the report split, where that is scored there."""
+
+
 class Results(_Data):
     """Everything that `evomerge show` prints and draws."""
 
@@ -138,6 +183,8 @@ class Results(_Data):
     """Of a population that is kept in cells."""
     not_replayed: str | None = None
     """Why the journal of a population could not be replayed, so that its diagnostics and cells are not known."""
+    surface: Surface | None = None
+    """Of a study whose driver is `front`; None of any other."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     study: Mapping[str, Any]
@@ -176,5 +223,20 @@ class Results(_Data):
                     {"quality": cells.quality, "axes": list(cells.axes), "filled": len(cells.elites), "of": cells.size}
                     for cells in self.cells
                 ],
+            }
+        if self.surface is not None:
+            found["surface"] = {
+                "refused": self.surface.refused,
+                "best_for_all": self.surface.best_for_all,
+                "points": len(self.surface.means),
+                "fits": {
+                    name: {
+                        "rung": fit.rung,
+                        "r2": fit.r2,
+                        "coverage": fit.coverage,
+                        "standard_error": fit.standard_error,
+                    }
+                    for name, fit in self.surface.fits.items()
+                },
             }
         return found

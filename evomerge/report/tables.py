@@ -1,12 +1,18 @@
 """Tables and sentences for the terminal: what was found, on unseen examples, readable in a log file too."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from evomerge.report import wording
-from evomerge.report.results import Candidate, Comparison, Results
+from evomerge.report.results import Candidate, Comparison, Results, Verified
+from evomerge.report.surface import Prediction
+from evomerge.tasks import Task
 
+_STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
 _WIDE = 4
 """Up to this many objectives the intervals fit beside their values in 110 columns; beyond, they go underneath."""
 
@@ -27,11 +33,60 @@ def point(results: Results, candidate: Candidate) -> RenderableType:
     return _table(results, shown, [candidate])
 
 
+def prediction(found: Prediction, tasks: Mapping[str, Task], verified: Verified | None = None) -> list[RenderableType]:
+    """Return what a merge is expected to score, how far that may be relied on, and what it scores if it was `verified`."""
+    table = Table(title="Predicted on the search examples", **_STYLE)
+    table.add_column("objective")
+    measured = ("measured", "on unseen examples,\n95% interval") if verified is not None else ()
+    for head in ("predicted,\n90% interval", *measured, "R²", "coverage"):
+        table.add_column(Text(head), justify="right")
+    for name, (mean, width) in found.scores.items():
+        metric = tasks[name].search_metric
+        cells = [f"{name}: {wording.metric(metric)}", wording.within(mean, width, metric)]
+        if verified is not None:
+            unseen = verified.unseen.get(name)
+            cells.append(wording.value(verified.candidate.search[name], metric))
+            cells.append("-" if unseen is None else wording.interval(unseen, metric))
+        fit = found.fits[name]
+        table.add_row(*map(Text, (*cells, f"{fit.r2:.2f}", f"{fit.coverage:.0%}")))
+        if verified is not None and (reported := tasks[name].report_metric) != metric:
+            unseen = verified.candidate.report[name]
+            table.add_row(
+                *map(Text, (f"{name}: {wording.metric(reported)}", "-", "-", wording.interval(unseen, reported)))
+            )
+    said: list[RenderableType] = [table, ""]
+    if found.best_for_all:
+        said.append("One merge is best for all objectives, as far as can be told: there is no trade-off to choose.")
+    if verified is not None:
+        inside = sum(
+            abs(verified.candidate.search[name] - mean) <= width for name, (mean, width) in found.scores.items()
+        )
+        said.append(
+            f"Measured on the search examples, {inside} of {len(found.scores)} scores lie in their 90% intervals."
+            + (" The search had evaluated this merge, so that they are no test." if found.evaluated else "")
+        )
+    return said
+
+
+def surface(results: Results) -> str | None:
+    """Return whether the surface of a study may be asked, and how well it is known; None for a study without one."""
+    found = results.surface
+    if found is None:
+        return None
+    if found.refused is not None:
+        return f"The surface cannot be relied on: {found.refused}."
+    fits = ", ".join(f"{name} R² {fit.r2:.2f} and coverage {fit.coverage:.0%}" for name, fit in found.fits.items())
+    shared = "" if found.best_for_all is None else " One merge is best for all objectives, as far as can be told."
+    return f"The surface may be asked, `evomerge pick … --surface`: {fits}, each candidate predicted from the others.{shared}"
+
+
 def sentences(results: Results) -> list[str]:
-    """Return the verdicts in words, what became of a population, and what was searched and how much of it failed."""
+    """Return the verdicts in words, what became of a population or a surface, and what was searched and failed."""
     said = [_verdict(results, comparison) for comparison in results.comparisons]
     if (became := population(results)) is not None:
         said.append(became)
+    if (asked := surface(results)) is not None:
+        said.append(asked)
     failed = f", {results.failed} failed" if results.failed else ""
     said.append(
         f"{results.evaluations} candidates were evaluated{failed}. Search scores chose the front; "
@@ -74,13 +129,7 @@ def _verdict(results: Results, comparison: Comparison) -> str:
 
 def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
     """Return a table with an empty line between what needs no search and what the search found."""
-    table = Table(
-        title="On unseen examples, with 95% intervals",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    table = Table(title="On unseen examples, with 95% intervals", **_STYLE)
     table.add_column("model")
     for objective in results.objectives:
         table.add_column(Text(f"{objective.name}\n{wording.metric(objective.report)}"), justify="right")

@@ -42,6 +42,11 @@ def interval(numbers: Interval, name: str, *, sign: bool = False) -> str:
     return f"{middle} [{low}, {high}]"
 
 
+def within(number: float, width: float, name: str) -> str:
+    """Return a prediction with half the width of its interval: `71.2 ± 2.3`."""
+    return f"{value(number, name)} ± {value(width, name)}"
+
+
 def covered(coverage: float, entropy: float | None) -> str:
     """Return `coverage 0.93, entropy 0.41`, the entropy where there is one."""
     return f"coverage {coverage:.2f}" + ("" if entropy is None else f", entropy {entropy:.2f}")
