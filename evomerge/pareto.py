@@ -15,6 +15,9 @@ from evomerge.errors import StudyError, nearest
 
 Points = NDArray[np.float64]
 
+_AUGMENTED = 0.01
+"""Weight of the sum in the augmented Tchebycheff distance: so little that it only tells points of one worst gap apart."""
+
 
 def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     """Return which points are on the front, bool `(points,)`: those that no other point dominates.
@@ -84,6 +87,34 @@ def knee(points: ArrayLike) -> int:
     values = _points(points)
     front = _front(values)
     return int(front[np.argmax(_scale(values[front], values[front]).mean(axis=1))])
+
+
+def tchebycheff(points: ArrayLike, objectives: Sequence[str], weights: Mapping[str, float]) -> int:
+    """Return the index of the point whose augmented weighted Tchebycheff distance to the ideal is least.
+
+        max over t of w_t g_t + 0.01 Σ g_t,   g_t = (ideal_t - y_t) / range of t over the front,
+
+    with the ideal the front's best in each objective (Steuer & Choo 1983), and weights that are made to sum to 1; those
+    left out weigh 0. Other than by a weighted sum, every point of a front is the nearest for some weights, where it bends
+    inwards too. Ties go to the first. Raises `StudyError`.
+    """
+    for name, weight in weights.items():
+        if name not in objectives:
+            msg = f"pick: unknown objective `{name}`; {nearest(name, objectives)}"
+            raise StudyError(msg)
+        if not (np.isfinite(weight) and weight >= 0):
+            msg = f"pick: Tchebycheff weight {name}={weight:g}; expected a number of 0 or more"
+            raise StudyError(msg)
+    shares = np.array([weights.get(name, 0.0) for name in objectives])
+    if not shares.any():
+        msg = f"pick: all Tchebycheff weights are 0; expected at least one above 0, such as {objectives[0]}=1"
+        raise StudyError(msg)
+    values = _points(points)
+    rows = _front(values)
+    front = values[rows]
+    gaps = (front.max(axis=0) - front) / _span(front)
+    distances = (shares / shares.sum() * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1)
+    return int(rows[distances.argmin()])
 
 
 def pick(

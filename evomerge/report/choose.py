@@ -6,12 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from evomerge import pareto
-from evomerge.errors import StudyError, nearest
+from evomerge.errors import StudyError
 from evomerge.report.results import Candidate, Results
 from evomerge.study import Study
-
-_AUGMENTED = 0.01
-"""Weight of the sum in the augmented Tchebycheff distance: so little that it only tells points of one worst gap apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Preference:
     def row(self, points: pareto.Points, objectives: Sequence[str]) -> int:
         """Return the row of `points`, `(points, objectives)`, that is wanted; without a preference, the best mean.
 
-        Measured and predicted scores are chosen by the same rules: see `pareto.pick`, `pareto.knee` and `tchebycheff`.
+        Measured and predicted scores are chosen by the same rules: see `pareto.pick`, `pareto.knee` and `pareto.tchebycheff`.
         Raises `StudyError` if no point satisfies, or if two preferences are given.
         """
         alone = {"knee": self.knee, "tchebycheff": self.tchebycheff}
@@ -47,40 +44,9 @@ class Preference:
         if self.knee:
             return pareto.knee(points)
         if self.tchebycheff:
-            return tchebycheff(points, objectives, self.tchebycheff)
+            return pareto.tchebycheff(points, objectives, self.tchebycheff)
         weights = self.weights if self.given else dict.fromkeys(objectives, 1.0)
         return pareto.pick(points, objectives, weights=weights, floors=self.floors, best=self.best, wish=self.wish)
-
-
-def tchebycheff(points: pareto.Points, objectives: Sequence[str], weights: Mapping[str, float]) -> int:
-    """Return the row of `points`, `(points, objectives)`, whose augmented weighted Tchebycheff distance to the ideal is least.
-
-        max over t of w_t g_t + 0.01 Σ g_t,   g_t = (ideal_t - y_t) / range of t over the front,
-
-    with the ideal the front's best in each objective (Steuer & Choo 1983), and weights that are made to sum to 1; those
-    left out weigh 0. Other than by a weighted sum, every point of a front is the nearest for some weights, where it bends
-    inwards too. Ties go to the first. Raises `StudyError`.
-    """
-    for name, weight in weights.items():
-        if name not in objectives:
-            msg = f"pick: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise StudyError(msg)
-        if not (np.isfinite(weight) and weight >= 0):
-            msg = f"pick: Tchebycheff weight {name}={weight:g}; expected a number of 0 or more"
-            raise StudyError(msg)
-    shares = np.array([weights.get(name, 0.0) for name in objectives])
-    if not shares.any():
-        msg = f"pick: all Tchebycheff weights are 0; expected at least one above 0, such as {objectives[0]}=1"
-        raise StudyError(msg)
-    rows = np.flatnonzero(pareto.nondominated(points))
-    if not len(rows):
-        msg = f"a front needs at least one point with finite scores, got {len(points)} points without any"
-        raise StudyError(msg)
-    front = np.asarray(points, dtype=np.float64)[rows]
-    spans = np.ptp(front, axis=0)
-    gaps = (front.max(axis=0) - front) / np.where(spans > 0, spans, 1.0)
-    distances = (shares / shares.sum() * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1)
-    return int(rows[distances.argmin()])
 
 
 def choose(study: Study, results: Results, preference: Preference) -> Candidate:
