@@ -33,6 +33,8 @@ class MultipleChoiceSettings(TaskSettings):
     max_length: int = Field(default=256, ge=2)
     """Tokens of prompt and choice, of which the last are kept."""
     batch: int = Field(default=8, ge=1)
+    metrics: tuple[Literal["accuracy", "log_likelihood", "margin"], ...] = ("accuracy", "log_likelihood")
+    """What is scored. The `margin` is the right choice's merit above the largest other: positive where `accuracy` is 1."""
 
 
 class MultipleChoice(SplitTask):
@@ -50,10 +52,10 @@ class MultipleChoice(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=("accuracy", "log_likelihood"),
+            metrics=settings.metrics,
             sizes={split: len(found[settings.answer]) for split, found in splits.items()},
-            search="log_likelihood",
-            report="accuracy",
+            search="log_likelihood" if "log_likelihood" in settings.metrics else settings.metrics[0],
+            report="accuracy" if "accuracy" in settings.metrics else settings.metrics[0],
         )
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}
@@ -69,7 +71,7 @@ class MultipleChoice(SplitTask):
         self._made: dict[tuple[Split, Path], list[list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return accuracy and log-likelihood of each example."""
+        """Return the metrics of each example."""
         require_causal(self.name, model)
         numbers = self.numbers(split, examples)
         key = (split, model.folder)
@@ -77,16 +79,17 @@ class MultipleChoice(SplitTask):
             self._made[key] = self._tokenised(model, split)
         made = [self._made[key][number] for number in numbers]
         sums = log_likelihoods(self.name, model, [one for choices in made for one in choices], self._settings.batch)
-        accuracy, log_likelihood = [], []
+        found: dict[str, list[float]] = {"accuracy": [], "log_likelihood": [], "margin": []}
         at = 0
         for number, choices in zip(numbers, made, strict=True):
             merits = sums[at : at + len(choices)] / self._lengths(self._choices[split][number], choices)
             at += len(choices)
             answer = self._answers[split][number]
             right = float(int(merits.argmax()) == answer)
-            accuracy.append(right if np.isfinite(merits).all() else np.nan)
-            log_likelihood.append(merits[answer] - np.logaddexp.reduce(merits))
-        return Scores({"accuracy": vector(accuracy), "log_likelihood": vector(log_likelihood)})
+            found["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
+            found["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
+            found["margin"].append(merits[answer] - np.delete(merits, answer).max())
+        return Scores({metric: vector(found[metric]) for metric in self.metrics})
 
     def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
         made = []

@@ -17,7 +17,7 @@ __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "fast_preci
 
 def names() -> list[str]:
     """Return the names of the zoos that can be built; the default of the demo comes first."""
-    return ["text", "digits", "language"]
+    return ["text", "text4", "digits", "language"]
 
 
 def build(
@@ -73,6 +73,8 @@ def _plan(name: str, small: bool, text: Path | None) -> Plan:
             return digits.plan(small=small)
         case "text":
             return text_zoo.plan(small=small)
+        case "text4":
+            return text_zoo.plan(small=small, four=True)
         case "language":
             return language.plan(text, small=small)
         case _:

