@@ -3,8 +3,8 @@
 The design is the known recipes (base, experts, mean) and scrambled Sobol points, checked before anything is spent. After
 each generation every objective has the surrogate that predicts its candidates best from each other (`evomerge.surrogate`);
 the next are chosen together by expected hypervolume improvement, where the surrogates are trusted; the search is over
-when what can be expected is within the examples' noise. What is left is a surface: a front of predictions that costs no
-more evaluations, and the figures that say whether it may be relied on.
+when what can be expected is within the examples' noise, and the surrogates predict well enough. What is left is a
+surface: a front of predictions that costs no more evaluations, and the figures that say whether it may be relied on.
 
 It ends at 40 genes, where the design alone is 205 candidates and a surface of accuracies no longer holds. Of a tiny
 network's accuracy, over the whole box, a design of 5 (d + 1) predicted R² 0.95 at 12 genes, 0.86 at 24 and 0.89 at 36 where
@@ -36,6 +36,8 @@ _PER_GENE = 5
 _SURE = 0.9
 """Share of the variance of scores that a surrogate must predict, for its front to be published."""
 _LEAST_GAIN = 0.001
+_PATIENCE = 3
+"""Designs' worth of candidates after which a search that nothing is expected of ends, though its surface must be refused."""
 _SHOWN = 400
 
 
@@ -57,7 +59,8 @@ class FrontSettings(BaseModel):
     and `rouge…`, [null, 0] for `log_likelihood`, and no bounds for others."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search is over when two batches in a row are expected to add less hypervolume than so many times the noise of the
-    examples, or a thousandth of it if that is more. 0 searches until the budget is spent."""
+    examples, or a thousandth of it if that is more. Where the surface could not be published then, Sobol points are added until
+    it can, or there are three times as many candidates as the design has. 0 searches until the budget is spent."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,11 +277,16 @@ class Front:
 
     def _reasons(self, fits: Mapping[str, Surrogate], count: int) -> list[str]:
         """Return what speaks against publishing what is predicted."""
-        reasons = [
+        flat = [
             f"`{name}` does not vary over {count} candidates; drop it, or search a larger space"
             for name in self._objectives
             if name not in fits
         ]
+        return flat + self._doubts(fits, count)
+
+    def _doubts(self, fits: Mapping[str, Surrogate], count: int) -> list[str]:
+        """Return what speaks against the fits of `count` candidates, and may not after more of them."""
+        reasons = []
         least = max(4, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
         if count < least:
             reasons.append(f"{count} candidates could be evaluated; expected {least} or more for {self._genes} genes")
@@ -312,14 +320,20 @@ class Front:
         return np.unique(self._snapped(found), axis=0)
 
     def _batch(self) -> Genomes:
-        """Return the next candidates, unit coordinates; no rows when they are not worth it.
+        """Return the next candidates, unit coordinates; no rows when none is worth it, and the fits are no reason for more."""
+        if not self._fits:
+            return self._points[:0]
+        found, count = self._improving(self._fits), len(self._points)
+        if not len(found) and count < _PATIENCE * self._size and self._doubts(self._fits, count):
+            return self._design(self._known[:0], self._settings.batch)
+        return found
+
+    def _improving(self, fits: Mapping[str, Surrogate]) -> Genomes:
+        """Return what is expected to add most hypervolume together, unit coordinates; no rows when that is not worth it.
 
         What was evaluated enters with its predictions, not its scores: so one that was lucky with the examples hides none
         of its neighbours.
         """
-        fits = self._fits
-        if not fits:
-            return self._points[:0]
         found = self._candidates(fits, self._points, self._generation)
         found = found[self._trusts(fits, found)]
         values = _predict(fits, self._points)[0]

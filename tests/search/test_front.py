@@ -347,7 +347,7 @@ def test_surface_is_the_same_after_a_replay_and_takes_what_was_not_learnt():
     np.testing.assert_array_equal(first.breeder.surface().means, before.means)  # nothing was kept
 
 
-def test_scores_that_no_surface_explains_are_refused():
+def test_scores_that_no_surface_explains_are_searched_for_three_designs_and_refused():
     problem = two_spheres(3)
 
     def noise(proposal):
@@ -355,7 +355,7 @@ def test_scores_that_no_surface_explains_are_refused():
         return Evaluation(scores={name: rng.standard_normal(50).astype(np.float32) for name in problem.objectives})
 
     searching = driver(problem)
-    drive(searching, noise, 40)
+    assert len(drive(searching, noise, 60)) == 3 * 8
     refused = searching.breeder.surface().refused or ""
     assert "`near`: the surrogate (" in refused
     assert "expected 0.9" in refused
