@@ -40,7 +40,7 @@ class DriverError(EvomergeError, ValueError):
 
 
 class SurrogateError(EvomergeError, ValueError):
-    """A response surface cannot be fitted to the given evaluations, or its design cannot identify it."""
+    """A response surface or an item-response model cannot be fitted to what is given, or a design cannot identify it."""
 
 
 class JournalError(EvomergeError, RuntimeError):
