@@ -30,7 +30,7 @@ from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Split
 
-SEEDS = 1
+SEEDS = 3
 EVALUATIONS = 40
 SMOKE_EVALUATIONS = 8
 STUDIES = Path("runs") / "cycle_qd"

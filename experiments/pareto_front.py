@@ -7,10 +7,10 @@ reference is a dense one, and all that any method evaluated. Hypervolumes are sh
 nadir of its front less a tenth of its range; on the report split, of what was not dominated on the search split, as a
 share of what the dense reference has there. p is the number of coefficients of a quadratic: 6, 10, 15 for 2, 3, 4 tasks.
 
-    python experiments/pareto_front.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
+    python experiments/pareto_front.py [--smoke] [--seeds N] [--evaluations N] [--only PART ...] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: scores are kept under `runs/pareto_front/`. The zoos
-are the same for all seeds, the searches are not.
+A run that was cut short goes on where it was when typed again: scores and searches are kept under `runs/pareto_front/`.
+The zoos are the same for all seeds, the searches are not.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from shared import fronts
 from shared.fronts import Bench, Como, Run
 
-from evomerge import pareto, search, zoo
+from evomerge import files, pareto, search, zoo
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
 from evomerge.report.experiment import Findings, Switches, main, say, table
@@ -65,6 +65,11 @@ class Bed:
 
     def __str__(self) -> str:
         return f"{self.zoo}, {self.tasks} tasks"
+
+    @property
+    def part(self) -> str:
+        """Its name for `--only`."""
+        return f"{self.zoo}-{self.tasks}"
 
 
 BEDS = (
@@ -135,7 +140,7 @@ def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="pareto_front-") as scratch:
         folder = Path(scratch) if switches.smoke else SCORES
-        beds = SMOKE_BEDS if switches.smoke else BEDS
+        beds = SMOKE_BEDS if switches.smoke else [bed for bed in BEDS if bed.part in switches.parts]
         found = [(bed, *compare(bed, folder, switches)) for bed in beds]
     figures = {
         "rows": [row for _, rows, _, _ in found for row in rows],
@@ -163,7 +168,7 @@ def compare(
             if (method == "COMO-CatCMA" and bed.tasks != 2) or (method in TWINS and switches.smoke):
                 continue
             budget = min(most, bed.evaluations, switches.evaluations)
-            run, surface = one(method, make(bench, seed), seed, bench, budget)
+            run, surface = kept(method, make, seed, bench, budget)
             runs.append(run)
             surfaces += [surface] if surface else []
             say(f"{bed}, seed {seed}: {method}, {len(run.points)} evaluations")
@@ -207,6 +212,30 @@ def open_bench(bed: Bed, folder: Path) -> Bench:
     parts = open_parts(StudySettings.parse(given, "pareto_front", Path()))
     digest = hashlib.sha256(json.dumps(asdict(parts.setup), sort_keys=True).encode()).hexdigest()
     return Bench(parts, folder / f"{bed.zoo}-{bed.tasks}-{digest[:16]}")
+
+
+def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:
+    """Return what `one` does, which is read if it was written before."""
+    path = bench.folder / f"{method}, seed {seed}, {budget}.json"
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        run, surface = known["run"], known["surface"]
+        recipes = [Recipe.parse(data) for data in run["recipes"]]
+        found = Run(method, seed, recipes, bench.means(recipes), len(recipes), run["over"])
+        if surface is None:
+            return found, None
+        recipes = [Recipe.parse(data) for data in surface["recipes"]]
+        return found, Surface(surface["method"], seed, recipes, bench.means(recipes), surface["refused"])
+    run, surface = one(method, make(bench, seed), seed, bench, budget)
+    record: dict[str, Any] = {
+        "run": {"recipes": [recipe.data for recipe in run.recipes], "over": run.over},
+        "surface": None,
+    }
+    if surface is not None:
+        recipes = [recipe.data for recipe in surface.recipes]
+        record["surface"] = {"method": surface.method, "recipes": recipes, "refused": surface.refused}
+    files.write(path, json.dumps(record) + "\n")
+    return run, surface
 
 
 def one(method: str, driver: Driver, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:
@@ -500,4 +529,11 @@ def panel(
 
 
 if __name__ == "__main__":
-    main("pareto_front", __doc__, measure, seeds=SEEDS, evaluations=(EVALUATIONS, SMOKE_EVALUATIONS))
+    main(
+        "pareto_front",
+        __doc__,
+        measure,
+        seeds=SEEDS,
+        evaluations=(EVALUATIONS, SMOKE_EVALUATIONS),
+        parts=[bed.part for bed in BEDS],
+    )

@@ -35,6 +35,8 @@ class Switches:
     json: bool
     evaluations: int
     """Of each search; 0 for an experiment that does not ask for them."""
+    parts: tuple[str, ...]
+    """Those of its parts that it runs; nothing for an experiment without parts."""
     out: Path | None
     """Where the three files go; None for nowhere, as a smoke run's are not worth keeping unless asked for."""
 
@@ -61,16 +63,18 @@ def main(
     *,
     seeds: int = 1,
     evaluations: tuple[int, int] | None = None,
+    parts: Sequence[str] = (),
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Run an experiment as a script, and exit: 0 done, 2 for what the user can mend.
 
     `measure` does the work. While it runs, what it (or a library) prints goes to standard error: standard
     output holds the figures as one JSON object with `--json`, and else the table. `seeds` is the default of `--seeds`,
-    `evaluations` that of `--evaluations` and what it is with `--smoke`; None for an experiment without.
+    `evaluations` that of `--evaluations` and what it is with `--smoke`; None for an experiment without. `parts` are what
+    `--only` chooses among.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    switches = _parse(name, about, seeds, evaluations, arguments)
+    switches = _parse(name, about, seeds, evaluations, parts, arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = measure(switches)
@@ -108,7 +112,12 @@ def machine() -> dict[str, Any]:
 
 
 def _parse(
-    name: str, about: str, seeds: int, evaluations: tuple[int, int] | None, arguments: Sequence[str]
+    name: str,
+    about: str,
+    seeds: int,
+    evaluations: tuple[int, int] | None,
+    parts: Sequence[str],
+    arguments: Sequence[str],
 ) -> Switches:
     parser = argparse.ArgumentParser(name, description=about.strip().partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="a small version that ends within 20 seconds")
@@ -117,6 +126,9 @@ def _parse(
     if evaluations is not None:
         shown = f"of each search (default {evaluations[0]}, with --smoke {evaluations[1]})"
         parser.add_argument("--evaluations", type=_positive, metavar="N", help=shown)
+    if parts:
+        shown = f"run these alone, of {', '.join(parts)}"
+        parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=shown)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     kept = f"where {name}.json, {name}.md and {name}.png go (default {_RESULTS}/, with --smoke nowhere)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=kept)
@@ -125,7 +137,9 @@ def _parse(
     if out is not None and out.exists() and not out.is_dir():
         parser.error(f"--out: {out} is a file; expected a directory")
     chosen = 0 if evaluations is None else given.evaluations or evaluations[given.smoke]
-    return Switches(given.smoke, tuple(range(given.seeds or (1 if given.smoke else seeds))), given.json, chosen, out)
+    only = tuple(part for part in parts if part in given.only)
+    run = tuple(range(given.seeds or (1 if given.smoke else seeds)))
+    return Switches(given.smoke, run, given.json, chosen, only, out)
 
 
 def _positive(text: str) -> int:

@@ -34,7 +34,7 @@ class Bench:
         self.space = parts.space
         self.objectives = parts.searched
         self._worker = Worker(parts.setup)
-        self._folder = folder
+        self.folder = folder
         self._known: dict[tuple[Split, str], Evaluation] = {}
         self._new: list[tuple[Split, str]] = []
         for path in sorted(folder.glob("*.npz")):
@@ -65,7 +65,7 @@ class Bench:
             arrays = {name: np.stack([one.scores[name] for one in found]) for name in found[0].scores}
             out = io.BytesIO()
             np.savez_compressed(out, ids=np.array(ids), **arrays)
-            files.write(self._folder / f"{split}-{len(list(self._folder.glob('*.npz'))):05}.npz", out.getvalue())
+            files.write(self.folder / f"{split}-{len(list(self.folder.glob('*.npz'))):05}.npz", out.getvalue())
         self._new = []
 
     def _read(self, path: Path) -> None:

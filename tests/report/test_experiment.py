@@ -59,7 +59,7 @@ def test_a_full_run_writes_to_experiments_results_by_default(capsys, tmp_path, m
 def test_a_smoke_run_takes_one_seed_and_leaves_no_files(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     switches, _, _ = run(["--smoke"], capsys)
-    assert switches == Switches(smoke=True, seeds=(0,), json=False, evaluations=0, out=None)
+    assert switches == Switches(smoke=True, seeds=(0,), json=False, evaluations=0, parts=(), out=None)
     assert not list(tmp_path.iterdir())
 
 
@@ -73,6 +73,21 @@ def test_evaluations_are_a_switch_of_experiments_that_search(given, expected, ca
 
     experiment.main("s", "S.", measure, evaluations=(100, 5), arguments=[*given, "--out", str(tmp_path)])
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], ("a", "b", "c")), (["--only", "c", "a"], ("a", "c"))])
+def test_parts_are_run_in_their_own_order_all_unless_some_are_named(given, expected, capsys, tmp_path):
+    seen = []
+
+    def measure(switches):
+        seen.append(switches.parts)
+        return Findings({}, "", Figure())
+
+    experiment.main("s", "S.", measure, parts=("a", "b", "c"), arguments=[*given, "--out", str(tmp_path)])
+    assert seen == [expected]
+    with pytest.raises(SystemExit):
+        experiment.main("s", "S.", measure, parts=("a", "b", "c"), arguments=["--only", "d"])
+    assert "invalid choice: 'd'" in capsys.readouterr().err
 
 
 def test_seeds_asked_for_are_given_to_smoke_runs_too(capsys, tmp_path):
