@@ -6,6 +6,7 @@ says how to go on.
 
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -170,7 +171,7 @@ def pick(
         bool,
         typer.Option(
             "--surface",
-            help="Choose among all merges that the surrogates of the driver `front` predict, not only among those measured.",
+            help="Choose among all merges that the search's surrogates predict (drivers `front`, `map`, …), not only among those measured.",
         ),
     ] = False,
     verify: Annotated[
@@ -429,7 +430,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
             f"{name}: {task.search_metric} on {task.size('search')}, reported {task.report_metric} on {task.size('report')} unseen"
             for name, task in parts.tasks.items()
         ),
-        "driver": ", ".join(f"{key} {value}" for key, value in parts.driver.items()),
+        "driver": f"{parts.driver['kind']}: {parts.new_driver(settings.seed)}",
         "budget": f"{settings.evaluations} evaluations, {settings.workers} workers, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
@@ -458,17 +459,16 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
 
 def _search_and_report(study: Study, console: Console) -> Results:
     total = study.settings.evaluations
-    best: list[float] = []
-    counter = itertools.count(len(study.population()) + 1)
+    best = -math.inf
     covering = Sometimes(lambda: _covering(study))
     with study.evaluator() as evaluator, Progress("search", total, console) as progress:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
-            done = next(counter)
-            if evaluation.error is None:
-                best.append(float(evaluation.means(study.parts.searched).mean()))
-            note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {max(best):.4g}"
-            progress(done, note=note + covering(now=done == total))
+            nonlocal best
+            if (whole := evaluator.whole(proposal.recipe.id, proposal.split)) is not None:
+                best = max(best, float(whole.means(study.parts.searched).mean()))
+            note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {best:.4g}" * (best > -math.inf)
+            progress(min(int(study.done), total), note=note + covering(now=study.done >= total))
 
         study.run(evaluator, watch)
         results = _report(study, console, evaluator)

@@ -25,7 +25,7 @@ from typing import Any, Self
 from evomerge import files
 from evomerge.errors import JournalError
 from evomerge.recipe import Recipe
-from evomerge.trial import Evaluation, Proposal, Split
+from evomerge.trial import Evaluation, Examples, Proposal, Split
 
 _GROUP = 1.0
 """Seconds whose results are synced together."""
@@ -38,6 +38,7 @@ class Ask:
     number: int
     recipe: Recipe
     split: Split
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,13 @@ class Journal:
         """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
         # The recipe's canonical JSON goes in as it is: to read and write it again would be most of the cost.
         split = "" if proposal.split == "search" else f',"split":"{proposal.split}"'
-        body = f'{{"ask":{proposal.number},"recipe":{proposal.recipe.json}{split}}}'
+        examples = "" if proposal.examples is None else f',"examples":{_compact(dict(proposal.examples))}'
+        body = f'{{"ask":{proposal.number},"recipe":{proposal.recipe.json}{split}{examples}}}'
         self._append(body, durable=False)
 
     def tell(self, number: int, evaluation: Evaluation) -> None:
         """Record an evaluation. It reaches the operating system before this returns, and the disk within a second."""
-        record = {"tell": number, **evaluation.to_json()}
-        body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        self._append(body, durable=True)
+        self._append(_compact({"tell": number, **evaluation.to_json()}), durable=True)
 
     def __enter__(self) -> Self:
         return self
@@ -162,9 +162,15 @@ def _frame(body: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
+def _compact(data: dict[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def _record(path: Path, number: int, data: dict[str, Any]) -> Ask | Tell:
     if "ask" in data:
-        return Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"))
+        part = data.get("examples")
+        examples = None if part is None else {task: tuple(numbers) for task, numbers in part.items()}
+        return Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"), examples)
     if "tell" in data:
         return Tell(data["tell"], Evaluation.from_json(data))
     msg = f"{path}: line {number} is of a kind unknown to this version ({', '.join(data)}); install the newer evomerge"

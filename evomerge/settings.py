@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +20,7 @@ from evomerge.recipe import base as base_recipe
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import Task
+from evomerge.trial import Split
 
 
 class _Part(BaseModel):
@@ -64,8 +65,9 @@ class StudySettings(_Part):
     folder: str = "."
     """Where relative paths of tasks start; by default the study file's folder."""
     driver: dict[str, Any] | None = None
-    """By default the one that the space names."""
+    """By default the one that the space names, else the one that suits it: see `search.default`."""
     evaluations: int = Field(default=200, ge=1)
+    """Budget. A proposal of a part of the search examples costs that part of an evaluation."""
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1)
@@ -144,13 +146,23 @@ class Parts:
         return [f"{name}/{task.report_metric}" for name, task in self.tasks.items()]
 
     @property
+    def sizes(self) -> dict[Split, dict[str, int]]:
+        """Number of examples of each task, by split."""
+        return {split: {name: task.size(split) for name, task in self.tasks.items()} for split in get_args(Split)}
+
+    @property
+    def whole(self) -> int:
+        """Number of examples that a whole evaluation on the search split scores."""
+        return sum(self.sizes["search"].values())
+
+    @property
     def initial(self) -> Recipe:
         """The recipe of the space's `init`; where it crosses earlier candidates, they are the base."""
         return _initial(self.space)
 
     def new_driver(self, seed: int) -> Driver:
         """Return a fresh driver."""
-        return search.make(self.driver, self.space, self.searched, seed)
+        return search.make(self.driver, self.space, self.searched, seed, self.sizes["search"])
 
 
 def _initial(space: SearchSpace) -> Recipe:
@@ -189,7 +201,9 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         shared_mib=settings.shared_mib,
     )
     made = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
-    parts = Parts(pool, searched, made, setup, settings.driver or searched.driver)
+    objectives = [f"{name}/{task.search_metric}" for name, task in made.items()]
+    driver = settings.driver or searched.driver or search.default(searched, objectives)
+    parts = Parts(pool, searched, made, setup, driver)
     parts.new_driver(settings.seed)
     return parts
 

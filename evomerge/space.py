@@ -36,7 +36,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge import merging, paths, strict_yaml
 from evomerge.errors import RecipeError, SpaceError, nearest
@@ -136,12 +136,12 @@ class _Hole:
 
 
 class SpaceFile(BaseModel):
-    """The YAML form of a search space: a recipe with holes, and the driver that suits it."""
+    """The YAML form of a search space: a recipe with holes, and the driver that suits it, where it needs another than usual."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str = ""
-    driver: dict[str, Any] = Field(default_factory=lambda: {"kind": "nsga2"})
+    driver: dict[str, Any] | None = None
     recipe: Any
 
 
@@ -164,7 +164,7 @@ class SearchSpace:
         `per: [kind]` makes, and refuse `block/N` finer than the model. Raises `SpaceError` or `RecipeError`.
         """
         self.about = about
-        self.driver = dict(driver or {"kind": "nsga2"})
+        self.driver = driver
         self._template = expand_inputs(copy.deepcopy(template), experts)
         self.parents = tuple(dict.fromkeys(_parents(self._template)))
         self._kinds = tuple(kinds)
@@ -544,7 +544,6 @@ def from_method(name: str) -> str:
         raise SpaceError(msg)
     lines = [
         f"about: {json.dumps(f'Parameters of {name}: {method.about}.', ensure_ascii=False)}",
-        "driver: {kind: nsga2}",
         "recipe:",
         "  merge:",
         f"    method: {name}",

@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,33 @@ from evomerge.journal import Ask, Journal
 from evomerge.recipe import Recipe
 from evomerge.search import Driver
 from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Proposal, Scored, Split
 
 _DEADLINE = 3600.0
 """Seconds that a candidate may take where workers can be stopped and nobody has said otherwise: no hung night."""
 
 Watcher = Callable[[Proposal, Evaluation], None]
-"""Is told of each evaluation once it is safe on disk."""
+"""Is told of each evaluation, also of a part, once it is safe on disk."""
+
+Told = list[tuple[Proposal, Evaluation]]
+"""Proposals and what became of them, in order of number."""
+
+Sizes = Mapping[Split, Mapping[str, int]]
+"""Number of examples of each task, by split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a journal holds of evaluations that have come back, failures included."""
+
+    told: Told
+    """Each as it was asked for, parts by themselves: what `digest` is to cover."""
+    population: Told
+    """Whole evaluations alone: scores of a part cannot be compared with those of all examples."""
+    partial: tuple[int, ...]
+    """For each candidate that was stopped early, or is not done yet, the number of its last part. It is in no population."""
+    spent: float
+    """Scores of search examples that came back, in units of a whole evaluation, as a budget counts them."""
 
 
 class Study:
@@ -41,6 +61,8 @@ class Study:
         self.parts = parts
         self.driver: Driver | None = None
         """The driver that `run` searches with: to be looked at by whoever watches, never told."""
+        self.done = 0.0
+        """How much of the budget has come back to `run` by now, in evaluations; of a part, its share of one."""
 
     @classmethod
     def create(
@@ -88,32 +110,38 @@ class Study:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self, evaluator: evaluate.Remembering, watch: Watcher = lambda proposal, evaluation: None) -> None:
-        """Search until the budget is spent or the driver has no more to ask, after replaying what is recorded."""
+        """Search until the budget is spent or the driver has no more to ask, after replaying what is recorded.
+
+        The budget is counted in examples; the last proposal may exceed it by less than a whole evaluation.
+        """
         driver = self.driver = self.parts.new_driver(self.settings.seed)
+        whole = self.parts.whole
         flying: dict[int, Proposal] = {}
-        asked = 0
+        asked = told = 0  # examples
         with self.lock(), Journal(self.journal_path) as record:
-            for waiting, told in self.replay(driver):  # resume
-                if told is None:
+            for waiting, found in self.replay(driver):  # resume
+                if found is None:
                     flying[waiting.number] = waiting
                     evaluator.lineage[waiting.recipe.id] = waiting.recipe
-                    asked += 1
+                    asked += _cost(waiting, whole)
                 else:
                     del flying[waiting.number]
-                    evaluator.know(waiting.recipe.id, waiting.split, told)
+                    evaluator.know(waiting.recipe.id, waiting.split, found, waiting.examples)
+                    told += _cost(waiting, whole)
+            self.done = told / whole
             for waiting in flying.values():
                 evaluator.submit(waiting)
             while True:
                 while (
                     len(flying) < evaluator.slots
-                    and asked < self.settings.evaluations
+                    and asked < self.settings.evaluations * whole
                     and (proposal := driver.ask()) is not None
                 ):
                     record.ask(proposal)
                     evaluator.lineage[proposal.recipe.id] = proposal.recipe
                     evaluator.submit(proposal)
                     flying[proposal.number] = proposal
-                    asked += 1
+                    asked += _cost(proposal, whole)
                 if not flying:
                     break
                 number, evaluation = evaluator.wait()
@@ -123,6 +151,8 @@ class Study:
                 if self.parts.space.parents:
                     evaluator.retain(_needed(driver, flying.values()))
                 self.note_cost(done, evaluation)
+                told += _cost(done, whole)
+                self.done = told / whole
                 watch(done, evaluation)
 
     def replay(self, driver: Driver) -> Iterator[tuple[Proposal, Evaluation | None]]:
@@ -147,9 +177,9 @@ class Study:
             deadline = _DEADLINE
         setup = self.parts.setup
         if not self.parts.space.parents:
-            return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+            return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
         setup = replace(setup, members=str(self.folder / "members"))
-        made = evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline))
+        made = evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
         made.lineage.update(self.lineage())
         return made
 
@@ -158,9 +188,16 @@ class Study:
         asked = (event for event in journal.read(self.journal_path) if isinstance(event, Ask))
         return {event.recipe.id: event.recipe for event in asked}
 
-    def population(self) -> list[tuple[Proposal, Evaluation]]:
-        """Return all that has been evaluated, in order of number, failures included."""
-        return read_population(self.journal_path)
+    def record(self) -> Record:
+        """Return all that has been evaluated so far."""
+        told = read_told(self.journal_path)
+        population, partial = _assembled(told, self.parts.sizes)
+        spent = sum(_cost(proposal, self.parts.whole) for proposal, _ in told) / self.parts.whole
+        return Record(told, population, tuple(partial), spent)
+
+    def population(self) -> Told:
+        """Return all that has been evaluated whole, in order of number, failures included."""
+        return self.record().population
 
     @property
     def journal_path(self) -> Path:
@@ -190,13 +227,16 @@ class Study:
 
     def _same(self, event: Ask, proposal: Proposal | None) -> Proposal:
         """Return the driver's proposal, which must be the recorded one."""
+        what = "another recipe than the recorded one"
         if proposal is not None and (proposal.number, proposal.recipe) == (event.number, event.recipe):
-            return proposal
+            if proposal.examples == event.examples:
+                return proposal
+            what = "other examples than the recorded ones"
         then = json.loads((self.folder / "study.json").read_text(encoding="utf-8"))["versions"]
         now = versions()
         changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
         msg = (
-            f"{self.journal_path}: replaying proposal {event.number} gave another recipe than the recorded one; "
+            f"{self.journal_path}: replaying proposal {event.number} gave {what}; "
             f"{'changed since: ' + ', '.join(changed) if changed else 'no version has changed: please report this'}; "
             "install the recorded versions, or start a new study"
         )
@@ -224,25 +264,67 @@ def _needed(driver: Driver, flying: Iterable[Proposal]) -> set[str]:
     return own.union(driver.members())
 
 
-def read_population(path: Path) -> list[tuple[Proposal, Evaluation]]:
-    """Return the proposals and evaluations in the journal at `path`, in order of number."""
+def read_told(path: Path) -> Told:
+    """Return the proposals and evaluations in the journal at `path`, in order of number, each part by itself."""
     asks: dict[int, Proposal] = {}
     tells: dict[int, Evaluation] = {}
     for event in journal.read(path):
         if isinstance(event, Ask):
-            asks[event.number] = Proposal(event.number, event.recipe, split=event.split)
+            asks[event.number] = Proposal(event.number, event.recipe, split=event.split, examples=event.examples)
         else:
             tells[event.number] = event.evaluation
     return [(asks[number], tells[number]) for number in sorted(tells)]
 
 
-def digest(population: list[tuple[Proposal, Evaluation]]) -> str:
-    """Return the sha256 over recipe ids and scores in order of number: equal for equal searches, whatever the workers."""
+def read_population(path: Path, sizes: Sizes | None = None) -> Told:
+    """Return what the journal at `path` has of whole evaluations, in order of number.
+
+    Parts of one recipe are put together: when all examples are there, they are one evaluation, under the number of the last
+    part; a part that failed is a failed evaluation. What was stopped before is left out. `sizes` say how many examples
+    there are; without, a journal with parts is a `StudyError`.
+    """
+    return _assembled(read_told(path), sizes)[0]
+
+
+def _assembled(told: Told, sizes: Sizes | None) -> tuple[Told, list[int]]:
+    """Return the whole evaluations, and the last number of each recipe that is known in part and has not failed."""
+    population: Told = []
+    known: dict[tuple[str, Split], Scored] = {}
+    last: dict[tuple[str, Split], int] = {}
+    for proposal, evaluation in told:
+        key = proposal.recipe.id, proposal.split
+        if proposal.examples is None or evaluation.error is not None:
+            last.pop(key, None)
+            population.append((replace(proposal, examples=None), evaluation))
+            continue
+        if sizes is None:
+            msg = f"proposal {proposal.number} is of a part of the examples; expected `sizes`, such as `study.parts.sizes`"
+            raise StudyError(msg)
+        before = known.setdefault(key, Scored(sizes[proposal.split]))
+        if before.whole:
+            continue
+        before.add(proposal.examples, evaluation)
+        last[key] = proposal.number
+        if before.whole:
+            del last[key]
+            population.append((replace(proposal, examples=None), before.take()))
+    return population, sorted(last.values())
+
+
+def digest(told: Told) -> str:
+    """Return the sha256 over recipe ids, examples and scores in order of number: equal for equal searches, whatever the workers."""
     total = hashlib.sha256()
-    for proposal, evaluation in population:
+    for proposal, evaluation in told:
         total.update(proposal.recipe.id.encode())
+        if proposal.examples is not None:
+            total.update(json.dumps(dict(proposal.examples), sort_keys=True).encode())
         total.update(json.dumps(evaluation.to_json(), sort_keys=True).encode())
     return total.hexdigest()
+
+
+def _cost(proposal: Proposal, whole: int) -> int:
+    """Return how many examples a proposal on the search split asks for, of the `whole` that there are."""
+    return whole if proposal.examples is None else sum(map(len, proposal.examples.values()))
 
 
 def _differences(then: Any, now: Any, where: str) -> Iterator[str]:

@@ -146,6 +146,51 @@ def mixed() -> Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Exam(Problem):
+    """A problem of many examples, so that a part of them can be evaluated: objectives are named `task/score`.
+
+    On an example a recipe scores its mean, plus how easy the example is, plus what is noise between the two. Over all
+    examples of a task easiness and noise add up to 0: the mean of a whole evaluation is `score`'s, in float32.
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Number of examples of each task."""
+    easiness: float = 0.0
+    """Standard deviation over examples, the same for all recipes: what pairing takes away."""
+    noise: float = 0.0
+    """Standard deviation over examples of each recipe by itself."""
+    seed: int = 0
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Return the evaluation of the examples that are asked for."""
+        genome = self.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+        found = {}
+        for name, mean in zip(self.objectives, self.score(genome), strict=True):
+            task = name.partition("/")[0]
+            key = [self.seed, *task.encode()]
+            easiness = self.easiness * _centred(key, self.sizes[task])
+            noise = self.noise * _centred([*key, int(proposal.recipe.id[:16], 16)], self.sizes[task])
+            vector = (mean + easiness + noise).astype(np.float32)
+            if proposal.examples is None:
+                found[name] = vector
+            elif task in proposal.examples:
+                found[name] = vector[list(proposal.examples[task])]
+        return Evaluation(found)
+
+
+def exam(problem: Problem, size: int, *, easiness: float = 0.0, noise: float = 0.0, seed: int = 0) -> Exam:
+    """Return a problem as one whose tasks have examples: `size` of the first, one more of the second, and so on."""
+    names = tuple(f"{name}/score" for name in problem.objectives)
+    sizes = {name: size + i for i, name in enumerate(problem.objectives)}
+    return Exam(problem.space, names, problem.score, problem.reference, problem.volume, sizes, easiness, noise, seed)
+
+
+def _centred(key: Sequence[int], size: int) -> NDArray[np.float64]:
+    drawn = np.random.default_rng(np.random.SeedSequence(key)).standard_normal(size)
+    return np.asarray(drawn - drawn.mean())
+
+
+@dataclass(frozen=True, slots=True)
 class Family(Problem):
     """A problem for populations: what a candidate can do is made of what its parents could, as its recipe says.
 
@@ -754,6 +799,26 @@ class EvaluatorSuite:
             assert expected.error is None
             assert found[i].to_json() == expected.to_json()
             assert sorted(found[i].seconds) == ["decode", "merge", "score"]
+
+    def test_part_is_scored_and_nothing_else(self, evaluator: Evaluator, setup: Setup) -> None:
+        """The examples asked for, in that order, as a worker scores them byte for byte; as in the whole, up to rounding."""
+        worker = Worker(setup)
+        recipe = merge("task_arithmetic", list(setup.experts), {"lambda": 0.7})
+        whole = worker.evaluate(recipe)
+        chosen = {next(iter(setup.tasks)): (2, 0)}
+        found = self.evaluate(evaluator, [Proposal(0, recipe, examples=chosen)])[0]
+        assert found.error is None
+        assert found.to_json() == worker.evaluate(recipe, examples=chosen).to_json()
+        assert {name.partition("/")[0] for name in found.scores} == set(chosen)
+        for name, vector in found.scores.items():
+            np.testing.assert_allclose(vector, whole.scores[name][[2, 0]], rtol=1e-4, atol=1e-5)
+
+    def test_examples_that_do_not_exist_are_the_candidates_error(self, evaluator: Evaluator, setup: Setup) -> None:
+        """Of a task that there is, or of one that there is not."""
+        task = next(iter(setup.tasks))
+        wrong: list[Mapping[str, tuple[int, ...]]] = [{task: (0, -1)}, {task: (10**6,)}, {f"no {task}": (0,)}]
+        found = self.evaluate(evaluator, [Proposal(i, base(), examples=examples) for i, examples in enumerate(wrong)])
+        assert all("example" in (found[i].error or "") for i in range(len(wrong)))
 
     def test_order_of_submission_does_not_matter(self, evaluator: Evaluator, setup: Setup) -> None:
         """Nor what was evaluated before, nor how many are in flight."""

@@ -8,10 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.errors import EvaluatorError
 from evomerge.recipe import Recipe
 
 Split = Literal["search", "report"]
 """Which disjoint examples of a task are scored: those that a search may look at, or those that it never sees."""
+
+Examples = Mapping[str, tuple[int, ...]]
+"""Task → numbers of some of its examples in a split, each once. A task that is not named has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,20 +23,22 @@ class Proposal:
     """A candidate that somebody wants evaluated.
 
     `number` counts a study's asks from 0. `genome` is the driver's encoding, float64 `(genes,)`, or None where a recipe
-    came from elsewhere.
+    came from elsewhere. `examples` are those to score, in this order; None means all examples of all tasks.
     """
 
     number: int
     recipe: Recipe
     genome: NDArray[np.float64] | None = None
     split: Split = "search"
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
     """What an evaluation found: score vectors, or the reason why there are none. Higher is better everywhere.
 
-    `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split. `outputs` maps names to larger
+    `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split, or of the examples that were
+    asked for, where these are a part. `outputs` maps names to larger
     arrays that were asked for (logits, `(examples, classes)`); they are not journaled. `seconds` says where the time went
     and is no part of the result.
     """
@@ -59,6 +65,68 @@ class Evaluation:
         """Return the evaluation that `to_json` wrote."""
         scores = {name: _decode(text) for name, text in data.get("scores", {}).items()}
         return cls(scores=scores, error=data.get("error"))
+
+
+class Scored:
+    """What is known of one recipe on one split, example by example: parts of its evaluation, put together.
+
+    Not to be confused with an `Evaluation`, which answers one proposal.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        """Know nothing yet of tasks that have `sizes` examples, by name."""
+        self._known = {task: np.zeros(size, dtype=np.bool_) for task, size in sizes.items()}
+        self._scores: dict[str, NDArray[np.float32]] = {}  # by `task/metric`, (examples,); 0 where not known
+
+    @property
+    def whole(self) -> bool:
+        """Whether every example of every task is known."""
+        return all(known.all() for known in self._known.values())
+
+    @property
+    def examples(self) -> dict[str, tuple[int, ...]]:
+        """Which examples are known, in the order of the split."""
+        return {task: tuple(np.flatnonzero(known).tolist()) for task, known in self._known.items()}
+
+    def add(self, examples: Examples | None, evaluation: Evaluation) -> None:
+        """Take in an evaluation of these `examples` (None: of all). Where a score was known before, that one stays.
+
+        Raises `EvaluatorError` for scores that are not one for each of the examples.
+        """
+        for task, numbers in self._asked(examples).items():
+            known, rows = self._known[task], np.array(numbers, dtype=np.intp)
+            found = {name: vector for name, vector in evaluation.scores.items() if _task(name) == task}
+            before = {name for name in self._scores if _task(name) == task} or found.keys()
+            if not found or found.keys() != before or any(vector.shape != rows.shape for vector in found.values()):
+                shapes = {name: vector.shape for name, vector in found.items()}
+                msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(before)}; got {shapes}"
+                raise EvaluatorError(msg)
+            new = ~known[rows]
+            for name, vector in found.items():
+                self._scores.setdefault(name, np.zeros(len(known), np.float32))[rows[new]] = vector[new]
+            known[rows] = True
+
+    def missing(self, examples: Examples | None) -> dict[str, tuple[int, ...]]:
+        """Return which of the `examples` (None: of all) are not known, in their order; tasks without any are left out."""
+        left = {}
+        for task, numbers in self._asked(examples).items():
+            known = np.flatnonzero(self._known.get(task, ()))
+            left[task] = tuple(np.array(numbers, dtype=np.intp)[~np.isin(numbers, known)].tolist())
+        return {task: numbers for task, numbers in left.items() if numbers}
+
+    def take(self, examples: Examples | None = None) -> Evaluation:
+        """Return the evaluation of these `examples` (None: of all) in their order. All of them must be known."""
+        rows = {task: np.array(numbers, dtype=np.intp) for task, numbers in self._asked(examples).items()}
+        found = ((name, _task(name), vector) for name, vector in self._scores.items())
+        return Evaluation({name: vector[rows[task]] for name, task, vector in found if task in rows})
+
+    def _asked(self, examples: Examples | None) -> Examples:
+        whole = {task: tuple(range(len(known))) for task, known in self._known.items()}
+        return whole if examples is None else examples
+
+
+def _task(objective: str) -> str:
+    return objective.rpartition("/")[0]
 
 
 def _encode(vector: NDArray[np.float32]) -> str:

@@ -67,6 +67,16 @@ def test_records_read_back(tmp_path_factory, entries):
         }
 
 
+def test_only_a_part_names_its_examples(tmp_path):
+    with Journal(tmp_path / "a.jl") as record:
+        record.ask(Proposal(0, expert("maths")))
+        record.ask(Proposal(1, expert("maths"), examples={"t": (7, 2), "a": (0,)}))
+    one, other = (line[9:] for line in (tmp_path / "a.jl").read_text().splitlines())
+    assert one == '{"ask":0,"recipe":{"expert":"maths"}}'
+    assert other == '{"ask":1,"recipe":{"expert":"maths"},"examples":{"a":[0],"t":[7,2]}}'
+    assert [ask.examples for ask in journal.read(tmp_path / "a.jl")] == [None, {"a": (0,), "t": (7, 2)}]
+
+
 def test_bytes_depend_on_nothing_but_what_was_recorded(tmp_path):
     filled(tmp_path / "one.jl")
     time.sleep(0.01)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import measure
 from evomerge.report.export import export
 from evomerge.settings import StudySettings
-from evomerge.study import Study, digest
+from evomerge.study import Study, digest, read_population
 from evomerge.trial import Evaluation
 
 DRIVERS = [
@@ -130,6 +131,130 @@ def test_the_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, 
     assert digest(many.population()) == digest(one.population())
 
 
+class Examined(Made):
+    """Scores of as many examples as the tasks have, made from the recipe alone: some recipes are better throughout."""
+
+    def __init__(self, sizes, slots=1, seed=0):
+        super().__init__(slots, seed)
+        self.sizes = sizes["search"]
+        self.scored = Counter()
+
+    def wait(self):
+        proposal = self._waiting.pop(self._random.randrange(len(self._waiting)))
+        whole = {task: range(size) for task, size in self.sizes.items()}
+        asked = whole if proposal.examples is None else proposal.examples
+        self.scored.update((proposal.recipe.id, task, i) for task, numbers in asked.items() for i in numbers)
+        if int(proposal.recipe.id, 16) % 7 == 0:
+            return proposal.number, Evaluation(error="made to fail")
+        return proposal.number, Evaluation(
+            {f"{task}/log_likelihood": self.truth(proposal.recipe, task)[list(rows)] for task, rows in asked.items()}
+        )
+
+    def truth(self, recipe, task):
+        level = int(recipe.id[:2], 16) / 64
+        rng = np.random.default_rng([int(recipe.id[:8], 16), *task.encode()])
+        return (level + rng.random(self.sizes[task])).astype(np.float32)
+
+
+RACES = [{"kind": "racing", "driver": driver} for driver in (DRIVERS[0], DRIVERS[2])]
+
+
+def _raced(study, evaluator):
+    study.run(Remembering(evaluator, study.parts.sizes))
+    return study
+
+
+@pytest.mark.parametrize("driver", RACES, ids=lambda driver: driver["driver"]["kind"])
+def test_a_race_resumed_from_any_prefix_scores_nothing_twice_and_gives_the_same_bytes(driver, settings, tmp_path):
+    whole = Study.create(tmp_path / "whole", settings(driver=driver, evaluations=20))
+    content = _raced(whole, Examined(whole.parts.sizes)).journal_path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    for cut in (*random.Random(1).sample(range(len(content)), 2), len(b"".join(lines[:17]))):
+        study = Study.create(tmp_path / f"cut{cut}", settings(driver=driver, evaluations=20))
+        study.journal_path.write_bytes(content[:cut])
+        told = {(p.recipe.id, t, i) for p, _ in study.record().told for t, rows in p.examples.items() for i in rows}
+        evaluator = Examined(study.parts.sizes)
+        assert _raced(study, evaluator).journal_path.read_bytes() == content
+        failed = {p.recipe.id for p, evaluation in study.record().told if evaluation.error}
+        assert all(count == 1 for (name, _, _), count in evaluator.scored.items() if name not in failed)
+        assert not [key for key in evaluator.scored if key in told and key[0] not in failed]
+        assert study.record().spent == whole.record().spent
+        assert study.record().partial == whole.record().partial
+
+
+@pytest.mark.parametrize("driver", RACES, ids=lambda driver: driver["driver"]["kind"])
+def test_a_race_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, settings, tmp_path):
+    one = Study.create(tmp_path / "one", settings(driver=driver))
+    _raced(one, Examined(one.parts.sizes))
+    many = Study.create(tmp_path / "many", settings(driver=driver))
+    _raced(many, Examined(one.parts.sizes, slots=7, seed=3))
+    assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
+    assert digest(many.record().told) == digest(one.record().told)
+
+
+def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_population(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(driver=RACES[0]))
+    evaluator = Examined(study.parts.sizes)
+    seen = []
+    study.run(Remembering(evaluator, study.parts.sizes), lambda proposal, evaluation: seen.append(study.done))
+    record = study.record()
+    spent, told, population = record.spent, record.told, record.population
+    asked = sum(evaluator.scored.values())
+    assert spent == seen[-1] == asked / study.parts.whole
+    assert 30 <= spent < 31
+    assert np.diff(seen).min() > 0
+    candidates = {proposal.recipe.id for proposal, _ in told}
+    good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
+    failed = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is not None]
+    assert len(candidates) == len({p.recipe.id for p, _ in population}) + len(record.partial)
+    assert len(good) > 5 < len(record.partial)
+    assert {evaluation.error for _, evaluation in failed} == {"made to fail"}
+    last = {}
+    for proposal, _ in told:
+        last[proposal.recipe.id] = proposal.number
+    for proposal, evaluation in good:
+        assert proposal.number == last[proposal.recipe.id]
+        assert proposal.examples is None
+        for name, vector in evaluation.scores.items():
+            assert np.array_equal(vector, evaluator.truth(proposal.recipe, name.partition("/")[0]))
+    assert set(record.partial) == set(last.values()) - {proposal.number for proposal, _ in population}
+
+
+def test_an_unraced_study_costs_one_evaluation_a_proposal_and_leaves_nothing_in_part(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings())
+    study.run(Remembering(Made()))
+    assert (study.record().spent, study.record().partial, study.done) == (30, (), 30)
+    assert study.record().told[3][0].recipe == study.population()[3][0].recipe
+    assert digest(study.record().told) == digest(study.population())
+    assert b"examples" not in study.journal_path.read_bytes()
+
+
+def test_a_race_of_real_models_is_reported_without_the_candidates_that_were_stopped(settings, tmp_path):
+    driver = {"kind": "racing", "driver": DRIVERS[0], "tolerance": 1}
+    study = Study.create(tmp_path / "study", settings(driver=driver, evaluations=16))
+    results = measure.measure(study, _searched(study))
+    stopped = {proposal.recipe.id for proposal, _ in study.record().told} - {p.recipe.id for p, _ in study.population()}
+    assert len(stopped) == len(study.record().partial) > 0
+    assert not stopped & {point.recipe_id for point in results.front}
+    assert results.evaluations == len(study.population())
+
+
+def test_parts_without_sizes_and_other_examples_than_recorded_are_refused(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(driver=RACES[0], evaluations=3))
+    _raced(study, Examined(study.parts.sizes))
+    with pytest.raises(StudyError, match=r"of a part of the examples; expected `sizes`"):
+        read_population(study.journal_path)
+    header = json.loads((study.folder / "study.json").read_text())
+    for part in ("identity", "settings"):
+        header[part]["driver"]["rungs"] = [0.25, 0.5]
+    (study.folder / "study.json").write_text(json.dumps(header))
+    other = Study.open(study.folder)
+    with pytest.raises(
+        StudyError, match=r"proposal 0 gave other examples than the recorded ones; no version has changed"
+    ):
+        _raced(other, Examined(other.parts.sizes))
+
+
 def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
@@ -203,7 +328,7 @@ def test_references_and_front_are_scored_on_the_report_split(settings, tmp_path,
 
 
 def _searched(study):
-    evaluator = Remembering(evaluate.Serial(study.parts.setup))
+    evaluator = Remembering(evaluate.Serial(study.parts.setup), study.parts.sizes)
     study.run(evaluator)
     return evaluator
 

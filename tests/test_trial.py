@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from strategies import evaluations
 
-from evomerge.trial import Evaluation
+from evomerge.errors import EvaluatorError
+from evomerge.trial import Evaluation, Scored
 
 
 @given(evaluations)
@@ -46,3 +47,28 @@ def test_means_are_taken_in_the_order_asked_for():
 
 def test_means_of_a_failure_are_nan():
     assert np.isnan(Evaluation(error="killed").means(["a", "b"])).all()
+
+
+def test_parts_add_up_to_the_whole_and_say_what_is_missing():
+    known = Scored({"a": 3, "b": 2})
+    known.add({"a": (2, 0)}, Evaluation({"a/m": np.array([2, 0.5], np.float32)}))
+    assert known.examples == {"a": (0, 2), "b": ()}
+    assert known.missing({"a": (1, 2), "b": (1,)}) == {"a": (1,), "b": (1,)}
+    assert known.missing(None) == {"a": (1,), "b": (0, 1)}
+    assert known.take({"a": (0, 2)}).scores["a/m"].tolist() == [0.5, 2]
+    rest = {"a/m": np.array([7, 1], np.float32), "b/k": np.array([4, 3], np.float32)}
+    known.add({"a": (2, 1), "b": (1, 0)}, Evaluation(rest))  # example 2 again: its first score stays
+    assert known.whole
+    assert {name: vector.tolist() for name, vector in known.take().scores.items()} == {
+        "a/m": [0.5, 1, 2],
+        "b/k": [3, 4],
+    }
+
+
+@pytest.mark.parametrize("scores", [{}, {"a/m": [1.0]}, {"a/k": [1.0, 2.0]}, {"a/m": [1.0, 2.0], "a/k": [1.0, 2.0]}])
+def test_scores_of_other_examples_or_metrics_than_asked_for_are_refused(scores):
+    known = Scored({"a": 3})
+    known.add({"a": (2,)}, Evaluation({"a/m": np.ones(1, np.float32)}))
+    evaluation = Evaluation({name: np.array(vector, np.float32) for name, vector in scores.items()})
+    with pytest.raises(EvaluatorError, match=r"task `a`: expected a score for each of 2 examples.*\['a/m'\]"):
+        known.add({"a": (0, 1)}, evaluation)

@@ -15,8 +15,11 @@ class Evaluator(Protocol):
     - Every submitted proposal comes back from `wait` exactly once, under its number, whatever happens to it
       or to the process that evaluates it. What a candidate did wrong is its `Evaluation.error`, never an
       exception.
-    - An evaluation depends on the recipe and the split alone: not on what was evaluated before, on the number
-      of slots or on the order of submission. Two evaluators with the same setup give the same bytes.
+    - An evaluation depends on the recipe, the split and the examples alone: not on what was evaluated before, on the
+      number of slots or on the order of submission. Two evaluators with the same setup give the same bytes.
+    - Of a proposal with `examples`, these are scored and no others: the vectors are in their order, and there are none of
+      a task that is not named. (`Remembering` has scored what it knows already, perhaps in other batches: up to rounding
+      that is the same.)
     - Any number of proposals may be submitted; up to `slots` of them run at a time, the others wait in line.
     - An exception from `submit` or `wait` means that no candidate can be evaluated: `EvaluatorError`, or what
       the setup's models and tasks raise.

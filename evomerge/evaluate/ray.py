@@ -127,9 +127,10 @@ class RayEvaluator(Evaluator):
             seat, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
             self._line.remove(job)
             seat.take(job)
-            recipe = job.proposal.recipe
+            proposal = job.proposal
+            recipe, examples = proposal.recipe, proposal.examples
             lineage = {key: own.json for key, own in ancestors(recipe, self.lineage, self._members.on_disk)}
-            seat.promise = seat.actor.evaluate.remote(recipe.json, job.proposal.split, lineage)
+            seat.promise = seat.actor.evaluate.remote(recipe.json, proposal.split, examples and dict(examples), lineage)
 
     def _collect(self, seat: "_Seat") -> None:
         """Take what a worker has to say, or that it died."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from evomerge.evaluate.worker import Setup, Worker, describe
 from evomerge.recipe import Recipe
-from evomerge.trial import Evaluation, Split
+from evomerge.trial import Evaluation, Examples, Split
 
 
 class Resident:
@@ -27,9 +27,9 @@ class Resident:
             return describe(error)
         return None
 
-    def evaluate(self, recipe: str, split: Split, lineage: Mapping[str, str]) -> Evaluation:
+    def evaluate(self, recipe: str, split: Split, examples: Examples | None, lineage: Mapping[str, str]) -> Evaluation:
         """Return the evaluation of a recipe, given as JSON, as are those of the earlier candidates that it is made of."""
         for identity, known in lineage.items():
             if identity not in self._worker.members.lineage:
                 self._worker.members.lineage[identity] = Recipe.parse(json.loads(known))
-        return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split)
+        return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples)

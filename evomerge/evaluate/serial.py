@@ -30,7 +30,7 @@ class Serial(Evaluator):
             msg = "no proposal is in flight; submit one before waiting"
             raise EvaluatorError(msg)
         proposal = self._line.popleft()
-        return proposal.number, self._worker.evaluate(proposal.recipe, proposal.split)
+        return proposal.number, self._worker.evaluate(proposal.recipe, proposal.split, proposal.examples)
 
     def retain(self, members: Collection[str]) -> None:
         """Let go of the weights of all earlier candidates but these."""

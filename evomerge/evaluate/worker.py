@@ -7,7 +7,7 @@ since no other candidate would fare better.
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from evomerge import tasks
 from evomerge.adapter import Adapter
 from evomerge.build import Builder
 from evomerge.checkpoint import Checkpoint, Folder
+from evomerge.errors import TaskError, nearest
 from evomerge.members import Members
 from evomerge.models import LiveModel
 from evomerge.models.prefixes import Count
 from evomerge.pool import Pool
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.stack import Stacked
-from evomerge.trial import Evaluation, Split
+from evomerge.trial import Evaluation, Examples, Split
 
 _LONGEST_ERROR = 1000
 _OWN = np.random.MT19937()
@@ -73,8 +74,8 @@ class Worker:
         """Open the pool, load model and tasks, unless that is done. Raises what they raise."""
         self._ready()
 
-    def evaluate(self, recipe: Recipe, split: Split = "search") -> Evaluation:
-        """Return the recipe's scores on every task, or what went wrong with this candidate.
+    def evaluate(self, recipe: Recipe, split: Split = "search", examples: Examples | None = None) -> Evaluation:
+        """Return the recipe's scores on `examples`, or on all of every task, or what went wrong with this candidate.
 
         `seconds` of the result are those of `decode` (reading the recipe), `merge` (building it into the
         model) and `score`. Raises what `prepare` raises, and lets KeyboardInterrupt pass.
@@ -97,8 +98,8 @@ class Worker:
                         checkpoint = checkpoint if isinstance(checkpoint, Stacked) else kept
                     ready.model.write(checkpoint)
                 with _timed(seconds, "score"):
-                    for task in ready.tasks:
-                        found = task.score(ready.model, split)
+                    for task, numbers in ready.chosen(examples):
+                        found = task.score(ready.model, split, numbers)
                         for metric, vector in found.scores.items():
                             _check_scores(task.name, metric, vector)
                             scores[f"{task.name}/{metric}"] = vector
@@ -132,6 +133,17 @@ class _Prepared:
         self.model = LiveModel(
             folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20, module=setup.module
         )
+
+    def chosen(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
+        """Return the tasks to score, each with the numbers of its examples; None is all of them. Raises `TaskError`."""
+        if examples is None:
+            return [(task, None) for task in self.tasks]
+        names = [task.name for task in self.tasks]
+        for name in examples:
+            if name not in names:
+                msg = f"examples of the unknown task `{name}`; {nearest(name, names)}"
+                raise TaskError(msg)
+        return [(task, examples[task.name]) for task in self.tasks if task.name in examples]
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

@@ -55,7 +55,9 @@ def page(results: Results, folder: Path) -> str:
         for comparison, text in zip(results.comparisons, said, strict=False)
     )
     facts = {
-        "candidates evaluated": f"{results.evaluations}",
+        "candidates evaluated": f"{results.evaluations}"
+        + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"
+        * bool(results.stopped),
         "failed": f"{results.failed}",
         "merges on the front": f"{len(results.front)}",
         "of work": wording.duration(sum(results.costs.values())),

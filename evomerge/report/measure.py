@@ -51,7 +51,8 @@ def measure(
     model of the front or a reference cannot be scored.
     """
     parts, settings = study.parts, study.settings
-    population = study.population()
+    record = study.record()
+    population = record.population
     good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
     if not good:
         why = f"; the last failure: {population[-1][1].error}" if population else ""
@@ -99,8 +100,10 @@ def measure(
     )
     return Results(
         name=settings.name,
-        digest=digest(population),
+        digest=digest(record.told),
         evaluations=len(population),
+        stopped=len(record.partial),
+        spent=record.spent,
         failed=len(population) - len(good),
         objectives=tuple(
             Objective(

@@ -169,7 +169,12 @@ class Results(_Data):
     name: str
     digest: str
     evaluations: int
+    """Candidates that were evaluated on all search examples, or failed."""
     failed: int
+    stopped: int = 0
+    """Candidates that lost their race, and were evaluated on some of the examples."""
+    spent: float
+    """Of the budget: all scores of search examples, in units of a whole evaluation."""
     objectives: tuple[Objective, ...]
     hypervolume: Hypervolume
     front: tuple[Candidate, ...]
@@ -184,7 +189,7 @@ class Results(_Data):
     not_replayed: str | None = None
     """Why the journal of a population could not be replayed, so that its diagnostics and cells are not known."""
     surface: Surface | None = None
-    """Of a study whose driver is `front`; None of any other."""
+    """Of a study whose driver leaves one, such as `front`; None of any other."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     study: Mapping[str, Any]
@@ -195,6 +200,8 @@ class Results(_Data):
         found: dict[str, Any] = {
             "digest": self.digest,
             "evaluations": self.evaluations,
+            "stopped": self.stopped,
+            "spent": self.spent,
             "objectives": [objective.name for objective in self.objectives],
             "hypervolume": {"search": self.hypervolume.search, "report": self.hypervolume.report},
             "front": [

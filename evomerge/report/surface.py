@@ -1,4 +1,4 @@
-"""The surface of a study whose driver is `front`: what its surrogates say of merges that nobody has evaluated.
+"""The surface of a study whose driver leaves one: what its surrogates say of merges that nobody has evaluated.
 
 Nothing here evaluates anything. Whether what is predicted holds, `measure.verify` finds out.
 """
@@ -15,13 +15,20 @@ from evomerge.report.choose import Preference
 from evomerge.report.results import Fit
 from evomerge.report.results import Surface as Shown
 from evomerge.search import Generational
-from evomerge.search.front import Front, Surface
+from evomerge.search.bayesian import BayesianMap
+from evomerge.search.front import Front
+from evomerge.search.nested import NestedMap
+from evomerge.search.quadratic import Map
+from evomerge.search.surface import Surface
 from evomerge.study import Study
 from evomerge.surrogate import NORMAL_90, Surrogate
 from evomerge.trial import Evaluation, Proposal
 
 _SAME = 1e-9
 """Recipes nearer to each other in every gene, as a share of its range, differ by rounding alone."""
+
+_LEAVES = (Front, Map, BayesianMap, NestedMap)
+"""Breeders that have a surface."""
 
 Population = Sequence[tuple[Proposal, Evaluation]]
 """What was evaluated, in order of number: `Study.population`."""
@@ -44,7 +51,7 @@ class Prediction:
 
 def has_surface(study: Study) -> bool:
     """Tell whether the study's driver is one that leaves a surface."""
-    return _front(study) is not None
+    return _breeder(study) is not None
 
 
 def read(study: Study, population: Population) -> Surface:
@@ -53,17 +60,17 @@ def read(study: Study, population: Population) -> Surface:
     It is what a replay of the journal would leave, without fitting and choosing each batch again: a surface depends on what
     was evaluated, and not on how that was found.
     """
-    front = _front(study)
-    if front is None:
+    breeder = _breeder(study)
+    if breeder is None:
         kind = study.parts.driver["kind"]
         msg = (
-            f"{study.folder}: only the driver `front` leaves a surface, and this study's is `{kind}`; "
+            f"{study.folder}: only the drivers `front`, `map`, `bayesian_map` and `nested_map` leave a surface, and this study's is `{kind}`; "
             "type `evomerge pick` without `--surface`, or start a study with `driver: {kind: front}`"
         )
         raise StudyError(msg)
     space = study.parts.space
     genomes = np.array([space.encode(proposal.recipe) for proposal, _ in population]).reshape(-1, len(space.genes))
-    return front.surface(genomes, [evaluation for _, evaluation in population])
+    return breeder.surface(genomes, [evaluation for _, evaluation in population])
 
 
 def ask(study: Study, population: Population, surface: Surface, preference: Preference) -> Prediction:
@@ -138,7 +145,7 @@ def _fit(fit: Surrogate) -> Fit:
     )
 
 
-def _front(study: Study) -> Front | None:
-    """Return a fresh front of the study's space, which has learnt nothing; None for another driver."""
+def _breeder(study: Study) -> Front | Map | BayesianMap | NestedMap | None:
+    """Return a fresh breeder of the study's space, which has learnt nothing; None for a driver without a surface."""
     driver = study.parts.new_driver(study.settings.seed)
-    return driver.breeder if isinstance(driver, Generational) and isinstance(driver.breeder, Front) else None
+    return driver.breeder if isinstance(driver, Generational) and isinstance(driver.breeder, _LEAVES) else None

@@ -88,8 +88,9 @@ def sentences(results: Results) -> list[str]:
     if (asked := surface(results)) is not None:
         said.append(asked)
     failed = f", {results.failed} failed" if results.failed else ""
+    raced = f"; {results.stopped} lost their race before; {results.spent:g} evaluations' worth of examples in all"
     said.append(
-        f"{results.evaluations} candidates were evaluated{failed}. Search scores chose the front; "
+        f"{results.evaluations} candidates were evaluated{failed}{raced * bool(results.stopped)}. Search scores chose the front; "
         "every score shown was measured on examples that the search never saw."
     )
     return said

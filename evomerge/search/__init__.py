@@ -11,16 +11,19 @@ from pydantic import BaseModel, ValidationError
 
 from evomerge.errors import DriverError, nearest
 from evomerge.recipe import describe as describe_error
+from evomerge.search.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.cycle import Cycle, CycleSettings
 from evomerge.search.driver import Breeder, Driver, Generational
-from evomerge.search.front import Front, FrontSettings
+from evomerge.search.front import MOST_GENES, Front, FrontSettings
 from evomerge.search.map_elites import MapElites, MapElitesSettings
+from evomerge.search.nested import NestedMap, NestedMapSettings
 from evomerge.search.niches import Niches, NichesSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
 from evomerge.search.population import Archive, CellMap, Population, read_seeds
 from evomerge.search.quadratic import Map, MapSettings
+from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
@@ -34,26 +37,38 @@ __all__ = [
     "Driver",
     "Generational",
     "Population",
-    "describe",
+    "default",
     "make",
 ]
 
-_Make = Callable[[SearchSpace, Sequence[str], int, Any], Driver]
+_Make = Callable[[SearchSpace, Sequence[str], int, Any, Mapping[str, int]], Driver]
 
 
 def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> _Make:
-    return lambda space, objectives, seed, settings: Generational(
+    return lambda space, objectives, seed, settings, sizes: Generational(
         space, objectives, breeder(space, objectives, seed, settings)
     )
 
 
 def _population(archive: Callable[[Sequence[str], Any], Archive]) -> _Make:
-    return lambda space, objectives, seed, settings: Population(
+    return lambda space, objectives, seed, settings, sizes: Population(
         space, objectives, seed, settings, archive(objectives, settings)
     )
 
 
-def _cycle(space: SearchSpace, objectives: Sequence[str], seed: int, settings: CycleSettings) -> Driver:
+def _steady(driver: Callable[[SearchSpace, Sequence[str], int, Any], Driver]) -> _Make:
+    return lambda space, objectives, seed, settings, sizes: driver(space, objectives, seed, settings)
+
+
+def _racing(
+    space: SearchSpace, objectives: Sequence[str], seed: int, settings: RacingSettings, sizes: Mapping[str, int]
+) -> Driver:
+    return Racing(make(settings.driver, space, objectives, seed), objectives, seed, settings, sizes)
+
+
+def _cycle(
+    space: SearchSpace, objectives: Sequence[str], seed: int, settings: CycleSettings, sizes: Mapping[str, int]
+) -> Driver:
     seeds = [recipe.id for recipe in read_seeds(settings, space)]
     return Population(space, objectives, seed, settings, Cycle(objectives, settings, seeds))
 
@@ -67,11 +82,14 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
     "qmc": (OptunaSettings, _generational(Optuna)),
     "map": (MapSettings, _generational(Map)),
     "front": (FrontSettings, _generational(Front)),
-    "random": (RandomSettings, Random),
+    "random": (RandomSettings, _steady(Random)),
     "niches": (NichesSettings, _population(Niches)),
     "map_elites": (MapElitesSettings, _population(MapElites)),
     "cycle": (CycleSettings, _cycle),
-    "swarm": (SwarmSettings, Swarm),
+    "swarm": (SwarmSettings, _steady(Swarm)),
+    "nested_map": (NestedMapSettings, _generational(NestedMap)),
+    "bayesian_map": (BayesianMapSettings, _generational(BayesianMap)),
+    "racing": (RacingSettings, _racing),
 }
 
 KINDS: tuple[str, ...] = tuple(_DRIVERS)
@@ -81,11 +99,17 @@ POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1
 """Those of `KINDS` whose candidates are made of earlier candidates, as their space says: of how many at least and at most."""
 
 
-def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str], seed: int) -> Driver:
+def make(
+    settings: Mapping[str, Any],
+    space: SearchSpace,
+    objectives: Sequence[str],
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+) -> Driver:
     """Return the driver that `settings` (`kind:` and its own keys) spell, to search `space` for `objectives`.
 
     `objectives` name entries of `Evaluation.scores`; higher is better. `seed` (0 or more) decides everything
-    random. Raises `DriverError`.
+    random. `sizes`, the number of search examples of each task, is needed by `racing` alone. Raises `DriverError`.
     """
     kind = settings.get("kind")
     if kind not in _DRIVERS:
@@ -117,9 +141,18 @@ def make(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[s
         parsed = model.model_validate(settings)
     except ValidationError as error:
         raise DriverError(describe_error(error, "driver", {"": tuple(model.model_fields)})) from None
-    return build(space, objectives, seed, parsed)
+    return build(space, objectives, seed, parsed, sizes or {})
 
 
-def describe(settings: Mapping[str, Any], space: SearchSpace, objectives: Sequence[str]) -> str:
-    """Return one line for a dry run: what the driver is and does. Raises `DriverError` as `make` does."""
-    return str(make(settings, space, objectives, seed=0))
+def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the driver that searches where nobody names one.
+
+    For a whole front over up to 40 numbers, `front`; over more, or over choices and bits, `nsga2`. For one objective
+    `cma`. Where earlier candidates are crossed, `niches`.
+    """
+    if space.parents:
+        return {"kind": "niches"}
+    if len(objectives) == 1:
+        return {"kind": "cma"}
+    numbers = all(gene.kind in ("float", "int") for gene in space.genes)
+    return {"kind": "front" if numbers and len(space.genes) <= MOST_GENES else "nsga2"}

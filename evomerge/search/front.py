@@ -14,7 +14,6 @@ margins: `metrics: [accuracy, log_likelihood, margin]` in the task.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,22 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
-from evomerge.recipe import Recipe
 from evomerge.search import infill
 from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds, round_whole
-from evomerge.space import Genome, SearchSpace
+from evomerge.search.surface import Surface, doubts, flat, nothing, published
+from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate
 from evomerge.trial import Evaluation
 
-_MOST_GENES = 40
+MOST_GENES = 40
 _PER_GENE = 5
 """Candidates of the design for each gene and one more, where that is less than 1.2 p."""
-_SURE = 0.9
-"""Share of the variance of scores that a surrogate must predict, for its front to be published."""
 _LEAST_GAIN = 0.001
 _PATIENCE = 3
 """Designs' worth of candidates after which a search that nothing is expected of ends, though its surface must be refused."""
-_SHOWN = 400
 
 
 class FrontSettings(BaseModel):
@@ -63,29 +59,6 @@ class FrontSettings(BaseModel):
     it can, or there are three times as many candidates as the design has. 0 searches until the budget is spent."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Surface:
-    """The front as the surrogates see it: where to go for any trade-off without evaluating anything more.
-
-    Not to be confused with the front of what was evaluated. Rows are at most 400 candidates, from end to end.
-    """
-
-    objectives: tuple[str, ...]
-    genomes: Genomes
-    """`(rows, genes)`."""
-    recipes: tuple[Recipe, ...]
-    means: Means
-    """Predicted mean scores, `(rows, objectives)`. Higher is better."""
-    deviations: Means
-    """Calibrated standard deviations of the scores that would be measured there, `(rows, objectives)`."""
-    fits: Mapping[str, Surrogate]
-    """Of each objective that varies: the rung that was chosen, its R², its coverage and the noise of the examples."""
-    refused: str | None
-    """Why the rows must not be published; None where they may be."""
-    best_for_all: Genome | None
-    """The one genome, `(genes,)`, that is best for all objectives, where they do not conflict: no front is needed."""
-
-
 class Front:
     """A `Breeder`: a design, then batches by expected improvement, and the end when that is within the noise.
 
@@ -102,8 +75,8 @@ class Front:
                 msg = f"driver `front` predicts scores from numbers, and gene `{gene.name}` is a {gene.kind}; fix it in the recipe, or type `kind: {other}`"
                 raise DriverError(msg)
         self._genes = len(space.genes)
-        if self._genes > _MOST_GENES:
-            msg = f"driver `front` reaches up to {_MOST_GENES} genes, and the space has {self._genes}; tile its holes more coarsely, or type `kind: {other}`"
+        if self._genes > MOST_GENES:
+            msg = f"driver `front` reaches up to {MOST_GENES} genes, and the space has {self._genes}; tile its holes more coarsely, or type `kind: {other}`"
             raise DriverError(msg)
         self._space = space
         self._objectives = tuple(objectives)
@@ -169,38 +142,28 @@ class Front:
         if genomes is not None and len(genomes):
             points, failed, succeeded = self._with(genomes, evaluations)
             fits = self._fit(points, succeeded) if len(points) >= self._needed else {}
-        if not fits:
+        if len(points) < self._needed:
             few = f"{len(points)} candidates could be evaluated; expected {self._needed} or more"
-            flat = f"none of the objectives varies over {len(points)} candidates; search a larger space"
-            empty = np.empty((0, len(self._objectives)))
-            nothing = np.empty((0, self._genes))
-            refused = few if len(points) < self._needed else flat
-            return Surface(self._objectives, nothing, (), empty, empty, {}, refused, None)
+            return nothing(self._space, self._objectives, few)
+        if not fits:
+            same = f"none of the objectives varies over {len(points)} candidates; search a larger space"
+            return nothing(self._space, self._objectives, same)
         found = self._candidates(fits, points, 0)
         found = found[self._trusts(fits, found)]
         found = np.concatenate([points, found[~infill.nearer_to_failures(found, failed, points)]])
-        means, deviations = _predict(fits, found)
-        best = np.flatnonzero(pareto.nondominated(means))
-        best = best[infill.spread(means[best], _SHOWN)]
-        unit = found[best]
-        rows = round_whole(self._space, self._space.from_unit(unit))
-        all_means, all_deviations = (np.zeros((len(rows), len(self._objectives))) for _ in range(2))
-        for column, name in enumerate(self._objectives):
-            if name in fits:
-                place = list(fits).index(name)
-                all_means[:, column], all_deviations[:, column] = means[best, place], deviations[best, place]
-            else:
-                all_means[:, column] = succeeded[0].means([name])[0]
+        means = np.tile(succeeded[0].means(self._objectives), (len(found), 1))  # of what does not vary
+        deviations = np.zeros_like(means)
+        varying = [self._objectives.index(name) for name in fits]
+        means[:, varying], deviations[:, varying] = _predict(fits, found)
         shared = surrogate.best_for_all(list(fits.values()), self._seed) if len(fits) > 1 else None
-        return Surface(
-            objectives=self._objectives,
-            genomes=rows,
-            recipes=tuple(self._space.decode(row) for row in rows),
-            means=all_means,
-            deviations=all_deviations,
-            fits=fits,
-            refused="; ".join(self._reasons(fits, len(points))) or None,
-            best_for_all=None if shared is None else round_whole(self._space, self._space.from_unit(shared)),
+        return published(
+            self._space,
+            self._objectives,
+            round_whole(self._space, self._space.from_unit(found)),
+            (means, deviations),
+            fits,
+            flat(self._objectives, fits, len(points)) + self._doubts(fits),
+            None if shared is None else round_whole(self._space, self._space.from_unit(shared)),
         )
 
     # -- the design --
@@ -275,33 +238,12 @@ class Front:
         limits = [np.quantile(fit.factor * fit.rung.left_out[1][: self._size], 0.9) for fit in fits.values()]
         return np.asarray((deviations / np.maximum(limits, 1e-12)).max(axis=1) - 1)
 
-    def _reasons(self, fits: Mapping[str, Surrogate], count: int) -> list[str]:
-        """Return what speaks against publishing what is predicted."""
-        flat = [
-            f"`{name}` does not vary over {count} candidates; drop it, or search a larger space"
-            for name in self._objectives
-            if name not in fits
-        ]
-        return flat + self._doubts(fits, count)
-
-    def _doubts(self, fits: Mapping[str, Surrogate], count: int) -> list[str]:
-        """Return what speaks against the fits of `count` candidates, and may not after more of them."""
-        reasons = []
+    def _doubts(self, fits: Mapping[str, Surrogate]) -> list[str]:
+        """Return what speaks against the fits, and may not after more candidates."""
         least = max(4, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
-        if count < least:
-            reasons.append(f"{count} candidates could be evaluated; expected {least} or more for {self._genes} genes")
-        # Two standard errors of a share of 0.9.
-        covered = 0.9 - 2 * math.sqrt(0.09 / count)
-        for name, fit in fits.items():
-            if fit.r2 < _SURE:
-                reasons.append(
-                    f"`{name}`: the surrogate ({fit.name}) explains R² {fit.r2:.2f} of candidates that it has not seen; expected {_SURE}"
-                )
-            if fit.coverage < covered:
-                reasons.append(
-                    f"`{name}`: {fit.coverage:.0%} of scores lie in their 90% intervals; expected {covered:.0%} or more of {count}"
-                )
-        return reasons
+        count = min(len(fit.values) for fit in fits.values())
+        few = f"{count} candidates could be evaluated; expected {least} or more for {self._genes} genes"
+        return [few] * (count < least) + doubts(fits)
 
     # -- infill --
 
@@ -324,7 +266,7 @@ class Front:
         if not self._fits:
             return self._points[:0]
         found, count = self._improving(self._fits), len(self._points)
-        if not len(found) and count < _PATIENCE * self._size and self._doubts(self._fits, count):
+        if not len(found) and count < _PATIENCE * self._size and self._doubts(self._fits):
             return self._design(self._known[:0], self._settings.batch)
         return found
 

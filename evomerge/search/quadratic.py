@@ -17,9 +17,12 @@ Defaults are the paper's and its released code's. What the code does wrong is no
 - accuracy's sigmoid is hard-wired: bounds belong to the objective;
 - `--point` is read and ignored: `points` is heeded;
 - four or five reference directions for two objectives: as many as the population allows.
+
+What is left is a surface as of the driver `front`: the quadratics' front, and how well each candidate is predicted from
+the others, which the paper does not ask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,7 +40,10 @@ from evomerge.errors import DriverError, SurrogateError
 from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds
 from evomerge.search.infill import evolve, spread
 from evomerge.search.nsga import reference_directions
+from evomerge.search.surface import Surface, doubts, flat, nothing, published
 from evomerge.space import SearchSpace
+from evomerge.surrogate import Surrogate
+from evomerge.surrogate.rungs import Prediction, widened
 from evomerge.trial import Evaluation
 
 _POPULATION, _GENERATIONS = 100, 25
@@ -71,31 +77,16 @@ class Map:
 
     def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: MapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, and for genes that are no floats."""
-        for gene in space.genes:
-            if gene.kind != "float":
-                msg = f"driver `map` fits quadratics of float genes, and gene `{gene.name}` is {gene.kind}; fix it in the recipe, or type `kind: nsga2`"
-                raise DriverError(msg)
-        if len(objectives) < 2:  # a front needs two
-            msg = "driver `map` needs two or more objectives, got one; type `kind: cma`"
-            raise DriverError(msg)
-        reference_directions(len(objectives), _POPULATION)
+        self._quadratics = Quadratics("map", space, objectives, seed, settings.bounds)
         self._space = space
-        self._objectives = tuple(objectives)
-        self._bounds = read_bounds(objectives, settings.bounds)
         self._seed = seed
-        self._genes = len(space.genes)
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, self._genes))
-        needed = surrogate.unknowns(self._genes)
+        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        needed = surrogate.unknowns(len(space.genes))
         self._size = settings.points or max(2 * needed, needed + len(self._known))
         self._count = settings.validated or needed
-        least = max(needed, len(self._known))
-        if self._size < least:
-            msg = f"driver `map`: `points` is {self._size}; expected {least} or more, for {self._genes} genes and {len(self._known)} known recipes"
-            raise DriverError(msg)
-        self._levels = max(3, int(np.ceil((2 * self._size) ** (1 / self._genes) - 1e-9)))
+        check_size("map", "points", self._size, len(space.genes), len(self._known))
+        self._levels = levels(self._size, len(space.genes))
         self._rounds = 0  # designs so far: the second and later ones replace what failed
-        self._points: Genomes = np.empty((0, self._genes))  # that succeeded, unit coordinates
-        self._means: Means = np.empty((0, len(objectives)))
         self._over = False
 
     def __str__(self) -> str:
@@ -108,57 +99,184 @@ class Map:
     def draw(self) -> Genomes:
         """Return the design, then what replaces its failures if need be, then the front, then no rows."""
         if self._over:
-            return np.empty((0, self._genes))
+            return np.empty((0, len(self._space.genes)))
         if self._rounds == 0:
-            genomes = self._space.from_unit(self._design())
-            genomes[: len(self._known)] = self._known  # to the last bit
-        elif not self._identified():
-            lost = max(self._size - len(self._points), 1)
-            genomes = self._space.from_unit(surrogate.design(self._genes, (), lost, self._seed + self._rounds))
+            genomes = grid_design("map", self._space, self._known, self._size, self._seed)
+        elif not self._quadratics.identified:
+            genomes = self._quadratics.replacements(self._size, self._rounds)
         else:
             self._over = True
-            genomes = self._space.from_unit(self._front())
+            genomes = self._space.from_unit(self._quadratics.front(self._count))
         self._rounds += 1
         return genomes
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Keep what succeeded. Raises `DriverError` for a score that is out of bounds."""
-        good = np.array([evaluation.error is None for evaluation in evaluations])
-        check_bounds("map", self._objectives, self._bounds, list(means[good].T))
-        self._points = np.concatenate([self._points, self._space.to_unit(genomes[good])])
-        self._means = np.concatenate([self._means, means[good]])
+        self._quadratics.learn(genomes, evaluations)
 
-    def _front(self) -> Genomes:
-        """Return what is to be evaluated of the front of the fits: unit coordinates, nothing that has been evaluated."""
-        fits = [fit(self._points, self._means[:, i], bounds) for i, bounds in enumerate(self._bounds)]
-        points, scores = front(fits, self._genes, self._seed)
-        new = cdist(points, self._points).min(axis=1) > 1e-6
-        found: Genomes = points[new][spread(scores[new], self._count)]
+    def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
+        """Return the front of the quadratics, with what speaks against it.
+
+        `genomes` and `evaluations` are those that have not been learnt: `Generational.unfinished`.
+        """
+        return self._quadratics.surface(genomes, evaluations)
+
+
+class Quadratics:
+    """What a search has evaluated, and a quadratic of each objective through it: what MAP and Bayesian MAP have in common.
+
+    Only what succeeded is kept.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        space: SearchSpace,
+        objectives: Sequence[str],
+        seed: int,
+        bounds: Mapping[str, tuple[float | None, float | None]],
+    ) -> None:
+        """Fit `objectives` over `space` for the driver `kind`. Raises `DriverError` as `Map` does."""
+        for gene in space.genes:
+            if gene.kind != "float":
+                msg = f"driver `{kind}` fits quadratics of float genes, and gene `{gene.name}` is {gene.kind}; fix it in the recipe, or type `kind: nsga2`"
+                raise DriverError(msg)
+        if len(objectives) < 2:  # a front needs two
+            msg = f"driver `{kind}` needs two or more objectives, got one; type `kind: cma`"
+            raise DriverError(msg)
+        reference_directions(len(objectives), _POPULATION)
+        self._kind = kind
+        self._space = space
+        self._objectives = tuple(objectives)
+        self._seed = seed
+        self._bounds = read_bounds(objectives, bounds)
+        self.points: Genomes = np.empty((0, len(space.genes)))  # unit coordinates
+        self.means: Means = np.empty((0, len(objectives)))
+        self._succeeded: list[Evaluation] = []
+
+    def learn(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> None:
+        """Keep what succeeded. Raises `DriverError` for a score that is out of bounds."""
+        self.points, self._succeeded = self._with(genomes, evaluations)
+        self.means = self._means(self._succeeded)
+
+    @property
+    def identified(self) -> bool:
+        """Whether what succeeded identifies a quadratic."""
+        return identifies(self.points)
+
+    def replacements(self, size: int, turn: int) -> Genomes:
+        """Return as many genomes of Sobol's sequence as a design of `size` has lost, another part of it each `turn`."""
+        lost = max(size - len(self.points), 1)
+        return self._space.from_unit(surrogate.design(self.points.shape[1], (), lost, self._seed + turn))
+
+    def fits(self) -> list["Fit"]:
+        """Return the quadratic of each objective."""
+        return [fit(self.points, self.means[:, i], bounds) for i, bounds in enumerate(self._bounds)]
+
+    def front(self, count: int) -> Genomes:
+        """Return at most `count` of the front of the fits, from end to end: unit coordinates, nothing that has been evaluated."""
+        points, scores = front(self.fits(), self.points.shape[1], self._seed)
+        new = cdist(points, self.points).min(axis=1) > 1e-6
+        found: Genomes = points[new][spread(scores[new], count)]
         return found
 
-    def _identified(self) -> bool:
-        try:
-            surrogate.check_rank(self._points)
-        except SurrogateError:
-            return False
-        return True
+    def surface(self, genomes: Genomes | None, evaluations: Sequence[Evaluation]) -> Surface:
+        """Return the front of the fits, also to `genomes` and `evaluations` that have not been learnt."""
+        points, succeeded = self.points, self._succeeded
+        if genomes is not None and len(genomes):
+            points, succeeded = self._with(genomes, evaluations)
+        needed = surrogate.unknowns(points.shape[1]) + 1  # one more than the unknowns, to be left out
+        if len(points) < needed or not identifies(points):
+            few = f"{len(points)} candidates could be evaluated; expected {needed} or more that identify a quadratic"
+            return nothing(self._space, self._objectives, few)
+        means = self._means(succeeded)
+        judged: dict[str, Surrogate] = {}
+        for column, (name, bounds) in enumerate(zip(self._objectives, self._bounds, strict=True)):
+            scores = np.array([evaluation.scores[name] for evaluation in succeeded], dtype=np.float64)
+            if surrogate.varies(scores):
+                judged[name] = surrogate.judge(points, scores, LeftOut(points, means[:, column], bounds))
 
-    def _design(self) -> Genomes:
-        """Return the known recipes, and a random part of the grid that, with them, identifies a quadratic."""
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, 0]))
-        for _ in range(100):
-            found = {row.round(9).tobytes(): row for row in self._space.to_unit(self._known)}
-            while len(found) < self._size:
-                row = rng.integers(self._levels, size=self._genes) / (self._levels - 1)
-                found.setdefault(row.round(9).tobytes(), row)
-            points = np.array(list(found.values()))
-            try:
-                surrogate.check_rank(points)
-            except SurrogateError:
-                continue
-            return points
-        msg = f"driver `map`: no design of {self._size} points identifies a quadratic in {self._genes} genes; raise `points`"
+        def predict(unit: Genomes) -> tuple[Means, Means]:
+            found, deviations = np.tile(means[0], (len(unit), 1)), np.zeros((len(unit), means.shape[1]))
+            for column, name in enumerate(self._objectives):
+                if name in judged:
+                    found[:, column], deviations[:, column] = judged[name].predict(unit)
+            return found, deviations
+
+        fits = [fit(points, means[:, i], bounds) for i, bounds in enumerate(self._bounds)]
+        shared = surrogate.best_for_all(list(judged.values()), self._seed) if len(judged) > 1 else None
+        candidates = np.concatenate([points, front(fits, points.shape[1], self._seed)[0]])
+        return published(
+            self._space,
+            self._objectives,
+            self._space.from_unit(candidates),
+            predict(candidates),
+            judged,
+            flat(self._objectives, judged, len(points)) + doubts(judged),
+            None if shared is None else self._space.from_unit(shared),
+        )
+
+    def _with(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> tuple[Genomes, list[Evaluation]]:
+        """Return what succeeded so far and of one more generation."""
+        good = [i for i, found in enumerate(evaluations) if succeeds(found, self._objectives)]
+        found = [evaluations[i] for i in good]
+        check_bounds(self._kind, self._objectives, self._bounds, list(self._means(found).T))
+        return np.concatenate([self.points, self._space.to_unit(genomes[good])]), [*self._succeeded, *found]
+
+    def _means(self, evaluations: Sequence[Evaluation]) -> Means:
+        return np.array([found.means(self._objectives) for found in evaluations]).reshape(-1, len(self._objectives))
+
+
+# -- designs --
+
+
+def succeeds(evaluation: Evaluation, objectives: Sequence[str]) -> bool:
+    """Tell whether an evaluation has a finite mean of each objective."""
+    return evaluation.error is None and bool(np.isfinite(evaluation.means(objectives)).all())
+
+
+def identifies(points: Genomes) -> bool:
+    """Tell whether `points`, unit coordinates, identify a quadratic."""
+    try:
+        surrogate.check_rank(points)
+    except SurrogateError:
+        return False
+    return True
+
+
+def check_size(kind: str, setting: str, size: int, genes: int, known: int) -> None:
+    """Raise `DriverError` for a design too small for a quadratic in so many `genes`, or for the `known` recipes."""
+    least = max(surrogate.unknowns(genes), known)
+    if size < least:
+        msg = f"driver `{kind}`: `{setting}` is {size}; expected {least} or more, for {genes} genes and {known} known recipes"
         raise DriverError(msg)
+
+
+def levels(size: int, genes: int) -> int:
+    """Return the levels a gene of the paper's grid for a design of `size`: ⌈(2 size)^(1 / genes)⌉, and 3 at least."""
+    return max(3, int(np.ceil((2 * size) ** (1 / genes) - 1e-9)))
+
+
+def grid_design(kind: str, space: SearchSpace, known: Genomes, size: int, seed: int) -> Genomes:
+    """Return `size` genomes: the `known` ones, and a random part of the grid that, with them, identifies a quadratic."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+    genes = len(space.genes)
+    steps = levels(size, genes)
+    for _ in range(100):
+        found = {row.round(9).tobytes(): row for row in space.to_unit(known)}
+        while len(found) < size:
+            row = rng.integers(steps, size=genes) / (steps - 1)
+            found.setdefault(row.round(9).tobytes(), row)
+        points = np.array(list(found.values()))
+        if identifies(points):
+            genomes = space.from_unit(points)
+            genomes[: len(known)] = known  # to the last bit
+            return genomes
+    msg = f"driver `{kind}`: no design of {size} points identifies a quadratic in {genes} genes; raise `points`"
+    raise DriverError(msg)
+
+
+# -- fits --
 
 
 class Fit:
@@ -175,7 +293,11 @@ class Fit:
 
     def predict(self, points: Genomes) -> NDArray[np.float64]:
         """Return the mean scores at `points`, `(points, genes)` in unit coordinates: `(points,)`."""
-        return _squash(surrogate.quadratic_terms(points) @ self.coefficients, self.bounds)[0]
+        return self.at(surrogate.quadratic_terms(points))
+
+    def at(self, terms: Genomes) -> NDArray[np.float64]:
+        """Return the mean scores where `surrogate.quadratic_terms` are `terms`, `(points, unknowns)`: `(points,)`."""
+        return _squash(terms @ self.coefficients, self.bounds)[0]
 
 
 def fit(points: Genomes, means: NDArray[np.float64], bounds: Bounds) -> Fit:
@@ -195,6 +317,48 @@ def fit(points: Genomes, means: NDArray[np.float64], bounds: Bounds) -> Fit:
         method="lm",
     )
     return Fit(result.x, bounds)
+
+
+class LeftOut:
+    """A `Rung` of `surrogate`: MAP's quadratic of one objective, and how sure it is of what it predicts.
+
+    Everything of first order in the scores' errors, so exact without bounds. With J the slopes of the scores by the
+    coefficients at the n points, h_i = j_iᵀ(JᵀJ)⁻¹j_i and e_i the errors: without point i the coefficients change by
+    -(JᵀJ)⁻¹j_i e_i / (1 - h_i) (Cook & Weisberg 1982, section 2.2), and a score that would be measured at a point with slopes j has the
+    variance σ²(1 + jᵀ(JᵀJ)⁻¹j), σ² = mean of e_i² / (1 - h_i). More points than unknowns are needed.
+    """
+
+    name = "MAP's quadratic"
+
+    def __init__(self, points: Genomes, means: NDArray[np.float64], bounds: Bounds) -> None:
+        self.fit = fit(points, means, bounds)
+        terms = surrogate.quadratic_terms(points)
+        values = terms @ self.fit.coefficients
+        scores, slopes = _squash(values, bounds)
+        left, singular, axes = np.linalg.svd(slopes[:, None] * terms, full_matrices=False)
+        kept = singular > 1e-10 * singular[0]
+        self._along = axes[kept].T / singular[kept]  # (unknowns, kept): its product with its transpose is (JᵀJ)⁻¹
+        free = np.maximum(1 - (left[:, kept] ** 2).sum(axis=1), 1e-10)
+        errors = means - scores
+        freedom = len(means) - int(kept.sum())
+        self._noise = widened(freedom) * max(float(np.mean(errors**2 / free)), 1e-18)
+        without = values - ((terms @ self._along) * left[:, kept]).sum(axis=1) * errors / free
+        self.left_out: Prediction = _squash(without, bounds)[0], np.sqrt(self._noise / free)
+
+    def predict(self, points: Genomes) -> Prediction:
+        """Return the mean score at `points`, `(points, genes)`, and its standard deviation: both `(points,)`."""
+        terms = surrogate.quadratic_terms(points)
+        scores, slopes = _squash(terms @ self.fit.coefficients, self.fit.bounds)
+        spread_out = ((slopes[:, None] * terms @ self._along) ** 2).sum(axis=1)
+        return scores, np.sqrt(self._noise * (1 + spread_out))
+
+    def change_variance(self, points: Genomes, others: Genomes) -> NDArray[np.float64]:
+        """Return the variance of what is predicted at `points` minus what is at `others`, row by row: `(points,)`."""
+        slopes = []
+        for chosen in (points, others):
+            terms = surrogate.quadratic_terms(chosen)
+            slopes.append(_squash(terms @ self.fit.coefficients, self.fit.bounds)[1][:, None] * terms)
+        return np.asarray(self._noise * (((slopes[0] - slopes[1]) @ self._along) ** 2).sum(axis=1))
 
 
 def front(fits: Sequence[Fit], genes: int, seed: int) -> tuple[Genomes, Means]:

@@ -156,23 +156,34 @@ def fit(
             raise SurrogateError(msg)
     ladder = {name: float(np.sqrt(np.mean((rung.left_out[0] - values) ** 2))) for name, rung in fitted.items()}
     name = _choose({name: (rung.left_out[0] - values) ** 2 for name, rung in fitted.items()})
-    mean, deviation = fitted[name].left_out
+    return judge(given, table, fitted[name], ladder)
+
+
+def judge(points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float] | None = None) -> Surrogate:
+    """Return the surrogate of a `rung` that has been fitted, with the figures that say whether it may be relied on.
+
+    `points`, `(n, genes)` in unit coordinates, are those of `rung.left_out`; `scores` are what was measured there,
+    `(n, examples)`. The `ladder` are the errors of all rungs, by default of this one.
+    """
+    values = scores.mean(axis=1)
+    mean, deviation = rung.left_out
     sizes = np.abs(values - mean) / np.maximum(deviation, 1e-300)
     others = [_factor(np.delete(sizes, i)) for i in range(len(sizes))]
-    standard, paired = _errors(table, int(values.argmax()))
+    standard, paired = _errors(scores, int(values.argmax()))
+    rmse = float(np.sqrt(np.mean((mean - values) ** 2)))
     return Surrogate(
-        name=name,
-        points=given,
+        name=rung.name,
+        points=points,
         values=values,
         left_out=mean,
         r2=float(1 - np.sum((values - mean) ** 2) / np.sum((values - values.mean()) ** 2)),
-        rmse=ladder[name],
+        rmse=rmse,
         factor=_factor(sizes),
         coverage=float(np.mean(sizes <= NORMAL_90 * np.array(others))),
         standard_error=standard,
         paired_error=paired,
-        ladder=ladder,
-        rung=fitted[name],
+        ladder={rung.name: rmse} if ladder is None else ladder,
+        rung=rung,
     )
 
 

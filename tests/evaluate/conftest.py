@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge import zoo
+from evomerge import tasks, zoo
 from evomerge.build import Builder
 from evomerge.evaluate import Setup
 from evomerge.pool import Pool
@@ -23,8 +23,15 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="session")
 def setup(digits):
     """The experts on digits and two of their tasks."""
-    tasks = {name: digits.tasks[name] for name in ("turned", "inverted")}
-    return Setup(base=digits.pool["base"], experts=digits.pool["experts"], tasks=tasks)
+    two = {name: digits.tasks[name] for name in ("turned", "inverted")}
+    return Setup(base=digits.pool["base"], experts=digits.pool["experts"], tasks=two)
+
+
+@pytest.fixture(scope="session")
+def sizes(setup):
+    """How many examples its tasks have."""
+    made = [tasks.make(name, entry, Path()) for name, entry in setup.tasks.items()]
+    return {split: {task.name: task.size(split) for task in made} for split in ("search", "report")}
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
-"""No recipe is evaluated twice, unless it failed."""
+"""No example of a recipe is scored twice, unless it failed."""
 
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evomerge import recipe
-from evomerge.evaluate import Evaluator, Remembering, Serial
+from evomerge.errors import EvaluatorError
+from evomerge.evaluate import Evaluator, Remembering, Serial, Worker
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Evaluation, Proposal
 
@@ -41,8 +44,8 @@ BASE, EXPERT = recipe.base(), recipe.expert("maths")
 
 
 @pytest.fixture
-def evaluator(setup):
-    with Remembering(Serial(setup)) as evaluator:
+def evaluator(setup, sizes):
+    with Remembering(Serial(setup), sizes) as evaluator:
         yield evaluator
 
 
@@ -109,3 +112,118 @@ def test_what_the_study_knows_is_known():
     assert evaluator.wait()[1].means(["t/m"]) == 0
     assert evaluator.wait()[1].means(["t/m"]) == 1
     assert inner.evaluated == [1]
+
+
+SIZES = {"search": {"a": 4, "b": 2}, "report": {"a": 1, "b": 1}}
+
+
+class Marking(Evaluator):
+    """Scores each example by a number of its own and the recipe's, and counts; fails where it is told to."""
+
+    slots = 3
+
+    def __init__(self, failing=()):
+        self.lineage = {}
+        self.line = deque()
+        self.scored = Counter()
+        self.failing = deque(failing)
+
+    def submit(self, proposal):
+        self.line.append(proposal)
+
+    def wait(self):
+        proposal = self.line.popleft()
+        if self.failing and self.failing.popleft():
+            return proposal.number, Evaluation(error="out of memory")
+        asked = asked_for(proposal)
+        self.scored.update((proposal.recipe.id, task, i) for task, numbers in asked.items() for i in numbers)
+        return proposal.number, truth(proposal)
+
+
+def asked_for(proposal):
+    whole = {task: tuple(range(size)) for task, size in SIZES["search"].items()}
+    return whole if proposal.examples is None else proposal.examples
+
+
+def truth(proposal):
+    mark = int(proposal.recipe.id[:4], 16)
+    return Evaluation(
+        {
+            f"{task}/{metric}": np.array([mark + 10 * i + (task == "b") + sign for i in numbers], np.float32)
+            for task, numbers in asked_for(proposal).items()
+            for metric, sign in (("m", 0), ("k", 0.5))
+        }
+    )
+
+
+PARTS = st.fixed_dictionaries(
+    {}, optional={task: st.permutations(range(size)).flatmap(lambda order: st.integers(1, len(order)).map(lambda k: tuple(order[:k]))) for task, size in SIZES["search"].items()}
+)  # fmt: skip
+PROPOSED = st.lists(st.tuples(st.sampled_from([BASE, EXPERT]), st.none() | PARTS, st.booleans()), max_size=12)
+
+
+@given(PROPOSED)
+def test_every_example_is_scored_once_and_every_answer_is_what_was_asked_for(proposed):
+    inner = Marking()
+    evaluator = Remembering(inner, SIZES)
+    flying = {}
+    for number, (what, examples, then_wait) in enumerate(proposed):
+        flying[number] = Proposal(number, what, examples=examples)
+        evaluator.submit(flying[number])
+        if then_wait or number == len(proposed) - 1:
+            for _ in range(len(flying)):
+                back, evaluation = evaluator.wait()
+                assert evaluation.to_json() == truth(flying.pop(back)).to_json()
+    wanted = {
+        (what.id, task, i)
+        for number, (what, examples, _) in enumerate(proposed)
+        for task, numbers in asked_for(Proposal(number, what, examples=examples)).items()
+        for i in numbers
+    }
+    assert set(inner.scored) == wanted
+    assert set(inner.scored.values()) <= {1}
+
+
+def test_what_the_study_knows_of_parts_is_known():
+    inner = Marking()
+    evaluator = Remembering(inner, SIZES)
+    for examples in ({"a": (3, 1)}, {"b": (0, 1)}):
+        evaluator.know(BASE.id, "search", truth(Proposal(0, BASE, examples=examples)), examples)
+    evaluator.submit(Proposal(0, BASE, examples={"b": (1,), "a": (1, 3)}))
+    assert evaluator.wait()[1].to_json() == truth(Proposal(0, BASE, examples={"b": (1,), "a": (1, 3)})).to_json()
+    assert not inner.scored
+    evaluator.submit(Proposal(1, BASE))
+    assert evaluator.wait()[1].to_json() == truth(Proposal(1, BASE)).to_json()
+    assert sorted(inner.scored) == [(BASE.id, "a", 0), (BASE.id, "a", 2)]
+
+
+def test_part_that_fails_fails_who_waits_and_is_tried_again_later():
+    inner = Marking([True])
+    evaluator = Remembering(inner, SIZES)
+    evaluator.submit(Proposal(0, BASE, examples={"a": (0,)}))
+    evaluator.submit(Proposal(1, BASE))
+    assert [evaluator.wait()[1].error for _ in range(2)] == ["out of memory"] * 2
+    evaluator.submit(Proposal(2, BASE))
+    assert evaluator.wait()[1].to_json() == truth(Proposal(2, BASE)).to_json()
+
+
+def test_parts_of_an_unknown_whole_are_refused():
+    with pytest.raises(EvaluatorError, match=r"expected `sizes`.*Remembering\(evaluator, sizes\)"):
+        Remembering(Marking()).submit(Proposal(0, BASE, examples={"a": (0,)}))
+
+
+def test_parts_put_together_are_the_whole_up_to_rounding_on_a_real_task(setup, sizes):
+    mean = recipe.merge("task_arithmetic", list(setup.experts), {"lambda": 0.3})
+    whole = Worker(setup).evaluate(mean)
+    with Remembering(Serial(setup), sizes) as evaluator:
+        orders = {task: np.random.default_rng(0).permutation(size) for task, size in sizes["search"].items()}
+        for number, (start, stop) in enumerate([(0, 1), (1, 30), (30, None)]):
+            examples = {task: tuple(order[start:stop].tolist()) for task, order in orders.items()}
+            evaluator.submit(Proposal(number, mean, examples=examples))
+            assert evaluator.wait()[1].error is None
+        evaluator.submit(Proposal(3, mean))
+        _, found = evaluator.wait()
+    assert found.seconds == {}  # nothing was left to score
+    assert found.scores.keys() == whole.scores.keys()
+    for name, vector in found.scores.items():
+        np.testing.assert_allclose(vector, whole.scores[name], rtol=1e-4, atol=1e-5)

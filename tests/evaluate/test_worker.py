@@ -73,7 +73,7 @@ def test_threads_and_generators_are_left_as_they_were(worker, monkeypatch):
 
 
 def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monkeypatch):
-    def score(model, split):
+    def score(model, split, examples):
         drawn = [torch.rand(1).item(), random.random(), np.random.random()]  # noqa: NPY002  # the global generators are what must not change
         return SimpleNamespace(scores={"drawn": np.array(drawn, np.float32)}, outputs={})
 
@@ -84,7 +84,9 @@ def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monke
 
 def test_outputs_keep_the_tasks_name(worker, monkeypatch):
     found = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"logits": np.ones((2, 3), np.float32)})
-    monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split: found)])
+    monkeypatch.setattr(
+        worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: found)]
+    )
     assert worker.evaluate(mean()).outputs["t/logits"].shape == (2, 3)
 
 
@@ -114,7 +116,9 @@ def test_large_finite_weights_are_finite():
 
 def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
     found = SimpleNamespace(scores={"a": np.array([0, np.nan, np.inf], np.float32)}, outputs={})
-    monkeypatch.setattr(worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split: found)])
+    monkeypatch.setattr(
+        worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: found)]
+    )
     assert worker.evaluate(mean()).error == (
         "FloatingPointError: task `t`, metric `a`: example 1 scored nan (2 of 3 are not finite)"
     )

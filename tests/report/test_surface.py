@@ -1,4 +1,4 @@
-"""The surface of a study of the driver `front`: asked, verified, told and drawn."""
+"""The surface of a study, of the driver `front` first of all: asked, verified, told and drawn."""
 
 import json
 from dataclasses import replace
@@ -123,6 +123,26 @@ def test_study_of_another_driver_has_no_surface(small_digits, tmp_path):
     assert not surface.has_surface(other)
     with pytest.raises(StudyError, match=r"this study's is `random`; type `evomerge pick` without `--surface`"):
         surface.read(other, [])
+
+
+@pytest.mark.parametrize("kind", ["map", "bayesian_map"])
+def test_quadratics_leave_a_surface_that_is_asked_in_the_same_way(kind, small_digits, tmp_path, population):
+    other = Study.create(tmp_path / kind, settings(small_digits, driver={"kind": kind}))
+    assert surface.has_surface(other)
+    left = surface.read(other, population)
+    told = surface.data(other, population, left)
+    assert set(told.fits) == set(NAMES)
+    assert {fit.rung for fit in told.fits.values()} == {"MAP's quadratic"}
+    answer = surface.ask(other, population, replace(left, refused=None), Preference(weights={"turned": 1}))
+    assert answer.recipe.id in {recipe.id for recipe in left.recipes}
+
+
+def test_tree_of_pairs_has_a_surface_when_it_is_complete(small_digits, tmp_path, population):
+    other = Study.create(tmp_path / "nested", settings(small_digits, driver={"kind": "nested_map"}))
+    assert surface.has_surface(other)
+    left = surface.read(other, population)
+    assert left.refused == "the tree is not complete: 0 of 1 pairs are known"
+    assert surface.data(other, population, left).refused == left.refused
 
 
 def test_merge_that_was_evaluated_is_known_again_up_to_rounding(study, population, found):

@@ -8,10 +8,12 @@ from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational, known_recipes, latin_hypercube
 from evomerge.space import SearchSpace
-from evomerge.testing import drive, mixed, toy_space, two_spheres
+from evomerge.testing import drive, family, mixed, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal
 
-GENOME_KINDS = [kind for kind in search.KINDS if kind not in search.POPULATIONS]
+GENOME_KINDS = [
+    kind for kind in search.KINDS if kind not in search.POPULATIONS and kind not in ("racing", "nested_map")
+]
 
 
 class Recorder:
@@ -155,10 +157,27 @@ def test_without_seed_known_the_landmarks_are_not_proposed(kind):
     assert not known & {proposal.recipe.id for proposal in drive(driver, problem.evaluate, 6)}
 
 
+@pytest.mark.parametrize(
+    ("space", "objectives", "expected"),
+    [
+        (mixed().space, 2, "nsga2"),
+        (two_spheres(2).space, 2, "front"),
+        (two_spheres(60).space, 2, "nsga2"),
+        (two_spheres(2).space, 1, "cma"),
+        (family().space, 2, "niches"),
+    ],
+)
+def test_where_nobody_names_a_driver_the_space_and_the_objectives_do(space, objectives, expected):
+    names = ["a/accuracy", "b/accuracy"][:objectives]
+    settings = search.default(space, names)
+    assert settings == {"kind": expected}
+    search.make(settings, space, names, 0)
+
+
 @pytest.mark.parametrize("kind", GENOME_KINDS)
 def test_dry_run_line_says_what_the_driver_is(kind):
     problem = two_spheres()
-    line = search.describe({"kind": kind}, problem.space, problem.objectives)
+    line = str(search.make({"kind": kind}, problem.space, problem.objectives, 0))
     assert "known recipes" in line
     assert "\n" not in line
 

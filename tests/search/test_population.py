@@ -161,7 +161,7 @@ def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is():
 @pytest.mark.parametrize("kind", search.POPULATIONS)
 def test_dry_run_line_says_what_the_driver_is(kind):
     problem = family()
-    line = search.describe({"kind": kind, "warm_up": 5}, problem.space, problem.objectives)
+    line = str(search.make({"kind": kind, "warm_up": 5}, problem.space, problem.objectives, 0))
     assert line.endswith("from 2 seeds, 5 children of seeds first")
     assert "\n" not in line
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
-from evomerge.search.quadratic import Fit, Map, MapSettings, fit, front
+from evomerge.search.quadratic import Fit, LeftOut, Map, MapSettings, fit, front
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, Problem, drive, mixed, sphere, three_corners, two_spheres
 from evomerge.trial import Evaluation
@@ -158,7 +158,7 @@ def test_failures_are_left_out_of_the_fit():
     searching = driver(problem)
     proposals = drive(searching, broken, 12)
     fitted = [problem.evaluate(p).means(problem.objectives) for p in proposals if p.number != 3]
-    np.testing.assert_array_equal(searching.breeder._means, fitted)  # no stand-in for the failure
+    np.testing.assert_array_equal(searching.breeder._quadratics.means, fitted)  # no stand-in for the failure
 
 
 def test_failures_are_replaced_until_the_quadratic_is_identified():
@@ -247,3 +247,95 @@ def test_dry_run_is_one_line_that_counts_candidates():
     assert "\n" not in line
     assert "4 known recipes and 52 points of a grid of 3 levels" in line  # p = 28
     assert "9 candidates of their front" in line
+
+
+@pytest.mark.parametrize(("bounds", "close"), [((-np.inf, np.inf), 1e-9), ((0.0, 1.0), 1e-3), ((-np.inf, 1.0), 1e-3)])
+def test_left_out_is_what_a_fit_of_the_others_predicts(bounds, close):
+    points = surrogate.design(2, [], 16, 0)
+    means = Fit(coefficients(), bounds).predict(points) + 0.01 * np.random.default_rng(1).standard_normal(16)
+    found = LeftOut(points, means, bounds).left_out[0]
+    refitted = [
+        fit(np.delete(points, i, 0), np.delete(means, i), bounds).predict(points[i : i + 1])[0] for i in range(16)
+    ]
+    np.testing.assert_allclose(found, refitted, atol=close)
+    assert np.abs(refitted - means).max() > 5 * close  # it is no small matter which
+
+
+def test_deviations_are_those_of_least_squares():
+    # Without bounds: sigma² (1 + tᵀ(TᵀT)⁻¹t), by the textbook's matrices.
+    points, new = surrogate.design(2, [], 200, 0), surrogate.design(2, [], 5, 1)
+    noise = np.random.default_rng(0).standard_normal(200)
+    rung = LeftOut(points, surrogate.quadratic_terms(points) @ coefficients() + 0.1 * noise, (-np.inf, np.inf))
+    terms, at = surrogate.quadratic_terms(points), surrogate.quadratic_terms(new)
+    spread = 1 + np.einsum("ij,jk,ik->i", at, np.linalg.inv(terms.T @ terms), at)
+    ratio = rung.predict(new)[1] / np.sqrt(spread)
+    np.testing.assert_allclose(ratio, ratio[0])
+    assert ratio[0] == pytest.approx(0.1, rel=0.1)
+    between = at[0] - at[1]
+    expected = ratio[0] ** 2 * between @ np.linalg.inv(terms.T @ terms) @ between
+    np.testing.assert_allclose(rung.change_variance(new[:1], new[1:2]), [expected])
+    np.testing.assert_allclose(rung.change_variance(new, new), 0)
+
+
+@pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, 1.0)])
+def test_intervals_hold_nine_of_ten_scores(bounds):
+    points, elsewhere = surrogate.design(2, [], 24, 0), surrogate.design(2, [], 100, 1)
+    true, inside = Fit(coefficients(), bounds), []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        means = true.predict(points) + 0.02 * rng.standard_normal(24)
+        mean, deviation = LeftOut(points, means, bounds).predict(elsewhere)
+        measured = true.predict(elsewhere) + 0.02 * rng.standard_normal(100)
+        inside.append(np.mean(np.abs(mean - measured) <= surrogate.NORMAL_90 * deviation))
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.04)
+
+
+def test_figures_of_a_judged_rung_are_those_of_a_surrogate():
+    # The ladder's quadratic without a ridge is the same least squares.
+    points = surrogate.design(2, [], 20, 0)
+    scores = surrogate.quadratic_terms(points) @ coefficients() + 0.1 * np.random.default_rng(0).standard_normal(20)
+    table = scores[:, None] + np.array([-1.0, 0.0, 1.0])
+    ours = surrogate.judge(points, table, LeftOut(points, scores, (-np.inf, np.inf)))
+    ladder = surrogate.fit(points, table, rungs=["quadratic"])
+    assert ours.r2 == pytest.approx(ladder.r2, abs=0.02)
+    assert ours.factor == pytest.approx(ladder.factor, rel=0.1)
+    assert ours.standard_error == ladder.standard_error == pytest.approx(1 / np.sqrt(3))
+
+
+def test_surface_is_the_front_of_the_fits_with_its_figures_and_needs_no_replay():
+    problem = classifier()
+    searching = driver(problem)
+    proposals = drive(searching, problem.evaluate, 100)
+    found = searching.breeder.surface()
+    fresh = driver(problem).breeder
+    genomes = np.array([proposal.genome for proposal in proposals])
+    again = fresh.surface(genomes, [problem.evaluate(proposal) for proposal in proposals])
+    np.testing.assert_array_equal(found.genomes, again.genomes)
+    assert found.refused is None
+    assert found.best_for_all is None
+    assert pareto.nondominated(found.means).all()
+    np.testing.assert_allclose(found.means, [problem.score(genome) for genome in found.genomes], atol=1e-3)
+    assert all(fit.r2 > 0.99 for fit in found.fits.values())
+    assert found.recipes == tuple(problem.space.decode(genome) for genome in found.genomes)
+
+
+def test_surface_of_what_is_no_quadratic_or_of_too_few_is_refused():
+    problem = classifier()
+    wavy = Problem(
+        problem.space,
+        problem.objectives,
+        lambda x: np.array([0.5 + 0.4 * np.sin(40 * x[0] * x[1]), problem.score(x)[1]]),
+        problem.reference,
+    )
+    searching = driver(wavy, points=20)
+    proposals = drive(searching, wavy.evaluate, 100)
+    assert "`left/accuracy`: the surrogate (MAP's quadratic) explains R²" in searching.breeder.surface().refused
+    few = driver(problem).breeder.surface(
+        np.array([p.genome for p in proposals[:6]]), [problem.evaluate(p) for p in proposals[:6]]
+    )
+    assert few.refused == "6 candidates could be evaluated; expected 7 or more that identify a quadratic"
+    assert len(few.recipes) == 0
+    flat = Problem(problem.space, problem.objectives, lambda x: np.array([0.5, problem.score(x)[1]]), problem.reference)
+    searching = driver(flat)
+    drive(searching, flat.evaluate, 100)
+    assert "`left/accuracy` does not vary over" in searching.breeder.surface().refused
