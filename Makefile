@@ -11,7 +11,7 @@ demo: .venv/.run
 	$(BIN)/evomerge demo --out runs/demo
 
 test: .venv/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

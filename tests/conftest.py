@@ -15,6 +15,13 @@ settings.register_profile("house", deadline=None, max_examples=60)
 settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items):
+    """Let what shares fixtures run in one process, and what starts Ray, which takes all cores, in one too."""
+    for item in items:
+        alone = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Keep out of the user's cache, in this process and in those that it starts."""

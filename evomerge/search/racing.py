@@ -11,12 +11,13 @@ are known. Candidate c *matters* if no rival w has y_wj >= y_cj - tolerance·s_w
 errors s. c is stopped if it matters with a probability of (1 - confidence) / rungs or less, where y_cj are independent and
 normal with the estimates' means and standard deviations. It is the share of 2048 draws, the same for everybody. As c alone is
 uncertain, nothing is due for the number of rivals. For one objective, and wherever the region that the front dominates is
-convex, a candidate that matters is stopped with a probability of at most 1 - confidence in its whole race (it is on the far
-side of a plane then); in a notch of the front it may be more, for a candidate that matters by little.
+convex, a candidate that matters is then stopped with a probability of at most 1 - confidence in its whole race (it is on the
+far side of a plane); in a notch of the front it may be more, for a candidate that matters by little.
 
-**What is assumed** is that estimates err as they did on the whole candidates, each left out in its turn: by that their
-deviations are calibrated. Until 10 candidates are whole, nobody races. For two objectives of one task, whose errors are
-correlated, the probability is approximate.
+**What is assumed** is that errors are near normal and as large as they were on the whole candidates, each left out in its
+turn: by that deviations are calibrated. Estimates of who is far better than all before err low, the more the fewer examples
+are seen. Until 10 candidates are whole, nobody races. For two objectives of one task, whose errors are correlated, the
+probability is approximate.
 
 **Which examples come first.** With `regression`, a prefix of one permutation of each task's, which is the same for the whole
 study. With `item_response`, half of a rung's further examples are the permutation's next, and half are those that tell most
@@ -55,6 +56,9 @@ _DRAWS = 2048
 _NOISE = 0.3
 """What an example has of its own, as a share of the mean variance of scores over candidates. On the digits zoo, with 10 to 140
 whole candidates, errors are the same from 0.1 to 0.3, and a fifth or more larger with 1."""
+_SHIFT = 10.0
+"""Variance of what a candidate has more on all examples alike, as a share of the same: large, so that who is better than all
+before is not held to be like them."""
 _FOLDS = 5
 
 
@@ -112,8 +116,9 @@ class Estimator(Protocol):
 class Regression:
     """An `Estimator`: the best linear prediction of the scores that are not known (Goldberger 1962) from those that are.
 
-    As candidates are drawn, their scores on examples have the mean and the covariance of the whole candidates', plus λ on
-    the diagonal. So a new candidate is predicted from those that scored like it where it was scored. It is a regression
+    As candidates are drawn, their scores on examples have the mean and the covariance of the whole candidates', noise of
+    each example's own, and a shift of them all, of which next to nothing is known before. So a new candidate is predicted
+    from those that scored like it where it was scored. It is a regression
     estimator (Cochran 1977, ch. 7) on as many controls as there are whole candidates, with a ridge; not to be confused with
     the difference estimator, whose one control is the mean of the whole candidates: errors from that are twice as large on
     the digits zoo. Scores may be of any kind and scale.
@@ -145,24 +150,28 @@ class Regression:
 
 
 class _Linear:
-    """The linear prediction, not calibrated. With X the whole candidates' n differences from their mean, the covariance is
-    XᵀX/n + λI, and a candidate's scores are mean + Xᵀa + noise, of a ~ N(0, I/n)."""
+    """The linear prediction, not calibrated.
+
+    With X the whole candidates' n differences from their mean, the covariance is XᵀX/n + s·11ᵀ + λI: a candidate's scores are
+    mean + Xᵀa + b + noise, of a ~ N(0, I/n), a shift b ~ N(0, s) of them all, and noise ~ N(0, λI).
+    """
 
     def __init__(self, whole: Scores) -> None:
         self._mean: Scores = whole.mean(axis=0)
-        self._apart = whole - self._mean  # X, (n, examples)
+        apart = whole - self._mean
         # Where nobody differs, the next may: as examples do, with the weight of one candidate.
-        self._noise = _NOISE * ((self._apart**2).mean() + self._mean.var() / len(whole)) + 1e-12
+        variance = (apart**2).mean() + self._mean.var() / len(whole) + 1e-12
+        self._noise = _NOISE * variance
+        shift = np.full((1, whole.shape[1]), math.sqrt(_SHIFT * variance))
+        self._controls = np.concatenate([apart / math.sqrt(len(whole)), shift])  # (n + 1, examples)
 
     def predict(self, examples: NDArray[np.intp], scores: Scores) -> tuple[Scores, float]:
         """Return the means over all examples, `(candidates,)`, and their standard deviation."""
-        count, size = self._apart.shape
+        count, size = self._controls.shape
         unknown = np.setdiff1d(np.arange(size), examples)
-        controls = self._apart[:, examples]
-        precision = count * np.eye(count) + controls @ controls.T / self._noise
-        towards = self._apart[:, unknown].sum(axis=1)
-        weights = np.linalg.solve(precision, towards)
-        rest = weights @ controls @ (scores - self._mean[examples]).T / self._noise
+        seen, towards = self._controls[:, examples], self._controls[:, unknown].sum(axis=1)
+        weights = np.linalg.solve(np.eye(count) + seen @ seen.T / self._noise, towards)
+        rest = weights @ seen @ (scores - self._mean[examples]).T / self._noise
         means: Scores = (scores.sum(axis=1) + self._mean[unknown].sum() + rest) / size
         return means, math.sqrt(self._noise * len(unknown) + float(towards @ weights)) / size
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
 
-from evomerge import search
+from evomerge import item_response, search
 from evomerge.errors import DriverError
-from evomerge.search.racing import Difference, Racing, RacingSettings, lower_limits
+from evomerge.search.racing import Racing, RacingSettings, Regression
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, drive, exam, sphere, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal, Scored
 
 NSGA = {"kind": "nsga2", "population": 12}
 CMA = {"kind": "cma"}
+KNOWN = 10  # candidates that are scored whole before anybody races
 
 
 def race(problem, driver=NSGA, seed=0, **settings):
@@ -70,11 +70,11 @@ class Table:
         self.asked.update((row, task, i) for task, numbers in asked.items() for i in numbers)
         return Evaluation({f"{task}/m": self.tables[task][row][list(numbers)] for task, numbers in asked.items()})
 
-    def race(self, seed=0, evaluate=None, **settings):
+    def race(self, seed=0, evaluate=None, slots=3, **settings):
         """Run the race, and return the numbers of the candidates that came through whole."""
         given = RacingSettings(driver={"kind": "random"}, **settings)
         driver = Racing(self.inner, [f"{task}/m" for task in self.tables], seed, given, self.sizes)
-        self.proposals = drive(driver, evaluate or self.evaluate, 10**6, slots=3)
+        self.proposals = drive(driver, evaluate or self.evaluate, 10**6, slots=slots)
         whole = sum(self.sizes.values())
         spent = Counter(row for row, _, _ in self.asked.elements())
         return {row for row, count in spent.items() if count == whole}
@@ -103,41 +103,116 @@ class TestRacingCma(Raced):
         return race(problem, CMA, seed=seed)
 
 
+def alike(rng, candidates, size):
+    """Return right and wrong answers, `(candidates, size)`, of candidates that differ in two skills, as merges do."""
+    of_example = rng.standard_normal((2, size))
+    of_example[0] = np.abs(of_example[0])  # a skill that helps everywhere, and one that helps here and harms there
+    logits = rng.standard_normal((candidates, 2)) @ of_example + rng.standard_normal(size)
+    return (rng.random((candidates, size)) < 1 / (1 + np.exp(-6 * logits))).astype(np.float64)
+
+
+# -- the estimates -----------------------------------------------------------------------------------------------------
+
+
+def test_regression_is_the_conditional_normal_distribution_of_what_is_not_known():
+    rng = np.random.default_rng(0)
+    whole, new, seen = rng.standard_normal((12, 9)), rng.standard_normal((3, 9)), np.array([7, 0, 4])
+    mean, apart = whole.mean(axis=0), whole - whole.mean(axis=0)
+    variance = (apart**2).mean() + mean.var() / 12
+    covariance = apart.T @ apart / 12 + 0.3 * variance * np.eye(9) + 10 * variance * np.ones((9, 9))
+    rest = np.array([1, 2, 3, 5, 6, 8])
+    slopes = covariance[np.ix_(rest, seen)] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
+    left = covariance[np.ix_(rest, rest)] - slopes @ covariance[np.ix_(seen, rest)]
+    filled = new.copy()
+    filled[:, rest] = mean[rest] + (new[:, seen] - mean[seen]) @ slopes.T
+    means, deviation = Regression(whole)._linear.predict(seen, new[:, seen])
+    assert means == pytest.approx(filled.mean(axis=1), abs=1e-9)
+    assert deviation == pytest.approx(math.sqrt(left.sum()) / 9, abs=1e-9)
+
+
+def test_who_is_better_than_all_before_is_not_held_to_be_like_them():
+    rng = np.random.default_rng(6)
+    whole, seen = rng.standard_normal((20, 60)) * 0.1 + rng.standard_normal(60), np.arange(15)
+    best = whole[:1] + 5
+    means, _ = Regression(whole).estimate(seen, best[:, seen])
+    assert means == pytest.approx(best.mean(axis=1), abs=0.1)
+
+
+def test_with_all_examples_the_estimate_is_exact():
+    rng = np.random.default_rng(1)
+    scores = rng.random((4, 20))
+    means, deviations = Regression(rng.random((11, 20))).estimate(np.arange(20), scores)
+    assert means == pytest.approx(scores.mean(axis=1))
+    assert deviations.tolist() == [0, 0, 0, 0]
+
+
+def test_estimates_have_the_unit_and_the_zero_of_the_scores():
+    rng = np.random.default_rng(2)
+    whole, scores, seen = rng.random((11, 30)), rng.random((2, 6)), np.arange(6)
+    means, deviations = Regression(whole).estimate(seen, scores)
+    others = Regression(50 * whole - 7).estimate(seen, 50 * scores - 7)
+    assert others[0] == pytest.approx(50 * means - 7)
+    assert others[1] == pytest.approx(50 * deviations)
+
+
+@pytest.mark.parametrize("known", [12, 60])
+def test_regression_errs_less_than_the_mean_s_difference_and_knows_how_far(known):
+    rng = np.random.default_rng(known)
+    errors, differences, said = [], [], []
+    for _ in range(30):
+        table = alike(rng, known + 20, 240)
+        whole, new, seen = table[:known], table[known:], rng.permutation(240)[:40]
+        means, deviations = Regression(whole).estimate(seen, new[:, seen])
+        errors += (means - new.mean(axis=1)).tolist()
+        said += deviations.tolist()
+        differences += ((new - whole.mean(axis=0))[:, seen].mean(axis=1) + whole.mean() - new.mean(axis=1)).tolist()
+    errors, said = np.array(errors), np.array(said)
+    assert errors.std() < 0.85 * np.std(differences)
+    assert 0.88 < (np.abs(errors) < 1.96 * said).mean() < 0.98
+    assert abs(errors.mean()) < 0.2 * errors.std()
+
+
+def test_where_nobody_ever_differed_the_next_may():
+    whole = np.tile(np.arange(20.0) % 2, (10, 1))
+    means, deviations = Regression(whole).estimate(np.arange(5), whole[:1, :5])
+    assert means == pytest.approx([0.5])
+    assert 0.001 < deviations[0] < 0.1
+
+
 # -- the decision ------------------------------------------------------------------------------------------------------
 
 
-def test_limit_is_the_one_computed_by_hand():
-    # m = 4 of n = 8, differences 1, 0, 1, 1: r = 1, d' = 1, 0, 1, 1, -1 with mean 0.4 and variance 3.2 / 4 = 0.8.
-    # 0.5 * 0.75 + 0.5 * 0.4 - t(3, 0.95) * sqrt(0.8) * sqrt(0.5 / 4), with t(3, 0.95) = 2.353363 from a printed table
-    expected = 0.575 - 2.353363 * math.sqrt(0.8) * math.sqrt(0.125)
-    assert lower_limits(np.array([[1.0, 0, 1, 1]]), 8, 0.05) == pytest.approx([expected], abs=1e-6)
+def test_nobody_races_until_ten_are_whole():
+    rng = np.random.default_rng(3)
+    found = Table(a=alike(rng, 16, 80))
 
+    def evaluate(proposal):
+        return Evaluation(error="killed") if proposal.number in (2, 5) else found.evaluate(proposal)
 
-def test_limit_of_all_examples_is_the_difference_itself():
-    assert lower_limits(np.array([[1.0, 0, 1, 1], [0, 0, 0, 0]]), 4, 0.05).tolist() == [0.75, 0]
-
-
-def test_few_examples_on_which_nobody_differs_say_nothing():
-    assert lower_limits(np.zeros((2, 5)), 8, 0.05).tolist() == [-np.inf, -np.inf]
-    assert lower_limits(np.ones((2, 1)), 8, 0.05).tolist() == [-np.inf, -np.inf]
-    same, better = lower_limits(np.array([[0.0] * 5, [1.0] * 5]), 80, 0.05)
-    assert -1 < same < -0.1  # of 80 examples many may yet differ, by 1 each as others do
-    assert same < better < 1
+    found.race(evaluate=evaluate)
+    assert [proposal.examples for proposal in found.proposals[:12]] == [None] * 12
+    # two failed: so the next two fields of ten at most are no race either, and the others were in the second
+    assert all(proposal.examples is None for proposal in found.proposals)
+    raced = Table(a=alike(rng, 16, 80))
+    raced.race()
+    assert {len(p.examples["a"]) if p.examples else None for p in raced.proposals[:16]} == {None, 10}
 
 
 def test_candidate_far_behind_is_stopped_at_the_first_rung_and_the_others_are_not():
     rng = np.random.default_rng(0)
-    table = rng.random((4, 200)) < np.array([[0.8], [0.2], [0.8], [0.75]])
+    share = np.array([[0.5]] * KNOWN + [[0.8], [0.1], [0.8], [0.75]])
+    table = (rng.random((KNOWN + 4, 200)) < share).astype(np.float64)
+    all_but = set(range(KNOWN + 4)) - {KNOWN + 1}
     found = Table(a=table)
-    assert found.race(tolerance=0) == {0, 2, 3}
-    assert sum(count for (row, _, _), count in found.asked.items() if row == 1) == 25
+    assert found.race(tolerance=0) == all_but
+    assert sum(count for (row, _, _), count in found.asked.items() if row == KNOWN + 1) == 25
     both = Table(a=table, b=table[:, ::-1])
-    assert both.race(tolerance=0) == {0, 2, 3}
+    assert both.race(tolerance=0) == all_but
     other = Table(a=table, b=1 - table[:, ::-1])  # who is worst in one is best in the other
-    assert other.race(tolerance=0) == {0, 1, 2, 3}
+    assert other.race(tolerance=0) == all_but | {KNOWN + 1}
 
 
-MEANS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
+MEANS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=KNOWN + 1, max_size=KNOWN + 8)
 
 
 @given(MEANS, st.integers(0, 5))
@@ -147,46 +222,76 @@ def test_without_noise_nobody_is_stopped_who_is_better_in_any_objective(means, s
     easy = rng.integers(0, 4, (2, 24))
     tables = {name: points[:, [j]] + easy[j] for j, name in enumerate("ab")}  # whole numbers: exact in float32
     kept = Table(**tables).race(seed, tolerance=0)
+    assert set(range(KNOWN)) <= kept
     for row, point in enumerate(points):
         if row not in kept:
-            assert any((points[other] > point).all() for other in kept)
-    assert kept
+            assert any((points[other] >= point).all() for other in range(KNOWN))
 
 
-@pytest.mark.parametrize("gap", [0, 0.15])
-def test_who_matters_is_stopped_falsely_no_more_often_than_said(gap):
-    confidence, size, false, races = 0.8, 48, 0, 150
+@pytest.mark.parametrize(
+    ("estimator", "tasks", "races"), [("regression", 1, 50), ("regression", 2, 25), ("item_response", 1, 8)]
+)
+def test_who_matters_is_stopped_falsely_no_more_often_than_said(estimator, tasks, races):
+    confidence, mattered, false, stopped = 0.8, 0, 0, 0
     for seed in range(races):
-        rng = np.random.default_rng([seed, 7])
-        table = rng.standard_normal((10, size)) + rng.standard_normal(size)
-        table -= table.mean(axis=1, keepdims=True) - gap * (np.arange(10) % 5 == 3)[:, None]
-        best = int(rng.integers(10))
-        table[best] += gap + 1e-3  # the only one that matters: better than all others, if by nothing that can be seen
-        false += best not in Table(a=table).race(seed, confidence=confidence, tolerance=0)
-    # A fair coin of that probability would be above this bound once in a thousand experiments.
-    assert false / races <= 1 - confidence + 3.1 * math.sqrt(0.16 / races)
-    if gap == 0:
-        assert false > 0  # so the experiment can fail
+        rng = np.random.default_rng([seed, tasks])
+        tables = {f"t{j}": alike(rng, 12 + 28, 64) for j in range(tasks)}
+        found = Table(range(12), range(12, 40), **tables)
+        kept = found.race(seed, confidence=confidence, tolerance=0, estimator=estimator)
+        means = np.stack([table.mean(axis=1) for table in tables.values()], axis=1)
+        for row in range(12, 40):
+            matters = not (means[:12] >= means[row]).all(axis=1).any()
+            mattered += matters
+            false += matters and row not in kept
+            stopped += row not in kept
+    # A coin of that probability would be above this bound once in a thousand experiments.
+    assert false / mattered <= 1 - confidence + 3.1 * math.sqrt(0.16 / mattered)
+    assert stopped > 0.5 * 28 * races  # to stop nobody is no art
 
 
 def test_tolerance_stops_who_cannot_gain_more_than_the_noise():
-    rng = np.random.default_rng(1)
-    table = rng.standard_normal((16, 400)) * 0.2 + rng.standard_normal(400)
-    table -= table.mean(axis=1, keepdims=True)
-    table += np.linspace(0, 0.02, 16)[:, None]  # a standard error of a whole evaluation is 0.05
-    exact, tolerant = Table(a=table), Table(a=table)
-    assert len(exact.race(tolerance=0)) > 10
-    kept = tolerant.race(tolerance=1)
-    assert 1 <= len(kept) < 5
+    table = alike(np.random.default_rng(1), 60, 200)
+    kept = [len(Table(a=table).race(tolerance=tolerance)) for tolerance in (0, 1, 3)]
+    assert kept[0] > kept[1] > kept[2] >= KNOWN
 
 
-def test_bad_examples_come_first_for_everybody_alike():
+def test_first_examples_are_the_same_for_everybody():
     rng = np.random.default_rng(2)
-    found = Table(a=rng.random((5, 40)), b=rng.random((5, 80)))
+    found = Table(a=rng.random((KNOWN + 5, 40)), b=rng.random((KNOWN + 5, 80)))
     found.race(seed=3)
-    seen = {proposal.number: proposal.examples for proposal in found.proposals[:5]}
-    assert len({tuple(sorted(examples.items())) for examples in seen.values()}) == 1
+    seen = [proposal.examples for proposal in found.proposals[KNOWN : KNOWN + 5]]
+    assert len({tuple(sorted(examples.items())) for examples in seen}) == 1
     assert {task: len(numbers) for task, numbers in seen[0].items()} == {"a": 5, "b": 10}
+
+
+def test_item_response_adds_to_the_permutation_the_examples_that_tell_most():
+    table = alike(np.random.default_rng(5), KNOWN + 8, 80)
+    plain, found, parallel = Table(a=table), Table(a=table), Table(a=table)
+    plain.race(seed=3)
+    found.race(seed=3, estimator="item_response")
+    parallel.race(seed=3, estimator="item_response", slots=1)
+    assert found.asked == parallel.asked
+    assert set(found.asked.values()) == {1}
+    by_permutation, first = (set(one.proposals[KNOWN].examples["a"]) for one in (plain, found))
+    assert len(first) == len(by_permutation) == 10
+    model = item_response.fit(table[:KNOWN])
+    prefix = [int(i) for i in np.random.default_rng(np.random.SeedSequence([3, *b"a"])).permutation(80)[:5]]
+    assert set(prefix) <= by_permutation
+    assert first == {*prefix, *model.anchors(5, prefix).tolist()}
+    told = found.inner.told[KNOWN:]
+    estimated = {proposal.number: evaluation for proposal, evaluation in told if len(evaluation.scores["a/m"]) == 1}
+    assert estimated
+    for row, evaluation in estimated.items():
+        asked = np.array(sorted(i for number, _, i in found.asked if number == row))
+        assert evaluation.means(["a/m"])[0] == pytest.approx(
+            float(model.estimate(asked, table[row, asked])[0]), abs=1e-6
+        )
+
+
+def test_item_response_refuses_scores_that_are_not_of_right_and_wrong():
+    found = Table(a=np.full((3, 8), 1.5))
+    with pytest.raises(DriverError, match=r"objective `a/m` has scores in \[1.5, 1.5\].*or `estimator: regression`"):
+        found.race(estimator="item_response")
 
 
 # -- what is asked and told --------------------------------------------------------------------------------------------
@@ -229,7 +334,7 @@ def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_i
     better = []
     for seed in range(3):
         proposals = drive(race(problem, CMA, seed), problem.evaluate, 450)
-        cost = sum(len(p.examples["sphere"]) for p in proposals) // 200
+        cost = sum(200 if p.examples is None else len(p.examples["sphere"]) for p in proposals) // 200
         known = {}
         for proposal in proposals:
             scores = known.setdefault(proposal.recipe.id, Scored(problem.sizes))
@@ -241,70 +346,48 @@ def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_i
     assert np.mean(better) > 0
 
 
-def test_estimate_of_a_stopped_candidate_is_paired_with_the_whole_ones():
-    rng = np.random.default_rng(4)
-    easy = 2 * rng.standard_normal(200)
-    table = easy + 0.3 * rng.standard_normal((6, 200)) + np.array([[2], [0], [2], [0.5], [2], [-1]])
+def test_what_is_told_of_a_stopped_candidate_is_the_estimate():
+    table = 3 * alike(np.random.default_rng(4), KNOWN + 10, 200) - 1
     found = Table(a=table)
-    whole = found.race(tolerance=0)
-    assert whole == {0, 2, 4}
+    whole = found.race()
+    assert len(whole) < KNOWN + 10
+    order = np.random.default_rng(np.random.SeedSequence([0, *b"a"])).permutation(200)
     for row, (_, evaluation) in enumerate(found.inner.told):
-        mean = evaluation.means(["a/m"])[0]
         if row in whole:
             assert evaluation.scores["a/m"].shape == (200,)
         else:
-            assert evaluation.scores["a/m"].shape == (1,)
-            assert mean == pytest.approx(table[row].mean(), abs=0.2)  # the mean of 25 alone is off by 0.4 on average
-
-
-def test_difference_estimate_is_the_one_computed_by_hand():
-    whole = np.array([[1, 0, 1, 1], [0, 0, 1, 0]], np.float32)  # the control is 0.5, 0, 1, 0.5: on average 0.5
-    mean, error = Difference(whole).estimate(np.array([0, 1]), np.array([1.0, 0.0]))
-    assert mean == 0.5 + 0.25  # it differs by 0.5 and by 0
-    assert error == pytest.approx(math.sqrt(0.125) * math.sqrt(0.5 / 2))
-    assert Difference(whole).estimate(np.arange(4), np.array([1.0, 0, 0, 0])) == (0.25, 0.0)
-    alone = Difference(np.empty((0, 4), np.float32)).estimate(np.array([0, 3]), np.array([1.0, 0.0]))
-    assert alone[0] == 0.5
-
-
-def test_standard_error_covers_as_it_should():
-    rng = np.random.default_rng(5)
-    easy = rng.standard_normal(120)
-    control = Difference((easy + 0.5 * rng.standard_normal((3, 120))).astype(np.float32))
-    scores = easy + 0.5 * rng.standard_normal(120)
-    hits = 0
-    for _ in range(500):
-        chosen = rng.permutation(120)[:40]
-        mean, error = control.estimate(chosen, scores[chosen])
-        hits += abs(mean - scores.mean()) <= norm.ppf(0.95) * error
-    assert 0.86 < hits / 500 < 0.94
+            seen = order[: sum(number == row for number, _, _ in found.asked)]
+            mean, _ = Regression(table[:KNOWN]).estimate(seen, table[row : row + 1, seen])
+            assert evaluation.scores["a/m"] == pytest.approx(mean, rel=1e-6)
 
 
 def test_recipe_that_comes_again_goes_on_from_where_it_was():
     rng = np.random.default_rng(0)
-    table = rng.random((3, 80)) < np.array([[0.9], [0.1], [0.85]])
-    found = Table([0, 1, 2], [1, 0, 1, 2], a=table)
-    assert found.race() == {0, 2}
+    share = np.array([[0.5]] * KNOWN + [[0.9], [0.1], [0.88]])
+    table = (rng.random((KNOWN + 3, 80)) < share).astype(np.float64)
+    good, bad, other = range(KNOWN, KNOWN + 3)
+    found = Table(range(KNOWN), [good, bad, other], [bad, good, bad, other], a=table)
+    assert found.race(tolerance=0) == set(range(KNOWN + 3)) - {bad}
     assert set(found.asked.values()) == {1}
-    assert [proposal.number for proposal, _ in found.inner.told] == list(range(7))
-    first, again = found.inner.told[1][1], found.inner.told[3][1]
-    assert first.to_json() == again.to_json()
-    assert found.inner.told[0][1].to_json() == found.inner.told[4][1].to_json()
+    assert [proposal.number for proposal, _ in found.inner.told] == list(range(KNOWN + 7))
+    told = [evaluation.to_json() for _, evaluation in found.inner.told[KNOWN:]]
+    assert told[3] == told[5]
+    assert told[0] == told[4]
 
 
 def test_part_that_fails_is_a_failed_candidate_which_may_come_again():
     rng = np.random.default_rng(0)
-    found = Table([0, 1], [1], a=rng.random((2, 40)))
+    found = Table(range(KNOWN), [KNOWN], [KNOWN], a=rng.random((KNOWN + 1, 40)) + np.arange(KNOWN + 1)[:, None])
     failed = []
 
     def evaluate(proposal):
-        if proposal.genome[0] > 0 and proposal.number > 1 and not failed:
+        if proposal.number > KNOWN and not failed:
             failed.append(proposal.number)
             return Evaluation(error="out of memory")
         return found.evaluate(proposal)
 
-    assert found.race(evaluate=evaluate) == {0, 1}
-    assert [evaluation.error for _, evaluation in found.inner.told] == [None, "out of memory", None]
+    assert found.race(evaluate=evaluate) == set(range(KNOWN + 1))
+    assert [evaluation.error for _, evaluation in found.inner.told[KNOWN:]] == ["out of memory", None]
     assert set(found.asked.values()) == {1}  # what was known of it when it failed stays known
 
 
@@ -348,6 +431,7 @@ def test_drivers_that_would_take_estimates_for_scores_are_refused(kind):
         ({"rungs": []}, "`rungs`: expected at least one entry"),
         ({"confidence": 0.5}, "`confidence`"),
         ({"tolerance": -1}, "`tolerance`"),
+        ({"estimator": "mean"}, "`estimator`"),
         ({"rung": [0.5]}, "unknown key `rung`; did you mean `rungs`?"),
         ({"driver": {"kind": "nsga2", "popular": 3}}, "unknown key `popular`"),
     ],
@@ -376,4 +460,4 @@ def test_description_names_the_driver_and_the_rungs():
     problem = exam(two_spheres(4), 9)
     line = str(search.make({"kind": "racing", "driver": NSGA}, problem.space, problem.objectives, 0, problem.sizes))
     assert line.startswith("NSGA-II, 12 candidates a generation")
-    assert line.endswith(", raced at 0.125, 0.25, 0.5 of the examples")
+    assert line.endswith(", raced at 0.125, 0.25, 0.5 of the examples by regression")

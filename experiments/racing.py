@@ -1,0 +1,397 @@
+"""Does racing find the same front of merged experts with at most half of the example evaluations?
+
+One weight for each expert of the digits zoo (task arithmetic), one objective for each task: accuracy on 400 examples. NSGA-II
+(population 20), and CMA-ES for the first task alone, each plain with all examples for every candidate, and the same raced: by
+regression with tolerances of 0, 0.5 and 1 standard errors, and by item response. What is counted are examples scored, in
+evaluations' worth (all examples of all tasks): a raced search has what it has scored whole, never an estimate. Hypervolumes
+are above the nadir, less a tenth of its range, of the front of all that was found; on the report split, of what was not
+dominated on the search split. Every recipe is merged and scored whole once, and parts are taken from that: the same as
+scoring parts, up to rounding. So those that were stopped are known too, for an audit that is not counted.
+
+    python experiments/racing.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
+
+A run that was cut short goes on where it was when typed again: scores are kept under `runs/racing/`. The zoo is the same for
+all seeds, the searches are not.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from shared import fronts
+from shared.fronts import Bench
+
+from evomerge import pareto, search, zoo
+from evomerge.recipe import Recipe
+from evomerge.report.experiment import Findings, Switches, main, say, table
+from evomerge.report.figures import style
+from evomerge.search import Driver
+from evomerge.search.racing import RacingSettings
+from evomerge.settings import StudySettings, open_parts
+from evomerge.trial import Evaluation, Scored
+
+SEEDS = 5
+EVALUATIONS = 300
+SMOKE_EVALUATIONS = 40
+SCORES = Path("runs") / "racing"
+HALF = 0.5  # of the plain search's budget: the target
+LONGEST = 0.6  # of it: what a raced search may spend
+LOSS = 0.01  # of hypervolume on the search split, for a front that counts as the same
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "regression, tolerance 0": {"tolerance": 0},
+    "regression, tolerance 0.5": {"tolerance": 0.5},
+    "regression, tolerance 1": {"tolerance": 1},
+    "item response, tolerance 1": {"tolerance": 1, "estimator": "item_response"},
+}
+SMOKE_METHODS = ("regression, tolerance 1", "item response, tolerance 1")
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bed:
+    """What is searched: the weights of the first experts of the digits zoo, for the first objectives."""
+
+    tasks: int
+    objectives: int
+    driver: Mapping[str, Any]
+    evaluations: int
+    """The most that the plain search may have."""
+
+    def __str__(self) -> str:
+        return f"{self.driver['kind'].upper()}, {self.tasks} experts, {self.objectives} objective{'s' * (self.objectives > 1)}"
+
+
+NSGA = {"kind": "nsga2", "population": 20}
+BEDS = (Bed(2, 2, NSGA, 300), Bed(3, 3, NSGA, 300), Bed(3, 1, {"kind": "cma"}, 100))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One proposal of a search: what had been spent with it, in evaluations' worth, and whether its recipe is whole now."""
+
+    recipe: Recipe
+    spent: float
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of the candidates of a race, judged by scores that it did not have."""
+
+    candidates: int
+    stopped: int
+    on_front: int
+    """Of the stopped: those that no other candidate of the race dominates."""
+    mattered: int
+    """Candidates that were better, by the tolerance, in some objective than each whole one of when they raced."""
+    mattered_stopped: int
+
+
+def measure(switches: Switches) -> Findings:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="racing-") as scratch:
+        folder = Path(scratch) if switches.smoke else SCORES
+        found = [(bed, *compare(bed, folder, switches)) for bed in (BEDS[:1] if switches.smoke else BEDS)]
+    rows = [row for _, rows, _ in found for row in rows]
+    parts = [text(bed, rows) for bed, rows, _ in found]
+    drawn = draw([(bed, curves) for bed, _, curves in found])
+    return Findings({"rows": rows}, "\n\n".join(parts), drawn, packages=["pymoo", "cmaes", "moocore", "matplotlib"])
+
+
+# -- searching ---------------------------------------------------------------------------------------------------------
+
+
+def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], dict[str, list[Points]]]:
+    """Return the rows of one bed, and each method's curves: `(2, changes)`, shares of the budget and of hypervolume."""
+    bench = open_bench(bed, folder)
+    objectives = bench.objectives[: bed.objectives]
+    budget = min(bed.evaluations, switches.evaluations)
+    methods = {name: METHODS[name] for name in (SMOKE_METHODS if switches.smoke else METHODS)}
+    runs: dict[tuple[str, int], list[Part]] = {}
+    for seed in switches.seeds:
+        runs["plain", seed] = drive(make(bed, bench, seed, None), bench, objectives, budget)
+        for name, settings in methods.items():
+            runs[name, seed] = drive(make(bed, bench, seed, settings), bench, objectives, LONGEST * budget)
+            say(f"{bed}, seed {seed}: {name}, {len({part.recipe.id for part in runs[name, seed]})} candidates")
+        bench.save()
+    points = np.concatenate([means(bench, whole(run), objectives) for run in runs.values()])
+    corner = fronts.corner(points)
+    chosen = {key: front(bench, run, objectives, limit(key[0], budget)) for key, run in runs.items()}
+    unseen = {key: means(bench, recipes, objectives, "report") for key, recipes in chosen.items()}
+    below = fronts.corner(np.concatenate(list(unseen.values())))
+    bench.save()
+    curves = {key: curve(bench, run, objectives, corner) for key, run in runs.items()}
+    rows = []
+    shares: dict[str, list[Points]] = {}
+    for (name, seed), run in runs.items():
+        spent, volumes = curves[name, seed]
+        end = curves["plain", seed][1][-1]
+        reached = np.flatnonzero(volumes >= end)
+        report, plain_report = (pareto.hypervolume(unseen[key, seed], below) for key in (name, "plain"))
+        shares.setdefault(name, []).append(np.stack([spent / budget, volumes / end]))
+        row = {
+            "bed": str(bed),
+            "method": name,
+            "seed": seed,
+            "budget": budget,
+            "spent_to_plain": float(spent[reached[0]] / budget) if len(reached) else None,
+            "spent_to_99": float(spent[volumes >= 0.99 * end][0] / budget) if volumes[-1] >= 0.99 * end else None,
+            "search_hv_at_half": float(volumes[spent <= HALF * budget][-1] / end),
+            "report_hv": report / plain_report,  # of a raced search at half of the budget
+        }
+        if name != "plain":
+            asked = list({part.recipe.id: part.recipe for part in run if part.spent <= HALF * budget}.values())
+            row["search_hv_with_stopped"] = pareto.hypervolume(means(bench, asked, objectives), corner) / end
+            row |= asdict(audit(bench, run, objectives, HALF * budget, methods[name]["tolerance"]))
+        rows.append(row)
+    return rows, shares
+
+
+def open_bench(bed: Bed, folder: Path) -> Bench:
+    """Return what scores a bed's candidates; what was scored is kept in `folder`."""
+    built = zoo.find_or_build("digits", progress=lambda done, doing: say(f"digits: {done:4.0%} {doing}"))
+    names = list(built.tasks)[: bed.tasks]
+    metrics = {"metrics": ["accuracy"], "search_metric": "accuracy", "report_metric": "accuracy"}
+    given = {
+        "name": f"digits-{bed.tasks}",
+        "pool": {"base": built.pool["base"], "experts": {name: built.pool["experts"][name] for name in names}},
+        "tasks": {name: {**built.tasks[name], **metrics} for name in names},
+        "space": "task_arithmetic",
+    }
+    parts = open_parts(StudySettings.parse(given, "racing", Path()))
+    digest = hashlib.sha256(json.dumps(asdict(parts.setup), sort_keys=True).encode()).hexdigest()
+    return Bench(parts, folder / f"digits-{bed.tasks}-{digest[:16]}")
+
+
+def make(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None) -> Driver:
+    """Return the bed's driver, raced by these settings, or plain."""
+    objectives = bench.objectives[: bed.objectives]
+    settings = bed.driver if racing is None else {"kind": "racing", "driver": dict(bed.driver), **racing}
+    return search.make(settings, bench.space, objectives, seed, sizes(bench, objectives))
+
+
+def drive(driver: Driver, bench: Bench, objectives: Sequence[str], budget: float) -> list[Part]:
+    """Search until the `budget` is spent, in evaluations' worth."""
+    counts = sizes(bench, objectives)
+    known: dict[str, Scored] = {}
+    found: list[Part] = []
+    spent = 0
+    while spent < budget * sum(counts.values()) and (proposal := driver.ask()) is not None:
+        scores = bench.score(proposal.recipe).scores
+        asked = proposal.examples or {task: tuple(range(count)) for task, count in counts.items()}
+        taken = {name: scores[name][list(asked[task])] for name in objectives if (task := task_of(name)) in asked}
+        evaluation = Evaluation(taken)
+        driver.tell(proposal, evaluation)
+        scored = known.setdefault(proposal.recipe.id, Scored(counts))
+        scored.add(asked, evaluation)
+        spent += sum(map(len, asked.values()))
+        found.append(Part(proposal.recipe, spent / sum(counts.values()), scored.whole))
+    return found
+
+
+def sizes(bench: Bench, objectives: Sequence[str]) -> dict[str, int]:
+    """Return the number of search examples of each task that is searched for."""
+    scores = bench.score(bench.space.decode(next(iter(bench.space.landmarks().values())))).scores
+    return {task_of(name): len(scores[name]) for name in objectives}
+
+
+def task_of(objective: str) -> str:
+    return objective.rpartition("/")[0]
+
+
+# -- judging -----------------------------------------------------------------------------------------------------------
+
+
+def limit(method: str, budget: int) -> float:
+    """Return what may have been spent on what a method is judged by on the report split."""
+    return budget if method == "plain" else HALF * budget
+
+
+def whole(run: Sequence[Part], spent: float = math.inf) -> list[Recipe]:
+    """Return what was scored whole before so much was spent, in order."""
+    return [part.recipe for part in run if part.whole and part.spent <= spent]
+
+
+def means(bench: Bench, recipes: Sequence[Recipe], objectives: Sequence[str], split: Any = "search") -> Points:
+    """Return mean scores, `(recipes, objectives)`."""
+    return np.array([bench.score(recipe, split).means(objectives) for recipe in recipes])
+
+
+def front(bench: Bench, run: Sequence[Part], objectives: Sequence[str], spent: float) -> list[Recipe]:
+    """Return the whole candidates that no other one dominates on the search split, each once."""
+    recipes = list({recipe.id: recipe for recipe in whole(run, spent)}.values())
+    return [recipes[i] for i in np.flatnonzero(pareto.nondominated(means(bench, recipes, objectives)))]
+
+
+def curve(bench: Bench, run: Sequence[Part], objectives: Sequence[str], corner: Points) -> tuple[Points, Points]:
+    """Return what had been spent when a candidate was whole, in evaluations' worth, and the hypervolume then."""
+    spent = np.array([part.spent for part in run if part.whole])
+    return spent, pareto.hypervolume_history(means(bench, whole(run), objectives), corner)
+
+
+def audit(bench: Bench, run: Sequence[Part], objectives: Sequence[str], spent: float, tolerance: float) -> Audit:
+    """Judge who was stopped until so much was spent.
+
+    Candidates raced against those that were whole before their last part was asked for. Those that were still in the race
+    then do not count.
+    """
+    done = [part for part in run if part.spent <= spent]
+    last = {part.recipe.id: i for i, part in enumerate(done)}
+    final = [part.recipe.id for part in done if part.whole]
+    # Parts are asked for in order of rungs: once one of a field is whole, all others are stopped, or whole in the next parts.
+    decided = max((i for i, part in enumerate(done) if part.whole), default=-1)
+    later = {part.recipe.id for part in run if part.whole}
+    judged = [i for i in sorted(last.values()) if done[i].whole or (i < decided and done[i].recipe.id not in later)]
+    true = means(bench, [done[i].recipe for i in judged], objectives)
+    best = pareto.nondominated(true)
+    stopped = np.array([not done[i].whole for i in judged])
+    rows = {done[i].recipe.id: bench.score(done[i].recipe).scores for i in judged if done[i].whole}
+    bars = {
+        name: [
+            scores[objective].mean(dtype=np.float64)
+            + tolerance * scores[objective].std(dtype=np.float64) / math.sqrt(len(scores[objective]))
+            for objective in objectives
+        ]
+        for name, scores in rows.items()
+    }
+    mattered = []
+    for i, mean in zip(judged, true, strict=True):
+        rivals = np.array([bars[name] for name in final if last[name] < i]).reshape(-1, len(objectives))
+        mattered.append(len(rivals) > 0 and not (rivals >= mean).all(axis=1).any())
+    counted = np.array(mattered)
+    return Audit(
+        len(judged),
+        int(stopped.sum()),
+        int((stopped & best).sum()),
+        int(counted.sum()),
+        int((counted & stopped).sum()),
+    )
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of one bed, and how its target stands."""
+    head = [
+        str(bed),
+        "spent to plain's",
+        "spent to 99 %",
+        "search at half",
+        "with the stopped",
+        "report, at half",
+        "minus plain's",
+        "stopped",
+        "on the front",
+        "mattered",
+    ]
+    lines, said = [], []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [reached(own, "spent_to_plain"), reached(own, "spent_to_99"), band(own, "search_hv_at_half")]
+        if method == "plain":
+            lines.append([method, *cells, "", "1", "", "", "", ""])
+            continue
+        low, high = interval([row["report_hv"] - 1 for row in own])
+        gap = float(np.mean([row["report_hv"] - 1 for row in own]))
+        total = {key: sum(row[key] for row in own) for key in asdict(Audit(0, 0, 0, 0, 0))}
+        lines.append(
+            [
+                method,
+                *cells,
+                band(own, "search_hv_with_stopped"),
+                band(own, "report_hv"),
+                f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{total['stopped'] / total['candidates']:.0%} of {total['candidates']}",
+                f"{total['on_front']} of {total['stopped']}",
+                f"{total['mattered_stopped']} of {total['mattered']}",
+            ]
+        )
+        kept = float(np.median([row["search_hv_at_half"] for row in own]))
+        met = kept >= 1 - LOSS and high >= 0
+        said.append(
+            f"{method}: {'met' if met else 'missed'} (search {kept:.3f}, report {gap:+.3f}, at most {high:+.3f})"
+        )
+    n = len({row["seed"] for row in rows})
+    about = (
+        f"Shares of the plain search's budget ({rows[0]['budget']} evaluations) and of the hypervolume that it ends with; medians "
+        f"over {n} seeds [lowest, highest] (how many got there). With the stopped: what there would be if all that were stopped had been scored whole. Report: what is had at half of the budget on unseen "
+        "examples, and the mean difference from plain at its end with its 95 % interval over seeds. Stopped: of all candidates, at half. On the front: those "
+        "of them that no candidate of the race dominates. Mattered: of the candidates that were better by the tolerance, in "
+        f"some objective, than each whole one, those that were stopped; at most {1 - RacingSettings(driver=dict(NSGA)).confidence:.0%} is what is promised."
+    )
+    target = f"The same front (search at most {LOSS:.0%} below in the median, report not below by more than its interval) with half of the examples: {'; '.join(said)}."
+    return "\n\n".join([table(head, lines), about, target])
+
+
+def reached(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows]
+    got = [value for value in values if value is not None]
+    most = 1.0 if rows[0]["method"] == "plain" else LONGEST
+    middle = float(np.median([math.inf if value is None else value for value in values]))
+    return f"{f'{middle:.2f}' if math.isfinite(middle) else f'>{most:.2f}'} ({len(got)}/{len(values)})"
+
+
+def band(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows]
+    return f"{np.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return Student's 95 % interval of the mean; of one value nothing is known but itself."""
+    if len(values) < 2:
+        return values[0], values[0]
+    reach = float(stdtrit(len(values) - 1, 0.975)) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - reach), float(np.mean(values) + reach)
+
+
+COLOURS = dict(zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#009E73", "#0072B2", "#D55E00"), strict=True))
+
+
+def draw(found: Sequence[tuple[Bed, Mapping[str, Sequence[Points]]]]) -> Figure:
+    """Draw hypervolume against examples spent: the median over seeds, and the range in which they lie."""
+    figure = Figure(figsize=(4.4 * len(found) + 0.4, 4.3), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False).ravel()
+    for axes, (bed, curves) in zip(panels, found, strict=True):
+        panel(axes, bed, curves)
+    panels[0].set_ylabel("share of the plain search's last hypervolume")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    return figure
+
+
+def panel(axes: Axes, bed: Bed, curves: Mapping[str, Sequence[Points]]) -> None:
+    style(axes)
+    for method, runs in curves.items():
+        spent = np.linspace(0.03, 1.0 if method == "plain" else LONGEST, 200)
+        steps = np.array([step(run, spent) for run in runs])
+        axes.fill_between(spent, steps.min(axis=0), steps.max(axis=0), color=COLOURS[method], alpha=0.12, linewidth=0)
+        axes.plot(spent, np.median(steps, axis=0), color=COLOURS[method], linewidth=1.6, label=method)
+    axes.axvline(HALF, color="#bbbbbb", linewidth=1, linestyle=":")
+    axes.axhline(1 - LOSS, color="#bbbbbb", linewidth=1, linestyle=":")
+    axes.set_ylim(0.8, 1.02)
+    axes.set_xlabel("examples scored, share of the plain search's")
+    axes.set_title(str(bed), fontsize=10, loc="left")
+
+
+def step(run: Points, spent: Points) -> Points:
+    """Return the hypervolume when so much was spent: that of the last change before."""
+    at = np.searchsorted(run[0], spent, side="right") - 1
+    found: Points = np.where(at >= 0, run[1][np.maximum(at, 0)], 0.0)
+    return found
+
+
+if __name__ == "__main__":
+    main("racing", __doc__ or "", measure, seeds=SEEDS, evaluations=(EVALUATIONS, SMOKE_EVALUATIONS))
