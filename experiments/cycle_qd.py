@@ -176,7 +176,7 @@ def draw(found: Mapping[str, Sequence[NDArray[np.float64]]]) -> Figure:
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.axvline(0, color="#6b6b6b", linewidth=0.8)
-    axes.set_xlabel("mean over tasks on unseen examples: 0 the base, 1 the task's own expert  (dots: seeds)")
+    axes.set_xlabel("mean over tasks, unseen examples: 0 base, 1 own expert (dots: seeds)")
     return figure
 
 
