@@ -27,6 +27,7 @@ def study_file(small_digits, tmp_path_factory):
         "pool": small_digits.pool,
         "tasks": dict(list(small_digits.tasks.items())[:2]),
         "space": "task_arithmetic",
+        "driver": {"kind": "nsga2"},
         "evaluations": 10,
         "report": {"scales": [0.2, 0.4], "front": 4, "resamples": 100},
     }

@@ -200,8 +200,6 @@ class Results(_Data):
         found: dict[str, Any] = {
             "digest": self.digest,
             "evaluations": self.evaluations,
-            "stopped": self.stopped,
-            "spent": self.spent,
             "objectives": [objective.name for objective in self.objectives],
             "hypervolume": {"search": self.hypervolume.search, "report": self.hypervolume.report},
             "front": [
@@ -221,6 +219,8 @@ class Results(_Data):
                 for name, point in self.references.items()
             },
         }
+        if self.stopped:
+            found["race"] = {"stopped": self.stopped, "spent": self.spent}
         if self.diagnostics is not None:
             found["population"] = {
                 "coverage": self.diagnostics.coverage[-1],

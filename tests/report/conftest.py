@@ -97,6 +97,7 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
         digest=hashlib.sha256(b"journal").hexdigest(),
         evaluations=len(history),
         failed=2,
+        spent=len(history),
         objectives=tuple(
             Objective(name=task, search="log_likelihood", report="accuracy", examples=EXAMPLES)
             for task in TASKS[:objectives]

@@ -60,6 +60,16 @@ def test_verdict_is_said_in_plain_words(results, difference, verdict):
         assert said[0].endswith(f", {verdict}.")
 
 
+def test_a_race_says_how_many_lost_it_and_what_all_cost(results):
+    raced = results.model_copy(update={"stopped": 7, "spent": 12.5})
+    assert "; 7 lost their race before; 12.5 evaluations' worth of examples in all." in " ".join(
+        tables.sentences(results)
+    )
+    assert results.public()["race"] == {"stopped": 7, "spent": 12.5}
+    assert "race" not in results.public()
+    assert "race" not in " ".join(tables.sentences(results))
+
+
 def test_likelihoods_are_not_shown_in_percent(build):
     results = build(2, merges=5)
     objectives = tuple(o.model_copy(update={"report": "log_likelihood"}) for o in results.objectives)
