@@ -112,9 +112,19 @@ def tchebycheff(points: ArrayLike, objectives: Sequence[str], weights: Mapping[s
     values = _points(points)
     rows = _front(values)
     front = values[rows]
-    gaps = (front.max(axis=0) - front) / _span(front)
-    distances = (shares / shares.sum() * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1)
+    distances = tchebycheff_distances(front, front.max(axis=0), _span(front), shares / shares.sum())
     return int(rows[distances.argmin()])
+
+
+def tchebycheff_distances(
+    points: Points, ideal: NDArray[np.float64], units: NDArray[np.float64], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return max over t of w_t g_t + 0.01 Σ g_t, g_t = (ideal_t - y_t) / units_t, of points `(points, objectives)`: `(points,)`.
+
+    The weights w are `shares`, together 1; those, `ideal` and `units` are `(objectives,)`.
+    """
+    gaps = (ideal - points) / units
+    return np.asarray((shares * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1))
 
 
 def pick(

@@ -44,7 +44,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from evomerge import surrogate
+from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds, read_weights
 from evomerge.search.infill import spread
@@ -54,7 +54,6 @@ from evomerge.space import Genome, SearchSpace
 from evomerge.surrogate.rungs import Prediction
 from evomerge.trial import Evaluation
 
-_AUGMENTED = 0.01  # as in `pareto.tchebycheff`
 _LEAST_SCALE = 0.1
 """Of a child in a compromise: an expert that is left out of it could not be weighed against others above."""
 _ASKED = 200
@@ -178,7 +177,7 @@ class Tree:
         """Return the genome, `(genes,)`, that a preference wants: `shares` are the importances of objectives, together 1."""
 
         def distance(means: Means) -> NDArray[np.float64]:
-            return distances(means, self.ideal, self.units, shares)
+            return pareto.tchebycheff_distances(means, self.ideal, self.units, shares)
 
         genome, best = np.zeros_like(self.root.weights), np.inf
         for sweep in range(_SWEEPS):
@@ -402,7 +401,7 @@ class NestedMap:
 
         def distance(scales: Genomes) -> NDArray[np.float64]:
             means = np.stack([fitted.fit.predict(scales) for fitted in node.fits], axis=1)
-            return distances(means[:, tasks], ideal[tasks], self._units[tasks], shares[tasks])
+            return pareto.tchebycheff_distances(means[:, tasks], ideal[tasks], self._units[tasks], shares[tasks])
 
         node.compromise = least(distance, _LEAST_SCALE)
         node.weights = node.plane(node.compromise[None])[0]
@@ -520,14 +519,6 @@ class _Branch:
         """Return the mean score at `points`, `(points, genes)` in unit coordinates, and its standard deviation."""
         means, deviations = self._tree.predict(self._space.from_unit(points))
         return means[:, self._column], deviations[:, self._column]
-
-
-def distances(
-    means: Means, ideal: NDArray[np.float64], units: NDArray[np.float64], shares: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return max over t of w_t g_t + 0.01 Σ g_t, g_t = (ideal_t - y_t) / units_t, of scores `(points, objectives)`: `(points,)`."""
-    gaps = (ideal - means) / units
-    return np.asarray((shares * gaps).max(axis=1) + _AUGMENTED * gaps.sum(axis=1))
 
 
 def least(function: Callable[[Genomes], NDArray[np.float64]], low: float) -> NDArray[np.float64]:

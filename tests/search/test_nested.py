@@ -7,7 +7,7 @@ from evomerge import pareto, search
 from evomerge.errors import DriverError
 from evomerge.search import nested
 from evomerge.search.driver import Generational
-from evomerge.search.nested import NestedMap, NestedMapSettings, distances, least, preferences
+from evomerge.search.nested import NestedMap, NestedMapSettings, least, preferences
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, Problem, drive, mixed, toy_space
 from evomerge.trial import Evaluation
@@ -43,7 +43,7 @@ def true_best(problem, shares, ideal, units):
     steps = np.linspace(0, 1, 51)
     genes = np.stack(np.meshgrid(*[steps] * len(problem.space.genes), indexing="ij"), -1).reshape(-1, len(shares))
     scores = np.array([problem.score(x) for x in genes[:: 1 if len(genes) < 1e4 else 7]])
-    return distances(scores, ideal, units, shares).min()
+    return pareto.tchebycheff_distances(scores, ideal, units, shares).min()
 
 
 class TestNested(GenomeSuite):
@@ -131,7 +131,7 @@ def test_separable_problem_is_answered_near_the_true_optimum(preference, three):
     truth = problem.score(genome)
     np.testing.assert_allclose(means, truth, atol=1e-4)  # nothing interacts across pairs: the prediction is exact
     shares = np.array([preference.get(name, 0) for name in "abc"]) / sum(preference.values())
-    found = distances(truth[None], tree.ideal, tree.units, shares)[0]
+    found = pareto.tchebycheff_distances(truth[None], tree.ideal, tree.units, shares)[0]
     assert found < true_best(problem, shares, tree.ideal, tree.units) + 0.02
 
 
@@ -145,7 +145,9 @@ def test_answers_of_four_experts_are_nearer_than_the_best_of_thousands_of_draws(
     gains = []
     for shares in preferences(4, 15, 5):
         truth = problem.score(tree.answer(shares))[None]
-        found, best = (distances(scores, tree.ideal, tree.units, shares).min() for scores in (truth, blind))
+        found, best = (
+            pareto.tchebycheff_distances(scores, tree.ideal, tree.units, shares).min() for scores in (truth, blind)
+        )
         gains.append(best - found)
     assert min(gains) > -0.002
     assert np.mean(gains) > 0.005
@@ -313,7 +315,7 @@ def test_experts_in_another_order_than_the_pools_keep_their_names():
 
 def test_distance_is_the_papers():
     # By hand: gaps (0.2 / 2, 0.3 / 1); 0.5 · 0.3 + 0.01 · 0.4.
-    found = distances(np.array([[0.8, 0.7]]), np.ones(2), np.array([2.0, 1.0]), np.array([0.5, 0.5]))
+    found = pareto.tchebycheff_distances(np.array([[0.8, 0.7]]), np.ones(2), np.array([2.0, 1.0]), np.array([0.5, 0.5]))
     np.testing.assert_allclose(found, [0.154])
 
 
