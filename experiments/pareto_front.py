@@ -13,11 +13,10 @@ A run that was cut short goes on where it was when typed again: scores and searc
 The zoos are the same for all seeds, the searches are not.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ from numpy.typing import NDArray
 from shared import fronts
 from shared.fronts import Bench, Como, Run
 
-from evomerge import files, pareto, search, zoo
+from evomerge import files, pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
 from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.figures import style
 from evomerge.search import Driver, quadratic
-from evomerge.settings import StudySettings, open_parts
 from evomerge.trial import Evaluation, Proposal
 
 SEEDS = 5
@@ -197,23 +195,8 @@ def compare(
 
 def open_bench(bed: Bed, folder: Path) -> Bench:
     """Return what scores a bed's candidates; what was scored is kept in `folder`."""
-    built = zoo.find_or_build(bed.zoo, progress=lambda done, doing: say(f"{bed.zoo}: {done:4.0%} {doing}"))
-    names = list(built.tasks)[: bed.tasks]
-    if len(names) < bed.tasks:
-        msg = f"the zoo {bed.zoo} has {len(names)} tasks; expected {bed.tasks}"
-        raise ValueError(msg)
-    metrics = {"metrics": ["accuracy", "margin"], "search_metric": "accuracy", "report_metric": "accuracy"}
-    precision = str(zoo.fast_precision()).removeprefix("torch.") if bed.precision == "fast" else bed.precision
-    given = {
-        "name": f"{bed.zoo}-{bed.tasks}",
-        "pool": {"base": built.pool["base"], "experts": {name: built.pool["experts"][name] for name in names}},
-        "tasks": {name: {**built.tasks[name], **metrics, "batch": bed.batch} for name in names},
-        "space": "task_arithmetic",
-        "precision": precision,
-    }
-    parts = open_parts(StudySettings.parse(given, "pareto_front", Path()))
-    digest = hashlib.sha256(json.dumps(asdict(parts.setup), sort_keys=True).encode()).hexdigest()
-    return Bench(parts, folder / f"{bed.zoo}-{bed.tasks}-{digest[:16]}")
+    metrics = ("accuracy", "margin")
+    return fronts.open_bench(bed.zoo, bed.tasks, folder, metrics, precision=bed.precision, batch=bed.batch)
 
 
 def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:

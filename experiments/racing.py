@@ -14,8 +14,6 @@ A run that was cut short goes on where it was when typed again: scores are kept 
 all seeds, the searches are not.
 """
 
-import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,13 +30,12 @@ from scipy.special import stdtrit
 from shared import fronts
 from shared.fronts import Bench
 
-from evomerge import pareto, search, zoo
+from evomerge import pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.figures import style
 from evomerge.search import Driver
 from evomerge.search.racing import RacingSettings
-from evomerge.settings import StudySettings, open_parts
 from evomerge.trial import Evaluation, Scored
 
 SEEDS = 5
@@ -115,7 +112,7 @@ def measure(switches: Switches) -> Findings:
 
 def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], dict[str, list[Points]]]:
     """Return the rows of one bed, and each method's curves: `(2, changes)`, shares of the budget and of hypervolume."""
-    bench = open_bench(bed, folder)
+    bench = fronts.open_bench("digits", bed.tasks, folder, ("accuracy",))
     objectives = bench.objectives[: bed.objectives]
     budget = min(bed.evaluations, switches.evaluations)
     methods = {name: METHODS[name] for name in (SMOKE_METHODS if switches.smoke else METHODS)}
@@ -157,22 +154,6 @@ def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, 
             row |= asdict(audit(bench, run, objectives, HALF * budget, methods[name]["tolerance"]))
         rows.append(row)
     return rows, shares
-
-
-def open_bench(bed: Bed, folder: Path) -> Bench:
-    """Return what scores a bed's candidates; what was scored is kept in `folder`."""
-    built = zoo.find_or_build("digits", progress=lambda done, doing: say(f"digits: {done:4.0%} {doing}"))
-    names = list(built.tasks)[: bed.tasks]
-    metrics = {"metrics": ["accuracy"], "search_metric": "accuracy", "report_metric": "accuracy"}
-    given = {
-        "name": f"digits-{bed.tasks}",
-        "pool": {"base": built.pool["base"], "experts": {name: built.pool["experts"][name] for name in names}},
-        "tasks": {name: {**built.tasks[name], **metrics} for name in names},
-        "space": "task_arithmetic",
-    }
-    parts = open_parts(StudySettings.parse(given, "racing", Path()))
-    digest = hashlib.sha256(json.dumps(asdict(parts.setup), sort_keys=True).encode()).hexdigest()
-    return Bench(parts, folder / f"digits-{bed.tasks}-{digest[:16]}")
 
 
 def make(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None) -> Driver:

@@ -4,9 +4,11 @@ A `Bench` scores recipes, and remembers them on disk; `drive` lets a driver sear
 costs more evaluations than any search.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cmaes
@@ -14,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from evomerge import files, pareto, surrogate
+from evomerge import files, pareto, surrogate, zoo
 from evomerge.evaluate import Worker
 from evomerge.recipe import Recipe
+from evomerge.report.experiment import say
 from evomerge.search import Driver
 from evomerge.search.driver import known_recipes, propose
-from evomerge.settings import Parts
+from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal, Split
 
@@ -74,6 +77,31 @@ class Bench:
             tables = dict(arrays)
         for row, name in enumerate(tables.pop("ids")):
             self._known[split, str(name)] = Evaluation({metric: table[row] for metric, table in tables.items()})
+
+
+def open_bench(
+    name: str, tasks: int, folder: Path, metrics: Sequence[str], *, precision: str = "float32", batch: int = 64
+) -> Bench:
+    """Return what scores merges of the experts of a zoo's first `tasks` by task arithmetic, by accuracy.
+
+    What was scored is kept in `folder`, with all `metrics`. `precision` may be `fast`: the machine's fastest.
+    """
+    built = zoo.find_or_build(name, progress=lambda done, doing: say(f"{name}: {done:4.0%} {doing}"))
+    names = list(built.tasks)[:tasks]
+    if len(names) < tasks:
+        msg = f"the zoo {name} has {len(names)} tasks; expected {tasks}"
+        raise ValueError(msg)
+    scored = {"metrics": list(metrics), "search_metric": "accuracy", "report_metric": "accuracy", "batch": batch}
+    given = {
+        "name": f"{name}-{tasks}",
+        "pool": {"base": built.pool["base"], "experts": {task: built.pool["experts"][task] for task in names}},
+        "tasks": {task: {**built.tasks[task], **scored} for task in names},
+        "space": "task_arithmetic",
+        "precision": str(zoo.fast_precision()).removeprefix("torch.") if precision == "fast" else precision,
+    }
+    parts = open_parts(StudySettings.parse(given, name, Path()))
+    digest = hashlib.sha256(json.dumps(asdict(parts.setup), sort_keys=True).encode()).hexdigest()
+    return Bench(parts, folder / f"{name}-{tasks}-{digest[:16]}")
 
 
 @dataclass(frozen=True)
