@@ -192,7 +192,8 @@ class Study:
         """Return all that has been evaluated so far."""
         told = read_told(self.journal_path)
         population, partial = _assembled(told, self.parts.sizes)
-        spent = sum(_cost(proposal, self.parts.whole) for proposal, _ in told) / self.parts.whole
+        whole = self.parts.whole
+        spent = sum(_cost(proposal, whole) for proposal, _ in told) / whole
         return Record(told, population, tuple(partial), spent)
 
     def population(self) -> Told:

@@ -44,7 +44,8 @@ class Setup:
     (another number changes the last bits of scores), and `auto` the transformers class that chooses the
     model's class, None for its config's; `module` is a function of the user's that makes it instead.
     `shared_mib` is how much memory each worker has for hidden states of stacks that begin alike; it changes no
-    score. `members` is the folder of a study whose candidates may be made of earlier ones: what is evaluated for the search is kept, up to `members_mib` in each worker's memory, and there; None keeps nothing.
+    score. `members` is the folder of a study whose candidates may be made of earlier ones: what is evaluated
+    for the search is kept, up to `members_mib` in each worker's memory, and there; None keeps nothing.
     """
 
     base: str
