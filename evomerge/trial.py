@@ -38,9 +38,8 @@ class Evaluation:
     """What an evaluation found: score vectors, or the reason why there are none. Higher is better everywhere.
 
     `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split, or of the examples that were
-    asked for, where these are a part. `outputs` maps names to larger
-    arrays that were asked for (logits, `(examples, classes)`); they are not journaled. `seconds` says where the time went
-    and is no part of the result.
+    asked for, where these are a part. `outputs` maps `task/name` to tables that were asked for, float32 `(examples, columns)`,
+    in the same order. `seconds` says where the time went and is no part of the result.
     """
 
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -55,16 +54,22 @@ class Evaluation:
         return np.array([self.scores[name].mean(dtype=np.float64) for name in objectives])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result (scores and error, not the time) as JSON data; `from_json` gives back the same bytes."""
+        """Return the result (all but the time) as JSON data; `from_json` gives back the same bytes."""
         if self.error is not None:
             return {"error": self.error}
-        return {"scores": {name: _encode(vector) for name, vector in sorted(self.scores.items())}}
+        data: dict[str, Any] = {"scores": {name: _encode(vector) for name, vector in sorted(self.scores.items())}}
+        if self.outputs:
+            tables = sorted(self.outputs.items())
+            data["outputs"] = {name: {"columns": table.shape[1], "rows": _encode(table)} for name, table in tables}
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
         """Return the evaluation that `to_json` wrote."""
         scores = {name: _decode(text) for name, text in data.get("scores", {}).items()}
-        return cls(scores=scores, error=data.get("error"))
+        tables = data.get("outputs", {}).items()
+        outputs = {name: _decode(table["rows"]).reshape(-1, table["columns"]) for name, table in tables}
+        return cls(scores=scores, error=data.get("error"), outputs=outputs)
 
 
 class Scored:
@@ -76,7 +81,8 @@ class Scored:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         """Know nothing yet of tasks that have `sizes` examples, by name."""
         self._known = {task: np.zeros(size, dtype=np.bool_) for task, size in sizes.items()}
-        self._scores: dict[str, NDArray[np.float32]] = {}  # by `task/metric`, (examples,); 0 where not known
+        # By `task/metric`, (examples,), and outputs by `task/name`, (examples, columns); 0 where not known.
+        self._scores: dict[str, NDArray[np.float32]] = {}
 
     @property
     def whole(self) -> bool:
@@ -93,17 +99,19 @@ class Scored:
 
         Raises `EvaluatorError` for scores that are not one for each of the examples.
         """
+        arrays = {**evaluation.scores, **evaluation.outputs}
         for task, numbers in self._asked(examples).items():
             known, rows = self._known[task], np.array(numbers, dtype=np.intp)
-            found = {name: vector for name, vector in evaluation.scores.items() if _task(name) == task}
+            found = {name: array for name, array in arrays.items() if _task(name) == task}
             before = {name for name in self._scores if _task(name) == task} or found.keys()
-            if not found or found.keys() != before or any(vector.shape != rows.shape for vector in found.values()):
-                shapes = {name: vector.shape for name, vector in found.items()}
+            if not found or found.keys() != before or any(len(array) != len(rows) for array in found.values()):
+                shapes = {name: array.shape for name, array in found.items()}
                 msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(before)}; got {shapes}"
                 raise EvaluatorError(msg)
             new = ~known[rows]
-            for name, vector in found.items():
-                self._scores.setdefault(name, np.zeros(len(known), np.float32))[rows[new]] = vector[new]
+            for name, array in found.items():
+                empty = np.zeros((len(known), *array.shape[1:]), np.float32)
+                self._scores.setdefault(name, empty)[rows[new]] = array[new]
             known[rows] = True
 
     def missing(self, examples: Examples | None) -> dict[str, tuple[int, ...]]:
@@ -117,8 +125,9 @@ class Scored:
     def take(self, examples: Examples | None = None) -> Evaluation:
         """Return the evaluation of these `examples` (None: of all) in their order. All of them must be known."""
         rows = {task: np.array(numbers, dtype=np.intp) for task, numbers in self._asked(examples).items()}
-        found = ((name, _task(name), vector) for name, vector in self._scores.items())
-        return Evaluation({name: vector[rows[task]] for name, task, vector in found if task in rows})
+        found = {name: array[rows[_task(name)]] for name, array in self._scores.items() if _task(name) in rows}
+        scores = {name: array for name, array in found.items() if array.ndim == 1}
+        return Evaluation(scores, outputs={name: array for name, array in found.items() if name not in scores})
 
     def _asked(self, examples: Examples | None) -> Examples:
         whole = {task: tuple(range(len(known))) for task, known in self._known.items()}

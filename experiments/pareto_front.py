@@ -195,8 +195,7 @@ def compare(
 
 def open_bench(bed: Bed, folder: Path) -> Bench:
     """Return what scores a bed's candidates; what was scored is kept in `folder`."""
-    metrics = ("accuracy", "margin")
-    return fronts.open_bench(bed.zoo, bed.tasks, folder, metrics, precision=bed.precision, batch=bed.batch)
+    return fronts.open_bench(bed.zoo, bed.tasks, folder, margins=True, precision=bed.precision, batch=bed.batch)
 
 
 def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:

@@ -137,7 +137,7 @@ def surfaced(study_file, small_digits):
         "tasks": {
             name: {
                 **data["tasks"][name],
-                "metrics": ["accuracy", "log_likelihood", "margin"],
+                "keep_margins": True,
                 "search_metric": "accuracy",
             }
             for name in names

@@ -17,7 +17,7 @@ LIKELIHOOD = (-np.inf, 0.0)
 class Bed:
     """A tiny classifier, merged by task arithmetic: a layer of tanh whose weights are linear in the genes, a frozen head.
 
-    `margins` and `log_likelihood` are those of the first gene's task, `(points, 400)`.
+    `margins`, `(points, 400, 5)`, and `log_likelihood`, `(points, 400)`, are those of the first gene's task.
     """
 
     def __init__(self, genes, seed):
@@ -33,11 +33,14 @@ class Bed:
     def evaluate(self, points):
         weights = self.base + np.einsum("pg,gij->pij", points, self.vectors)
         logits = np.tanh(self.inputs @ weights) @ self.head
-        labels = np.broadcast_to(self.labels[:, None], (*logits.shape[:2], 1))
-        own = np.take_along_axis(logits, labels, axis=2)[..., 0]
-        others = logits.copy()
-        np.put_along_axis(others, labels, -np.inf, axis=2)
-        return own - others.max(axis=2), own - np.log(np.exp(logits).sum(axis=2))
+        own = logits[:, np.arange(400), self.labels]
+        others = logits[:, self.labels[:, None] != np.arange(6)].reshape(len(points), 400, 5)
+        return own[..., None] - others, own - np.log(np.exp(logits).sum(axis=2))
+
+
+def right(margins):
+    """Return which examples are right, `(points, examples)`."""
+    return (margins > 0).all(axis=2)
 
 
 def held_out(genes):
@@ -72,10 +75,9 @@ def test_margins_predict_accuracy_better_than_a_quadratic_of_it_with_few_evaluat
     for seed in range(5):
         bed, points, margins, _ = fit_bed(genes, seed)
         test = held_out(genes)
-        true = (bed.evaluate(test)[0] > 0).mean(axis=1)
-        right = (margins > 0).astype(np.float32)
-        found = surrogate.fit(points, right, bounds=ACCURACY, margins=margins, rungs=["margins"])
-        plain = surrogate.fit(points, right, bounds=ACCURACY, rungs=["weighted quadratic"])
+        true = right(bed.evaluate(test)[0]).mean(axis=1)
+        found = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=["margins"])
+        plain = surrogate.fit(points, right(margins), bounds=ACCURACY, rungs=["weighted quadratic"])
         by_margin.append(r2(true, found.predict(test)[0]))
         by_quadratic.append(r2(true, plain.predict(test)[0]))
     assert np.all(np.array(by_margin) > np.array(by_quadratic))
@@ -98,10 +100,10 @@ def test_intervals_hold_what_was_held_out(rung, genes):
     inside = []
     for seed in range(6):
         bed, points, margins, _ = fit_bed(genes, seed, 2)
-        found = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins, rungs=[rung] if rung else None)
+        found = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=[rung] if rung else None)
         test = held_out(genes)
         mean, deviation = found.predict(test)
-        true = (bed.evaluate(test)[0] > 0).mean(axis=1)
+        true = right(bed.evaluate(test)[0]).mean(axis=1)
         inside.append(np.mean(np.abs(true - mean) <= surrogate.NORMAL_90 * deviation))
     assert 0.75 <= np.mean(inside) <= 0.99
 
@@ -109,7 +111,7 @@ def test_intervals_hold_what_was_held_out(rung, genes):
 def test_deviations_grow_away_from_what_was_evaluated():
     points = surrogate.design(3, [], 30, 0) * 0.3
     margins, _ = Bed(3, 0).evaluate(points)
-    found = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins)
+    found = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
     near, far = found.predict(np.full((1, 3), 0.15))[1], found.predict(np.ones((1, 3)))[1]
     assert far > 3 * near
 
@@ -120,9 +122,9 @@ def test_fewer_evaluations_than_unknowns_are_enough_for_processes():
     margins, likelihoods = bed.evaluate(points)
     test = held_out(6)
     tested, tested_likelihoods = bed.evaluate(test)
-    accuracy = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins)
+    accuracy = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
     assert set(accuracy.ladder) == {"quadratic + Matérn", "margins"}
-    assert r2((tested > 0).mean(axis=1), accuracy.predict(test)[0]) > 0.8
+    assert r2(right(tested).mean(axis=1), accuracy.predict(test)[0]) > 0.8
     likelihood = surrogate.fit(points, likelihoods, bounds=LIKELIHOOD)
     assert r2(tested_likelihoods.mean(axis=1), likelihood.predict(test)[0]) > 0.7
 
@@ -131,11 +133,11 @@ def test_many_genes_and_candidates_are_fitted():
     bed = Bed(24, 0)
     points = 0.3 * surrogate.design(24, bed.known, 120, 0)
     margins, _ = bed.evaluate(points)
-    found = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins)
+    found = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
     test = 0.3 * held_out(24)
     mean, deviation = found.predict(test)
     assert mean.shape == deviation.shape == (256,)
-    assert r2((bed.evaluate(test)[0] > 0).mean(axis=1), mean) > 0.8
+    assert r2(right(bed.evaluate(test)[0]).mean(axis=1), mean) > 0.8
 
 
 def test_scores_that_are_a_quadratic_are_fitted_exactly_and_by_the_simplest_rung():
@@ -152,7 +154,7 @@ def test_scores_that_are_a_quadratic_are_fitted_exactly_and_by_the_simplest_rung
 def test_rung_with_the_lowest_left_out_error_is_chosen(genes):
     for seed in range(5):
         _, points, margins, _ = fit_bed(genes, seed, 2)
-        found = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins)
+        found = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
         assert found.name == "margins"
         assert found.ladder[found.name] == min(found.ladder.values()) == found.rmse
         assert list(found.ladder) == ["margins", "weighted quadratic", "quadratic + Matérn"]
@@ -172,7 +174,7 @@ def test_same_input_same_bytes_whatever_the_global_generator_does():
     found = []
     for seed in (0, 1):
         np.random.seed(seed)  # noqa: NPY002  # the global generator is what must not matter
-        fitted = surrogate.fit(points, margins > 0, bounds=ACCURACY, margins=margins)
+        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
         found.append(b"".join(part.tobytes() for part in fitted.predict(held_out(2))))
     assert found[0] == found[1]
 
@@ -216,13 +218,13 @@ def test_process_leaves_out_as_conditioning_without_the_point_does(seed, genes, 
     rng = np.random.default_rng(seed)
     points = rng.random((9, genes))
     targets, noise = rng.standard_normal((9, outputs)), rng.uniform(0.5, 2, 9)
-    kernel = np.log([0.7, 0.4, 0.5, 0.8, 0.05])
+    kernel = np.log([0.7, 0.4, 0.5, 0.8, 0.05, *rng.uniform(0.5, 2, genes)])
     process = Process(points, targets, noise, kernel)
     mean, variance = process.left_out(targets)
     scaled = (targets - targets.mean(axis=0)) / targets.std(axis=0)  # the normalisation is held, as is the kernel
     for i in range(9):
         rest = np.arange(9) != i
-        covariance = process._kernel(2 * points - 1, 2 * points - 1)
+        covariance = process._kernel(2 * points, 2 * points)
         inverse = np.linalg.inv(covariance[np.ix_(rest, rest)] + np.diag(0.05 * noise[rest]))
         cross = covariance[i, rest]
         expected = targets.mean(axis=0) + targets.std(axis=0) * (cross @ inverse @ scaled[rest])
@@ -235,10 +237,10 @@ def test_process_is_a_conditional_normal_distribution():
     rng = np.random.default_rng(0)
     points, new = rng.random((7, 2)), rng.random((3, 2))
     targets = rng.standard_normal((7, 1))
-    process = Process(points, targets, np.ones(7), np.log([1.0, 0.5, 0.3, 0.6, 0.01]))
+    process = Process(points, targets, np.ones(7), np.log([1.0, 0.5, 0.3, 0.6, 0.01, 1.5, 0.5]))
 
     def kernel(one, other):
-        z, w = 2 * one - 1, 2 * other - 1
+        z, w = 2 * one * [1.5, 0.5], 2 * other * [1.5, 0.5]
         inner = z @ w.T / 2
         a = np.sqrt(5) * np.linalg.norm(z[:, None] - w[None], axis=2) / (0.6 * np.sqrt(2))
         return 100 + inner + 0.5 * inner**2 + 0.3 * (1 + a + a**2 / 3) * np.exp(-a)
@@ -273,16 +275,26 @@ def test_hyperparameters_are_at_least_as_likely_as_where_their_search_starts(see
     def posterior(kernel):
         covariance = process._covariance(kernel)[0] + np.exp(kernel[4]) * np.eye(12)
         likely = -0.5 * np.mean([y @ np.linalg.solve(covariance, y) for y in outputs.T])
-        prior = -0.5 * np.sum(((kernel - Process._CENTRE) / Process._SPREAD) ** 2)
+        prior = -0.5 * np.sum(((kernel[:5] - Process._CENTRE) / Process._SPREAD) ** 2) - 0.5 * kernel[5:] @ kernel[5:]
         return likely - 0.5 * np.linalg.slogdet(covariance)[1] + prior
 
     best = posterior(process.kernel)
-    assert all(best >= posterior(start) for start in Process._STARTS)
-    for i in range(5):  # and nowhere better close by, but for bounds
+    assert all(best >= posterior(np.append(start, [0, 0])) for start in Process._STARTS)
+    bounds = [*Process._BOUNDS, Process._MATTERS, Process._MATTERS]
+    for i in range(7):  # and nowhere better close by, but for bounds
         for step in (-0.3, 0.3):
             moved = process.kernel.copy()
-            moved[i] = np.clip(moved[i] + step, *Process._BOUNDS[i])
+            moved[i] = np.clip(moved[i] + step, *bounds[i])
             assert posterior(moved) <= best + 1e-4
+
+
+def test_gene_that_does_not_matter_is_found_out_from_many_outputs_and_one_output_takes_all_alike():
+    rng = np.random.default_rng(0)
+    points = rng.random((20, 2))
+    targets = np.sin(5 * points[:, :1] + rng.uniform(0, 6, 8))  # of the first gene alone
+    many, one = (Process(points, found, np.ones(20)).kernel[5:] for found in (targets, targets[:, :1]))
+    assert many[0] > many[1] + np.log(4)
+    np.testing.assert_array_equal(one, 0)
 
 
 @pytest.mark.parametrize(
@@ -432,8 +444,11 @@ def spoilt(table, value):
         ),
         ({"rungs": lambda x, y: ["margin"]}, "no rung `margin`"),
         ({"margins": lambda x, y: y[:, :2]}, r"got \(12, 2\) margins for \(12, 5\) scores"),
-        ({"margins": lambda x, y: spoilt(2 * y - 1, np.nan)}, "margins: row 3 has numbers that are not finite"),
-        ({"margins": lambda x, y: 1 - 2 * y}, "expected 1 exactly where the margin is positive"),
+        (
+            {"margins": lambda x, y: spoilt(2 * y - 1, np.nan)[..., None]},
+            "margins: row 3 has numbers that are not finite",
+        ),
+        ({"margins": lambda x, y: (1 - 2 * y)[..., None]}, "expected 1 exactly where all margins are positive"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_expected(changes, expected):

@@ -33,9 +33,29 @@ def test_order_of_metrics_does_not_change_the_record():
     assert forward == json.dumps(Evaluation(scores={"b": other, "a": one}).to_json())
 
 
-def test_neither_time_nor_outputs_are_recorded():
-    evaluation = Evaluation(scores={}, seconds={"merge": 1.0}, outputs={"logits": np.ones((2, 2), np.float32)})
-    assert evaluation.to_json() == {"scores": {}}
+def test_time_is_not_recorded():
+    assert Evaluation(scores={}, seconds={"merge": 1.0}).to_json() == {"scores": {}}
+
+
+def test_outputs_come_back_with_their_bytes_and_shape():
+    table = np.array([[1, 0.1], [np.pi, -2], [3, 1e-30]], np.float32)
+    outputs = {"t/other": table[:, :1], "t/margins": table}
+    found = Evaluation.from_json(json.loads(json.dumps(Evaluation(outputs=outputs).to_json()))).outputs
+    assert found.keys() == outputs.keys()
+    for name, expected in outputs.items():
+        assert found[name].shape == expected.shape
+        assert found[name].tobytes() == expected.tobytes()
+
+
+def test_parts_of_outputs_are_put_together_with_those_of_scores():
+    scores, table = np.arange(4, dtype=np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)
+    known = Scored({"a": 4})
+    for part in ((3, 1), (0, 2)):
+        known.add({"a": part}, Evaluation({"a/m": scores[list(part)]}, outputs={"a/margins": table[list(part)]}))
+    whole = known.take()
+    np.testing.assert_array_equal(whole.scores["a/m"], scores)
+    np.testing.assert_array_equal(whole.outputs["a/margins"], table)
+    np.testing.assert_array_equal(known.take({"a": (2, 1)}).outputs["a/margins"], table[[2, 1]])
 
 
 def test_means_are_taken_in_the_order_asked_for():

@@ -18,7 +18,7 @@ class Remembering(Evaluator):
     proposal of which some examples are known, only the others are scored, and the answer is put together. A recipe is in
     flight once at a time on a split: whoever proposes it meanwhile waits, and is looked at again when it is back, so
     equal proposals are evaluated once, and all get that answer. Failures are shared like that, but not remembered:
-    proposed again, the recipe is tried again. An answer that was put together has no `outputs`.
+    proposed again, the recipe is tried again.
     """
 
     def __init__(self, evaluator: Evaluator, sizes: Mapping[Split, Mapping[str, int]] | None = None) -> None:

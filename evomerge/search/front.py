@@ -9,7 +9,7 @@ surface: a front of predictions that costs no more evaluations, and the figures 
 It ends at 40 genes, where the design alone is 205 candidates and a surface of accuracies no longer holds. Of a tiny
 network's accuracy, over the whole box, a design of 5 (d + 1) predicted R² 0.95 at 12 genes, 0.86 at 24 and 0.89 at 36 where
 margins were known, but 0.86, 0.66 and 0.70 without; three times as many candidates at 36 genes, 0.91 and 0.74. So ask for
-margins: `metrics: [accuracy, log_likelihood, margin]` in the task.
+margins: `keep_margins: true` in the task.
 """
 
 import math
@@ -219,9 +219,9 @@ class Front:
             scores = np.array([evaluation.scores[name] for evaluation in succeeded], dtype=np.float64)
             check_bounds("front", [name], [self._bounds[name]], [scores])
             task, _, metric = name.rpartition("/")
-            margin = f"{task}/margin"
-            known = metric == "accuracy" and all(margin in evaluation.scores for evaluation in succeeded)
-            margins = [evaluation.scores[margin] for evaluation in succeeded] if known else None
+            tables = [evaluation.outputs.get(f"{task}/margins") for evaluation in succeeded]
+            known = metric == "accuracy" and all(table is not None for table in tables)
+            margins = np.array(tables, dtype=np.float64) if known else None
             if surrogate.varies(scores):
                 fits[name] = surrogate.fit(points, scores, bounds=self._bounds[name], margins=margins)
         return fits

@@ -2,8 +2,9 @@
 
 `fit` tries a ladder of models and keeps the one that predicts each evaluated candidate best from the others:
 
-1. `margins`: for accuracy, where every example's margin is known (positive exactly where it is right): a Gaussian
-   process of each margin, all with one kernel. Accuracy is a staircase of the genes, a margin is smooth.
+1. `margins`: for accuracy, where it is known how far the label's logit is above each other class's (an example is right
+   where all are positive): a Gaussian process of each, all with one kernel. Accuracy is a staircase of the genes, logits are
+   smooth.
 2. `log-loss quadratic`: for scores with one bound, as log-likelihoods have: a quadratic of their logarithm or of themselves.
 3. `quadratic + Matérn`: a Gaussian process with a quadratic trend, of the mean score warped by its bounds.
 4. `weighted quadratic` (`quadratic` for a score without bounds): the same warp, by weighted least squares.
@@ -121,7 +122,7 @@ def fit(
     """Return the surrogate of one objective, fitted to n candidates that were all evaluated.
 
     `points` are `(n, genes)`, unit coordinates; `scores` are those of each example, `(n, examples)`, within `bounds`.
-    `margins`, `(n, examples)`, are positive where a score is 1 and negative where it is 0. The rung with the lowest
+    `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. The rung with the lowest
     left-out error is chosen, on the metric's own scale, among all that apply or the `rungs` named. Ties go to the
     margins, which know more than the scores do, and else to the simpler. Raises `SurrogateError`.
     """
@@ -243,16 +244,16 @@ def _ladder(
     warp: Warp = Identity()
     makers: dict[str, tuple[int, Callable[[], Rung]]] = {}
     if margins is not None:
-        known = _table("margins", margins, len(points))
-        if known.shape != scores.shape or ((scores != 0) & (scores != 1)).any():
-            msg = (
-                f"margins go with scores of 0 and 1, one for each; got {known.shape} margins for {scores.shape} scores"
-            )
+        known = np.asarray(margins, dtype=np.float64)
+        if known.ndim != 3 or known.shape[:2] != scores.shape or ((scores != 0) & (scores != 1)).any():  # noqa: PLR2004
+            msg = f"margins go with scores of 0 and 1, one or more for each; got {known.shape} margins for {scores.shape} scores"
             raise SurrogateError(msg)
-        wrong = ((known > 0) & (scores == 0)) | ((known < 0) & (scores == 1))
+        _check_finite("margins", known)
+        least = known.min(axis=2)
+        wrong = ((least > 0) & (scores == 0)) | ((least < 0) & (scores == 1))
         if wrong.any():
             row, example = np.argwhere(wrong)[0]
-            msg = f"example {example} of row {row} scores {scores[row, example]:g} at margin {known[row, example]:g}; expected 1 exactly where the margin is positive"
+            msg = f"example {example} of row {row} scores {scores[row, example]:g} at a least margin of {least[row, example]:g}; expected 1 exactly where all margins are positive"
             raise SurrogateError(msg)
         makers["margins"] = _LEAST, lambda: Margins(points, values, known)
     if np.isfinite(low) and np.isfinite(high):
@@ -276,11 +277,15 @@ def _table(what: str, given: ArrayLike, rows: int) -> Points:
     if table.ndim != 2 or len(table) != rows or table.shape[1] == 0:
         msg = f"{what}: expected shape ({rows}, examples), a row for each point, got {table.shape}"
         raise SurrogateError(msg)
+    _check_finite(what, table)
+    return table
+
+
+def _check_finite(what: str, table: NDArray[np.float64]) -> None:
     if not np.isfinite(table).all():
-        row = int(np.argmin(np.isfinite(table).all(axis=1)))
+        row = int(np.argmin(np.isfinite(table.reshape(len(table), -1)).all(axis=1)))
         msg = f"{what}: row {row} has numbers that are not finite; leave failed evaluations out"
         raise SurrogateError(msg)
-    return table
 
 
 def _choose(errors: Mapping[str, Values]) -> str:

@@ -25,6 +25,8 @@ Prediction = tuple[Values, Values]
 
 _FAR = 60.0
 """Warped values beyond are as good as infinite."""
+_AT_ONCE = 1 << 22
+"""Margins that are predicted together: 32 MiB."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -135,10 +137,11 @@ def back(warp: Warp, mean: Values, variance: Values) -> Prediction:
 class Process:
     """A Gaussian process with a quadratic trend, for one or many outputs that share one kernel and one Cholesky.
 
-    On genes z centred to [-1, 1]: broad constant + v₁ zᵀz/d + v₂ (zᵀz/d)² (a quadratic with a normal prior on its
-    coefficients) + v₃ Matérn 5/2 of one length scale + noise, known up to a factor. Outputs are scaled to mean 0 and
-    variance 1. The five hyperparameters maximise the mean log marginal likelihood of the outputs, times a broad
-    log-normal prior (in one dimension of data they would run away), by L-BFGS-B from fixed starts.
+    On d genes z, from 0 to 2 times how much each matters: broad constant + v₁ zᵀz/d + v₂ (zᵀz/d)² (a quadratic about the
+    box's lower corner, in most spaces the base, with a normal prior on its coefficients) + v₃ Matérn 5/2 of one length
+    scale + noise, known up to a factor. Outputs are scaled to mean 0 and variance 1. The hyperparameters, five and what each
+    gene matters (1 for a single output, which cannot tell), maximise the mean log marginal likelihood of the outputs, times
+    a broad log-normal prior (of one output they would run away), by L-BFGS-B from fixed starts.
     """
 
     _BROAD = 100.0  # variance of the constant, in units of the outputs' own
@@ -146,13 +149,14 @@ class Process:
     _BOUNDS = np.log([[1e-4, 1e2], [1e-4, 1e2], [1e-5, 1e2], [0.1, 10.0], [1e-6, 1.0]])
     _CENTRE = np.log([1.0, 0.3, 0.1, 1.0, 1e-2])
     _SPREAD = np.array([2.0, 2.0, 2.0, 1.0, 3.0])
+    _MATTERS = np.log([0.1, 10.0])  # bounds of what a gene matters: the start and the prior's centre are 1, its spread is 1
 
     def __init__(self, points: Points, targets: Points, noise: Values, kernel: Values | None = None) -> None:
         """Fit `targets`, `(points, outputs)`, whose noise has variances in proportion to `noise`, `(points,)`.
 
-        `kernel` are the logarithms of the hyperparameters, `(5,)`; None chooses them.
+        `kernel` are the logarithms of the hyperparameters, `(5 + genes,)`; None chooses them.
         """
-        self._points = 2 * points - 1
+        self._points = 2 * points
         self._noise = noise
         self.centre = targets.mean(axis=0)
         spread = targets.std(axis=0)
@@ -169,10 +173,9 @@ class Process:
 
         The variance is that of a score, noise included: `noise` of the first output's mean, or 1.
         """
-        new = 2 * points - 1
-        cross = self._kernel(new, self._points)
+        cross = self._kernel(2 * points, self._points)
         mean = self.centre + self.scale * (cross @ self._weights)
-        norm = (new**2).mean(axis=1)
+        norm = ((2 * points * np.exp(self.kernel[5:])) ** 2).mean(axis=1)
         v1, v2, v3 = np.exp(self.kernel[:3])
         prior = self._BROAD + v1 * norm + v2 * norm**2 + v3
         variance = np.maximum(prior - ((cross @ self._inverse) * cross).sum(axis=1), 0)
@@ -185,24 +188,44 @@ class Process:
 
     def _kernel(self, one: Points, other: Points) -> Points:
         v1, v2, v3, length = np.exp(self.kernel[:4])
+        one, other = one * np.exp(self.kernel[5:]), other * np.exp(self.kernel[5:])
         inner = one @ other.T / one.shape[1]
         scaled = math.sqrt(5) / (length * math.sqrt(one.shape[1])) * cdist(one, other)
         matern = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
         return np.asarray(self._BROAD + v1 * inner + v2 * inner**2 + v3 * matern)
 
-    def _covariance(self, kernel: Values) -> tuple[Points, list[Points]]:
-        """Return the covariance of the fitted points without noise, and its derivatives by `kernel`'s first four."""
+    def _covariance(self, kernel: Values) -> tuple[Points, Callable[[Points], Values]]:
+        """Return the covariance of the fitted points without noise, and what turns a slope by it into one by `kernel`.
+
+        That takes a symmetric `(points, points)` and returns all slopes but that by the noise, `(4 + genes,)`.
+        """
         v1, v2, v3, length = np.exp(kernel[:4])
-        genes = self._points.shape[1]
-        inner = self._points @ self._points.T / genes
-        scaled = math.sqrt(5) / (length * math.sqrt(genes)) * cdist(self._points, self._points)
+        points = self._points * np.exp(kernel[5:])
+        genes = points.shape[1]
+        inner = points @ points.T / genes
+        scaled = math.sqrt(5) / (length * math.sqrt(genes)) * cdist(points, points)
         decay = v3 * np.exp(-scaled)
         parts = [v1 * inner, v2 * inner**2, (1 + scaled + scaled**2 / 3) * decay]
-        return self._BROAD + sum(parts), [*parts, scaled**2 / 3 * (1 + scaled) * decay]
+
+        def slopes(rest: Points) -> Values:
+            by_inner = rest * (v1 + 2 * v2 * inner)
+            by_square = rest * decay * (1 + scaled)
+            across = (points * (by_square @ points)).sum(axis=0)
+            apart = 2 * (by_square.sum(axis=0) @ points**2 - across)  # Σ of squared distances in each gene
+            matters = (2 * (points * (by_inner @ points)).sum(axis=0) - 5 / (3 * length**2) * apart) / genes
+            of_length = scaled**2 / 3 * (1 + scaled) * decay
+            return np.array([*((rest * part).sum() for part in [*parts, of_length]), *matters])
+
+        return self._BROAD + sum(parts), slopes
 
     def _choose(self, outputs: Points) -> Values:
         gram = outputs @ outputs.T / outputs.shape[1]
         noise = np.diag(self._noise)
+        genes = self._points.shape[1]
+        middle = np.append(self._CENTRE, np.zeros(genes))
+        spread = np.append(self._SPREAD, np.ones(genes))
+        matters = self._MATTERS * (outputs.shape[1] > 1)
+        bounds = np.concatenate([self._BOUNDS, np.tile(matters, (genes, 1))])
 
         def loss(kernel: Values) -> tuple[float, Values]:
             """Return minus the logarithm of likelihood and prior (ibid., eq. 5.8), and its gradient (eq. 5.9)."""
@@ -211,15 +234,15 @@ class Process:
             factor = cho_factor(covariance + noisy, lower=True)
             inverse = cho_solve(factor, np.eye(len(gram)))
             explained = inverse @ gram
-            away = (kernel - self._CENTRE) / self._SPREAD
+            away = (kernel - middle) / spread
             value = np.log(np.diag(factor[0])).sum() + 0.5 * np.trace(explained) + 0.5 * away @ away
             rest = inverse - explained @ inverse
-            slope = np.array([0.5 * (rest * part).sum() for part in [*slopes, noisy]])
-            return float(value), slope + away / self._SPREAD
+            slope = 0.5 * np.insert(slopes(rest), 4, (rest * noisy).sum())
+            return float(value), slope + away / spread
 
         found = [
-            minimize(loss, start, jac=True, method="L-BFGS-B", bounds=self._BOUNDS, options={"maxiter": 60})
-            for start in self._STARTS
+            minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+            for start in np.pad(self._STARTS, ((0, 0), (0, genes)))
         ]
         return np.asarray(min(found, key=lambda result: float(result.fun)).x)
 
@@ -272,36 +295,41 @@ def widened(freedom: float) -> float:
 
 
 class Margins:
-    """One process for every example's margin. A task's accuracy is the share of margins above 0.
+    """One process for every example's margin above each other class. Accuracy is the share of examples with all above 0.
 
-    An example counts as right with probability Φ(mean / deviation), its own deviation, or wholly as the mean's sign
-    says: whichever predicts better. The variance of the share is that of independent examples, and that of rounding to
-    a whole number of them; what is left over is for the calibration.
+    The margins are smooth in the genes; the least of an example's is not where another class becomes the nearest. An
+    example counts as right with probability Φ(mean / deviation) of the margin where that is least, its own deviation, or
+    wholly as the means' signs say: whichever predicts better. The variance of the share is that of independent examples, and
+    that of rounding to a whole number of them; what is left over is for the calibration.
     """
 
     name = "margins"
 
-    def __init__(self, points: Points, values: Values, margins: Points) -> None:
-        self._process = Process(points, margins, np.ones(len(points)))
-        mean, variance = self._process.left_out(margins)
+    def __init__(self, points: Points, values: Values, margins: NDArray[np.float64]) -> None:
+        """Fit `margins`, `(points, examples, other classes)`, to predict the mean scores `values`, `(points,)`."""
+        self._examples = margins.shape[1]
+        targets = margins.reshape(len(points), -1)
+        self._process = Process(points, targets, np.ones(len(points)))
+        mean, variance = self._process.left_out(targets)
         scale = self._process.scale
-        surprise = ((margins - mean) / np.where(scale > 0, scale, 1)) ** 2 / variance[:, None]
-        self._deviation = scale * np.sqrt(surprise.mean(axis=0))
+        surprise = ((targets - mean) / np.where(scale > 0, scale, 1)) ** 2 / variance[:, None]
+        self._deviation = np.maximum(scale * np.sqrt(surprise.mean(axis=0)), 1e-300)
         ways = {hard: self._shares(mean, variance, hard=hard) for hard in (False, True)}
         self._hard = min(ways, key=lambda hard: float(np.mean((ways[hard][0] - values) ** 2)))
         self.left_out = ways[self._hard]
 
     def predict(self, points: Points) -> Prediction:
         """Return the mean score at `points`, `(points, genes)`."""
-        parts = [points[i : i + 1024] for i in range(0, len(points), 1024)]  # points x examples would be large
+        size = max(1, _AT_ONCE // len(self._deviation))
+        parts = [points[i : i + size] for i in range(0, len(points), size)]
         found = [self._shares(*self._process.predict(part), hard=self._hard) for part in parts]
         return np.concatenate([mean for mean, _ in found]), np.concatenate([deviation for _, deviation in found])
 
     def _shares(self, mean: Points, variance: Values, *, hard: bool) -> Prediction:
-        right = ndtr(mean / np.maximum(np.sqrt(variance)[:, None] * self._deviation, 1e-300))
-        examples = mean.shape[1]
-        spread = (right * (1 - right)).sum(axis=1) / examples**2 + 1 / (12 * examples**2)
-        return (mean > 0 if hard else right).mean(axis=1), np.sqrt(spread)
+        away = (mean / self._deviation).reshape(len(mean), self._examples, -1).min(axis=2)
+        right = ndtr(away / np.sqrt(variance)[:, None])
+        spread = (right * (1 - right)).sum(axis=1) / self._examples**2 + 1 / (12 * self._examples**2)
+        return (away > 0 if hard else right).mean(axis=1), np.sqrt(spread)
 
 
 class Trend:

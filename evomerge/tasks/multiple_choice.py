@@ -33,8 +33,10 @@ class MultipleChoiceSettings(TaskSettings):
     max_length: int = Field(default=256, ge=2)
     """Tokens of prompt and choice, of which the last are kept."""
     batch: int = Field(default=8, ge=1)
-    metrics: tuple[Literal["accuracy", "log_likelihood", "margin"], ...] = ("accuracy", "log_likelihood")
-    """What is scored. The `margin` is the right choice's merit above the largest other: positive where `accuracy` is 1."""
+    metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
+    """What is scored."""
+    keep_margins: bool = False
+    """Keep how far the right choice's merit is above that of each other, too: driver `front` predicts accuracy from it."""
 
 
 class MultipleChoice(SplitTask):
@@ -71,7 +73,11 @@ class MultipleChoice(SplitTask):
         self._made: dict[tuple[Split, Path], list[list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the metrics of each example."""
+        """Return the metrics of each example, and `margins` if they are kept.
+
+        `margins` are `(examples, most choices - 1)`, the last repeated where an example has fewer: `accuracy` is 1 where
+        all are positive.
+        """
         require_causal(self.name, model)
         numbers = self.numbers(split, examples)
         key = (split, model.folder)
@@ -79,17 +85,20 @@ class MultipleChoice(SplitTask):
             self._made[key] = self._tokenised(model, split)
         made = [self._made[key][number] for number in numbers]
         sums = log_likelihoods(self.name, model, [one for choices in made for one in choices], self._settings.batch)
-        found: dict[str, list[float]] = {"accuracy": [], "log_likelihood": [], "margin": []}
+        found: dict[str, list[float]] = {"accuracy": [], "log_likelihood": []}
+        margins = np.empty((len(numbers), max(map(len, self._choices[split])) - 1), np.float32)
         at = 0
-        for number, choices in zip(numbers, made, strict=True):
+        for row, number, choices in zip(margins, numbers, made, strict=True):
             merits = sums[at : at + len(choices)] / self._lengths(self._choices[split][number], choices)
             at += len(choices)
             answer = self._answers[split][number]
             right = float(int(merits.argmax()) == answer)
             found["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
             found["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
-            found["margin"].append(merits[answer] - np.delete(merits, answer).max())
-        return Scores({metric: vector(found[metric]) for metric in self.metrics})
+            above = merits[answer] - np.delete(merits, answer)
+            row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
+        scores = {metric: vector(found[metric]) for metric in self.metrics}
+        return Scores(scores, {"margins": margins} if self._settings.keep_margins else {})
 
     def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
         made = []

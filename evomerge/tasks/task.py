@@ -20,7 +20,7 @@ Vector = NDArray[np.float32]
 class Scores:
     """What a task found: for each metric a score per example, float32 `(examples,)`, higher is better.
 
-    `outputs` holds larger arrays that were asked for: `logits`, float32 `(examples, classes)`.
+    `outputs` holds tables that were asked for: `margins`, float32 `(examples, columns)`.
     """
 
     scores: Mapping[str, Vector]

@@ -50,7 +50,7 @@ class Bench:
             found = self._worker.evaluate(recipe, split)
             if found.error is not None:
                 return found
-            self._known[key] = Evaluation(found.scores)
+            self._known[key] = Evaluation(found.scores, outputs=found.outputs if split == "search" else {})
             self._new.append(key)
             if len(self._new) >= KEPT:
                 self.save()
@@ -66,6 +66,7 @@ class Bench:
             ids = [name for other, name in self._new if other == split]
             found = [self._known[split, name] for name in ids]
             arrays = {name: np.stack([one.scores[name] for one in found]) for name in found[0].scores}
+            arrays |= {name: np.stack([one.outputs[name] for one in found]) for name in found[0].outputs}
             out = io.BytesIO()
             np.savez_compressed(out, ids=np.array(ids), **arrays)
             files.write(self.folder / f"{split}-{len(list(self.folder.glob('*.npz'))):05}.npz", out.getvalue())
@@ -75,23 +76,26 @@ class Bench:
         split: Split = "search" if path.name.startswith("search") else "report"
         with np.load(path) as arrays:
             tables = dict(arrays)
-        for row, name in enumerate(tables.pop("ids")):
-            self._known[split, str(name)] = Evaluation({metric: table[row] for metric, table in tables.items()})
+        for row, recipe in enumerate(tables.pop("ids").tolist()):
+            found = {name: table[row] for name, table in tables.items()}
+            scores = {name: array for name, array in found.items() if array.ndim == 1}
+            outputs = {name: array for name, array in found.items() if name not in scores}
+            self._known[split, recipe] = Evaluation(scores, outputs=outputs)
 
 
 def open_bench(
-    name: str, tasks: int, folder: Path, metrics: Sequence[str], *, precision: str = "float32", batch: int = 64
+    name: str, tasks: int, folder: Path, *, margins: bool, precision: str = "float32", batch: int = 64
 ) -> Bench:
     """Return what scores merges of the experts of a zoo's first `tasks` by task arithmetic, by accuracy.
 
-    What was scored is kept in `folder`, with all `metrics`. `precision` may be `fast`: the machine's fastest.
+    What was scored is kept in `folder`, with `margins` if they are wanted. `precision` may be `fast`: the machine's fastest.
     """
     built = zoo.find_or_build(name, progress=lambda done, doing: say(f"{name}: {done:4.0%} {doing}"))
     names = list(built.tasks)[:tasks]
     if len(names) < tasks:
         msg = f"the zoo {name} has {len(names)} tasks; expected {tasks}"
         raise ValueError(msg)
-    scored = {"metrics": list(metrics), "search_metric": "accuracy", "report_metric": "accuracy", "batch": batch}
+    scored = {"metrics": ["accuracy"], "keep_margins": margins, "batch": batch}
     given = {
         "name": f"{name}-{tasks}",
         "pool": {"base": built.pool["base"], "experts": {task: built.pool["experts"][task] for task in names}},

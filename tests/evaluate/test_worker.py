@@ -83,11 +83,11 @@ def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monke
 
 
 def test_outputs_keep_the_tasks_name(worker, monkeypatch):
-    found = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"logits": np.ones((2, 3), np.float32)})
+    found = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"margins": np.ones((2, 3), np.float32)})
     monkeypatch.setattr(
         worker._ready(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: found)]
     )
-    assert worker.evaluate(mean()).outputs["t/logits"].shape == (2, 3)
+    assert worker.evaluate(mean()).outputs["t/margins"].shape == (2, 3)
 
 
 def test_unknown_expert_is_the_candidates_error(worker):

@@ -67,7 +67,7 @@ def test_candidate_of_an_own_module_scores_as_its_weights_do(net):
     setup = Setup(
         str(net / "base"),
         {name: str(net / name) for name in ("one", "two")},
-        {"t": {**task, "metrics": ["accuracy", "log_likelihood", "margin"]}},
+        {"t": {**task, "keep_margins": True}},
         folder=str(net),
         module=f"{net / 'net.py'}:make",
     )
@@ -80,11 +80,10 @@ def test_candidate_of_an_own_module_scores_as_its_weights_do(net):
         found = worker.evaluate(recipe)
         assert found.error is None
         assert np.allclose(found.scores["t/log_likelihood"], expected.log_softmax(1)[range(12), labels], atol=1e-5)
-        own = expected[range(12), labels]
-        others = expected.clone()
-        others[range(12), labels] = -torch.inf
-        assert np.allclose(found.scores["t/margin"], own - others.amax(1), atol=1e-5)
-        assert ((found.scores["t/margin"] > 0) == (found.scores["t/accuracy"] == 1)).all()
+        others = torch.stack([expected[i, [c for c in range(3) if c != label]] for i, label in enumerate(labels)])
+        margins = found.outputs["t/margins"]
+        assert np.allclose(margins, expected[range(12), labels, None] - others, atol=1e-5)
+        assert ((margins > 0).all(axis=1) == (found.scores["t/accuracy"] == 1)).all()
 
 
 def test_bfloat16_and_integer_buffers_are_kept(net):

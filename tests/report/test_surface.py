@@ -21,7 +21,7 @@ NAMES = ["turned", "inverted"]
 
 def settings(small_digits, **more):
     chosen = {name: small_digits.tasks[name] for name in NAMES}
-    metrics = {"metrics": ["accuracy", "log_likelihood", "margin"], "search_metric": "accuracy"}
+    metrics = {"keep_margins": True, "search_metric": "accuracy"}
     data = {
         "name": "front",
         "pool": {**small_digits.pool, "experts": {name: small_digits.pool["experts"][name] for name in NAMES}},

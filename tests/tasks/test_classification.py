@@ -32,19 +32,29 @@ def alone(model, text):
     return model.module(**model.tokenizer(text, return_tensors="pt"))
 
 
+def margins(logits, labels=(0, 1, 2)):
+    """Return how far the labels' logits are above those of the other classes, in their order."""
+    return np.array(
+        [
+            [float(row[label] - row[c]) for c in range(len(row)) if c != label]
+            for row, label in zip(logits, labels, strict=True)
+        ]
+    )
+
+
 def test_scores_are_those_of_each_text_alone(settings, live, tmp_path):
     model = live("bert")
-    task = make("topics", {**settings, "keep_logits": True}, tmp_path)
+    task = make("topics", {**settings, "keep_margins": True}, tmp_path)
     found = task.score(model, "report")
     logits = torch.cat([alone(model, f"{text} report").logits for text in TEXTS])
-    np.testing.assert_allclose(found.outputs["logits"], logits.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-5)
     expected = logits.log_softmax(1).diagonal().numpy()
     np.testing.assert_allclose(found.scores["log_likelihood"], expected, rtol=1e-4, atol=1e-5)
     assert found.scores["accuracy"].tolist() == (logits.argmax(1) == torch.arange(3)).float().tolist()
     assert (task.search_metric, task.report_metric) == ("log_likelihood", "accuracy")
 
 
-def test_logits_are_kept_only_where_asked_for(settings, live, tmp_path):
+def test_margins_are_kept_only_where_asked_for(settings, live, tmp_path):
     assert make("topics", settings, tmp_path).score(live("bert"), "search").outputs == {}
 
 
@@ -53,13 +63,13 @@ def test_head_is_applied_to_the_mean_hidden_state(settings, live, tmp_path):
     torch.manual_seed(2)
     head = {"weight": torch.randn(4, 16), "bias": torch.randn(4), "mean": torch.randn(16), "scale": torch.tensor([7.0])}
     save_file(head, tmp_path / "head.safetensors")
-    task = make("topics", {**settings, "head": "head.safetensors", "keep_logits": True}, tmp_path)
+    task = make("topics", {**settings, "head": "head.safetensors", "keep_margins": True}, tmp_path)
     hidden = torch.stack([alone(model, f"{text} search").last_hidden_state[0].mean(0) for text in TEXTS]) - head["mean"]
     logits = 7 * (hidden / hidden.norm(dim=1, keepdim=True)) @ head["weight"].T + head["bias"]
     found = task.score(model, "search")
-    np.testing.assert_allclose(found.outputs["logits"], logits.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-4)
     with_own_head = task.score(live("bert"), "search")
-    assert with_own_head.outputs["logits"].shape == (3, 4)
+    assert with_own_head.outputs["margins"].shape == (3, 3)
 
 
 def test_broken_candidate_has_no_accuracy(settings, live, tmp_path):
@@ -75,11 +85,9 @@ def test_broken_candidate_has_no_accuracy(settings, live, tmp_path):
 
 def test_texts_are_cut_at_max_length(settings, live, tmp_path):
     model = live("bert")
-    task = make("topics", {**settings, "max_length": 4, "keep_logits": True}, tmp_path)
-    expected = alone(model, TEXTS[2][:3]).logits
-    np.testing.assert_allclose(
-        task.score(model, "search", [2]).outputs["logits"], expected.numpy(), rtol=1e-4, atol=1e-5
-    )
+    task = make("topics", {**settings, "max_length": 4, "keep_margins": True}, tmp_path)
+    expected = margins(alone(model, TEXTS[2][:3]).logits, labels=[2])
+    np.testing.assert_allclose(task.score(model, "search", [2]).outputs["margins"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_text_longer_than_the_model_is_an_error(settings, live, tmp_path):

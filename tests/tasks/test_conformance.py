@@ -34,7 +34,7 @@ class Suite(TaskSuite):
 
 class TestClassificationOfTexts(Suite):
     architecture = "bert"
-    settings: ClassVar = {"kind": "classification", "input": "text", "label": "label", "batch": 4, "keep_logits": True}
+    settings: ClassVar = {"kind": "classification", "input": "text", "label": "label", "batch": 4, "keep_margins": True}
 
     def rows(self, split):
         return [{"text": f"{split[0]} {word}", "label": i % 3} for i, word in enumerate(WORDS)]

@@ -70,16 +70,30 @@ def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
 @pytest.mark.parametrize(("normalise", "sizes"), [("none", (1, 1)), ("token", (3, 5)), ("byte", (2, 4))])
 def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, live, tmp_path):
     model = live("llama")
-    metrics = ["accuracy", "log_likelihood", "margin"]
     rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
-    found = task(tmp_path, "multiple_choice", rows, normalise=normalise, metrics=metrics).score(model, "report").scores
+    found = task(tmp_path, "multiple_choice", rows, normalise=normalise, keep_margins=True).score(model, "report")
     merits = np.array(
         [log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)]
     )
     expected = merits - np.log(np.exp(merits).sum())
-    np.testing.assert_allclose(found["log_likelihood"], expected, rtol=1e-3)
-    assert found["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
-    np.testing.assert_allclose(found["margin"], [merits[0] - merits[1], merits[1] - merits[0]], rtol=1e-3)
+    np.testing.assert_allclose(found.scores["log_likelihood"], expected, rtol=1e-3)
+    assert found.scores["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
+    above = merits[0] - merits[1]
+    np.testing.assert_allclose(found.outputs["margins"], [[above], [-above]], rtol=1e-3)
+
+
+def test_margins_of_few_choices_are_as_many_as_those_of_the_most(live, tmp_path):
+    choices = [["no", "yes!"], ["a", "b", "c", "d"], ["p", "q", "r"]]
+    rows = [{"prompt": "is it", "choices": listed, "answer": 1} for listed in choices]
+    tested = task(tmp_path, "multiple_choice", rows, keep_margins=True)
+    whole = tested.score(live("llama"), "report")
+    found = whole.outputs["margins"]
+    assert found.shape == (3, 3)
+    assert (found[0] == found[0, 0]).all()
+    assert len(set(found[1].tolist())) == 3
+    assert found[2, 1] == found[2, 2] != found[2, 0]
+    assert ((found > 0).all(axis=1) == (whole.scores["accuracy"] == 1)).all()
+    assert tested.score(live("llama"), "report", [0]).outputs["margins"].shape == (1, 3)
 
 
 def test_long_prompt_loses_its_beginning(live, tmp_path):
