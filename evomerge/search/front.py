@@ -149,12 +149,14 @@ class Front:
             same = f"none of the objectives varies over {len(points)} candidates; search a larger space"
             return nothing(self._space, self._objectives, same)
         found = self._candidates(fits, points, 0)
-        found = found[self._trusts(fits, found)]
         found = np.concatenate([points, found[~infill.nearer_to_failures(found, failed, points)]])
         means = np.tile(succeeded[0].means(self._objectives), (len(found), 1))  # of what does not vary
         deviations = np.zeros_like(means)
         varying = [self._objectives.index(name) for name in fits]
         means[:, varying], deviations[:, varying] = _predict(fits, found)
+        kept = self._beyond(fits, deviations[:, varying]) <= 0
+        kept[: len(points)] = True
+        found, means, deviations = found[kept], means[kept], deviations[kept]
         shared = surrogate.best_for_all(list(fits.values()), self._seed) if len(fits) > 1 else None
         return published(
             self._space,
@@ -226,11 +228,8 @@ class Front:
                 fits[name] = surrogate.fit(points, scores, bounds=self._bounds[name], margins=margins)
         return fits
 
-    def _trusts(self, fits: Mapping[str, Surrogate], points: Genomes) -> NDArray[np.bool_]:
-        return self._beyond(fits, _predict(fits, points)[1]) <= 0
-
     def _beyond(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
-        """Return by what share deviations exceed what is trusted, in the worst objective: above 0 where they do.
+        """Return by what share deviations exceed what is trusted, in the worst objective: `(points,)`, above 0 where they do.
 
         Trusted is what is predicted as surely as nine of ten candidates of the design were from all the others: of such
         predictions the errors are known, and the intervals calibrated.
@@ -277,16 +276,18 @@ class Front:
         of its neighbours.
         """
         found = self._candidates(fits, self._points, self._generation)
-        found = found[self._trusts(fits, found)]
+        means, deviations = _predict(fits, found)
+        trusted = self._beyond(fits, deviations) <= 0
         values = _predict(fits, self._points)[0]
-        reference = infill.reference_point(values, _predict(fits, found)[0])
-        found = found[infill.is_new(found, self._drawn)]
-        found = found[~infill.nearer_to_failures(found, self._failed, self._points)]
+        reference = infill.reference_point(values, means[trusted])
+        kept = trusted & infill.is_new(found, self._drawn)
+        kept &= ~infill.nearer_to_failures(found, self._failed, self._points)
+        found, means, deviations = found[kept], means[kept], deviations[kept]
         if not len(found):
             return found
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
-        rows, gain = infill.choose(found, *_predict(fits, found), values, volume, self._settings.batch, seed)
+        rows, gain = infill.choose(found, means, deviations, values, volume, self._settings.batch, seed)
         tables = [np.array([done.scores[name] for done in self._succeeded], dtype=np.float64) for name in fits]
         errors = np.stack([infill.paired_errors(self._points, table) for table in tables], axis=1)
         floor = infill.noise_floor(values, errors, volume, self._settings.batch)

@@ -25,8 +25,8 @@ Prediction = tuple[Values, Values]
 
 _FAR = 60.0
 """Warped values beyond are as good as infinite."""
-_AT_ONCE = 1 << 22
-"""Margins that are predicted together: 32 MiB."""
+_AT_ONCE = 1 << 18
+"""Margins that are predicted together: 2 MiB, which a cache holds."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -166,7 +166,7 @@ class Process:
         self.kernel = self._choose(outputs[:, self.varies]) if kernel is None else kernel
         covariance = self._covariance(self.kernel)[0] + np.diag(np.exp(self.kernel[4]) * noise)
         self._inverse = cho_solve(cho_factor(covariance, lower=True), np.eye(len(points)))
-        self._weights = self._inverse @ outputs
+        self._weights = self._inverse @ outputs * self.scale
 
     def predict(self, points: Points, noise: Callable[[Values], Values] | None = None) -> tuple[Points, Values]:
         """Return means, `(points, outputs)`, and one variance for all in units of `scale` squared, `(points,)`.
@@ -174,7 +174,8 @@ class Process:
         The variance is that of a score, noise included: `noise` of the first output's mean, or 1.
         """
         cross = self._kernel(2 * points, self._points)
-        mean = self.centre + self.scale * (cross @ self._weights)
+        mean = cross @ self._weights
+        mean += self.centre
         norm = ((2 * points * np.exp(self.kernel[5:])) ** 2).mean(axis=1)
         v1, v2, v3 = np.exp(self.kernel[:3])
         prior = self._BROAD + v1 * norm + v2 * norm**2 + v3
@@ -184,7 +185,7 @@ class Process:
     def left_out(self, targets: Points) -> tuple[Points, Values]:
         """Return what `predict` would at each point of the `targets` that were fitted, without that point."""
         variance = 1 / np.diag(self._inverse)
-        return targets - self.scale * self._weights * variance[:, None], variance
+        return targets - self._weights * variance[:, None], variance
 
     def _kernel(self, one: Points, other: Points) -> Points:
         v1, v2, v3, length = np.exp(self.kernel[:4])
@@ -308,7 +309,7 @@ class Margins:
     def __init__(self, points: Points, values: Values, margins: NDArray[np.float64]) -> None:
         """Fit `margins`, `(points, examples, other classes)`, to predict the mean scores `values`, `(points,)`."""
         self._examples = margins.shape[1]
-        targets = margins.reshape(len(points), -1)
+        targets = margins.transpose(0, 2, 1).reshape(len(points), -1)
         self._process = Process(points, targets, np.ones(len(points)))
         mean, variance = self._process.left_out(targets)
         scale = self._process.scale
@@ -326,7 +327,7 @@ class Margins:
         return np.concatenate([mean for mean, _ in found]), np.concatenate([deviation for _, deviation in found])
 
     def _shares(self, mean: Points, variance: Values, *, hard: bool) -> Prediction:
-        away = (mean / self._deviation).reshape(len(mean), self._examples, -1).min(axis=2)
+        away = (mean / self._deviation).reshape(len(mean), -1, self._examples).min(axis=1)
         right = ndtr(away / np.sqrt(variance)[:, None])
         spread = (right * (1 - right)).sum(axis=1) / self._examples**2 + 1 / (12 * self._examples**2)
         return (away > 0 if hard else right).mean(axis=1), np.sqrt(spread)
