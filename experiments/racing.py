@@ -2,7 +2,7 @@
 
 One weight for each expert of the digits zoo (task arithmetic), one objective for each task: accuracy on 400 examples. NSGA-II
 (population 20), and CMA-ES for the first task alone, each plain with all examples for every candidate, and the same raced: by
-regression with tolerances of 0, 0.5 and 1 standard errors, and by item response. What is counted are examples scored, in
+examples alone (regression and item response), and by examples and genes. What is counted are examples scored, in
 evaluations' worth (all examples of all tasks): a raced search has what it has scored whole, never an estimate. Hypervolumes
 are above the nadir, less a tenth of its range, of the front of all that was found; on the report split, of what was not
 dominated on the search split. Every recipe is merged and scored whole once, and parts are taken from that: the same as
@@ -16,7 +16,7 @@ all seeds, the searches are not.
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from evomerge import pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.figures import style
-from evomerge.search import Driver
-from evomerge.search.racing import RacingSettings
-from evomerge.trial import Evaluation, Scored
+from evomerge.search import Breeder, Driver, Generational
+from evomerge.search.racing import Racing, RacingSettings
+from evomerge.space import SearchSpace
+from evomerge.trial import Evaluation, Proposal, Scored
 
 SEEDS = 5
 EVALUATIONS = 300
@@ -46,12 +47,13 @@ HALF = 0.5  # of the plain search's budget: the target
 LONGEST = 0.6  # of it: what a raced search may spend
 LOSS = 0.01  # of hypervolume on the search split, for a front that counts as the same
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "regression, tolerance 0": {"tolerance": 0},
-    "regression, tolerance 0.5": {"tolerance": 0.5},
-    "regression, tolerance 1": {"tolerance": 1},
-    "item response, tolerance 1": {"tolerance": 1, "estimator": "item_response"},
+    "regression, tolerance 0.5": {"tolerance": 0.5, "surrogate": False},
+    "item response, tolerance 1": {"tolerance": 1, "estimator": "item_response", "surrogate": False},
+    "regression and genes, tolerance 0.5": {"tolerance": 0.5},
+    "regression and genes, tolerance 1": {"tolerance": 1},
+    "item response and genes, tolerance 1": {"tolerance": 1, "estimator": "item_response"},
 }
-SMOKE_METHODS = ("regression, tolerance 1", "item response, tolerance 1")
+SMOKE_METHODS = ("item response, tolerance 1", "regression and genes, tolerance 1")
 
 Points = NDArray[np.float64]
 
@@ -83,12 +85,43 @@ class Part:
     whole: bool
 
 
+class Heard(Generational):
+    """A generational driver that remembers what it was told of its candidates."""
+
+    def __init__(self, space: SearchSpace, objectives: Sequence[str], breeder: Breeder) -> None:
+        super().__init__(space, objectives, breeder)
+        self.told: list[Recipe] = []
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Pass it on, and remember it."""
+        self.told.append(proposal.recipe)
+        super().tell(proposal, evaluation)
+
+
+@dataclass(frozen=True)
+class Race:
+    """A field of candidates: what had been spent when its race was over, and whether each is whole then."""
+
+    spent: float
+    runners: Sequence[tuple[Recipe, bool]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a search asked for, in order, and its races."""
+
+    parts: Sequence[Part]
+    races: Sequence[Race]
+
+
 @dataclass(frozen=True)
 class Audit:
-    """What became of the candidates of a race, judged by scores that it did not have."""
+    """What became of the candidates of a search, judged by scores that it did not have."""
 
     candidates: int
     stopped: int
+    unscored: int
+    """Of the stopped: by their genes alone."""
     on_front: int
     """Of the stopped: those that no other candidate of the race dominates."""
     mattered: int
@@ -112,24 +145,24 @@ def measure(switches: Switches) -> Findings:
 
 def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], dict[str, list[Points]]]:
     """Return the rows of one bed, and each method's curves: `(2, changes)`, shares of the budget and of hypervolume."""
-    bench = fronts.open_bench("digits", bed.tasks, folder, margins=False)
+    bench = fronts.open_bench("digits", bed.tasks, folder, margins=True)
     objectives = bench.objectives[: bed.objectives]
     budget = min(bed.evaluations, switches.evaluations)
     methods = {name: METHODS[name] for name in (SMOKE_METHODS if switches.smoke else METHODS)}
-    runs: dict[tuple[str, int], list[Part]] = {}
+    runs: dict[tuple[str, int], Run] = {}
     for seed in switches.seeds:
-        runs["plain", seed] = drive(make(bed, bench, seed, None), bench, objectives, budget)
+        runs["plain", seed] = drive(bed, bench, seed, None, budget)
         for name, settings in methods.items():
-            runs[name, seed] = drive(make(bed, bench, seed, settings), bench, objectives, LONGEST * budget)
-            say(f"{bed}, seed {seed}: {name}, {len({part.recipe.id for part in runs[name, seed]})} candidates")
+            run = runs[name, seed] = drive(bed, bench, seed, settings, LONGEST * budget)
+            say(f"{bed}, seed {seed}: {name}, {sum(len(race.runners) for race in run.races)} candidates")
         bench.save()
-    points = np.concatenate([means(bench, whole(run), objectives) for run in runs.values()])
+    points = np.concatenate([means(bench, whole(run.parts), objectives) for run in runs.values()])
     corner = fronts.corner(points)
-    chosen = {key: front(bench, run, objectives, limit(key[0], budget)) for key, run in runs.items()}
+    chosen = {key: front(bench, run.parts, objectives, limit(key[0], budget)) for key, run in runs.items()}
     unseen = {key: means(bench, recipes, objectives, "report") for key, recipes in chosen.items()}
     below = fronts.corner(np.concatenate(list(unseen.values())))
     bench.save()
-    curves = {key: curve(bench, run, objectives, corner) for key, run in runs.items()}
+    curves = {key: curve(bench, run.parts, objectives, corner) for key, run in runs.items()}
     rows = []
     shares: dict[str, list[Points]] = {}
     for (name, seed), run in runs.items():
@@ -149,37 +182,46 @@ def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, 
             "report_hv": report / plain_report,  # of a raced search at half of the budget
         }
         if name != "plain":
-            asked = list({part.recipe.id: part.recipe for part in run if part.spent <= HALF * budget}.values())
-            row["search_hv_with_stopped"] = pareto.hypervolume(means(bench, asked, objectives), corner) / end
-            row |= asdict(audit(bench, run, objectives, HALF * budget, methods[name]["tolerance"]))
+            races = [race for race in run.races if race.spent <= HALF * budget]
+            seen = list({recipe.id: recipe for race in races for recipe, _ in race.runners}.values())
+            row["search_hv_with_stopped"] = pareto.hypervolume(means(bench, seen, objectives), corner) / end
+            scored = {part.recipe.id for part in run.parts}
+            row |= asdict(audit(bench, races, objectives, methods[name]["tolerance"], scored))
         rows.append(row)
     return rows, shares
 
 
-def make(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None) -> Driver:
-    """Return the bed's driver, raced by these settings, or plain."""
+def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, budget: float) -> Run:
+    """Search with the bed's driver, raced by these settings, or plain, until the `budget` is spent, in evaluations' worth."""
     objectives = bench.objectives[: bed.objectives]
-    settings = bed.driver if racing is None else {"kind": "racing", "driver": dict(bed.driver), **racing}
-    return search.make(settings, bench.space, objectives, seed, sizes(bench, objectives))
-
-
-def drive(driver: Driver, bench: Bench, objectives: Sequence[str], budget: float) -> list[Part]:
-    """Search until the `budget` is spent, in evaluations' worth."""
     counts = sizes(bench, objectives)
+    plain = search.make(bed.driver, bench.space, objectives, seed)
+    if not isinstance(plain, Generational):
+        msg = f"{bed}: expected a driver of generations, got {plain}"
+        raise TypeError(msg)
+    inner = Heard(bench.space, objectives, plain.breeder)
+    driver: Driver = inner
+    if racing is not None:
+        settings = RacingSettings(driver=dict(bed.driver), **racing)
+        driver = Racing(inner, bench.space, objectives, seed, settings, counts)
     known: dict[str, Scored] = {}
-    found: list[Part] = []
-    spent = 0
-    while spent < budget * sum(counts.values()) and (proposal := driver.ask()) is not None:
-        scores = bench.score(proposal.recipe).scores
-        asked = proposal.examples or {task: tuple(range(count)) for task, count in counts.items()}
-        taken = {name: scores[name][list(asked[task])] for name in objectives if (task := task_of(name)) in asked}
-        evaluation = Evaluation(taken)
+    parts: list[Part] = []
+    races: list[Race] = []
+    spent, told, total = 0, 0, sum(counts.values())
+    while spent < budget * total and (proposal := driver.ask()) is not None:
+        everything = Scored(counts)
+        everything.add(None, bench.score(proposal.recipe))
+        evaluation = everything.take(proposal.examples)
         driver.tell(proposal, evaluation)
         scored = known.setdefault(proposal.recipe.id, Scored(counts))
-        scored.add(asked, evaluation)
-        spent += sum(map(len, asked.values()))
-        found.append(Part(proposal.recipe, spent / sum(counts.values()), scored.whole))
-    return found
+        scored.add(proposal.examples, evaluation)
+        spent += total if proposal.examples is None else sum(map(len, proposal.examples.values()))
+        parts.append(Part(proposal.recipe, spent / total, scored.whole))
+        if new := {recipe.id: recipe for recipe in inner.told[told:]}:
+            ran = [(recipe, name in known and known[name].whole) for name, recipe in new.items()]
+            races.append(Race(spent / total, ran))
+            told = len(inner.told)
+    return Run(parts, races)
 
 
 def sizes(bench: Bench, objectives: Sequence[str]) -> dict[str, int]:
@@ -222,42 +264,37 @@ def curve(bench: Bench, run: Sequence[Part], objectives: Sequence[str], corner: 
     return spent, pareto.hypervolume_history(means(bench, whole(run), objectives), corner)
 
 
-def audit(bench: Bench, run: Sequence[Part], objectives: Sequence[str], spent: float, tolerance: float) -> Audit:
-    """Judge who was stopped until so much was spent.
+def audit(
+    bench: Bench, races: Sequence[Race], objectives: Sequence[str], tolerance: float, scored: Collection[str]
+) -> Audit:
+    """Judge who was stopped, by scores that were not known then. A recipe that was whole before it raced again does not count.
 
-    Candidates raced against those that were whole before their last part was asked for. Those that were still in the race
-    then do not count.
+    Candidates raced against those that were whole before; of the stopped, those that are not `scored` were so by their genes.
     """
-    done = [part for part in run if part.spent <= spent]
-    last = {part.recipe.id: i for i, part in enumerate(done)}
-    final = [part.recipe.id for part in done if part.whole]
-    # Parts are asked for in order of rungs: once one of a field is whole, all others are stopped, or whole in the next parts.
-    decided = max((i for i, part in enumerate(done) if part.whole), default=-1)
-    later = {part.recipe.id for part in run if part.whole}
-    judged = [i for i in sorted(last.values()) if done[i].whole or (i < decided and done[i].recipe.id not in later)]
-    true = means(bench, [done[i].recipe for i in judged], objectives)
-    best = pareto.nondominated(true)
-    stopped = np.array([not done[i].whole for i in judged])
-    rows = {done[i].recipe.id: bench.score(done[i].recipe).scores for i in judged if done[i].whole}
-    bars = {
-        name: [
-            scores[objective].mean(dtype=np.float64)
-            + tolerance * scores[objective].std(dtype=np.float64) / math.sqrt(len(scores[objective]))
-            for objective in objectives
-        ]
-        for name, scores in rows.items()
-    }
-    mattered = []
-    for i, mean in zip(judged, true, strict=True):
-        rivals = np.array([bars[name] for name in final if last[name] < i]).reshape(-1, len(objectives))
-        mattered.append(len(rivals) > 0 and not (rivals >= mean).all(axis=1).any())
-    counted = np.array(mattered)
+    bars: dict[str, Points] = {}
+    judged: list[tuple[Recipe, bool, bool]] = []  # whether it is whole, and mattered
+    for race in races:
+        rivals = np.array(list(bars.values())).reshape(-1, len(objectives))
+        for recipe, done in race.runners:
+            if recipe.id in bars:
+                continue
+            mean = bench.score(recipe).means(objectives)
+            judged.append((recipe, done, len(rivals) > 0 and not (rivals >= mean).all(axis=1).any()))
+        for recipe, done in race.runners:
+            if done:
+                tables = [bench.score(recipe).scores[name].astype(np.float64) for name in objectives]
+                bars[recipe.id] = np.array([t.mean() + tolerance * t.std() / math.sqrt(len(t)) for t in tables])
+    best = pareto.nondominated(means(bench, [recipe for recipe, _, _ in judged], objectives))
+    stopped = np.array([not done for _, done, _ in judged])
+    mattered = np.array([matters for _, _, matters in judged])
+    unscored = np.array([recipe.id not in scored for recipe, _, _ in judged])
     return Audit(
-        len(judged),
-        int(stopped.sum()),
-        int((stopped & best).sum()),
-        int(counted.sum()),
-        int((counted & stopped).sum()),
+        candidates=len(judged),
+        stopped=int(stopped.sum()),
+        unscored=int((stopped & unscored).sum()),
+        on_front=int((stopped & best).sum()),
+        mattered=int(mattered.sum()),
+        mattered_stopped=int((mattered & stopped).sum()),
     )
 
 
@@ -275,6 +312,7 @@ def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
         "report, at half",
         "minus plain's",
         "stopped",
+        "by genes alone",
         "on the front",
         "mattered",
     ]
@@ -283,11 +321,11 @@ def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
         own = [row for row in rows if row["method"] == method]
         cells = [reached(own, "spent_to_plain"), reached(own, "spent_to_99"), band(own, "search_hv_at_half")]
         if method == "plain":
-            lines.append([method, *cells, "", "1", "", "", "", ""])
+            lines.append([method, *cells, "", "1", "", "", "", "", ""])
             continue
         low, high = interval([row["report_hv"] - 1 for row in own])
         gap = float(np.mean([row["report_hv"] - 1 for row in own]))
-        total = {key: sum(row[key] for row in own) for key in asdict(Audit(0, 0, 0, 0, 0))}
+        total = {key: sum(row[key] for row in own) for key in asdict(Audit(0, 0, 0, 0, 0, 0))}
         lines.append(
             [
                 method,
@@ -296,6 +334,7 @@ def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
                 band(own, "report_hv"),
                 f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]",
                 f"{total['stopped'] / total['candidates']:.0%} of {total['candidates']}",
+                f"{total['unscored']}",
                 f"{total['on_front']} of {total['stopped']}",
                 f"{total['mattered_stopped']} of {total['mattered']}",
             ]
@@ -309,7 +348,7 @@ def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
     about = (
         f"Shares of the plain search's budget ({rows[0]['budget']} evaluations) and of the hypervolume that it ends with; medians "
         f"over {n} seeds [lowest, highest] (how many got there). With the stopped: what there would be if all that were stopped had been scored whole. Report: what is had at half of the budget on unseen "
-        "examples, and the mean difference from plain at its end with its 95 % interval over seeds. Stopped: of all candidates, at half. On the front: those "
+        "examples, and the mean difference from plain at its end with its 95 % interval over seeds. Stopped: of all candidates, at half; by genes alone, without a single example. On the front: those "
         "of them that no candidate of the race dominates. Mattered: of the candidates that were better by the tolerance, in "
         f"some objective, than each whole one, those that were stopped; at most {1 - RacingSettings(driver=dict(NSGA)).confidence:.0%} is what is promised."
     )
@@ -338,7 +377,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values) - reach), float(np.mean(values) + reach)
 
 
-COLOURS = dict(zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#009E73", "#0072B2", "#D55E00"), strict=True))
+COLOURS = dict(
+    zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True)
+)
 
 
 def draw(found: Sequence[tuple[Bed, Mapping[str, Sequence[Points]]]]) -> Figure:

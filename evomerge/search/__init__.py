@@ -15,7 +15,7 @@ from evomerge.search.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.cycle import Cycle, CycleSettings
 from evomerge.search.driver import Breeder, Driver, Generational
-from evomerge.search.front import MOST_GENES, Front, FrontSettings
+from evomerge.search.front import Front, FrontSettings, suits
 from evomerge.search.map_elites import MapElites, MapElitesSettings
 from evomerge.search.nested import NestedMap, NestedMapSettings
 from evomerge.search.niches import Niches, NichesSettings
@@ -63,7 +63,7 @@ def _steady(driver: Callable[[SearchSpace, Sequence[str], int, Any], Driver]) ->
 def _racing(
     space: SearchSpace, objectives: Sequence[str], seed: int, settings: RacingSettings, sizes: Mapping[str, int]
 ) -> Driver:
-    return Racing(make(settings.driver, space, objectives, seed), objectives, seed, settings, sizes)
+    return Racing(make(settings.driver, space, objectives, seed), space, objectives, seed, settings, sizes)
 
 
 def _cycle(
@@ -154,5 +154,4 @@ def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
         return {"kind": "niches"}
     if len(objectives) == 1:
         return {"kind": "cma"}
-    numbers = all(gene.kind in ("float", "int") for gene in space.genes)
-    return {"kind": "front" if numbers and len(space.genes) <= MOST_GENES else "nsga2"}
+    return {"kind": "front" if suits(space) else "nsga2"}

@@ -216,17 +216,9 @@ class Front:
 
     def _fit(self, points: Genomes, succeeded: Sequence[Evaluation]) -> dict[str, Surrogate]:
         """Return the surrogate of each objective that varies. Raises `DriverError` for a score that is out of bounds."""
-        fits = {}
-        for name in self._objectives:
-            scores = np.array([evaluation.scores[name] for evaluation in succeeded], dtype=np.float64)
-            check_bounds("front", [name], [self._bounds[name]], [scores])
-            task, _, metric = name.rpartition("/")
-            tables = [evaluation.outputs.get(f"{task}/margins") for evaluation in succeeded]
-            known = metric == "accuracy" and all(table is not None for table in tables)
-            margins = np.array(tables, dtype=np.float64) if known else None
-            if surrogate.varies(scores):
-                fits[name] = surrogate.fit(points, scores, bounds=self._bounds[name], margins=margins)
-        return fits
+        scores = [np.array([done.scores[name] for done in succeeded], np.float64) for name in self._objectives]
+        check_bounds("front", self._objectives, list(self._bounds.values()), scores)
+        return fit_surrogates(self._bounds, points, succeeded)
 
     def _beyond(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
         """Return by what share deviations exceed what is trusted, in the worst objective: `(points,)`, above 0 where they do.
@@ -294,6 +286,30 @@ class Front:
         least = max(floor, _LEAST_GAIN * volume.of(values))
         self._quiet = self._quiet + 1 if gain < self._settings.tolerance * least else 0
         return found[rows] if self._quiet < 2 else found[:0]
+
+
+def suits(space: SearchSpace) -> bool:
+    """Tell whether surrogates can be of a space's genes: they are numbers, and not too many."""
+    return all(gene.kind in ("float", "int") for gene in space.genes) and len(space.genes) <= MOST_GENES
+
+
+def fit_surrogates(
+    bounds: Mapping[str, tuple[float, float]], points: Genomes, evaluations: Sequence[Evaluation]
+) -> dict[str, Surrogate]:
+    """Return the surrogate of each objective of `bounds` that varies, of margins too where they were kept.
+
+    `points`, `(evaluations, genes)`, are unit coordinates; the evaluations have succeeded. Raises `SurrogateError`.
+    """
+    fits = {}
+    for name, limits in bounds.items():
+        scores = np.array([evaluation.scores[name] for evaluation in evaluations], dtype=np.float64)
+        task, _, metric = name.rpartition("/")
+        tables = [evaluation.outputs.get(f"{task}/margins") for evaluation in evaluations]
+        known = metric == "accuracy" and all(table is not None for table in tables)
+        margins = np.array(tables, dtype=np.float64) if known else None
+        if surrogate.varies(scores):
+            fits[name] = surrogate.fit(points, scores, bounds=limits, margins=margins)
+    return fits
 
 
 def _predict(fits: Mapping[str, Surrogate], points: Genomes) -> tuple[Means, Means]:

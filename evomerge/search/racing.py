@@ -2,13 +2,15 @@
 
 All that another driver proposes at a time is compared at rungs: at each, every candidate that is still in the race is scored
 on the same examples, and its mean over all examples is estimated. Who most probably does not matter is stopped; the others
-get the further examples of the next rung, and in the end all. A race as that of Hoeffding (Maron & Moore 1994) and F-Race
+get the further examples of the next rung, and in the end all. Where all genes are numbers, at most 40, surrogates of the
+whole candidates (`evomerge.surrogate`) predict means from genes: before the first rung, where who does not matter is not scored
+at all, and at each rung, where the two estimates are weighed by their variances, as if their errors were independent. A race as that of Hoeffding (Maron & Moore 1994) and F-Race
 (Birattari et al. 2002), for means over a finite set of examples, and for one objective or many; not to be confused with
 successive halving, which stops a share of the candidates, however good they are.
 
 **Who is stopped.** The rivals are the whole (fully evaluated) candidates of the study's front, as the race begins; their means
 are known. Candidate c *matters* if no rival w has y_wj >= y_cj - tolerance·s_wj in every objective j, of means y and standard
-errors s. c is stopped if it matters with a probability of (1 - confidence) / rungs or less, where y_cj are independent and
+errors s. c is stopped if it matters with a probability of (1 - confidence) / decisions or less, where y_cj are independent and
 normal with the estimates' means and standard deviations. It is the share of 2048 draws, the same for everybody. As c alone is
 uncertain, nothing is due for the number of rivals. For one objective, and wherever the region that the front dominates is
 convex, a candidate that matters is then stopped with a probability of at most 1 - confidence in its whole race (it is on the
@@ -36,7 +38,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evomerge import item_response, pareto
 from evomerge.errors import DriverError
-from evomerge.search.driver import Driver, Generational
+from evomerge.search.driver import Driver, Generational, read_bounds
+from evomerge.search.front import fit_surrogates, suits
+from evomerge.space import SearchSpace
+from evomerge.surrogate import Surrogate
 from evomerge.trial import Evaluation, Proposal, Scored
 
 Scores = NDArray[np.float64]
@@ -77,6 +82,8 @@ class RacingSettings(BaseModel):
     a second of CPU or so for each objective and field."""
     confidence: float = Field(default=0.8, gt=0.5, lt=1)
     """1 minus the probability of mattering below which a candidate is stopped, all rungs together."""
+    surrogate: bool = True
+    """Estimate means from genes, too, where all are numbers and at most 40. It costs a second of CPU or so for each field."""
     tolerance: float = Field(default=0.5, ge=0)
     """What a candidate must be better by than each rival, in some objective, to matter; in standard errors of a whole
     evaluation: of the rival, the standard deviation of its scores over examples / sqrt(examples). With 0 all that is better
@@ -182,6 +189,8 @@ class _Runner:
 
     proposal: Proposal
     known: Scored
+    expected: tuple[Scores, Scores]
+    """What its genes say: means and standard deviations, both `(objectives,)`; infinite where they say nothing."""
     error: str | None = None
     estimate: Scores | None = None
     """Of whom is stopped: the means, `(objectives,)`."""
@@ -202,16 +211,18 @@ class Racing:
     def __init__(
         self,
         driver: Driver,
+        space: SearchSpace,
         objectives: Sequence[str],
         seed: int,
         settings: RacingSettings,
         sizes: Mapping[str, int],
     ) -> None:
-        """Race what `driver` proposes; `sizes` has the number of search examples of each task.
+        """Race what `driver` proposes of a `space`; `sizes` has the number of search examples of each task.
 
         `driver` is one of `RACED`, as `settings` say. Raises `DriverError` for objectives of no known task.
         """
         self._driver = driver
+        self._space = space if settings.surrogate and suits(space) else None  # None: genes say nothing
         self._objectives = tuple(objectives)
         self._tasks = [name.rpartition("/")[0] for name in objectives]
         for name, task in zip(objectives, self._tasks, strict=True):
@@ -226,9 +237,13 @@ class Racing:
         }
         draws = np.random.default_rng(np.random.SeedSequence([seed, len(objectives)]))
         self._draws = draws.standard_normal((_DRAWS, len(objectives)))
+        self._nothing = np.zeros(len(objectives)), np.full(len(objectives), math.inf)
         self._known: dict[str, Scored] = {}  # of recipes that are not known whole
-        self._whole: dict[str, list[NDArray[np.float32]]] = {}  # the others' scores, (examples,), by objective
-        # What a field races by: estimators by objective, what rivals must be surpassed by, and the examples of each rung.
+        self._whole: dict[str, tuple[Proposal, Evaluation]] = {}  # the others
+        # What a field races by, made of so many whole candidates: estimators and surrogates by objective, what rivals must be
+        # surpassed by, and the examples of each rung.
+        self._learnt = 0
+        self._fits: Mapping[str, Surrogate] = {}
         self._estimators: list[Estimator] = []
         self._bars: Scores = np.empty((0, len(objectives)))
         self._seen: list[dict[str, tuple[int, ...]]] = []
@@ -242,7 +257,7 @@ class Racing:
 
     def __str__(self) -> str:
         rungs = ", ".join(f"{rung:.3g}" for rung in self._settings.rungs)
-        by = self._settings.estimator.replace("_", " ")
+        by = self._settings.estimator.replace("_", " ") + (" and surrogates of the genes" if self._space else "")
         return f"{self._driver}, raced at {rungs} of the examples by {by}"
 
     def ask(self) -> Proposal | None:
@@ -298,22 +313,31 @@ class Racing:
             identity = proposal.recipe.id
             if identity not in self._whole and identity not in self._runners:
                 known = self._known.setdefault(identity, Scored(self._sizes))
-                self._runners[identity] = _Runner(proposal, known)
+                self._runners[identity] = _Runner(proposal, known, self._nothing)
         if self._field:
-            self._prepare()
             self._rung = -1
+            self._prepare()
             self._go_on()
         else:
             self._over = True
 
     def _prepare(self) -> None:
-        """Make what the field races by, from the whole candidates alone."""
-        everything = {task: tuple(range(size)) for task, size in self._sizes.items()}
+        """Make what the field races by, and stop who does not matter by its genes alone."""
         if len(self._whole) < _LEAST or not self._runners:
-            self._seen = [everything]
+            self._seen = [{task: tuple(range(size)) for task, size in self._sizes.items()}]
+            self._learnt = 0
             return
+        if len(self._whole) > self._learnt:
+            self._learn()
+        if self._space:
+            self._expect(self._space)
+            self._stop()
+
+    def _learn(self) -> None:
+        """Make estimators, rungs, what is to be surpassed and surrogates, from the whole candidates alone."""
+        self._learnt = len(self._whole)
         latest = list(self._whole.values())[-_MOST:]
-        tables = [np.array([vectors[j] for vectors in latest], np.float64) for j in range(len(self._objectives))]
+        tables = [np.array([done.scores[name] for _, done in latest], np.float64) for name in self._objectives]
         anchors: dict[str, item_response.Model] = {}
         if self._settings.estimator == "item_response":
             models = [item_response.fit(table) for table in tables]
@@ -321,13 +345,31 @@ class Racing:
             self._estimators = [*models]
         else:
             self._estimators = [Regression(table) for table in tables]
-        front = self._front()
-        means = np.array([[vector.mean(dtype=np.float64) for vector in vectors] for vectors in front])
-        errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in vectors] for vectors in front]
-        self._bars = means + self._settings.tolerance * np.array(errors)
+        whole = [[done.scores[name] for name in self._objectives] for _, done in self._whole.values()]
+        means = np.array([[vector.mean(dtype=np.float64) for vector in vectors] for vectors in whole])
+        front = np.flatnonzero(pareto.nondominated(means))
+        errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in whole[i]] for i in front]
+        self._bars = means[front] + self._settings.tolerance * np.array(errors)
         rungs = {task: self._choose(task, anchors.get(task)) for task in self._sizes}
         self._seen = [{task: seen[k] for task, seen in rungs.items()} for k in range(len(self._settings.rungs))]
-        self._seen.append(everything)
+        self._seen.append({task: tuple(range(size)) for task, size in self._sizes.items()})
+        if self._space:
+            bounds = {}
+            limits = zip(self._objectives, tables, read_bounds(self._objectives, {}), strict=True)
+            for name, table, (low, high) in limits:
+                bounds[name] = (low, high) if low <= table.min() <= table.max() <= high else (-math.inf, math.inf)
+            points = _points(self._space, [proposal for proposal, _ in latest])
+            self._fits = fit_surrogates(bounds, points, [done for _, done in latest])
+
+    def _expect(self, space: SearchSpace) -> None:
+        """Set what the runners' genes say."""
+        runners = list(self._runners.values())
+        points = _points(space, [runner.proposal for runner in runners])
+        unknown = np.zeros(len(runners)), np.full(len(runners), math.inf)
+        found = [self._fits[name].predict(points) if name in self._fits else unknown for name in self._objectives]
+        means, deviations = (np.stack(part, axis=1) for part in zip(*found, strict=True))
+        for runner, mean, deviation in zip(runners, means, np.maximum(deviations, 1e-12), strict=True):
+            runner.expected = mean, deviation
 
     def _choose(self, task: str, model: item_response.Model | None) -> list[tuple[int, ...]]:
         """Return the examples of a task that are seen at each rung but the last, each rung's among the next one's."""
@@ -362,36 +404,36 @@ class Racing:
         return [runner for runner in self._runners.values() if runner.error is None and runner.estimate is None]
 
     def _stop(self) -> None:
-        """Stop at this rung who most probably does not matter."""
+        """Stop at this rung, or before the first, who most probably does not matter."""
         running = self._running()
         if self._rung == len(self._seen) - 1 or not running:
             return
+        means, deviations = (np.stack(part) for part in zip(*(runner.expected for runner in running), strict=True))
+        if self._rung >= 0:
+            means, deviations = self._weighed(running, means, deviations)
+        level = (1 - self._settings.confidence) / (len(self._settings.rungs) + (self._space is not None))
+        for runner, mean, deviation in zip(running, means, deviations, strict=True):
+            beaten = (self._bars >= (mean + deviation * self._draws)[:, None]).all(axis=2).any(axis=1)
+            if 1 - beaten.mean() <= level:
+                runner.estimate = mean
+
+    def _weighed(self, running: Sequence[_Runner], expected: Scores, deviations: Scores) -> tuple[Scores, Scores]:
+        """Return means and standard deviations, by this rung's examples and by what was `expected`: `(runners, objectives)`."""
         seen = self._seen[self._rung]
         taken = [runner.known.take(seen).scores for runner in running]
         estimates = [
             estimator.estimate(np.array(seen[task], np.intp), np.array([scores[name] for scores in taken], np.float64))
             for name, task, estimator in zip(self._objectives, self._tasks, self._estimators, strict=True)
         ]
-        level = (1 - self._settings.confidence) / len(self._settings.rungs)
-        means = np.stack([mean for mean, _ in estimates], axis=1)
-        deviations = np.stack([deviation for _, deviation in estimates], axis=1)
-        for runner, mean, deviation in zip(running, means, deviations, strict=True):
-            beaten = (self._bars >= (mean + deviation * self._draws)[:, None]).all(axis=2).any(axis=1)
-            if 1 - beaten.mean() <= level:
-                runner.estimate = mean
-
-    def _front(self) -> list[list[NDArray[np.float32]]]:
-        """Return the scores of the whole candidates that no other one dominates, by objective."""
-        whole = list(self._whole.values())
-        means = np.array([[vector.mean(dtype=np.float64) for vector in vectors] for vectors in whole])
-        return [whole[i] for i in np.flatnonzero(pareto.nondominated(means))]
+        means, errors = (np.stack(part, axis=1) for part in zip(*estimates, strict=True))
+        weight = errors**2 / (errors**2 + deviations**2)  # of what was expected
+        return means + weight * (expected - means), errors * np.sqrt(1 - weight)
 
     def _finish(self) -> None:
         """Tell the inner driver what became of all its candidates, in order of number, and be ready for the next."""
         for identity, runner in self._runners.items():
             if runner.known.whole:
-                scores = runner.known.take().scores
-                self._whole[identity] = [scores[name] for name in self._objectives]
+                self._whole[identity] = runner.proposal, runner.known.take()
                 del self._known[identity]
         field, self._field = self._field, []
         for proposal in field:
@@ -401,13 +443,18 @@ class Racing:
     def _outcome(self, identity: str) -> Evaluation:
         """Return what the inner driver is told of a recipe: its scores, its failure, or an estimate of its means."""
         if identity in self._whole:
-            return Evaluation(dict(zip(self._objectives, self._whole[identity], strict=True)))
+            return self._whole[identity][1]
         runner = self._runners[identity]
         if runner.estimate is None:
             return Evaluation(error=runner.error)
         return Evaluation(
             {n: np.array([m], np.float32) for n, m in zip(self._objectives, runner.estimate, strict=True)}
         )
+
+
+def _points(space: SearchSpace, proposals: Sequence[Proposal]) -> Scores:
+    """Return the genomes of proposals in unit coordinates, `(proposals, genes)`."""
+    return space.to_unit(np.array([proposal.genome for proposal in proposals]))
 
 
 def _check_right_or_wrong(scores: Mapping[str, NDArray[np.float32]]) -> None:
