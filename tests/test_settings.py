@@ -69,6 +69,6 @@ def test_budget_and_workers_are_no_part_of_a_studys_identity(small_digits):
         settings = StudySettings.parse(data | changes, "test", Path.cwd())
         return identity(settings, open_parts(settings))
 
-    assert make(evaluations=5, workers=3, deadline=1.0) == make()
+    assert make(evaluations=25, workers=3, deadline=1.0) == make()
     assert make(seed=1) != make()
     assert make(tasks=dict(reversed(small_digits.tasks.items()))) != make()

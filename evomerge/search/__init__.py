@@ -38,6 +38,7 @@ __all__ = [
     "Generational",
     "Population",
     "default",
+    "least",
     "make",
 ]
 
@@ -155,3 +156,9 @@ def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
     if len(objectives) == 1:
         return {"kind": "cma"}
     return {"kind": "front" if suits(space) else "nsga2"}
+
+
+def least(driver: Driver) -> int:
+    """Return the evaluations without which a driver cannot do what it is for: 1, or more where it has to fit surrogates."""
+    breeder = driver.breeder if isinstance(driver, Generational) else None
+    return breeder.least if isinstance(breeder, Front | Map | BayesianMap | NestedMap) else 1

@@ -108,6 +108,11 @@ class BayesianMap:
         self._used = 0  # of `points`
         self._over = False
 
+    @property
+    def least(self) -> int:
+        """Evaluations without which there is no surface."""
+        return surrogate.unknowns(len(self._space.genes)) + 1  # one more, to be left out
+
     def __str__(self) -> str:
         return (
             f"Bayesian MAP: {len(self._known)} known recipes and {self._initial - len(self._known)} points of a grid of"

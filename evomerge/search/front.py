@@ -108,6 +108,11 @@ class Front:
             f" then {self._settings.batch} candidates at a time by expected hypervolume improvement, until that is noise"
         )
 
+    @property
+    def least(self) -> int:
+        """Evaluations without which there is no surface."""
+        return max(self._needed, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
+
     def draw(self) -> Genomes:
         """Return the design, then what replaces its failures if need be, then batches, then no rows."""
         if self._over:
@@ -231,10 +236,9 @@ class Front:
 
     def _doubts(self, fits: Mapping[str, Surrogate]) -> list[str]:
         """Return what speaks against the fits, and may not after more candidates."""
-        least = max(4, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
         count = min(len(fit.values) for fit in fits.values())
-        few = f"{count} candidates could be evaluated; expected {least} or more for {self._genes} genes"
-        return [few] * (count < least) + doubts(fits)
+        few = f"{count} candidates could be evaluated; expected {self.least} or more for {self._genes} genes"
+        return [few] * (count < self.least) + doubts(fits)
 
     # -- infill --
 

@@ -251,6 +251,11 @@ class NestedMap:
         self.tree: Tree | None = None
         """What is asked, when all pairs are known."""
 
+    @property
+    def least(self) -> int:
+        """Evaluations without which there is no surface."""
+        return len(self._known) + (len(self._space.genes) - 1) * self._size
+
     def __str__(self) -> str:
         genes = len(self._space.genes)
         belongs = "of its name" if self._by_name else "that alone scores best on it"

@@ -89,6 +89,11 @@ class Map:
         self._rounds = 0  # designs so far: the second and later ones replace what failed
         self._over = False
 
+    @property
+    def least(self) -> int:
+        """Evaluations without which there is no surface."""
+        return surrogate.unknowns(len(self._space.genes)) + 1  # one more, to be left out
+
     def __str__(self) -> str:
         grid = self._size - len(self._known)
         return (

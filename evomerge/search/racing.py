@@ -42,6 +42,7 @@ from evomerge.search.driver import Driver, Generational, read_bounds
 from evomerge.search.front import fit_surrogates, suits
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate
+from evomerge.threads import on_one_thread
 from evomerge.trial import Evaluation, Proposal, Scored
 
 Scores = NDArray[np.float64]
@@ -333,6 +334,7 @@ class Racing:
             self._expect(self._space)
             self._stop()
 
+    @on_one_thread
     def _learn(self) -> None:
         """Make estimators, rungs, what is to be surpassed and surrogates, from the whole candidates alone."""
         self._learnt = len(self._whole)
@@ -403,6 +405,7 @@ class Racing:
     def _running(self) -> list[_Runner]:
         return [runner for runner in self._runners.values() if runner.error is None and runner.estimate is None]
 
+    @on_one_thread
     def _stop(self) -> None:
         """Stop at this rung, or before the first, who most probably does not matter."""
         running = self._running()

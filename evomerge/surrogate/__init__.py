@@ -15,12 +15,10 @@ Points are in unit coordinates. Higher is better.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import qmc
-from threadpoolctl import ThreadpoolController
 
 from evomerge.errors import SurrogateError, nearest
 from evomerge.surrogate.design import Points, Rank, check_rank, design, quadratic_terms, unit_points, unknowns
@@ -36,6 +34,7 @@ from evomerge.surrogate.rungs import (
     Values,
     Warp,
 )
+from evomerge.threads import on_one_thread
 
 __all__ = [
     "NORMAL_90",
@@ -60,18 +59,6 @@ _WIDEST = 4.0
 _NARROWEST = 0.5
 """Smallest one, from `_MANY` candidates on; of fewer, an error may be small by luck, and the smallest is 1."""
 _MANY = 30
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _on_one_thread(function: _Function) -> _Function:
-    """Let `function` do its linear algebra on one thread.
-
-    Its matrices are small: threads would wait for each other most of the time, and round by how many they are.
-    """
-    wrapped: _Function = ThreadpoolController().wrap(limits=1, user_api="blas")(function)
-    return wrapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +103,7 @@ class Surrogate:
     """`rmse` of every rung that was fitted."""
     rung: Rung
 
-    @_on_one_thread
+    @on_one_thread
     def predict(self, points: ArrayLike) -> Prediction:
         """Return mean and calibrated standard deviation of the mean score at `points`, `(points, genes)`: both `(points,)`.
 
@@ -126,7 +113,7 @@ class Surrogate:
         return mean, self.factor * deviation
 
 
-@_on_one_thread
+@on_one_thread
 def fit(
     points: ArrayLike,
     scores: ArrayLike,
