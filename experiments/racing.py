@@ -50,10 +50,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "regression, tolerance 0.5": {"tolerance": 0.5, "surrogate": False},
     "item response, tolerance 1": {"tolerance": 1, "estimator": "item_response", "surrogate": False},
     "regression and genes, tolerance 0.5": {"tolerance": 0.5},
-    "regression and genes, tolerance 1": {"tolerance": 1},
-    "item response and genes, tolerance 1": {"tolerance": 1, "estimator": "item_response"},
+    "item response and genes, tolerance 0.5": {"tolerance": 0.5, "estimator": "item_response"},
 }
-SMOKE_METHODS = ("item response, tolerance 1", "regression and genes, tolerance 1")
+SMOKE_METHODS = ("item response, tolerance 1", "regression and genes, tolerance 0.5")
 
 Points = NDArray[np.float64]
 
@@ -103,6 +102,8 @@ class Race:
     """A field of candidates: what had been spent when its race was over, and whether each is whole then."""
 
     spent: float
+    tolerance: float
+    """By which it raced, or the field after it if that is less."""
     runners: Sequence[tuple[Recipe, bool]]
 
 
@@ -186,7 +187,7 @@ def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, 
             seen = list({recipe.id: recipe for race in races for recipe, _ in race.runners}.values())
             row["search_hv_with_stopped"] = pareto.hypervolume(means(bench, seen, objectives), corner) / end
             scored = {part.recipe.id for part in run.parts}
-            row |= asdict(audit(bench, races, objectives, methods[name]["tolerance"], scored))
+            row |= asdict(audit(bench, races, objectives, scored))
         rows.append(row)
     return rows, shares
 
@@ -219,7 +220,7 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
         parts.append(Part(proposal.recipe, spent / total, scored.whole))
         if new := {recipe.id: recipe for recipe in inner.told[told:]}:
             ran = [(recipe, name in known and known[name].whole) for name, recipe in new.items()]
-            races.append(Race(spent / total, ran))
+            races.append(Race(spent / total, driver.tolerance if isinstance(driver, Racing) else 0.0, ran))
             told = len(inner.told)
     return Run(parts, races)
 
@@ -264,26 +265,26 @@ def curve(bench: Bench, run: Sequence[Part], objectives: Sequence[str], corner: 
     return spent, pareto.hypervolume_history(means(bench, whole(run), objectives), corner)
 
 
-def audit(
-    bench: Bench, races: Sequence[Race], objectives: Sequence[str], tolerance: float, scored: Collection[str]
-) -> Audit:
+def audit(bench: Bench, races: Sequence[Race], objectives: Sequence[str], scored: Collection[str]) -> Audit:
     """Judge who was stopped, by scores that were not known then. A recipe that was whole before it raced again does not count.
 
     Candidates raced against those that were whole before; of the stopped, those that are not `scored` were so by their genes.
     """
-    bars: dict[str, Points] = {}
+    means_of: dict[str, Points] = {}  # of whole candidates
+    errors_of: dict[str, Points] = {}
     judged: list[tuple[Recipe, bool, bool]] = []  # whether it is whole, and mattered
     for race in races:
-        rivals = np.array(list(bars.values())).reshape(-1, len(objectives))
+        known = np.array(list(means_of.values())).reshape(-1, len(objectives))
+        bars = known + race.tolerance * np.array(list(errors_of.values())).reshape(-1, len(objectives))
         for recipe, done in race.runners:
-            if recipe.id in bars:
-                continue
-            mean = bench.score(recipe).means(objectives)
-            judged.append((recipe, done, len(rivals) > 0 and not (rivals >= mean).all(axis=1).any()))
+            if recipe.id not in means_of:
+                mean = bench.score(recipe).means(objectives)
+                judged.append((recipe, done, len(bars) > 0 and not (bars >= mean).all(axis=1).any()))
         for recipe, done in race.runners:
             if done:
                 tables = [bench.score(recipe).scores[name].astype(np.float64) for name in objectives]
-                bars[recipe.id] = np.array([t.mean() + tolerance * t.std() / math.sqrt(len(t)) for t in tables])
+                means_of[recipe.id] = np.array([table.mean() for table in tables])
+                errors_of[recipe.id] = np.array([table.std() / math.sqrt(len(table)) for table in tables])
     best = pareto.nondominated(means(bench, [recipe for recipe, _, _ in judged], objectives))
     stopped = np.array([not done for _, done, _ in judged])
     mattered = np.array([matters for _, _, matters in judged])
@@ -377,9 +378,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values) - reach), float(np.mean(values) + reach)
 
 
-COLOURS = dict(
-    zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#CC79A7", "#009E73", "#0072B2", "#D55E00"), strict=True)
-)
+COLOURS = dict(zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#CC79A7", "#009E73", "#D55E00"), strict=True))
 
 
 def draw(found: Sequence[tuple[Bed, Mapping[str, Sequence[Points]]]]) -> Figure:

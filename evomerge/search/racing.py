@@ -2,11 +2,15 @@
 
 All that another driver proposes at a time is compared at rungs: at each, every candidate that is still in the race is scored
 on the same examples, and its mean over all examples is estimated. Who most probably does not matter is stopped; the others
-get the further examples of the next rung, and in the end all. Where all genes are numbers, at most 40, surrogates of the
-whole candidates (`evomerge.surrogate`) predict means from genes: before the first rung, where who does not matter is not scored
-at all, and at each rung, where the two estimates are weighed by their variances, as if their errors were independent. A race as that of Hoeffding (Maron & Moore 1994) and F-Race
+get the further examples of the next rung, and in the end all. A race as that of Hoeffding (Maron & Moore 1994) and F-Race
 (Birattari et al. 2002), for means over a finite set of examples, and for one objective or many; not to be confused with
 successive halving, which stops a share of the candidates, however good they are.
+
+**What genes say.** Where all genes are numbers, at most 40, surrogates of the whole candidates (`evomerge.surrogate`) predict
+means too: before the first rung, where who does not matter is not scored at all, and at each rung, where the two estimates are
+weighed by their variances, as if their errors were independent. The tolerance is then four times as large at first, and is
+halved down to what was set whenever five fields in a row have brought nobody who matters: a coarse front soon, and a finer
+one where there is budget left.
 
 **Who is stopped.** The rivals are the whole (fully evaluated) candidates of the study's front, as the race begins; their means
 are known. Candidate c *matters* if no rival w has y_wj >= y_cj - tolerance·s_wj in every objective j, of means y and standard
@@ -52,6 +56,10 @@ RACED = ("cma", "nsga2", "nsga3", "tpe", "gp", "qmc", "random")
 
 _FIELD = 32
 """Candidates that race together where a driver never waits."""
+_COARSE = 4.0
+"""Times the tolerance that was set with which a race by genes begins."""
+_BARREN = 5
+"""Fields in a row without a new whole candidate, after which the tolerance is halved."""
 _STALE = 20
 """Fields in a row that bring nothing new, after which the search is over: there is nothing left to find."""
 _LEAST = 10
@@ -86,9 +94,9 @@ class RacingSettings(BaseModel):
     surrogate: bool = True
     """Estimate means from genes, too, where all are numbers and at most 40. It costs a second of CPU or so for each field."""
     tolerance: float = Field(default=0.5, ge=0)
-    """What a candidate must be better by than each rival, in some objective, to matter; in standard errors of a whole
-    evaluation: of the rival, the standard deviation of its scores over examples / sqrt(examples). With 0 all that is better
-    matters."""
+    """What a candidate must be better by than each rival, in some objective, to matter in the end; in standard errors of a
+    whole evaluation: of the rival, the standard deviation of its scores over examples / sqrt(examples). With 0 all that is
+    better matters."""
 
     @field_validator("driver")
     @classmethod
@@ -224,6 +232,9 @@ class Racing:
         """
         self._driver = driver
         self._space = space if settings.surrogate and suits(space) else None  # None: genes say nothing
+        self.tolerance = settings.tolerance * (_COARSE if self._space else 1)
+        """What a candidate must be better by to matter now, in standard errors."""
+        self._barren = 0  # fields in a row
         self._objectives = tuple(objectives)
         self._tasks = [name.rpartition("/")[0] for name in objectives]
         for name, task in zip(objectives, self._tasks, strict=True):
@@ -267,7 +278,8 @@ class Racing:
         while not (self._queue or self._flying or self._over):
             self._gather()
             stale += 1
-            self._over |= not self._queue and stale >= _STALE
+            finest = self.tolerance <= self._settings.tolerance
+            self._over |= finest and not self._queue and stale >= _STALE
         if not self._queue:
             return None
         proposal = replace(self._queue.pop(0), number=self._asked)
@@ -351,7 +363,7 @@ class Racing:
         means = np.array([[vector.mean(dtype=np.float64) for vector in vectors] for vectors in whole])
         front = np.flatnonzero(pareto.nondominated(means))
         errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in whole[i]] for i in front]
-        self._bars = means[front] + self._settings.tolerance * np.array(errors)
+        self._bars = means[front] + self.tolerance * np.array(errors)
         rungs = {task: self._choose(task, anchors.get(task)) for task in self._sizes}
         self._seen = [{task: seen[k] for task, seen in rungs.items()} for k in range(len(self._settings.rungs))]
         self._seen.append({task: tuple(range(size)) for task, size in self._sizes.items()})
@@ -434,6 +446,7 @@ class Racing:
 
     def _finish(self) -> None:
         """Tell the inner driver what became of all its candidates, in order of number, and be ready for the next."""
+        before = len(self._whole)
         for identity, runner in self._runners.items():
             if runner.known.whole:
                 self._whole[identity] = runner.proposal, runner.known.take()
@@ -442,6 +455,10 @@ class Racing:
         for proposal in field:
             self._driver.tell(proposal, self._outcome(proposal.recipe.id))
         self._runners = {}
+        self._barren = 0 if len(self._whole) > before else self._barren + 1
+        if self._barren >= _BARREN and self.tolerance > self._settings.tolerance:
+            self.tolerance /= 2
+            self._barren = self._learnt = 0
 
     def _outcome(self, identity: str) -> Evaluation:
         """Return what the inner driver is told of a recipe: its scores, its failure, or an estimate of its means."""

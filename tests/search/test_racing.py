@@ -535,3 +535,18 @@ def test_genes_that_are_choices_say_nothing():
     space = SearchSpace({"merge": merge}, experts=["a", "b"])
     racing = search.make({"kind": "racing", "driver": NSGA}, space, ["a/m", "b/m"], 0, {"a": 9, "b": 9})
     assert str(racing).endswith("by regression")
+
+
+def test_race_by_genes_is_coarse_first_and_ends_with_the_tolerance_that_was_set():
+    problem = exam(two_spheres(4), 24, easiness=0.1, noise=0.05)
+    racing = race(problem, tolerance=0.25)
+    tolerances = []
+
+    def evaluate(proposal):
+        tolerances.append(racing.tolerance)
+        return problem.evaluate(proposal)
+
+    drive(racing, evaluate, 2000, slots=1)
+    assert list(dict.fromkeys(tolerances)) == [1.0, 0.5, 0.25]
+    assert racing.ask() is None  # there is nothing left to find
+    assert race(problem, tolerance=0.25, surrogate=False).tolerance == 0.25
