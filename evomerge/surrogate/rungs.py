@@ -149,9 +149,8 @@ class Process:
     _BOUNDS = np.log([[1e-4, 1e2], [1e-4, 1e2], [1e-5, 1e2], [0.1, 10.0], [1e-6, 1.0]])
     _CENTRE = np.log([1.0, 0.3, 0.1, 1.0, 1e-2])
     _SPREAD = np.array([2.0, 2.0, 2.0, 1.0, 3.0])
-    _MATTERS = np.log(
-        [0.1, 10.0]
-    )  # bounds of what a gene matters: the start and the prior's centre are 1, its spread is 1
+    # Bounds of what a gene matters. The start and the prior's centre are 1, its spread is 1.
+    _MATTERS = np.log([0.1, 10.0])
 
     def __init__(self, points: Points, targets: Points, noise: Values, kernel: Values | None = None) -> None:
         """Fit `targets`, `(points, outputs)`, whose noise has variances in proportion to `noise`, `(points,)`.
