@@ -202,11 +202,14 @@ def test_verify_shows_what_a_worker_finds_and_pays_once(surfaced, tmp_path):
 def test_surface_that_is_refused_or_not_there_is_an_error_that_says_what_to_type(surfaced, finished):
     file, out, _ = surfaced
     few = file.parent / "few"
-    evomerge("run", file, "-o", few, "--evaluations", 3)
+    refused = evomerge("run", file, "-o", few, "--evaluations", 3, code=2).stderr
+    assert "`evaluations` is 3; expected 4 or more" in refused
+    assert "type `driver: {kind: nsga2}`" in refused
+    evomerge("run", file, "-o", few, "--evaluations", 4)
     done = evomerge("pick", few, "--surface", "--weights", "turned=1", code=2)
-    for words in ("3 candidates could be evaluated; expected 4", "without `--surface`", f"resume {few} --evaluations"):
+    for words in ("the surrogate (margins) explains R²", "without `--surface`", f"resume {few} --evaluations"):
         assert words in done.stderr
-    assert json.loads(evomerge("show", few, "--json").stdout)["surface"]["refused"].startswith("3 candidates")
+    assert "explains R²" in json.loads(evomerge("show", few, "--json").stdout)["surface"]["refused"]
     assert "is `nsga2`; type `evomerge pick` without" in evomerge("pick", finished[0], "--surface", code=2).stderr
     assert "goes with `--surface`" in evomerge("pick", out, "--verify", code=2).stderr
 
