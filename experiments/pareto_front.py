@@ -37,7 +37,7 @@ from evomerge.search import Driver, quadratic
 from evomerge.trial import Evaluation, Proposal
 
 SEEDS = 5
-EVALUATIONS = 1000
+EVALUATIONS = 1200
 SMOKE_EVALUATIONS = 12
 SCORES = Path("runs") / "pareto_front"
 SHARES = (90, 95, 99)  # % of the reference's hypervolume
@@ -74,7 +74,7 @@ class Bed:
 
 BEDS = (
     Bed("digits", 2, levels=41),
-    Bed("digits", 3, points=1024, refinements=1000, evaluations=1000, ours=250),
+    Bed("digits", 3, points=1024, refinements=1000, evaluations=1200, ours=250),
     Bed("digits", 4, points=1024, refinements=1000),
     # A candidate takes 1.3 CPU seconds or more, and 3.4 on the report split.
     Bed("text", 3, points=256, refinements=100, seeds=1, evaluations=100, ours=100, precision="fast", batch=64),
@@ -95,7 +95,7 @@ METHODS: Mapping[str, tuple[Make, int]] = {
     "ours, without its stop": (of_kind("front", tolerance=0), 250),
     "MAP": (of_kind("map"), 100),
     "MAP, 50 + 50": (of_kind("map", points=50, validated=50), 100),
-    "NSGA-II": (of_kind("nsga2", population=20), 1000),
+    "NSGA-II": (of_kind("nsga2", population=20), 1200),
     "NSGA-III": (of_kind("nsga3", population=20), 300),
     "TPE": (of_kind("tpe", batch=1), 100),
     "GP sampler": (of_kind("gp", batch=1), 60),
