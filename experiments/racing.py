@@ -89,22 +89,22 @@ class Heard(Generational):
 
     def __init__(self, space: SearchSpace, objectives: Sequence[str], breeder: Breeder) -> None:
         super().__init__(space, objectives, breeder)
-        self.told: list[Recipe] = []
+        self.told: list[tuple[Recipe, float]] = []  # and the tolerance of its race
+        self.racing: Racing | None = None
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Pass it on, and remember it."""
-        self.told.append(proposal.recipe)
+        self.told.append((proposal.recipe, self.racing.tolerance if self.racing else 0.0))
         super().tell(proposal, evaluation)
 
 
 @dataclass(frozen=True)
 class Race:
-    """A field of candidates: what had been spent when its race was over, and whether each is whole then."""
+    """Candidates that raced against the same rivals: what had been spent when that was over."""
 
     spent: float
-    tolerance: float
-    """By which it raced, or the field after it if that is less."""
-    runners: Sequence[tuple[Recipe, bool]]
+    runners: Sequence[tuple[Recipe, float, bool]]
+    """Each once: by which tolerance it raced, and whether it is whole."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
     driver: Driver = inner
     if racing is not None:
         settings = RacingSettings(driver=dict(bed.driver), **racing)
-        driver = Racing(inner, bench.space, objectives, seed, settings, counts)
+        driver = inner.racing = Racing(inner, bench.space, objectives, seed, settings, counts)
     known: dict[str, Scored] = {}
     parts: list[Part] = []
     races: list[Race] = []
@@ -214,9 +214,9 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
         scored.add(proposal.examples, evaluation)
         spent += total if proposal.examples is None else sum(map(len, proposal.examples.values()))
         parts.append(Part(proposal.recipe, spent / total, scored.whole))
-        if new := {recipe.id: recipe for recipe in inner.told[told:]}:
-            ran = [(recipe, name in known and known[name].whole) for name, recipe in new.items()]
-            races.append(Race(spent / total, driver.tolerance if isinstance(driver, Racing) else 0.0, ran))
+        if new := {recipe.id: (recipe, tolerance) for recipe, tolerance in inner.told[told:]}:
+            ran = [(*one, name in known and known[name].whole) for name, one in new.items()]
+            races.append(Race(spent / total, ran))
             told = len(inner.told)
     return Run(parts, races)
 
@@ -268,7 +268,7 @@ def audit(bench: Bench, run: Run, objectives: Sequence[str], spent: float) -> Au
     """
     scored = {part.recipe.id for part in run.parts}
     races = [race for race in run.races if race.spent <= spent]
-    unscored = sum(recipe.id not in scored for race in races for recipe, _ in race.runners)
+    unscored = sum(recipe.id not in scored for race in races for recipe, _, _ in race.runners)
     step = max(1, unscored // LOOKED_AT)
     means_of: dict[str, Points] = {}  # of whole candidates
     errors_of: dict[str, Points] = {}
@@ -277,9 +277,8 @@ def audit(bench: Bench, run: Run, objectives: Sequence[str], spent: float) -> Au
     ] = []  # means; whether it is whole, and mattered; for how many it stands
     passed = 0
     for race in races:
-        known = np.array(list(means_of.values())).reshape(-1, len(objectives))
-        bars = known + race.tolerance * np.array(list(errors_of.values())).reshape(-1, len(objectives))
-        for recipe, done in race.runners:
+        known, errors = (np.array(list(t.values())).reshape(-1, len(objectives)) for t in (means_of, errors_of))
+        for recipe, tolerance, done in race.runners:
             if recipe.id in means_of:
                 continue
             weight = 1
@@ -289,8 +288,9 @@ def audit(bench: Bench, run: Run, objectives: Sequence[str], spent: float) -> Au
                     continue
                 weight = step
             mean = bench.score(recipe).means(objectives)
-            judged.append((mean, done, len(bars) > 0 and not (bars >= mean).all(axis=1).any(), weight))
-        for recipe, done in race.runners:
+            beaten = (known + tolerance * errors >= mean).all(axis=1).any()
+            judged.append((mean, done, len(known) > 0 and not beaten, weight))
+        for recipe, _, done in race.runners:
             if done:
                 tables = [bench.score(recipe).scores[name].astype(np.float64) for name in objectives]
                 means_of[recipe.id] = np.array([table.mean() for table in tables])
