@@ -138,7 +138,7 @@ def test_quadratics_leave_a_surface_that_is_asked_in_the_same_way(kind, small_di
 
 
 def test_tree_of_pairs_has_a_surface_when_it_is_complete(small_digits, tmp_path, population):
-    other = Study.create(tmp_path / "nested", settings(small_digits, driver={"kind": "nested_map"}))
+    other = Study.create(tmp_path / "nested", settings(small_digits, driver={"kind": "nested_map", "points": 7}))
     assert surface.has_surface(other)
     left = surface.read(other, population)
     assert left.refused == "the tree is not complete: 0 of 1 pairs are known"
