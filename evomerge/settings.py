@@ -204,11 +204,11 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
     objectives = [f"{name}/{task.search_metric}" for name, task in made.items()]
     driver = settings.driver or searched.driver or search.default(searched, objectives)
     parts = Parts(pool, searched, made, setup, driver)
-    least = search.least(parts.new_driver(settings.seed))
-    if settings.evaluations < least:
+    breeder = search.surfaced(parts.new_driver(settings.seed))
+    if breeder is not None and settings.evaluations < breeder.least:
         other = "nsga2" if len(objectives) > 1 else "cma"
         msg = (
-            f"`evaluations` is {settings.evaluations}; expected {least} or more, without which driver `{driver['kind']}` knows too "
+            f"`evaluations` is {settings.evaluations}; expected {breeder.least} or more, without which driver `{driver['kind']}` knows too "
             f"little of {len(searched.genes)} genes to predict a front; raise it, or type `driver: {{kind: {other}}}`"
         )
         raise StudyError(msg)

@@ -104,7 +104,12 @@ class Scored:
             known, rows = self._known[task], np.array(numbers, dtype=np.intp)
             found = {name: array for name, array in arrays.items() if _task(name) == task}
             before = {name for name in self._scores if _task(name) == task} or found.keys()
-            if not found or found.keys() != before or any(len(array) != len(rows) for array in found.values()):
+            wrong = [
+                name
+                for name, array in found.items()
+                if array.shape[:1] != rows.shape or array.ndim != (1 if name in evaluation.scores else 2)
+            ]
+            if not found or found.keys() != before or wrong:
                 shapes = {name: array.shape for name, array in found.items()}
                 msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(before)}; got {shapes}"
                 raise EvaluatorError(msg)

@@ -160,7 +160,7 @@ def compare(
     bed: Bed, folder: Path, switches: Switches
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[NDArray[np.float64]]]]:
     """Return the rows of one bed, its reference, and each method's shares after 1, 2, … evaluations."""
-    bench = open_bench(bed, folder)
+    bench = fronts.open_bench(bed.zoo, bed.tasks, folder, precision=bed.precision, batch=bed.batch)
     say(f"{bed}: dense reference")
     dense = fronts.dense(bench, bed.levels, bed.points, bed.refinements)
     runs: list[Run] = []
@@ -196,11 +196,6 @@ def compare(
         "objectives": bench.objectives,
     }
     return rows, about, curves
-
-
-def open_bench(bed: Bed, folder: Path) -> Bench:
-    """Return what scores a bed's candidates; what was scored is kept in `folder`."""
-    return fronts.open_bench(bed.zoo, bed.tasks, folder, margins=True, precision=bed.precision, batch=bed.batch)
 
 
 def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:

@@ -146,7 +146,7 @@ def measure(switches: Switches) -> Findings:
 
 def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], dict[str, list[Points]]]:
     """Return the rows of one bed, and each method's curves: `(2, changes)`, shares of the budget and of hypervolume."""
-    bench = fronts.open_bench("digits", bed.tasks, folder, margins=True)
+    bench = fronts.open_bench("digits", bed.tasks, folder)
     objectives = bench.objectives[: bed.objectives]
     budget = min(bed.evaluations, switches.evaluations)
     methods = {name: METHODS[name] for name in (SMOKE_METHODS if switches.smoke else METHODS)}

@@ -85,7 +85,9 @@ def test_parts_add_up_to_the_whole_and_say_what_is_missing():
     }
 
 
-@pytest.mark.parametrize("scores", [{}, {"a/m": [1.0]}, {"a/k": [1.0, 2.0]}, {"a/m": [1.0, 2.0], "a/k": [1.0, 2.0]}])
+@pytest.mark.parametrize(
+    "scores", [{}, {"a/m": [1.0]}, {"a/m": [[1.0], [2.0]]}, {"a/k": [1.0, 2.0]}, {"a/m": [1.0, 2.0], "a/k": [1.0, 2.0]}]
+)
 def test_scores_of_other_examples_or_metrics_than_asked_for_are_refused(scores):
     known = Scored({"a": 3})
     known.add({"a": (2,)}, Evaluation({"a/m": np.ones(1, np.float32)}))

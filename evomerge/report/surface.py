@@ -14,11 +14,7 @@ from evomerge.recipe import Recipe
 from evomerge.report.choose import Preference
 from evomerge.report.results import Fit
 from evomerge.report.results import Surface as Shown
-from evomerge.search import Generational
-from evomerge.search.bayesian import BayesianMap
-from evomerge.search.front import Front
-from evomerge.search.nested import NestedMap
-from evomerge.search.quadratic import Map
+from evomerge.search import Surfaced, surfaced
 from evomerge.search.surface import Surface
 from evomerge.study import Study
 from evomerge.surrogate import NORMAL_90, Surrogate
@@ -26,9 +22,6 @@ from evomerge.trial import Evaluation, Proposal
 
 _SAME = 1e-9
 """Recipes nearer to each other in every gene, as a share of its range, differ by rounding alone."""
-
-_LEAVES = (Front, Map, BayesianMap, NestedMap)
-"""Breeders that have a surface."""
 
 Population = Sequence[tuple[Proposal, Evaluation]]
 """What was evaluated, in order of number: `Study.population`."""
@@ -145,7 +138,6 @@ def _fit(fit: Surrogate) -> Fit:
     )
 
 
-def _breeder(study: Study) -> Front | Map | BayesianMap | NestedMap | None:
+def _breeder(study: Study) -> Surfaced | None:
     """Return a fresh breeder of the study's space, which has learnt nothing; None for a driver without a surface."""
-    driver = study.parts.new_driver(study.settings.seed)
-    return driver.breeder if isinstance(driver, Generational) and isinstance(driver.breeder, _LEAVES) else None
+    return surfaced(study.parts.new_driver(study.settings.seed))

@@ -37,9 +37,10 @@ __all__ = [
     "Driver",
     "Generational",
     "Population",
+    "Surfaced",
     "default",
-    "least",
     "make",
+    "surfaced",
 ]
 
 _Make = Callable[[SearchSpace, Sequence[str], int, Any, Mapping[str, int]], Driver]
@@ -95,6 +96,9 @@ _DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
 
 KINDS: tuple[str, ...] = tuple(_DRIVERS)
 """What `kind:` of a driver may be."""
+
+Surfaced = Front | Map | BayesianMap | NestedMap
+"""Breeders that leave a surface: what their surrogates say of merges that nobody has evaluated."""
 
 POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2), "cycle": (2, 3)}
 """Those of `KINDS` whose candidates are made of earlier candidates, as their space says: of how many at least and at most."""
@@ -158,7 +162,7 @@ def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
     return {"kind": "front" if suits(space) else "nsga2"}
 
 
-def least(driver: Driver) -> int:
-    """Return the evaluations without which a driver cannot do what it is for: 1, or more where it has to fit surrogates."""
+def surfaced(driver: Driver) -> Surfaced | None:
+    """Return the breeder of a driver that leaves a surface, None for another driver."""
     breeder = driver.breeder if isinstance(driver, Generational) else None
-    return breeder.least if isinstance(breeder, Front | Map | BayesianMap | NestedMap) else 1
+    return breeder if isinstance(breeder, Surfaced) else None

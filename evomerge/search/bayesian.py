@@ -111,7 +111,7 @@ class BayesianMap:
     @property
     def least(self) -> int:
         """Evaluations without which there is no surface."""
-        return surrogate.unknowns(len(self._space.genes)) + 1  # one more, to be left out
+        return self._quadratics.least
 
     def __str__(self) -> str:
         return (

@@ -92,7 +92,7 @@ class Map:
     @property
     def least(self) -> int:
         """Evaluations without which there is no surface."""
-        return surrogate.unknowns(len(self._space.genes)) + 1  # one more, to be left out
+        return self._quadratics.least
 
     def __str__(self) -> str:
         grid = self._size - len(self._known)
@@ -159,6 +159,11 @@ class Quadratics:
         self.means: Means = np.empty((0, len(objectives)))
         self._succeeded: list[Evaluation] = []
 
+    @property
+    def least(self) -> int:
+        """Evaluations without which there is no surface: one more than the unknowns, to be left out."""
+        return surrogate.unknowns(len(self._space.genes)) + 1
+
     def learn(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> None:
         """Keep what succeeded. Raises `DriverError` for a score that is out of bounds."""
         self.points, self._succeeded = self._with(genomes, evaluations)
@@ -190,9 +195,10 @@ class Quadratics:
         points, succeeded = self.points, self._succeeded
         if genomes is not None and len(genomes):
             points, succeeded = self._with(genomes, evaluations)
-        needed = surrogate.unknowns(points.shape[1]) + 1  # one more than the unknowns, to be left out
-        if len(points) < needed or not identifies(points):
-            few = f"{len(points)} candidates could be evaluated; expected {needed} or more that identify a quadratic"
+        if len(points) < self.least or not identifies(points):
+            few = (
+                f"{len(points)} candidates could be evaluated; expected {self.least} or more that identify a quadratic"
+            )
             return nothing(self._space, self._objectives, few)
         means = self._means(succeeded)
         judged: dict[str, Surrogate] = {}

@@ -258,7 +258,8 @@ class Racing:
         self._fits: Mapping[str, Surrogate] = {}
         self._estimators: list[Estimator] = []
         self._bars: Scores = np.empty((0, len(objectives)))
-        self._seen: list[dict[str, tuple[int, ...]]] = []
+        self._everything = {task: tuple(range(size)) for task, size in sizes.items()}
+        self._seen: list[dict[str, tuple[int, ...]]] = [self._everything]
         self._field: list[Proposal] = []  # what the inner driver waits for
         self._runners: dict[str, _Runner] = {}
         self._rung = 0
@@ -336,13 +337,11 @@ class Racing:
 
     def _prepare(self) -> None:
         """Make what the field races by, and stop who does not matter by its genes alone."""
-        if len(self._whole) < _LEAST or not self._runners:
-            self._seen = [{task: tuple(range(size)) for task, size in self._sizes.items()}]
-            self._learnt = 0
+        if len(self._whole) < _LEAST:
             return
         if len(self._whole) > self._learnt:
             self._learn()
-        if self._space:
+        if self._space and self._runners:
             self._expect(self._space)
             self._stop()
 
@@ -366,7 +365,7 @@ class Racing:
         self._bars = means[front] + self.tolerance * np.array(errors)
         rungs = {task: self._choose(task, anchors.get(task)) for task in self._sizes}
         self._seen = [{task: seen[k] for task, seen in rungs.items()} for k in range(len(self._settings.rungs))]
-        self._seen.append({task: tuple(range(size)) for task, size in self._sizes.items()})
+        self._seen.append(self._everything)
         if self._space:
             bounds = {}
             limits = zip(self._objectives, tables, read_bounds(self._objectives, {}), strict=True)

@@ -95,8 +95,9 @@ class MultipleChoice(SplitTask):
             right = float(int(merits.argmax()) == answer)
             found["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
             found["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
-            above = merits[answer] - np.delete(merits, answer)
-            row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
+            if self._settings.keep_margins:
+                above = merits[answer] - np.delete(merits, answer)
+                row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
         scores = {metric: vector(found[metric]) for metric in self.metrics}
         return Scores(scores, {"margins": margins} if self._settings.keep_margins else {})
 

@@ -83,19 +83,17 @@ class Bench:
             self._known[split, recipe] = Evaluation(scores, outputs=outputs)
 
 
-def open_bench(
-    name: str, tasks: int, folder: Path, *, margins: bool, precision: str = "float32", batch: int = 64
-) -> Bench:
+def open_bench(name: str, tasks: int, folder: Path, *, precision: str = "float32", batch: int = 64) -> Bench:
     """Return what scores merges of the experts of a zoo's first `tasks` by task arithmetic, by accuracy.
 
-    What was scored is kept in `folder`, with `margins` if they are wanted. `precision` may be `fast`: the machine's fastest.
+    What was scored is kept in `folder`, with margins. `precision` may be `fast`: the machine's fastest.
     """
     built = zoo.find_or_build(name, progress=lambda done, doing: say(f"{name}: {done:4.0%} {doing}"))
     names = list(built.tasks)[:tasks]
     if len(names) < tasks:
         msg = f"the zoo {name} has {len(names)} tasks; expected {tasks}"
         raise ValueError(msg)
-    scored = {"metrics": ["accuracy"], "keep_margins": margins, "batch": batch}
+    scored = {"metrics": ["accuracy"], "keep_margins": True, "batch": batch}
     given = {
         "name": f"{name}-{tasks}",
         "pool": {"base": built.pool["base"], "experts": {task: built.pool["experts"][task] for task in names}},

@@ -326,7 +326,8 @@ def test_no_example_is_asked_for_twice_and_the_inner_driver_hears_of_all_once_in
                 assert np.array_equal(evaluation.scores[name], scores.take().scores[name])
             else:
                 assert evaluation.scores[name].shape == (1,)
-    assert all(kinds[kind] for kind in ("not scored", "whole", "stopped"))
+    assert min(kinds["whole"], kinds["stopped"] + kinds["not scored"]) > 3
+    assert kinds["not scored"] > 0
 
 
 def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_is_better():
