@@ -19,7 +19,7 @@ from evomerge.errors import JournalError, RecipeError, StudyError
 from evomerge.evaluate import Evaluator, Remembering
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe
-from evomerge.report import measure
+from evomerge.report import html, measure, tables
 from evomerge.report.export import export
 from evomerge.settings import StudySettings
 from evomerge.study import Study, digest, read_population
@@ -332,6 +332,71 @@ def test_references_and_front_are_scored_on_the_report_split(settings, tmp_path,
     assert own[0] > results.references["base"].report["turned"][0]
     assert results.hypervolume.history[-1] == pytest.approx(results.hypervolume.search)
     assert {point.recipe_id for point in results.front} <= {p.recipe.id for p, _ in study.population()}
+
+
+class Refusing(evaluate.Serial):
+    """Scores real merges, but none for which `refused(recipe, split)` is true."""
+
+    def __init__(self, setup, refused):
+        super().__init__(setup)
+        self.refused = refused
+        self._refusals = []
+
+    def submit(self, proposal):
+        if self.refused(proposal.recipe, proposal.split):
+            self._refusals.append((proposal.number, Evaluation(error="out of luck")))
+        else:
+            super().submit(proposal)
+
+    def wait(self):
+        return self._refusals.pop() if self._refusals else super().wait()
+
+
+def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_named(settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(evaluations=10))
+    whole = measure.measure(study, _searched(study))
+    [best] = [name for name in whole.references if name.startswith("best ")]
+    lost = whole.references[best].recipe_id, "search"
+    more = {(whole.references["average"].recipe_id, "report"), (whole.front[-1].recipe_id, "report")}
+    (study.folder / "report.jl").unlink()
+
+    results = measure.measure(
+        study, Refusing(study.parts.setup, lambda recipe, split: (recipe.id, split) in {lost, *more})
+    )
+    assert results.unscored == dict.fromkeys(
+        (best.removeprefix("best "), "average", whole.front[-1].name), "out of luck"
+    )
+    [other] = set(results.references) - set(whole.references)
+    assert other in {"best scale 0.2", "best scale 0.4"} - {best}
+    assert set(results.references) - {other} == set(whole.references) - {best, "average"}
+    assert [model.name for model in results.front] == [model.name for model in whole.front[:-1]]
+    assert [one.worse.partition(" (")[0] for one in results.comparisons] == [
+        "best single scale",
+        "base, experts, average and scale sweep together",
+    ]
+    [said] = tables.unscored(results)
+    assert said == f"Could not be scored, and is in nothing above: {', '.join(results.unscored)}: out of luck."
+    assert said in tables.sentences(results)
+    assert said in html.page(results, study.folder)
+
+    again = measure.measure(study)
+    assert again.unscored == {}
+    assert again.public() == whole.public(), "what failed was tried again"
+
+
+@pytest.mark.parametrize(
+    ("split", "what"), [("search", "reference"), ("report", "reference"), ("front", "model of the front")]
+)
+def test_a_report_without_any_reference_or_front_is_refused_with_the_last_failure(split, what, settings, tmp_path):
+    study = Study.create(tmp_path / "study", settings(evaluations=10, driver={"kind": "random", "seed_known": False}))
+    _searched(study)
+    known = {proposal.recipe.id for proposal, _ in study.population()}
+
+    def refused(recipe, on):
+        return recipe.id in known if split == "front" else on == split
+
+    with pytest.raises(StudyError, match=rf"no {what} can be scored on the \w+ split; the last failure: out of luck"):
+        measure.measure(study, Refusing(study.parts.setup, refused))
 
 
 def _searched(study):

@@ -54,6 +54,7 @@ def page(results: Results, folder: Path) -> str:
         f'<li class="{comparison.verdict.split()[0]}">{escape(text)}</li>'
         for comparison, text in zip(results.comparisons, said, strict=False)
     )
+    missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.unscored(results))
     facts = {
         "candidates evaluated": f"{results.evaluations}"
         + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"
@@ -76,7 +77,7 @@ def page(results: Results, folder: Path) -> str:
 <h1>{escape(results.name)}</h1>
 <p class="muted">{escape(said[-1])}</p>
 <dl class="facts">{shown}</dl>
-<ul class="verdicts">{items}</ul>
+<ul class="verdicts">{items}</ul>{missing}
 <h2>The front, on unseen examples</h2>
 {_image(figures.front_figure(results), "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>

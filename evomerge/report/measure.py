@@ -47,8 +47,8 @@ def measure(
 ) -> Results:
     """Return what `study` has found so far. `watch` gets evaluations done and in all.
 
-    Uses `evaluator`, or makes one if anything is left to score. Raises `StudyError` if nothing was evaluated, or if a
-    model of the front or a reference cannot be scored.
+    Uses `evaluator`, or makes one if anything is left to score. References and models of the front that cannot be scored
+    are left out, and named. Raises `StudyError` if nothing was evaluated, or if none of either can be scored.
     """
     parts, settings = study.parts, study.settings
     record = study.record()
@@ -59,21 +59,33 @@ def measure(
         msg = f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}"
         raise StudyError(msg)
     searched = np.array([evaluation.means(parts.searched) for _, evaluation in good])
-    references = _references(parts, settings.report.scales)
     known: Known = {(proposal.recipe.id, "search"): evaluation for proposal, evaluation in good}
-    _score(study, evaluator, known, [(recipe, "search") for recipe in references.values()], watch)
-    scale = _best_scale(references, known, parts)
+    unscored: dict[str, str] = {}
+
+    def scored(models: Mapping[str, Recipe], split: Split) -> dict[str, Recipe]:
+        """Return those of the models that have scores on `split` now; why the others have none is in `unscored`."""
+        failures = _score(study, evaluator, known, [(recipe, split) for recipe in models.values()], watch)
+        why = {name: failures.get((recipe.id, split)) for name, recipe in models.items()}
+        unscored.update({name: error for name, error in why.items() if error is not None})
+        return {name: recipe for name, recipe in models.items() if why[name] is None}
+
+    references = _some(scored(_references(parts, settings.report.scales), "search"), "reference", "search", unscored)
     search_point = _lowest(references.values(), known, "search", parts.searched)
     chosen = _front(good, searched, search_point, settings.report.front)
-    wanted: list[tuple[Recipe, Split]] = [(recipe, "report") for recipe in [*references.values(), *chosen.values()]]
-    _score(study, evaluator, known, wanted, watch)
+    found = scored({**references, **chosen}, "report")
+    references = {name: recipe for name, recipe in found.items() if name in references}
+    references = _some(references, "reference", "report", unscored)
+    chosen = _some({name: found[name] for name in chosen if name in found}, "model of the front", "report", unscored)
 
     report_point = _lowest(references.values(), known, "report", parts.reported)
     draws = _draws(study, parts.reported)
-    front = [_candidate(f"#{number}", recipe, known, parts, draws) for number, recipe in chosen.items()]
+    front = [_candidate(name, recipe, known, parts, draws) for name, recipe in chosen.items()]
     picked = max(front, key=lambda point: (sum(point.search.values()), point.recipe_id))
     shown = {name: recipe for name, recipe in references.items() if not name.startswith("scale ")}
-    shown[f"best {scale}"] = references[scale]
+    rivals = {"plain average": "average"}
+    if (scale := _best_scale(references, known, parts)) is not None:
+        shown[f"best {scale}"] = references[scale]
+        rivals[f"best single scale ({scale.removeprefix('scale ')})"] = f"best {scale}"
 
     def compare(name: str, theirs: Candidate) -> Comparison:
         pair = known[picked.recipe_id, "report"].scores, known[theirs.recipe_id, "report"].scores
@@ -128,9 +140,9 @@ def measure(
         front=tuple(front),
         picked=picked.recipe_id,
         references=references_shown,
+        unscored=unscored,
         comparisons=(
-            compare("plain average", references_shown["average"]),
-            compare(f"best single scale ({scale.removeprefix('scale ')})", references_shown[f"best {scale}"]),
+            *(compare(what, references_shown[name]) for what, name in rivals.items() if name in references_shown),
             Comparison(
                 better="searched front",
                 worse="base, experts, average and scale sweep together",
@@ -163,7 +175,10 @@ def verify(
     """
     parts = study.parts
     known: Known = {(p.recipe.id, p.split): e for p, e in study.population() if e.error is None}
-    _score(study, evaluator, known, [(recipe, "search"), (recipe, "report")], watch)
+    failures = _score(study, evaluator, known, [(recipe, "search"), (recipe, "report")], watch)
+    for (_, split), error in failures.items():
+        msg = f"cannot score {recipe.json} on the {split} split: {error}"
+        raise StudyError(msg)
     scores = known[recipe.id, "report"].scores
     both = {name: key for name, key in zip(parts.tasks, parts.searched, strict=True) if key in scores}
     spread = bootstrap.intervals(scores, _draws(study, list(both.values()))) if both else {}
@@ -203,10 +218,23 @@ def _references(parts: Parts, scales: Sequence[float]) -> dict[str, Recipe]:
     return found
 
 
-def _best_scale(references: Mapping[str, Recipe], known: Known, parts: Parts) -> str:
-    """Return the scale with the best mean of searched objectives on the search split: the sweep gets the same data."""
+def _some(models: dict[str, Recipe], what: str, split: Split, unscored: Mapping[str, str]) -> dict[str, Recipe]:
+    """Return `models`. Raises `StudyError` if there are none."""
+    if not models:
+        msg = f"no {what} can be scored on the {split} split; the last failure: {list(unscored.values())[-1]}"
+        raise StudyError(msg)
+    return models
+
+
+def _best_scale(references: Mapping[str, Recipe], known: Known, parts: Parts) -> str | None:
+    """Return the scale with the best mean of searched objectives on the search split: the sweep gets the same data.
+
+    None if no scale is among the references.
+    """
     names = [name for name in references if name.startswith("scale ")]
-    return max(names, key=lambda name: float(known[references[name].id, "search"].means(parts.searched).mean()))
+    return max(
+        names, default=None, key=lambda name: float(known[references[name].id, "search"].means(parts.searched).mean())
+    )
 
 
 def _lowest(recipes: Iterable[Recipe], known: Known, split: Split, objectives: Sequence[str]) -> pareto.Points:
@@ -218,8 +246,8 @@ def _lowest(recipes: Iterable[Recipe], known: Known, split: Split, objectives: S
 
 def _front(
     good: Sequence[tuple[Proposal, Evaluation]], searched: pareto.Points, point: pareto.Points, limit: int
-) -> dict[int, Recipe]:
-    """Return the front's recipes by number: the best mean, then those that add most hypervolume, at most `limit`."""
+) -> dict[str, Recipe]:
+    """Return the front's recipes by name, `#` and the number: the best mean, then those that add most hypervolume, at most `limit`."""
     mask = pareto.nondominated(searched)
     first: dict[str, int] = {}
     for i in np.flatnonzero(mask).tolist():
@@ -228,7 +256,7 @@ def _front(
     best = max(rows, key=lambda i: float(searched[i].mean()))
     chosen = [rows[j] for j in pareto.subset(searched[rows], point, limit)]
     chosen = [best, *(i for i in chosen if i != best)][:limit]
-    return {good[i][0].number: good[i][0].recipe for i in sorted(chosen)}
+    return {f"#{good[i][0].number}": good[i][0].recipe for i in sorted(chosen)}
 
 
 def _score(
@@ -237,18 +265,21 @@ def _score(
     known: Known,
     wanted: Sequence[tuple[Recipe, Split]],
     watch: Callable[[int, int], None],
-) -> None:
-    """Score the `wanted` recipes that are not known yet, each result written to `report.jl` before it is used."""
+) -> dict[tuple[str, Split], str]:
+    """Score the `wanted` recipes that are not known yet, each result written to `report.jl` before it is used.
+
+    Returns the errors of those that failed; they are tried again the next time.
+    """
     path = study.folder / "report.jl"
     recorded = read_population(path)
     known.update({(p.recipe.id, p.split): e for p, e in recorded if e.error is None})
     todo = [(recipe, split) for recipe, split in dict.fromkeys(wanted) if (recipe.id, split) not in known]
     if not todo:
-        return
+        return {}
     if evaluator is None:
         with study.evaluator() as own:
-            _score(study, own, known, wanted, watch)
-        return
+            return _score(study, own, known, wanted, watch)
+    failures: dict[tuple[str, Split], str] = {}
     with study.lock("report.lock"), Journal(path) as journal:
         start = max((p.number for p, _ in recorded), default=-1) + 1
         flying: dict[int, Proposal] = {}
@@ -264,12 +295,13 @@ def _score(
             proposal = flying.pop(number)
             journal.tell(number, evaluation)
             study.note_cost(proposal, evaluation)
-            if evaluation.error is not None:
-                msg = f"cannot score {proposal.recipe.json} on the {proposal.split} split: {evaluation.error}"
-                raise StudyError(msg)
-            known[proposal.recipe.id, proposal.split] = evaluation
+            if evaluation.error is None:
+                known[proposal.recipe.id, proposal.split] = evaluation
+            else:
+                failures[proposal.recipe.id, proposal.split] = evaluation.error
             done += 1
             watch(done, len(todo))
+    return failures
 
 
 def _history(population: Sequence[tuple[Proposal, Evaluation]], parts: Parts, point: pareto.Points) -> list[float]:

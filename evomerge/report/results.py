@@ -181,6 +181,8 @@ class Results(_Data):
     picked: str
     """Recipe id of the front's point that was picked by default: the best mean on the search split."""
     references: Mapping[str, Candidate]
+    unscored: Mapping[str, str] = {}
+    """References and models of the front that could not be scored, and why: they are in nothing else here."""
     comparisons: tuple[Comparison, ...]
     diagnostics: Diagnostics | None = None
     """Of a population of models that has members; None of any other search."""
@@ -219,6 +221,8 @@ class Results(_Data):
                 for name, point in self.references.items()
             },
         }
+        if self.unscored:
+            found["unscored"] = dict(self.unscored)
         if self.stopped:
             found["race"] = {"stopped": self.stopped, "spent": self.spent}
         if self.diagnostics is not None:

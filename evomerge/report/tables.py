@@ -83,6 +83,7 @@ def surface(results: Results) -> str | None:
 def sentences(results: Results) -> list[str]:
     """Return the verdicts in words, what became of a population or a surface, and what was searched and failed."""
     said = [_verdict(results, comparison) for comparison in results.comparisons]
+    said += unscored(results)
     if (became := population(results)) is not None:
         said.append(became)
     if (asked := surface(results)) is not None:
@@ -94,6 +95,16 @@ def sentences(results: Results) -> list[str]:
         "every score shown was measured on examples that the search never saw."
     )
     return said
+
+
+def unscored(results: Results) -> list[str]:
+    """Return what is missing because it could not be scored, several models of one failure together."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in results.unscored.items():
+        reasons.setdefault(why, []).append(name)
+    return [
+        f"Could not be scored, and is in nothing above: {', '.join(names)}: {why}." for why, names in reasons.items()
+    ]
 
 
 def population(results: Results) -> str | None:
