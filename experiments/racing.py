@@ -410,7 +410,7 @@ def panel(axes: Axes, bed: Bed, curves: Mapping[str, Sequence[Points]]) -> None:
         axes.plot(spent, np.median(steps, axis=0), color=COLOURS[method], linewidth=1.6, label=method)
     axes.axvline(HALF, color="#bbbbbb", linewidth=1, linestyle=":")
     axes.axhline(1 - LOSS, color="#bbbbbb", linewidth=1, linestyle=":")
-    axes.set_ylim(0.8, 1.02)
+    axes.set_ylim(bottom=0.8)
     axes.set_xlabel("examples scored, share of the plain search's")
     axes.set_title(str(bed), fontsize=10, loc="left")
 
