@@ -1,0 +1,53 @@
+"""ONE IDEA: every kind of part has a suite that holds all of its implementations to one contract.
+
+A suite is a class of pytest tests: subclass it beside the implementation, and say what it asks for. Nothing here needs
+pytest itself. `problems` are small ones whose answers are known, `models` tiny checkpoints of real architectures.
+"""
+
+from evomerge.testing.drivers import DecodedSuite, DriverSuite, GenomeSuite, PopulationSuite, SteadySuite, drive
+from evomerge.testing.evaluators import EvaluatorSuite
+from evomerge.testing.merging import InMemory, MethodSuite, StageSuite, inputs_of, merge_tensors, tiny_tensors
+from evomerge.testing.models import TINY, tiny_model, tiny_tokenizer
+from evomerge.testing.problems import (
+    Exam,
+    Family,
+    Problem,
+    exam,
+    family,
+    mixed,
+    sphere,
+    three_corners,
+    toy_space,
+    two_spheres,
+)
+from evomerge.testing.tasks import TaskSuite
+
+__all__ = [
+    "TINY",
+    "DecodedSuite",
+    "DriverSuite",
+    "EvaluatorSuite",
+    "Exam",
+    "Family",
+    "GenomeSuite",
+    "InMemory",
+    "MethodSuite",
+    "PopulationSuite",
+    "Problem",
+    "StageSuite",
+    "SteadySuite",
+    "TaskSuite",
+    "drive",
+    "exam",
+    "family",
+    "inputs_of",
+    "merge_tensors",
+    "mixed",
+    "sphere",
+    "three_corners",
+    "tiny_model",
+    "tiny_tensors",
+    "tiny_tokenizer",
+    "toy_space",
+    "two_spheres",
+]

@@ -1,0 +1,292 @@
+"""What every stage and every method promises, and merging in memory."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from evomerge.checkpoint import Layout, TensorInfo
+from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
+from evomerge.merging.pipeline import BLOCK
+from evomerge.merging.stage import Piece, Site
+from evomerge.recipe import MergeNode, Place, Recipe, merge
+
+
+class InMemory:
+    """A base and inputs held in memory, as a merge reads them. Not to be confused with a `Pool`, which is on disk."""
+
+    def __init__(self, base: Mapping[str, torch.Tensor], inputs: Sequence[Mapping[str, torch.Tensor]]) -> None:
+        """Hold the tensors of a base and of each input, by name."""
+        self._base = base
+        self._inputs = inputs
+        self._layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
+        self.names = tuple(base)
+        self.ids = tuple(_digest(model) for model in (base, *inputs))
+        self.nested: frozenset[int] = frozenset()
+
+    def place(self, name: str) -> Place:
+        """Where the tensor is in the model."""
+        return self._layout.place(name)
+
+    def load(
+        self,
+        name: str,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  # a constant
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The base's tensor and the inputs' `(K,)`, on `device`."""
+        return self._base[name].to(device), [tensors[name].to(device) for tensors in self._inputs]
+
+
+def _digest(model: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of a model's names, shapes, dtypes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in model.items():
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def merge_tensors(
+    recipe: Recipe,
+    base: Mapping[str, torch.Tensor],
+    inputs: Sequence[Mapping[str, torch.Tensor]],
+    dtype: torch.dtype | None = None,
+    *,
+    store: Store | None = None,
+    compile: bool = False,  # noqa: A002  # torch's word
+) -> dict[str, torch.Tensor]:
+    """Return the merge `recipe` of tensors in memory, in `dtype` or the base's own."""
+    node = recipe.root
+    assert isinstance(node, MergeNode), "a recipe of a merge"
+    pipeline = Pipeline(node.merge, InMemory(base, inputs), store or Store(), compile=compile)
+    merged = {name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for name, tensor in base.items()}
+    for name, out in merged.items():
+        pipeline.write(name, out)
+    return merged
+
+
+def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Return random fp32 tensors as a model of four blocks has them, odd shapes too; near `like` where that is given.
+
+    There are zeros of both signs, a tensor longer than a block of the pipeline, and ones of no dimension, of one element
+    and of none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (BLOCK // 8 + 3, 9),
+        "final_norm.weight": (7,),
+        "head.weight": (3, 7),
+    }
+    for block in range(4):
+        shapes |= {
+            f"layers.{block}.attn.weight": (7, 7),
+            f"layers.{block}.attn.temperature": (),
+            f"layers.{block}.mlp.weight": (9, 7),
+            f"layers.{block}.mlp.bias": (1,),
+            f"layers.{block}.mlp.cache": (0, 7),
+            f"layers.{block}.norm.weight": (7,),
+        }
+    tensors = {}
+    for name, shape in shapes.items():
+        made = torch.randn(shape, generator=generator)
+        if like is not None:
+            made = torch.where(like[name] == 0, 0.0, like[name] + 0.1 * made)
+        elif made.dim() == 2:  # matrices have zeros of both signs in their first row
+            made[:1] = torch.tensor([0.0, -0.0] * made.shape[1])[: made.shape[1]]
+        tensors[name] = made
+    return tensors
+
+
+def inputs_of(method: str) -> int:
+    """Return how many inputs to merge by a method: as many as it takes, three where that is free."""
+    return max(STAGES[stage].inputs or 0 for stage in METHODS[method].stages) or 3
+
+
+class StageSuite:
+    """What every stage of a merge must keep, as pytest tests. Subclass it and set `name`."""
+
+    name = ""
+    symmetric = True
+    """Whether the inputs may change places."""
+
+    def stage(self) -> Stage:
+        """Return the stage."""
+        return STAGES[self.name]
+
+    def apply(self, stack: torch.Tensor, labels: Sequence[str]) -> list[torch.Tensor]:
+        """Return what the stage makes of a vector's task vectors `(K, n)` with its default parameters: rows, or one Δ."""
+        stage = self.stage()
+        tensor = "layers.0.mlp.weight"
+        recipe = Recipe.parse({"merge": {"inputs": list(labels), "stages": {stage.role: [self.name]}}})
+        assert isinstance(recipe.root, MergeNode)
+        inputs = InMemory({tensor: torch.zeros(stack.shape[1])}, [{tensor: row} for row in stack])
+        pipeline = Pipeline(recipe.root.merge, inputs, Store())
+        site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor), tuple(labels), 0)
+        words = {name: str(spec.default) for name, spec in stage.parameters.items() if spec.is_word}
+        piece = Piece(list(stack.clone()), torch.tensor(-(2**31), dtype=torch.int32))
+        given = list(stack.clone())
+        found = stage.apply(piece, given[0] if stage.role == "post" else given, pipeline.bound(0, site), words)
+        assert torch.equal(torch.stack(piece.raw), stack), "a stage must not write into what it is given"
+        assert torch.equal(torch.stack(given), stack), "a stage must not write into what it is given"
+        return [found] if stage.role == "post" else list(found)
+
+    def stack(self, columns: int = 40) -> torch.Tensor:
+        """Return task vectors, fp32 `(K, columns)`, for as many inputs as the stage takes."""
+        generator = torch.Generator().manual_seed(columns)
+        return torch.randn(self.stage().inputs or 3, columns, generator=generator)
+
+    def labels(self) -> list[str]:
+        """Return the names of the inputs of `stack`."""
+        return [f"expert {i}" for i in range(len(self.stack()))]
+
+    def test_parameters_say_what_they_are(self) -> None:
+        """Each has words, a valid default, and a range worth searching inside of what is valid."""
+        assert self.stage().about
+        for name, spec in self.stage().parameters.items():
+            assert spec.about
+            spec.check(name, spec.default)
+            if spec.search is not None:
+                for bound in spec.search:
+                    spec.check(name, bound)
+
+    def test_result_has_the_shape_of_its_role(self) -> None:
+        """An edit gives rows `(n,)`, a field rows or one number for each, a post stage `(n,)`; all in fp32 and finite."""
+        for columns in (1, 2, 40):
+            stack = self.stack(columns)
+            found = self.apply(stack, self.labels())
+            rows = 1 if self.stage().joins or self.stage().role == "post" else len(stack)
+            shapes = {(columns,), ()} if self.stage().role == "weigh" else {(columns,)}
+            assert len(found) == rows
+            for row in found:
+                assert tuple(row.shape) in shapes
+                assert row.dtype == torch.float32
+                assert torch.isfinite(row).all()
+
+    def test_zeros_and_extremes_are_survived(self) -> None:
+        """A task vector of zeros, and numbers near the ends of fp32's range, give finite numbers."""
+        for scale in (0.0, 1e-38, 1e15):
+            assert all(torch.isfinite(row).all() for row in self.apply(self.stack() * scale, self.labels()))
+
+    def test_same_bytes_every_time(self) -> None:
+        """Nothing depends on a global generator."""
+        expected = torch.stack(self.apply(self.stack(), self.labels()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            assert torch.equal(torch.stack(self.apply(self.stack(), self.labels())), expected)
+
+    def test_inputs_may_change_places(self) -> None:
+        """With its label, an input takes its result along."""
+        if not self.symmetric or self.stage().role == "post":
+            return
+        order = list(reversed(range(len(self.labels()))))
+        expected = torch.stack(self.apply(self.stack(), self.labels()))
+        found = torch.stack(self.apply(self.stack()[order], [self.labels()[i] for i in order]))
+        assert torch.allclose(found, expected if self.stage().joins else expected[order], rtol=1e-5, atol=1e-7)
+
+
+class MethodSuite:
+    """What every method of the table must keep, as pytest tests. Subclass it and set `name`."""
+
+    name = ""
+    symmetric = True
+    """Whether the inputs may change places, up to fp32's rounding."""
+    normalises = False
+    """Whether inputs that are all equal give that input, whatever their number."""
+
+    def models(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+        """Return a base, and as many inputs near it as the method takes."""
+        base = tiny_tensors(0)
+        return base, [tiny_tensors(1 + i, base) for i in range(inputs_of(self.name))]
+
+    def recipe(self, inputs: int, parameters: Mapping[str, Any] | None = None, seed: int = 0) -> Recipe:
+        """Return the merge by this method."""
+        return merge(self.name, self.labels(inputs), parameters, seed=seed)
+
+    def labels(self, inputs: int) -> list[str]:
+        """Return the names of the inputs."""
+        return [f"expert{i}" for i in range(inputs)]
+
+    def reached(self, weights: Sequence[float]) -> Recipe | None:
+        """Return the recipe that is to give the base and these weights of the task vectors, if there is one."""
+        labels = self.labels(len(weights))
+        parameters = METHODS[self.name].reach(dict(zip(labels, weights, strict=True)))
+        if parameters is None:
+            return None
+        tables = {
+            name: {"per": ["expert"], "values": value} if isinstance(value, Mapping) else value
+            for name, value in parameters.items()
+        }
+        return self.recipe(len(weights), tables)
+
+    def test_known_weights_give_the_base_bit_for_bit(self) -> None:
+        """Where the method can express the base, it is the base, zeros of either sign included."""
+        base, inputs = self.models()
+        recipe = self.reached([0.0] * len(inputs))
+        if recipe is None:
+            return
+        for name, tensor in merge_tensors(recipe, base, inputs).items():
+            assert tensor.numpy().tobytes() == base[name].numpy().tobytes(), name
+
+    def test_known_weights_give_each_input_and_the_mean(self) -> None:
+        """Where the method can express an input alone or the mean, it is that, up to fp32's rounding."""
+        base, inputs = self.models()
+        count = len(inputs)
+        wanted = [[float(i == k) for i in range(count)] for k in range(count)] + [[1.0 / count] * count]
+        for weights in wanted:
+            recipe = self.reached(weights)
+            if recipe is None:
+                continue
+            for name, tensor in merge_tensors(recipe, base, inputs).items():
+                mean = sum(w * model[name].double() for w, model in zip(weights, inputs, strict=True))
+                assert isinstance(mean, torch.Tensor)
+                assert torch.allclose(tensor.double(), mean, rtol=1e-6, atol=1e-6), name
+
+    def test_equal_inputs_give_that_input(self) -> None:
+        """A merge of copies is the copy, for methods that take a mean."""
+        if not self.normalises:
+            return
+        base, inputs = self.models()
+        found = merge_tensors(self.recipe(len(inputs)), base, [inputs[0]] * len(inputs))
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, inputs[0][name], rtol=1e-6, atol=1e-6), name
+
+    def test_inputs_may_change_places(self) -> None:
+        """The order in which inputs are named does not matter, up to fp32's rounding."""
+        if not self.symmetric:
+            return
+        base, inputs = self.models()
+        weights = [0.3 + 0.2 * i for i in range(len(inputs))]
+        table = dict(zip(self.labels(len(inputs)), weights, strict=True))
+        weighed = "weight" in METHODS[self.name].parameters
+        parameters = {"weight": {"per": ["expert"], "values": table}} if weighed else {}
+        recipe = self.recipe(len(inputs), parameters)
+        turned = merge(self.name, list(reversed(self.labels(len(inputs)))), parameters)
+        expected = merge_tensors(recipe, base, inputs)
+        for name, tensor in merge_tensors(turned, base, inputs[::-1]).items():
+            assert torch.allclose(tensor, expected[name], rtol=1e-5, atol=1e-6), name
+
+    def test_low_precision_is_rounded_once(self) -> None:
+        """Inputs in bf16 give the fp32 result, rounded at the end."""
+        base, inputs = self.models()
+        low = [{name: tensor.bfloat16() for name, tensor in model.items()} for model in (base, *inputs)]
+        recipe = self.recipe(len(inputs))
+        wide = merge_tensors(recipe, low[0], low[1:], torch.float32)
+        for name, tensor in merge_tensors(recipe, low[0], low[1:]).items():
+            assert tensor.dtype == torch.bfloat16
+            assert torch.equal(tensor, wide[name].bfloat16())
+
+    def test_threads_do_not_change_a_bit(self) -> None:
+        """Nor does the global generator."""
+        base, inputs = self.models()
+        recipe = self.recipe(len(inputs), seed=3)
+        before = torch.get_num_threads()
+        found = []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                merged = merge_tensors(recipe, base, inputs)
+                found.append(b"".join(tensor.numpy().tobytes() for tensor in merged.values()))
+        finally:
+            torch.set_num_threads(before)
+        assert found[0] == found[1]
