@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import genomes, stack_templates, templates
 
-from evomerge import merging, space, strict_yaml
+from evomerge import merging
 from evomerge.errors import EvomergeError, SpaceError
 from evomerge.recipe import Recipe, expert
 from evomerge.space import SearchSpace
@@ -324,70 +324,6 @@ def test_landmarks_are_those_that_the_space_can_express(method, parameters, expe
     assert set(of(parameters, method, blocks=4).landmarks()) == expected
 
 
-# -- the shipped ones --
-
-
-@pytest.mark.parametrize("name", sorted(set(space.shipped()) - {"natural_niches", "cycle_qd"}))
-def test_shipped_spaces_suit_a_pool_of_two(name):
-    searched = SearchSpace.parse(space.read(name), experts=EXPERTS, kinds=("attention", "mlp", "norm"), blocks=6)
-    assert searched.about
-    without = ("edit_choice", "layer_swap_blocks")  # it is spelled in stages; a swap's blocks are no weights
-    marks = {
-        **dict.fromkeys(without, "init"),
-        "layer_swap": "layers of code",
-        "both_spaces": "layers of merge",
-        "data_flow": "layers of maths",
-        "data_flow_scaled": "layers of maths",
-    }
-    assert marks.get(name, "expert code") in searched.landmarks()
-    for genome in (searched.lower, searched.upper, searched.initial):
-        searched.decode(genome)
-
-
-@pytest.mark.parametrize(("name", "count"), [("natural_niches", 2), ("cycle_qd", 3)])
-def test_shipped_space_of_a_population_crosses_its_parents(name, count):
-    searched = SearchSpace.parse(space.read(name), experts=EXPERTS, blocks=6)
-    assert searched.about
-    parents = [str(number) * 64 for number in range(count)]
-    assert searched.decode(searched.initial, parents).members == tuple(parents)
-
-
-def test_spaces_of_the_issue_are_shipped():
-    assert set(space.shipped()) >= {
-        "linear",
-        "task_arithmetic",
-        "task_arithmetic_per_block",
-        "ties_per_block",
-        "dare_ties_per_kind",
-        "slerp_per_block",
-        "layer_swap",
-        "layer_swap_blocks",
-        "data_flow",
-        "data_flow_scaled",
-        "both_spaces",
-    }
-
-
-@pytest.mark.parametrize("experts", [2, 3, 4])
-@pytest.mark.parametrize("blocks", [4, 6, 30])
-@pytest.mark.parametrize("name", ["layer_swap", "data_flow", "data_flow_scaled", "both_spaces"])
-def test_spaces_of_stacks_suit_any_pool_and_start_near_one_model(name, experts, blocks):
-    names = ("maths", "code", "prose", "law")[:experts]
-    searched = SearchSpace.parse(space.read(name), experts=names, blocks=blocks)
-    slots = searched.decode(searched.initial).root.stack.slots
-    assert [slot.layer for slot in slots] == list(range(blocks))
-    assert len({slot.source for slot in slots}) == 1
-    for genome in (searched.lower, searched.upper):
-        assert len(searched.decode(genome).root.stack.slots) <= 1.25 * blocks
-
-
-def test_unknown_spaces_name_the_nearest(tmp_path):
-    with pytest.raises(SpaceError, match="no search space `linea`: neither a file nor shipped; did you mean `linear`"):
-        space.read("linea")
-    with pytest.raises(EvomergeError, match="Is a directory"):
-        space.read(tmp_path)
-
-
 def test_large_spaces_decode_fast_enough():
     """A thousand genes, in well under the two milliseconds that a driver may take (generous here: other work shares the machine)."""
     searched = of({"weight": {"float": [0, 1], "per": ["expert", "block/500"]}}, "task_arithmetic", blocks=500)
@@ -450,22 +386,6 @@ def test_genes_of_options_not_chosen_do_nothing():
 def test_bad_numbers_inside_an_option_are_found_before_any_search():
     with pytest.raises(SpaceError, match=r"`density`.*expected a number in \[0, 1\]"):
         staged({"choice": ["none", {"trim": {"density": {"float": [0.5, 2]}}}]})
-
-
-@pytest.mark.parametrize("method", [name for name in merging.METHODS if name not in ("mwa", "model_stock")])
-def test_a_space_can_be_made_of_any_method(method):
-    data = strict_yaml.parse(space.from_method(method), method)
-    stages = [merging.STAGES[stage] for stage in merging.METHODS[method].stages]
-    experts = EXPERTS[: next((stage.inputs for stage in stages if stage.inputs), len(EXPERTS))]
-    searched = SearchSpace.parse(data, experts=experts)
-    merging.check(searched.decode(searched.initial))
-    wanted = {key for key, spec in merging.METHODS[method].parameters.items() if spec.search}
-    assert {gene.name.partition("[")[0] for gene in searched.genes} == wanted
-
-
-def test_a_method_without_parameters_makes_no_space():
-    with pytest.raises(SpaceError, match="`model_stock` has no parameter to search"):
-        space.from_method("model_stock")
 
 
 # -- stacks --
