@@ -75,35 +75,16 @@ class Bed:
         return f"{self.zoo}-{self.tasks}"
 
 
+# A candidate takes 1.3 CPU seconds or more, and 3.4 on the report split.
+TEXT = Bed(
+    "text", 3, points=256, refinements=100, seeds=3, evaluations=350, ours=100, precision="fast", batch=64, whole=False
+)
 BEDS = (
     Bed("digits", 2, levels=41),
     Bed("digits", 3, points=1024, refinements=1000, evaluations=1200, ours=250),
     Bed("digits", 4, points=1024, refinements=1000),
-    # A candidate takes 1.3 CPU seconds or more, and 3.4 on the report split.
-    Bed(
-        "text",
-        3,
-        points=256,
-        refinements=100,
-        seeds=3,
-        evaluations=350,
-        ours=100,
-        precision="fast",
-        batch=64,
-        whole=False,
-    ),
-    Bed(
-        "text4",
-        4,
-        points=256,
-        refinements=100,
-        seeds=1,
-        evaluations=100,
-        ours=100,
-        precision="fast",
-        batch=64,
-        whole=False,
-    ),
+    TEXT,
+    replace(TEXT, zoo="text4", tasks=4, seeds=1, evaluations=100),
 )
 SMOKE_BEDS = (Bed("digits", 2, levels=4, refinements=4),)
 
@@ -199,12 +180,11 @@ def compare(
             if method == "ours, without its stop" and not runs[-1].over:
                 runs.append(replace(runs[-1], method=method))  # it did not stop before
                 continue
-            run, surface = kept(method, make, seed, bench, budget)
+            run = kept(method, make, seed, bench, budget)
             runs.append(run)
-            surfaces += [surface] if surface else []
             say(f"{bed}, seed {seed}: {method}, {len(run.points)} evaluations")
-        if bed.whole:
-            surfaces += [whole(method, seed, bench) for method in SURFACES]
+        if switches.evaluations >= told(bed)[0]:
+            surfaces += judged(bed, seed, bench)
     reference = refer(bench, dense, runs)
     rows = [row_of(bed, bench, reference, run) for run in runs]
     rows += [row_of_surface(bed, bench, reference, surface) for surface in surfaces]
@@ -227,66 +207,49 @@ def compare(
     return rows, about, curves
 
 
-def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:
-    """Return what `one` does, which is read if it was written before."""
+def kept(method: str, make: Make, seed: int, bench: Bench, budget: int) -> Run:
+    """Search by one method; a search that was written before is read."""
     path = bench.folder / f"{method}, seed {seed}, {budget}.json"
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        run, surface = known["run"], known["surface"]
-        recipes = [Recipe.parse(data) for data in run["recipes"]]
-        found = Run(method, seed, recipes, bench.means(recipes), len(recipes), run["over"])
-        if surface is None:
-            return found, None
-        recipes = [Recipe.parse(data) for data in surface["recipes"]]
-        return found, Surface(surface["method"], seed, recipes, bench.means(recipes), surface["refused"])
-    run, surface = one(method, make(bench, seed), seed, bench, budget)
-    record: dict[str, Any] = {
-        "run": {"recipes": [recipe.data for recipe in run.recipes], "over": run.over},
-        "surface": None,
-    }
-    if surface is not None:
-        recipes = [recipe.data for recipe in surface.recipes]
-        record["surface"] = {"method": surface.method, "recipes": recipes, "refused": surface.refused}
-    files.write(path, json.dumps(record) + "\n")
-    return run, surface
-
-
-def one(method: str, driver: Driver, seed: int, bench: Bench, budget: int) -> tuple[Run, Surface | None]:
-    """Search by one method, and look at what its fit proposes after 2p evaluations if it is one that does."""
+        recipes = [Recipe.parse(data) for data in known["recipes"]]
+        return Run(method, seed, recipes, bench.means(recipes), len(recipes), known["over"])
     trail: list[tuple[Proposal, Evaluation]] = []
-    early = 2 * fronts.unknowns(len(bench.objectives))
-    over = fronts.drive(driver, bench, min(early, budget), trail)
-    surface = None
-    if method in SURFACES and len(trail) >= early:
-        recipes, refused = proposed(driver, trail, bench, seed)
-        surface = Surface(f"{method}, surface", seed, recipes, bench.means(recipes), refused)
-    over = over or fronts.drive(driver, bench, budget, trail)
+    over = fronts.drive(make(bench, seed), bench, budget, trail)
     bench.save()
-    return fronts.as_run(method, seed, trail, bench, over=over), surface
+    run = fronts.as_run(method, seed, trail, bench, over=over)
+    files.write(path, json.dumps({"recipes": [recipe.data for recipe in run.recipes], "over": over}) + "\n")
+    return run
 
 
-def whole(method: str, seed: int, bench: Bench) -> Surface:
-    """Return all that a method's fit proposes after 2p evaluations."""
-    driver = METHODS[method][0](bench, seed)
-    trail: list[tuple[Proposal, Evaluation]] = []
-    fronts.drive(driver, bench, 2 * fronts.unknowns(len(bench.objectives)), trail)
-    recipes, refused = proposed(driver, trail, bench, seed, WHOLE)
-    return Surface(f"{method}, whole surface", seed, recipes, bench.means(recipes), refused)
+def judged(bed: Bed, seed: int, bench: Bench) -> list[Surface]:
+    """Return what each fit of a method's first 2p evaluations proposes: 15 of its candidates, and if it is wanted the whole."""
+    fits = {}
+    for method in SURFACES:
+        driver = METHODS[method][0](bench, seed)
+        trail: list[tuple[Proposal, Evaluation]] = []
+        fronts.drive(driver, bench, told(bed)[0], trail)
+        fits[method] = proposed(driver, trail, bench, seed)
+    found = []
+    for name, most in {"surface": SHOWN, **({"whole surface": WHOLE} if bed.whole else {})}.items():
+        for method, (recipes, scores, refused) in fits.items():
+            chosen = [recipes[i] for i in fronts.few(scores, most)]
+            found.append(Surface(f"{method}, {name}", seed, chosen, bench.means(chosen), refused))
+    return found
 
 
 def proposed(
-    driver: Any, trail: Sequence[tuple[Proposal, Evaluation]], bench: Bench, seed: int, most: int = SHOWN
-) -> tuple[list[Recipe], str | None]:
-    """Return up to `most` candidates of the front that a fit proposes, and why it must not be published."""
+    driver: Any, trail: Sequence[tuple[Proposal, Evaluation]], bench: Bench, seed: int
+) -> tuple[Sequence[Recipe], NDArray[np.float64], str | None]:
+    """Return the front that a fit proposes: candidates, their predicted means, and why it must not be published."""
     if isinstance(driver.breeder, quadratic.Map):
         unit = bench.space.to_unit(np.array([proposal.genome for proposal, _ in trail]))
         means = np.array([evaluation.means(bench.objectives) for _, evaluation in trail])
         fits = [quadratic.fit(unit, column, (0.0, 1.0)) for column in means.T]
         points, scores = quadratic.front(fits, unit.shape[1], seed)
-        chosen = bench.space.from_unit(points[fronts.few(scores, most)])
-        return [bench.space.decode(genome) for genome in chosen], None
+        return [bench.space.decode(genome) for genome in bench.space.from_unit(points)], scores, None
     surface = driver.breeder.surface(*driver.unfinished())
-    return [surface.recipes[i] for i in fronts.few(surface.means, most)], surface.refused
+    return surface.recipes, surface.means, surface.refused
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
