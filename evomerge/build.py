@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from evomerge import files
-from evomerge.adapter import Adapter
-from evomerge.checkpoint import Checkpoint, first_difference
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Checkpoint, first_difference
+from evomerge.checkpoints.members import Kept, Members, recipe_of
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.errors import RecipeError, nearest
-from evomerge.members import Kept, Members, recipe_of
 from evomerge.merging import Pipeline, Store
 from evomerge.merging.pipeline import CPU
-from evomerge.pool import Pool
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recipe, Stack, StackNode
-from evomerge.stack import Hop, Stacked
 
 
 class Builder:

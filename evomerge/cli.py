@@ -19,16 +19,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import checkpoint, codecs, merging, paths, space, strict_yaml, tasks, zoo
+from evomerge import codecs, merging, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.members import ancestors
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs import measure as codec_measure
 from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
-from evomerge.members import ancestors
 from evomerge.models import LiveModel
-from evomerge.pool import Pool
 from evomerge.progress import Progress, Sometimes, quiet
-from evomerge.recipe import Recipe, expand_inputs
+from evomerge.recipe import Recipe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import choose, export, figures, html, measure, population, surface, surface_figures, tables
 from evomerge.report.results import Candidate, Results
@@ -236,7 +238,7 @@ def merge(
             msg = f"{file}: unknown key `{key}`; {nearest(str(key), ('pool', 'recipe', 'members', 'about'))}"
             raise RecipeError(msg)
     pool = _pool(data.get("pool"), file, name, base, expert or [], console)
-    spelled = paths.spell_out(expand_inputs(data["recipe"], list(pool.experts)), pool.layout.blocks)
+    spelled = short_forms.spell_out(expand_inputs(data["recipe"], list(pool.experts)), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=list(pool.experts))
     lineage = _lineage(data.get("members", {}), file)
     for made in (recipe, *(own for _, own in ancestors(recipe, lineage))):
@@ -295,7 +297,7 @@ def compress(
     console = _console()
     given = _parameters(parameter or [])
     made = codecs.make(codec, given)
-    checkpoint.check_free(out)
+    check_free(out)
     pool, judged, live = _pool_and_tasks(file, name, base, expert or [], console)
     model = live() if judged else None
     if model is not None and codec == "tall" and "lambda" not in given:
@@ -335,7 +337,7 @@ def decompress(
     artefact = codecs.Artefact(folder)
     decoded = artefact.decode(expert)
     with Progress("decompress", sum(entry.nbytes for entry in decoded.info.values()), console) as progress:
-        checkpoint.save(decoded, out, like=artefact.base.path, progress=progress)
+        save(decoded, out, like=artefact.base.path, progress=progress)
     console.print(f"checkpoint of `{expert}`: {out}", markup=False)
 
 
@@ -507,7 +509,7 @@ def _pick_from_surface(
     study: Study, preference: choose.Preference, out: Path | None, console: Console, *, verify: bool
 ) -> None:
     if out is not None:
-        checkpoint.check_free(out)
+        check_free(out)
     evaluated = study.population()
     found = surface.ask(study, evaluated, surface.read(study, evaluated), preference)
     verified = None
@@ -633,7 +635,7 @@ def _choose_lambdas(pool: Pool, judged: Mapping[str, Task], model: LiveModel, co
     done = itertools.count(1)
     with Progress("choose λ", len(pool.experts) * len(LAMBDAS), console) as progress:
 
-        def judge(name: str, candidate: checkpoint.Checkpoint) -> float:
+        def judge(name: str, candidate: Checkpoint) -> float:
             found = codec_measure.scores(model, candidate, _own(name, judged), "search")
             progress(next(done), note=name)
             return sum(found.values()) / len(found)

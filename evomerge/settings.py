@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe, describe
 from evomerge.recipe import base as base_recipe
 from evomerge.search import Driver

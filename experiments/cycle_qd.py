@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from shared.harness import Findings, Switches, main, say, table
 from shared.layers import BATCHES
 
 from evomerge import recipe, zoo
 from evomerge.evaluate import Setup, Worker
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Split

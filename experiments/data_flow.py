@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shared.harness import Findings, Switches, main
 from shared.layers import Bed, Comparison, bed
 
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main
 
 SEEDS = 3
 EVALUATIONS = 100

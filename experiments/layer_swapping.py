@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shared.harness import Findings, Switches, main
 from shared.layers import Comparison, bed
 
 from evomerge import recipe
-from evomerge.checkpoint import Folder, Layout
-from evomerge.report.experiment import Findings, Switches, main
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.layout import Layout
 
 SEEDS = 3
 EVALUATIONS = 100

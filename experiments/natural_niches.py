@@ -26,12 +26,12 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from shared import niches_by_numpy, perceptron
+from shared.harness import Findings, Switches, main, say, table
 from shared.perceptron import SIZES, Perceptron
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from evomerge.evaluate import Worker
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 

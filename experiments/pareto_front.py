@@ -27,13 +27,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from shared import fronts
 from shared.fronts import Bench, Como, Run
+from shared.harness import Findings, Switches, main, say, table
 
 from evomerge import files, pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.figures import style
-from evomerge.search import Driver, quadratic
+from evomerge.search import Driver
+from evomerge.search.fronts import quadratic
 from evomerge.trial import Evaluation, Proposal
 
 SEEDS = 5

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from shared import fronts
 from shared.fronts import Bench
+from shared.harness import Findings, Switches, main, say, table
 
 from evomerge import pareto, search
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.figures import style
 from evomerge.search import Breeder, Driver, Generational
 from evomerge.search.racing import Racing, RacingSettings

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from shared.harness import Findings, Switches, main, say, table
 
 from evomerge import zoo
 from evomerge.report import wording
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.report.measure import measure as measure_study
 from evomerge.report.results import Candidate, Results
 from evomerge.settings import StudySettings

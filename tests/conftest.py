@@ -9,7 +9,7 @@ from pools import Models, write_pool
 
 from evomerge import zoo
 from evomerge.build import Builder
-from evomerge.pool import Pool
+from evomerge.checkpoints.pool import Pool
 
 settings.register_profile("house", deadline=None, max_examples=60)
 settings.load_profile("house")

@@ -10,10 +10,11 @@ from pools import Models, write_pool
 from strategies import recipes
 
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder, save
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import save
 from evomerge.errors import RecipeError
 from evomerge.merging import METHODS
-from evomerge.pool import Pool
 from evomerge.recipe import KINDS, Recipe, base, expert, merge
 from evomerge.testing import TINY, inputs_of, merge_tensors, tiny_model
 

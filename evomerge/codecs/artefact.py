@@ -17,15 +17,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
-from evomerge import checkpoint, files
-from evomerge.checkpoint import Folder
+from evomerge import files
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs.codec import Codec, Coded, Constants
 from evomerge.codecs.emr import Emr
 from evomerge.codecs.low_rank import LowRank
 from evomerge.codecs.singular import Singular
 from evomerge.codecs.tall import Tall
 from evomerge.errors import CheckpointError, PoolError, nearest
-from evomerge.pool import Pool
 
 CODECS: Mapping[str, type[Codec]] = {"tall": Tall, "emr": Emr, "low_rank": LowRank, "singular": Singular}
 """The codecs by name."""
@@ -67,7 +68,7 @@ def encode(
     gets bytes done and in all. Raises `CheckpointError` if `folder` exists and is not empty, and `PoolError` where a
     number does not fit into the base's storage dtype.
     """
-    checkpoint.check_free(folder)
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     experts, total = list(pool.experts), 3 * pool.nbytes  # the model passes by three times
     done = 0
@@ -84,7 +85,7 @@ def encode(
 
     constants = codec.constants(experts, passing())
     with files.new_folder(folder) as new:
-        checkpoint.save(
+        save(
             pool.base,
             new / "base",
             like=pool.base.path,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evomerge.checkpoint import Checkpoint
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.pool import Pool
 from evomerge.codecs.artefact import Preview
 from evomerge.codecs.tall import LAMBDAS, Tall
 from evomerge.models import LiveModel
-from evomerge.pool import Pool
 from evomerge.tasks import Task
 from evomerge.trial import Split
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
 from evomerge.evaluate.fence import check_fence
 from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, verdict
 from evomerge.evaluate.resident import Resident
 from evomerge.evaluate.worker import Setup, describe
-from evomerge.members import Members, ancestors
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 

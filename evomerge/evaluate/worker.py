@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from evomerge import tasks
-from evomerge.adapter import Adapter
 from evomerge.build import Builder
-from evomerge.checkpoint import Checkpoint, Folder
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.members import Members
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import TaskError, nearest
-from evomerge.members import Members
 from evomerge.models import LiveModel
 from evomerge.models.prefixes import Count
-from evomerge.pool import Pool
 from evomerge.recipe import Base, Expert, Recipe
-from evomerge.stack import Stacked
 from evomerge.trial import Evaluation, Examples, Split
 
 _LONGEST_ERROR = 1000

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.adapter import Adapter
-from evomerge.checkpoint import Checkpoint, Folder
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.models.blocks import find_blocks
 from evomerge.models.landing import Landing
 from evomerge.models.prefixes import Prefixes
 from evomerge.recipe import beginnings
-from evomerge.stack import Hop, Stacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoint import Checkpoint, TensorInfo
+from evomerge.checkpoints.folder import Checkpoint, TensorInfo
+from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.blocks import find_blocks
 from evomerge.models.live import LiveModel
-from evomerge.stack import Stacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

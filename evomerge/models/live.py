@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoint import Checkpoint, Folder, first_difference
+from evomerge.checkpoints.folder import Checkpoint, Folder, first_difference
+from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
 from evomerge.models.blocks import find_blocks
@@ -21,7 +22,6 @@ from evomerge.models.landing import Landing, find_landings
 from evomerge.models.loaders import Loader, Own, Pretrained
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
-from evomerge.stack import Stacked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoint import Folder
+from evomerge.checkpoints.folder import Folder
 from evomerge.errors import ModelError, nearest
 from evomerge.models.blocks import stacks
 from evomerge.models.pretrained import auto_class, library

@@ -1,6 +1,6 @@
 """Reads and writes whole models with transformers: local folders, safetensors, no code from the folder.
 
-Not to be confused with `evomerge.checkpoint`, which reads single tensors of the same folders without
+Not to be confused with `evomerge.checkpoints`, which reads single tensors of the same folders without
 transformers.
 """
 

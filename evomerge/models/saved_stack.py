@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evomerge.checkpoint import SCALES
+from evomerge.checkpoints.save import SCALES
 from evomerge.errors import ModelError
 from evomerge.models.assembly import per_layer
 from evomerge.models.blocks import find_blocks

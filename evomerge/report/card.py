@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from evomerge import strict_yaml
-from evomerge.checkpoint import SCALES
+from evomerge.checkpoints.save import SCALES
 from evomerge.models.folding import TOLERANCE, Folding
 from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
 from evomerge.report import family, wording

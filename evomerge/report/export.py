@@ -6,21 +6,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge import checkpoint, strict_yaml
+from evomerge import strict_yaml
 from evomerge.build import Builder
-from evomerge.checkpoint import SCALES, Checkpoint, Folder
-from evomerge.members import Members
+from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.members import Members
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import SCALES, check_free, save
+from evomerge.checkpoints.stack import Stacked
 from evomerge.merging import check
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
 from evomerge.models.saved_stack import stack_config
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.report import family
 from evomerge.report.card import model_card
 from evomerge.report.figures import png
 from evomerge.report.results import Candidate, Results
-from evomerge.stack import Stacked
 
 
 def export(
@@ -44,7 +45,7 @@ def export(
     stack of a model that transformers cannot make, before anything is written.
     """
     check(recipe)
-    checkpoint.check_free(out)
+    check_free(out)
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
@@ -86,6 +87,4 @@ def _export(
     card = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding, known)
     extra["README.md"] = card
     extra["recipe.yaml"] = strict_yaml.text(file)
-    checkpoint.save(
-        made, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress
-    )
+    save(made, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from evomerge.members import ancestors
+from evomerge.checkpoints.members import ancestors
 from evomerge.recipe import Json, Recipe
 
 _MOST = 150  # nearest ancestors that are drawn

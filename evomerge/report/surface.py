@@ -15,7 +15,7 @@ from evomerge.report.choose import Preference
 from evomerge.report.results import Fit
 from evomerge.report.results import Surface as Shown
 from evomerge.search import Surfaced, surfaced
-from evomerge.search.surface import Surface
+from evomerge.search.fronts.surface import Surface
 from evomerge.study import Study
 from evomerge.surrogate import NORMAL_90, Surrogate
 from evomerge.trial import Evaluation, Proposal

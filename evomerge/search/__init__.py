@@ -11,18 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from evomerge.errors import DriverError, nearest
 from evomerge.recipe import describe as describe_error
-from evomerge.search.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.cma import Cma, CmaSettings
-from evomerge.search.cycle import Cycle, CycleSettings
 from evomerge.search.driver import Breeder, Driver, Generational
-from evomerge.search.front import Front, FrontSettings, suits
-from evomerge.search.map_elites import MapElites, MapElitesSettings
-from evomerge.search.nested import NestedMap, NestedMapSettings
-from evomerge.search.niches import Niches, NichesSettings
+from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
+from evomerge.search.fronts.front import Front, FrontSettings, suits
+from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
+from evomerge.search.fronts.quadratic import Map, MapSettings
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
-from evomerge.search.population import Archive, CellMap, Population, read_seeds
-from evomerge.search.quadratic import Map, MapSettings
+from evomerge.search.populations.cycle import Cycle, CycleSettings
+from evomerge.search.populations.map_elites import MapElites, MapElitesSettings
+from evomerge.search.populations.niches import Niches, NichesSettings
+from evomerge.search.populations.population import Archive, CellMap, Population, read_seeds
 from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.swarm import Swarm, SwarmSettings

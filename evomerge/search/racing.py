@@ -40,13 +40,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from evomerge import item_response, pareto
+from evomerge import pareto
 from evomerge.errors import DriverError
 from evomerge.search.driver import Driver, Generational, read_bounds
-from evomerge.search.front import fit_surrogates, suits
+from evomerge.search.fronts.front import fit_surrogates, suits
 from evomerge.space import SearchSpace
-from evomerge.surrogate import Surrogate
-from evomerge.threads import on_one_thread
+from evomerge.surrogate import Surrogate, item_response
+from evomerge.surrogate.threads import on_one_thread
 from evomerge.trial import Evaluation, Proposal, Scored
 
 Scores = NDArray[np.float64]

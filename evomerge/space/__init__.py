@@ -17,7 +17,7 @@ crossed names them by any words, `{member: mother}`, to be filled with the ids o
 named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units, where a choice is the index of
 its option and a bit is 0 or 1. Drivers that want a unit cube use `to_unit` and `from_unit`.
 
-A stack may stand in one of its short forms (`evomerge.paths`), which then has the holes: decoding keeps it within its
+A stack may stand in one of its short forms (`evomerge.recipe.short_forms`), which then has the holes: decoding keeps it within its
 bounds and spells it out. A bit says whether a slot of a path is a hop; `first` starts with the first source's layers.
 """
 

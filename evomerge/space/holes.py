@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge import paths
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import Json, Recipe, canonical_json
+from evomerge.recipe import Json, Recipe, canonical_json, short_forms
 
 Genome = NDArray[np.float64]
 Kind = Literal["float", "int", "choice", "bit"]
@@ -74,7 +73,7 @@ class Gene:
 class Hole:
     """Where a hole is in the template (`path`), and which of the genome's numbers fill it."""
 
-    path: paths.Where
+    path: short_forms.Where
     # (number of the hole, its option) of each choice around it, from the outside in
     within: tuple[tuple[int, int], ...]
     choice: bool  # one choice for all, whose options may have holes
@@ -83,7 +82,7 @@ class Hole:
     start: int
 
     @property
-    def keys(self) -> list[paths.Where]:
+    def keys(self) -> list[short_forms.Where]:
         """One key into the table for each gene; the one key () when the hole is not tiled."""
         return list(itertools.product(*self.axes))
 
@@ -112,7 +111,7 @@ def read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, 
         if "per" in hole and any(True for _ in find_holes(options, (), ())):
             msg = f"hole `{name}`: an option holds another hole, which a choice with `per` cannot have; leave out `per`"
             raise SpaceError(msg)
-        if any(paths.form_of(stack) for stack in paths.stacks(options)):
+        if any(short_forms.form_of(stack) for stack in short_forms.stacks(options)):
             msg = f"hole `{name}`: an option is a stack with a `path` or `swap`, which only the space itself can have; type `slots`"
             raise SpaceError(msg)
         return kind, 0.0, float(len(options) - 1), tuple(options)
@@ -135,8 +134,8 @@ def read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, 
 
 
 def find_holes(
-    data: Any, path: paths.Where, labels: tuple[str, ...]
-) -> Iterator[tuple[paths.Where, tuple[str, ...], Mapping[str, Any]]]:
+    data: Any, path: short_forms.Where, labels: tuple[str, ...]
+) -> Iterator[tuple[short_forms.Where, tuple[str, ...], Mapping[str, Any]]]:
     """Yield each hole's path, the labels of the inputs of the merge around it, and its content, in order."""
     if isinstance(data, Mapping):
         if any(kind in data for kind in HOLES):
@@ -162,7 +161,7 @@ def _labels(inputs: list[Any]) -> tuple[str, ...]:
     return tuple(label(i, entry) for i, entry in enumerate(inputs))
 
 
-def within(path: paths.Where, places: list[paths.Where]) -> tuple[tuple[int, int], ...]:
+def within(path: short_forms.Where, places: list[short_forms.Where]) -> tuple[tuple[int, int], ...]:
     """Return (number of the hole, option) of each choice that `path` leads through."""
     found = []
     for length in range(len(path) - 1):
@@ -172,7 +171,7 @@ def within(path: paths.Where, places: list[paths.Where]) -> tuple[tuple[int, int
     return tuple(found)
 
 
-def name_of(path: paths.Where, places: list[paths.Where]) -> str:
+def name_of(path: short_forms.Where, places: list[short_forms.Where]) -> str:
     """Return the shortest tail of `path`, in dots, that no other hole shares."""
     words = [str(part) for part in path if part != "parameters"]
     others = [[str(part) for part in other if part != "parameters"] for other in places if other != path]

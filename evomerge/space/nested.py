@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evomerge import paths
 from evomerge.errors import SpaceError
-from evomerge.recipe import Json
+from evomerge.recipe import Json, short_forms
 
 
-def get(data: Any, path: paths.Where) -> Any:
-    """Return what is at `path`, `paths.IDLE` where the path leads into that, and None where there is nothing."""
+def get(data: Any, path: short_forms.Where) -> Any:
+    """Return what is at `path`, `short_forms.IDLE` where the path leads into that, and None where there is nothing."""
     for part in path:
-        if data is paths.IDLE:
+        if data is short_forms.IDLE:
             break
         try:
             data = data[part]
@@ -20,7 +19,7 @@ def get(data: Any, path: paths.Where) -> Any:
     return data
 
 
-def put(data: Any, path: paths.Where, value: Any) -> Any:
+def put(data: Any, path: short_forms.Where, value: Any) -> Any:
     """Return a copy of `data` with `value` at `path`; what lies off the path is shared."""
     if not path:
         return value
@@ -38,7 +37,7 @@ def table(axes: Sequence[Sequence[str | int]], values: Iterator[Json]) -> Any:
     return entries if isinstance(axes[0][0], int) else dict(zip(axes[0], entries, strict=True))
 
 
-def cell(value: Any, per: tuple[str, ...], key: paths.Where) -> Any:
+def cell(value: Any, per: tuple[str, ...], key: short_forms.Where) -> Any:
     """Return the entry of `value` (a number, or a table over the same axes) at `key`."""
     if isinstance(value, Mapping) and "per" in value:
         if tuple(value["per"]) != per:
@@ -48,7 +47,7 @@ def cell(value: Any, per: tuple[str, ...], key: paths.Where) -> Any:
     return value
 
 
-def same(left: Any, right: Any, holes: set[paths.Where], path: paths.Where = ()) -> bool:
+def same(left: Any, right: Any, holes: set[short_forms.Where], path: short_forms.Where = ()) -> bool:
     """Tell whether two recipes' data agree everywhere but at the holes."""
     if path in holes:
         return True

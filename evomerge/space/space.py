@@ -12,9 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evomerge import merging, paths
+from evomerge import merging
 from evomerge.errors import RecipeError, SpaceError
-from evomerge.recipe import KINDS, Expert, MergeNode, Place, Recipe, axis_size, check_axes, describe, expand_inputs
+from evomerge.recipe import (
+    KINDS,
+    Expert,
+    MergeNode,
+    Place,
+    Recipe,
+    axis_size,
+    check_axes,
+    describe,
+    expand_inputs,
+    short_forms,
+)
 from evomerge.space import nested
 from evomerge.space.holes import Gene, Genome, Hole, Kind, find_holes, name_of, read_range, unwrapped, within
 
@@ -56,9 +67,9 @@ class SearchSpace:
         self._kinds = tuple(kinds)
         self._blocks = blocks
         self.experts = tuple(experts)
-        stacks = list(paths.stacks(self._template))
+        stacks = list(short_forms.stacks(self._template))
         self._stacked = bool(stacks)
-        if blocks is None and any(paths.form_of(stack) for stack in stacks):
+        if blocks is None and any(short_forms.form_of(stack) for stack in stacks):
             msg = (
                 "the space has a stack's `path` or `swap`, which depends on the model; expected its number of `blocks`"
             )
@@ -202,7 +213,7 @@ class SearchSpace:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _expand(
-        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any], path: paths.Where
+        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any], path: short_forms.Where
     ) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
         kind, low, high, choices = read_range(name, hole)
         form = self._form(name, path, kind, hole.get("per"))
@@ -228,7 +239,7 @@ class SearchSpace:
             axes = [self._axis(name, axis, labels) for axis in hole["per"]]
         cells = list(itertools.product(*axes))
         gene = Gene(name, kind, low, high, low, log, choices)
-        if kind == "bit" and init == "first" and isinstance(form, paths.Path):
+        if kind == "bit" and init == "first" and isinstance(form, short_forms.Path):
             starts = [float(first) for first in form.first(self._blocks or 0)]
         else:
             starts = [gene.number(init)] * len(cells)
@@ -238,11 +249,11 @@ class SearchSpace:
             genes.append(Gene(name + suffix, kind, low, high, start, log, choices, sd))
         return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
 
-    def _form(self, name: str, path: paths.Where, kind: Kind, per: Any) -> paths.Form | None:
+    def _form(self, name: str, path: short_forms.Where, kind: Kind, per: Any) -> short_forms.Form | None:
         """Return the short form of a stack that the hole at `path` is in, itself and not in a source; None for others."""
         inside = path[-3:-1] in (("stack", "path"), ("stack", "swap"))
-        form = paths.form_of(nested.get(self._template, path[:-2])) if inside else None
-        if kind == "bit" and not (isinstance(form, paths.Path) and path[-1] == "include" and per):
+        form = short_forms.form_of(nested.get(self._template, path[:-2])) if inside else None
+        if kind == "bit" and not (isinstance(form, short_forms.Path) and path[-1] == "include" and per):
             msg = f"hole `{name}`: a bit stands at the `include` of a stack's `path`; type {{bit: first, per: [slot]}} there"
             raise SpaceError(msg)
         return form
@@ -261,7 +272,7 @@ class SearchSpace:
             raise SpaceError(msg)
         return [(i, f"{word} {i}") for i in range(size)]
 
-    def _fill(self, genome: Sequence[float], place: paths.Where = ()) -> Any:
+    def _fill(self, genome: Sequence[float], place: short_forms.Where = ()) -> Any:
         """Return what is at `place` in the template, with its holes filled."""
         data = nested.get(self._template, place)
         for hole in reversed(self._holes):  # those inside of a choice's option before the choice
@@ -283,15 +294,15 @@ class SearchSpace:
         """Return filled data with its stacks within their bounds and spelled out."""
         if not self._stacked or self._blocks is None:
             return data
-        return paths.spell_out(paths.fit(data, self._blocks), self._blocks)
+        return short_forms.spell_out(short_forms.fit(data, self._blocks), self._blocks)
 
-    def _folded(self, place: paths.Where, data: Any) -> Any:
+    def _folded(self, place: short_forms.Where, data: Any) -> Any:
         """Return a recipe's data in the form of the template at `place`. Raises `SpaceError`."""
         if not self._stacked or self._blocks is None:
             return data
-        return paths.fold(nested.get(self._template, place), data, self._blocks, self._suits, place)
+        return short_forms.fold(nested.get(self._template, place), data, self._blocks, self._suits, place)
 
-    def _numbers(self, place: paths.Where, data: Any) -> Genome:
+    def _numbers(self, place: short_forms.Where, data: Any) -> Genome:
         """Return the genome that has in the holes at `place` what `data` has there, and `initial` in all others.
 
         Raises `SpaceError` for a value that a hole cannot have.
@@ -314,11 +325,11 @@ class SearchSpace:
                 values[number] = nested.get(data, path)
             for i, key in enumerate(hole.keys, start=hole.start):
                 cell = nested.cell(values[number], hole.per, key)
-                if cell is not paths.IDLE:
+                if cell is not short_forms.IDLE:
                     genome[i] = self.genes[i].number(cell)
         return genome
 
-    def _suits(self, place: paths.Where, value: Any) -> bool:
+    def _suits(self, place: short_forms.Where, value: Any) -> bool:
         """Tell whether `value` is the template at `place` with its holes filled, or one cell of the table that is there."""
         table = next((hole for hole in self._holes if hole.path == place and hole.per), None)
         try:
@@ -333,12 +344,12 @@ class SearchSpace:
     def _whole_models(self, stack: Mapping[str, Any]) -> dict[str, Genome]:
         """Return the genomes that put all layers of one model into the stack, those that the space has."""
         data = self._fill(self.initial.tolist())
-        form = paths.form_of(stack)
+        form = short_forms.form_of(stack)
         if form is None or self._blocks is None:
             return {}
         rest = self._spelled(data)["stack"]["rest"]
         models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self.experts}
-        if isinstance(form, paths.Path):
+        if isinstance(form, short_forms.Path):
             models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
         marks = {}
         for name, model in models.items():

@@ -34,7 +34,7 @@ from evomerge.surrogate.rungs import (
     Values,
     Warp,
 )
-from evomerge.threads import on_one_thread
+from evomerge.surrogate.threads import on_one_thread
 
 __all__ = [
     "NORMAL_90",

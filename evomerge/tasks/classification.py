@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evomerge.checkpoint import read_header
+from evomerge.checkpoints.folder import read_header
 from evomerge.errors import TaskError, nearest
 from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoint import Layout, TensorInfo
+from evomerge.checkpoints.folder import TensorInfo
+from evomerge.checkpoints.layout import Layout
 from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
 from evomerge.merging.pipeline import BLOCK
 from evomerge.merging.stage import Piece, Site

@@ -46,13 +46,15 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
-from shared import by_mergekit
 
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.errors import StudyError
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main, say, table
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
+from shared import by_mergekit
+from shared.harness import Findings, Switches, main, say, table
 
 EXPERTS = ("maths", "code", "prose")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -358,8 +360,8 @@ def measure(switches: Switches, options: Options) -> Findings:
     torch.set_num_threads(options.threads)
     peers = find_spec("mergekit") is not None
     processes = multiprocessing.get_context("forkserver")
-    # Imported once, and forked from there; sys.path is known only later, so that this script's own module is not among them.
-    processes.set_forkserver_preload(["evomerge.build", "evomerge.report.experiment", "transformers", "mergekit.merge"])
+    # Imported once, and forked from there.
+    processes.set_forkserver_preload(["evomerge.build", "transformers", "mergekit.merge"])
     rows: list[dict[str, Any]] = []
     details: list[dict[str, Any]] = []
     bandwidth = Bandwidth(options)

@@ -11,6 +11,7 @@ What the disk takes for a bare write and sync is no doing of ours: the target ho
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -28,10 +29,12 @@ from evomerge import search, zoo
 from evomerge.evaluate import Worker
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import StudySettings, open_parts
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Proposal
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
+from shared.harness import Findings, Switches, main, say, table
 
 SPACES = {  # shipped space → how many of the zoo's experts it takes, None for all
     "task_arithmetic_per_block": None,

@@ -18,6 +18,7 @@ where the cosine exceeds 0.9995 (mergekit goes along the chord there).
 A smoke run takes the tiny `digits` experts and leaves mergekit out.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,19 +29,22 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from shared import by_mergekit
 
-from evomerge import checkpoint, zoo
+from evomerge import zoo
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import save
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.models import LiveModel
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.zoo import Zoo
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
+from shared import by_mergekit
+from shared.harness import Findings, Switches, main, say, table
 
 WEIGHT = {"float": [0.05, 1], "init": 0.3, "per": ["expert"]}
 SPACES: dict[str, dict[str, Any]] = {  # method → parameters, with holes; constants are those that mergekit shares
@@ -174,7 +178,7 @@ class ViaDisk:
 def writer(pool: Pool) -> Write:
     """Return what `evomerge merge` does, keeping what can be kept from candidate to candidate."""
     builder = Builder(pool)
-    return lambda recipe, folder: checkpoint.save(builder.build(recipe), folder, like=pool.base.path)
+    return lambda recipe, folder: save(builder.build(recipe), folder, like=pool.base.path)
 
 
 def mergekit_writer(pool: Pool) -> Write:

@@ -8,6 +8,7 @@ one layer on one batch of examples.
     python experiments/benchmarks/prefix.py [--smoke] [--seeds N] [--json] [--out DIR]
 """
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,11 @@ from matplotlib.figure import Figure
 
 from evomerge import zoo
 from evomerge.evaluate import Worker
-from evomerge.report.experiment import Findings, Switches, main, say, table
 from evomerge.settings import StudySettings, open_parts
 from evomerge.trial import Evaluation
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
+from shared.harness import Findings, Switches, main, say, table
 
 SPACES = ("layer_swap", "data_flow")
 EXPERTS = ("german", "addition")

@@ -15,11 +15,11 @@ import cmaes
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
+from shared.harness import say
 
 from evomerge import files, pareto, surrogate, zoo
 from evomerge.evaluate import Worker
 from evomerge.recipe import Recipe
-from evomerge.report.experiment import say
 from evomerge.search import Driver
 from evomerge.search.driver import known_recipes, propose
 from evomerge.settings import Parts, StudySettings, open_parts

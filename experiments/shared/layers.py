@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from shared.harness import Findings, say, table
 
 from evomerge import files, recipe, zoo
 from evomerge.evaluate import Setup, Worker
 from evomerge.recipe import Recipe, canonical_json
-from evomerge.report.experiment import Findings, say, table
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pools import Models, write_pool
 
-from evomerge.pool import Pool
+from evomerge.checkpoints.pool import Pool
 
 
 def opened(folder, models):

@@ -9,11 +9,12 @@ from pools import Models, write_pool
 from safetensors.torch import load_file, save_file
 
 from evomerge import codecs
-from evomerge.checkpoint import CheckpointError, save
+from evomerge.checkpoints.folder import CheckpointError
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import save
 from evomerge.codecs import Artefact, encode
 from evomerge.codecs.artefact import Preview
 from evomerge.errors import PoolError, RecipeError
-from evomerge.pool import Pool
 from evomerge.testing import tiny_model
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from evomerge.checkpoints.pool import Pool
 from evomerge.codecs.measure import choose_lambdas, fidelity
-from evomerge.pool import Pool
 
 
 def test_the_expert_itself_is_exact_and_the_base_as_far_as_can_be(pool):

@@ -8,8 +8,8 @@ import pytest
 
 from evomerge import tasks, zoo
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.evaluate import Setup
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 
 HERE = Path(__file__).parent

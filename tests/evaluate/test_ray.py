@@ -10,10 +10,10 @@ import ray
 
 import evomerge.evaluate.ray
 from evomerge import recipe
+from evomerge.checkpoints.members import Members
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker, make
 from evomerge.evaluate.ray import RayEvaluator, _Seat, connect
-from evomerge.members import Members
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Proposal
 

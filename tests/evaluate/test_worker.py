@@ -13,13 +13,14 @@ import torch
 
 from evomerge import recipe, tasks
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder, Layout
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate.worker import _checked, _Finite, describe
 from evomerge.models import LiveModel
-from evomerge.pool import Pool
-from evomerge.stack import Hop, Stacked
 
 
 def mean(scale=1.0):

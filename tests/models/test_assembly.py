@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.models import LiveModel
 from evomerge.models.assembly import per_layer
 from evomerge.models.prefixes import choose
 from evomerge.models.pretrained import load_model
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.testing import TINY, tiny_model
 

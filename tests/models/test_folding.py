@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.models import LiveModel
 from evomerge.models.folding import TOLERANCE, Change, Folded, fold
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
-from evomerge.stack import Hop, Stacked
 from evomerge.testing import TINY, tiny_model
 
 LAYERS = [("a", 0), ("b", 2), ("b", 2), ("base", 1), ("a", 2)]

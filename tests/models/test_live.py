@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from evomerge import recipe
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder, save
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import save
 from evomerge.errors import CheckpointError, ModelError
 from evomerge.models import LiveModel
 from evomerge.models.pretrained import load_model, new_model, save_model
-from evomerge.pool import Pool
 from evomerge.testing import TINY, tiny_model
 
 

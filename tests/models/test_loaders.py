@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.errors import ModelError
 from evomerge.evaluate import Setup, Worker
 from evomerge.models import LiveModel
-from evomerge.pool import Pool
 from evomerge.recipe import expert, merge
 
 CODE = """

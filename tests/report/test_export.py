@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
+from evomerge.checkpoints.pool import Pool
 from evomerge.errors import CheckpointError, ModelError, RecipeError
 from evomerge.models import LiveModel, load_stack
 from evomerge.models.folding import TOLERANCE
 from evomerge.models.saved_stack import SCALES
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe, merge
 from evomerge.report.export import export
 from evomerge.testing import TINY, tiny_model

@@ -6,11 +6,11 @@ from pools import Models, write_pool
 
 from evomerge import recipe, strict_yaml
 from evomerge.build import Builder
-from evomerge.checkpoint import Folder
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.members import Members
+from evomerge.checkpoints.pool import Pool
 from evomerge.cli import main
 from evomerge.errors import RecipeError
-from evomerge.members import Members
-from evomerge.pool import Pool
 from evomerge.recipe import Recipe
 from evomerge.report import family
 from evomerge.report.export import export

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge import item_response, search
+from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.racing import Racing, RacingSettings, Regression
 from evomerge.space import SearchSpace
+from evomerge.surrogate import item_response
 from evomerge.testing import GenomeSuite, drive, exam, sphere, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal, Scored
 

@@ -1,0 +1,167 @@
+"""save: write a checkpoint as a folder that transformers loads, one tensor at a time."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evomerge import files
+from evomerge.checkpoints.folder import DTYPES, PICKLES, Checkpoint, Folder, TensorInfo
+from evomerge.checkpoints.write_behind import write_behind
+from evomerge.errors import CheckpointError
+
+_AHEAD = 2  # tensors that are being read from the disk while one is merged
+_KEPT_OPEN = 64 << 20  # bytes made before files are closed: what is read stays mapped, but to open reads a whole header
+SCALES = "evomerge_stack.json"
+"""The file beside a stack's weights with those scales of the residual stream that are not in the weights."""
+_NOT_COPIED = (  # the base's weights in any form, and what was written about them
+    ".safetensors",
+    ".index.json",
+    *(pattern[1:] for pattern in PICKLES),
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".gguf",
+    ".md",
+    SCALES,
+)
+
+
+def check_free(folder: Path) -> None:
+    """Raise `CheckpointError` if something is at `folder` already, other than an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
+        raise CheckpointError(msg)
+
+
+def save(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    like: Path,
+    extra: Mapping[str, str | bytes] | None = None,
+    shard_bytes: int = 2 << 30,
+    sources: Sequence[Folder] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a checkpoint as a folder that transformers loads; the folder appears whole or not at all.
+
+    Everything beside the weights (configuration, tokenizer) is copied from the folder `like`; `extra` maps file names to
+    what to write over it. One tensor is made while others are written, and while the pages of the next ones are read
+    from `sources`, the folders that `checkpoint` is made of: a few tensors are in memory, never a shard of
+    `shard_bytes`. `progress` gets bytes made and in all. Raises `CheckpointError` if `folder` exists and is not empty,
+    and if the disk is too full: before anything is written, unless the space goes meanwhile.
+    """
+    check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shards = _split(checkpoint.info, shard_bytes)
+    beside = [entry for entry in sorted(like.iterdir()) if entry.is_file() and not entry.name.endswith(_NOT_COPIED)]
+    needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(entry.stat().st_size for entry in beside)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        msg = f"{folder}: needs {needed:,} bytes, its disk has {free:,}; make room, or give a folder on another disk"
+        raise CheckpointError(msg)
+    try:
+        with files.new_folder(folder) as new:
+            for entry in beside:
+                shutil.copy(entry, new / entry.name)
+            _write_shards(checkpoint, new, shards, sources, progress)
+            for file, content in (extra or {}).items():
+                (new / file).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            for entry in (*new.iterdir(), new):
+                files.sync(entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        msg = f"{folder}: {error.strerror} while writing its {needed:,} bytes; make room, or give a folder on another disk"
+        raise CheckpointError(msg) from None
+
+
+def _write_shards(
+    checkpoint: Checkpoint,
+    folder: Path,
+    shards: Sequence[Sequence[str]],
+    sources: Sequence[Folder],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the tensors named for each shard, and the index where there are several."""
+    ahead = iter([name for names in shards for name in names])
+    total = sum(entry.nbytes for entry in checkpoint.info.values())
+    done = closed = 0
+    weight_map = {}
+    reader = ThreadPoolExecutor(1, "read")
+
+    def read_ahead(count: int) -> None:
+        for name in islice(ahead, count):
+            for source in sources:
+                reader.submit(source.read_ahead, name)
+
+    try:
+        read_ahead(_AHEAD)
+        for number, names in enumerate(shards, start=1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            with write_behind(folder / file) as append:
+                append(memoryview(_header({name: checkpoint.info[name] for name in names})))
+                for name in names:
+                    read_ahead(1)
+                    append(_bytes(checkpoint, name))
+                    weight_map[name] = file
+                    done += checkpoint.info[name].nbytes
+                    if done - closed >= _KEPT_OPEN:
+                        checkpoint.forget()
+                        closed = done
+                    progress(done, total)
+            (folder / file).chmod(0o644)  # whatever the umask: others on a cluster read it too
+    finally:
+        reader.shutdown(cancel_futures=True)
+    checkpoint.forget()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+
+
+def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    """Return the names of each shard's tensors, in the order in which they lie in the file."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, entry in info.items():
+        if shards[-1] and size + entry.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += entry.nbytes
+    rank = {dtype: number for number, dtype in enumerate(DTYPES.values())}
+    return [sorted(names, key=lambda name: (rank[info[name].dtype], name)) for names in shards]
+
+
+def _header(info: Mapping[str, TensorInfo]) -> bytes:
+    """Return the start of a safetensors file whose tensors follow in the order of `info`: byte for byte the library's."""
+    words = {dtype: word for word, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, entry in info.items():
+        end = begin + entry.nbytes
+        header[name] = {"dtype": words[entry.dtype], "shape": entry.shape, "data_offsets": (begin, end)}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
+    """Return the tensor's elements in row-major order, without a copy where they lie so in memory."""
+    tensor, expected = checkpoint.tensor(name).detach(), checkpoint.info[name]
+    found = TensorInfo(tuple(tensor.shape), tensor.dtype)
+    if found != expected:  # the header, which is written by now, would lie
+        msg = (
+            f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as its file's header said, "
+            f"got {found.dtype} of shape {list(found.shape)}; has the file changed?"
+        )
+        raise CheckpointError(msg)
+    return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data

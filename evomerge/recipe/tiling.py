@@ -1,0 +1,169 @@
+"""Tiling: a parameter as one number, or as a table over experts, groups of blocks, kinds of tensor, or depth."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, model_validator
+
+from evomerge.errors import RecipeError, nearest
+
+KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
+"""Kinds of tensor that a parameter can be tiled over."""
+
+_AXIS = re.compile(r"expert|kind|(block|depth)/([1-9]\d*)")
+
+
+class Node(BaseModel):
+    """A frozen piece of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor is in the model: in which of how many blocks, and of what kind.
+
+    Tensors outside the stack of blocks count with its nearest end: embeddings with block 0, the rest with the last block;
+    `inside` tells them apart.
+    """
+
+    block: int
+    blocks: int
+    kind: str
+    inside: bool = True
+
+
+class Tiled(Node):
+    """A parameter as a table over the model: one number for each expert, group of blocks, kind, or depth.
+
+    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert` and
+    `kind`, a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N control points,
+    interpolated linearly from the first block to the last).
+    """
+
+    per: tuple[str, ...]
+    values: Any
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_axes(self.per)
+        _check_table(self.values, self.per, "values")
+        return self
+
+    def at(self, place: Place, label: str | None) -> bool | int | float | str:
+        """Return the entry for a tensor at `place` of the input named `label`. Raises `RecipeError` if there is none."""
+        value: bool | int | float | str = _look_up(self.values, self.per, place, label)
+        return value
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise `RecipeError` unless a table over `expert` has an entry for each input of its merge, and no other."""
+        if "expert" not in self.per:
+            return
+        for table in _tables(self.values, self.per.index("expert")):
+            for label in labels:
+                if label not in table:
+                    msg = f"a table over `expert` has no entry for the input `{label}`; it has {', '.join(map(str, table))}"
+                    raise RecipeError(msg)
+            for name in table:
+                if name not in labels:
+                    msg = f"a table over `expert` has an entry for `{name}`, which is no input; {nearest(str(name), labels)}"
+                    raise RecipeError(msg)
+
+
+def _one_or_table(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str | Mapping | Tiled):
+        return value
+    msg = f"expected one number or word, or a table such as {{per: [expert], values: {{...}}}}; got {value!r}"
+    raise RecipeError(msg)
+
+
+Value: TypeAlias = Annotated[
+    Annotated[bool | int | float | str | None, Tag("One")] | Annotated[Tiled, Tag("Table")],
+    Discriminator(lambda value: "Table" if isinstance(value, Mapping | Tiled) else "One"),
+    BeforeValidator(_one_or_table),
+]
+
+
+def check_axes(per: Any) -> None:
+    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`."""
+    if isinstance(per, str) or not isinstance(per, Sequence):
+        msg = f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]"
+        raise RecipeError(msg)
+    for axis in per:
+        if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
+            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, for example `block/4`"
+            raise RecipeError(msg)
+    if (
+        not per
+        or len({axis.split("/")[0] for axis in per}) != len(per)
+        or {"block", "depth"} <= {a.split("/")[0] for a in per}
+    ):
+        msg = f"`per` is {list(per)}; expected one or more different axes, and only one of `block/N` and `depth/N`"
+        raise RecipeError(msg)
+
+
+def axis_size(axis: str) -> int:
+    """Return N of `block/N` or `depth/N`."""
+    return int(axis.partition("/")[2])
+
+
+def _check_table(values: Any, per: Sequence[str], where: str) -> None:
+    if not per:
+        if isinstance(values, bool | int | float | str):
+            return
+        msg = f"`{where}` is {values!r}; expected one number or name here"
+        raise RecipeError(msg)
+    axis = per[0]
+    if axis in ("expert", "kind"):
+        if not isinstance(values, Mapping) or not values:
+            msg = f"`{where}` is {values!r}; expected a mapping from {axis} to values"
+            raise RecipeError(msg)
+        for name, inner in values.items():
+            if axis == "kind" and name not in KINDS:
+                msg = f"`{where}`: unknown kind of tensor {name!r}; {nearest(str(name), KINDS)}"
+                raise RecipeError(msg)
+            _check_table(inner, per[1:], f"{where}.{name}")
+        return
+    if not isinstance(values, list | tuple) or len(values) != axis_size(axis):
+        msg = f"`{where}` is {values!r}; expected a list of {axis_size(axis)} entries for `{axis}`"
+        raise RecipeError(msg)
+    if len(per) > 1 or any(type(inner) is not float for inner in values):  # the common table, of floats, is done here
+        for i, inner in enumerate(values):
+            _check_table(inner, per[1:], f"{where}[{i}]")
+
+
+def _tables(table: Any, depth: int) -> Iterator[Mapping[Any, Any]]:
+    """Yield the mappings that lie `depth` levels inside of a nested table."""
+    if depth == 0:
+        yield table
+        return
+    for inner in table.values() if isinstance(table, Mapping) else table:
+        yield from _tables(inner, depth - 1)
+
+
+def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) -> Any:
+    if not per:
+        return table
+    axis = per[0]
+    if axis in ("expert", "kind"):
+        key = label if axis == "expert" else place.kind
+        if key not in table:
+            msg = f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}"
+            raise RecipeError(msg)
+        return _look_up(table[key], per[1:], place, label)
+    size = axis_size(axis)
+    if axis.startswith("block"):
+        if size > place.blocks:
+            msg = f"`{axis}` makes {size} groups, but the model has {place.blocks} blocks; type `block/{place.blocks}` or less"
+            raise RecipeError(msg)
+        return _look_up(table[place.block * size // place.blocks], per[1:], place, label)
+    depth = place.block / max(place.blocks - 1, 1) * (size - 1)
+    left = min(int(depth), max(size - 2, 0))
+    near = _look_up(table[left], per[1:], place, label)
+    far = _look_up(table[min(left + 1, size - 1)], per[1:], place, label)
+    if isinstance(near, str) or isinstance(far, str):
+        msg = f"`{axis}` interpolates between {near!r} and {far!r}; expected numbers"
+        raise RecipeError(msg)
+    return near + (far - near) * (depth - left)

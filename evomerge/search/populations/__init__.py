@@ -1,0 +1,1 @@
+"""Drivers whose candidates are made of the weights of earlier candidates."""

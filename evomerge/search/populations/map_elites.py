@@ -1,0 +1,83 @@
+"""MAP-Elites (Mouret & Clune 2015, arXiv 1504.04909) over a population of models: one elite in each cell of a grid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.errors import DriverError
+from evomerge.search.populations.population import CellMap, PopulationSettings, Scores, check_unit, draw
+
+
+class MapElitesSettings(PopulationSettings):
+    """`driver:` of a study that searches by MAP-Elites."""
+
+    kind: Literal["map_elites"] = "map_elites"
+    bins: int = Field(default=10, ge=1)
+    """Cells along each of the grid's two axes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Elite:
+    member: str
+    quality: float
+    scores: Scores
+
+
+class MapElites:
+    """An `Archive` with one member for each cell: the candidate of the highest quality that ever fell into it.
+
+    The axes are the means of the first two objectives, in equal bins of [0, 1], and the quality is the mean over all
+    objectives of their means.
+    """
+
+    def __init__(self, objectives: Sequence[str], settings: MapElitesSettings) -> None:
+        """Start with an empty grid. Raises `DriverError` for one objective: it has no second axis."""
+        if len(objectives) < 2:
+            msg = "driver `map_elites` lays its grid over two objectives, got one; type `kind: niches`, or add a task"
+            raise DriverError(msg)
+        self._objectives = tuple(objectives)
+        self._bins = settings.bins
+        self._cells: dict[tuple[int, ...], _Elite] = {}
+
+    def __str__(self) -> str:
+        one, other = self._objectives[:2]
+        return f"MAP-Elites, {self._bins} x {self._bins} cells of `{one}` x `{other}`"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Ids of the elites, in the order in which their cells were first filled."""
+        return tuple(elite.member for elite in self._cells.values())
+
+    @property
+    def scores(self) -> Scores:
+        """Scores of the elites, `(members, examples)`, the objectives end to end."""
+        return np.array([elite.scores for elite in self._cells.values()])
+
+    def insert(self, member: str, vectors: Sequence[Scores]) -> None:
+        """Take the candidate in if its cell is empty, or has an elite of strictly lower quality."""
+        check_unit(self._objectives, vectors, "")
+        means = [float(vector.mean()) for vector in vectors]
+        # A perfect mean belongs to the last cell, and not to one beyond it.
+        cell = tuple(int(np.clip(mean * self._bins, 0, self._bins - 1)) for mean in means[:2])
+        quality = sum(means) / len(means)
+        if cell not in self._cells or quality > self._cells[cell].quality:
+            self._cells[cell] = _Elite(member, quality, np.concatenate(vectors))
+
+    def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
+        """Return two elites drawn by quality, different ones once there are two."""
+        quality = np.array([elite.quality for elite in self._cells.values()])
+        first = draw(rng, quality)
+        members = self.members
+        return members[first], members[draw(rng, quality, without=first)]
+
+    def special(self, number: int) -> None:
+        """Return nothing: every proposal after the seeds is a child."""
+
+    def maps(self) -> tuple[CellMap, ...]:
+        """Return the one grid."""
+        edges = np.linspace(0, 1, self._bins + 1)
+        elites = {cell: (elite.member, elite.quality) for cell, elite in self._cells.items()}
+        return (CellMap("mean of all objectives", self._objectives[:2], (edges, edges), elites),)

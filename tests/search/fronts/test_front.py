@@ -1,0 +1,406 @@
+"""The front driver: its design, its batches, when it ends, and what it says of its surface."""
+
+import numpy as np
+import pytest
+from scipy.stats import qmc
+
+from evomerge import pareto, search, surrogate
+from evomerge.errors import DriverError
+from evomerge.search.driver import Generational
+from evomerge.search.fronts.front import Front, FrontSettings
+from evomerge.space import SearchSpace
+from evomerge.testing import GenomeSuite, Problem, drive, mixed, sphere, toy_space, two_spheres
+from evomerge.trial import Evaluation
+
+
+def driver(problem, seed=0, **settings):
+    breeder = Front(problem.space, problem.objectives, seed, FrontSettings(**settings))
+    return Generational(problem.space, problem.objectives, breeder)
+
+
+class TestFront(GenomeSuite):
+    budget = 20
+
+    def problem(self):
+        return two_spheres(4)
+
+    def make(self, problem, seed):
+        settings = {"kind": "front", "points": 12, "batch": 8, "tolerance": 0}
+        return search.make(settings, problem.space, problem.objectives, seed)
+
+
+class Bed:
+    """As many tiny classifiers as tasks, merged by task arithmetic: a layer of tanh, and a frozen head for each task."""
+
+    def __init__(self, tasks, seed, groups=1):
+        rng = np.random.default_rng([seed, tasks])
+        self.tasks, self.groups = tasks, groups
+        self.base = rng.standard_normal((12, 24)) / np.sqrt(12)
+        self.vectors = 0.5 * rng.standard_normal((tasks, 12, 24)) / np.sqrt(12)
+        self.heads = rng.standard_normal((tasks, 24, 6))
+        self.inputs = rng.standard_normal((tasks, 400, 12))
+        experts = np.stack([self.logits(np.eye(tasks)[t].repeat(groups))[t] for t in range(tasks)])
+        self.labels = (experts + 1.5 * rng.standard_normal(experts.shape)).argmax(axis=2)
+        per = ["expert"] + ([f"block/{groups}"] if groups > 1 else [])
+        merge = {"method": "task_arithmetic", "inputs": "experts", "parameters": {"lambda": 1.0}}
+        merge["parameters"]["weight"] = {"float": [0, 1], "per": per}
+        self.space = SearchSpace({"merge": merge}, experts=[f"e{t}" for t in range(tasks)])
+        self.objectives = tuple(f"t{t}/accuracy" for t in range(tasks))
+
+    def logits(self, genome):
+        weights = np.repeat(np.reshape(genome, (self.tasks, self.groups)), 12 // self.groups, axis=1)
+        layer = self.base + np.einsum("ti,tij->ij", weights, self.vectors)
+        return np.tanh(self.inputs @ layer) @ self.heads
+
+    def margins(self, genome):
+        """Return by how much the labels' logits are above all others, `(tasks, 400, 5)`."""
+        logits = self.logits(genome)
+        own = np.take_along_axis(logits, self.labels[..., None], axis=2)
+        others = logits[self.labels[..., None] != np.arange(6)]
+        return own - others.reshape(self.tasks, 400, 5)
+
+    def score(self, genome):
+        return (self.margins(genome) > 0).all(axis=2).mean(axis=1)
+
+    def evaluate(self, proposal):
+        margins = self.margins(proposal.genome)
+        scores = {f"t{t}/accuracy": (rows > 0).all(axis=1).astype(np.float32) for t, rows in enumerate(margins)}
+        outputs = {f"t{t}/margins": rows.astype(np.float32) for t, rows in enumerate(margins)}
+        return Evaluation(scores=scores, outputs=outputs)
+
+    def plain(self, proposal):
+        """Return the evaluation without the margins."""
+        return Evaluation(scores=self.evaluate(proposal).scores)
+
+    def dense(self):
+        """Return reference point and hypervolume of the front of 3,000 evaluations: Sobol's, and then around the best."""
+        rng = np.random.default_rng(0)
+        points = np.concatenate([list(self.space.landmarks().values()), qmc.Sobol(self.tasks, seed=rng).random(1024)])
+        scores = np.array([self.score(point) for point in points])
+        for step in 0.3 * 0.7 ** np.arange(10):
+            chosen = points[rng.choice(np.flatnonzero(pareto.nondominated(scores)), 200)]
+            found = np.clip(chosen + step * rng.standard_normal(chosen.shape), 0, 1)
+            points = np.concatenate([points, found])
+            scores = np.concatenate([scores, [self.score(point) for point in found]])
+        front = scores[pareto.nondominated(scores)]
+        reference = front.min(axis=0) - 0.1 * np.ptp(front, axis=0)
+        return reference, pareto.hypervolume(front, reference)
+
+
+def reached(problem, proposals, reference, volume, share=0.95):
+    """Return after how many evaluations so much of the volume was reached, or infinity."""
+    history = pareto.hypervolume_history([problem.score(proposal.genome) for proposal in proposals], reference)
+    return next((i + 1 for i, found in enumerate(history) if found >= share * volume), np.inf)
+
+
+def tiles(count, kind="float"):
+    parameters = {"weight": {kind: [0, 1], "per": ["expert", f"block/{count}"]}}
+    return SearchSpace({"merge": {"method": "linear", "inputs": "experts", "parameters": parameters}}, experts=["a"])
+
+
+def whole(high, weights=1):
+    """Return a space of one int gene, and `weights` float ones."""
+    merge = {"method": "dare_ties", "inputs": "experts", "seed": {"int": [0, high]}}
+    merge["parameters"] = {"weight": {"float": [0, 1], "per": ["expert"]} if weights else 1.0}
+    return SearchSpace({"merge": merge}, experts=[f"e{i}" for i in range(max(weights, 1))])
+
+
+# -- how few evaluations --
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_front_of_two_accuracies_is_there_after_some_twenty_evaluations(seed):
+    bed = Bed(2, seed)
+    reference, volume = bed.dense()
+    assert reached(bed, drive(driver(bed, seed, tolerance=0), bed.evaluate, 24), reference, volume) <= 24
+    mapping = search.make({"kind": "map", "points": 30, "validated": 30}, bed.space, bed.objectives, seed)
+    assert reached(bed, drive(mapping, bed.evaluate, 60), reference, volume) == np.inf
+    for kind in ("nsga2", "random"):
+        other = search.make({"kind": kind}, bed.space, bed.objectives, seed)
+        assert reached(bed, drive(other, bed.evaluate, 150), reference, volume) > 150
+
+
+@pytest.mark.parametrize("genes", [2, 4])
+def test_front_of_two_spheres_is_there_before_nsga2_has_its_third_generation(genes):
+    problem = two_spheres(genes)
+    found = drive(driver(problem, tolerance=0), problem.evaluate, 48)
+    ours = reached(problem, found, problem.reference, problem.volume)
+    theirs = search.make({"kind": "nsga2"}, problem.space, problem.objectives, 0)
+    assert ours <= 40
+    assert reached(problem, drive(theirs, problem.evaluate, 80), problem.reference, problem.volume) > 80
+
+
+def test_margins_are_worth_more_than_accuracies():
+    bed = Bed(2, 1)
+    reference, volume = bed.dense()
+    by_margin, by_score = (drive(driver(bed, 1, tolerance=0), way, 24) for way in (bed.evaluate, bed.plain))
+    assert reached(bed, by_margin, reference, volume) < reached(bed, by_score, reference, volume)
+
+
+def test_many_tiled_genes_are_searched():
+    bed = Bed(2, 0, groups=12)  # 24 genes
+    searching = driver(bed, tolerance=0)
+    found = drive(searching, bed.evaluate, 133)
+    assert searching.breeder._size == 125
+    scores = np.array([bed.score(proposal.genome) for proposal in found])
+    reference = scores.min(axis=0)
+    assert pareto.hypervolume(scores, reference) > 1.3 * pareto.hypervolume(scores[:125], reference)
+
+
+# -- the design --
+
+
+def test_design_is_the_known_recipes_and_points_that_identify_a_quadratic():
+    bed = Bed(3, 0)
+    searching = driver(bed)
+    proposals = drive(searching, bed.evaluate, 12)  # 1.2 p = 12
+    known = {bed.space.decode(genome).id for genome in bed.space.landmarks().values()}
+    assert {proposal.recipe.id for proposal in proposals[: len(known)]} == known
+    assert surrogate.check_rank(np.array([proposal.genome for proposal in proposals])).rank == 10
+    assert "6 known recipes and 6 Sobol points" in str(searching)
+    assert "\n" not in str(searching)
+
+
+def test_design_that_cannot_identify_a_quadratic_is_refused_before_anything_is_spent(monkeypatch):
+    line = np.linspace(0, 1, 12)[:, None].repeat(2, axis=1)
+    monkeypatch.setattr(surrogate, "design", lambda *given: line)
+    with pytest.raises(DriverError, match=r"does not identify a quadratic.*only change together.*raise `points`"):
+        driver(Bed(2, 0), points=12)
+
+
+@pytest.mark.parametrize(("groups", "expected"), [(1, 4), (2, 8), (6, 34), (7, 40), (24, 125), (40, 205)])
+def test_design_grows_with_the_square_of_the_genes_and_then_with_their_number(groups, expected):
+    space = tiles(groups)
+    breeder = Front(space, ["x"], 0, FrontSettings(seed_known=False))
+    assert len(breeder.draw()) == expected
+
+
+def test_int_genes_are_whole_and_no_candidate_is_evaluated_twice():
+    space = whole(6)
+    problem = Problem(
+        space, ("x", "y"), lambda g: -np.array([(g[0] - 1) ** 2 + g[1], (g[0] - 4) ** 2 - g[1]]), np.zeros(2)
+    )
+    proposals = drive(driver(problem, tolerance=0), problem.evaluate, 30)
+    assert len({proposal.recipe.id for proposal in proposals}) == 30
+    seeds = np.array([proposal.genome[[gene.kind for gene in space.genes].index("int")] for proposal in proposals])
+    assert (seeds == seeds.round()).all()
+
+
+@pytest.mark.parametrize(("high", "count"), [(2, 3), (6, 7)])
+def test_space_that_is_exhausted_ends_the_search(high, count):
+    problem = Problem(whole(high, weights=0), ("x",), lambda g: -((g - 2) ** 2), np.zeros(1))
+    searching = driver(problem, tolerance=0)
+    assert len(drive(searching, problem.evaluate, 50)) == count
+    refused = searching.breeder.surface().refused
+    assert ("3 candidates could be evaluated; expected 4" in (refused or "")) == (count == 3)
+
+
+# -- the end --
+
+
+def test_search_ends_when_what_is_to_be_gained_is_noise_and_goes_on_where_it_is_told_to():
+    bed = Bed(2, 0)
+    proposals = drive(driver(bed), bed.evaluate, 200)
+    assert 12 <= len(proposals) <= 60
+    longer = len(proposals) + 4
+    assert len(drive(driver(bed, tolerance=0), bed.evaluate, longer)) == longer
+    assert len(drive(driver(bed, tolerance=1e9), bed.evaluate, 200)) == 8 + 4
+
+
+def test_fewer_examples_end_the_search_sooner():
+    bed = Bed(2, 0)
+
+    def few(proposal):
+        found = bed.evaluate(proposal)
+        scores = {name: score[:40] for name, score in found.scores.items()}
+        return Evaluation(scores, outputs={name: table[:40] for name, table in found.outputs.items()})
+
+    assert len(drive(driver(bed), few, 100)) < len(drive(driver(bed), bed.evaluate, 100))
+
+
+def test_one_objective_is_found_and_the_search_ends():
+    problem = sphere(2)
+    proposals = drive(driver(problem), problem.evaluate, 100)
+    assert len(proposals) < 40
+    best = max(proposals, key=lambda proposal: problem.score(proposal.genome)[0])
+    np.testing.assert_allclose(best.genome, 0.3, atol=0.02)
+
+
+def test_batches_are_where_the_surrogates_are_as_sure_as_about_the_design():
+    bed = Bed(2, 3)
+    searching = driver(bed, tolerance=0)
+    drive(searching, bed.evaluate, 8)
+    batch = searching.breeder.draw()
+    for fit in searching.breeder._fits.values():
+        limit = np.quantile(fit.factor * fit.rung.left_out[1], 0.9)
+        assert (fit.predict(batch)[1] <= limit * (1 + 1e-9)).all()
+
+
+# -- failures --
+
+
+def test_failures_are_left_out_and_not_approached():
+    problem = two_spheres(2)
+
+    def evaluate(proposal):
+        return Evaluation(error="out of memory") if proposal.genome[0] > 0.6 else problem.evaluate(proposal)
+
+    searching = driver(problem, points=16, tolerance=0)
+    proposals = drive(searching, evaluate, 48)
+    late = np.array([proposal.genome[0] for proposal in proposals[-24:]])
+    assert (late > 0.6).mean() < 0.35
+    fit = searching.breeder._fits["near"]
+    good = [problem.score(proposal.genome)[0] for proposal in proposals if proposal.genome[0] <= 0.6]
+    np.testing.assert_allclose(fit.values, good, rtol=1e-5)
+
+
+def test_design_is_drawn_anew_for_what_failed_until_half_of_it_succeeds():
+    problem = two_spheres(2)
+
+    def evaluate(proposal):
+        return Evaluation(error="boom") if proposal.number < 13 else problem.evaluate(proposal)
+
+    searching = driver(problem, points=12, tolerance=0)
+    proposals = drive(searching, evaluate, 40)
+    assert len({proposal.recipe.id for proposal in proposals}) == 40
+    assert searching.breeder._fits["near"].points.shape == (27, 2)  # 12, 12 more with one failure, then batches
+
+
+# -- tasks that do not vary, or not conflict --
+
+
+def flat(problem, *names):
+    def evaluate(proposal):
+        scores = dict(problem.evaluate(proposal).scores)
+        return Evaluation(scores=scores | {name: np.full_like(scores[name], 0.25) for name in names})
+
+    return evaluate
+
+
+def test_task_that_does_not_vary_is_left_out_and_named():
+    bed = Bed(2, 0)
+    searching = driver(bed)
+    proposals = drive(searching, flat(bed, "t0/accuracy"), 60)
+    found = searching.breeder.surface()
+    assert len(proposals) > 8
+    assert found.refused is not None
+    assert "`t0/accuracy` does not vary" in found.refused
+    assert list(found.fits) == ["t1/accuracy"]
+    np.testing.assert_array_equal(found.means[:, 0], 0.25)
+    alone = max(bed.score(proposal.genome)[1] for proposal in proposals)
+    assert found.means[:, 1].max() == pytest.approx(alone, abs=0.03)
+
+
+def test_search_in_which_nothing_varies_ends_after_its_design():
+    problem = two_spheres(2)
+    searching = driver(problem)
+    assert len(drive(searching, flat(problem, "near", "far"), 60)) == 8
+    found = searching.breeder.surface()
+    assert "none of the objectives varies over 8 candidates" in (found.refused or "")
+    assert found.means.shape == (0, 2)
+
+
+def test_tasks_that_do_not_conflict_have_one_best_point():
+    problem = two_spheres(2)
+    same = Problem(problem.space, ("a", "b"), lambda g: np.repeat(problem.score(g)[:1], 2), problem.reference)
+    for one, expected in ((same, True), (problem, False)):
+        searching = driver(one)
+        drive(searching, one.evaluate, 24)
+        best = searching.breeder.surface().best_for_all
+        assert (best is not None) == expected
+        if best is not None:
+            np.testing.assert_allclose(best, 0.25, atol=0.1)
+
+
+# -- the surface --
+
+
+def test_surface_predicts_a_front_that_is_there():
+    for seed in range(2):
+        bed = Bed(2, seed)
+        searching = driver(bed, seed)
+        drive(searching, bed.evaluate, 16)
+        found = searching.breeder.surface()
+        assert found.refused is None
+        assert found.objectives == bed.objectives
+        assert 15 < len(found.genomes) == len(found.recipes) <= 400
+        assert found.recipes[7] == bed.space.decode(found.genomes[7])
+        true = np.array([bed.score(genome) for genome in found.genomes])
+        reference, volume = bed.dense()
+        assert pareto.hypervolume(true, reference) > 0.97 * volume
+        assert np.abs(found.means - true).mean() < 0.004
+        inside = np.abs(found.means - true) <= surrogate.NORMAL_90 * found.deviations
+        assert inside.mean() > 0.75
+        assert pareto.nondominated(found.means).all()
+        for fit in found.fits.values():
+            assert fit.name == "margins"
+            assert fit.r2 > 0.9
+
+
+def test_surface_is_the_same_after_a_replay_and_takes_what_was_not_learnt():
+    bed = Bed(2, 0)
+    first, second = driver(bed), driver(bed)
+    for searching in (first, second):
+        drive(searching, bed.evaluate, 10)  # two of a batch of four
+    before = first.breeder.surface()
+    np.testing.assert_array_equal(before.means, second.breeder.surface().means)
+    assert before.fits["t0/accuracy"].values.shape == (8,)
+    after = first.breeder.surface(*first.unfinished())
+    assert after.fits["t0/accuracy"].values.shape == (10,)
+    np.testing.assert_array_equal(first.breeder.surface().means, before.means)  # nothing was kept
+
+
+def test_scores_that_no_surface_explains_are_searched_for_three_designs_and_refused():
+    problem = two_spheres(3)
+
+    def noise(proposal):
+        rng = np.random.default_rng([proposal.number])
+        return Evaluation(scores={name: rng.standard_normal(50).astype(np.float32) for name in problem.objectives})
+
+    searching = driver(problem)
+    assert len(drive(searching, noise, 60)) == 3 * 8
+    refused = searching.breeder.surface().refused or ""
+    assert "`near`: the surrogate (" in refused
+    assert "expected 0.9" in refused
+
+
+def test_too_few_evaluations_are_refused():
+    problem = two_spheres(6)
+    searching = driver(problem, points=10, tolerance=0)
+    drive(searching, problem.evaluate, 10)
+    assert "10 candidates could be evaluated; expected 14 or more for 6 genes" in (
+        searching.breeder.surface().refused or ""
+    )
+    assert "0 candidates could be evaluated; expected 5" in (driver(problem, points=10).breeder.surface().refused or "")
+
+
+# -- bad input --
+
+
+@pytest.mark.parametrize(
+    ("space", "objectives", "settings", "expected"),
+    [
+        (mixed().space, ("x", "y"), {}, r"gene `method` is a choice; .* type `kind: nsga2`"),
+        (mixed().space, ("x",), {}, "type `kind: cma`"),
+        (tiles(41), ("x", "y"), {}, "up to 40 genes, and the space has 41"),
+        (toy_space(2), ("x", "y"), {"points": 4, "bounds": {"z": (0, 1)}}, "unknown objective `z`"),
+        (toy_space(8), ("x", "y"), {"bounds": {"x": (1, 0)}}, "expected a lower and a higher number"),
+        (Bed(3, 0).space, ("x", "y"), {"points": 4}, "`points` is 4; expected 6"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_with_what_to_type(space, objectives, settings, expected):
+    with pytest.raises(DriverError, match=expected):
+        Front(space, objectives, 0, FrontSettings(**settings))
+
+
+def test_score_out_of_bounds_is_refused_with_what_to_type():
+    bed = Bed(2, 0)
+
+    def percent(proposal):
+        return Evaluation(scores={name: 100 * score for name, score in bed.plain(proposal).scores.items()})
+
+    with pytest.raises(
+        DriverError, match=r"driver `front`: objective `t0/accuracy` scores 100.*type `bounds: {t0/accuracy"
+    ):
+        drive(driver(bed), percent, 8)
+    assert len(drive(driver(bed, bounds=dict.fromkeys(bed.objectives, (0, 100))), percent, 12)) == 12
