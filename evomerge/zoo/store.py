@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge import files
 from evomerge.errors import ZooError
+from evomerge.zoo.packages import distribution
 
 Progress = Callable[[float, str], None]
 """Told the fraction done of the whole build (0 to 1) and what is under way."""
@@ -196,8 +196,6 @@ def _scratch(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _version(package: str) -> str | None:
-    """Return the installed version of a distribution, or None where it is missing (the build itself then says so)."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    """Return the version of a distribution, or None if it is missing (the build then raises the error)."""
+    source = distribution(package)
+    return source.version if source else None

