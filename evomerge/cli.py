@@ -247,7 +247,7 @@ def merge(
     info = like.info.values()
     size = sum(entry.nbytes for entry in info) / 2**30
     numbers = sum(entry.numel for entry in info)
-    layers = f"{len(recipe.beginnings)} layers, " if recipe.beginnings else ""
+    layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
     console.print(f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {numbers:,} numbers, {size:.2f} GiB")
     if dry_run:
         console.print(f"would write {out}")

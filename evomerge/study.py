@@ -22,7 +22,7 @@ from evomerge.journal import Ask, Journal
 from evomerge.recipe import Recipe
 from evomerge.search import Driver
 from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
-from evomerge.trial import Evaluation, Proposal, Scored, Split
+from evomerge.trial import Evaluation, Proposal, ScoreTable, Split
 
 _DEADLINE = 3600.0
 """Seconds that a candidate may take where workers can be stopped and nobody has said otherwise: no hung night."""
@@ -290,7 +290,7 @@ def read_population(path: Path, sizes: Sizes | None = None) -> Told:
 def _assembled(told: Told, sizes: Sizes | None) -> tuple[Told, list[int]]:
     """Return the whole evaluations, and the last number of each recipe that is known in part and has not failed."""
     population: Told = []
-    known: dict[tuple[str, Split], Scored] = {}
+    known: dict[tuple[str, Split], ScoreTable] = {}
     last: dict[tuple[str, Split], int] = {}
     for proposal, evaluation in told:
         key = proposal.recipe.id, proposal.split
@@ -301,12 +301,12 @@ def _assembled(told: Told, sizes: Sizes | None) -> tuple[Told, list[int]]:
         if sizes is None:
             msg = f"proposal {proposal.number} is of a part of the examples; expected `sizes`, such as `study.parts.sizes`"
             raise StudyError(msg)
-        before = known.setdefault(key, Scored(sizes[proposal.split]))
-        if before.whole:
+        before = known.setdefault(key, ScoreTable(sizes[proposal.split]))
+        if before.complete:
             continue
         before.add(proposal.examples, evaluation)
         last[key] = proposal.number
-        if before.whole:
+        if before.complete:
             del last[key]
             population.append((replace(proposal, examples=None), before.take()))
     return population, sorted(last.values())

@@ -72,7 +72,7 @@ class Evaluation:
         return cls(scores=scores, error=data.get("error"), outputs=outputs)
 
 
-class Scored:
+class ScoreTable:
     """What is known of one recipe on one split, example by example: parts of its evaluation, put together.
 
     Not to be confused with an `Evaluation`, which answers one proposal.
@@ -85,7 +85,7 @@ class Scored:
         self._scores: dict[str, NDArray[np.float32]] = {}
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether every example of every task is known."""
         return all(known.all() for known in self._known.values())
 

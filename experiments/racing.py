@@ -37,7 +37,7 @@ from evomerge.report.figures import style
 from evomerge.search import Breeder, Driver, Generational
 from evomerge.search.racing import Racing, RacingSettings
 from evomerge.space import SearchSpace
-from evomerge.trial import Evaluation, Proposal, Scored
+from evomerge.trial import Evaluation, Proposal, ScoreTable
 
 SEEDS = 5
 EVALUATIONS = 300
@@ -201,21 +201,21 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
     if racing is not None:
         settings = RacingSettings(driver=dict(bed.driver), **racing)
         driver = inner.racing = Racing(inner, bench.space, objectives, seed, settings, counts)
-    known: dict[str, Scored] = {}
+    known: dict[str, ScoreTable] = {}
     parts: list[Part] = []
     races: list[Race] = []
     spent, told, total = 0, 0, sum(counts.values())
     while spent < budget * total and (proposal := driver.ask()) is not None:
-        everything = Scored(counts)
+        everything = ScoreTable(counts)
         everything.add(None, bench.score(proposal.recipe))
         evaluation = everything.take(proposal.examples)
         driver.tell(proposal, evaluation)
-        scored = known.setdefault(proposal.recipe.id, Scored(counts))
+        scored = known.setdefault(proposal.recipe.id, ScoreTable(counts))
         scored.add(proposal.examples, evaluation)
         spent += total if proposal.examples is None else sum(map(len, proposal.examples.values()))
-        parts.append(Part(proposal.recipe, spent / total, scored.whole))
+        parts.append(Part(proposal.recipe, spent / total, scored.complete))
         if new := {recipe.id: (recipe, tolerance) for recipe, tolerance in inner.told[told:]}:
-            ran = [(*one, name in known and known[name].whole) for name, one in new.items()]
+            ran = [(*one, name in known and known[name].complete) for name, one in new.items()]
             races.append(Race(spent / total, ran))
             told = len(inner.told)
     return Run(parts, races)

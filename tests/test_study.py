@@ -478,7 +478,7 @@ def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_expo
     picked = next(point for point in results.front if point.recipe_id == results.picked)
     export(Recipe.parse(picked.recipe), study.parts.pool, tmp_path / "out", results=results, candidate=picked)
     live = LiveModel(tmp_path / "out", study.settings.pool.auto)
-    layers = len(Recipe.parse(picked.recipe).beginnings)
+    layers = len(Recipe.parse(picked.recipe).prefix_digests)
     assert len(live.blocks) == (layers or study.parts.pool.layout.blocks)
 
 

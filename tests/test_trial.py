@@ -8,7 +8,7 @@ from hypothesis import given
 from strategies import evaluations
 
 from evomerge.errors import EvaluatorError
-from evomerge.trial import Evaluation, Scored
+from evomerge.trial import Evaluation, ScoreTable
 
 
 @given(evaluations)
@@ -49,7 +49,7 @@ def test_outputs_come_back_with_their_bytes_and_shape():
 
 def test_parts_of_outputs_are_put_together_with_those_of_scores():
     scores, table = np.arange(4, dtype=np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)
-    known = Scored({"a": 4})
+    known = ScoreTable({"a": 4})
     for part in ((3, 1), (0, 2)):
         known.add({"a": part}, Evaluation({"a/m": scores[list(part)]}, outputs={"a/margins": table[list(part)]}))
     whole = known.take()
@@ -70,7 +70,7 @@ def test_means_of_a_failure_are_nan():
 
 
 def test_parts_add_up_to_the_whole_and_say_what_is_missing():
-    known = Scored({"a": 3, "b": 2})
+    known = ScoreTable({"a": 3, "b": 2})
     known.add({"a": (2, 0)}, Evaluation({"a/m": np.array([2, 0.5], np.float32)}))
     assert known.examples == {"a": (0, 2), "b": ()}
     assert known.missing({"a": (1, 2), "b": (1,)}) == {"a": (1,), "b": (1,)}
@@ -78,7 +78,7 @@ def test_parts_add_up_to_the_whole_and_say_what_is_missing():
     assert known.take({"a": (0, 2)}).scores["a/m"].tolist() == [0.5, 2]
     rest = {"a/m": np.array([7, 1], np.float32), "b/k": np.array([4, 3], np.float32)}
     known.add({"a": (2, 1), "b": (1, 0)}, Evaluation(rest))  # example 2 again: its first score stays
-    assert known.whole
+    assert known.complete
     assert {name: vector.tolist() for name, vector in known.take().scores.items()} == {
         "a/m": [0.5, 1, 2],
         "b/k": [3, 4],
@@ -89,7 +89,7 @@ def test_parts_add_up_to_the_whole_and_say_what_is_missing():
     "scores", [{}, {"a/m": [1.0]}, {"a/m": [[1.0], [2.0]]}, {"a/k": [1.0, 2.0]}, {"a/m": [1.0, 2.0], "a/k": [1.0, 2.0]}]
 )
 def test_scores_of_other_examples_or_metrics_than_asked_for_are_refused(scores):
-    known = Scored({"a": 3})
+    known = ScoreTable({"a": 3})
     known.add({"a": (2,)}, Evaluation({"a/m": np.ones(1, np.float32)}))
     evaluation = Evaluation({name: np.array(vector, np.float32) for name, vector in scores.items()})
     with pytest.raises(EvaluatorError, match=r"task `a`: expected a score for each of 2 examples.*\['a/m'\]"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
-from evomerge.trial import Evaluation, Examples, Proposal, Scored, Split
+from evomerge.trial import Evaluation, Examples, Proposal, ScoreTable, Split
 
 Key = tuple[str, Split]
 
@@ -31,7 +31,7 @@ class Remembering(Evaluator):
         self.lineage = evaluator.lineage
         self._sizes = sizes
         self._whole: dict[Key, Evaluation] = {}
-        self._parts: dict[Key, Scored] = {}  # of recipes that are not known whole
+        self._parts: dict[Key, ScoreTable] = {}  # of recipes that are not known whole
         self._answered: deque[tuple[int, Evaluation]] = deque()
         self._flying: dict[int, tuple[Proposal, Examples | None]] = {}  # by number, and what of it is being scored
         self._waiting: dict[Key, list[Proposal]] = {}  # has every recipe that is in flight, and who waits for it
@@ -44,7 +44,7 @@ class Remembering(Evaluator):
         if examples is not None:
             known = self._parts.setdefault(key, self._scored(key))
             known.add(examples, evaluation)
-            if not known.whole:
+            if not known.complete:
                 return
             evaluation = known.take()
         self._whole[key] = replace(evaluation, seconds={})  # the next answer takes none
@@ -100,14 +100,14 @@ class Remembering(Evaluator):
         """Close the other evaluator. What is known stays known."""
         self._evaluator.close()
 
-    def _scored(self, key: Key) -> Scored:
+    def _scored(self, key: Key) -> ScoreTable:
         """Return what is known of a recipe on a split, example by example."""
         if key in self._parts:
             return self._parts[key]
         if self._sizes is None:
             msg = "a part of a recipe's examples was proposed; expected `sizes` to say what the whole is: type Remembering(evaluator, sizes)"
             raise EvaluatorError(msg)
-        known = Scored(self._sizes[key[1]])
+        known = ScoreTable(self._sizes[key[1]])
         if key in self._whole:
             known.add(None, self._whole[key])
         return known

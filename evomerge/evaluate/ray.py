@@ -122,7 +122,7 @@ class RayEvaluator(Evaluator):
     def _dispatch(self) -> None:
         """Begin what can begin: each time the pair of a free seat and a waiting job that have most layers in common."""
         while self._line and (free := [seat for seat in self._seats if seat.promise is None]):
-            waiting = self._line if self._line[0].proposal.recipe.beginnings else [self._line[0]]
+            waiting = self._line if self._line[0].proposal.recipe.prefix_digests else [self._line[0]]
             pairs = ((seat, job) for job in waiting for seat in free)
             seat, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
             self._line.remove(job)
@@ -208,12 +208,12 @@ class _Seat:
     def take(self, job: _Job) -> None:
         """Begin a job now."""
         self.job, self.since = job, time.monotonic()
-        self.had.append(job.proposal.recipe.beginnings)
+        self.had.append(job.proposal.recipe.prefix_digests)
         self.known = frozenset().union(*self.had)
 
     def shared(self, job: _Job) -> int:
         """Return how many layers a job's stack has in common with one that this seat has had."""
-        return sum(beginning in self.known for beginning in job.proposal.recipe.beginnings)
+        return sum(beginning in self.known for beginning in job.proposal.recipe.prefix_digests)
 
 
 _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Resident)

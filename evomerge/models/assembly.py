@@ -16,7 +16,7 @@ from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.models.blocks import find_blocks
 from evomerge.models.landing import Landing
 from evomerge.models.prefixes import Prefixes
-from evomerge.recipe import beginnings
+from evomerge.recipe import prefix_digests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +67,7 @@ class Assembly:
         for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
             self._outside[target].data = tensor
         self._arrange(nn.ModuleList(layers), [hop.layer for hop in stack.hops])
-        self._prefixes.begin(beginnings(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops]))
+        self._prefixes.begin(prefix_digests(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops]))
 
     def put_back(self) -> None:
         """Make the module what it was: its own layers over its own memory."""

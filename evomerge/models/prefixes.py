@@ -18,7 +18,7 @@ _REMEMBERED = 64
 """Stacks of the past whose paths say where the next one is likely to fork."""
 
 Node = str
-"""A stack's beginning, up to and with some layer, as `evomerge.recipe.beginnings` writes it."""
+"""A stack's beginning, up to and with some layer, as `evomerge.recipe.prefix_digests` writes it."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Prefixes:
         self._largest = 0  # the most that was seen so
 
     def begin(self, path: tuple[Node, ...]) -> None:
-        """Begin with another stack, of which `path` is the beginnings."""
+        """Begin with another stack, of which `path` has the prefix digests."""
         self._path = path
         self._past.append(self._path)
         self._largest, self._seen = max(self._largest, self._seen), 0

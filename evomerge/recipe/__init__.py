@@ -17,13 +17,13 @@ from evomerge.recipe.recipe import (
     Stage,
     Stages,
     base,
-    beginnings,
     canonical_json,
     describe,
     expand_inputs,
     expert,
     member,
     merge,
+    prefix_digests,
 )
 from evomerge.recipe.tiling import KINDS, Node, Place, Tiled, Value, axis_size, check_axes
 
@@ -47,7 +47,6 @@ __all__ = [
     "Value",
     "axis_size",
     "base",
-    "beginnings",
     "canonical_json",
     "check_axes",
     "describe",
@@ -55,4 +54,5 @@ __all__ = [
     "expert",
     "member",
     "merge",
+    "prefix_digests",
 ]

@@ -239,7 +239,7 @@ class Recipe(RootModel[_Nodes]):
         return json.loads(self.json)  # type: ignore[no-any-return]  # JSON
 
     @property
-    def complete(self) -> Json:
+    def explicit(self) -> Json:
         """The recipe as plain JSON data with every field written, those that have their default too."""
         return json.loads(canonical_json(_dump(self, defaults=True)))  # type: ignore[no-any-return]  # JSON
 
@@ -254,12 +254,12 @@ class Recipe(RootModel[_Nodes]):
         return tuple(dict.fromkeys(leaf.member for leaf in _leaves(self) if isinstance(leaf, Member)))
 
     @cached_property
-    def beginnings(self) -> tuple[str, ...]:
-        """What `beginnings` says of a stack; of other recipes, nothing."""
+    def prefix_digests(self) -> tuple[str, ...]:
+        """What `prefix_digests` says of a stack; of other recipes, nothing."""
         if not isinstance(self.root, StackNode):
             return ()
         stack = self.root.stack
-        return beginnings(stack.rest.id, [(slot.source.id, slot.layer, slot.scale) for slot in stack.slots])
+        return prefix_digests(stack.rest.id, [(slot.source.id, slot.layer, slot.scale) for slot in stack.slots])
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -268,7 +268,7 @@ class Recipe(RootModel[_Nodes]):
         return isinstance(other, Recipe) and self.json == other.json
 
 
-def beginnings(rest: str, hops: Sequence[tuple[str, int, float]]) -> tuple[str, ...]:
+def prefix_digests(rest: str, hops: Sequence[tuple[str, int, float]]) -> tuple[str, ...]:
     """Return a digest for each hop of a stack, equal for stacks that are equal up to and with that hop.
 
     `rest` and the first of each hop's `(source, layer, scale)` are ids of recipes.

@@ -102,7 +102,7 @@ class Cma:
         genes = len(self._space.genes)
         size = (self._settings.population or 4 + int(3 * np.log(genes))) * 2**self._restarts
         separable = genes > self._settings.separable_above
-        whole = self._space.whole
+        whole = self._space.integer
         relaxed = bool((~whole).sum() > self._settings.separable_above)
         if self._settings.whole is not None:
             relaxed = self._settings.whole == "relaxed"
@@ -140,7 +140,7 @@ class _Normal:
 
     def __str__(self) -> str:
         name = "separable CMA-ES" if isinstance(self._cma, cmaes.SepCMA) else "CMA-ES"
-        return f"{name}, whole genes relaxed" if self._space.whole.any() else name
+        return f"{name}, whole genes relaxed" if self._space.integer.any() else name
 
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]

@@ -173,7 +173,7 @@ def known_recipes(space: SearchSpace) -> Genomes:
 
 def round_whole(space: SearchSpace, genomes: Genomes) -> Genomes:
     """Return `genomes` with int, choice and bit genes at the whole numbers that they decode to."""
-    return np.where(space.whole, np.floor(genomes + 0.5), genomes)
+    return np.where(space.integer, np.floor(genomes + 0.5), genomes)
 
 
 def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) -> Genomes:
@@ -187,7 +187,7 @@ def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) ->
     unit = (strata + rng.random(strata.shape)) / count
     levels = space.upper - space.lower + 1
     stretched = space.lower + np.floor(unit * levels)
-    found = np.where(space.whole & ~space.log, stretched, round_whole(space, space.from_unit(unit)))
+    found = np.where(space.integer & ~space.log, stretched, round_whole(space, space.from_unit(unit)))
     for i, gene in enumerate(space.genes):
         if gene.sd is not None:
             below, above = ndtr((np.array([gene.low, gene.high]) - gene.init) / gene.sd)

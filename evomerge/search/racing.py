@@ -47,7 +47,7 @@ from evomerge.search.fronts.front import fit_surrogates, suits
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response
 from evomerge.surrogate.threads import on_one_thread
-from evomerge.trial import Evaluation, Proposal, Scored
+from evomerge.trial import Evaluation, Proposal, ScoreTable
 
 Scores = NDArray[np.float64]
 
@@ -197,7 +197,7 @@ class _Runner:
     """A recipe in the race, which may be that of several of the field's candidates."""
 
     proposal: Proposal
-    known: Scored
+    known: ScoreTable
     expected: tuple[Scores, Scores]
     """What its genes say: means and standard deviations, both `(objectives,)`; infinite where they say nothing."""
     error: str | None = None
@@ -250,7 +250,7 @@ class Racing:
         draws = np.random.default_rng(np.random.SeedSequence([seed, len(objectives)]))
         self._draws = draws.standard_normal((_DRAWS, len(objectives)))
         self._nothing = np.zeros(len(objectives)), np.full(len(objectives), math.inf)
-        self._known: dict[str, Scored] = {}  # of recipes that are not known whole
+        self._known: dict[str, ScoreTable] = {}  # of recipes that are not known whole
         self._whole: dict[str, tuple[Proposal, Evaluation]] = {}  # the others
         # What a field races by, made of so many whole candidates: estimators and surrogates by objective, what rivals must be
         # surpassed by, and the examples of each rung.
@@ -326,7 +326,7 @@ class Racing:
             self._field.append(proposal)
             identity = proposal.recipe.id
             if identity not in self._whole and identity not in self._runners:
-                known = self._known.setdefault(identity, Scored(self._sizes))
+                known = self._known.setdefault(identity, ScoreTable(self._sizes))
                 self._runners[identity] = _Runner(proposal, known, self._nothing)
         if self._field:
             self._rung = -1
@@ -447,7 +447,7 @@ class Racing:
         """Tell the inner driver what became of all its candidates, in order of number, and be ready for the next."""
         before = len(self._whole)
         for identity, runner in self._runners.items():
-            if runner.known.whole:
+            if runner.known.complete:
                 self._whole[identity] = runner.proposal, runner.known.take()
                 del self._known[identity]
         field, self._field = self._field, []

@@ -22,7 +22,7 @@ bounds and spells it out. A bit says whether a slot of a path is a hop; `first` 
 """
 
 from evomerge.space.holes import Gene, Genome
-from evomerge.space.shelf import from_method, read, shipped
+from evomerge.space.library import from_method, read, shipped
 from evomerge.space.space import SearchSpace, SpaceFile
 
 __all__ = ["Gene", "Genome", "SearchSpace", "SpaceFile", "from_method", "read", "shipped"]

@@ -39,10 +39,10 @@ class Gene:
         clipped = min(max(number, self.low), self.high)
         if self.kind == "float":
             return float(clipped)
-        whole = self.whole(number)
+        whole = self.rounded(number)
         return self.choices[whole] if self.kind == "choice" else bool(whole) if self.kind == "bit" else whole
 
-    def whole(self, number: float) -> int:
+    def rounded(self, number: float) -> int:
         """Return the whole number nearest to `number` in the gene's range."""
         return math.floor(min(max(number, self.low), self.high) + 0.5)
 

@@ -142,10 +142,10 @@ class SearchSpace:
 
         Raises `SpaceError` if the recipe is not in the space.
         """
-        data = recipe.complete
+        data = recipe.explicit
         genome = self._numbers((), self._folded((), data))
         filled = Recipe.parse(self._spelled(self._fill(genome.tolist())))
-        if not nested.same(filled.complete, data, {hole.path for hole in self._holes}):
+        if not nested.same(filled.explicit, data, {hole.path for hole in self._holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
             raise SpaceError(msg)
         return genome
@@ -194,7 +194,7 @@ class SearchSpace:
         return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
 
     @cached_property
-    def whole(self) -> NDArray[np.bool_]:
+    def integer(self) -> NDArray[np.bool_]:
         """Which genes only take whole numbers (int, choice and bit), bool `(genes,)`."""
         return np.array([gene.kind != "float" for gene in self.genes])
 
@@ -283,7 +283,7 @@ class SearchSpace:
                 gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
             )
             if hole.choice:  # the option with its own holes filled
-                option = self.genes[hole.start].whole(genome[hole.start])
+                option = self.genes[hole.start].rounded(genome[hole.start])
                 data = nested.put(data, path, nested.get(data, (*path, "choice", option)))
                 continue
             table = nested.table(hole.axes, values)

@@ -258,7 +258,7 @@ class Comparison:
 
 def layers(candidate: Recipe) -> int:
     """Return how many hops a stack has; 0 for what is no stack."""
-    return len(candidate.beginnings)
+    return len(candidate.prefix_digests)
 
 
 def _good(evaluation: Evaluation) -> Evaluation:

@@ -22,7 +22,7 @@ def ties(**more):
 @given(recipes())
 def test_canonical_json_reads_back_to_the_same_recipe(data):
     one = Recipe.parse(data)
-    for form in (one.data, one.complete, json.loads(one.json), strict_yaml.parse(strict_yaml.text(one.data), "f")):
+    for form in (one.data, one.explicit, json.loads(one.json), strict_yaml.parse(strict_yaml.text(one.data), "f")):
         other = Recipe.parse(form)
         assert other == one
         assert other.id == one.id
@@ -105,7 +105,7 @@ def test_stack_keeps_its_slots_in_order_and_leaves_out_scales_of_one():
     slots = '[{"layer":3,"source":{"expert":"maths"}},{"layer":0,"source":{"expert":"code"}},'
     slots += '{"layer":3,"scale":0.5,"source":{"expert":"maths"}}]'
     assert made.json == f'{{"stack":{{"rest":"base","slots":{slots}}}}}'
-    assert Recipe.parse(made.data) == Recipe.parse(made.complete) == made
+    assert Recipe.parse(made.data) == Recipe.parse(made.explicit) == made
     assert made.experts == ("maths", "code")
 
 
@@ -120,7 +120,7 @@ def test_members_are_those_of_all_nested_recipes():
 
 
 def test_beginnings_are_equal_as_far_as_stacks_are():
-    one = stack(("a", 0), ("a", 1), ("b", 2, 0.5), ("a", 3)).beginnings
+    one = stack(("a", 0), ("a", 1), ("b", 2, 0.5), ("a", 3)).prefix_digests
     assert len(set(one)) == 4
     for other, shared in [
         (stack(("a", 0), ("a", 1), ("b", 2, 0.5)), 3),
@@ -128,10 +128,10 @@ def test_beginnings_are_equal_as_far_as_stacks_are():
         (stack(("a", 0), ("b", 1), ("b", 2, 0.5), ("a", 3)), 1),
         (stack(("a", 0), ("a", 1), rest="a"), 0),
     ]:
-        assert [x == y for x, y in zip(one, other.beginnings, strict=False)] == [
-            i < shared for i in range(len(other.beginnings))
+        assert [x == y for x, y in zip(one, other.prefix_digests, strict=False)] == [
+            i < shared for i in range(len(other.prefix_digests))
         ]
-    assert Recipe.parse("base").beginnings == ()
+    assert Recipe.parse("base").prefix_digests == ()
 
 
 WRONG = [

@@ -231,7 +231,7 @@ def whole(template):
 
 def folded(template, data):
     return short_forms.fold(
-        template, Recipe.parse(short_forms.spell_out(data, BLOCKS)).complete, BLOCKS, whole(template)
+        template, Recipe.parse(short_forms.spell_out(data, BLOCKS)).explicit, BLOCKS, whole(template)
     )
 
 

@@ -15,7 +15,7 @@ from evomerge.search.racing import Racing, RacingSettings, Regression
 from evomerge.space import SearchSpace
 from evomerge.surrogate import item_response
 from evomerge.testing import GenomeSuite, drive, exam, sphere, toy_space, two_spheres
-from evomerge.trial import Evaluation, Proposal, Scored
+from evomerge.trial import Evaluation, Proposal, ScoreTable
 
 NSGA = {"kind": "nsga2", "population": 12}
 CMA = {"kind": "cma"}
@@ -308,7 +308,7 @@ def test_no_example_is_asked_for_twice_and_the_inner_driver_hears_of_all_once_in
 
     def evaluate(proposal):
         found = problem.evaluate(proposal)
-        known.setdefault(proposal.recipe.id, Scored(problem.sizes)).add(proposal.examples, found)
+        known.setdefault(proposal.recipe.id, ScoreTable(problem.sizes)).add(proposal.examples, found)
         whole = {task: range(size) for task, size in problem.sizes.items()}
         examples = whole if proposal.examples is None else proposal.examples
         asked.update((proposal.recipe.id, task, i) for task, numbers in examples.items() for i in numbers)
@@ -321,9 +321,9 @@ def test_no_example_is_asked_for_twice_and_the_inner_driver_hears_of_all_once_in
     for proposal, evaluation in told:
         assert proposal.examples is None
         scores = known.get(proposal.recipe.id)
-        kinds["not scored" if scores is None else "whole" if scores.whole else "stopped"] += 1
+        kinds["not scored" if scores is None else "whole" if scores.complete else "stopped"] += 1
         for name in problem.objectives:
-            if scores is not None and scores.whole:
+            if scores is not None and scores.complete:
                 assert np.array_equal(evaluation.scores[name], scores.take().scores[name])
             else:
                 assert evaluation.scores[name].shape == (1,)
@@ -339,9 +339,9 @@ def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_i
         cost = sum(200 if p.examples is None else len(p.examples["sphere"]) for p in proposals) // 200
         known = {}
         for proposal in proposals:
-            scores = known.setdefault(proposal.recipe.id, Scored(problem.sizes))
+            scores = known.setdefault(proposal.recipe.id, ScoreTable(problem.sizes))
             scores.add(proposal.examples, problem.evaluate(proposal))
-        done = [replace(p, examples=None) for p in proposals if known[p.recipe.id].whole]
+        done = [replace(p, examples=None) for p in proposals if known[p.recipe.id].complete]
         plain = search.make(CMA, problem.space, problem.objectives, seed)
         better.append(problem.quality(done) - problem.quality(drive(plain, problem.evaluate, cost)))
         assert len(known) > 1.3 * cost

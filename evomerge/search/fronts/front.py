@@ -203,7 +203,7 @@ class Front:
 
     def _snapped(self, unit: Genomes) -> Genomes:
         """Return points with int genes at the whole numbers that they decode to."""
-        if not self._space.whole.any():
+        if not self._space.integer.any():
             return unit
         return self._space.to_unit(round_whole(self._space, self._space.from_unit(unit)))
 
