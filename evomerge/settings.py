@@ -162,7 +162,10 @@ class Parts:
 
     def new_driver(self, seed: int) -> Driver:
         """Return a fresh driver."""
-        return search.make(self.driver, self.space, self.searched, seed, self.sizes["search"])
+        metrics = {
+            f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in self.tasks.items()
+        }
+        return search.make(self.driver, self.space, metrics, seed, self.sizes["search"])
 
 
 def _initial(space: SearchSpace) -> Recipe:

@@ -1,6 +1,7 @@
-"""What travels between search and evaluation: a `Proposal` out, an `Evaluation` back. No tensors, no torch."""
+"""What travels between search and evaluation: a `Proposal` out, an `Evaluation` back, of declared `Metric`s. No torch."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,37 @@ Split = Literal["search", "report"]
 
 Examples = Mapping[str, tuple[int, ...]]
 """Task → numbers of some of its examples in a split, each once. A task that is not named has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A kind of score that a task gives each example; higher is better. Not to be confused with the scores themselves."""
+
+    name: str
+    low: float = -math.inf
+    """Lowest possible mean score; -inf where there is none."""
+    high: float = math.inf
+    """Highest possible mean score; inf where there is none."""
+    smooth: bool = False
+    """Whether it is a smooth function of the model's weights, such as a log-likelihood; accuracy is a step function."""
+    margins: str | None = None
+    """Name of the table in `Evaluation.outputs`, `(examples, columns)`, that decides the metric: an example scores 1 where
+    all of its margins are positive, else 0. None where there is no such table."""
+
+    @classmethod
+    def named(cls, name: str) -> "Metric":
+        """Return the metric that is assumed where only a name is declared: the one place where names imply ranges.
+
+        `accuracy…`, `exact_match…` and `rouge…` lie in [0, 1], `log_likelihood` is at most 0, others are unbounded.
+        """
+        if name.startswith(("accuracy", "exact_match", "rouge")):
+            return cls(name, 0.0, 1.0, margins="margins" if name == "accuracy" else None)
+        return cls(name, high=0.0 if name == "log_likelihood" else math.inf)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range, `(low, high)`."""
+        return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from evomerge.errors import DriverError, nearest
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
-from evomerge.search.driver import Breeder, Driver, Generational
+from evomerge.search.driver import Breeder, Driver, Generational, Objectives, read_metrics
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.front import Front, FrontSettings, suits
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
@@ -27,6 +27,7 @@ from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
+from evomerge.trial import Metric
 
 __all__ = [
     "KINDS",
@@ -43,59 +44,65 @@ __all__ = [
     "surfaced",
 ]
 
-_Make = Callable[[SearchSpace, Sequence[str], int, Any, Mapping[str, int]], Driver]
+Metrics = Mapping[str, Metric]
+Make = Callable[[SearchSpace, Metrics, int, Any, Mapping[str, int]], Driver]
+"""`(space, metrics by objective, seed, checked settings, search examples by task) -> driver`."""
 
 
-def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> _Make:
-    return lambda space, objectives, seed, settings, sizes: Generational(
-        space, objectives, breeder(space, objectives, seed, settings)
+def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> Make:
+    return lambda space, metrics, seed, settings, sizes: Generational(
+        space, tuple(metrics), breeder(space, tuple(metrics), seed, settings)
     )
 
 
-def _population(archive: Callable[[Sequence[str], Any], Archive]) -> _Make:
-    return lambda space, objectives, seed, settings, sizes: Population(
-        space, objectives, seed, settings, archive(objectives, settings)
+def _surrogate(breeder: Callable[[SearchSpace, Metrics, int, Any], Breeder]) -> Make:
+    return lambda space, metrics, seed, settings, sizes: Generational(
+        space, tuple(metrics), breeder(space, metrics, seed, settings)
     )
 
 
-def _steady(driver: Callable[[SearchSpace, Sequence[str], int, Any], Driver]) -> _Make:
-    return lambda space, objectives, seed, settings, sizes: driver(space, objectives, seed, settings)
+def _population(archive: Callable[[Sequence[str], Any], Archive]) -> Make:
+    return lambda space, metrics, seed, settings, sizes: Population(
+        space, tuple(metrics), seed, settings, archive(tuple(metrics), settings)
+    )
+
+
+def _steady(driver: Callable[[SearchSpace, Sequence[str], int, Any], Driver]) -> Make:
+    return lambda space, metrics, seed, settings, sizes: driver(space, tuple(metrics), seed, settings)
 
 
 def _racing(
-    space: SearchSpace, objectives: Sequence[str], seed: int, settings: RacingSettings, sizes: Mapping[str, int]
+    space: SearchSpace, metrics: Metrics, seed: int, settings: RacingSettings, sizes: Mapping[str, int]
 ) -> Driver:
-    return Racing(make(settings.driver, space, objectives, seed), space, objectives, seed, settings, sizes)
+    return Racing(make(settings.driver, space, metrics, seed), space, metrics, seed, settings, sizes)
 
 
 def _cycle(
-    space: SearchSpace, objectives: Sequence[str], seed: int, settings: CycleSettings, sizes: Mapping[str, int]
+    space: SearchSpace, metrics: Metrics, seed: int, settings: CycleSettings, sizes: Mapping[str, int]
 ) -> Driver:
     seeds = [recipe.id for recipe in read_seeds(settings, space)]
-    return Population(space, objectives, seed, settings, Cycle(objectives, settings, seeds))
+    return Population(space, tuple(metrics), seed, settings, Cycle(tuple(metrics), settings, seeds))
 
 
-_DRIVERS: dict[str, tuple[type[BaseModel], _Make]] = {
+KINDS: Mapping[str, tuple[type[BaseModel], Make]] = {
     "cma": (CmaSettings, _generational(Cma)),
     "nsga2": (NsgaSettings, _generational(Nsga)),
     "nsga3": (NsgaSettings, _generational(Nsga)),
     "tpe": (OptunaSettings, _generational(Optuna)),
     "gp": (OptunaSettings, _generational(Optuna)),
     "qmc": (OptunaSettings, _generational(Optuna)),
-    "map": (MapSettings, _generational(Map)),
-    "front": (FrontSettings, _generational(Front)),
+    "map": (MapSettings, _surrogate(Map)),
+    "front": (FrontSettings, _surrogate(Front)),
     "random": (RandomSettings, _steady(Random)),
     "niches": (NichesSettings, _population(Niches)),
     "map_elites": (MapElitesSettings, _population(MapElites)),
     "cycle": (CycleSettings, _cycle),
     "swarm": (SwarmSettings, _steady(Swarm)),
-    "nested_map": (NestedMapSettings, _generational(NestedMap)),
-    "bayesian_map": (BayesianMapSettings, _generational(BayesianMap)),
+    "nested_map": (NestedMapSettings, _surrogate(NestedMap)),
+    "bayesian_map": (BayesianMapSettings, _surrogate(BayesianMap)),
     "racing": (RacingSettings, _racing),
 }
-
-KINDS: tuple[str, ...] = tuple(_DRIVERS)
-"""What `kind:` of a driver may be."""
+"""The drivers by `kind:`: their settings, and the function that makes one."""
 
 Surfaced = Front | Map | BayesianMap | NestedMap
 """Breeders that leave a surface: what their surrogates say of merges that nobody has evaluated."""
@@ -107,19 +114,19 @@ POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1
 def make(
     settings: Mapping[str, Any],
     space: SearchSpace,
-    objectives: Sequence[str],
+    objectives: Objectives,
     seed: int,
     sizes: Mapping[str, int] | None = None,
 ) -> Driver:
     """Return the driver that `settings` (`kind:` and its own keys) spell, to search `space` for `objectives`.
 
-    `objectives` name entries of `Evaluation.scores`; higher is better. `seed` (0 or more) decides everything
-    random. `sizes`, the number of search examples of each task, is needed by `racing` alone. Raises `DriverError`.
+    `objectives` name entries of `Evaluation.scores`, or map these names to their `Metric`; higher is better. `seed` (0 or
+    more) decides everything random. `sizes`, the number of search examples of each task, is needed by `racing` alone. Raises `DriverError`.
     """
-    kind = settings.get("kind")
-    if kind not in _DRIVERS:
+    kind = str(settings.get("kind") or "")
+    if kind not in KINDS:
         msg = (
-            f"driver: unknown kind `{kind}`; {nearest(str(kind), KINDS)}"
+            f"driver: unknown kind `{kind}`; {nearest(kind, KINDS)}"
             if kind
             else f"driver: expected `kind:`, one of {', '.join(KINDS)}"
         )
@@ -141,12 +148,12 @@ def make(
             f"type `kind: {(*suited, 'niches')[0]}`"
         )
         raise DriverError(msg)
-    model, build = _DRIVERS[kind]
+    model, build = KINDS[kind]
     try:
         parsed = model.model_validate(settings)
     except ValidationError as error:
         raise DriverError(describe_error(error, "driver", {"": tuple(model.model_fields)})) from None
-    return build(space, objectives, seed, parsed, sizes or {})
+    return build(space, read_metrics(objectives), seed, parsed, sizes or {})
 
 
 def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A driver proposes candidates and learns what they were worth. It is not to be co
 counts the budget, keeps the journal and runs the evaluations.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,10 +14,13 @@ from scipy.special import ndtr, ndtri
 
 from evomerge.errors import DriverError, nearest
 from evomerge.space import Genome, SearchSpace
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Metric, Proposal
 
 Genomes = NDArray[np.float64]
 """Rows of genomes, `(candidates, genes)`."""
+
+Objectives = Mapping[str, Metric] | Sequence[str]
+"""What to maximise: entries of `Evaluation.scores`, `task/metric`, with their declared metrics, or by name alone."""
 
 Means = NDArray[np.float64]
 """Mean score of each objective, `(candidates, objectives)`. Higher is better."""
@@ -195,30 +199,29 @@ def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) ->
     return np.clip(found, space.lower, space.upper)
 
 
-def read_bounds(
-    objectives: Sequence[str], given: Mapping[str, tuple[float | None, float | None]]
-) -> list[tuple[float, float]]:
-    """Return the lowest and the highest mean score that each objective can have, infinite where there is none.
+def read_metrics(
+    objectives: Objectives, bounds: Mapping[str, tuple[float | None, float | None]] | None = None
+) -> dict[str, Metric]:
+    """Return the metric of each objective, with the range that `bounds` gives it, if any: None is no bound.
 
-    `given` maps objectives to them, None where there is none; others have [0, 1] for `accuracy`, `exact_match` and `rouge…`,
-    0 at most for `log_likelihood`, and no bounds else. Raises `DriverError`.
+    An objective without a declared metric has that of its name (`Metric.named`). Raises `DriverError`.
     """
-    for name in given:
+    bounds = bounds or {}
+    for name in bounds:
         if name not in objectives:
             msg = f"driver `bounds`: unknown objective `{name}`; {nearest(name, objectives)}"
             raise DriverError(msg)
-    found: list[tuple[float, float]] = []
+    metrics = {}
     for name in objectives:
-        metric = name.rpartition("/")[2]
-        shares = metric.startswith(("accuracy", "exact_match", "rouge"))
-        usual = (0.0, 1.0) if shares else (None, 0.0) if metric == "log_likelihood" else (None, None)
-        low, high = given.get(name, usual)
-        bound = (-np.inf if low is None else low, np.inf if high is None else high)
-        if not bound[0] < bound[1]:
+        metric = objectives[name] if isinstance(objectives, Mapping) else Metric.named(name.rpartition("/")[2])
+        low, high = bounds.get(name, metric.bounds)
+        metrics[name] = dataclasses.replace(
+            metric, low=-np.inf if low is None else low, high=np.inf if high is None else high
+        )
+        if not metrics[name].low < metrics[name].high:
             msg = f"driver `bounds`: `{name}` has [{low}, {high}]; expected a lower and a higher number, or null"
             raise DriverError(msg)
-        found.append(bound)
-    return found
+    return metrics
 
 
 def check_bounds(
@@ -236,7 +239,7 @@ def check_bounds(
             raise DriverError(msg)
 
 
-def read_weights(objectives: Sequence[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
+def read_weights(objectives: Collection[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
     """Return the weights, `(objectives,)` and together 1, of the mean that a driver of one number maximises.
 
     `given` maps objectives to weights of 0 or more, those left out weigh 0; None gives all the same. Raises `DriverError`.

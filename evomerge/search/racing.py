@@ -42,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from evomerge import pareto
 from evomerge.errors import DriverError
-from evomerge.search.driver import Driver, Generational, read_bounds
+from evomerge.search.driver import Driver, Generational, Objectives, read_metrics
 from evomerge.search.fronts.front import fit_surrogates, suits
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response
@@ -221,7 +221,7 @@ class Racing:
         self,
         driver: Driver,
         space: SearchSpace,
-        objectives: Sequence[str],
+        objectives: Objectives,
         seed: int,
         settings: RacingSettings,
         sizes: Mapping[str, int],
@@ -236,6 +236,7 @@ class Racing:
         """What a candidate must be better by to matter now, in standard errors."""
         self._barren = 0  # fields in a row
         self._objectives = tuple(objectives)
+        self._metrics = read_metrics(objectives)
         self._tasks = [name.rpartition("/")[0] for name in objectives]
         for name, task in zip(objectives, self._tasks, strict=True):
             if task not in sizes:
@@ -367,12 +368,12 @@ class Racing:
         self._seen = [{task: seen[k] for task, seen in rungs.items()} for k in range(len(self._settings.rungs))]
         self._seen.append(self._everything)
         if self._space:
-            bounds = {}
-            limits = zip(self._objectives, tables, read_bounds(self._objectives, {}), strict=True)
-            for name, table, (low, high) in limits:
-                bounds[name] = (low, high) if low <= table.min() <= table.max() <= high else (-math.inf, math.inf)
+            metrics = {}
+            for table, (name, metric) in zip(tables, self._metrics.items(), strict=True):
+                inside = metric.low <= table.min() <= table.max() <= metric.high
+                metrics[name] = metric if inside else replace(metric, low=-math.inf, high=math.inf)
             points = _points(self._space, [proposal for proposal, _ in latest])
-            self._fits = fit_surrogates(bounds, points, [done for _, done in latest])
+            self._fits = fit_surrogates(metrics, points, [done for _, done in latest])
 
     def _expect(self, space: SearchSpace) -> None:
         """Set what the runners' genes say."""

@@ -23,7 +23,7 @@ from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
 from evomerge.tasks.data import Columns, indices, read_splits, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
+from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
 _IMAGE_AXES = 3
@@ -88,10 +88,8 @@ class Classification(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=settings.metrics,
+            metrics=choose_metrics(settings.metrics, settings.keep_margins),
             sizes={split: len(columns[settings.label]) for split, columns in splits.items()},
-            search="log_likelihood" if "log_likelihood" in settings.metrics else settings.metrics[0],
-            report="accuracy" if "accuracy" in settings.metrics else settings.metrics[0],
         )
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)

@@ -1,18 +1,28 @@
 """Any Python function as a task."""
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
-from evomerge.trial import Split
+from evomerge.trial import Metric, Split
+
+
+class Range(BaseModel):
+    """Lowest and highest mean score of a metric, infinite where there is none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float = -math.inf
+    high: float = math.inf
 
 
 class FunctionSettings(TaskSettings):
@@ -25,8 +35,17 @@ class FunctionSettings(TaskSettings):
     """Number of examples of the search split."""
     report: int = Field(ge=1)
     """Number of examples of the report split."""
-    metrics: tuple[str, ...] = Field(default=("score",), min_length=1)
-    """The metrics that the function returns. The first is searched and reported, unless said otherwise."""
+    metrics: tuple[str, ...] | dict[str, Range] = Field(default=("score",), min_length=1)
+    """The metrics that the function returns, by name, or `{name: {low: 0, high: 1}}` with their ranges.
+
+    A name alone has the range of `Metric.named`. The first metric is searched and reported by default.
+    """
+
+    def declared(self) -> list[Metric]:
+        """Return the metrics with their ranges."""
+        if isinstance(self.metrics, tuple):
+            return [Metric.named(name) for name in self.metrics]
+        return [Metric(name, bounds.low, bounds.high) for name, bounds in self.metrics.items()]
 
 
 class Function(SplitTask):
@@ -41,10 +60,8 @@ class Function(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=settings.metrics,
+            metrics=settings.declared(),
             sizes={"search": settings.search, "report": settings.report},
-            search=settings.metrics[0],
-            report=settings.metrics[0],
         )
         self._where = settings.function
         self._function = _imported(name, settings.function, folder)
@@ -53,7 +70,7 @@ class Function(SplitTask):
         """Return what the function returns. Raises `TaskError` unless that is a finite number for each example."""
         numbers = self.numbers(split, examples)
         found = self._function(model, split, numbers)
-        given = found if isinstance(found, Mapping) else {self.metrics[0]: found}
+        given = found if isinstance(found, Mapping) else {next(iter(self.metrics)): found}
         if set(given) != set(self.metrics):
             msg = f"{self._where} returned the metrics {sorted(given)}; expected {sorted(self.metrics)} (setting `metrics`)"
             raise self.error(msg)

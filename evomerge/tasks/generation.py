@@ -21,7 +21,7 @@ from evomerge.tasks.causal import (
     require_causal,
 )
 from evomerge.tasks.data import read_splits, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
+from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Split
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -65,10 +65,8 @@ class Generation(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=("accuracy", "log_likelihood"),
+            metrics=(ACCURACY, LOG_LIKELIHOOD),
             sizes={split: len(found[settings.prompt]) for split, found in splits.items()},
-            search="log_likelihood",
-            report="accuracy",
         )
         self._settings = settings
         self._pattern = self._compiled()

@@ -10,7 +10,7 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, begin_tokens, log_likelihoods
 from evomerge.tasks.data import read_splits, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
+from evomerge.tasks.task import LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, vector
 from evomerge.trial import Split
 
 
@@ -42,10 +42,8 @@ class LanguageModelling(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=("log_likelihood",),
+            metrics=(LOG_LIKELIHOOD,),
             sizes={split: len(columns[settings.text]) for split, columns in splits.items()},
-            search="log_likelihood",
-            report="log_likelihood",
         )
         self._settings = settings
         self._texts = {split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()}

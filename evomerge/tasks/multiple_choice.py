@@ -10,7 +10,7 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
 from evomerge.tasks.data import indices, read_splits, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
+from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
 
@@ -54,10 +54,8 @@ class MultipleChoice(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=settings.metrics,
+            metrics=choose_metrics(settings.metrics, settings.keep_margins),
             sizes={split: len(found[settings.answer]) for split, found in splits.items()},
-            search="log_likelihood" if "log_likelihood" in settings.metrics else settings.metrics[0],
-            report="accuracy" if "accuracy" in settings.metrics else settings.metrics[0],
         )
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evomerge.errors import TaskError, nearest
 from evomerge.models import LiveModel
-from evomerge.trial import Split
+from evomerge.trial import Metric, Split
 
 Vector = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ class Task(Protocol):
         """The name in the study."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """The metrics that `score` can return."""
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics that `score` can return, by name."""
 
     @property
     def search_metric(self) -> str:
@@ -83,16 +83,20 @@ class SplitTask(ABC):
         name: str,
         settings: TaskSettings,
         *,
-        metrics: tuple[str, ...],
+        metrics: Sequence[Metric],
         sizes: Mapping[Split, int],
-        search: str,
-        report: str,
     ) -> None:
-        """Take the kind's `metrics`, and its default ones to `search` and to `report`, which the settings may change."""
+        """Take the task's `metrics` and the number of examples in each split.
+
+        The first smooth metric is searched and the first other one reported, unless the settings name them. Raises
+        `TaskError` for the name of no metric.
+        """
         self.name = name
-        self.metrics = metrics
-        self.search_metric = self._known("search_metric", settings.search_metric or search)
-        self.report_metric = self._known("report_metric", settings.report_metric or report)
+        self.metrics = {metric.name: metric for metric in metrics}
+        smooth = next((metric for metric in metrics if metric.smooth), metrics[0])
+        other = next((metric for metric in metrics if not metric.smooth), metrics[0])
+        self.search_metric = self._checked_name("search_metric", settings.search_metric or smooth.name)
+        self.report_metric = self._checked_name("report_metric", settings.report_metric or other.name)
         self._sizes = dict(sizes)
 
     def size(self, split: Split) -> int:
@@ -117,11 +121,24 @@ class SplitTask(ABC):
         """Return the error that says `what` of this task."""
         return TaskError(f"task `{self.name}`: {what}")
 
-    def _known(self, key: str, metric: str) -> str:
+    def _checked_name(self, key: str, metric: str) -> str:
         if metric not in self.metrics:
             msg = f"unknown `{key}` `{metric}`; {nearest(metric, self.metrics)}"
             raise self.error(msg)
         return metric
+
+
+ACCURACY = Metric("accuracy", 0.0, 1.0)
+"""Share of the examples that are right."""
+
+LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True)
+"""Log-likelihood of the right tokens or label, in nats, at most 0."""
+
+
+def choose_metrics(names: Sequence[str], keep_margins: bool) -> list[Metric]:
+    """Return the metrics of these names, accuracy with a table of `margins` where they are kept."""
+    accuracy = replace(ACCURACY, margins="margins" if keep_margins else None)
+    return [accuracy if name == "accuracy" else LOG_LIKELIHOOD for name in names]
 
 
 def vector(values: Any) -> Vector:

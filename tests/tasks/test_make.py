@@ -124,7 +124,7 @@ def function(folder, name, body):
 
 def test_function_beside_the_study_is_found(folder):
     task = make("some", function(folder, "evomerge_beside", "[-float(i) for i in examples]"), folder)
-    assert task.metrics == ("score",)
+    assert tuple(task.metrics) == ("score",)
     assert task.score(None, "search").scores["score"].tolist() == [0, -1, -2]
     assert str(folder) not in sys.path
 

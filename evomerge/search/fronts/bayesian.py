@@ -42,7 +42,7 @@ from scipy.special import betainc
 
 from evomerge import surrogate
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, known_recipes
+from evomerge.search.driver import Genomes, Means, Objectives, known_recipes
 from evomerge.search.fronts.quadratic import Fit, Quadratics, check_size, grid_design, levels
 from evomerge.search.fronts.surface import Surface
 from evomerge.space import SearchSpace
@@ -82,7 +82,7 @@ class BayesianMap:
     quadratic, as many others, of Sobol's sequence, take their places.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: BayesianMapSettings) -> None:
+    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: BayesianMapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` as `Map` does, and for too many genes."""
         self._quadratics = Quadratics("bayesian_map", space, objectives, seed, settings.bounds)
         genes = len(space.genes)

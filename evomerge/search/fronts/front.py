@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
-from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds, round_whole
+from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_whole
 from evomerge.search.fronts import infill
 from evomerge.search.fronts.surface import Surface, doubts, flat, nothing, published
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate
-from evomerge.trial import Evaluation
+from evomerge.trial import Evaluation, Metric
 
 MOST_GENES = 40
 _PER_GENE = 5
@@ -67,7 +67,7 @@ class Front:
     over what was evaluated is left out; if none varies, the search is over.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: FrontSettings) -> None:
+    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: FrontSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for choices and bits, and for too many genes."""
         other = "nsga2" if len(objectives) > 1 else "cma"
         for gene in space.genes:
@@ -80,7 +80,7 @@ class Front:
             raise DriverError(msg)
         self._space = space
         self._objectives = tuple(objectives)
-        self._bounds = dict(zip(objectives, read_bounds(objectives, settings.bounds), strict=True))
+        self._metrics = read_metrics(objectives, settings.bounds)
         self._seed = seed
         self._settings = settings
         self._known = known_recipes(space) if settings.seed_known else np.empty((0, self._genes))
@@ -222,8 +222,8 @@ class Front:
     def _fit(self, points: Genomes, succeeded: Sequence[Evaluation]) -> dict[str, Surrogate]:
         """Return the surrogate of each objective that varies. Raises `DriverError` for a score that is out of bounds."""
         scores = [np.array([done.scores[name] for done in succeeded], np.float64) for name in self._objectives]
-        check_bounds("front", self._objectives, list(self._bounds.values()), scores)
-        return fit_surrogates(self._bounds, points, succeeded)
+        check_bounds("front", self._objectives, [metric.bounds for metric in self._metrics.values()], scores)
+        return fit_surrogates(self._metrics, points, succeeded)
 
     def _beyond(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
         """Return by what share deviations exceed what is trusted, in the worst objective: `(points,)`, above 0 where they do.
@@ -298,21 +298,20 @@ def suits(space: SearchSpace) -> bool:
 
 
 def fit_surrogates(
-    bounds: Mapping[str, tuple[float, float]], points: Genomes, evaluations: Sequence[Evaluation]
+    metrics: Mapping[str, Metric], points: Genomes, evaluations: Sequence[Evaluation]
 ) -> dict[str, Surrogate]:
-    """Return the surrogate of each objective of `bounds` that varies, of margins too where they were kept.
+    """Return the surrogate of each objective of `metrics` that varies, of its margins too where they were kept.
 
     `points`, `(evaluations, genes)`, are unit coordinates; the evaluations have succeeded. Raises `SurrogateError`.
     """
     fits = {}
-    for name, limits in bounds.items():
+    for name, metric in metrics.items():
         scores = np.array([evaluation.scores[name] for evaluation in evaluations], dtype=np.float64)
-        task, _, metric = name.rpartition("/")
-        tables = [evaluation.outputs.get(f"{task}/margins") for evaluation in evaluations]
-        known = metric == "accuracy" and all(table is not None for table in tables)
-        margins = np.array(tables, dtype=np.float64) if known else None
+        table = f"{name.rpartition('/')[0]}/{metric.margins}"
+        known = metric.margins is not None and all(table in evaluation.outputs for evaluation in evaluations)
+        margins = np.array([done.outputs[table] for done in evaluations], np.float64) if known else None
         if surrogate.varies(scores):
-            fits[name] = surrogate.fit(points, scores, bounds=limits, margins=margins)
+            fits[name] = surrogate.fit(points, scores, bounds=metric.bounds, margins=margins)
     return fits
 
 

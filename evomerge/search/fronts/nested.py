@@ -46,7 +46,7 @@ from scipy.spatial.distance import cdist
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds, read_weights
+from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, read_weights
 from evomerge.search.fronts.infill import spread
 from evomerge.search.fronts.quadratic import Bounds, LeftOut, identifies, succeeds
 from evomerge.search.fronts.surface import Surface, doubts, flat, nothing, published
@@ -222,7 +222,7 @@ class NestedMap:
     the units, and 1 where all fail; a model that failed is paired last.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: NestedMapSettings) -> None:
+    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: NestedMapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` unless each gene is one expert's weight, with its task."""
         genes = len(space.genes)
         experts = _experts(space, objectives)
@@ -230,7 +230,7 @@ class NestedMap:
         self._objectives = tuple(objectives)
         self._seed = seed
         self._size = settings.points
-        self._bounds = read_bounds(objectives, settings.bounds)
+        self._bounds = [metric.bounds for metric in read_metrics(objectives, settings.bounds).values()]
         self._weights = read_weights(objectives, settings.weights)
         self._count = settings.validated or surrogate.unknowns(genes)
         self._known = known_recipes(space)
@@ -545,7 +545,7 @@ def preferences(objectives: int, count: int, seed: int) -> NDArray[np.float64]:
     return drawn[spread(drawn, count)]
 
 
-def _experts(space: SearchSpace, objectives: Sequence[str]) -> list[str]:
+def _experts(space: SearchSpace, objectives: Objectives) -> list[str]:
     """Return the expert whose weight each gene is. Raises `DriverError` unless there is one, and as many objectives."""
     genes = len(space.genes)
     marks = space.landmarks()

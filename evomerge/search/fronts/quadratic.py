@@ -37,7 +37,7 @@ from scipy.special import expit, logit
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
-from evomerge.search.driver import Genomes, Means, check_bounds, known_recipes, read_bounds
+from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics
 from evomerge.search.fronts.infill import evolve, spread
 from evomerge.search.fronts.surface import Surface, doubts, flat, nothing, published
 from evomerge.search.nsga import reference_directions
@@ -75,7 +75,7 @@ class Map:
     Sobol's sequence, take their places.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: MapSettings) -> None:
+    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: MapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, and for genes that are no floats."""
         self._quadratics = Quadratics("map", space, objectives, seed, settings.bounds)
         self._space = space
@@ -137,7 +137,7 @@ class Quadratics:
         self,
         kind: str,
         space: SearchSpace,
-        objectives: Sequence[str],
+        objectives: Objectives,
         seed: int,
         bounds: Mapping[str, tuple[float | None, float | None]],
     ) -> None:
@@ -154,7 +154,7 @@ class Quadratics:
         self._space = space
         self._objectives = tuple(objectives)
         self._seed = seed
-        self._bounds = read_bounds(objectives, bounds)
+        self._bounds = [metric.bounds for metric in read_metrics(objectives, bounds).values()]
         self.points: Genomes = np.empty((0, len(space.genes)))  # unit coordinates
         self.means: Means = np.empty((0, len(objectives)))
         self._succeeded: list[Evaluation] = []
