@@ -59,6 +59,10 @@ class ZooError(EvomergeError, RuntimeError):
     """An embedded zoo is not built, or cannot be built here."""
 
 
+class PluginError(EvomergeError, ImportError):
+    """A plug-in cannot be loaded, or its name is taken."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the words that end an error about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from evomerge.errors import EvaluatorError
 from evomerge.recipe import Recipe
@@ -78,6 +78,16 @@ class Evaluation:
     error: str | None = None
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scores: Mapping[str, ArrayLike]) -> "Evaluation":
+        """Return the evaluation of plain numbers: for each objective one score, or a vector of one per example.
+
+        Scores that are not finite give a failed evaluation.
+        """
+        vectors = {name: np.atleast_1d(np.asarray(score, dtype=np.float32)) for name, score in scores.items()}
+        bad = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
+        return cls(error=f"the score `{bad[0]}` is not finite") if bad else cls(vectors)
 
     def means(self, objectives: Sequence[str]) -> NDArray[np.float64]:
         """Return the mean score of each objective, float64 `(objectives,)`; all NaN for a failed evaluation."""

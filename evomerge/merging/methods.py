@@ -11,6 +11,7 @@ from typing import Any
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.stages import STAGES
+from evomerge.plugins import Table
 from evomerge.recipe import Merge
 
 Weights = Mapping[str, float]
@@ -88,7 +89,7 @@ def _undropped(reached: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return None if reached is None else {**reached, "drop": 0.0}
 
 
-METHODS: dict[str, Method] = {
+_BUILT_IN = {
     method.name: method
     for method in (
         Method(
@@ -266,6 +267,10 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+METHODS: Mapping[str, Method] = Table(
+    "evomerge.methods", _BUILT_IN, "an evomerge.merging.Method", lambda entry: isinstance(entry, Method)
+)
 
 
 def spell_out(merge: Merge) -> dict[str, Any]:

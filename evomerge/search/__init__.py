@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from evomerge.errors import DriverError, nearest
+from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
-from evomerge.search.driver import Breeder, Driver, Generational, Objectives, read_metrics
+from evomerge.search.driver import Breeder, Driver, Generational, Objectives, asks, read_metrics
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.front import Front, FrontSettings, suits
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
@@ -39,6 +40,7 @@ __all__ = [
     "Generational",
     "Population",
     "Surfaced",
+    "asks",
     "default",
     "make",
     "surfaced",
@@ -84,24 +86,29 @@ def _cycle(
     return Population(space, tuple(metrics), seed, settings, Cycle(tuple(metrics), settings, seeds))
 
 
-KINDS: Mapping[str, tuple[type[BaseModel], Make]] = {
-    "cma": (CmaSettings, _generational(Cma)),
-    "nsga2": (NsgaSettings, _generational(Nsga)),
-    "nsga3": (NsgaSettings, _generational(Nsga)),
-    "tpe": (OptunaSettings, _generational(Optuna)),
-    "gp": (OptunaSettings, _generational(Optuna)),
-    "qmc": (OptunaSettings, _generational(Optuna)),
-    "map": (MapSettings, _surrogate(Map)),
-    "front": (FrontSettings, _surrogate(Front)),
-    "random": (RandomSettings, _steady(Random)),
-    "niches": (NichesSettings, _population(Niches)),
-    "map_elites": (MapElitesSettings, _population(MapElites)),
-    "cycle": (CycleSettings, _cycle),
-    "swarm": (SwarmSettings, _steady(Swarm)),
-    "nested_map": (NestedMapSettings, _surrogate(NestedMap)),
-    "bayesian_map": (BayesianMapSettings, _surrogate(BayesianMap)),
-    "racing": (RacingSettings, _racing),
-}
+KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
+    "evomerge.drivers",
+    {
+        "cma": (CmaSettings, _generational(Cma)),
+        "nsga2": (NsgaSettings, _generational(Nsga)),
+        "nsga3": (NsgaSettings, _generational(Nsga)),
+        "tpe": (OptunaSettings, _generational(Optuna)),
+        "gp": (OptunaSettings, _generational(Optuna)),
+        "qmc": (OptunaSettings, _generational(Optuna)),
+        "map": (MapSettings, _surrogate(Map)),
+        "front": (FrontSettings, _surrogate(Front)),
+        "random": (RandomSettings, _steady(Random)),
+        "niches": (NichesSettings, _population(Niches)),
+        "map_elites": (MapElitesSettings, _population(MapElites)),
+        "cycle": (CycleSettings, _cycle),
+        "swarm": (SwarmSettings, _steady(Swarm)),
+        "nested_map": (NestedMapSettings, _surrogate(NestedMap)),
+        "bayesian_map": (BayesianMapSettings, _surrogate(BayesianMap)),
+        "racing": (RacingSettings, _racing),
+    },
+    "(settings model, function of space, metrics, seed, settings and sizes)",
+    is_settings_and_factory,
+)
 """The drivers by `kind:`: their settings, and the function that makes one."""
 
 Surfaced = Front | Map | BayesianMap | NestedMap

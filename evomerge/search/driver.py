@@ -5,7 +5,7 @@ counts the budget, keeps the journal and runs the evaluations.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -62,6 +62,30 @@ class Driver(Protocol):
         made of, its recipe says.
         """
         ...
+
+
+def asks(driver: Driver, budget: int) -> Iterator[Proposal]:
+    """Yield up to `budget` proposals. Ends early where `ask` returns None: the driver waits for a `tell`, or is done.
+
+    Any function is maximised so, here over two floats:
+
+        space = Box({"x": (-5, 5), "y": (-5, 5)})
+        driver = make({"kind": "cma"}, space, ["score"], seed=0)
+        for proposal in asks(driver, budget=200):
+            score = -function(**space.values(proposal.genome))
+            driver.tell(proposal, Evaluation.of({"score": score}))
+
+    With eight proposals pending at once:
+
+        while batch := list(asks(driver, budget=8)):
+            for proposal, score in zip(batch, executor.map(score_of, batch)):
+                driver.tell(proposal, Evaluation.of({"score": score}))
+    """
+    for _ in range(budget):
+        proposal = driver.ask()
+        if proposal is None:
+            return
+        yield proposal
 
 
 class Breeder(Protocol):

@@ -21,8 +21,9 @@ A stack may stand in one of its short forms (`evomerge.recipe.short_forms`), whi
 bounds and spells it out. A bit says whether a slot of a path is a hop; `first` starts with the first source's layers.
 """
 
+from evomerge.space.box import Box
 from evomerge.space.holes import Gene, Genome
 from evomerge.space.library import from_method, read, shipped
 from evomerge.space.space import SearchSpace, SpaceFile
 
-__all__ = ["Gene", "Genome", "SearchSpace", "SpaceFile", "from_method", "read", "shipped"]
+__all__ = ["Box", "Gene", "Genome", "SearchSpace", "SpaceFile", "from_method", "read", "shipped"]

@@ -10,24 +10,30 @@ from typing import Any
 from pydantic import ValidationError
 
 from evomerge.errors import TaskError, nearest
+from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe
 from evomerge.tasks.classification import Classification, ClassificationSettings
 from evomerge.tasks.function import Function, FunctionSettings
 from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
 from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
-from evomerge.tasks.task import Scores, Task, TaskSettings
+from evomerge.tasks.task import Scores, SplitTask, Task, TaskSettings
 
-__all__ = ["KINDS", "Scores", "Task", "make"]
+__all__ = ["KINDS", "Scores", "SplitTask", "Task", "TaskSettings", "make"]
 
-KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = {
-    "classification": (ClassificationSettings, Classification),
-    "language_modelling": (LanguageModellingSettings, LanguageModelling),
-    "multiple_choice": (MultipleChoiceSettings, MultipleChoice),
-    "generation": (GenerationSettings, Generation),
-    "callable": (FunctionSettings, Function),
-}
-"""The kinds of task: their settings, and what makes a task of a name, settings and a folder."""
+KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
+    "evomerge.tasks",
+    {
+        "classification": (ClassificationSettings, Classification),
+        "language_modelling": (LanguageModellingSettings, LanguageModelling),
+        "multiple_choice": (MultipleChoiceSettings, MultipleChoice),
+        "generation": (GenerationSettings, Generation),
+        "callable": (FunctionSettings, Function),
+    },
+    "(settings model, function of name, settings and folder)",
+    is_settings_and_factory,
+)
+"""The tasks by `kind:`: their settings, and the function that makes one from a name, checked settings and a folder."""
 
 
 def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:

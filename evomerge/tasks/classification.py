@@ -114,10 +114,10 @@ class Classification(SplitTask):
         """
         labels = self._labels[split]
         if examples is None:
-            batches = self._whole.get((split, model.folder)) or self._batches(model, split, self.numbers(split, None))
+            batches = self._whole.get((split, model.folder)) or self._batches(model, split, self.indices(split, None))
             self._whole[split, model.folder] = batches
         else:
-            numbers = self.numbers(split, examples)
+            numbers = self.indices(split, examples)
             labels, batches = labels[numbers], self._batches(model, split, numbers)
         logits = self._logits(model, batches)
         classes = logits.shape[1]

@@ -68,7 +68,7 @@ class Function(SplitTask):
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return what the function returns. Raises `TaskError` unless that is a finite number for each example."""
-        numbers = self.numbers(split, examples)
+        numbers = self.indices(split, examples)
         found = self._function(model, split, numbers)
         given = found if isinstance(found, Mapping) else {next(iter(self.metrics)): found}
         if set(given) != set(self.metrics):

@@ -83,7 +83,7 @@ class Generation(SplitTask):
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return log-likelihood of each answer, and accuracy where it is reported or searched."""
         require_causal(self.name, model)
-        numbers = self.numbers(split, examples)
+        numbers = self.indices(split, examples)
         key = (split, model.folder)
         if key not in self._made:
             prompts = [prompt + self._settings.separator for prompt in self._prompts[split]]

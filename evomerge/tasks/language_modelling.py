@@ -51,7 +51,7 @@ class LanguageModelling(SplitTask):
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each text, per token, byte or example."""
-        numbers = self.numbers(split, examples)
+        numbers = self.indices(split, examples)
         key = (split, model.folder)
         if key not in self._made:
             self._made[key] = self._tokenised(model, self._texts[split])

@@ -77,7 +77,7 @@ class MultipleChoice(SplitTask):
         all are positive.
         """
         require_causal(self.name, model)
-        numbers = self.numbers(split, examples)
+        numbers = self.indices(split, examples)
         key = (split, model.folder)
         if key not in self._made:
             self._made[key] = self._tokenised(model, split)

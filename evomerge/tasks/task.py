@@ -107,7 +107,7 @@ class SplitTask(ABC):
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the scores of `model`, as `Task` says."""
 
-    def numbers(self, split: Split, examples: Sequence[int] | None) -> list[int]:
+    def indices(self, split: Split, examples: Sequence[int] | None) -> list[int]:
         """Return the numbers of the examples to score. Raises `TaskError` for one that the split does not have."""
         size = self.size(split)
         chosen = list(range(size)) if examples is None else [int(number) for number in examples]

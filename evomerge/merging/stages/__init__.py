@@ -1,10 +1,18 @@
 """The stages, by name."""
 
+from collections.abc import Mapping
+
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.merging.stages.edits import EDITS
 from evomerge.merging.stages.posts import POSTS
 from evomerge.merging.stages.spectral import SPECTRAL
 from evomerge.merging.stages.weights import WEIGHTS
+from evomerge.plugins import Table
 
-STAGES: dict[str, Stage] = {**EDITS, **SPECTRAL, **WEIGHTS, **ARCS, **POSTS}
+STAGES: Mapping[str, Stage] = Table(
+    "evomerge.stages",
+    {**EDITS, **SPECTRAL, **WEIGHTS, **ARCS, **POSTS},
+    "an evomerge.merging.Stage",
+    lambda entry: isinstance(entry, Stage),
+)

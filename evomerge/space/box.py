@@ -1,0 +1,44 @@
+"""Box: a search space of plain values, over which drivers search any function."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evomerge.recipe import Recipe, canonical_json, expert
+from evomerge.space.holes import Genome
+from evomerge.space.space import SearchSpace
+
+
+class Box(SearchSpace):
+    """Named values. Not to be confused with other search spaces, whose genomes decode to merged models.
+
+    A gene is `(low, high)` for a float, a list of options for a choice, or a hole as in a space file:
+
+        Box({"x": (-5, 5), "layers": {"int": [1, 8]}, "rate": {"float": [1e-5, 1], "log": True}, "norm": ["pre", "post"]})
+    """
+
+    def __init__(self, genes: Mapping[str, Any]) -> None:
+        """Read the genes. Raises `SpaceError`."""
+        holes = {
+            name: {"float": list(gene)}
+            if isinstance(gene, tuple)
+            else {"choice": gene}
+            if isinstance(gene, list)
+            else gene
+            for name, gene in genes.items()
+        }
+        super().__init__(holes, experts=())
+
+    def values(self, genome: Genome) -> dict[str, Any]:
+        """Return the value of each gene by name: a float, an int, or an option."""
+        return {gene.name: gene.value(number) for gene, number in zip(self.genes, genome.tolist(), strict=True)}
+
+    def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
+        """Return a recipe that only names the values, so that equal values have equal ids: no model stands behind it."""
+        return expert(canonical_json(self.values(genome)))
+
+    def landmarks(self) -> dict[str, Genome]:
+        """Return the initial genome: every gene's `init`, by default the middle of its range."""
+        return {"init": self.initial}
+
+    def _check_everywhere(self) -> None:
+        """Accept all values."""
