@@ -29,7 +29,7 @@ from evomerge.codecs import measure as codec_measure
 from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
 from evomerge.models import LiveModel
-from evomerge.progress import Progress, Sometimes, quiet
+from evomerge.progress import Progress, Throttled, step_printer
 from evomerge.recipe import Recipe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import choose, export, figures, html, measure, population, surface, surface_figures, tables
@@ -86,7 +86,7 @@ def demo(
     data = {"name": f"demo-{name}", "pool": {"zoo": name}, "precision": precision, **_DEMO[name]}
     settings = StudySettings.parse(data, "demo", Path.cwd())
     settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4), None)
-    study = Study.create(out, settings, quiet(console))
+    study = Study.create(out, settings, step_printer(console))
     _describe(study.parts, settings, console)
     results = _search_and_report(study, console)
     merged = out / f"merged-{results.picked[:8]}"
@@ -113,11 +113,11 @@ def run(
     console = _console()
     settings = _override(StudySettings.read(file), evaluations, workers, seed)
     if dry_run:
-        parts = open_parts(settings, quiet(console))
+        parts = open_parts(settings, step_printer(console))
         _describe(parts, settings, console)
         _price(parts, settings, console)
         return
-    study = Study.create(out or Path("runs") / settings.name, settings, quiet(console))
+    study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
     _describe(study.parts, settings, console)
     _search_and_report(study, console)
 
@@ -130,7 +130,7 @@ def resume(
 ) -> None:
     """Go on with a study that was stopped, killed, or deserves a larger budget."""
     console = _console()
-    study = Study.open(folder, progress=quiet(console))
+    study = Study.open(folder, progress=step_printer(console))
     if evaluations is not None or workers is not None:
         study = Study.open(folder, _override(study.settings, evaluations, workers, None))
     _search_and_report(study, console)
@@ -462,7 +462,7 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
 def _search_and_report(study: Study, console: Console) -> Results:
     total = study.settings.evaluations
     best = -math.inf
-    covering = Sometimes(lambda: _covering(study))
+    covering = Throttled(lambda: _covering(study))
     with study.evaluator() as evaluator, Progress("search", total, console) as progress:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
@@ -565,19 +565,21 @@ def _pairs(text: str | None) -> dict[str, float] | None:
 def _pool(given: Any, file: Path, name: str | None, base: Path | None, experts: list[str], console: Console) -> Pool:
     if name is not None:
         found = zoo.load(name)
-        return Pool(found.pool["base"], found.pool["experts"], progress=quiet(console))
+        return Pool(found.pool["base"], found.pool["experts"], progress=step_printer(console))
     if base is not None or experts:
         pairs = [entry.partition("=") for entry in experts]
         if base is None or not all(equals for _, equals, _ in pairs):
             msg = "a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`"
             raise RecipeError(msg)
-        return Pool(base, {key: path for key, _, path in pairs}, progress=quiet(console))
+        return Pool(base, {key: path for key, _, path in pairs}, progress=step_printer(console))
     if not isinstance(given, dict) or set(given) != {"base", "experts"} or not isinstance(given["experts"], dict):
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
     folder = file.parent
     return Pool(
-        folder / given["base"], {key: folder / path for key, path in given["experts"].items()}, progress=quiet(console)
+        folder / given["base"],
+        {key: folder / path for key, path in given["experts"].items()},
+        progress=step_printer(console),
     )
 
 
@@ -594,7 +596,7 @@ def _pool_and_tasks(
     data = {} if file is None else strict_yaml.read(file)
     elsewhere = name is not None or base is not None or bool(experts)
     if file is not None and not elsewhere and isinstance(data, dict) and "space" in data:
-        parts = open_parts(StudySettings.read(file), quiet(console))
+        parts = open_parts(StudySettings.read(file), step_printer(console))
         setup = parts.setup
         return (
             parts.pool,

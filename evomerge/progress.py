@@ -63,7 +63,7 @@ class Progress:
             )
 
 
-class Sometimes:
+class Throttled:
     """A text that takes a while to find out: found out again at most once a second, and shown as it was until then."""
 
     def __init__(self, find: Callable[[], str]) -> None:
@@ -80,6 +80,6 @@ class Sometimes:
         return self._text
 
 
-def quiet(console: Console) -> Callable[[str], None]:
+def step_printer(console: Console) -> Callable[[str], None]:
     """Return a teller of single steps: one dim line each."""
     return lambda what: console.print(f"[dim]{what}[/dim]")

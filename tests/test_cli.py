@@ -14,7 +14,7 @@ import yaml
 from evomerge.cli import _parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
-from evomerge.progress import Sometimes
+from evomerge.progress import Throttled
 from evomerge.recipe import Recipe
 from evomerge.study import Study
 
@@ -102,7 +102,7 @@ def test_a_text_that_takes_a_while_is_found_out_once_a_second(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     texts = iter("abcd")
-    text = Sometimes(lambda: next(texts))
+    text = Throttled(lambda: next(texts))
     said = []
     for moment, now in ((100, False), (100.9, False), (101, False), (101.5, True), (102.4, False), (102.5, False)):
         clock[0] = moment

@@ -24,7 +24,7 @@ class Preference:
     knee: bool = False
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         """Whether anything is wanted."""
         return bool(self.weights or self.floors or self.wish or self.tchebycheff or self.knee or self.best)
 
@@ -45,7 +45,7 @@ class Preference:
             return pareto.knee(points)
         if self.tchebycheff:
             return pareto.tchebycheff(points, objectives, self.tchebycheff)
-        weights = self.weights if self.given else dict.fromkeys(objectives, 1.0)
+        weights = self.weights if self.is_set else dict.fromkeys(objectives, 1.0)
         return pareto.pick(points, objectives, weights=weights, floors=self.floors, best=self.best, wish=self.wish)
 
 
@@ -57,7 +57,7 @@ def choose(study: Study, results: Results, preference: Preference) -> Candidate:
     Raises `StudyError` if no point satisfies, or if two preferences are given.
     """
     parts = study.parts
-    if not preference.given:
+    if not preference.is_set:
         return next(point for point in results.front if point.recipe_id == results.picked)
     found = {proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None}
     columns = parts.reported if preference.floors or preference.wish else parts.searched

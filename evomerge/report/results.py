@@ -118,7 +118,7 @@ class Cells(_Data):
         return math.prod(self.shape)
 
 
-class Fit(_Data):
+class ObjectiveFit(_Data):
     """How well one objective is predicted: the surrogate that was chosen, and each candidate as the others predict it.
 
     Scores are means of the searched metric over the search examples.
@@ -151,7 +151,7 @@ class Surface(_Data):
     """Half of each prediction's 90% interval."""
     evaluated: tuple[tuple[float, ...], ...] = ()
     """What the candidates that did not fail scored."""
-    fits: Mapping[str, Fit] = {}
+    fits: Mapping[str, ObjectiveFit] = {}
     """Objective → its fit, of those that vary."""
 
 

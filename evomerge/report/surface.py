@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.report.choose import Preference
-from evomerge.report.results import Fit
+from evomerge.report.results import ObjectiveFit
 from evomerge.report.results import Surface as Shown
 from evomerge.search import Surfaced, surfaced
 from evomerge.search.fronts.surface import Surface
@@ -81,7 +81,7 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
         raise StudyError(msg)
     parts = study.parts
     fits = dict(zip(parts.tasks, (surface.fits[name] for name in parts.searched), strict=True))
-    if surface.best_for_all is not None and not preference.given:
+    if surface.best_for_all is not None and not preference.is_set:
         genome = surface.best_for_all
         found = [fit.predict(parts.space.to_unit(genome[None])) for fit in fits.values()]
         pairs = [(float(mean[0]), float(deviation[0])) for mean, deviation in found]
@@ -126,8 +126,8 @@ def data(study: Study, population: Population, surface: Surface) -> Shown:
     )
 
 
-def _fit(fit: Surrogate) -> Fit:
-    return Fit(
+def _fit(fit: Surrogate) -> ObjectiveFit:
+    return ObjectiveFit(
         rung=fit.name,
         r2=fit.r2,
         coverage=fit.coverage,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evomerge import files
 from evomerge.report import figures, wording
-from evomerge.report.results import Fit, Objective, Results, Surface
+from evomerge.report.results import Objective, ObjectiveFit, Results, Surface
 
 _BAND = "#cfe3f1"
 _EVALUATED: dict[str, Any] = {
@@ -119,7 +119,7 @@ def _points(axes: Axes, results: Results, means: NDArray[np.float64], pair: tupl
     bar.ax.tick_params(length=3, colors=figures.MUTED, labelsize=8)
 
 
-def _against(axes: Axes, objective: Objective, fit: Fit) -> None:
+def _against(axes: Axes, objective: Objective, fit: ObjectiveFit) -> None:
     """Draw left-out predictions with 90% intervals over what was measured; on the line they are right."""
     figures.style(axes)
     factor = _factor(objective)

@@ -12,7 +12,7 @@ from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.report import html, measure, surface, surface_figures, tables
 from evomerge.report.choose import Preference
-from evomerge.report.results import Fit, Surface
+from evomerge.report.results import ObjectiveFit, Surface
 from evomerge.settings import StudySettings
 from evomerge.study import Study, read_population
 
@@ -226,7 +226,7 @@ def drawn(build):
         generator = np.random.default_rng(objectives)
         means, widths = generator.random((6, objectives)), 0.01 + 0.1 * generator.random((6, objectives))
         evaluated = generator.random((5, objectives))
-        fit = Fit(
+        fit = ObjectiveFit(
             rung="margins", r2=0.93, coverage=0.8, standard_error=None,
             measured=(0.1, 0.2, 0.6, 0.8), predicted=(0.12, 0.35, 0.5, 0.8), widths=(0.05, 0.1, 0.2, 0.05),
         )  # fmt: skip
