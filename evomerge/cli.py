@@ -467,10 +467,10 @@ def _search_and_report(study: Study, console: Console) -> Results:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
             nonlocal best
-            if (whole := evaluator.whole(proposal.recipe.id, proposal.split)) is not None:
+            if (whole := evaluator.lookup(proposal.recipe.id, proposal.split)) is not None:
                 best = max(best, float(whole.means(study.parts.searched).mean()))
             note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {best:.4g}" * (best > -math.inf)
-            progress(min(int(study.done), total), note=note + covering(now=study.done >= total))
+            progress(min(int(study.spent), total), note=note + covering(now=study.spent >= total))
 
         study.run(evaluator, watch)
         results = _report(study, console, evaluator)

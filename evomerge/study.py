@@ -61,7 +61,7 @@ class Study:
         self.parts = parts
         self.driver: Driver | None = None
         """The driver that `run` searches with: to be looked at by whoever watches, never told."""
-        self.done = 0.0
+        self.spent = 0.0
         """How much of the budget has come back to `run` by now, in evaluations; of a part, its share of one."""
 
     @classmethod
@@ -109,7 +109,7 @@ class Study:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def run(self, evaluator: evaluate.Remembering, watch: Watcher = lambda proposal, evaluation: None) -> None:
+    def run(self, evaluator: evaluate.CachingEvaluator, watch: Watcher = lambda proposal, evaluation: None) -> None:
         """Search until the budget is spent or the driver has no more to ask, after replaying what is recorded.
 
         The budget is counted in examples; the last proposal may exceed it by less than a whole evaluation.
@@ -126,9 +126,9 @@ class Study:
                     asked += _cost(waiting, whole)
                 else:
                     del flying[waiting.number]
-                    evaluator.know(waiting.recipe.id, waiting.split, found, waiting.examples)
+                    evaluator.seed(waiting.recipe.id, waiting.split, found, waiting.examples)
                     told += _cost(waiting, whole)
-            self.done = told / whole
+            self.spent = told / whole
             for waiting in flying.values():
                 evaluator.submit(waiting)
             while True:
@@ -150,9 +150,9 @@ class Study:
                 driver.tell(done, evaluation)
                 if self.parts.space.parents:
                     evaluator.retain(_needed(driver, flying.values()))
-                self.note_cost(done, evaluation)
+                self.record_cost(done, evaluation)
                 told += _cost(done, whole)
-                self.done = told / whole
+                self.spent = told / whole
                 watch(done, evaluation)
 
     def replay(self, driver: Driver) -> Iterator[tuple[Proposal, Evaluation | None]]:
@@ -170,16 +170,16 @@ class Study:
                 driver.tell(proposal, event.evaluation)
                 yield proposal, event.evaluation
 
-    def evaluator(self) -> evaluate.Remembering:
+    def evaluator(self) -> evaluate.CachingEvaluator:
         """Return a new evaluator as the settings ask for; close it after use."""
         deadline = self.settings.deadline
         if deadline is None and self.settings.workers > 1:
             deadline = _DEADLINE
         setup = self.parts.setup
         if not self.parts.space.parents:
-            return evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
+            return evaluate.CachingEvaluator(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
         setup = replace(setup, members=str(self.folder / "members"))
-        made = evaluate.Remembering(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
+        made = evaluate.CachingEvaluator(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
         made.lineage.update(self.lineage())
         return made
 
@@ -243,7 +243,7 @@ class Study:
         )
         raise StudyError(msg)
 
-    def note_cost(self, proposal: Proposal, evaluation: Evaluation) -> None:
+    def record_cost(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Record where an evaluation's time went: beside the journal, whose bytes depend on no clock."""
         with (self.folder / "costs.jl").open("a", encoding="utf-8") as file:
             line = {"number": proposal.number, "split": proposal.split, "seconds": dict(evaluation.seconds)}

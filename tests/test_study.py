@@ -16,7 +16,7 @@ from scipy.stats import entropy
 
 from evomerge import evaluate, journal
 from evomerge.errors import JournalError, RecipeError, StudyError
-from evomerge.evaluate import Evaluator, Remembering
+from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe
 from evomerge.report import html, measure, tables
@@ -105,7 +105,7 @@ class Made(Evaluator):
 @pytest.mark.parametrize("search", SEARCHES, ids=_named)
 def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, settings, tmp_path):
     whole = Study.create(tmp_path / "whole", settings(**search))
-    whole.run(Remembering(Made()))
+    whole.run(CachingEvaluator(Made()))
     content = whole.journal_path.read_bytes()
     lines = content.splitlines(keepends=True)
     cuts = random.Random(1).sample(range(len(content)), 12) + [
@@ -115,7 +115,7 @@ def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, se
         study = Study.create(tmp_path / f"cut{cut}", settings(**search))
         study.journal_path.write_bytes(content[:cut])
         evaluator = Made()
-        study.run(Remembering(evaluator))
+        study.run(CachingEvaluator(evaluator))
         assert study.journal_path.read_bytes() == content
         assert evaluator.count <= 30 - content[:cut].count(b'"tell"') + 1  # nothing told is evaluated again
 
@@ -124,9 +124,9 @@ def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, se
 @pytest.mark.parametrize("slots", [2, 7, 50])
 def test_the_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, slots, settings, tmp_path):
     one = Study.create(tmp_path / "one", settings(driver=driver))
-    one.run(Remembering(Made()))
+    one.run(CachingEvaluator(Made()))
     many = Study.create(tmp_path / "many", settings(driver=driver))
-    many.run(Remembering(Made(slots, seed=slots)))
+    many.run(CachingEvaluator(Made(slots, seed=slots)))
     assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
     assert digest(many.population()) == digest(one.population())
 
@@ -160,7 +160,7 @@ RACES = [{"kind": "racing", "driver": driver} for driver in (DRIVERS[0], DRIVERS
 
 
 def _raced(study, evaluator):
-    study.run(Remembering(evaluator, study.parts.sizes))
+    study.run(CachingEvaluator(evaluator, study.parts.sizes))
     return study
 
 
@@ -202,7 +202,7 @@ def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_popu
     study = Study.create(tmp_path / "study", settings(driver=RACES[0]))
     evaluator = Examined(study.parts.sizes)
     seen = []
-    study.run(Remembering(evaluator, study.parts.sizes), lambda proposal, evaluation: seen.append(study.done))
+    study.run(CachingEvaluator(evaluator, study.parts.sizes), lambda proposal, evaluation: seen.append(study.spent))
     record = study.record()
     spent, told, population = record.spent, record.told, record.population
     asked = sum(evaluator.scored.values())
@@ -228,8 +228,8 @@ def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_popu
 
 def test_an_unraced_study_costs_one_evaluation_a_proposal_and_leaves_nothing_in_part(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(Remembering(Made()))
-    assert (study.record().spent, study.record().partial, study.done) == (30, (), 30)
+    study.run(CachingEvaluator(Made()))
+    assert (study.record().spent, study.record().partial, study.spent) == (30, (), 30)
     assert study.record().told[3][0].recipe == study.population()[3][0].recipe
     assert digest(study.record().told) == digest(study.population())
     assert b"examples" not in study.journal_path.read_bytes()
@@ -400,7 +400,7 @@ def test_a_report_without_any_reference_or_front_is_refused_with_the_last_failur
 
 
 def _searched(study):
-    evaluator = Remembering(evaluate.Serial(study.parts.setup), study.parts.sizes)
+    evaluator = CachingEvaluator(evaluate.Serial(study.parts.setup), study.parts.sizes)
     study.run(evaluator)
     return evaluator
 
@@ -408,7 +408,7 @@ def _searched(study):
 def test_a_study_in_use_is_refused_naming_the_process(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
     with study.lock(), pytest.raises(StudyError, match=r"in use by process \d+ on "):
-        Study.open(tmp_path / "study").run(Remembering(Made()))
+        Study.open(tmp_path / "study").run(CachingEvaluator(Made()))
 
 
 def test_a_report_can_be_made_while_the_search_runs(settings, tmp_path):
@@ -427,32 +427,32 @@ def test_a_changed_study_is_refused_showing_the_difference(settings, tmp_path):
 
 def test_a_larger_budget_goes_on_from_where_the_smaller_one_ended(settings, tmp_path):
     whole = Study.create(tmp_path / "whole", settings(evaluations=40))
-    whole.run(Remembering(Made()))
-    Study.create(tmp_path / "two", settings(evaluations=15)).run(Remembering(Made()))
-    Study.create(tmp_path / "two", settings(evaluations=40)).run(Remembering(Made()))
+    whole.run(CachingEvaluator(Made()))
+    Study.create(tmp_path / "two", settings(evaluations=15)).run(CachingEvaluator(Made()))
+    Study.create(tmp_path / "two", settings(evaluations=40)).run(CachingEvaluator(Made()))
     assert (tmp_path / "two" / "journal.jl").read_bytes() == whole.journal_path.read_bytes()
     assert Study.open(tmp_path / "two").settings.evaluations == 40
 
 
 def test_a_replay_that_differs_is_an_error_that_names_the_versions(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(Remembering(Made()))
+    study.run(CachingEvaluator(Made()))
     header = json.loads((study.folder / "study.json").read_text())
     header["versions"]["pymoo"] = "0.0.1"
     header["identity"]["seed"] = header["settings"]["seed"] = 5  # as another version would: other proposals
     (study.folder / "study.json").write_text(json.dumps(header))
     with pytest.raises(StudyError, match=r"replaying proposal \d+ gave another recipe.*pymoo 0\.0\.1"):
-        Study.open(study.folder).run(Remembering(Made()))
+        Study.open(study.folder).run(CachingEvaluator(Made()))
 
 
 def test_a_damaged_journal_is_refused_with_its_line(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(Remembering(Made()))
+    study.run(CachingEvaluator(Made()))
     content = bytearray(study.journal_path.read_bytes())
     content[len(content) // 2] ^= 1
     study.journal_path.write_bytes(content)
     with pytest.raises(JournalError, match=r"line \d+ is damaged"):
-        study.run(Remembering(Made()))
+        study.run(CachingEvaluator(Made()))
 
 
 def test_a_folder_that_is_no_study_is_never_written_into(settings, tmp_path):
@@ -597,7 +597,9 @@ def test_a_long_search_is_looked_at_200_times_evenly_and_as_its_driver_was_then(
 ):
     study = Study.create(tmp_path / "study", _breeding(settings, small_digits, driver, evaluations=430))
     seen = []
-    study.run(Remembering(Made(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics()))
+    study.run(
+        CachingEvaluator(Made(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics())
+    )
     found = measure._population(study, 430)
     points = found["diagnostics"].evaluations
     assert (len(points), points[0], points[-1]) == (200, 1, 430)

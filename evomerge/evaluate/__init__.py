@@ -1,15 +1,15 @@
 """Runs proposals somewhere: in this process, or in worker processes. Every evaluator gives the same scores.
 
-`make` chooses an evaluator, `Remembering` wraps one so that no recipe is evaluated twice.
+`make` chooses an evaluator, `CachingEvaluator` wraps one so that no recipe is evaluated twice.
 """
 
 from evomerge.errors import EvaluatorError
+from evomerge.evaluate.caching import CachingEvaluator
 from evomerge.evaluate.evaluator import Evaluator
-from evomerge.evaluate.memory import Remembering
 from evomerge.evaluate.serial import Serial
 from evomerge.evaluate.worker import Setup, Worker
 
-__all__ = ["Evaluator", "Remembering", "Serial", "Setup", "Worker", "make"]
+__all__ = ["CachingEvaluator", "Evaluator", "Serial", "Setup", "Worker", "make"]
 
 
 def make(setup: Setup, workers: int = 1, deadline: float | None = None) -> Evaluator:

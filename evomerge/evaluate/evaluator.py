@@ -18,7 +18,7 @@ class Evaluator(Protocol):
     - An evaluation depends on the recipe, the split and the examples alone: not on what was evaluated before, on the
       number of slots or on the order of submission. Two evaluators with the same setup give the same bytes.
     - Of a proposal with `examples`, these are scored and no others: the vectors are in their order, and there are none of
-      a task that is not named. (`Remembering` has scored what it knows already, perhaps in other batches: up to rounding
+      a task that is not named. (`CachingEvaluator` has scored what it knows already, perhaps in other batches: up to rounding
       that is the same.)
     - Any number of proposals may be submitted; up to `slots` of them run at a time, the others wait in line.
     - An exception from `submit` or `wait` means that no candidate can be evaluated: `EvaluatorError`, or what

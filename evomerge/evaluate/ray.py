@@ -19,10 +19,10 @@ import numpy as np
 
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
+from evomerge.evaluate.authentication import check_authentication
 from evomerge.evaluate.evaluator import Evaluator
-from evomerge.evaluate.fence import check_fence
-from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, verdict
-from evomerge.evaluate.resident import Resident
+from evomerge.evaluate.remote import RemoteWorker
+from evomerge.evaluate.retries import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
 from evomerge.evaluate.worker import Setup, describe
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
@@ -66,30 +66,30 @@ class RayEvaluator(Evaluator):
         self._deadline = math.inf if deadline is None else deadline
         self._connected = connect(address, workers * setup.threads)
         _check_size(workers, setup.threads)
-        self._line: deque[_Job] = deque()
+        self._queue: deque[_Job] = deque()
         self._finished: deque[tuple[int, Evaluation]] = deque()
         self._deaths = 0  # of workers that never began, in a row
-        self._seats = [_Seat() for _ in range(workers)]
-        for seat in self._seats:
-            self._staff(seat)
+        self._slots = [_Slot() for _ in range(workers)]
+        for slot in self._slots:
+            self._start(slot)
 
     def submit(self, proposal: Proposal) -> None:
         """Take a proposal, and begin at once where a worker is free."""
-        self._line.append(_Job(proposal))
+        self._queue.append(_Job(proposal))
         self._dispatch()
 
     def wait(self) -> tuple[int, Evaluation]:
         """Return what finishes first."""
-        if not (self._finished or self._line or any(seat.job for seat in self._seats)):
+        if not (self._finished or self._queue or any(slot.job for slot in self._slots)):
             msg = "no proposal is in flight; submit one before waiting"
             raise EvaluatorError(msg)
         while not self._finished:
             self._dispatch()
-            busy = {seat.promise: seat for seat in self._seats if seat.promise is not None}
+            busy = {slot.future: slot for slot in self._slots if slot.future is not None}
             ray.wait(list(busy), num_returns=1, timeout=self._patience())
             ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
-            for promise in ready:  # before the late ones are killed: what is ready was in time, if nobody looked
-                self._collect(busy[promise])
+            for future in ready:  # before the late ones are killed: what is ready was in time, if nobody looked
+                self._collect(busy[future])
             self._kill_overdue()
         return self._finished.popleft()
 
@@ -99,47 +99,47 @@ class RayEvaluator(Evaluator):
 
     def close(self) -> None:
         """Kill the workers, and leave the cluster if it was joined here; one that was started here ends."""
-        for seat in self._seats:
-            if seat.actor is not None and ray.is_initialized():
-                ray.kill(seat.actor)
-        self._seats = []
-        self._line.clear()
+        for slot in self._slots:
+            if slot.actor is not None and ray.is_initialized():
+                ray.kill(slot.actor)
+        self._slots = []
+        self._queue.clear()
         self._finished.clear()
         if self._connected:
             ray.shutdown()
             self._connected = False
 
-    def _staff(self, seat: "_Seat") -> None:
-        """Put a new worker on a seat; it reports by keeping the promise."""
-        seat.actor = _ACTOR.options(
+    def _start(self, slot: "_Slot") -> None:
+        """Put a new worker on a slot; it reports by keeping the future."""
+        slot.actor = _ACTOR.options(
             num_cpus=self._setup.threads,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
         ).remote(self._setup)
-        seat.promise, seat.job, seat.since = seat.actor.prepare.remote(), None, time.monotonic()
-        seat.had.clear()
-        seat.known = frozenset()
+        slot.future, slot.job, slot.since = slot.actor.prepare.remote(), None, time.monotonic()
+        slot.had.clear()
+        slot.known = frozenset()
 
     def _dispatch(self) -> None:
-        """Begin what can begin: each time the pair of a free seat and a waiting job that have most layers in common."""
-        while self._line and (free := [seat for seat in self._seats if seat.promise is None]):
-            waiting = self._line if self._line[0].proposal.recipe.prefix_digests else [self._line[0]]
-            pairs = ((seat, job) for job in waiting for seat in free)
-            seat, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
-            self._line.remove(job)
-            seat.take(job)
+        """Begin what can begin: each time the pair of a free slot and a waiting job that have most layers in common."""
+        while self._queue and (free := [slot for slot in self._slots if slot.future is None]):
+            waiting = self._queue if self._queue[0].proposal.recipe.prefix_digests else [self._queue[0]]
+            pairs = ((slot, job) for job in waiting for slot in free)
+            slot, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in line
+            self._queue.remove(job)
+            slot.take(job)
             proposal = job.proposal
             recipe, examples = proposal.recipe, proposal.examples
             lineage = {key: own.json for key, own in ancestors(recipe, self.lineage, self._members.on_disk)}
-            seat.promise = seat.actor.evaluate.remote(recipe.json, proposal.split, examples and dict(examples), lineage)
+            slot.future = slot.actor.evaluate.remote(recipe.json, proposal.split, examples and dict(examples), lineage)
 
-    def _collect(self, seat: "_Seat") -> None:
+    def _collect(self, slot: "_Slot") -> None:
         """Take what a worker has to say, or that it died."""
         try:
-            answer = ray.get(seat.promise)
+            answer = ray.get(slot.future)
         except RayError as error:
-            self._lose(seat, OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else type(error).__name__)
+            self._lose(slot, OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else type(error).__name__)
             return
-        job, seat.promise, seat.job = seat.job, None, None
+        job, slot.future, slot.job = slot.job, None, None
         if job is not None:
             self._finished.append((job.proposal.number, _own(answer)))
         elif answer is not None:
@@ -148,10 +148,10 @@ class RayEvaluator(Evaluator):
         else:
             self._deaths = 0
 
-    def _lose(self, seat: "_Seat", cause: str) -> None:
-        """Replace the worker on a seat, and decide about its candidate."""
-        ray.kill(seat.actor)
-        job = seat.job
+    def _lose(self, slot: "_Slot", cause: str) -> None:
+        """Replace the worker on a slot, and decide about its candidate."""
+        ray.kill(slot.actor)
+        job = slot.job
         if job is None:
             self._deaths += 1
             if self._deaths >= ATTEMPTS:
@@ -162,28 +162,28 @@ class RayEvaluator(Evaluator):
                 raise EvaluatorError(msg)
         else:
             job.lost.append(cause)
-            error = verdict(job.lost, self._deadline)
+            error = final_error(job.lost, self._deadline)
             if error is None:
-                self._line.appendleft(job)
+                self._queue.appendleft(job)
             else:
                 self._finished.append((job.proposal.number, Evaluation(error=error)))
-        self._staff(seat)
+        self._start(slot)
 
     def _patience(self) -> float | None:
         """Return the seconds until the next deadline, None if there is none."""
-        end = min(map(self._due, self._seats))
+        end = min(map(self._due, self._slots))
         return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
 
     def _kill_overdue(self) -> None:
-        for seat in self._seats:
-            if time.monotonic() >= self._due(seat):
-                self._lose(seat, DEADLINE)
+        for slot in self._slots:
+            if time.monotonic() >= self._due(slot):
+                self._lose(slot, DEADLINE)
 
-    def _due(self, seat: "_Seat") -> float:
-        """Return the time at which a worker must have kept its promise."""
-        if seat.promise is None:
+    def _due(self, slot: "_Slot") -> float:
+        """Return the time at which a worker must have kept its future."""
+        if slot.future is None:
             return math.inf
-        return seat.since + (_START_SECONDS if seat.job is None else self._deadline)
+        return slot.since + (_START_SECONDS if slot.job is None else self._deadline)
 
 
 @dataclass(slots=True, eq=False)
@@ -195,11 +195,11 @@ class _Job:
 
 
 @dataclass(slots=True, eq=False)
-class _Seat:
-    """A place for a worker, which starts (promise, no job) or is busy (both) since a time, or is free (neither)."""
+class _Slot:
+    """A place for a worker, which starts (future, no job) or is busy (both) since a time, or is free (neither)."""
 
     actor: Any = None
-    promise: Any = None
+    future: Any = None
     job: _Job | None = None
     since: float = 0.0
     had: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -212,11 +212,11 @@ class _Seat:
         self.known = frozenset().union(*self.had)
 
     def shared(self, job: _Job) -> int:
-        """Return how many layers a job's stack has in common with one that this seat has had."""
+        """Return how many layers a job's stack has in common with one that this slot has had."""
         return sum(beginning in self.known for beginning in job.proposal.recipe.prefix_digests)
 
 
-_ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(Resident)
+_ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(RemoteWorker)
 
 
 def _own(evaluation: Evaluation) -> Evaluation:
@@ -234,7 +234,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
     A new cluster is on this machine, with `cpus` CPUs. Raises `EvaluatorError`.
     """
     if ray.is_initialized():
-        check_fence(ray.get_runtime_context().gcs_address)
+        check_authentication(ray.get_runtime_context().gcs_address)
         return False
     address = address or os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -242,7 +242,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         options |= {"_node_ip_address": _LOOPBACK}
     elif address != "auto":
-        check_fence(address)
+        check_authentication(address)
     try:
         ray.init(address, **options)
     except (RayError, OSError, RuntimeError, ValueError) as error:
@@ -250,7 +250,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
         raise EvaluatorError(msg) from error
     if address == "auto":  # only now is it known where that is
         try:
-            check_fence(ray.get_runtime_context().gcs_address)
+            check_authentication(ray.get_runtime_context().gcs_address)
         except EvaluatorError:
             ray.shutdown()
             raise

@@ -294,7 +294,7 @@ def _score(
             number, evaluation = evaluator.wait()
             proposal = flying.pop(number)
             journal.tell(number, evaluation)
-            study.note_cost(proposal, evaluation)
+            study.record_cost(proposal, evaluation)
             if evaluation.error is None:
                 known[proposal.recipe.id, proposal.split] = evaluation
             else:

@@ -13,7 +13,7 @@ from evomerge import recipe
 from evomerge.checkpoints.members import Members
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker, make
-from evomerge.evaluate.ray import RayEvaluator, _Seat, connect
+from evomerge.evaluate.ray import RayEvaluator, _Slot, connect
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Proposal
 
@@ -154,24 +154,24 @@ STACKS = (
 
 def test_stack_goes_to_the_free_worker_that_had_one_which_begins_alike():
     evaluator = RayEvaluator.__new__(RayEvaluator)  # without its processes: whom it chooses is no matter of time
-    evaluator._line, evaluator.lineage, evaluator._members = deque(), {}, Members(0)
-    one, two = evaluator._seats = [_Seat(actor=Mock()), _Seat(actor=Mock())]
+    evaluator._queue, evaluator.lineage, evaluator._members = deque(), {}, Members(0)
+    one, two = evaluator._slots = [_Slot(actor=Mock()), _Slot(actor=Mock())]
 
     def submit(number):
         evaluator.submit(Proposal(number, STACKS[number]))
-        return [seat.job and seat.job.proposal.number for seat in (one, two)]
+        return [slot.job and slot.job.proposal.number for slot in (one, two)]
 
     assert submit(0) == [0, None]
     assert submit(1) == [0, 1]
     assert submit(2) == [0, 1]  # nobody is free: it waits
     assert submit(3) == [0, 1]
-    two.job = two.promise = None
+    two.job = two.future = None
     evaluator._dispatch()
     assert two.job.proposal.number == 2
-    one.job = one.promise = None
+    one.job = one.future = None
     evaluator._dispatch()
     assert one.job.proposal.number == 3
-    one.job = one.promise = two.job = two.promise = None
+    one.job = one.future = two.job = two.future = None
     assert submit(1) == [None, 1]  # the second had it, whoever is first
 
 

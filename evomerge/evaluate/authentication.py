@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from evomerge.errors import EvaluatorError
 
 
-def check_fence(address: str) -> None:
+def check_authentication(address: str) -> None:
     """Raise `EvaluatorError` unless the cluster at `address` (`host:port`) is local or has a token."""
     host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
     try:

@@ -1,4 +1,4 @@
-"""Remembering: an evaluator that scores no example of a recipe twice."""
+"""CachingEvaluator: an evaluator that scores no example of a recipe twice."""
 
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from evomerge.trial import Evaluation, Examples, Proposal, ScoreTable, Split
 Key = tuple[str, Split]
 
 
-class Remembering(Evaluator):
+class CachingEvaluator(Evaluator):
     """Answers from what is known of a recipe on a split, and asks another evaluator for the rest.
 
     What is known is what came back, and what the study puts in by `know`: whole evaluations, and parts of them. Of a
@@ -36,7 +36,7 @@ class Remembering(Evaluator):
         self._flying: dict[int, tuple[Proposal, Examples | None]] = {}  # by number, and what of it is being scored
         self._waiting: dict[Key, list[Proposal]] = {}  # has every recipe that is in flight, and who waits for it
 
-    def know(self, recipe_id: str, split: Split, evaluation: Evaluation, examples: Examples | None = None) -> None:
+    def seed(self, recipe_id: str, split: Split, evaluation: Evaluation, examples: Examples | None = None) -> None:
         """Remember an evaluation that was made before, of all examples or of these; a failed one is let pass."""
         key = recipe_id, split
         if evaluation.error is not None or key in self._whole:
@@ -50,7 +50,7 @@ class Remembering(Evaluator):
         self._whole[key] = replace(evaluation, seconds={})  # the next answer takes none
         self._parts.pop(key, None)
 
-    def whole(self, recipe_id: str, split: Split) -> Evaluation | None:
+    def lookup(self, recipe_id: str, split: Split) -> Evaluation | None:
         """Return the whole evaluation of a recipe, if it is known."""
         return self._whole.get((recipe_id, split))
 
@@ -81,7 +81,7 @@ class Remembering(Evaluator):
         number, evaluation = self._evaluator.wait()
         proposal, scored = self._flying.pop(number)
         key = proposal.recipe.id, proposal.split
-        self.know(*key, evaluation, scored)
+        self.seed(*key, evaluation, scored)
         for other in self._waiting.pop(key):
             if evaluation.error is None:
                 self.submit(other)
@@ -105,7 +105,7 @@ class Remembering(Evaluator):
         if key in self._parts:
             return self._parts[key]
         if self._sizes is None:
-            msg = "a part of a recipe's examples was proposed; expected `sizes` to say what the whole is: type Remembering(evaluator, sizes)"
+            msg = "a part of a recipe's examples was proposed; expected `sizes` to say what the whole is: type CachingEvaluator(evaluator, sizes)"
             raise EvaluatorError(msg)
         known = ScoreTable(self._sizes[key[1]])
         if key in self._whole:

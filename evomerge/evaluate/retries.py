@@ -9,7 +9,7 @@ OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
 """Causes for which two lost workers are enough: a third would cost as much again."""
 
 
-def verdict(lost: Sequence[str], deadline: float) -> str | None:
+def final_error(lost: Sequence[str], deadline: float) -> str | None:
     """Return the error of a candidate that lost workers for these causes, or None while it may try again.
 
     `deadline` is in seconds.

@@ -1,4 +1,4 @@
-"""Resident: a worker with a process of its own, which it may take down. `evaluate.ray` houses it."""
+"""RemoteWorker: a worker with a process of its own, which it may take down. `evaluate.ray` houses it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Examples, Split
 
 
-class Resident:
+class RemoteWorker:
     """A worker whose arguments and results can cross processes: only recipe JSON in, only vectors out."""
 
     def __init__(self, setup: Setup) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evomerge import recipe
 from evomerge.errors import EvaluatorError
-from evomerge.evaluate import Evaluator, Remembering, Serial, Worker
+from evomerge.evaluate import CachingEvaluator, Evaluator, Serial, Worker
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Evaluation, Proposal
 
@@ -45,17 +45,17 @@ BASE, EXPERT = recipe.base(), recipe.expert("maths")
 
 @pytest.fixture
 def evaluator(setup, sizes):
-    with Remembering(Serial(setup), sizes) as evaluator:
+    with CachingEvaluator(Serial(setup), sizes) as evaluator:
         yield evaluator
 
 
-class TestRemembering(EvaluatorSuite):
+class TestCachingEvaluator(EvaluatorSuite):
     pass
 
 
 def test_known_recipes_are_answered_without_evaluation():
     inner = Counting()
-    with Remembering(inner) as evaluator:
+    with CachingEvaluator(inner) as evaluator:
         evaluator.submit(Proposal(0, BASE))
         first = evaluator.wait()[1]
         evaluator.submit(Proposal(1, BASE))
@@ -69,7 +69,7 @@ def test_known_recipes_are_answered_without_evaluation():
 
 def test_splits_are_told_apart():
     inner = Counting()
-    evaluator = Remembering(inner)
+    evaluator = CachingEvaluator(inner)
     for number, split in enumerate(("search", "report", "report")):
         evaluator.submit(Proposal(number, BASE, split=split))
         evaluator.wait()
@@ -78,7 +78,7 @@ def test_splits_are_told_apart():
 
 def test_equal_recipes_in_flight_are_evaluated_once():
     inner = Counting()
-    evaluator = Remembering(inner)
+    evaluator = CachingEvaluator(inner)
     for number, what in enumerate((BASE, EXPERT, BASE, BASE)):
         evaluator.submit(Proposal(number, what))
     assert sorted(evaluator.wait()[0] for _ in range(4)) == [0, 1, 2, 3]
@@ -87,7 +87,7 @@ def test_equal_recipes_in_flight_are_evaluated_once():
 
 def test_failures_are_not_remembered():
     inner = Counting("out of memory", None)
-    evaluator = Remembering(inner)
+    evaluator = CachingEvaluator(inner)
     for number, error in enumerate(("out of memory", None, None)):
         evaluator.submit(Proposal(number, BASE))
         assert evaluator.wait()[1].error == error
@@ -96,7 +96,7 @@ def test_failures_are_not_remembered():
 
 def test_equal_recipes_in_flight_share_a_failure():
     inner = Counting("out of memory")
-    evaluator = Remembering(inner)
+    evaluator = CachingEvaluator(inner)
     evaluator.submit(Proposal(0, BASE))
     evaluator.submit(Proposal(1, BASE))
     assert [evaluator.wait()[1].error for _ in range(2)] == ["out of memory"] * 2
@@ -104,9 +104,9 @@ def test_equal_recipes_in_flight_share_a_failure():
 
 def test_what_the_study_knows_is_known():
     inner = Counting()
-    evaluator = Remembering(inner)
-    evaluator.know(BASE.id, "search", Evaluation({"t/m": np.zeros(2, np.float32)}))
-    evaluator.know(EXPERT.id, "search", Evaluation(error="out of memory"))
+    evaluator = CachingEvaluator(inner)
+    evaluator.seed(BASE.id, "search", Evaluation({"t/m": np.zeros(2, np.float32)}))
+    evaluator.seed(EXPERT.id, "search", Evaluation(error="out of memory"))
     evaluator.submit(Proposal(0, BASE))
     evaluator.submit(Proposal(1, EXPERT))
     assert evaluator.wait()[1].means(["t/m"]) == 0
@@ -165,7 +165,7 @@ PROPOSED = st.lists(st.tuples(st.sampled_from([BASE, EXPERT]), st.none() | PARTS
 @given(PROPOSED)
 def test_every_example_is_scored_once_and_every_answer_is_what_was_asked_for(proposed):
     inner = Marking()
-    evaluator = Remembering(inner, SIZES)
+    evaluator = CachingEvaluator(inner, SIZES)
     flying = {}
     for number, (what, examples, then_wait) in enumerate(proposed):
         flying[number] = Proposal(number, what, examples=examples)
@@ -186,9 +186,9 @@ def test_every_example_is_scored_once_and_every_answer_is_what_was_asked_for(pro
 
 def test_what_the_study_knows_of_parts_is_known():
     inner = Marking()
-    evaluator = Remembering(inner, SIZES)
+    evaluator = CachingEvaluator(inner, SIZES)
     for examples in ({"a": (3, 1)}, {"b": (0, 1)}):
-        evaluator.know(BASE.id, "search", truth(Proposal(0, BASE, examples=examples)), examples)
+        evaluator.seed(BASE.id, "search", truth(Proposal(0, BASE, examples=examples)), examples)
     evaluator.submit(Proposal(0, BASE, examples={"b": (1,), "a": (1, 3)}))
     assert evaluator.wait()[1].to_json() == truth(Proposal(0, BASE, examples={"b": (1,), "a": (1, 3)})).to_json()
     assert not inner.scored
@@ -199,7 +199,7 @@ def test_what_the_study_knows_of_parts_is_known():
 
 def test_part_that_fails_fails_who_waits_and_is_tried_again_later():
     inner = Marking([True])
-    evaluator = Remembering(inner, SIZES)
+    evaluator = CachingEvaluator(inner, SIZES)
     evaluator.submit(Proposal(0, BASE, examples={"a": (0,)}))
     evaluator.submit(Proposal(1, BASE))
     assert [evaluator.wait()[1].error for _ in range(2)] == ["out of memory"] * 2
@@ -208,14 +208,14 @@ def test_part_that_fails_fails_who_waits_and_is_tried_again_later():
 
 
 def test_parts_of_an_unknown_whole_are_refused():
-    with pytest.raises(EvaluatorError, match=r"expected `sizes`.*Remembering\(evaluator, sizes\)"):
-        Remembering(Marking()).submit(Proposal(0, BASE, examples={"a": (0,)}))
+    with pytest.raises(EvaluatorError, match=r"expected `sizes`.*CachingEvaluator\(evaluator, sizes\)"):
+        CachingEvaluator(Marking()).submit(Proposal(0, BASE, examples={"a": (0,)}))
 
 
 def test_parts_put_together_are_the_whole_up_to_rounding_on_a_real_task(setup, sizes):
     mean = recipe.merge("task_arithmetic", list(setup.experts), {"lambda": 0.3})
     whole = Worker(setup).evaluate(mean)
-    with Remembering(Serial(setup), sizes) as evaluator:
+    with CachingEvaluator(Serial(setup), sizes) as evaluator:
         orders = {task: np.random.default_rng(0).permutation(size) for task, size in sizes["search"].items()}
         for number, (start, stop) in enumerate([(0, 1), (1, 30), (30, None)]):
             examples = {task: tuple(order[start:stop].tolist()) for task, order in orders.items()}
