@@ -62,7 +62,7 @@ def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
     return found
 
 
-_WORDS = {"null": "nothing", "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a word"}
+_WORDS = {"null": "nothing", "bool": "true or false", "int": "an integer", "float": "a number", "str": "a word"}
 
 
 def _number_or_word(loader: _Loader, node: yaml.Node) -> Any:

@@ -19,7 +19,7 @@ from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
 from evomerge.merging.stage import Block, Bound, Piece, Prepared, Rows, Scope, Site, moved, part
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe, StackNode, Tiled, canonical_json
+from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
 
 BLOCK = 1 << 16
 """Elements of one block where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -320,14 +320,11 @@ def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
 
     With `places`, those of a model's tensors, its tables must also have an entry for each of them.
     """
-    match recipe.root:
-        case MergeNode(merge=merge):
-            spelled = spell_out(merge)
-            for place in places:
-                _numbers(spelled, place, merge.labels)
-                at(spelled["reduce"], place)
-            for inner in merge.inputs:
-                check(inner, places)
-        case StackNode(stack=stack):
-            for inner in dict.fromkeys((*(slot.source for slot in stack.slots), stack.rest)):
-                check(inner, places)
+    if isinstance(recipe.root, MergeNode):
+        merge = recipe.root.merge
+        spelled = spell_out(merge)
+        for place in places:
+            _numbers(spelled, place, merge.labels)
+            at(spelled["reduce"], place)
+    for child in dict.fromkeys(recipe.children):
+        check(child, places)

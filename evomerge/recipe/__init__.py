@@ -3,39 +3,30 @@
 A recipe is a small, frozen, serialisable expression. Not to be confused with a search space, which is a recipe with holes.
 """
 
+from evomerge.recipe.nodes import NODES, Base, Expert, Member, Merge, MergeNode, Slot, Stack, StackNode, Stage, Stages
 from evomerge.recipe.recipe import (
-    Base,
-    Expert,
     Json,
-    Member,
-    Merge,
-    MergeNode,
     Recipe,
-    Slot,
-    Stack,
-    StackNode,
-    Stage,
-    Stages,
     base,
     canonical_json,
-    describe,
     expand_inputs,
     expert,
     member,
     merge,
     prefix_digests,
 )
-from evomerge.recipe.tiling import KINDS, Node, Place, Tiled, Value, axis_size, check_axes
+from evomerge.recipe.tiling import KINDS, Place, Tiled, Value, axis_size, check_axes
+from evomerge.recipe.validation import describe
 
 __all__ = [
     "KINDS",
+    "NODES",
     "Base",
     "Expert",
     "Json",
     "Member",
     "Merge",
     "MergeNode",
-    "Node",
     "Place",
     "Recipe",
     "Slot",

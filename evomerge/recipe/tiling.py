@@ -5,20 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Tag, model_validator
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.recipe.validation import TAG, FrozenModel
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 """Kinds of tensor that a parameter can be tiled over."""
 
 _AXIS = re.compile(r"expert|kind|(block|depth)/([1-9]\d*)")
-
-
-class Node(BaseModel):
-    """A frozen piece of a recipe that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,7 @@ class Place:
     inside: bool = True
 
 
-class Tiled(Node):
+class Tiled(FrozenModel):
     """A parameter as a table over the model: one number for each expert, group of blocks, kind, or depth.
 
     `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert` and
@@ -80,8 +75,8 @@ def _one_or_table(value: Any) -> Any:
 
 
 Value: TypeAlias = Annotated[
-    Annotated[bool | int | float | str | None, Tag("One")] | Annotated[Tiled, Tag("Table")],
-    Discriminator(lambda value: "Table" if isinstance(value, Mapping | Tiled) else "One"),
+    Annotated[bool | int | float | str | None, Tag(f"{TAG}one")] | Annotated[Tiled, Tag(f"{TAG}table")],
+    Discriminator(lambda value: f"{TAG}table" if isinstance(value, Mapping | Tiled) else f"{TAG}one"),
     BeforeValidator(_one_or_table),
 ]
 

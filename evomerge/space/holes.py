@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import Json, Recipe, canonical_json, short_forms
+from evomerge.recipe import NODES, Json, Recipe, canonical_json, short_forms
 
 Genome = NDArray[np.float64]
 Kind = Literal["float", "int", "choice", "bit"]
@@ -61,7 +61,7 @@ class Gene:
             return float(value)
         expected = {
             "float": f"a number in [{self.low:g}, {self.high:g}]",
-            "int": f"a whole number in [{self.low:g}, {self.high:g}]",
+            "int": f"an integer in [{self.low:g}, {self.high:g}]",
             "choice": f"one of {list(self.choices)}",
             "bit": "true or false",
         }[self.kind]
@@ -200,7 +200,7 @@ def _fits(option: Any, value: Any) -> bool:
 
 def _alike(option: Json, value: Any) -> bool:
     """Tell whether `value`, from a recipe, is what a recipe makes of `option`."""
-    if isinstance(value, Mapping) and set(value) <= {"expert", "merge", "stack"}:  # what an option may be short for
+    if isinstance(value, Mapping) and set(value) <= set(NODES):  # what an option may be short for
         try:
             return Recipe.parse(option) == Recipe.parse(value)
         except RecipeError:

@@ -176,7 +176,7 @@ WRONG = [
     ("sources in one word", path(sources="maths"), "`sources`"),
     ("a source twice", path(sources=["maths", "maths"]), "`sources`: has 'maths' twice; .* type `repeat: 2`"),
     ("no repeat", path(repeat=0), "`repeat`"),
-    ("half a repeat", path(repeat=1.5), "`repeat`: expected a whole number"),
+    ("half a repeat", path(repeat=1.5), "`repeat`: expected an integer"),
     ("a word for yes", path(ends="yes"), "`ends`"),
     ("a misspelt form", {"stack": {"rest": "base", "pth": {}}}, "stack: unknown key `pth`; did you mean `path`"),
     ("two forms", {"stack": {"rest": "base", "path": {}, "slots": []}}, "has path and slots; expected one of"),

@@ -196,7 +196,7 @@ WRONG = [
         {"density": {"float": [0, 0.5], "init": 0.7}},
         r"gene `density`: expected a number in \[0, 0.5\], got 0.7",
     ),
-    ("half an init", {"density": {"int": [0, 1], "init": 0.5}}, "expected a whole number"),
+    ("half an init", {"density": {"int": [0, 1], "init": 0.5}}, "expected an integer"),
     (
         "an unknown option as init",
         {"scope": {"choice": ["model", "tensor"], "init": "row"}},

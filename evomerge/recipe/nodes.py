@@ -1,0 +1,202 @@
+"""Nodes: the kinds of recipe, one class each. `NODES` is their table.
+
+A new kind is one class and one line in `AnyNode`; canonical JSON, errors, experts, members and checks follow from it.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_serializer, model_validator
+
+from evomerge.errors import RecipeError
+from evomerge.recipe.tiling import Tiled, Value
+from evomerge.recipe.validation import TAG, FrozenModel
+
+if TYPE_CHECKING:
+    from evomerge.recipe.recipe import Recipe
+
+
+class Node(FrozenModel):
+    """One kind of recipe: a mapping with one key, the name of its first field."""
+
+    form: ClassVar[str]
+    """How it is written, for messages."""
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The recipes directly inside it, in order; none for a leaf."""
+        return ()
+
+    @property
+    def label(self) -> str | None:
+        """Its name as the input of a merge, for tables over `expert`; None if only its position names it."""
+        return None
+
+
+class Base(Node):
+    """The pool's base model."""
+
+    form: ClassVar[str] = "`base`"
+    base: Literal[True] = True
+
+    @property
+    def label(self) -> str:
+        """The word `base`."""
+        return "base"
+
+    @model_serializer
+    def _word(self) -> str:
+        return "base"
+
+
+class Expert(Node):
+    """One of the pool's experts."""
+
+    form: ClassVar[str] = "`expert: NAME`"
+    expert: str = Field(min_length=1)
+
+    @property
+    def label(self) -> str:
+        """The expert's name."""
+        return self.expert
+
+
+class Member(Node):
+    """An earlier candidate of the study, by its recipe's id; that recipe is in the study's journal."""
+
+    form: ClassVar[str] = "`member: ID`"
+    member: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def _name_or_parameters(stage: Any) -> Any:
+    if isinstance(stage, str) or (isinstance(stage, Mapping) and len(stage) == 1):
+        return stage
+    msg = f"a stage is `name` or `name: {{parameter: value}}`; got {stage!r}"
+    raise RecipeError(msg)
+
+
+Stage: TypeAlias = Annotated[
+    Annotated[str, Tag(f"{TAG}name")] | Annotated[dict[str, dict[str, Value]], Tag(f"{TAG}parameters")],
+    Discriminator(lambda stage: f"{TAG}name" if isinstance(stage, str) else f"{TAG}parameters"),
+    BeforeValidator(_name_or_parameters),
+]
+
+_Stages: TypeAlias = Annotated[
+    tuple[Stage, ...], BeforeValidator(lambda stages: [stages] if isinstance(stages, str | Mapping) else stages)
+]
+
+
+class Stages(FrozenModel):
+    """A merge method spelled out: origin → edit* → weigh* → reduce → post*. Each stage is `name` or `{name: parameters}`.
+
+    Each role has a list of stages, or one; the stage `none` does nothing.
+    """
+
+    origin: Literal["base", "zero", "mean"] = "base"
+    edit: _Stages = ()
+    weigh: _Stages = ()
+    reduce: Literal["sum", "solve", "max"] = "sum"
+    post: _Stages = ()
+
+
+class Merge(FrozenModel):
+    """A merge of other recipes, by the name of a method or by explicit stages."""
+
+    inputs: "tuple[Recipe, ...]" = Field(min_length=1)
+    method: str | None = None
+    parameters: dict[str, Value] = Field(default_factory=dict)
+    stages: Stages | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.method is None) == (self.stages is None):
+            msg = "a merge needs exactly one of `method` and `stages`"
+            raise RecipeError(msg)
+        if self.stages is not None and self.parameters:
+            msg = "`parameters` belong to a `method`; with `stages`, write each parameter inside its stage"
+            raise RecipeError(msg)
+        labels = self.labels
+        if len(set(labels)) != len(labels):
+            msg = f"`inputs` names an input twice: {', '.join(labels)}; give each input once and change its weight instead"
+            raise RecipeError(msg)
+        for value in self._values():
+            if isinstance(value, Tiled):
+                value.check_labels(labels)
+        return self
+
+    def _values(self) -> Iterator[Any]:
+        yield from self.parameters.values()
+        if self.stages is not None:
+            for stage in (*self.stages.edit, *self.stages.weigh, *self.stages.post):
+                for parameters in stage.values() if isinstance(stage, dict) else ():
+                    yield from parameters.values()
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the inputs in tables over `expert`: an expert's name, `base`, or `#i` for any other recipe."""
+        return tuple(recipe.root.label or f"#{i}" for i, recipe in enumerate(self.inputs))
+
+
+class MergeNode(Node):
+    """The JSON form of a merge."""
+
+    form: ClassVar[str] = "`merge: {...}`"
+    merge: Merge
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The inputs."""
+        return self.merge.inputs
+
+
+class Slot(FrozenModel):
+    """One layer of a stack: a layer of a recipe's model, and the factor on the residual stream before it."""
+
+    source: "Recipe"
+    layer: int = Field(ge=0)
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+
+
+class Stack(FrozenModel):
+    """A model whose layers are those of `slots`, in that order (data-flow space, arXiv 2403.13187).
+
+    A layer may occur any number of times; `rest` gives embeddings, final norm and head.
+    """
+
+    slots: tuple[Slot, ...] = Field(min_length=1)
+    rest: "Recipe"
+
+
+class StackNode(Node):
+    """The JSON form of a stack."""
+
+    form: ClassVar[str] = "`stack: {...}`"
+    stack: Stack
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """Each layer's source, and the rest."""
+        return (*(slot.source for slot in self.stack.slots), self.stack.rest)
+
+
+AnyNode: TypeAlias = (
+    Annotated[Base, Tag(f"{TAG}base")]
+    | Annotated[Expert, Tag(f"{TAG}expert")]
+    | Annotated[Member, Tag(f"{TAG}member")]
+    | Annotated[MergeNode, Tag(f"{TAG}merge")]
+    | Annotated[StackNode, Tag(f"{TAG}stack")]
+)
+
+NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
+"""Every kind of node, by its key."""
+
+_MODELS: dict[str, type[FrozenModel]] = {"merge": Merge, "stages": Stages, "stack": Stack, "slots": Slot}
+FIELDS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
+"""Keys known inside each key of a recipe, for messages."""
+
+
+def tag(node: Any) -> str:
+    """Return the union tag of a node, or of the mapping that one is read from."""
+    return TAG + next(iter(node.__class__.model_fields if isinstance(node, Node) else node))

@@ -1,0 +1,104 @@
+"""Tiling: which entry of a table a tensor gets, and errors that name what is wrong with a table."""
+
+import pytest
+
+from evomerge.errors import RecipeError
+from evomerge.recipe import Place, Recipe, Tiled
+
+
+def test_groups_are_consecutive_blocks():
+    table = Tiled(per=("block/3",), values=[10, 20, 30])
+    # group of block b of 7: floor(3 b / 7)
+    assert [table.at(Place(block, 7, "mlp"), None) for block in range(7)] == [10, 10, 10, 20, 20, 30, 30]
+
+
+def test_depth_is_interpolated_between_control_points():
+    table = Tiled(per=("depth/3",), values=[0, 1, 3])
+    # block b of 5 lies at 2 b / 4 of the two intervals
+    assert [table.at(Place(block, 5, "mlp"), None) for block in range(5)] == [0, 0.5, 1, 2, 3]
+    assert table.at(Place(0, 1, "mlp"), None) == 0
+
+
+def test_tables_nest_from_the_outside_in():
+    table = Tiled(per=("expert", "kind"), values={"maths": {"mlp": 1, "norm": 2}, "code": {"mlp": 3, "norm": 4}})
+    assert table.at(Place(0, 1, "norm"), "maths") == 2
+    assert table.at(Place(0, 1, "mlp"), "code") == 3
+    with pytest.raises(RecipeError, match="a table over `kind` has no entry for `head`; it has mlp, norm"):
+        table.at(Place(0, 1, "head"), "code")
+
+
+def test_more_groups_than_blocks_are_refused():
+    with pytest.raises(RecipeError, match="makes 3 groups, but the model has 2 blocks; type `block/2` or less"):
+        Tiled(per=("block/3",), values=[1, 2, 3]).at(Place(0, 2, "mlp"), None)
+
+
+def ties(**more):
+    return {"merge": {"method": "ties", "inputs": ["maths", "code"], **more}}
+
+
+WRONG = [
+    (
+        "a list as a value",
+        ties(parameters={"density": [1]}),
+        r"a table such as {per: \[expert\], values: {...}}; got \[1\]",
+    ),
+    ("a table without axes", ties(parameters={"density": {"values": 1}}), "`merge.parameters.density.per` is missing"),
+    ("no axis", ties(parameters={"density": {"per": [], "values": 1}}), "expected one or more different axes"),
+    (
+        "an unknown axis",
+        ties(parameters={"density": {"per": ["layer"], "values": [1]}}),
+        "unknown axis 'layer'; expected `expert`",
+    ),
+    ("no groups", ties(parameters={"density": {"per": ["block/0"], "values": []}}), "unknown axis 'block/0'"),
+    (
+        "an axis twice",
+        ties(parameters={"density": {"per": ["block/1", "depth/1"], "values": [[1]]}}),
+        "only one of `block/N` and `depth/N`",
+    ),
+    (
+        "too few groups",
+        ties(parameters={"density": {"per": ["block/3"], "values": [1, 2]}}),
+        "expected a list of 3 entries for `block/3`",
+    ),
+    (
+        "a list over kinds",
+        ties(parameters={"density": {"per": ["kind"], "values": [1]}}),
+        "expected a mapping from kind to values",
+    ),
+    (
+        "an unknown kind",
+        ties(parameters={"density": {"per": ["kind"], "values": {"mpl": 1}}}),
+        "unknown kind of tensor 'mpl'; did you mean `mlp`",
+    ),
+    (
+        "a table too deep",
+        ties(parameters={"density": {"per": ["block/1"], "values": [[1]]}}),
+        r"`values\[0\]` is \[1\]; expected one number",
+    ),
+    (
+        "a table without an input",
+        ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1}}}),
+        "no entry for the input `code`; it has maths",
+    ),
+    (
+        "a table with a misspelt input",
+        ties(parameters={"density": {"per": ["expert"], "values": {"maths": 1, "code": 1, "mats": 1}}}),
+        "an entry for `mats`, which is no input; did you mean `maths`",
+    ),
+    (
+        "the same in a stage, further in",
+        {
+            "merge": {
+                "inputs": ["a"],
+                "stages": {"weigh": [{"weight": {"weight": {"per": ["block/1", "expert"], "values": [{"b": 1}]}}}]},
+            }
+        },
+        "no entry for the input `a`; it has b",
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG])
+def test_wrong_tables_say_what_is_wrong_and_what_to_type(data, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(data)
