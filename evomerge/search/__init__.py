@@ -1,7 +1,7 @@
 """ONE IDEA: ask / tell.
 
-`make` gives the driver that a study file's `driver:` spells. Drivers know numpy and their optimiser, not
-torch, not ray.
+`make` builds a driver from the `driver:` settings of a study file. Drivers depend on numpy and their optimisers, not on torch
+or ray.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,15 +51,9 @@ Make = Callable[[SearchSpace, Metrics, int, Any, Mapping[str, int]], Driver]
 """`(space, metrics by objective, seed, checked settings, search examples by task) -> driver`."""
 
 
-def _generational(breeder: Callable[[SearchSpace, Sequence[str], int, Any], Breeder]) -> Make:
+def _generational(breeder: Callable[[SearchSpace, Metrics, int, Any], Breeder]) -> Make:
     return lambda space, metrics, seed, settings, sizes: Generational(
-        space, tuple(metrics), breeder(space, tuple(metrics), seed, settings)
-    )
-
-
-def _surrogate(breeder: Callable[[SearchSpace, Metrics, int, Any], Breeder]) -> Make:
-    return lambda space, metrics, seed, settings, sizes: Generational(
-        space, tuple(metrics), breeder(space, metrics, seed, settings)
+        space, metrics, breeder(space, metrics, seed, settings)
     )
 
 
@@ -95,15 +89,15 @@ KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
         "tpe": (OptunaSettings, _generational(Optuna)),
         "gp": (OptunaSettings, _generational(Optuna)),
         "qmc": (OptunaSettings, _generational(Optuna)),
-        "map": (MapSettings, _surrogate(Map)),
-        "front": (FrontSettings, _surrogate(Front)),
+        "map": (MapSettings, _generational(Map)),
+        "front": (FrontSettings, _generational(Front)),
         "random": (RandomSettings, _steady(Random)),
         "niches": (NichesSettings, _population(Niches)),
         "map_elites": (MapElitesSettings, _population(MapElites)),
         "cycle": (CycleSettings, _cycle),
         "swarm": (SwarmSettings, _steady(Swarm)),
-        "nested_map": (NestedMapSettings, _surrogate(NestedMap)),
-        "bayesian_map": (BayesianMapSettings, _surrogate(BayesianMap)),
+        "nested_map": (NestedMapSettings, _generational(NestedMap)),
+        "bayesian_map": (BayesianMapSettings, _generational(BayesianMap)),
         "racing": (RacingSettings, _racing),
     },
     "(settings model, function of space, metrics, seed, settings and sizes)",
@@ -112,10 +106,10 @@ KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
 """The drivers by `kind:`: their settings, and the function that makes one."""
 
 Surfaced = Front | Map | BayesianMap | NestedMap
-"""Breeders that leave a surface: what their surrogates say of merges that nobody has evaluated."""
+"""Breeders with a surface: predictions of their surrogates for merges that were not evaluated."""
 
 POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2), "cycle": (2, 3)}
-"""Those of `KINDS` whose candidates are made of earlier candidates, as their space says: of how many at least and at most."""
+"""Drivers that cross earlier candidates: the least and the largest number of parents that their space may have."""
 
 
 def make(
@@ -125,10 +119,11 @@ def make(
     seed: int,
     sizes: Mapping[str, int] | None = None,
 ) -> Driver:
-    """Return the driver that `settings` (`kind:` and its own keys) spell, to search `space` for `objectives`.
+    """Return the driver of `settings` (`kind:` and its other keys), which searches `space` for the best `objectives`.
 
-    `objectives` name entries of `Evaluation.scores`, or map these names to their `Metric`; higher is better. `seed` (0 or
-    more) decides everything random. `sizes`, the number of search examples of each task, is needed by `racing` alone. Raises `DriverError`.
+    `objectives` name entries of `Evaluation.scores`, or map these names to their `Metric`; higher is better. All randomness
+    comes from `seed` (0 or more). `sizes`, the number of search examples of each task, is only needed by `racing`. Raises
+    `DriverError`.
     """
     kind = str(settings.get("kind") or "")
     if kind not in KINDS:
@@ -151,7 +146,7 @@ def make(
     if kind not in POPULATIONS and space.parents:
         suited = [name for name, (low, high) in POPULATIONS.items() if low <= len(space.parents) <= high]
         msg = (
-            f"driver `{kind}` knows no earlier candidates, and the space crosses {', '.join(space.parents)}; "
+            f"driver `{kind}` uses no earlier candidates, and the space crosses {', '.join(space.parents)}; "
             f"type `kind: {(*suited, 'niches')[0]}`"
         )
         raise DriverError(msg)
@@ -164,10 +159,10 @@ def make(
 
 
 def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of the driver that searches where nobody names one.
+    """Return the settings of the default driver.
 
-    For a whole front over up to 40 numbers, `front`; over more, or over choices and bits, `nsga2`. For one objective
-    `cma`. Where earlier candidates are crossed, `niches`.
+    `niches` if the space crosses earlier candidates, `cma` for one objective. For several, `front` with up to 40 float or
+    int genes, else `nsga2`.
     """
     if space.parents:
         return {"kind": "niches"}
@@ -177,6 +172,6 @@ def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
 
 
 def surfaced(driver: Driver) -> Surfaced | None:
-    """Return the breeder of a driver that leaves a surface, None for another driver."""
+    """Return the driver's breeder if it has a surface, else None."""
     breeder = driver.breeder if isinstance(driver, Generational) else None
     return breeder if isinstance(breeder, Surfaced) else None

@@ -1,22 +1,21 @@
 """CMA-ES: one objective, by adapting a normal distribution (Hansen, arXiv 1604.00772).
 
-The full covariance up to `separable_above` genes, its diagonal beyond (Ros & Hansen 2008), and CatCMA with
-margin where genes are int, choice or bit (arXiv 2504.07884). CatCMA with margin always keeps a full covariance,
-which costs some 3 ms a candidate at 100 float genes and 180 ms at 1,000. With more than `separable_above` float
-genes, whole genes are therefore relaxed: thresholds of a float gene each, as in the data-flow paper (arXiv
-2403.13187), for plain CMA-ES. A bit starts two standard deviations from the threshold either way, so that 1 candidate
-in 44 has it flipped.
+Up to `separable_above` genes the covariance is full, beyond it is diagonal (sep-CMA-ES, Ros & Hansen 2008). Spaces with int,
+choice or bit genes use CatCMA with margin (arXiv 2504.07884). Its covariance is always full, which costs some 3 ms a
+candidate at 100 float genes and 180 ms at 1,000. With more than `separable_above` float genes, discrete genes are therefore
+relaxed: each is a float gene with thresholds, as in the data-flow paper (arXiv 2403.13187), for plain CMA-ES. A bit starts two
+standard deviations from its threshold, so that 1 candidate in 44 has it flipped.
 
-The search runs in the unit cube. Without discrete genes, a sample outside of the cube is folded back at its
-faces (reflection): the fold is what is evaluated and recorded, the sample itself is what CMA-ES learns from,
-so the landscape that it sees has no edges. (`cmaes` would resample instead, which takes for ever in many
-dimensions.) CatCMA with margin clips to the cube and penalises the distance, as its paper does.
+The search runs in the unit cube. Without discrete genes, a sample outside of the cube is reflected at its faces: the
+reflected point is evaluated and recorded, CMA-ES learns from the sample, and so its landscape has no edges. (`cmaes` would
+resample, which hardly ends in many dimensions.) CatCMA with margin clips to the cube and penalises the distance, as its
+paper does.
 
-When CMA-ES has converged or degenerated, it starts again at the best candidate so far with twice the
-population (Auger & Hansen 2005, there from a random point), so that a night's budget is used up.
+When CMA-ES has converged or degenerated, it restarts at the best candidate so far with twice the population
+(IPOP-CMA-ES, Auger & Hansen 2005, restarts at a random point), so that a large budget is used up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, Protocol
 
 import cmaes
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_whole
+from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_integers
 from evomerge.space import Gene, Genome, SearchSpace
 from evomerge.trial import Evaluation
 
@@ -42,20 +41,20 @@ class CmaSettings(BaseModel):
     population: int | None = Field(default=None, ge=4)
     """Candidates in a generation. Default: 4 + ⌊3 ln genes⌋."""
     separable_above: int = Field(default=100, ge=1)
-    """More float genes than this: only variances are adapted, no covariances."""
+    """With more float genes than this, only variances are adapted, no covariances."""
     whole: Literal["categorical", "relaxed"] | None = None
-    """Int, choice and bit genes as they are, by CatCMA with margin, or as thresholds of float genes, by plain CMA-ES.
+    """Discrete genes: `categorical` uses CatCMA with margin, `relaxed` makes them thresholds of float genes for plain CMA-ES.
 
-    Default: as they are, but relaxed with more than `separable_above` float genes.
+    Default: categorical, but relaxed with more than `separable_above` float genes.
     """
     weights: dict[str, float] | None = None
-    """Objective → weight in the mean that is maximised; those left out weigh 0. Default: equal weights."""
+    """Objective → weight in the maximised mean, 0 for those left out. Default: equal weights."""
 
 
 class Cma:
-    """A `Breeder`. Several objectives are made one by the weighted mean of their mean scores."""
+    """A `Breeder` that maximises the weighted mean of the objectives' mean scores."""
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: CmaSettings) -> None:
+    def __init__(self, space: SearchSpace, objectives: Collection[str], seed: int, settings: CmaSettings) -> None:
         """Search `space` for the best weighted mean of `objectives`. Raises `DriverError` for bad weights."""
         self._space = space
         self._seed = seed
@@ -76,7 +75,7 @@ class Cma:
         )
 
     def draw(self) -> Genomes:
-        """Return the known recipes, and from then on a population."""
+        """Return the known recipes first, then populations."""
         known, self._queue = self._queue, self._queue[:0]
         if len(known):
             return known
@@ -85,7 +84,7 @@ class Cma:
         return self._sampler.draw()
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Adapt the distribution; start again where it has converged."""
+        """Adapt the distribution; restart if it has converged."""
         values = means @ self._weights
         if values.max() > self._best:
             self._best = float(values.max())
@@ -100,7 +99,8 @@ class Cma:
     def _make_sampler(self) -> "_Sampler":
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         genes = len(self._space.genes)
-        size = (self._settings.population or 4 + int(3 * np.log(genes))) * 2**self._restarts
+        default = 4 + int(3 * np.log(genes))  # eq. 48 (arXiv 1604.00772)
+        size = (self._settings.population or default) * 2**self._restarts
         separable = genes > self._settings.separable_above
         whole = self._space.integer
         relaxed = bool((~whole).sum() > self._settings.separable_above)
@@ -112,7 +112,7 @@ class Cma:
 
 
 class _Sampler(Protocol):
-    """One run of CMA-ES. `learn` takes one value (higher is better) for each row of the last `draw`."""
+    """One run of CMA-ES. `learn` takes a value, higher is better, for each row of the last `draw`."""
 
     population: int
     converged: bool
@@ -123,7 +123,7 @@ class _Sampler(Protocol):
 
 
 class _Normal:
-    """CMA-ES over float genes. Those of whole genes are rounded to what they decode to."""
+    """CMA-ES over float genes; discrete genes are rounded."""
 
     def __init__(
         self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int, *, separable: bool
@@ -144,9 +144,9 @@ class _Normal:
 
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]
-        # The triangle wave with period 2: 1.2 folds back to 0.8, -0.1 to 0.1.
-        folded = 1.0 - np.abs(np.mod(np.array(self._samples), 2.0) - 1.0)
-        return round_whole(self._space, self._space.from_unit(folded))
+        # Reflect at 0 and 1, by a triangle wave of period 2: 1.2 becomes 0.8, and -0.1 becomes 0.1.
+        reflected = 1.0 - np.abs(np.mod(np.array(self._samples), 2.0) - 1.0)
+        return round_integers(self._space, self._space.from_unit(reflected))
 
     def learn(self, values: NDArray[np.float64]) -> None:
         self._cma.tell(list(zip(self._samples, -values, strict=True)))
@@ -154,7 +154,7 @@ class _Normal:
 
 
 class _Mixed:
-    """CatCMA with margin: int genes as levels in the unit cube, choices, bits and two-valued ints as categories."""
+    """CatCMA with margin (arXiv 2504.07884): ints are levels in the unit cube; choices, bits and binary ints are categories."""
 
     def __init__(self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int) -> None:
         self.population = population
@@ -168,11 +168,11 @@ class _Mixed:
             np.flatnonzero([kind == wanted for kind in kinds]) for wanted in ("float", "int", "category")
         )
         options = [levels[i] for i in self._categories]
-        likely = np.zeros((len(options), max(options, default=0)))
+        probabilities = np.zeros((len(options), max(options, default=0)))
         for row, (i, count) in enumerate(zip(self._categories, options, strict=True)):
-            spread = 2 * FLIPPED if space.genes[i].kind == "bit" else 0.5  # what all options share evenly
-            likely[row, :count] = spread / count
-            likely[row, int(start[i] - space.lower[i])] += 1 - spread
+            spread = 2 * FLIPPED if space.genes[i].kind == "bit" else 0.5  # shared evenly by all options
+            probabilities[row, :count] = spread / count
+            probabilities[row, int(start[i] - space.lower[i])] += 1 - spread
         gaussian = np.concatenate([self._floats, self._ints])
         self._cma = cmaes.CatCMAwM(
             x_space=[[0.0, 1.0]] * len(self._floats) or None,
@@ -182,7 +182,7 @@ class _Mixed:
             mean=space.to_unit(start)[gaussian],
             sigma=sigma,
             cov=np.eye(len(gaussian)),
-            cat_param=likely if options else None,
+            cat_param=probabilities if options else None,
             seed=seed,
         )
         self._samples: list[Any] = []
@@ -206,9 +206,8 @@ class _Mixed:
         return genomes
 
     def learn(self, values: NDArray[np.float64]) -> None:
-        # CMA-ES looks only at ranks, but CatCMA's penalty for leaving the box scales with the interquartile
-        # range of what it is told, and is NaN where all are equal, as scores of discrete recipes may well be.
-        # Ranks always differ.
+        # CMA-ES only uses ranks, but CatCMA's penalty for leaving the box scales with the interquartile range of the values,
+        # and is NaN where all are equal, as scores of discrete recipes can be. Ranks always differ.
         ranks = np.empty(len(values))
         ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
         self._cma.tell(list(zip(self._samples, ranks, strict=True)))
@@ -223,5 +222,5 @@ class _Mixed:
 
 
 def _levels(gene: Gene) -> int:
-    """Return how many values a whole gene has; 0 for a float gene."""
+    """Return the number of values of a discrete gene; 0 for a float gene."""
     return 0 if gene.kind == "float" else int(gene.high - gene.low) + 1

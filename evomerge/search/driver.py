@@ -1,7 +1,7 @@
-"""What a driver is, and the part that all generational drivers share.
+"""The driver protocol, and the part that all generational drivers share.
 
-A driver proposes candidates and learns what they were worth. It is not to be confused with the study, which
-counts the budget, keeps the journal and runs the evaluations.
+A driver proposes candidates and learns from their evaluations. Not to be confused with the study, which counts the budget,
+writes the journal and runs the evaluations.
 """
 
 import dataclasses
@@ -26,25 +26,26 @@ Means = NDArray[np.float64]
 """Mean score of each objective, `(candidates, objectives)`. Higher is better."""
 
 FLIPPED = 0.023
-"""Probability with which a bit starts flipped: that of two standard deviations, as in the data-flow paper (arXiv 2403.13187)."""
+"""Probability that a bit starts flipped: the normal tail beyond two standard deviations, Φ(-2), as in the data-flow paper
+(arXiv 2403.13187)."""
 
 
 class Driver(Protocol):
-    """Proposes candidates (`ask`) and learns what they were worth (`tell`).
+    """Proposes candidates (`ask`) and learns from their evaluations (`tell`).
 
-    The rules, for every driver:
+    The rules for every driver:
 
-    1. `ask` returns None for "nothing until you tell me more", and then changes nothing. None with nothing in
-       flight means that the search is over.
-    2. Proposals are numbered 0, 1, 2, … in the order in which they are asked for.
+    1. `ask` returns None while it needs more tells, and then changes nothing. None with no pending proposal means that
+       the search is over.
+    2. Proposals are numbered 0, 1, 2, … in the order of the asks.
     3. All randomness comes from the seed given at construction, never from a global generator.
-    4. What is proposed depends only on the order of asks and tells: never on the clock, on the number of
-       slots, or on how often `ask` returned None. So replaying a journal through a fresh driver restores it.
-    5. Generational drivers sort what they are told by number: the order of arrival cannot matter, and the
-       search is the same for any number of workers. Populations of models (`Population`) and swarms never wait instead.
-    6. A failed evaluation is survived, and counts as worse than any success.
+    4. Proposals depend only on the order of asks and tells, never on the clock, on the number of slots, or on how often
+       `ask` returned None. So replaying a journal through a fresh driver restores it.
+    5. Generational drivers sort tells by number: the order of arrival has no effect, and the search is the same for any
+       number of workers. Populations of models (`Population`) and swarms never wait, and have no such order.
+    6. A failed evaluation is no error of the driver, and counts as worse than any success.
 
-    `evomerge.testing.DriverSuite` holds a driver to these rules. `str(driver)` is its line in a dry run.
+    `evomerge.testing.DriverSuite` tests these rules. `str(driver)` describes the driver in one line, for a dry run.
     """
 
     def ask(self) -> Proposal | None:
@@ -52,22 +53,21 @@ class Driver(Protocol):
         ...
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Learn the `evaluation` of a `proposal` that `ask` returned."""
+        """Take the `evaluation` of a `proposal` that `ask` returned."""
         ...
 
     def members(self) -> tuple[str, ...]:
-        """Return the ids of the candidates whose weights later proposals may be made of.
+        """Return the ids of the candidates whose weights later proposals may use.
 
-        Nothing for a driver whose candidates are all made of the pool's own models. Whose weights a proposal in flight is
-        made of, its recipe says.
+        Empty for a driver whose candidates are made of the pool's models only. Pending proposals name theirs in their recipes.
         """
         ...
 
 
 def asks(driver: Driver, budget: int) -> Iterator[Proposal]:
-    """Yield up to `budget` proposals. Ends early where `ask` returns None: the driver waits for a `tell`, or is done.
+    """Yield up to `budget` proposals. Ends early if `ask` returns None: the driver needs a `tell`, or the search is over.
 
-    Any function is maximised so, here over two floats:
+    For example, to minimise `function(x, y)`:
 
         space = Box({"x": (-5, 5), "y": (-5, 5)})
         driver = make({"kind": "cma"}, space, ["score"], seed=0)
@@ -89,41 +89,40 @@ def asks(driver: Driver, budget: int) -> Iterator[Proposal]:
 
 
 class Breeder(Protocol):
-    """A generational driver's own part: makes a generation of genomes, and learns from it."""
+    """The algorithm of a generational driver: draws a generation of genomes, and learns from it."""
 
     def draw(self) -> Genomes:
         """Return the next generation, `(candidates, genes)`; no rows mean that the search is over.
 
-        Called again without a `learn` between when no candidate of the whole study has succeeded yet.
+        Called again without `learn` in between while no candidate of the study has succeeded.
         """
         ...
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Learn the generation drawn last, row by row: its `means`, all finite, and the `evaluations` behind them.
+        """Learn from the last generation, row by row: its `means`, all finite, and the `evaluations` behind them.
 
-        A row that failed has an `error`, and stand-ins for means (see `Generational`).
+        A failed row has an `error`, and substitutes for its means (see `Generational`).
         """
         ...
 
 
 class Generational:
-    """A `Driver` that hands out a `Breeder`'s generations, one at a time, each when the last is all told.
+    """A `Driver` that proposes a `Breeder`'s generations one at a time, each once the last one is completed.
 
-    A candidate that failed (or has a mean that is not finite) counts, in every objective, as the worst
-    success of the study so far, minus a tenth of the range of the successes so far and minus 1e-6. Near
-    enough not to distort a model of the scores, and always dominated. A generation that ends before anything
-    has ever succeeded teaches nothing and is not learnt from.
+    A candidate that failed, or has a non-finite mean, counts in every objective as the worst success of the study so far,
+    minus a tenth of the range of the successes so far and minus 1e-6: near enough not to distort a model of the scores, and
+    always dominated. Generations before the first success are not learnt from.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], breeder: Breeder) -> None:
-        """Drive `breeder` over `space`; it learns the means of `objectives`, in this order."""
+    def __init__(self, space: SearchSpace, objectives: Collection[str], breeder: Breeder) -> None:
+        """Propose what `breeder` draws from `space`; it learns the means of `objectives`, in this order."""
         self._space = space
         self._objectives = tuple(objectives)
         self.breeder = breeder
         self._generation: Genomes = np.empty((0, len(space.genes)))
         self._first = 0  # number of the generation's first proposal
-        self._asked = 0  # how many of the generation have been asked for
-        self._told: dict[int, Evaluation] = {}  # by row in the generation
+        self._asked = 0  # proposals of the generation so far
+        self._completed: dict[int, Evaluation] = {}  # by row in the generation
         self._over = False
         self._worst = np.full(len(objectives), np.inf)
         self._best = np.full(len(objectives), -np.inf)
@@ -133,10 +132,10 @@ class Generational:
 
     def ask(self) -> Proposal | None:
         """Return the next candidate of the generation, or None while the rest of it is being evaluated."""
-        if self._asked == len(self._generation) == len(self._told) and not self._over:
+        if self._asked == len(self._generation) == len(self._completed) and not self._over:
             self._first += self._asked
             self._asked = 0
-            self._told = {}
+            self._completed = {}
             self._generation = self.breeder.draw()
             self._over = len(self._generation) == 0
         if self._asked == len(self._generation):
@@ -146,35 +145,35 @@ class Generational:
         return proposal
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Keep the evaluation, and let the breeder learn when the generation is complete.
+        """Record the evaluation; the breeder learns when the generation is completed.
 
-        Raises `DriverError` for a proposal that is not in flight.
+        Raises `DriverError` for a proposal that is not pending.
         """
         row = proposal.number - self._first
-        if not 0 <= row < self._asked or row in self._told:
-            flying = [self._first + i for i in range(self._asked) if i not in self._told]
-            msg = f"proposal {proposal.number} is not in flight; expected one of {flying}, each told once"
+        if not 0 <= row < self._asked or row in self._completed:
+            pending = [self._first + i for i in range(self._asked) if i not in self._completed]
+            msg = f"proposal {proposal.number} is not pending; expected one of {pending}, each told once"
             raise DriverError(msg)
         if evaluation.error is None and not np.isfinite(evaluation.means(self._objectives)).all():
             evaluation = Evaluation(error="scores whose mean is not finite")
-        self._told[row] = evaluation
-        if len(self._told) == len(self._generation):
-            evaluations = [self._told[i] for i in range(len(self._generation))]
-            means = self._finite(np.array([found.means(self._objectives) for found in evaluations]))
+        self._completed[row] = evaluation
+        if len(self._completed) == len(self._generation):
+            evaluations = [self._completed[i] for i in range(len(self._generation))]
+            means = self._finite(np.array([evaluation.means(self._objectives) for evaluation in evaluations]))
             if means is not None:
                 self.breeder.learn(self._generation, means, evaluations)
 
     def unfinished(self) -> tuple[Genomes, list[Evaluation]]:
-        """Return what has been told of a generation that is not complete, by number: what the breeder has not learnt yet."""
-        rows = sorted(self._told) if len(self._told) < len(self._generation) else []
-        return self._generation[rows], [self._told[row] for row in rows]
+        """Return the completed part of an unfinished generation, by number: what the breeder has not learnt from yet."""
+        rows = sorted(self._completed) if len(self._completed) < len(self._generation) else []
+        return self._generation[rows], [self._completed[row] for row in rows]
 
     def members(self) -> tuple[str, ...]:
-        """Return nothing: a generation is made of genomes alone."""
+        """Return no ids: genomes decode to merges of the pool's models."""
         return ()
 
     def _finite(self, means: Means) -> Means | None:
-        """Return `means` with failures made worst, or None if nothing has ever succeeded."""
+        """Return `means` with substitutes for failures, or None if no candidate has succeeded yet."""
         succeeded: NDArray[np.bool_] = np.all(np.isfinite(means), axis=1)
         if succeeded.any():
             self._worst = np.minimum(self._worst, means[succeeded].min(axis=0))
@@ -185,50 +184,49 @@ class Generational:
 
 
 def propose(space: SearchSpace, number: int, genome: Genome, parents: Sequence[str] = ()) -> Proposal:
-    """Return the proposal of a genome, and of its `parents`' ids. It keeps a copy that nobody can write to."""
-    kept = np.array(genome, dtype=np.float64)
-    kept.flags.writeable = False
-    return Proposal(number, space.decode(kept, parents), kept)
+    """Return the proposal of a genome and its `parents`' ids, with a read-only copy of the genome."""
+    genome = np.array(genome, dtype=np.float64)
+    genome.flags.writeable = False
+    return Proposal(number, space.decode(genome, parents), genome)
 
 
 def known_recipes(space: SearchSpace) -> Genomes:
-    """Return the genomes of the space's landmarks, in their order, each recipe once: `(landmarks, genes)`."""
+    """Return the genomes of the space's landmarks, in order, without duplicate recipes: `(landmarks, genes)`."""
     by_id: dict[str, Genome] = {}
     for genome in space.landmarks().values():
         by_id.setdefault(space.decode(genome).id, genome)
     return np.array(list(by_id.values()))
 
 
-def round_whole(space: SearchSpace, genomes: Genomes) -> Genomes:
-    """Return `genomes` with int, choice and bit genes at the whole numbers that they decode to."""
+def round_integers(space: SearchSpace, genomes: Genomes) -> Genomes:
+    """Return `genomes` with int, choice and bit genes rounded to the integers that they decode to."""
     return np.where(space.integer, np.floor(genomes + 0.5), genomes)
 
 
 def latin_hypercube(space: SearchSpace, count: int, rng: np.random.Generator) -> Genomes:
     """Return `count` genomes, `(count, genes)`, spread evenly over each gene's range.
 
-    A Latin hypercube (McKay, Beckman & Conover 1979). Int, choice and bit genes get each of their values
-    equally often, int genes on a log scale in proportion to it; genes with a standard deviation are normal,
-    cut off at their bounds.
+    A Latin hypercube (McKay, Beckman & Conover 1979). Int, choice and bit genes take each value equally often, int genes
+    on a log scale in proportion to their share of it; genes with a standard deviation follow a truncated normal distribution.
     """
     strata = rng.permuted(np.tile(np.arange(count), (len(space.genes), 1)), axis=1).T
     unit = (strata + rng.random(strata.shape)) / count
     levels = space.upper - space.lower + 1
-    stretched = space.lower + np.floor(unit * levels)
-    found = np.where(space.integer & ~space.log, stretched, round_whole(space, space.from_unit(unit)))
+    even = space.lower + np.floor(unit * levels)
+    genomes = np.where(space.integer & ~space.log, even, round_integers(space, space.from_unit(unit)))
     for i, gene in enumerate(space.genes):
         if gene.sd is not None:
             below, above = ndtr((np.array([gene.low, gene.high]) - gene.init) / gene.sd)
-            found[:, i] = gene.init + gene.sd * ndtri(below + unit[:, i] * (above - below))
-    return np.clip(found, space.lower, space.upper)
+            genomes[:, i] = gene.init + gene.sd * ndtri(below + unit[:, i] * (above - below))
+    return np.clip(genomes, space.lower, space.upper)
 
 
 def read_metrics(
     objectives: Objectives, bounds: Mapping[str, tuple[float | None, float | None]] | None = None
 ) -> dict[str, Metric]:
-    """Return the metric of each objective, with the range that `bounds` gives it, if any: None is no bound.
+    """Return each objective's metric; `bounds` overrides declared ranges, None is no bound.
 
-    An objective without a declared metric has that of its name (`Metric.named`). Raises `DriverError`.
+    An objective without a declared metric gets that of its name (`Metric.named`). Raises `DriverError`.
     """
     bounds = bounds or {}
     for name in bounds:
@@ -251,22 +249,22 @@ def read_metrics(
 def check_bounds(
     kind: str, objectives: Sequence[str], bounds: Sequence[tuple[float, float]], scores: Sequence[NDArray[np.float64]]
 ) -> None:
-    """Raise `DriverError` where an objective has `scores`, an array for each, that are out of its bounds."""
-    for name, (low, high), found in zip(objectives, bounds, scores, strict=True):
+    """Raise `DriverError` if an objective's scores, an array for each objective, are outside of its bounds."""
+    for name, (low, high), values in zip(objectives, bounds, scores, strict=True):
         slack = 1e-6 * max([1.0, *(abs(bound) for bound in (low, high) if np.isfinite(bound))])
-        outside = found[(found < low - slack) | (found > high + slack)]
+        outside = values[(values < low - slack) | (values > high + slack)]
         if outside.size:
             msg = (
                 f"driver `{kind}`: objective `{name}` scores {outside[0]:g}, outside of its bounds [{low:g}, {high:g}]; "
-                f"type `bounds: {{{name}: [low, high]}}`, null where there is none"
+                f"type `bounds: {{{name}: [low, high]}}`, null for no bound"
             )
             raise DriverError(msg)
 
 
 def read_weights(objectives: Collection[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
-    """Return the weights, `(objectives,)` and together 1, of the mean that a driver of one number maximises.
+    """Return weights of the objectives, `(objectives,)` with sum 1, for a driver that maximises one weighted mean.
 
-    `given` maps objectives to weights of 0 or more, those left out weigh 0; None gives all the same. Raises `DriverError`.
+    `given` maps objectives to weights of 0 or more, 0 for the others; None means equal weights. Raises `DriverError`.
     """
     if given is None:
         return np.full(len(objectives), 1 / len(objectives))

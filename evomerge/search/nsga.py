@@ -1,13 +1,13 @@
-"""NSGA-II (Deb et al. 2002) and NSGA-III (Deb & Jain 2014): a whole front at once, from pymoo.
+"""NSGA-II (Deb, Pratap, Agarwal & Meyarivan 2002) and NSGA-III (Deb & Jain 2014): a front at once, by pymoo.
 
-Genomes are bred in the unit cube. Float and int genes cross over by simulated binary crossover and mutate
-polynomially, and int genes are then rounded; choices and bits cross over uniformly and mutate to any option. The
-first generation is the known recipes, filled up by a Latin hypercube; its bits are near the initial ones, for half of
-a path's slots make no model.
+Genomes are bred in the unit cube. Float and int genes use simulated binary crossover (Deb & Agrawal 1995) and polynomial
+mutation, and int genes are then rounded; choices and bits use uniform crossover and mutate to any option. The first
+generation is the known recipes, filled up by a Latin hypercube. Its bits are near the initial ones, since a random half of a
+path's slots makes no working model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
 from evomerge.errors import DriverError
-from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, latin_hypercube, round_whole
+from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, latin_hypercube, round_integers
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation
 
@@ -41,14 +41,14 @@ class NsgaSettings(BaseModel):
     seed_known: bool = True
     """Put the known recipes (base, each expert, mean) into the first generation."""
     population: int = Field(default=24, ge=4)
-    """Candidates in a generation. The first one is larger if there are more known recipes."""
+    """Candidates in a generation. The first generation is larger if there are more known recipes."""
 
 
 class Nsga:
-    """A `Breeder`. Its population is the best of parents and offspring, generation after generation."""
+    """A `Breeder`: after each generation the best of parents and offspring survive."""
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: NsgaSettings) -> None:
-        """Search `space` for the front of `objectives`. Raises `DriverError` for one alone, or too many."""
+    def __init__(self, space: SearchSpace, objectives: Collection[str], seed: int, settings: NsgaSettings) -> None:
+        """Search `space` for the front of `objectives`. Raises `DriverError` for a single objective, or too many."""
         if len(objectives) < 2:  # a front needs two
             msg = f"driver `{settings.kind}` needs two or more objectives, got one; type `kind: cma`"
             raise DriverError(msg)
@@ -68,17 +68,17 @@ class Nsga:
         return f"{name}, {size} candidates a generation, {known} known recipes in the first"
 
     def draw(self) -> Genomes:
-        """Return the first generation, and from then on offspring: no rows if there are no new ones."""
+        """Return the first generation, then offspring; no rows if no new genome can be bred."""
         if not self._algorithm.is_initialized:
             known, self._queue = self._queue, self._queue[:0]
             return np.concatenate([known, self._fill(max(self._settings.population - len(known), 0))])
         offspring = self._algorithm.ask()
-        if offspring is None:  # a small discrete space: every child is already in the population
+        if offspring is None:  # every child is already in the population of a small discrete space
             return np.empty((0, len(self._space.genes)))
-        return round_whole(self._space, self._space.from_unit(offspring.get("X")))
+        return round_integers(self._space, self._space.from_unit(offspring.get("X")))
 
     def _fill(self, count: int) -> Genomes:
-        """Return `count` genomes spread over the box, but for bits: of these a few are flipped, in each genome others."""
+        """Return `count` genomes spread over the box, with few of the initial bits flipped, different ones in each."""
         genomes = latin_hypercube(self._space, count, self._filler)
         bits = np.flatnonzero([gene.kind == "bit" for gene in self._space.genes])
         if len(bits):
@@ -94,7 +94,7 @@ class Nsga:
         return genomes
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Let the best of parents and offspring survive."""
+        """Select the survivors among parents and offspring."""
         evaluated = Population.new(X=self._space.to_unit(genomes))
         Evaluator().eval(StaticProblem(self._problem, F=-means), evaluated)
         self._algorithm.tell(infills=evaluated)
@@ -121,9 +121,9 @@ def _algorithm(space: SearchSpace, objectives: int, settings: NsgaSettings) -> A
 def reference_directions(objectives: int, population: int) -> NDArray[np.float64]:
     """Return at most `population` directions over the unit simplex, `(directions, objectives)`.
 
-    Das & Dennis's lattice (1998), as fine as the population allows; where that leaves only the simplex's
-    faces, a second layer half-way to the centre follows, as Deb & Jain do. Raises `DriverError` if the
-    population is smaller than the number of objectives.
+    The lattice of Das & Dennis (1998), as fine as the population allows. If it has no point inside of the simplex, a second
+    layer half-way to the centre is added (Deb & Jain 2014). Raises `DriverError` if the population is smaller than the number
+    of objectives.
     """
     outer = _partitions(objectives, population)
     if outer == 0:
@@ -137,7 +137,7 @@ def reference_directions(objectives: int, population: int) -> NDArray[np.float64
 
 
 def _partitions(objectives: int, points: int) -> int:
-    """Return into how many parts an axis of the simplex can be cut with at most `points` directions."""
+    """Return the number of parts into which each axis can be cut such that the lattice has at most `points` points."""
     count = 0
     while math.comb(count + objectives, objectives - 1) <= points:
         count += 1
@@ -145,7 +145,7 @@ def _partitions(objectives: int, points: int) -> int:
 
 
 class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
-    """Simulated binary crossover, and uniform crossover of choices and bits."""
+    """Simulated binary crossover, but uniform crossover of choices and bits."""
 
     def __init__(self, choices: NDArray[np.intp], **settings: float) -> None:
         super().__init__(**settings)
@@ -162,7 +162,7 @@ class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
 
 
 class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
-    """Polynomial mutation, and any option for a choice or a bit, each gene with probability min(1/2, 1/genes)."""
+    """Polynomial mutation, but a random option for choices and bits; each gene with probability min(1/2, 1/genes)."""
 
     def __init__(self, choices: NDArray[np.intp], options: Genomes) -> None:
         super().__init__(eta=20)
@@ -180,11 +180,11 @@ class _Mutation(PM):  # type: ignore[misc]  # pymoo has no types
 
 
 class _Rounding(Repair):  # type: ignore[misc]  # pymoo has no types
-    """Moves int, choice and bit genes to whole numbers, so that pymoo knows children that are the same recipe."""
+    """Rounds int, choice and bit genes, so that pymoo removes children with the same recipe."""
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self._space = space
 
     def _do(self, problem: Any, X: Genomes, **kwargs: Any) -> Genomes:  # noqa: N803  # its name in pymoo
-        return self._space.to_unit(round_whole(self._space, self._space.from_unit(X)))
+        return self._space.to_unit(round_integers(self._space, self._space.from_unit(X)))

@@ -1,12 +1,12 @@
-"""Optuna's samplers: TPE, Gaussian process, quasi-Monte Carlo, fed from memory in batches of a fixed size.
+"""Optuna's samplers in batches of a fixed size: TPE (Bergstra et al. 2011), Gaussian process, quasi-Monte Carlo (Sobol).
 
-Limits: TPE models up to some 50 genes within reason (a second a candidate at 1,000 genes and 400 candidates,
-and far more with several objectives), the Gaussian process some 20 genes and 200 candidates; Optuna itself
-spends 0.03 s a candidate at 1,000 genes. For more genes use `cma` or `nsga2`.
+Practical limits: some 50 genes for TPE (one second a candidate at 1,000 genes and 400 candidates, far more with several
+objectives), 20 genes and 200 candidates for the Gaussian process. Optuna's overhead is 0.03 s a candidate at 1,000 genes. For
+more genes use `cma` or `nsga2`.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -35,18 +35,18 @@ class OptunaSettings(BaseModel):
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first."""
     batch: int = Field(default=8, ge=1)
-    """Candidates proposed at once; fixed, so that the search does not depend on the number of workers."""
+    """Candidates in a batch; fixed, so that the search does not depend on the number of workers."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of Optuna's sampler, such as `n_startup_trials`."""
+    """More arguments of Optuna's sampler, such as `n_startup_trials`."""
 
 
 class Optuna:
-    """A `Breeder` around an Optuna study in memory, which maximises the mean of each objective."""
+    """A `Breeder` around an in-memory Optuna study that maximises the mean of each objective."""
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: OptunaSettings) -> None:
-        """Search `space` for the best or, with several, the front of `objectives`.
+    def __init__(self, space: SearchSpace, objectives: Collection[str], seed: int, settings: OptunaSettings) -> None:
+        """Search `space` for the optimum of one, or the front of several `objectives`.
 
-        Raises `DriverError` for `options` that the sampler does not take.
+        Raises `DriverError` for `options` that the sampler does not accept.
         """
         self._space = space
         self._settings = settings
@@ -54,13 +54,13 @@ class Optuna:
         self._queue = self._known
         self._distributions = {str(i): _distribution(gene) for i, gene in enumerate(space.genes)}
         self._asked: list[optuna.Trial] = []
-        make, defaults = _SAMPLERS[settings.kind]
-        start = int(np.random.SeedSequence([seed]).generate_state(1)[0])
+        sampler_type, defaults = _SAMPLERS[settings.kind]
+        sampler_seed = int(np.random.SeedSequence([seed]).generate_state(1)[0])
         with _quiet():
             try:
-                sampler = make(**{**defaults, "seed": start, **settings.options})
+                sampler = sampler_type(**{**defaults, "seed": sampler_seed, **settings.options})
             except (TypeError, ValueError) as error:
-                msg = f"driver `{settings.kind}`: `options` do not suit optuna's {make.__name__}: {error}"
+                msg = f"driver `{settings.kind}`: `options` do not suit optuna's {sampler_type.__name__}: {error}"
                 raise DriverError(msg) from None
             self._study = optuna.create_study(sampler=sampler, directions=["maximize"] * len(objectives))
 
@@ -70,18 +70,18 @@ class Optuna:
         return f"optuna {name}, {batch} candidates at once, after {len(self._known)} known recipes"
 
     def draw(self) -> Genomes:
-        """Return the known recipes, and from then on a batch from the sampler."""
+        """Return the known recipes first, then batches from the sampler."""
         known, self._queue = self._queue, self._queue[:0]
         if len(known):
             return known
         with _quiet():
-            for trial in self._asked:  # nothing has succeeded yet, so there is no worst score to give them
+            for trial in self._asked:  # without a success so far, failures have no substitute scores
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._asked = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
         return np.array([[float(trial.params[name]) for name in self._distributions] for trial in self._asked])
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Tell Optuna, in the order of the batch."""
+        """Tell Optuna the means, in the order of the batch."""
         with _quiet():
             if self._asked:
                 for trial, values in zip(self._asked, means, strict=True):
@@ -91,12 +91,12 @@ class Optuna:
         self._asked = []
 
     def _known_trial(self, genome: Genome, means: Means) -> optuna.trial.FrozenTrial:
-        """Return the finished trial of a known recipe: one that Optuna did not propose."""
-        numbers = [
+        """Return the finished trial of a known recipe, which Optuna did not propose."""
+        values = [
             float(x) if gene.kind == "float" else int(x) for gene, x in zip(self._space.genes, genome, strict=True)
         ]
         return optuna.trial.create_trial(
-            params=dict(zip(self._distributions, numbers, strict=True)),
+            params=dict(zip(self._distributions, values, strict=True)),
             distributions=self._distributions,
             values=means.tolist(),
         )
@@ -112,7 +112,7 @@ def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Optuna's log below warnings, and its warnings that a sampler is experimental, for a moment."""
+    """Silence Optuna's log below warnings, and its warnings about experimental samplers."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Random search: the baseline that every other driver must beat. It never waits."""
+"""Random search: the baseline for every other driver."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -22,10 +22,10 @@ class RandomSettings(BaseModel):
 
 
 class Random:
-    """Uniform random search. Proposal n is a function of the seed and n alone, so it waits for nothing."""
+    """Uniform random search. Proposal n depends only on the seed and n, so `ask` never returns None."""
 
     def __init__(self, space: SearchSpace, objectives: Sequence[str], seed: int, settings: RandomSettings) -> None:
-        """Search `space`, whatever the objectives are."""
+        """Search `space`; the objectives are not used."""
         self._space = space
         self._seed = seed
         self._known = list(known_recipes(space)) if settings.seed_known else []
@@ -35,7 +35,7 @@ class Random:
         return f"random search, after {len(self._known)} known recipes"
 
     def ask(self) -> Proposal:
-        """Return the next known recipe, or a uniform draw from the box."""
+        """Return the next known recipe, then uniform draws from the box."""
         number = self._asked
         self._asked += 1
         if number < len(self._known):
@@ -44,8 +44,8 @@ class Random:
         return propose(self._space, number, latin_hypercube(self._space, 1, rng)[0])
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Learn nothing."""
+        """Ignore the evaluation."""
 
     def members(self) -> tuple[str, ...]:
-        """Return nothing: a candidate is made of its genome alone."""
+        """Return no ids: genomes decode to merges of the pool's models."""
         return ()

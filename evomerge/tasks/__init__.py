@@ -1,6 +1,6 @@
-"""ONE IDEA: a model and example numbers become score vectors, one entry per example, higher is better.
+"""ONE IDEA: a model and indices of examples give score vectors, one entry per example, higher is better.
 
-`make` turns settings, as a study's YAML has them, into a task. An objective is named `task/metric`.
+`make` builds a task from its settings in a study's YAML. An objective is named `task/metric`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,10 +37,10 @@ KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
 
 
 def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:
-    """Return the task that `settings` describe, its examples read and checked; relative paths are taken from `folder`.
+    """Return the task of `settings`, with its examples read and checked; relative paths start at `folder`.
 
-    Raises `TaskError` for an unknown key or kind, and for data that are missing, empty, not as described, or
-    shared by both splits.
+    Raises `TaskError` for an unknown key or kind, and for data that are missing, empty, malformed, or shared by both
+    splits.
     """
     kind = str(settings.get("kind"))
     if kind not in KINDS:

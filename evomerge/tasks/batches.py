@@ -1,6 +1,6 @@
-"""Batches of fixed composition: which examples run together depends on their lengths and on nothing else.
+"""Batches of fixed composition: which examples run together depends only on their lengths.
 
-In floating point a score depends on what it is padded to, so a batch must be the same whenever it is scored.
+In floating point a score depends on the padding, so an example must be in the same batch each time it is scored.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return the positions in `lengths` in batches of up to `size`, the shortest first; equal ones in their order."""
+    """Return positions in `lengths` in batches of up to `size`, shortest first; equal lengths keep their order."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pad(sequences: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Return token numbers and attention mask, both int64 `(sequences, longest)`, padded on the right or on the left."""
+    """Return token ids and attention mask, both int64 `(sequences, longest)`, padded on the right or on the left."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), fill)
     mask = torch.zeros_like(ids)

@@ -1,4 +1,4 @@
-"""What a causal language model says of tokens: the log-likelihood of the end of a sequence, given its beginning."""
+"""Log-likelihoods under a causal language model of the end of a sequence, given its beginning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from evomerge.tasks.batches import by_length, pad
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A sequence of tokens that is scored from position `start`, at least 1, to its end."""
+    """A token sequence that is scored from position `start`, at least 1, to its end."""
 
     tokens: list[int]
     start: int
 
     @property
     def scored(self) -> int:
-        """Number of tokens that are scored."""
+        """Number of scored tokens."""
         return len(self.tokens) - self.start
 
 
@@ -37,13 +37,13 @@ def require_causal(task: str, model: LiveModel) -> None:
 
 
 def encode(model: LiveModel, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of each text, after a begin token if the tokenizer puts one there, and without an end token."""
+    """Return the token ids of each text, after the tokenizer's begin token if it adds one, without an end token."""
     begin = begin_tokens(model)
     return [begin + ids for ids in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 def begin_tokens(model: LiveModel) -> list[int]:
-    """Return what the tokenizer puts before a text: its begin token, or nothing."""
+    """Return the begin token if the tokenizer puts it before a text, else an empty list."""
     begin = model.tokenizer.bos_token_id
     return [begin] if begin is not None and model.tokenizer("a")["input_ids"][:1] == [begin] else []
 
@@ -51,46 +51,41 @@ def begin_tokens(model: LiveModel) -> list[int]:
 def continuations(
     task: str, model: LiveModel, prompts: Sequence[str], answers: Sequence[str], max_length: int
 ) -> list[Continuation]:
-    """Return each prompt with its answer, to be scored from where its tokens are no longer the prompt's alone.
+    """Return each prompt with its answer, scored from the first token that differs from the prompt's own tokens.
 
-    What is longer than `max_length` tokens loses its beginning. Raises `TaskError` where nothing is left to
-    score.
+    Sequences longer than `max_length` tokens lose their beginning. Raises `TaskError` if an answer adds no token.
     """
-    alone = encode(model, prompts)
-    whole = encode(model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    found = []
-    for number, (short, long) in enumerate(zip(alone, whole, strict=True)):
-        start = next(
-            (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b),
-            min(len(short), len(long)),
-        )
+    joined = encode(model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    sequences = []
+    for answer, short, long in zip(answers, encode(model, prompts), joined, strict=True):
+        shared = min(len(short), len(long))
+        start = next((i for i in range(shared) if short[i] != long[i]), shared)
         cut = max(0, len(long) - max_length)
-        continuation = Continuation(long[cut:], max(1, start - cut))
-        if continuation.scored < 1:
-            msg = f"task `{task}`: the answer {answers[number]!r} adds no token to its prompt; nothing can be scored"
+        sequence = Continuation(long[cut:], max(1, start - cut))
+        if sequence.scored < 1:
+            msg = f"task `{task}`: the answer {answer!r} adds no token to its prompt; nothing can be scored"
             raise TaskError(msg)
-        found.append(continuation)
-    return found
+        sequences.append(sequence)
+    return sequences
 
 
 @torch.inference_mode()
 def log_likelihoods(task: str, model: LiveModel, sequences: Sequence[Continuation], batch: int) -> NDArray[np.float64]:
-    """Return the log-likelihood in nats of each sequence's scored tokens, summed over them, `(sequences,)`."""
+    """Return the summed log-likelihood in nats of each sequence's scored tokens, float64 `(sequences,)`."""
     require_causal(task, model)
     check_length(task, model, max(len(sequence.tokens) for sequence in sequences))
-    found = np.empty(len(sequences))
-    fill = model.tokenizer.pad_token_id
-    for chosen in by_length([len(sequence.tokens) for sequence in sequences], batch):
-        ids, mask = pad([sequences[i].tokens for i in chosen], fill)
+    sums = np.empty(len(sequences))
+    for positions in by_length([len(sequence.tokens) for sequence in sequences], batch):
+        ids, mask = pad([sequences[i].tokens for i in positions], model.tokenizer.pad_token_id)
         logits = model.module(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
         ).logits
-        for row, i in enumerate(chosen):
+        for row, i in enumerate(positions):
             start, end = sequences[i].start, len(sequences[i].tokens)
             predicted = logits[row, start - 1 : end - 1].float()
             targets = ids[row, start:end].to(model.device)
-            found[i] = -cross_entropy(predicted, targets, reduction="none").double().sum().item()
-    return found
+            sums[i] = -cross_entropy(predicted, targets, reduction="none").double().sum().item()
+    return sums
 
 
 def check_length(task: str, model: LiveModel, longest: int) -> None:

@@ -1,4 +1,4 @@
-"""Reads the examples of tasks: JSONL, Parquet, or a folder that Hugging Face `datasets` saved."""
+"""Reading a task's examples from JSONL, Parquet, or a folder saved by Hugging Face `datasets`."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ from evomerge.errors import TaskError, nearest
 from evomerge.trial import Split
 
 Columns = Mapping[str, list[Any]]
-"""The values of the examples by column, all of one length."""
+"""Values by column, all of one length: one entry per example."""
 
 
 def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], folder: Path) -> dict[Split, Columns]:
-    """Return the `columns` of both splits; relative paths are taken from `folder`.
+    """Return the `columns` of both splits; relative paths start at `folder`.
 
-    Raises `TaskError` where a file or column is missing, a split is empty, or both splits share an example:
-    then a report would state what the search has already seen.
+    Raises `TaskError` if a file or column is missing, a split is empty, or an example is in both splits: reported scores
+    would then include examples that the search has optimised.
     """
     paths: dict[Split, Path] = {"search": folder / search, "report": folder / report}
     splits: dict[Split, Columns] = {split: _read(task, path, columns) for split, path in paths.items()}
@@ -25,9 +25,10 @@ def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], f
         if not splits[split][columns[0]]:
             msg = f"task `{task}`: a task without examples: expected at least one for `{split}` in {path}"
             raise TaskError(msg)
-    shared = set(_digests(splits["search"])) & set(_digests(splits["report"]))
+    searched, reported = (_digests(splits[split]) for split in ("search", "report"))
+    shared = set(searched) & set(reported)
     if shared:
-        first = next(i for i, digest in enumerate(_digests(splits["report"])) if digest in shared)
+        first = next(i for i, digest in enumerate(reported) if digest in shared)
         msg = (
             f"task `{task}`: `search` and `report` must be disjoint, but {len(shared)} examples are in both "
             f"(the first is example {first} of {paths['report']}); remove them from one of the two"
@@ -37,21 +38,21 @@ def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], f
 
 
 def texts(task: str, column: str, values: Sequence[Any]) -> list[str]:
-    """Return `values` if each is a text that is not empty. Raises `TaskError` naming the first that is not."""
-    for number, value in enumerate(values):
+    """Return `values` if each is a non-empty text. Raises `TaskError` naming the first that is not."""
+    for index, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            msg = f"task `{task}`: column `{column}`, example {number}: expected a text, got {_shown(value)}"
+            msg = f"task `{task}`: column `{column}`, example {index}: expected a text, got {_shown(value)}"
             raise TaskError(msg)
     return list(values)
 
 
-def indices(task: str, column: str, values: Sequence[Any], ends: Iterable[int | None]) -> list[int]:
-    """Return `values` if each is a whole number from 0 to below its end (None: no end). Raises `TaskError`."""
-    for number, (value, end) in enumerate(zip(values, ends, strict=True)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < 0 or (end is not None and value >= end):
+def class_numbers(task: str, column: str, values: Sequence[Any], ends: Iterable[int | None]) -> list[int]:
+    """Return `values` if each is an integer from 0 to below its end (None: no end). Raises `TaskError`."""
+    for index, (value, end) in enumerate(zip(values, ends, strict=True)):
+        integer = isinstance(value, int) and not isinstance(value, bool)
+        if not integer or value < 0 or (end is not None and value >= end):
             top = "up" if end is None else f"to {end - 1}"
-            msg = f"task `{task}`: column `{column}`, example {number}: expected a whole number from 0 {top}, got {_shown(value)}"
+            msg = f"task `{task}`: column `{column}`, example {index}: expected an integer from 0 {top}, got {_shown(value)}"
             raise TaskError(msg)
     return list(values)
 
@@ -71,7 +72,7 @@ def _read(task: str, path: Path, columns: Sequence[str]) -> Columns:
 
 
 def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
-    found: dict[str, list[Any]] = {column: [] for column in columns}
+    values: dict[str, list[Any]] = {column: [] for column in columns}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -86,13 +87,13 @@ def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
                 raise TaskError(msg)
             _check_columns(task, f"{path}, line {number}", columns, row)
             for column in columns:
-                found[column].append(row[column])
-    return found
+                values[column].append(row[column])
+    return values
 
 
 def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]  # it has no types
+        import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow has no types
         from pyarrow import parquet
     except ImportError:
         raise _package_missing(task, path, "pyarrow") from None
@@ -136,7 +137,7 @@ def _package_missing(task: str, path: Path, package: str) -> TaskError:
 
 
 def _digests(columns: Columns) -> list[bytes]:
-    """Return a digest of each example's values in all columns."""
+    """Return the sha256 of each example's values in all columns."""
     rows = zip(*columns.values(), strict=True)
     return [hashlib.sha256(json.dumps(row, default=str).encode()).digest() for row in rows]
 

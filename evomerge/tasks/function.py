@@ -1,4 +1,4 @@
-"""Any Python function as a task."""
+"""A Python function as a task."""
 
 import importlib
 import math
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, vector
+from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
 
@@ -30,7 +30,7 @@ class FunctionSettings(TaskSettings):
 
     kind: Literal["callable"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`package.module:function`; modules in the study's folder are found."""
+    """`package.module:function`; the module is installed, or lies in the study's folder."""
     search: int = Field(ge=1)
     """Number of examples of the search split."""
     report: int = Field(ge=1)
@@ -49,10 +49,10 @@ class FunctionSettings(TaskSettings):
 
 
 class Function(SplitTask):
-    """Examples that only a function of the user's knows.
+    """A task scored by a user's function, which also holds the examples.
 
-    `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and a list of example
-    numbers, and returns a score for each, higher is better: one vector, or a mapping from metric to vector.
+    `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and the indices of the examples. It
+    returns one score for each, higher is better: a vector, or a mapping from metric to vector.
     """
 
     def __init__(self, name: str, settings: FunctionSettings, folder: Path) -> None:
@@ -67,16 +67,16 @@ class Function(SplitTask):
         self._function = _imported(name, settings.function, folder)
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return what the function returns. Raises `TaskError` unless that is a finite number for each example."""
-        numbers = self.indices(split, examples)
-        found = self._function(model, split, numbers)
-        given = found if isinstance(found, Mapping) else {next(iter(self.metrics)): found}
-        if set(given) != set(self.metrics):
-            msg = f"{self._where} returned the metrics {sorted(given)}; expected {sorted(self.metrics)} (setting `metrics`)"
+        """Return the function's scores. Raises `TaskError` unless there is one finite score for each example."""
+        indices = self.indices(split, examples)
+        result = self._function(model, split, indices)
+        values = result if isinstance(result, Mapping) else {next(iter(self.metrics)): result}
+        if set(values) != set(self.metrics):
+            msg = f"{self._where} returned the metrics {sorted(values)}; expected {sorted(self.metrics)} (setting `metrics`)"
             raise self.error(msg)
-        return Scores({metric: self._checked(metric, given[metric], len(numbers)) for metric in self.metrics})
+        return Scores({metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics})
 
-    def _checked(self, metric: str, values: Any, count: int) -> Any:
+    def _checked(self, metric: str, values: Any, count: int) -> Vector:
         try:
             scores = vector(values)
         except (TypeError, ValueError):
@@ -96,13 +96,13 @@ def _imported(task: str, where: str, folder: Path) -> Callable[..., Any]:
     module, _, name = where.partition(":")
     sys.path.insert(0, str(folder))
     try:
-        found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
+        function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         msg = f"task `{task}`: cannot import `{module}` of `function: {where}` ({error}); it must be installed, or lie in {folder}"
         raise TaskError(msg) from error
     finally:
         sys.path.remove(str(folder))
-    if not callable(found):
+    if not callable(function):
         msg = f"task `{task}`: module `{module}` has no function `{name}`"
         raise TaskError(msg)
-    return found
+    return function

@@ -1,4 +1,4 @@
-"""Generation: the model writes an answer, greedily, and it is compared with the right one."""
+"""Generation: the model's greedy answer to a prompt is compared with the right one."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,7 @@ from pydantic import Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
-from evomerge.tasks.causal import (
-    Continuation,
-    check_length,
-    continuations,
-    encode,
-    log_likelihoods,
-    require_causal,
-)
+from evomerge.tasks.causal import Continuation, check_length, continuations, encode, log_likelihoods, require_causal
 from evomerge.tasks.data import read_splits, texts
 from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Split
@@ -38,25 +31,25 @@ class GenerationSettings(TaskSettings):
     answer: str = "answer"
     """The column of right answers."""
     separator: str = ""
-    """What stands between prompt and answer."""
+    """Text between prompt and answer."""
     match: Literal["exact", "regex", "last_number"] = "exact"
-    """What of the text must equal the answer: all of it, what `pattern` finds, or its last number."""
+    """The part of the generated text that must equal the answer: all of it, the match of `pattern`, or its last number."""
     pattern: str | None = None
-    """For `match: regex`: its first group, or else its whole match, is compared with the answer."""
+    """For `match: regex`: its first group, or without groups its match, is compared with the answer."""
     stop: tuple[str, ...] = ()
-    """Texts at the first of which the answer ends."""
+    """The answer ends at the first of these texts."""
     max_new_tokens: int = Field(default=32, ge=1)
     max_length: int = Field(default=256, ge=2)
-    """Tokens of the prompt (and of prompt and answer), of which the last are kept."""
+    """The last this many tokens of the prompt (or of prompt and answer) are used."""
     batch: int = Field(default=8, ge=1)
 
 
 class Generation(SplitTask):
-    """Prompts, each with one right answer.
+    """A task of prompts, each with one right answer.
 
-    `accuracy` is 1 where the written answer matches; `log_likelihood` is that of the right answer after the
-    prompt, in nats per token, at most 0, and needs no writing. As writing is dear, accuracy is found on the
-    search split only where it is what is searched.
+    `accuracy` is 1 where the generated answer matches; `log_likelihood` is that of the right answer after the prompt, in
+    nats per token, and needs no generation. Generation is slow, so accuracy is measured on the search split only if it is
+    the searched metric.
     """
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
@@ -66,55 +59,57 @@ class Generation(SplitTask):
             name,
             settings,
             metrics=(ACCURACY, LOG_LIKELIHOOD),
-            sizes={split: len(found[settings.prompt]) for split, found in splits.items()},
+            sizes={split: len(columns[settings.prompt]) for split, columns in splits.items()},
         )
         self._settings = settings
         self._pattern = self._compiled()
-        self._prompts = {split: texts(name, settings.prompt, found[settings.prompt]) for split, found in splits.items()}
-        self._answers = {split: texts(name, settings.answer, found[settings.answer]) for split, found in splits.items()}
+        self._prompts, self._answers = (
+            {split: texts(name, column, columns[column]) for split, columns in splits.items()}
+            for column in (settings.prompt, settings.answer)
+        )
         if settings.match == "last_number":
             for split, answers in self._answers.items():
-                for number, answer in enumerate(answers):
+                for index, answer in enumerate(answers):
                     if _last_number(answer) is None:
-                        msg = f"`match: last_number`: answer {number} of the {split} split has no number: {answer!r}"
+                        msg = f"`match: last_number`: answer {index} of the {split} split has no number: {answer!r}"
                         raise self.error(msg)
-        self._made: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
+        self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return log-likelihood of each answer, and accuracy where it is reported or searched."""
+        """Return the log-likelihood of each answer, and accuracy on the report split or if it is searched."""
         require_causal(self.name, model)
-        numbers = self.indices(split, examples)
+        indices = self.indices(split, examples)
         key = (split, model.folder)
-        if key not in self._made:
+        if key not in self._encoded:
             prompts = [prompt + self._settings.separator for prompt in self._prompts[split]]
             limit = self._settings.max_length
-            self._made[key] = (
+            self._encoded[key] = (
                 [tokens[-limit:] for tokens in encode(model, prompts)],
                 continuations(self.name, model, prompts, self._answers[split], limit),
             )
-        prompts_made, answers_made = self._made[key]
-        chosen = [answers_made[number] for number in numbers]
-        sums = log_likelihoods(self.name, model, chosen, self._settings.batch)
-        scores = {"log_likelihood": vector(sums / np.array([one.scored for one in chosen]))}
+        tokens, answers = self._encoded[key]
+        sequences = [answers[index] for index in indices]
+        sums = log_likelihoods(self.name, model, sequences, self._settings.batch)
+        scores = {"log_likelihood": vector(sums / np.array([sequence.scored for sequence in sequences]))}
         if split == "report" or self.search_metric == "accuracy":
-            answers = [self._answers[split][number] for number in numbers]
-            scores["accuracy"] = self._accuracy(model, [prompts_made[number] for number in numbers], answers)
+            right = [self._answers[split][index] for index in indices]
+            scores["accuracy"] = self._accuracy(model, [tokens[index] for index in indices], right)
         return Scores(scores)
 
     @torch.inference_mode()
     def _accuracy(self, model: LiveModel, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> Vector:
         check_length(self.name, model, max(map(len, prompts)) + self._settings.max_new_tokens)
-        found = np.empty(len(prompts))
+        right = np.empty(len(prompts))
         for batch in by_length([len(prompt) for prompt in prompts], self._settings.batch):
             ids, mask = pad([prompts[i] for i in batch], model.tokenizer.pad_token_id, left=True)
-            written = model.generate(ids.to(model.device), mask.to(model.device), self._settings.max_new_tokens)
-            for i, tokens in zip(batch, written, strict=True):
+            generated = model.generate(ids.to(model.device), mask.to(model.device), self._settings.max_new_tokens)
+            for i, tokens in zip(batch, generated, strict=True):
                 text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-                found[i] = self.matches(text, answers[i])
-        return vector(found)
+                right[i] = self.matches(text, answers[i])
+        return vector(right)
 
     def matches(self, text: str, answer: str) -> bool:
-        """Say whether a written `text` gives the `answer`, by the settings `stop` and `match`."""
+        """Return whether a generated `text` gives the `answer`, by the settings `stop` and `match`."""
         for stop in self._settings.stop:
             text = text.partition(stop)[0]
         if self._settings.match == "last_number":
@@ -139,5 +134,5 @@ class Generation(SplitTask):
 
 
 def _last_number(text: str) -> Decimal | None:
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None

@@ -1,4 +1,4 @@
-"""Language modelling: how likely a text is to the model."""
+"""Language modelling: the log-likelihood of texts under the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +23,16 @@ class LanguageModellingSettings(TaskSettings):
     text: str = "text"
     """The column of texts."""
     per: Literal["token", "byte", "example"] = "token"
-    """What the log-likelihood is divided by: the scored tokens, the UTF-8 bytes that they stand for, or nothing."""
+    """The log-likelihood is divided by the number of scored tokens, of the UTF-8 bytes that they encode, or by 1."""
     max_length: int = Field(default=256, ge=2)
-    """Tokens after which a text is cut."""
+    """Texts are truncated to this many tokens."""
     batch: int = Field(default=8, ge=1)
 
 
 class LanguageModelling(SplitTask):
-    """Texts, each scored by its log-likelihood in nats, at most 0.
+    """A task of texts, each scored by its log-likelihood in nats.
 
-    Where the tokenizer puts no begin token before a text, its first token is not scored, for nothing predicts
-    it.
+    If the tokenizer puts no begin token before a text, its first token has no context and is not scored.
     """
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
@@ -47,26 +46,25 @@ class LanguageModelling(SplitTask):
         )
         self._settings = settings
         self._texts = {split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()}
-        self._made: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
+        self._encoded: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each text, per token, byte or example."""
-        numbers = self.indices(split, examples)
+        indices = self.indices(split, examples)
         key = (split, model.folder)
-        if key not in self._made:
-            self._made[key] = self._tokenised(model, self._texts[split])
-        sequences, sizes = self._made[key]
-        chosen = [sequences[number] for number in numbers]
-        sums = log_likelihoods(self.name, model, chosen, self._settings.batch)
-        return Scores({"log_likelihood": vector(sums / np.array([sizes[number] for number in numbers]))})
+        if key not in self._encoded:
+            self._encoded[key] = self._tokenised(model, self._texts[split])
+        sequences, sizes = self._encoded[key]
+        sums = log_likelihoods(self.name, model, [sequences[index] for index in indices], self._settings.batch)
+        return Scores({"log_likelihood": vector(sums / np.array([sizes[index] for index in indices]))})
 
     def _tokenised(self, model: LiveModel, values: Sequence[str]) -> tuple[list[Continuation], list[int]]:
-        """Return the tokens of each text, and what its log-likelihood is divided by."""
+        """Return the sequence of each text, and the divisor of its log-likelihood."""
         begin = begin_tokens(model)
         if self._settings.per == "byte" and not model.tokenizer.is_fast:
-            msg = "`per: byte` needs a tokenizer that knows which characters a token stands for; use `per: token`"
+            msg = "`per: byte` needs a tokenizer that returns the characters of each token; use `per: token`"
             raise self.error(msg)
-        made = model.tokenizer(
+        encoded = model.tokenizer(
             list(values),
             add_special_tokens=False,
             truncation=True,
@@ -75,14 +73,14 @@ class LanguageModelling(SplitTask):
         )
         sequences, sizes = [], []
         unscored = 1 - len(begin)
-        for number, ids in enumerate(made["input_ids"]):
+        for index, ids in enumerate(encoded["input_ids"]):
             if len(ids) <= unscored:
-                msg = f"text {values[number]!r} is a single token, and nothing predicts it; leave it out"
+                msg = f"text {values[index]!r} is a single token without context; leave it out"
                 raise self.error(msg)
             sequences.append(Continuation(begin + ids, 1))
             if self._settings.per == "byte":
-                offsets = made["offset_mapping"][number]
-                sizes.append(len(values[number][offsets[unscored][0] : offsets[-1][1]].encode()))
+                offsets = encoded["offset_mapping"][index]
+                sizes.append(len(values[index][offsets[unscored][0] : offsets[-1][1]].encode()))
             else:
                 sizes.append(len(ids) - unscored if self._settings.per == "token" else 1)
         return sequences, sizes

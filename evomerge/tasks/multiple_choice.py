@@ -1,5 +1,6 @@
-"""Multiple choice: which of a few continuations of a prompt the model finds most likely."""
+"""Multiple choice: the most likely of several continuations of a prompt is the answer."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
-from evomerge.tasks.data import indices, read_splits, texts
+from evomerge.tasks.data import class_numbers, read_splits, texts
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
@@ -25,26 +26,25 @@ class MultipleChoiceSettings(TaskSettings):
     choices: str = "choices"
     """The column of lists of choices, two or more."""
     answer: str = "answer"
-    """The column of the right choices' numbers, from 0."""
+    """The column of the right choices' positions, from 0."""
     separator: str = " "
-    """What stands between prompt and choice."""
+    """Text between prompt and choice."""
     normalise: Literal["none", "token", "byte"] = "token"
-    """By what measure of its length a choice's log-likelihood is divided."""
+    """The length by which a choice's log-likelihood is divided."""
     max_length: int = Field(default=256, ge=2)
-    """Tokens of prompt and choice, of which the last are kept."""
+    """The last this many tokens of prompt and choice are used."""
     batch: int = Field(default=8, ge=1)
     metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
-    """What is scored."""
+    """The metrics to score."""
     keep_margins: bool = False
-    """Keep how far the right choice's merit is above that of each other, too: driver `front` predicts accuracy from it."""
+    """Also record the right choice's merit minus that of each other: driver `front` predicts accuracy from these margins."""
 
 
 class MultipleChoice(SplitTask):
-    """Prompts, each with a few choices of which one is right.
+    """A task of prompts, each with two or more choices of which one is right.
 
-    A choice's merit is its log-likelihood after the prompt, divided by its length. `accuracy` is 1 where the
-    right choice has the largest merit; `log_likelihood` is the log of its share in the softmax over all
-    merits, in nats, at most 0.
+    A choice's merit is its log-likelihood after the prompt, divided by its length. `accuracy` is 1 where the right choice
+    has the largest merit; `log_likelihood` is the log-softmax of the right choice's merit over all merits, in nats.
     """
 
     def __init__(self, name: str, settings: MultipleChoiceSettings, folder: Path) -> None:
@@ -55,68 +55,66 @@ class MultipleChoice(SplitTask):
             name,
             settings,
             metrics=choose_metrics(settings.metrics, settings.keep_margins),
-            sizes={split: len(found[settings.answer]) for split, found in splits.items()},
+            sizes={split: len(values[settings.answer]) for split, values in splits.items()},
         )
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}
         self._choices: dict[Split, list[list[str]]] = {}
         self._answers: dict[Split, list[int]] = {}
-        for split, found in splits.items():
-            self._prompts[split] = texts(name, settings.prompt, found[settings.prompt])
-            self._choices[split] = [
-                self._checked(number, value) for number, value in enumerate(found[settings.choices])
-            ]
+        for split, values in splits.items():
+            self._prompts[split] = texts(name, settings.prompt, values[settings.prompt])
+            self._choices[split] = [self._checked(index, value) for index, value in enumerate(values[settings.choices])]
             ends = map(len, self._choices[split])
-            self._answers[split] = indices(name, settings.answer, found[settings.answer], ends)
-        self._made: dict[tuple[Split, Path], list[list[Continuation]]] = {}
+            self._answers[split] = class_numbers(name, settings.answer, values[settings.answer], ends)
+        self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the metrics of each example, and `margins` if they are kept.
 
-        `margins` are `(examples, most choices - 1)`, the last repeated where an example has fewer: `accuracy` is 1 where
-        all are positive.
+        `margins` are `(examples, most choices - 1)`, the last one repeated for examples with fewer choices; `accuracy` is
+        1 where all are positive.
         """
         require_causal(self.name, model)
-        numbers = self.indices(split, examples)
+        indices = self.indices(split, examples)
         key = (split, model.folder)
-        if key not in self._made:
-            self._made[key] = self._tokenised(model, split)
-        made = [self._made[key][number] for number in numbers]
-        sums = log_likelihoods(self.name, model, [one for choices in made for one in choices], self._settings.batch)
-        found: dict[str, list[float]] = {"accuracy": [], "log_likelihood": []}
-        margins = np.empty((len(numbers), max(map(len, self._choices[split])) - 1), np.float32)
-        at = 0
-        for row, number, choices in zip(margins, numbers, made, strict=True):
-            merits = sums[at : at + len(choices)] / self._lengths(self._choices[split][number], choices)
-            at += len(choices)
-            answer = self._answers[split][number]
+        if key not in self._encoded:
+            self._encoded[key] = self._tokenised(model, split)
+        encoded = [self._encoded[key][index] for index in indices]
+        sums = log_likelihoods(self.name, model, list(itertools.chain(*encoded)), self._settings.batch)
+        by_metric: dict[str, list[float]] = {"accuracy": [], "log_likelihood": []}
+        margins = np.empty((len(indices), max(map(len, self._choices[split])) - 1), np.float32)
+        start = 0
+        for row, index, sequences in zip(margins, indices, encoded, strict=True):
+            merits = sums[start : start + len(sequences)] / self._lengths(self._choices[split][index], sequences)
+            start += len(sequences)
+            answer = self._answers[split][index]
             right = float(int(merits.argmax()) == answer)
-            found["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
-            found["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
+            by_metric["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
+            by_metric["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
             if self._settings.keep_margins:
                 above = merits[answer] - np.delete(merits, answer)
                 row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
-        scores = {metric: vector(found[metric]) for metric in self.metrics}
+        scores = {metric: vector(by_metric[metric]) for metric in self.metrics}
         return Scores(scores, {"margins": margins} if self._settings.keep_margins else {})
 
     def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
-        made = []
+        encoded = []
         for prompt, choices in zip(self._prompts[split], self._choices[split], strict=True):
             answers = [self._settings.separator + choice for choice in choices]
-            made.append(continuations(self.name, model, [prompt] * len(choices), answers, self._settings.max_length))
-        return made
+            encoded.append(continuations(self.name, model, [prompt] * len(choices), answers, self._settings.max_length))
+        return encoded
 
-    def _lengths(self, choices: Sequence[str], made: Sequence[Continuation]) -> list[int]:
+    def _lengths(self, choices: Sequence[str], sequences: Sequence[Continuation]) -> list[int]:
         match self._settings.normalise:
             case "token":
-                return [one.scored for one in made]
+                return [sequence.scored for sequence in sequences]
             case "byte":
                 return [len(choice.encode()) for choice in choices]
             case "none":
-                return [1] * len(made)
+                return [1] * len(sequences)
 
-    def _checked(self, number: int, value: Any) -> list[str]:
+    def _checked(self, index: int, value: Any) -> list[str]:
         if not isinstance(value, list) or len(value) < 2:  # a choice needs two
-            msg = f"column `{self._settings.choices}`, example {number}: expected a list of two texts or more, got {value!r}"
+            msg = f"column `{self._settings.choices}`, example {index}: expected a list of two texts or more, got {value!r}"
             raise self.error(msg)
         return texts(self.name, self._settings.choices, value)

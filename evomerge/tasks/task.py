@@ -1,4 +1,4 @@
-"""Task: a model and example numbers in, score vectors out; never a bare number."""
+"""Task: a model and indices of examples in, score vectors out; never a bare number."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,18 @@ from evomerge.trial import Metric, Split
 
 Vector = NDArray[np.float32]
 
+ACCURACY = Metric("accuracy", 0.0, 1.0)
+"""Share of the examples that are right."""
+
+LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True)
+"""Log-likelihood of the right tokens or label, in nats, at most 0."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What a task found: for each metric a score per example, float32 `(examples,)`, higher is better.
+    """Scores of one model: for each metric a float32 vector `(examples,)`, higher is better.
 
-    `outputs` holds tables that were asked for: `margins`, float32 `(examples, columns)`.
+    `outputs` holds optional tables, float32 `(examples, columns)`, such as the `margins` that a metric declares.
     """
 
     scores: Mapping[str, Vector]
@@ -28,10 +34,10 @@ class Scores:
 
 
 class Task(Protocol):
-    """Something that a model does well or badly, example by example.
+    """Scores models example by example.
 
-    `metrics` are all the metrics that it knows; `search_metric` is what a search should look at (smooth),
-    `report_metric` what a report should state (readable). An objective is `task/metric`.
+    A search maximises `search_metric` (preferably smooth), a report states `report_metric` (readable). An objective is
+    `task/metric`.
     """
 
     @property
@@ -44,22 +50,21 @@ class Task(Protocol):
 
     @property
     def search_metric(self) -> str:
-        """The metric that is always among the scores on the search split."""
+        """The metric that `score` always returns on the search split."""
 
     @property
     def report_metric(self) -> str:
-        """The metric that is always among the scores on the report split."""
+        """The metric that `score` always returns on the report split."""
 
     def size(self, split: Split) -> int:
         """Return the number of examples in `split`, at least 1."""
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the scores of `model` on the `examples` of `split` with these numbers, in that order; None means all.
+        """Return the scores of `model` on the examples of `split` with these indices, in that order; None means all.
 
-        The same weights and the same examples give the same scores bit for bit; a part of the examples gives
-        what all of them give up to rounding, since batches differ. Scores that are not finite are returned as
-        they are. Raises
-        `TaskError` where the model cannot do the task at all.
+        The same weights and examples give the same bytes. Scores of a subset equal those of a full evaluation up to
+        rounding, since the batches differ. Non-finite scores are returned unchanged. Raises `TaskError` if the model
+        cannot do the task.
         """
 
 
@@ -70,26 +75,21 @@ class TaskSettings(BaseModel):
 
     kind: str
     search_metric: str | None = None
-    """What is searched; None takes the kind's default."""
+    """The metric to search; None takes the kind's default."""
     report_metric: str | None = None
-    """What is reported; None takes the kind's default."""
+    """The metric to report; None takes the kind's default."""
 
 
 class SplitTask(ABC):
-    """What the tasks that score examples share: two splits of known size, and a metric for each. Abstract."""
+    """Base of tasks with a fixed number of examples in each split. Abstract: a subclass writes `score`."""
 
     def __init__(
-        self,
-        name: str,
-        settings: TaskSettings,
-        *,
-        metrics: Sequence[Metric],
-        sizes: Mapping[Split, int],
+        self, name: str, settings: TaskSettings, *, metrics: Sequence[Metric], sizes: Mapping[Split, int]
     ) -> None:
-        """Take the task's `metrics` and the number of examples in each split.
+        """Declare the `metrics` and the number of examples in each split.
 
-        The first smooth metric is searched and the first other one reported, unless the settings name them. Raises
-        `TaskError` for the name of no metric.
+        By default the first smooth metric is searched and the first other one reported. Raises `TaskError` if the
+        settings name another metric than these.
         """
         self.name = name
         self.metrics = {metric.name: metric for metric in metrics}
@@ -105,21 +105,21 @@ class SplitTask(ABC):
 
     @abstractmethod
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the scores of `model`, as `Task` says."""
+        """Return the scores of `model`; see `Task.score`."""
 
     def indices(self, split: Split, examples: Sequence[int] | None) -> list[int]:
-        """Return the numbers of the examples to score. Raises `TaskError` for one that the split does not have."""
+        """Return the indices of the examples to score. Raises `TaskError` for one that is not in the split."""
         size = self.size(split)
-        chosen = list(range(size)) if examples is None else [int(number) for number in examples]
-        for number in chosen:
-            if not 0 <= number < size:
-                msg = f"example {number} of the {split} split; it has examples 0 to {size - 1}"
+        chosen = list(range(size)) if examples is None else [int(index) for index in examples]
+        for index in chosen:
+            if not 0 <= index < size:
+                msg = f"example {index} of the {split} split; it has examples 0 to {size - 1}"
                 raise self.error(msg)
         return chosen
 
-    def error(self, what: str) -> TaskError:
-        """Return the error that says `what` of this task."""
-        return TaskError(f"task `{self.name}`: {what}")
+    def error(self, message: str) -> TaskError:
+        """Return a `TaskError` whose message starts with the task's name."""
+        return TaskError(f"task `{self.name}`: {message}")
 
     def _checked_name(self, key: str, metric: str) -> str:
         if metric not in self.metrics:
@@ -128,19 +128,12 @@ class SplitTask(ABC):
         return metric
 
 
-ACCURACY = Metric("accuracy", 0.0, 1.0)
-"""Share of the examples that are right."""
-
-LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True)
-"""Log-likelihood of the right tokens or label, in nats, at most 0."""
-
-
 def choose_metrics(names: Sequence[str], keep_margins: bool) -> list[Metric]:
-    """Return the metrics of these names, accuracy with a table of `margins` where they are kept."""
+    """Return accuracy and log-likelihood, those in `names`, accuracy with its table of `margins` if that is kept."""
     accuracy = replace(ACCURACY, margins="margins" if keep_margins else None)
     return [accuracy if name == "accuracy" else LOG_LIKELIHOOD for name in names]
 
 
 def vector(values: Any) -> Vector:
-    """Return `values` as a score vector."""
+    """Return `values` as a float32 array."""
     return np.asarray(values, dtype=np.float32)

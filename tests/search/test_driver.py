@@ -104,13 +104,13 @@ def test_empty_generation_ends_the_search_for_good(driver):
     assert driver.ask() is None
 
 
-def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is(driver):
+def test_telling_a_proposal_that_is_not_pending_is_an_error(driver):
     proposal = driver.ask()
     driver.ask()
-    with pytest.raises(DriverError, match=r"proposal 7 is not in flight; expected one of \[0, 1\]"):
+    with pytest.raises(DriverError, match=r"proposal 7 is not pending; expected one of \[0, 1\]"):
         driver.tell(Proposal(7, proposal.recipe), FAILED)
     driver.tell(proposal, FAILED)
-    with pytest.raises(DriverError, match=r"proposal 0 is not in flight; expected one of \[1\]"):
+    with pytest.raises(DriverError, match=r"proposal 0 is not pending; expected one of \[1\]"):
         driver.tell(proposal, FAILED)
 
 

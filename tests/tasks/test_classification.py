@@ -122,10 +122,10 @@ def head(folder, **changes):
         ({"weight": None}, r"expected a tensor `weight`"),
         ({"weights": torch.ones(1)}, "unknown tensor `weights`; did you mean `weight`"),
         ({"bias": torch.zeros(4)}, r"expected `bias` of shape \[3\], got \[4\]"),
-        ({"mean": torch.full((16,), torch.inf)}, "`mean` holds numbers that are not finite"),
+        ({"mean": torch.full((16,), torch.inf)}, "`mean` has elements that are not finite"),
         (
             {"weight": torch.ones(2, 16), "bias": torch.zeros(2)},
-            "example 2: expected a whole number from 0 to 1, got 2",
+            "example 2: expected an integer from 0 to 1, got 2",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_head_of_another_width_is_an_error(settings, live, tmp_path):
     [
         ({"text": "", "label": 0}, "expected a text, got ''"),
         ({"text": 3, "label": 0}, "expected a text, got 3"),
-        ({"text": "x", "label": "cat"}, "whole number from 0 up, got 'cat'"),
+        ({"text": "x", "label": "cat"}, "integer from 0 up, got 'cat'"),
         ({"text": "x", "label": -1}, "got -1"),
         ({"text": "x", "label": True}, "got True"),
         ({"text": "x"}, "no column `label`; known: text"),

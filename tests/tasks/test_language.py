@@ -112,7 +112,7 @@ def test_long_prompt_loses_its_beginning(live, tmp_path):
     [
         ({"prompt": "a", "choices": ["x"], "answer": 0}, "expected a list of two texts or more"),
         ({"prompt": "a", "choices": ["x", 3], "answer": 0}, "expected a text, got 3"),
-        ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "example 0: expected a whole number from 0 to 1, got 2"),
+        ({"prompt": "a", "choices": ["x", "y"], "answer": 2}, "example 0: expected an integer from 0 to 1, got 2"),
     ],
 )
 def test_choices_are_checked_before_any_work(row, says, tmp_path):

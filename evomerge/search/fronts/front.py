@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
-from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_whole
+from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_integers
 from evomerge.search.fronts import infill
 from evomerge.search.fronts.surface import Surface, doubts, flat, nothing, published
 from evomerge.space import SearchSpace
@@ -126,7 +126,7 @@ class Front:
         self._generation += 1
         self._over = len(unit) == 0
         self._drawn = np.concatenate([self._drawn, unit])
-        genomes = round_whole(self._space, self._space.from_unit(unit))
+        genomes = round_integers(self._space, self._space.from_unit(unit))
         if self._generation == 1:
             genomes[: len(self._known)] = self._known  # to the last bit
         return genomes
@@ -166,11 +166,11 @@ class Front:
         return published(
             self._space,
             self._objectives,
-            round_whole(self._space, self._space.from_unit(found)),
+            round_integers(self._space, self._space.from_unit(found)),
             (means, deviations),
             fits,
             flat(self._objectives, fits, len(points)) + self._doubts(fits),
-            None if shared is None else round_whole(self._space, self._space.from_unit(shared)),
+            None if shared is None else round_integers(self._space, self._space.from_unit(shared)),
         )
 
     # -- the design --
@@ -205,7 +205,7 @@ class Front:
         """Return points with int genes at the whole numbers that they decode to."""
         if not self._space.integer.any():
             return unit
-        return self._space.to_unit(round_whole(self._space, self._space.from_unit(unit)))
+        return self._space.to_unit(round_integers(self._space, self._space.from_unit(unit)))
 
     # -- the surrogates --
 
