@@ -4,7 +4,7 @@ It is lazy: a tensor is merged when it is asked for, so a merge larger than memo
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -16,7 +16,6 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Hop, Stacked
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
-from evomerge.merging.pipeline import CPU
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recipe, Stack, StackNode
 
 
@@ -32,7 +31,6 @@ class Builder:
         self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
         self._search = search
-        self._resident = Resident()
         self._again: dict[str, Kept] = {}  # ancestors that are being made again
 
     def build(self, recipe: Recipe) -> Checkpoint:
@@ -51,22 +49,6 @@ class Builder:
                 return Merged(merge, self)
             case StackNode(stack=stack):
                 return self._stacked(stack)
-
-    def build_together(self, recipes: Sequence[Recipe]) -> list[Checkpoint]:
-        """Return the checkpoints of several recipes; those that merge the same inputs are merged now, reading these once.
-
-        They are held in memory whole, so there should be as many as fit. Raises `RecipeError`.
-        """
-        checkpoints = [self.build(recipe) for recipe in recipes]
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for i, recipe in enumerate(recipes):
-            if isinstance(recipe.root, MergeNode):
-                groups.setdefault(tuple(inner.id for inner in recipe.root.merge.inputs), []).append(i)
-        for group in groups.values():
-            merges = [checkpoint for i in group if isinstance(checkpoint := checkpoints[i], Merged)]
-            for i, kept in zip(group, _together(merges), strict=True):
-                checkpoints[i] = kept
-        return checkpoints
 
     def known_as(self, recipe: Recipe) -> Recipe:
         """Return the recipe of the pool's own model that `recipe`, an earlier candidate, is; any other as it is."""
@@ -113,24 +95,21 @@ class Builder:
         hops = [Hop(made(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
         return Stacked(hops, made(stack.rest), stack.rest.id, prefix)
 
-    def load(self, checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
-        """Return an input's tensor on `device`: of a nested merge before its cast, of a folder as it is stored."""
+    def load(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        """Return an input's tensor: of a nested merge before its cast, of a folder as it is stored."""
         while isinstance(checkpoint, Stacked):
             checkpoint, name = checkpoint.origin(name)
         if isinstance(checkpoint, Merged):
-            return checkpoint.fp32(name, device)
-        return self._resident(checkpoint, name, device, self._read)
-
-    def _read(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+            return checkpoint.fp32(name)
         if not self._search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
             return checkpoint.tensor(name)
         digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
-        made = self.store.prepared(
+        tables = self.store.prepared(
             ("adapter", digest, name),
             checkpoint.info[name].numel,
             lambda: {"tensor": checkpoint.tensor(name)},
         )
-        return made["tensor"]
+        return tables["tensor"]
 
 
 COMPILED = 32_000_000
@@ -148,34 +127,6 @@ def _content(recipe: Recipe, pool: Pool) -> str:
             return recipe.id
 
 
-class Resident:
-    """The pool's tensors on an accelerator: as many as fit stay there, the others are copied there for each merge."""
-
-    def __init__(self, spare: float = 0.25) -> None:
-        """Leave the share `spare` of the accelerator's memory to what else runs there."""
-        self._spare = spare
-        self._held: dict[tuple[int, str, torch.device], torch.Tensor] = {}
-
-    def __call__(
-        self,
-        checkpoint: Checkpoint,
-        name: str,
-        device: torch.device,
-        read: Callable[[Checkpoint, str], torch.Tensor],
-    ) -> torch.Tensor:
-        """Return a checkpoint's tensor on `device`; `read` reads it where it is not there yet."""
-        if device.type == "cpu":
-            return read(checkpoint, name)
-        key = (id(checkpoint), name, device)
-        if key not in self._held:
-            tensor = read(checkpoint, name)
-            free, total = torch.cuda.mem_get_info(device)
-            if free - tensor.nbytes < self._spare * total:
-                return tensor.pin_memory().to(device, non_blocking=True)
-            self._held[key] = tensor.to(device)
-        return self._held[key]
-
-
 class _Inputs:
     """A merge's view of its inputs."""
 
@@ -191,8 +142,8 @@ class _Inputs:
     def place(self, name: str) -> Place:
         return self._builder.pool.layout.place(name)
 
-    def load(self, name: str, device: torch.device = CPU) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        base, *tensors = (self._builder.load(checkpoint, name, device) for checkpoint in self._checkpoints)
+    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        base, *tensors = (self._builder.load(checkpoint, name) for checkpoint in self._checkpoints)
         return base, tensors
 
 
@@ -218,20 +169,17 @@ class Merged:
         """The merged tensor, in the base's storage dtype."""
         return self._make(name, self.info[name].dtype)
 
-    def fp32(self, name: str, device: torch.device = CPU) -> torch.Tensor:
-        """The merged tensor before the last cast, on `device`."""
-        return self._make(name, torch.float32, device)
+    def fp32(self, name: str) -> torch.Tensor:
+        """The merged tensor before the last cast."""
+        return self._make(name, torch.float32)
 
     def write(self, name: str, out: torch.Tensor) -> None:
-        """Merge the tensor into `out`: straight into it where the dtype is the base's, else rounded to that first."""
-        if out.dtype == self.info[name].dtype and out.is_contiguous() and self.source(name) in self._pool.merged:
+        """Merge the tensor into `out`: directly where its dtype is the base's, else rounded to that first."""
+        direct = out.is_cpu and out.dtype == self.info[name].dtype and out.is_contiguous()
+        if direct and self.source(name) in self._pool.merged:
             self._pipeline.write(self.source(name), out)
         else:
             out.copy_(self.tensor(name))
-
-    def write_together(self, name: str, others: "Sequence[Merged]", outs: Sequence[torch.Tensor]) -> None:
-        """Merge a tensor by this merge and by `others` of the same inputs into `outs`, in the base's storage dtype."""
-        self._pipeline.write_together(name, [other._pipeline for other in others], outs)  # noqa: SLF001  # of its own class
 
     def forget(self) -> None:
         """Close the files of the pool that this merge reads."""
@@ -248,11 +196,11 @@ class Merged:
         """The tensor that `name` stands for: itself, or the one that it is tied to."""
         return self._pool.aliases.get(name, name)
 
-    def _make(self, name: str, dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
+    def _make(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         source = self.source(name)
         if source not in self._pool.merged:
             return self._pool.base.tensor(source)
-        out = torch.empty(self.info[source].shape, dtype=dtype, device=device)
+        out = torch.empty(self.info[source].shape, dtype=dtype)
         self._pipeline.write(source, out)
         return out
 
@@ -270,22 +218,3 @@ def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
             "without scales can be merged: stack a merge instead"
         )
         raise RecipeError(msg)
-
-
-def _together(merges: Sequence[Merged]) -> list[Kept]:
-    """Merge everything by all of `merges`, which have the same inputs."""
-    made: list[dict[str, torch.Tensor]] = [{} for _ in merges]
-    for name in merges[0].names:
-        entry = merges[0].info[name]
-        for tensors in made:
-            tensors[name] = torch.empty(entry.shape, dtype=entry.dtype)
-        merges[0].write_together(name, merges[1:], [tensors[name] for tensors in made])
-
-    def tensor(merged: Merged, tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
-        source = merged.source(name)
-        return tensors[source] if source in tensors else merged.tensor(name)
-
-    return [
-        Kept({name: tensor(merged, tensors, name) for name in merged.info})
-        for merged, tensors in zip(merges, made, strict=True)
-    ]

@@ -204,11 +204,11 @@ def energy(taus):
 
 def pcb(taus, p):
     """PCB-Merging, arXiv 2410.02396, and its three released files by name."""
-    rows = np.stack([flat(tau) for tau in taus])
-    count, size = rows.shape
+    raw = np.stack([flat(tau) for tau in taus])
+    count, size = raw.shape
     cut = int(p["clip"] * size)
-    ordered = np.sort(np.abs(rows), axis=1)
-    rows = np.sign(rows) * np.clip(np.abs(rows), ordered[:, cut, None], ordered[:, size - 1 - cut, None])
+    ordered = np.sort(np.abs(raw), axis=1)
+    rows = np.sign(raw) * np.clip(np.abs(raw), ordered[:, cut, None], ordered[:, size - 1 - cut, None])
 
     def norm(row):
         return (row - row.min()) / (row.max() - row.min()) if row.max() > row.min() else np.zeros(size)
@@ -225,9 +225,9 @@ def pcb(taus, p):
             case "paper":
                 score = softmax(count * norm(row * row)) * sum(softmax(norm(row * other)) for other in rows)
             case "merging":
-                score = intra * np.tanh(row * rows.sum(axis=0))
+                score = intra * np.tanh(raw[i] * raw.sum(axis=0))
             case "pcb":
-                score = intra * np.tanh(row * signed.sum(axis=0))
+                score = intra * np.tanh(raw[i] * signed.sum(axis=0))
             case "es":
                 score = intra * sum(np.tanh(signed[i] * other) for other in signed)
         bar = kth_largest(score, max(round(p["ratio"] * size), 1))
@@ -396,7 +396,7 @@ def tsv(tensors, p):
 def iso(tensors, p):
     """ISO-C and, for `common` below 1, ISO-CTS, arXiv 2502.04959."""
     count, rank = len(tensors), min(tensors[0].shape)
-    own = (rank - round(p["common"] * rank)) // count
+    own = round((rank - int(p["common"] * rank)) / count)
     u, sigma, v = (part[..., : rank - own * count] for part in singular(sum(tensors)))
     us, sigmas, vs = [u], [sigma], [v]
     for tensor in tensors if own else ():

@@ -15,7 +15,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import save
 from evomerge.errors import RecipeError
 from evomerge.merging import METHODS
-from evomerge.recipe import KINDS, Recipe, base, expert, merge
+from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.testing import TINY, inputs_of, merge_tensors, tiny_model
 
 EXPERTS = ["maths", "code", "prose"]
@@ -194,27 +194,3 @@ def test_saved_merges_load_with_transformers(tmp_path, architecture):
         tokenizer("abc")["input_ids"]
         == transformers.AutoTokenizer.from_pretrained(tmp_path / "base")("abc")["input_ids"]
     )
-
-
-def test_merges_of_the_same_inputs_are_made_together_with_the_same_bytes(low):
-    """Other numbers, other words, other methods, other inputs, and recipes that are no merges."""
-    recipes = [
-        merge("task_arithmetic", EXPERTS, {"lambda": 0.3}),
-        merge("task_arithmetic", EXPERTS, {"lambda": {"per": ["block/2"], "values": [0.1, 0.9]}}),
-        merge("ties", EXPERTS, {"density": 0.3}),
-        merge("dare_ties", EXPERTS, seed=1),
-        merge("dare_ties", EXPERTS, seed=2),
-        merge("ties", EXPERTS, {"elect": {"per": ["kind"], "values": dict.fromkeys(KINDS, "mass") | {"mlp": "count"}}}),
-        merge("slerp", EXPERTS[:2]),
-        expert(EXPERTS[0]),
-    ]
-    for recipe, together in zip(recipes, low.build_together(recipes), strict=True):
-        assert content(together) == content(low.build(recipe))
-
-
-def test_merges_made_together_read_their_inputs_once(low, monkeypatch):
-    read = []
-    tensor = type(low.pool.base).tensor
-    monkeypatch.setattr(type(low.pool.base), "tensor", lambda self, name: read.append(name) or tensor(self, name))
-    low.build_together([merge("task_arithmetic", EXPERTS, {"lambda": scale}) for scale in (0.2, 0.4, 0.6, 0.8)])
-    assert sum(name in low.pool.merged for name in read) == len(low.pool.merged) * (1 + len(EXPERTS))

@@ -1,11 +1,11 @@
-"""ONE IDEA: a stack of tensors in, one tensor out.
+"""ONE IDEA: one tensor of the base and of each input in, one merged tensor out.
 
-A merge method is a named composition of stages on one tensor's stack of task vectors:
+A merge method is a named composition of stages on one tensor's task vectors:
 
     origin, D[K, n] of task vectors (fp32) → edit* → weigh* → reduce → post* → origin + Δ
 
-`stage` says what a stage is, `stages` holds them, `methods` is the table of compositions with the papers' defaults,
-`composition` runs one over a tensor in one pass, and `pipeline` gives it what it must know before: thresholds, angles.
+`stage` defines stages, `stages` holds them, `methods` is the table of compositions with the papers' defaults,
+`composition` runs one over a tensor in one pass, and `pipeline` computes its thresholds and angles before.
 """
 
 from evomerge.merging.methods import METHODS, Method

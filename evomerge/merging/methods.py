@@ -1,6 +1,24 @@
 """The table of methods: each names a composition of stages, with the paper's defaults.
 
-Where a paper, its released code and mergekit differ, the paper is the default and the others are options by name.
+Where a paper, its released code and mergekit differ, the paper is the default and the others are options by name:
+
+- TIES: `scope` (paper: the model; mergekit: each tensor), `undecided` (paper: none; mergekit: positive; the paper's code:
+  majority), `equals` (mergekit keeps an exact number), `reduce` (FusionBench and mergekit's dare_ties: sum);
+- DARE, DELLA: `rescale` (papers: inverse; mergekit: l1);
+- PCB: `variant`; the default is the released pcb_ES.py, whose λ the paper's experiments search. The others are the paper's
+  formulas, pcb-merging.py and pcb.py. Those two take the cross term on unclipped task vectors, as released;
+- ISO-CTS splits a matrix's rank between common and specific directions as the authors' code does;
+- SVD mutation and split SLERP follow CycleQD's and M2N2's released code (`angle: part` is M2N2's paper).
+
+Differences that have no option:
+
+- weights that cancel (their sum is zero up to float32's rounding) give the base where a sum divides, and equal shares in
+  nuslerp, multislerp and karcher; mergekit divides by the sum in linear, and takes 0.5 below 1e-6 in nuslerp;
+- a curve over depth (`per: [depth/N]`) gives the final norm and the head the last block's value, and embeddings the first
+  block's; gradients of mergekit 0.1.5 give norm and head their first value too;
+- OPCM projects every matrix, embeddings and head included; the authors' code only linear layers.
+
+tests/test_mergekit.py compares with mergekit 0.1.5 and lists the differences from it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +35,7 @@ from evomerge.recipe import Merge
 Weights = Mapping[str, float]
 
 REDUCE = Parameter(
-    "`sum`: ΣP∘D; `solve`: ΣP∘D / ΣP, and 0 where ΣP = 0 (for signs, the disjoint mean); `max`: the largest |P∘D|",
+    "`sum`: ΣP∘D; `solve`: ΣP∘D / ΣP, 0 where the weights cancel (for signs, the disjoint mean); `max`: the largest |P∘D|",
     "sum",
     choices=("sum", "solve", "max"),
     per_input=False,
@@ -30,7 +48,7 @@ def _unreachable(weights: Weights) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class Method:
-    """A composition of stages under a name. Its parameters are its stages' parameters, with the defaults given here."""
+    """A named composition of stages. Its parameters are its stages' parameters, with this method's defaults."""
 
     name: str
     about: str
@@ -39,16 +57,21 @@ class Method:
     origin: str = "base"
     defaults: Mapping[str, float | str] | None = None
     reach: Callable[[Weights], Mapping[str, Any] | None] = _unreachable
-    """(weights by input) → parameters that give exactly base + Σ weight·(input - base), or None if there are none."""
+    """(weights by input) → parameters for which the merge is exactly base + Σ weight·(input - base), or None."""
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """Every parameter of the method by name, with this method's default."""
-        found = {name: spec for stage in self.stages for name, spec in STAGES[stage].parameters.items()}
-        found["reduce"] = REDUCE.with_default(self.reduce)
+        parameters = {name: spec for stage in self.stages for name, spec in STAGES[stage].parameters.items()}
+        parameters["reduce"] = REDUCE.with_default(self.reduce)
         for name, default in (self.defaults or {}).items():
-            found[name] = found[name].with_default(default)
-        return found
+            parameters[name] = parameters[name].with_default(default)
+        return parameters
+
+    @property
+    def inputs(self) -> int | None:
+        """Number of inputs, for a method that takes a fixed number of them."""
+        return next((STAGES[stage].arity[1] for stage in self.stages if STAGES[stage].arity[1]), None)
 
 
 def _affine(weights: Weights) -> Mapping[str, Any]:
@@ -79,7 +102,7 @@ def _child(weights: Weights) -> Mapping[str, Any] | None:
 
 
 def _alone(weights: Weights) -> Mapping[str, Any] | None:
-    """TIES and its kin: without trimming, the base and each input alone are exact; a mean is not, where signs conflict."""
+    """Return TIES' parameters for the base or one input alone, exact without trimming; a mean is not, where signs conflict."""
     if _one_input(weights) or not any(weights.values()):
         return {"weight": weights, "density": 1.0, "lambda": 1.0}
     return None
@@ -94,7 +117,7 @@ _BUILT_IN = {
     for method in (
         Method(
             "linear",
-            "weighted average: Σwθ / Σw, and the base where Σw = 0 (model soups, arXiv 2203.05482)",
+            "weighted average: Σwθ / Σw, the base where the weights cancel (model soups, arXiv 2203.05482)",
             ("weight",),
             reduce="solve",
             reach=_average,
@@ -114,44 +137,44 @@ _BUILT_IN = {
         ),
         Method(
             "lines",
-            "task arithmetic with a scale that grows with depth (LiNeS, arXiv 2410.17146)",
+            "task arithmetic, scaled linearly with depth (LiNeS, arXiv 2410.17146)",
             ("weight", "lines"),
             reach=lambda weights: {"weight": weights, "alpha": 1.0, "beta": 0.0, "reduce": "sum"},
         ),
         Method(
             "slerp",
-            "along the arc between two models, tensor by tensor, on raw weights",
+            "along the arc between two models, tensor by tensor, on raw weights (Shoemake 1985)",
             ("slerp",),
             origin="zero",
             reach=_slerp_ends,
         ),
         Method(
             "split_slerp",
-            "slerp at t before a point of the flattened parameters, at 1 - t from there on (M2N2, arXiv 2508.16204); with "
-            "`split` 1 or 0 there is no such point, and t or 1 - t everywhere",
+            "slerp at t before a split point of the flattened parameters, at 1 - t from there on (M2N2, arXiv 2508.16204); "
+            "`split` 1 or 0 is slerp at t or 1 - t everywhere",
             ("split_slerp",),
             origin="zero",
             reach=_split_ends,
         ),
         Method(
             "nuslerp",
-            "along the arc between two task vectors, at the second's share of the weights",
+            "along the arc between two task vectors, at the second's share of the weights (mergekit)",
             ("nuslerp",),
         ),
         Method(
             "multislerp",
-            "weighted mean direction of the task vectors at their mean length",
+            "weighted mean direction of the task vectors at their mean length (mergekit)",
             ("multislerp",),
         ),
         Method(
             "karcher",
-            "Karcher mean of the models' directions, tensor by tensor, on raw weights",
+            "Karcher mean of the models' directions, tensor by tensor, on raw weights (Karcher 1977)",
             ("karcher",),
             origin="zero",
         ),
         Method(
             "model_stock",
-            "between the base and the mean of the inputs, as far as the angles say (arXiv 2403.19522)",
+            "between the base and the mean of the inputs, by the angles between them (Model Stock, arXiv 2403.19522)",
             ("stock",),
         ),
         Method(
@@ -208,7 +231,7 @@ _BUILT_IN = {
         ),
         Method(
             "pcb",
-            "clip outliers, balance competing elements, drop and rescale (PCB-Merging, arXiv 2410.02396)",
+            "clip outliers, balance competing parameters, drop and rescale (PCB-Merging, arXiv 2410.02396)",
             ("clip", "balance", "multiply", "scale"),
             reduce="solve",
             defaults={"lambda": 1.2, "clip": 0.01},
@@ -243,26 +266,26 @@ _BUILT_IN = {
         ),
         Method(
             "opcm",
-            "one input after the other, each without what the merge so far has (arXiv 2501.09522)",
+            "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",
             ("project", "restore_norm"),
         ),
         Method(
             "svd_mutate",
-            "the first input, mutated at random along the singular directions of the second's task vector, which is not "
-            "merged otherwise (CycleQD, arXiv 2410.14735, as released)",
+            "the first input, mutated at random along the singular directions of the second's task vector (CycleQD, "
+            "arXiv 2410.14735, as released)",
             ("svd_mutate",),
             origin="zero",
             reach=_child,
         ),
         Method(
             "layer_swap",
-            "the first input's blocks, the second's at the bottom and the top (arXiv 2410.01335)",
+            "the first input's blocks, the second's at the bottom and the top (Layer Swapping, arXiv 2410.01335)",
             ("swap",),
             origin="zero",
         ),
         Method(
             "nearswap",
-            "the base, moved towards the input by at most t in each element",
+            "the base, moved towards the input by at most t in each element (mergekit)",
             ("near",),
         ),
     )
@@ -291,15 +314,15 @@ def spell_out(merge: Merge) -> dict[str, Any]:
     assert stages is not None  # Merge holds exactly one of method and stages
     steps = []
     for role in ("edit", "weigh", "post"):
+        names = {key for key, stage in STAGES.items() if stage.role == role}
         for entry in getattr(stages, role):
-            name, given = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-            known = {key for key, stage in STAGES.items() if stage.role == role}
+            name, parameters = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             if name == "none":
                 continue
-            if name not in known:
-                msg = f"unknown {role} stage `{name}`; {nearest(name, known)}"
+            if name not in names:
+                msg = f"unknown {role} stage `{name}`; {nearest(name, names)}"
                 raise RecipeError(msg)
-            steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, given)))
+            steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, parameters)))
     _check_inputs(steps, merge)
     return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps}
 
@@ -308,8 +331,9 @@ def _check_inputs(steps: Sequence[tuple[str, Mapping[str, Any]]], merge: Merge) 
     joined = None
     for name, _ in steps:
         stage, inputs = STAGES[name], len(merge.inputs)
-        wanted = f"exactly {stage.inputs}" if stage.inputs is not None else f"at least {stage.fewest}"
-        if inputs < stage.fewest or stage.inputs not in (None, inputs):
+        fewest, most = stage.arity
+        if inputs < fewest or (most is not None and inputs > most):
+            wanted = f"exactly {most}" if most is not None else f"at least {fewest}"
             msg = f"`{merge.method or name}` takes {wanted} inputs, got {inputs}: {', '.join(merge.labels)}"
             raise RecipeError(msg)
         if joined is not None and stage.role != "post":
@@ -318,14 +342,14 @@ def _check_inputs(steps: Sequence[tuple[str, Mapping[str, Any]]], merge: Merge) 
         joined = name if stage.joins else joined
 
 
-def _complete(where: str, known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(where: str, specs: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
-        if name not in known:
-            msg = f"{where}: unknown parameter `{name}`; {nearest(name, known)}"
+        if name not in specs:
+            msg = f"{where}: unknown parameter `{name}`; {nearest(name, specs)}"
             raise RecipeError(msg)
         try:
-            known[name].check(name, value)
+            specs[name].check(name, value)
         except RecipeError as error:
             msg = f"{where}: {error}"
             raise RecipeError(msg) from None
-    return {name: given.get(name, spec.default) for name, spec in known.items()}
+    return {name: given.get(name, spec.default) for name, spec in specs.items()}

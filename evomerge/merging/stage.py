@@ -1,18 +1,17 @@
-"""What a stage of a merge is.
+"""Stage: one step of a merge, a pure function of one point of one tensor.
 
-Three roles, each a pure function of one point of one tensor, on rows `(n,)` of task vectors, one row for each input:
+It reads rows `(n,)` of task vectors, one for each input, and has one of three roles:
 
 - edit:  rows → rows, for example trim or drop;
 - weigh: rows → P, a field with a row `(n,)` or one number for each input; several multiply;
 - post:  Δ → Δ `(n,)`, after the reduction.
 
-Because every stage is a function of a point, a whole composition of them runs in one pass over memory. What a stage must
-know of more than a point (a threshold, an angle, a singular basis) comes to it as constants and as fields, by three steps
-that run before:
+As every stage is a function of a point, a composition of them runs in one pass over memory. Whatever a stage needs besides
+the point (a threshold, an angle, a singular basis) is computed before, in three steps:
 
-- `prepare` reads one tensor of the pool, whatever the candidate: slow, and kept for the whole search and on disk;
-- `measure` reads what was prepared over a region (a tensor or the model) for one candidate;
-- `bind` turns numbers and measures into what `apply` reads, for one tensor.
+- `prepare` reads one tensor of the pool; independent of the candidate, slow, cached for the search and on disk;
+- `measure` reads the prepared tables or the rows of a region (a tensor or the model), for one candidate;
+- `bind` turns parameters and measurements into what `apply` reads, for one tensor.
 """
 
 import math
@@ -22,6 +21,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
+from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
 from evomerge.recipe import Place
 
@@ -31,21 +31,26 @@ T = TypeVar("T")
 Rows: TypeAlias = list[Tensor]
 """One float32 tensor for each input: `(n,)`, or `()` for a field of one number each."""
 
-Numbers: TypeAlias = Mapping[str, Any]
+Values: TypeAlias = Mapping[str, Any]
 """A stage's parameters for one tensor: a tuple `(K,)` where per input, else one number or word."""
+
+Words: TypeAlias = Mapping[str, str]
+"""Those of the parameters that are words: they choose the code that runs, and are not read by it."""
 
 Bound: TypeAlias = dict[str, Any]
 """What `apply` reads: tensors are constants; a list of tensors is a field, float or integer rows as long as the tensor."""
 
 Prepared: TypeAlias = dict[str, Tensor]
-"""What was prepared of one tensor."""
+"""The tables prepared of one tensor, by name."""
 
-Scope = Literal["block", "tensor", "kind", "model"]
+Scope = Literal["tensor", "kind", "model"]
+
+_INDICES = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The tensor that a merge is about to make."""
+    """The tensor to be merged."""
 
     tensor: str
     shape: tuple[int, ...]
@@ -60,46 +65,55 @@ class Site:
 
     @property
     def rows(self) -> int:
-        """Rows of a matrix, of a kernel's filters, 1 of a vector."""
+        """Rows of a matrix, filters of a kernel, 1 for a vector."""
         return self.shape[0] if len(self.shape) > 1 else 1
+
+    def index(self, element: int, what: str, instead: str) -> int:
+        """Return an element's index as `Piece.index` counts it. Raises `RecipeError` where 32 bits do not tell elements apart."""
+        if self.numel > _INDICES:
+            msg = (
+                f"{what} inside of `{self.tensor}`, whose {self.numel:,} elements are more than the 2^32 that can be told "
+                f"apart; {instead}"
+            )
+            raise RecipeError(msg)
+        return element - _INDICES // 2
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some consecutive elements of a tensor, on their way through the stages."""
+    """Consecutive elements of a tensor, as `apply` reads them."""
 
     raw: Rows
-    """The task vectors as they were before any edit, `(n,)` each."""
+    """The task vectors before any edit, `(n,)` each."""
     start: Tensor
-    """Index of the first element in its tensor, int32 `()`."""
+    """Index of the first element in its tensor, minus 2^31, int32 `()`."""
 
     @property
     def index(self) -> Tensor:
-        """Index of each element in its tensor, int32 `(n,)`."""
-        first = self.raw[0]
-        return torch.arange(first.shape[0], dtype=torch.int32, device=first.device) + self.start
+        """Index of each element in its tensor, minus 2^31, int32 `(n,)`."""
+        return torch.arange(self.raw[0].shape[0], dtype=torch.int32) + self.start
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Some consecutive elements of a tensor as a stage that measures finds them."""
+class Chunk:
+    """Consecutive elements of a tensor, as `prepare` and `measure` read them: with the edits so far applied."""
 
     site: Site
     span: slice
     piece: Piece
     rows: Rows
-    """After the edits so far; for a post stage, the one row Δ."""
+    """The rows after the edits so far; for a post stage, the one row Δ."""
     base: Tensor
-    """The base's own numbers, `(n,)`, of any floating-point dtype."""
+    """The base's elements, `(n,)`, of any floating-point dtype."""
     origin: Tensor | float
     """What rows are counted from, float32 `(n,)` or 0."""
 
     def task_vector(self, i: int) -> Tensor:
-        """Return the row of input `i` counted from the base, whatever the rows are counted from, float32 `(n,)`."""
+        """Return the row of input `i` counted from the base, whatever the origin is, float32 `(n,)`."""
         return self.rows[i] - (self.base.float() - self.origin)
 
 
-Blocks: TypeAlias = Callable[[], Iterator[Block]]
+Chunks: TypeAlias = Callable[[], Iterator[Chunk]]
 """Starts a pass over a tensor."""
 
 
@@ -108,87 +122,106 @@ class Region(Protocol):
 
     @property
     def site(self) -> Site:
-        """The tensor, or the first of a model's."""
+        """The tensor to be merged; one of the region's."""
 
     @property
     def tensors(self) -> Sequence[str]:
-        """Their names, in the order of the model."""
+        """Names of the region's tensors, in the order of the model."""
 
     @property
     def lasting(self) -> bool:
-        """Whether what is prepared here is kept: it depends on the pool alone, not on the candidate."""
+        """Whether prepared tables are cached: they depend on the pool alone, not on the candidate."""
 
     def prepared(self) -> Sequence[Prepared]:
-        """What the stage prepared, tensor by tensor."""
+        """The tables the stage prepared, tensor by tensor."""
 
     def remember(self, make: Callable[[], T]) -> T:
-        """Return what `make` makes of what the stage finds, whatever its own numbers: made once for as long as it finds that."""
+        """Return the result of `make`, cached per input state, independent of this stage's parameters."""
 
-    def blocks(self) -> Iterator[Block]:
-        """All elements, block by block, as the stage finds them."""
+    def chunks(self) -> Iterator[Chunk]:
+        """All elements of the region, as the stage reads them."""
 
-    def within(self, tensor: str, span: slice) -> Iterator[Block]:
-        """Some elements of one of the tensors, block by block, as the stage finds them."""
-
-
-def total(rows: Rows) -> Tensor:
-    """Return the sum of rows in their order: a reduction by the library may choose another, and with it other last bits."""
-    found = rows[0]
-    for row in rows[1:]:
-        found = found + row
-    return found
+    def within(self, tensor: str, span: slice) -> Iterator[Chunk]:
+        """Some elements of one of the tensors, as the stage reads them."""
 
 
-def as_constants(site: Site, numbers: Numbers, measured: Any) -> Bound:
-    """Return the numbers as tensors, float32 `(K,)` or `()`; the default of `Stage.bind`."""
+def total(terms: Sequence[Any]) -> Any:
+    """Return the sum of rows or numbers in their order: a library's reduction may use another, with other last bits."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+_EPS = 2.0**-23  # of float32
+
+
+def cancels(terms: Sequence[Any]) -> Any:
+    """Return whether rows or numbers sum to zero up to float32's rounding of them: |Σw| ≤ ε·K·Σ|w|.
+
+    Weights like 0.3, 0.6 and -0.9 sum to 6e-8 in float32. Whatever divides by a sum of weights treats it as zero then.
+    """
+    return abs(total(terms)) <= _EPS * len(terms) * total([abs(term) for term in terms])
+
+
+def as_constants(site: Site, values: Values, measured: Any) -> Bound:
+    """Return the numeric parameters as tensors, float32 `(K,)` or `()`; the default of `Stage.bind`."""
     return {
-        name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items() if not isinstance(value, str)
+        name: torch.tensor(value, dtype=torch.float32) for name, value in values.items() if not isinstance(value, str)
     }
 
 
 def part(bound: Bound, span: slice) -> Bound:
-    """Return what is bound with its fields cut to some of the tensor's elements."""
+    """Return bound values with their fields cut to some of the tensor's elements."""
     return {name: [row[span] for row in value] if isinstance(value, list) else value for name, value in bound.items()}
 
 
-def moved(bound: Bound, device: torch.device) -> Bound:
-    """Return what is bound with its fields on `device`; constants may stay where they are, as numbers do."""
-    if device.type == "cpu":
-        return bound
-    return {
-        name: [row.to(device) for row in value] if isinstance(value, list) else value for name, value in bound.items()
-    }
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What a stage computes of one tensor of the pool, once for all candidates."""
+
+    make: Callable[[Site, Chunks, Values], Prepared]
+    key: Callable[[Site, Values], tuple[str | float, ...]] = lambda site, values: ()
+    """What `make` depends on besides the tensor; part of the cache's key."""
+    reads: tuple[int, ...] | None = None
+    """The inputs that `make` reads, if not all: the tables then serve whatever the others are."""
+    shared_as: str = ""
+    """Name of the tables, where several stages prepare the same; else the stage's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a stage computes over a region, for one candidate."""
+
+    make: Callable[[Region, Values], Any]
+    over: Callable[[Values], Scope | None] = lambda values: "model"
+    """The region; None if these parameters need no measurement."""
+    fields: bool = False
+    """Whether the result is as large as the tensor, and so not cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage: its parameters with their ranges, what it prepares and measures, and what it does to a point."""
+    """One stage: its parameters with their ranges, what it prepares and measures, and its function of a point."""
 
     role: Literal["edit", "weigh", "post"]
     about: str
-    apply: Callable[[Piece, Any, Bound, Mapping[str, str]], Any]
-    """(piece, its rows or Δ, what was bound, the parameters that are words) → new rows, a field, or new Δ."""
+    apply: Callable[[Piece, Any, Bound, Words], Any]
+    """(piece, its rows or Δ, the bound values, the parameters that are words) → new rows, a field, or new Δ.
+
+    It calls only operations that IEEE 754 rounds correctly, and no library's exp or tanh, which have other last bits in
+    compiled code: see `arithmetic`.
+    """
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    scope: Callable[[Numbers], Scope] = lambda numbers: "block"
-    prepare: Callable[[Site, Blocks, Numbers], Prepared] | None = None
-    """(tensor, its blocks, numbers) → what does not depend on the candidate."""
-    prepared_for: Callable[[Site, Numbers], tuple[str | float, ...]] = lambda site, numbers: ()
-    """What `prepare` reads beside the tensor: another value, and it is prepared again."""
-    reads: tuple[int, ...] | None = None
-    """Which inputs `prepare` reads, where not all: what is prepared serves whatever the others are."""
-    prepared_as: str = ""
-    """A name for what is prepared, where several stages prepare the same; else the stage's own."""
-    gives_fields: bool = False
-    """Whether what it measures is as large as the tensor."""
-    measure: Callable[[Region, Numbers], Any] = lambda region, numbers: None
-    bind: Callable[[Site, Numbers, Any], Bound] = as_constants
-    inputs: int | None = None
-    """How many inputs it takes, where that is not free."""
-    fewest: int = 1
-    """How many inputs it needs at least."""
+    prepare: Preparation | None = None
+    measure: Measurement | None = None
+    bind: Callable[[Site, Values, Any], Bound] = as_constants
+    """(tensor, parameters, measurement or None) → what `apply` reads."""
+    arity: tuple[int, int | None] = (1, None)
+    """The least and the greatest number of inputs; None: no limit."""
     adds: bool = False
-    """Whether it gives something where all task vectors are zero."""
-    intricate: bool = False
-    """Whether `apply` uses its own results so often that the compiler would not end if it wrote them out at each use."""
+    """Whether the result is not zero where all task vectors are zero."""
     joins: bool = False
-    """Whether only one row is left after it, so that nothing can be told apart by input any more."""
+    """Whether it leaves a single row: later stages cannot tell inputs apart."""
+    reuses: bool = False
+    """Whether `apply` uses intermediate results so often that inlining them at each use would blow up compiled code."""

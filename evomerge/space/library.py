@@ -39,8 +39,7 @@ def from_method(name: str) -> str:
         "  merge:",
         f"    method: {name}",
     ]
-    inputs = next((merging.STAGES[stage].inputs for stage in method.stages if merging.STAGES[stage].inputs), None)
-    lines.append(f"    inputs: experts{f'  # the pool must have exactly {inputs}' if inputs else ''}")
+    lines.append(f"    inputs: experts{f'  # the pool must have exactly {method.inputs}' if method.inputs else ''}")
     lines.append("    parameters:")
     for key, spec in parameters.items():
         default = int(spec.default) if spec.integer else spec.default

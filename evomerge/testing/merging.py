@@ -9,7 +9,7 @@ import torch
 from evomerge.checkpoints.folder import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
-from evomerge.merging.pipeline import BLOCK
+from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.stage import Piece, Site
 from evomerge.recipe import MergeNode, Place, Recipe, merge
 
@@ -30,13 +30,9 @@ class InMemory:
         """Where the tensor is in the model."""
         return self._layout.place(name)
 
-    def load(
-        self,
-        name: str,
-        device: torch.device = torch.device("cpu"),  # noqa: B008  # a constant
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The base's tensor and the inputs' `(K,)`, on `device`."""
-        return self._base[name].to(device), [tensors[name].to(device) for tensors in self._inputs]
+    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The base's tensor and the inputs' `(K,)`."""
+        return self._base[name], [tensors[name] for tensors in self._inputs]
 
 
 def _digest(model: Mapping[str, torch.Tensor]) -> str:
@@ -75,7 +71,7 @@ def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> d
     """
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {
-        "embed.weight": (BLOCK // 8 + 3, 9),
+        "embed.weight": (CHUNK // 8 + 3, 9),
         "final_norm.weight": (7,),
         "head.weight": (3, 7),
     }
@@ -100,8 +96,8 @@ def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> d
 
 
 def inputs_of(method: str) -> int:
-    """Return how many inputs to merge by a method: as many as it takes, three where that is free."""
-    return max(STAGES[stage].inputs or 0 for stage in METHODS[method].stages) or 3
+    """Return how many inputs to merge by a method: as many as it takes, else three."""
+    return METHODS[method].inputs or 3
 
 
 class StageSuite:
@@ -135,7 +131,7 @@ class StageSuite:
     def stack(self, columns: int = 40) -> torch.Tensor:
         """Return task vectors, fp32 `(K, columns)`, for as many inputs as the stage takes."""
         generator = torch.Generator().manual_seed(columns)
-        return torch.randn(self.stage().inputs or 3, columns, generator=generator)
+        return torch.randn(self.stage().arity[1] or 3, columns, generator=generator)
 
     def labels(self) -> list[str]:
         """Return the names of the inputs of `stack`."""

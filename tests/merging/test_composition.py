@@ -7,10 +7,10 @@ from collections import defaultdict
 import pytest
 import torch
 
-from evomerge.merging import STAGES, Pipeline, Store, composition, pipeline
+from evomerge.merging import STAGES, composition, pipeline
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.recipe import Recipe, merge
-from evomerge.testing import InMemory, merge_tensors
+from evomerge.testing import merge_tensors
 
 NAME = "layers.0.mlp.weight"
 LABELS = ["a", "b"]
@@ -129,7 +129,7 @@ def test_length_of_the_blocks_does_not_change_a_byte(monkeypatch, name):
     """Of what a stage applies; what is summed over blocks may differ in its last bit, and is therefore kept."""
     dtype, stages = COMPOSITIONS[name]
     expected = merge_tensors(recipe(stages), *models(dtype))[NAME]
-    monkeypatch.setattr(pipeline, "BLOCK", 777)
+    monkeypatch.setattr(pipeline, "CHUNK", 777)
     found = merge_tensors(recipe(stages), *models(dtype))[NAME]
     assert (found != expected).float().mean() < 0.01
     assert torch.allclose(found, expected, rtol=2**-7, atol=1e-6)
@@ -145,21 +145,6 @@ def test_tensors_of_any_number_of_dimensions_share_compiled_code(compiled):
         merge_tensors(recipe({"post": ["scale", "scale"]}), first, others, compile=True)
         seen.add(counters["stats"]["unique_graphs"])
     assert len(seen) == 1
-
-
-def test_two_merges_in_one_compiled_pass_are_those_written_alone(compiled):
-    """Of the same composition; their numbers and seeds are their own."""
-    dtype, stages = COMPOSITIONS["joined"]
-    compiled("joined")
-    base, inputs = models(dtype)
-    recipes = [recipe({**stages, "post": [{"scale": {"lambda": factor}}]}) for factor in (0.3, 2)]
-    store, source = Store(), InMemory(base, inputs)
-    first, second = (Pipeline(made.root.merge, source, store, compile=True) for made in recipes)
-    outs = [torch.empty_like(base[NAME]) for _ in recipes]
-    first.write_together(NAME, [second], outs)
-    assert composition._broken == set()
-    for made, out in zip(recipes, outs, strict=True):
-        assert torch.equal(data({NAME: out}), data(merge_tensors(made, base, inputs)))
 
 
 def test_small_tensors_are_never_compiled(monkeypatch):

@@ -72,28 +72,12 @@ def test_length_of_blocks_does_not_matter(monkeypatch, method):
     recipe = merge(method, LABELS, seed=4)
     found = []
     for length in (1000, 1 << 30):
-        monkeypatch.setattr(pipeline, "BLOCK", length)
+        monkeypatch.setattr(pipeline, "CHUNK", length)
         found.append(merge_tensors(recipe, BASE, INPUTS))
     if method in BY_SUMS:
         assert all(torch.allclose(found[0][name], found[1][name], rtol=1e-6, atol=1e-6) for name in BASE)
     else:
         assert data(found[0]) == data(found[1])
-
-
-@every_method
-def test_merges_written_together_are_those_written_alone(method):
-    """Other numbers, other seeds, and another composition, over one reading of the inputs."""
-    names = ["lambda", "weight", "t", "density", "drop"]
-    known = [name for name in names if name in METHODS[method].parameters][:1]
-    recipes = [merge(method, LABELS, dict.fromkeys(known, number), seed=i) for i, number in enumerate((0.2, 0.7, 0.45))]
-    recipes.append(merge("linear", LABELS))
-    store, inputs = Store(), InMemory(BASE, INPUTS)
-    first, *others = (Pipeline(recipe.root.merge, inputs, store) for recipe in recipes)
-    expected = [run(recipe) for recipe in recipes]
-    for name in BASE:
-        outs = [torch.empty_like(BASE[name]) for _ in recipes]
-        first.write_together(name, others, outs)
-        assert [data({name: out})[name] for out in outs] == [made[name] for made in expected]
 
 
 def test_a_tensor_is_read_in_place(monkeypatch):
@@ -190,7 +174,7 @@ def test_density_by_block_takes_its_threshold_over_the_whole_model():
 
 def test_tables_that_do_not_fit_the_model_are_refused_before_any_tensor_is_read():
     class Unreadable(InMemory):
-        def load(self, name, device=None):
+        def load(self, name):
             raise AssertionError(name)
 
     for table, message in (

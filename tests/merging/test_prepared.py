@@ -29,13 +29,13 @@ PREPARING = {
 def passes(monkeypatch):
     """Which tensors were passed over, to prepare or to measure, in order."""
     seen = []
-    plain = Pipeline.blocks
+    plain = Pipeline.chunks
 
-    def blocks(self, step, tensor, within=None):
+    def chunks(self, step, tensor, within=None):
         seen.append(tensor)
         return plain(self, step, tensor, within)
 
-    monkeypatch.setattr(Pipeline, "blocks", blocks)
+    monkeypatch.setattr(Pipeline, "chunks", chunks)
     return seen
 
 
@@ -150,17 +150,17 @@ CHEAP = [
 
 def test_a_split_part_s_angle_reads_one_block_again(monkeypatch):
     """That in which the split point is; the others' inner products are known."""
-    monkeypatch.setattr(pipeline, "BLOCK", 10)
+    monkeypatch.setattr(pipeline, "CHUNK", 10)
     store, read = Store(), []
     run("split_slerp", {"angle": "part"}, store)
     expected = run("split_slerp", {"angle": "part", "split": 0.9}, Store())
-    plain = Pipeline.blocks
+    plain = Pipeline.chunks
 
-    def blocks(self, step, tensor, within=None):
+    def chunks(self, step, tensor, within=None):
         read.append((tensor, within))
         return plain(self, step, tensor, within)
 
-    monkeypatch.setattr(Pipeline, "blocks", blocks)
+    monkeypatch.setattr(Pipeline, "chunks", chunks)
     assert run("split_slerp", {"angle": "part", "split": 0.9}, store) == expected
     (tensor, before), (same, after) = read
     assert tensor == same

@@ -35,4 +35,4 @@ def _run(recipe, rows):
 def fix_noise(monkeypatch, numbers):
     """Let the random numbers of every tensor be these, in [0, 1), in place of the keyed ones."""
     drawn = torch.tensor([round(u * 2**32) - 2**31 for u in numbers]).to(torch.int32)
-    monkeypatch.setattr("evomerge.merging.stages.edits.bits", lambda index, key: drawn[index.long() + 2**31])
+    monkeypatch.setattr("evomerge.merging.stages.drops.bits", lambda index, key: drawn[index.long() + 2**31])

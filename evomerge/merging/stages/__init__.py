@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages.arcs import ARCS
+from evomerge.merging.stages.balance import BALANCE
+from evomerge.merging.stages.crossover import CROSSOVER
+from evomerge.merging.stages.drops import DROPS
 from evomerge.merging.stages.edits import EDITS
 from evomerge.merging.stages.posts import POSTS
 from evomerge.merging.stages.spectral import SPECTRAL
@@ -12,7 +15,7 @@ from evomerge.plugins import Table
 
 STAGES: Mapping[str, Stage] = Table(
     "evomerge.stages",
-    {**EDITS, **SPECTRAL, **WEIGHTS, **ARCS, **POSTS},
+    {**EDITS, **DROPS, **SPECTRAL, **WEIGHTS, **BALANCE, **ARCS, **CROSSOVER, **POSTS},
     "an evomerge.merging.Stage",
     lambda entry: isinstance(entry, Stage),
 )

@@ -1,16 +1,13 @@
-"""What is done to the merged task vector Δ: scaled, by depth or to a length, gated, or mutated."""
+"""Post stages, on the merged task vector Δ: scale it, by depth or to a length, gate it, or add noise."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import noise, own_key
-from evomerge.merging.stage import Bound, Numbers, Piece, Region, Site, Stage, Tensor, total
-
-Words = Mapping[str, str]
+from evomerge.merging.stage import Bound, Measurement, Piece, Region, Site, Stage, Tensor, Values, Words, total
 
 
 def _scale(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
@@ -23,48 +20,48 @@ def _factor(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
     return scaled
 
 
-def _l1_share(region: Region, numbers: Numbers) -> float:
-    """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K, whatever `beta` is."""
+def _l1_share(region: Region, values: Values) -> float:
+    """Return (‖Σ τ‖₁ / ‖Δ‖₁) / K, which does not depend on `beta`."""
 
     def share() -> float:
-        whole = merged = 0.0
-        for block in region.blocks():
-            whole += float(total(block.piece.raw).abs().double().numpy().sum())
-            merged += float(block.rows[0].abs().double().numpy().sum())
-        return whole / merged / len(region.site.labels) if merged else 0.0
+        summed = merged = 0.0
+        for chunk in region.chunks():
+            summed += float(total(chunk.piece.raw).abs().double().numpy().sum())
+            merged += float(chunk.rows[0].abs().double().numpy().sum())
+        return summed / merged / len(region.site.labels) if merged else 0.0
 
     return region.remember(share)
 
 
-def _by_depth(site: Site, numbers: Numbers, share: float | None) -> Bound:
-    alpha = share if numbers["alpha"] == "auto" else numbers["alpha"]
+def _by_depth(site: Site, values: Values, share: float | None) -> Bound:
+    alpha = share if values["alpha"] == "auto" else values["alpha"]
     place = site.place
     depth = place.block / max(place.blocks - 1, 1) if place.inside else 0.0
-    return {"factor": torch.tensor(alpha + numbers["beta"] * depth, dtype=torch.float32)}
+    return {"factor": torch.tensor(alpha + values["beta"] * depth, dtype=torch.float32)}
 
 
 def _consensus(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
-    agreeing = torch.zeros((), device=delta.device)
+    agreeing = torch.zeros(())
     for row, threshold in zip(piece.raw, bound["threshold"].unbind(), strict=True):
         agreeing = agreeing + torch.where(row.abs() > threshold * (delta - row).abs(), 1.0, 0.0)
     return torch.where(agreeing >= bound["agree"], delta, 0.0)
 
 
-def _mean_length(region: Region, numbers: Numbers) -> float:
+def _mean_length(region: Region, values: Values) -> float:
     """Return mean ‖τ‖ / ‖Δ‖ over the region."""
     squares, merged = np.zeros(len(region.site.labels)), 0.0
-    for block in region.blocks():
-        squares += [float((row.double().numpy() ** 2).sum()) for row in block.piece.raw]
-        merged += float((block.rows[0].double().numpy() ** 2).sum())
+    for chunk in region.chunks():
+        squares += [float((row.double().numpy() ** 2).sum()) for row in chunk.piece.raw]
+        merged += float((chunk.rows[0].double().numpy() ** 2).sum())
     return float(np.sqrt(squares).mean()) / math.sqrt(merged) if merged else 0.0
 
 
-def _noise_bind(site: Site, numbers: Numbers, measured: None) -> Bound:
-    if not numbers["sigma"]:
+def _noise_bind(site: Site, values: Values, measured: None) -> Bound:
+    if not values["sigma"]:
         return {}
     return {
         "key": own_key(site.seed, "noise", site.tensor),
-        "sigma": torch.tensor(numbers["sigma"], dtype=torch.float32),
+        "sigma": torch.tensor(values["sigma"], dtype=torch.float32),
     }
 
 
@@ -84,12 +81,12 @@ POSTS = {
     ),
     "lines": Stage(
         "post",
-        "multiply by alpha + beta·depth, depth 0 for the first block and 1 for the last; by alpha outside of the blocks "
+        "multiply by alpha + beta·depth, depth 0 for the first block and 1 for the last; by alpha outside the blocks "
         "(LiNeS, arXiv 2410.17146)",
         _factor,
         {
             "alpha": Parameter(
-                "number, or `auto`: the L1 norm of the sum of task vectors by that of the merged one, over the inputs' number",
+                "number, or `auto`: (‖Σ τ‖₁ / ‖Δ‖₁) / K",
                 "auto",
                 -10,
                 10,
@@ -99,19 +96,18 @@ POSTS = {
             ),
             "beta": Parameter("growth from the first block to the last", 0.5, -10, 10, (0.0, 1.5), per_input=False),
         },
-        scope=lambda numbers: "model" if numbers["alpha"] == "auto" else "block",
-        measure=_l1_share,
+        measure=Measurement(_l1_share, lambda values: "model" if values["alpha"] == "auto" else None),
         bind=_by_depth,
     ),
     "consensus": Stage(
         "post",
-        "keep elements that at least `agree` task vectors call their own: |τ| > threshold·|Δ - τ| "
+        "keep elements where |τ| > threshold·|Δ - τ| holds for at least `agree` task vectors "
         "(Consensus merging by TALL masks, arXiv 2405.07813)",
         _consensus,
         {
             "threshold": Parameter("λ of each input's mask", 0.4, 0.0, 1e6, (0.1, 1.0)),
             "agree": Parameter(
-                "how many masks must hold the element", 2, 0, 10_000, (1, 3), integer=True, per_input=False
+                "minimum number of masks that hold the element", 2, 0, 10_000, (1, 3), integer=True, per_input=False
             ),
         },
     ),
@@ -119,18 +115,17 @@ POSTS = {
         "post",
         "scale the merged task vector to the mean length of the task vectors, over the model (OPCM, arXiv 2501.09522)",
         _factor,
-        scope=lambda numbers: "model",
-        measure=_mean_length,
-        bind=lambda site, numbers, ratio: {"factor": torch.tensor(ratio, dtype=torch.float32)},
+        measure=Measurement(_mean_length),
+        bind=lambda site, values, ratio: {"factor": torch.tensor(ratio, dtype=torch.float32)},
     ),
     "noise": Stage(
         "post",
-        "add normal noise, a function of the merge's seed, the tensor and the element (mutation, as of M2N2 from scratch, "
-        "arXiv 2508.16204)",
+        "add normal noise, a function of the merge's seed, the tensor and the element (the mutation of M2N2's models trained "
+        "from scratch, arXiv 2508.16204)",
         _noise,
         {"sigma": Parameter("standard deviation, in the weights' units", 0.01, 0.0, 1e6, (0.0, 0.05), per_input=False)},
         bind=_noise_bind,
         adds=True,
-        intricate=True,
+        reuses=True,
     ),
 }

@@ -1,29 +1,41 @@
-"""Edits of whole matrices by their singular vectors. What is no matrix is averaged, or summed in order.
+"""Edits of complete matrices by their singular vectors. Other tensors are averaged, or summed in order.
 
-Most do not depend on the candidate, so their result is prepared once, and a candidate reads it like a task vector. Of a
-mutation the decomposition is, and a candidate multiplies its factors.
+Most do not depend on the candidate: their result is prepared once, and a candidate reads it like a task vector. For a
+mutation the decomposition is prepared, and a candidate multiplies its factors.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, own_key, uniform
-from evomerge.merging.stage import Blocks, Bound, Numbers, Piece, Prepared, Region, Rows, Site, Stage, Tensor
-from evomerge.merging.stages.edits import whole
-
-Words = Mapping[str, str]
+from evomerge.merging.stage import (
+    Bound,
+    Chunks,
+    Measurement,
+    Piece,
+    Preparation,
+    Prepared,
+    Region,
+    Rows,
+    Site,
+    Stage,
+    Tensor,
+    Values,
+    Words,
+)
+from evomerge.merging.stages.edits import complete
 
 _NULL = 1e-6
-"""Singular values below this share of the largest are noise, and so are their vectors."""
+"""Singular values below this share of the largest are rounding noise, and so are their vectors."""
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Decompositions differ in their last bits with the number of threads; a recipe's bytes must not."""
+    """Run on one thread: the last bits of a decomposition depend on the number of threads; a recipe's bytes must not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -33,74 +45,77 @@ def _one_thread() -> Iterator[None]:
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U, Σ, V of a matrix, without the directions that are only noise."""
+    """Return U, Σ, V of a matrix, without the directions that are rounding noise."""
     u, sigma, vh = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((sigma > _NULL * sigma[0]).sum()) if sigma.numel() else 0
     return u[:, :rank], sigma[:rank], vh[:rank].mH
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    """Return the nearest matrix with orthonormal columns, in the span of what is not noise."""
+    """Return the nearest matrix with orthonormal columns, in the span of the directions that are not noise."""
     u, _, v = _svd(matrix)
     return u @ v.mH
 
 
-def _decorrelate(matrices: list[Tensor], numbers: Numbers) -> list[Tensor]:
+def _decorrelate(matrices: list[Tensor], values: Values) -> list[Tensor]:
     rank = max(min(matrices[0].shape) // len(matrices), 1)
     factors = [tuple(part[..., :rank] for part in _svd(matrix)) for matrix in matrices]
-    left, right = (_polar(torch.cat([parts[side] for parts in factors], dim=1)) for side in (0, 2))
-    found, start = [], 0
+    left, right = (_polar(torch.cat([factor[side] for factor in factors], dim=1)) for side in (0, 2))
+    parts, start = [], 0
     for _, sigma, _ in factors:
-        own = slice(start, start + len(sigma))
-        found.append(left[:, own] * sigma @ right[:, own].mH)
-        start = own.stop
-    return found
+        columns = slice(start, start + len(sigma))
+        parts.append(left[:, columns] * sigma @ right[:, columns].mH)
+        start = columns.stop
+    return parts
 
 
-def _isotropise(matrices: list[Tensor], numbers: Numbers) -> list[Tensor]:
+def _isotropise(matrices: list[Tensor], values: Values) -> list[Tensor]:
+    """Split the rank as the authors' code does: int(common·rank) directions of the sum, rounded so that the rest divides by K."""
     inputs, rank = len(matrices), min(matrices[0].shape)
     u, sigma, v = _svd(torch.stack(matrices).sum(dim=0))
-    each = (rank - round(numbers["common"] * rank)) // inputs
+    each = min(round((rank - int(values["common"] * rank)) / inputs), rank // inputs)
     common = rank - each * inputs
     lefts, sigmas, rights = [u[:, :common]], [sigma[:common]], [v[:, :common]]
     if each:
         for matrix in matrices:
-            own_u, own_sigma, own_v = _svd(matrix - lefts[0] @ (lefts[0].mH @ matrix))
-            lefts.append(own_u[:, :each])
-            sigmas.append(own_sigma[:each])
-            rights.append(own_v[:, :each])
-    values = torch.cat(sigmas)
-    mean = values.mean() if len(values) else values.sum()
+            specific_u, specific_sigma, specific_v = _svd(matrix - lefts[0] @ (lefts[0].mH @ matrix))
+            lefts.append(specific_u[:, :each])
+            sigmas.append(specific_sigma[:each])
+            rights.append(specific_v[:, :each])
+    singular = torch.cat(sigmas)
+    mean = singular.mean() if len(singular) else singular.sum()
     return [mean * _polar(torch.cat(lefts, dim=1)) @ _polar(torch.cat(rights, dim=1)).mH]
 
 
-def _project(matrices: list[Tensor], numbers: Numbers) -> list[Tensor]:
-    """Take from each task vector what lies along the singular directions of the sum of those before it."""
-    found = [matrices[0]]
+def _project(matrices: list[Tensor], values: Values) -> list[Tensor]:
+    """Remove from each task vector the part along the singular directions of the sum of those before it."""
+    projected = [matrices[0]]
     merged = matrices[0]
     for matrix in matrices[1:]:
         u, sigma, v = _svd(merged)
         along = u.mH @ matrix @ v
         share = sigma.cumsum(0)
-        share = share / share[-1:]  # exactly 1 at the end, which no alpha is below: then all of it is taken away
-        above = (share > numbers["alpha"]).nonzero()
+        share = share / share[-1:]  # exactly 1 at the end: at alpha = 1 the complete subspace is removed
+        above = (share > values["alpha"]).nonzero()
         head = int(above[0]) if len(above) else len(sigma)
-        taken = torch.diag(along.diagonal())
-        taken[:head, :head] = along[:head, :head]
-        found.append(matrix - u @ taken @ v.mH)
-        merged = merged + found[-1]
-    return found
+        removed = torch.diag(along.diagonal())
+        removed[:head, :head] = along[:head, :head]
+        projected.append(matrix - u @ removed @ v.mH)
+        merged = merged + projected[-1]
+    return projected
 
 
 def _prepare(
-    rule: Callable[[list[Tensor], Numbers], list[Tensor]], otherwise: Callable[[Rows], Rows]
-) -> Callable[[Site, Blocks, Numbers], Prepared]:
-    def prepare(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
-        rows = [whole(blocks, i) for i in range(len(site.labels))]
+    rule: Callable[[list[Tensor], Values], list[Tensor]], otherwise: Callable[[Rows], Rows]
+) -> Callable[[Site, Chunks, Values], Prepared]:
+    """Return the preparation of a rule for matrices, float64 inside, and of another for all other tensors."""
+
+    def prepare(site: Site, chunks: Chunks, values: Values) -> Prepared:
+        rows = [complete(chunks, i) for i in range(len(site.labels))]
         if len(site.shape) == 2 and rows[0].numel():
             with _one_thread():
-                made = rule([row.double().view(site.shape) for row in rows], numbers)
-            rows = [matrix.float().reshape(-1) for matrix in made]
+                matrices = rule([row.double().view(site.shape) for row in rows], values)
+            rows = [matrix.float().reshape(-1) for matrix in matrices]
         else:
             rows = otherwise(rows)
         return {f"row.{i}": row.contiguous() for i, row in enumerate(rows)}
@@ -116,48 +131,42 @@ def _mean(rows: Rows) -> Rows:
     return [(torch.stack(rows).double().sum(dim=0) / len(rows)).float()]
 
 
-def _measure(region: Region, numbers: Numbers) -> Bound:
-    (prepared,) = region.prepared()
-    return {"rows": [prepared[f"row.{i}"] for i in range(len(prepared))]}
+def _measure(region: Region, values: Values) -> Bound:
+    (tables,) = region.prepared()
+    return {"rows": [tables[f"row.{i}"] for i in range(len(tables))]}
 
 
 def _replaced(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
-    made: Rows = bound["rows"]
-    return made
+    replacement: Rows = bound["rows"]
+    return replacement
 
 
-# -- mutation along singular directions --------------------------------------------------------------------------------
-
-
-def _factors(site: Site, blocks: Blocks, numbers: Numbers) -> Prepared:
-    """Prepare U∘Σ `(rows, r)` and Vᵀ `(r, columns)` of the second input's task vector; nothing of what is not mutated."""
+def _factors(site: Site, chunks: Chunks, values: Values) -> Prepared:
+    """Prepare U∘Σ `(rows, r)` and Vᵀ `(r, columns)` of the second input's task vector; nothing for norms and non-matrices."""
     if len(site.shape) != 2 or not site.numel or site.place.kind == "norm":
         return {}
-    matrix = torch.cat([block.task_vector(1) for block in blocks()]).double().view(site.shape)
+    matrix = torch.cat([chunk.task_vector(1) for chunk in chunks()]).double().view(site.shape)
     with _one_thread():
         u, sigma, v = _svd(matrix)
     return {"left": (u * sigma).float().contiguous(), "right": v.mH.float().contiguous()}
 
 
-def _mutation(region: Region, numbers: Numbers) -> Bound:
-    (prepared,) = region.prepared()
-    if not prepared:
+def _mutation(region: Region, values: Values) -> Bound:
+    (tables,) = region.prepared()
+    if not tables:
         return {}
-    left, right = prepared["left"], prepared["right"]
+    left, right = tables["left"], tables["right"]
     key = own_key(region.site.seed, "svd_mutate", region.site.tensor)
     directions = torch.arange(len(right)).sub(2**31).to(torch.int32)
-    shares = numbers["rate"] * uniform(bits(directions, key))
+    shares = values["rate"] * uniform(bits(directions, key))
     with _one_thread():
-        # A view of a file begins anywhere, and a product's last bits may depend on where: hence the copy.
-        made = (left * shares.float()) @ right.clone()
-    return {"rows": [made.view(-1)]}
+        # The copy is aligned in memory, as a view of a file may not be: a product's last bits may depend on that.
+        mutation = (left * shares.float()) @ right.clone()
+    return {"rows": [mutation.view(-1)]}
 
 
 def _mutated(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     return [rows[0] + bound["rows"][0]] if "rows" in bound else rows[:1]
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
 
 
 def _spectral(about: str, prepare: Any, parameters: dict[str, Parameter], *, joins: bool = False) -> Stage:
@@ -166,12 +175,9 @@ def _spectral(about: str, prepare: Any, parameters: dict[str, Parameter], *, joi
         about,
         _replaced,
         parameters,
-        scope=lambda numbers: "tensor",
-        prepare=prepare,
-        prepared_for=lambda site, numbers: tuple(numbers.values()),
-        gives_fields=True,
-        measure=_measure,
-        bind=lambda site, numbers, fields: fields,
+        prepare=Preparation(prepare, lambda site, values: tuple(values.values())),
+        measure=Measurement(_measure, lambda values: "tensor", fields=True),
+        bind=lambda site, values, fields: fields,
         joins=joins,
     )
 
@@ -179,17 +185,22 @@ def _spectral(about: str, prepare: Any, parameters: dict[str, Parameter], *, joi
 SPECTRAL = {
     "decorrelate": _spectral(
         "keep the first 1/K of each input's singular vectors, and make all inputs' orthogonal to each other; the mean for "
-        "tensors that are no matrices (TSV-Merge, arXiv 2412.00081)",
+        "tensors other than matrices (TSV-Merge, arXiv 2412.00081)",
         _prepare(_decorrelate, _mean_parts),
         {},
     ),
     "isotropise": _spectral(
-        "the summed task vector with all its singular values made equal to their mean; with `common` below 1, the rest of "
-        "its singular vectors are the inputs' own; the mean for tensors that are no matrices (ISO-C, ISO-CTS, arXiv 2502.04959)",
+        "the summed task vector with all its singular values set to their mean; with `common` below 1, some singular vectors "
+        "are those of single inputs; the mean for tensors other than matrices (ISO-C, ISO-CTS, arXiv 2502.04959)",
         _prepare(_isotropise, _mean),
         {
             "common": Parameter(
-                "share of singular vectors that are the sum's", 1.0, 0.0, 1.0, (0.5, 1.0), per_input=False
+                "share of singular vectors that are the sum's; rounded so that the others are as many for each input",
+                1.0,
+                0.0,
+                1.0,
+                (0.5, 1.0),
+                per_input=False,
             )
         },
         joins=True,
@@ -197,26 +208,23 @@ SPECTRAL = {
     "svd_mutate": Stage(
         "edit",
         "add U diag(u∘Σ) Vᵀ of the second input's task vector UΣVᵀ to the first, u uniform in [0, rate] for each singular "
-        "direction; the first's own for norms and what is no matrix (CycleQD, arXiv 2410.14735, as released: the paper "
-        "writes it on the first's own task vector)",
+        "direction; norms and tensors other than matrices are the first's (CycleQD, arXiv 2410.14735, as released: the paper "
+        "mutates along the first's own task vector)",
         _mutated,
         {"rate": Parameter("the largest share of a singular value", 0.1, 0.0, 1.0, (0.0, 0.3), per_input=False)},
-        scope=lambda numbers: "tensor" if numbers["rate"] else "block",
-        prepare=_factors,
-        reads=(1,),
-        gives_fields=True,
-        measure=_mutation,
-        bind=lambda site, numbers, fields: fields or {},
-        inputs=2,
+        prepare=Preparation(_factors, reads=(1,)),
+        measure=Measurement(_mutation, lambda values: "tensor" if values["rate"] else None, fields=True),
+        bind=lambda site, values, fields: fields or {},
+        arity=(2, 2),
         joins=True,
     ),
     "project": _spectral(
-        "input by input, in their order, take away what lies along the singular directions of the merge so far "
-        "(OPCM, arXiv 2501.09522)",
+        "input by input, in order, remove the part along the singular directions of the merge so far, of every matrix, "
+        "embeddings and heads included, where the authors' code projects linear layers only (OPCM, arXiv 2501.09522)",
         _prepare(_project, list),
         {
             "alpha": Parameter(
-                "share of the singular values' sum whose whole subspace is taken away",
+                "share of the singular values' sum whose complete subspace is removed",
                 0.5,
                 0.0,
                 1.0,

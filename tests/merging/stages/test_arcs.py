@@ -14,7 +14,8 @@ from merging.vectors import each, merged, staged
 from evomerge.errors import RecipeError
 from evomerge.merging import pipeline
 from evomerge.merging.stage import Site
-from evomerge.merging.stages.arcs import ARCS, elements
+from evomerge.merging.stages.arcs import ARCS
+from evomerge.merging.stages.crossover import CROSSOVER, elements
 from evomerge.recipe import Place, merge
 from evomerge.testing import StageSuite, merge_tensors
 
@@ -46,7 +47,7 @@ class TestStock(StageSuite):
 
 
 def test_every_arc_is_held_to_the_suite():
-    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(ARCS)
+    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == {*ARCS, *CROSSOVER}
 
 
 RIGHT = [[1.0, 0.0], [0.0, 2.0]]
@@ -272,7 +273,7 @@ def test_angles_of_parts_do_not_depend_on_the_blocks(split, length, over):
     recipe = merge("split_slerp", ["a", "b"], {"split": split / 3000, "t": 0.2, "angle": "part", "over": over})
     expected = merge_tensors(recipe, base, models)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BLOCK", length)
+        patch.setattr(pipeline, "CHUNK", length)
         found = merge_tensors(recipe, base, models)
     assert all(torch.equal(found[name], expected[name]) for name in base)
 
@@ -286,7 +287,7 @@ def test_the_angle_of_a_short_part_is_not_lost_beside_a_long_one():
 
 def test_a_point_inside_of_more_elements_than_an_index_tells_apart_is_refused():
     site = Site("huge", (2**32 + 2,), Place(0, 1, "other"), ("a", "b"), 0)
-    bind, shares = ARCS["split_slerp"].bind, [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
+    bind, shares = CROSSOVER["split_slerp"].bind, [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
     with pytest.raises(RecipeError, match=r"inside of `huge`, whose 4,294,967,298 elements are more than the 2\^32"):
         bind(site, {}, ({"huge": 5}, 9, shares))
     for split, expected in ((5, [0, 1]), (2**32 + 7, [1, 0])):

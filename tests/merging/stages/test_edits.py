@@ -7,7 +7,8 @@ from merging.vectors import each, fix_noise, merged, staged
 
 from evomerge.merging import STAGES
 from evomerge.merging.randomness import bits, keys
-from evomerge.merging.stage import Block, Piece, Site
+from evomerge.merging.stage import Chunk, Piece, Site
+from evomerge.merging.stages.drops import DROPS as DROPPING
 from evomerge.merging.stages.edits import EDITS
 from evomerge.recipe import Place
 from evomerge.testing import StageSuite
@@ -46,7 +47,7 @@ class TestDella(StageSuite):
 
 
 def test_every_edit_is_held_to_the_suite():
-    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(EDITS)
+    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == {*EDITS, *DROPPING}
 
 
 # -- by size --
@@ -234,10 +235,10 @@ def test_della_holds_ranks_and_noise_exactly(width):
     """Which are in the same numbers: the rank's distance from the row's middle, and 14 bits of the noise above it."""
     row = torch.randn(width, generator=torch.Generator().manual_seed(0))
     site = Site("t", (1, width), Place(0, 1, "other"), ("a",), 0)
-    block = Block(
+    chunk = Chunk(
         site, slice(0, width), Piece([row], torch.tensor(-(2**31), dtype=torch.int32)), [row], torch.zeros(width), 0.0
     )
-    (both,) = STAGES["della"].prepare(site, lambda: iter([block]), {"scope": "row"}).values()
+    (both,) = STAGES["della"].prepare.make(site, lambda: iter([chunk]), {"scope": "row"}).values()
     ranks = row.abs().argsort().argsort() - width // 2
     index = torch.arange(width).sub(2**31).to(torch.int32)
     noise = ((bits(index, keys(0, ["a"], "t")[0]).long() + 2**31) >> 18).double() / 2**14 + 2**-15

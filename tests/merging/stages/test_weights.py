@@ -4,6 +4,7 @@ import pytest
 from merging.vectors import each, merged, staged
 
 from evomerge.errors import RecipeError
+from evomerge.merging.stages.balance import BALANCE
 from evomerge.merging.stages.weights import WEIGHTS
 from evomerge.testing import StageSuite
 
@@ -34,7 +35,7 @@ class TestSwap(StageSuite):
 
 
 def test_every_weight_is_held_to_the_suite():
-    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(WEIGHTS)
+    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == {*WEIGHTS, *BALANCE}
 
 
 # -- the average of checkpoints by their metric: arXiv 2504.18580 --
