@@ -140,7 +140,7 @@ class _Normal:
 
     def __str__(self) -> str:
         name = "separable CMA-ES" if isinstance(self._cma, cmaes.SepCMA) else "CMA-ES"
-        return f"{name}, whole genes relaxed" if self._space.integer.any() else name
+        return f"{name}, discrete genes relaxed" if self._space.integer.any() else name
 
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]

@@ -13,7 +13,7 @@ from evomerge.errors import TaskError, nearest
 from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe
 from evomerge.tasks.classification import Classification, ClassificationSettings
-from evomerge.tasks.function import Function, FunctionSettings
+from evomerge.tasks.function import Function, FunctionSettings, Range
 from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
 from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
@@ -50,5 +50,6 @@ def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:
     try:
         checked = schema.model_validate(dict(settings))
     except ValidationError as error:
-        raise TaskError(describe(error, f"task `{name}`", {"": tuple(schema.model_fields)})) from None
+        keys = {"": tuple(schema.model_fields), "metrics": tuple(Range.model_fields)}
+        raise TaskError(describe(error, f"task `{name}`", keys)) from None
     return new(name, checked, Path(folder))

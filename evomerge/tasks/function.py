@@ -5,10 +5,10 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
@@ -25,6 +25,13 @@ class Range(BaseModel):
     high: float = math.inf
 
 
+def _by_name(metrics: Any) -> Any:
+    """Return a list of names with the range that each name implies, anything else unchanged."""
+    if not isinstance(metrics, list | tuple) or not all(isinstance(name, str) for name in metrics):
+        return metrics
+    return {name: dict(zip(("low", "high"), Metric.named(name).bounds, strict=True)) for name in metrics}
+
+
 class FunctionSettings(TaskSettings):
     """`kind: callable`."""
 
@@ -35,17 +42,11 @@ class FunctionSettings(TaskSettings):
     """Number of examples of the search split."""
     report: int = Field(ge=1)
     """Number of examples of the report split."""
-    metrics: tuple[str, ...] | dict[str, Range] = Field(default=("score",), min_length=1)
-    """The metrics that the function returns, by name, or `{name: {low: 0, high: 1}}` with their ranges.
+    metrics: Annotated[dict[str, Range], BeforeValidator(_by_name)] = Field(default={"score": Range()}, min_length=1)
+    """The metrics that the function returns: a list of names, or `{name: {low: 0, high: 1}}` with their ranges.
 
     A name alone has the range of `Metric.named`. The first metric is searched and reported by default.
     """
-
-    def declared(self) -> list[Metric]:
-        """Return the metrics with their ranges."""
-        if isinstance(self.metrics, tuple):
-            return [Metric.named(name) for name in self.metrics]
-        return [Metric(name, bounds.low, bounds.high) for name, bounds in self.metrics.items()]
 
 
 class Function(SplitTask):
@@ -60,7 +61,7 @@ class Function(SplitTask):
         super().__init__(
             name,
             settings,
-            metrics=settings.declared(),
+            metrics=[Metric(name, bounds.low, bounds.high) for name, bounds in settings.metrics.items()],
             sizes={"search": settings.search, "report": settings.report},
         )
         self._where = settings.function

@@ -1,4 +1,4 @@
-"""What every task promises."""
+"""The conformance suite of tasks."""
 
 from pathlib import Path
 
@@ -11,66 +11,73 @@ from evomerge.trial import Split
 
 
 class TaskSuite:
-    """What every task must keep, as pytest tests. Subclass it and write `make`."""
+    """Tests of the `Task` protocol for pytest. Subclass it and write `make`."""
 
     def make(self, folder: Path) -> tuple[Task, LiveModel]:
-        """Return a task with three examples or more in each split, and a model that can do it.
+        """Return a task with three or more examples in each split, and a suitable model.
 
-        `folder` is for its files. Called again with the same folder, it returns the same.
+        `folder` is for its files. The same folder gives an equal task.
         """
         raise NotImplementedError
 
     def test_names_and_sizes(self, tmp_path: Path) -> None:
-        """The metrics to search and report are known ones, and no split is empty."""
+        """The metrics to search and report are declared under their names, and no split is empty."""
         task, _ = self.make(tmp_path)
-        assert task.search_metric in task.metrics
-        assert task.report_metric in task.metrics
-        assert min(task.size("search"), task.size("report")) > 2  # the suite takes parts of them
+        assert {task.search_metric, task.report_metric} <= set(task.metrics)
+        for name, metric in task.metrics.items():
+            assert metric.name == name
+            assert metric.low < metric.high
+        assert min(task.size("search"), task.size("report")) > 2  # the suite scores subsets
 
     def test_one_score_for_each_example(self, tmp_path: Path) -> None:
-        """Every vector is float32 with one entry per example; the split's metric is among them, outputs keep pace."""
+        """Vectors are float32, one entry per example, and in the declared range; tables have one row per example."""
         task, model = self.make(tmp_path)
         splits: dict[Split, str] = {"search": task.search_metric, "report": task.report_metric}
         for split, metric in splits.items():
-            found = task.score(model, split)
-            assert metric in found.scores
-            assert set(found.scores) <= set(task.metrics)
-            for scores in found.scores.values():
+            scored = task.score(model, split)
+            assert metric in scored.scores
+            assert set(scored.scores) <= set(task.metrics)
+            for name, scores in scored.scores.items():
                 assert scores.dtype == np.float32
                 assert scores.shape == (task.size(split),)
                 assert np.isfinite(scores).all()
-            for output in found.outputs.values():
+                declared = task.metrics[name]
+                assert declared.low <= scores.mean() <= declared.high
+                if declared.margins is not None:
+                    right = (scored.outputs[declared.margins] > 0).all(axis=1)
+                    np.testing.assert_array_equal(scores, right.astype(np.float32))
+            for output in scored.outputs.values():
                 assert output.dtype == np.float32
                 assert len(output) == task.size(split)
 
     def test_scores_repeat_bit_for_bit(self, tmp_path: Path) -> None:
-        """Scored again after other examples, and by the same task made anew, the same bytes come back."""
+        """Scoring again after other examples, or with an equal task, gives the same bytes."""
         task, model = self.make(tmp_path)
         first = task.score(model, "search")
         task.score(model, "report", [0])
-        anew, _ = self.make(tmp_path)
-        for again in (task.score(model, "search"), anew.score(model, "search")):
+        equal, _ = self.make(tmp_path)
+        for again in (task.score(model, "search"), equal.score(model, "search")):
             for metric, scores in first.scores.items():
                 assert scores.tobytes() == again.scores[metric].tobytes()
 
-    def test_a_part_scores_as_it_does_in_the_whole(self, tmp_path: Path) -> None:
-        """Chosen examples come back in the order asked for, with the scores that they have among all, up to rounding."""
+    def test_subset_scores_as_in_a_full_evaluation(self, tmp_path: Path) -> None:
+        """Chosen examples are scored in the order of their indices, as in a full evaluation up to rounding."""
         task, model = self.make(tmp_path)
         chosen = [task.size("search") - 1, 0]
-        whole, part = task.score(model, "search"), task.score(model, "search", chosen)
-        assert set(part.scores) == set(whole.scores)
-        for metric, scores in part.scores.items():
-            np.testing.assert_allclose(scores, whole.scores[metric][chosen], rtol=1e-4, atol=1e-5)
-        for name, output in part.outputs.items():
-            np.testing.assert_allclose(output, whole.outputs[name][chosen], rtol=1e-4, atol=1e-5)
+        full, subset = task.score(model, "search"), task.score(model, "search", chosen)
+        assert set(subset.scores) == set(full.scores)
+        for metric, scores in subset.scores.items():
+            np.testing.assert_allclose(scores, full.scores[metric][chosen], rtol=1e-4, atol=1e-5)
+        for name, output in subset.outputs.items():
+            np.testing.assert_allclose(output, full.outputs[name][chosen], rtol=1e-4, atol=1e-5)
 
     def test_unknown_examples_are_refused(self, tmp_path: Path) -> None:
-        """A number outside of the split is an error, not another example."""
+        """An index outside of the split is an error."""
         task, model = self.make(tmp_path)
-        for number in (-1, task.size("search")):
+        for index in (-1, task.size("search")):
             try:
-                task.score(model, "search", [number])
+                task.score(model, "search", [index])
             except TaskError:
                 continue
-            msg = f"example {number} was scored"
+            msg = f"example {index} was scored"
             raise AssertionError(msg)

@@ -1,4 +1,4 @@
-"""CMA-ES: against `cmaes` itself, at the faces of the cube, and after convergence."""
+"""CMA-ES: against `cmaes`, at the faces of the cube, and after convergence."""
 
 import cmaes
 import numpy as np
@@ -13,7 +13,7 @@ from evomerge.trial import Evaluation
 
 
 @pytest.mark.parametrize(("separable_above", "reference"), [(100, cmaes.CMA), (7, cmaes.SepCMA)])
-def test_inside_the_cube_it_is_the_cma_of_cmaes(separable_above, reference):
+def test_inside_the_cube_it_equals_cmaes(separable_above, reference):
     space = toy_space(8)
     settings = CmaSettings(seed_known=False, sigma=1e-3, separable_above=separable_above)
     ours = Cma(space, ["score"], 3, settings)
@@ -27,12 +27,12 @@ def test_inside_the_cube_it_is_the_cma_of_cmaes(separable_above, reference):
         theirs.tell(list(zip(samples, -values, strict=True)))
 
 
-def test_samples_outside_of_the_cube_are_folded_back():
+def test_samples_outside_of_the_cube_are_reflected():
     space = toy_space(8)
     space.__dict__["initial"] = np.array([0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.0, 1.0])
     breeder = Cma(space, ["score"], 0, CmaSettings(seed_known=False, sigma=0.3, population=200))
     genomes = breeder.draw()
-    # |N(0, 0.3)| from a face: none at the face itself, all inside, with mean 0.3·√(2/π) = 0.239.
+    # Distances from a face are |N(0, 0.3)|: none is 0, all are inside, and their mean is 0.3·√(2/π) = 0.239.
     assert ((genomes > 0) & (genomes < 1)).all()
     assert genomes[:, 0].mean() == pytest.approx(0.239, abs=0.04)
     assert genomes[:, 7].mean() == pytest.approx(1 - 0.239, abs=0.04)
@@ -49,7 +49,7 @@ def test_search_starts_from_the_best_known_recipe():
 
 
 @pytest.mark.parametrize("genes", [2, 8])
-def test_search_finds_the_optimum_and_goes_on_with_a_larger_population_after_convergence(genes):
+def test_search_finds_the_optimum_and_restarts_with_a_larger_population_after_convergence(genes):
     problem = sphere(genes)
     driver = search.make({"kind": "cma", "seed_known": False}, problem.space, problem.objectives, 0)
     population = 4 + int(3 * np.log(genes))
@@ -62,8 +62,8 @@ def test_search_finds_the_optimum_and_goes_on_with_a_larger_population_after_con
 
 
 @pytest.mark.parametrize("problem", [sphere(), mixed()], ids=["float", "mixed"])
-def test_scores_that_are_all_equal_do_not_break_it(problem):
-    flat = Evaluation(scores={name: np.zeros(1, dtype=np.float32) for name in problem.objectives})
+def test_equal_scores_are_survived(problem):
+    flat = Evaluation.of(dict.fromkeys(problem.objectives, 0.0))
     driver = search.make({"kind": "cma"}, problem.space, problem.objectives, 0)
     proposals = drive(driver, lambda p: flat, 1500)
     assert len({proposal.recipe.id for proposal in proposals}) > 1000
@@ -84,18 +84,16 @@ def test_weights_choose_the_point_of_the_front():
 def test_mixed_genes_reach_the_best_method_seed_and_density():
     problem = mixed()
     driver = search.make({"kind": "cma"}, problem.space, problem.objectives, 0)
-    best = max(
-        drive(driver, problem.evaluate, 600),
-        key=lambda p: problem.evaluate(p).means(problem.objectives).sum(),
-    )
+    proposals = drive(driver, problem.evaluate, 600)
+    best = max(proposals, key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
     merge = best.recipe.root.merge
     assert (merge.method, merge.seed) == ("dare_ties", 7)
     assert merge.parameters["density"] == pytest.approx(0.1, rel=0.1)
 
 
-def test_float_genes_beside_whole_ones_take_values_between_their_bounds():
+def test_float_genes_of_mixed_spaces_take_values_between_their_bounds():
     problem = mixed()
-    index = [gene.name for gene in problem.space.genes].index("weight")  # in [0, 1]: two whole numbers
+    index = [gene.name for gene in problem.space.genes].index("weight")  # in [0, 1]: two integers
     genomes = Cma(problem.space, problem.objectives, 0, CmaSettings(seed_known=False, population=50)).draw()
     assert len(np.unique(genomes[:, index])) > 40
 
@@ -107,50 +105,46 @@ def test_float_genes_beside_whole_ones_take_values_between_their_bounds():
         ("ties", {"reduce": {"choice": ["sum", "solve", "max"]}}),
     ],
 )
-def test_choices_alone_can_be_searched(method, parameters):
+def test_spaces_of_choices_only_are_searched(method, parameters):
     space = SearchSpace(
         {"merge": {"method": method, "inputs": "experts", "parameters": parameters, "seed": {"int": [0, 1]}}},
         experts=("left", "right"),
     )
-
-    def evaluate(proposal):
-        return Evaluation(scores={"score": proposal.genome[:1].astype(np.float32)})
-
     driver = search.make({"kind": "cma"}, space, ["score"], 0)
-    proposals = drive(driver, evaluate, 200)
+    proposals = drive(driver, lambda proposal: Evaluation.of({"score": proposal.genome[0]}), 200)
     late = [proposal.genome[0] for proposal in proposals[-50:]]
     assert np.mean(np.array(late) == space.upper[0]) > 0.6
 
 
 @pytest.mark.parametrize("whole", ["categorical", "relaxed"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_bits_start_flipped_once_in_44(whole, scaled):
+def test_bits_start_flipped_in_1_of_44_candidates(whole, scaled):
     problem = bits(scaled=scaled)
     settings = CmaSettings(seed_known=False, population=2000, whole=whole)
     genomes = Cma(problem.space, problem.objectives, 0, settings).draw()
     flipped = genomes[:, :12] != problem.space.initial[:12]
-    assert flipped.mean(axis=0) == pytest.approx(0.023, abs=0.012)
+    assert flipped.mean(axis=0) == pytest.approx(0.023, abs=0.012)  # Φ(-2)
     assert set(np.unique(genomes[:, :12])) == {0, 1}
 
 
 @pytest.mark.parametrize("whole", ["categorical", "relaxed"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_bits_reach_the_path_that_is_best(whole, scaled):
+def test_bits_reach_the_best_path(whole, scaled):
     problem = bits(scaled=scaled)
     driver = search.make({"kind": "cma", "whole": whole}, problem.space, problem.objectives, 0)
     best = max(drive(driver, problem.evaluate, 1500), key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
     assert problem.score(best.genome).sum() > (1.8 if scaled else 1.99)
 
 
-def test_whole_genes_are_relaxed_where_only_the_separable_form_can_hold_the_float_ones():
+def test_discrete_genes_are_relaxed_where_the_float_genes_need_separable_cma():
     scaled, plain = bits(scaled=True), bits()
     for problem, settings, expected in (
         (plain, {}, "CatCMA with margin"),
         (scaled, {}, "CatCMA with margin"),
-        (scaled, {"separable_above": 11}, "separable CMA-ES, whole genes relaxed"),
+        (scaled, {"separable_above": 11}, "separable CMA-ES, discrete genes relaxed"),
         (scaled, {"separable_above": 11, "whole": "categorical"}, "CatCMA with margin"),
-        (scaled, {"whole": "relaxed"}, "CMA-ES, whole genes relaxed"),
-        (mixed(), {"whole": "relaxed"}, "CMA-ES, whole genes relaxed"),
+        (scaled, {"whole": "relaxed"}, "CMA-ES, discrete genes relaxed"),
+        (mixed(), {"whole": "relaxed"}, "CMA-ES, discrete genes relaxed"),
         (sphere(), {"whole": "relaxed"}, "CMA-ES"),
     ):
         driver = search.make({"kind": "cma", **settings}, problem.space, problem.objectives, 0)
@@ -166,7 +160,7 @@ def test_relaxed_genes_reach_the_best_method_seed_and_density():
     assert all(p.genome[0] in (0, 1) for p in proposals)
 
 
-def test_the_papers_own_space_is_searched_by_the_separable_form():
+def test_space_of_the_data_flow_paper_is_searched_by_separable_cma():
     """192 bits and 4,096 scales (arXiv 2403.13187)."""
     scale = {"float": [0.5, 1.5], "init": 1, "per": ["from", "to"]}
     path = {"sources": "experts", "repeat": 3, "include": {"bit": "first", "per": ["slot"]}, "scale": scale}
@@ -175,4 +169,4 @@ def test_the_papers_own_space_is_searched_by_the_separable_form():
     for _ in range(3):
         genomes = breeder.draw()
         breeder.learn(genomes, genomes.mean(axis=1, keepdims=True), [])
-    assert str(breeder).startswith("separable CMA-ES, whole genes relaxed, 29 candidates")
+    assert str(breeder).startswith("separable CMA-ES, discrete genes relaxed, 29 candidates")

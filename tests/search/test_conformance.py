@@ -1,5 +1,7 @@
 """Every driver, held to the rules."""
 
+from typing import ClassVar
+
 import numpy as np
 from problems import bits
 
@@ -16,187 +18,147 @@ from evomerge.testing import (
 )
 
 
-class TestCma(GenomeSuite):
-    def problem(self):
-        return sphere()
+class Made:
+    """Makes the driver of `settings`."""
+
+    settings: ClassVar = {}
 
     def make(self, problem, seed):
-        return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
+        return search.make(self.settings, problem.space, problem.objectives, seed)
 
 
-class TestCmaOnSeveralObjectives(GenomeSuite):
-    def problem(self):
-        return three_corners()
+def best_sum(problem, proposals, weights=1.0):
+    """Return the best weighted sum of the objectives."""
+    return max((problem.evaluate(p).means(problem.objectives) * weights).sum() for p in proposals)
 
-    def make(self, problem, seed):
-        weights = {"left": 2, "right": 1}
-        return search.make({"kind": "cma", "weights": weights}, problem.space, problem.objectives, seed)
+
+class TestCma(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "cma"}
+    problem = staticmethod(sphere)
+
+
+class TestCmaOnSeveralObjectives(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "cma", "weights": {"left": 2, "right": 1}}
+    problem = staticmethod(three_corners)
 
     def quality(self, problem, proposals):
-        return max(problem.evaluate(p).means(problem.objectives) @ [0, 2, 1] for p in proposals)
+        return best_sum(problem, proposals, [0, 2, 1])
 
 
-class TestSeparableCma(GenomeSuite):
+class TestSeparableCma(TestCma):
     budget = 250
 
     def problem(self):
         return sphere(102)
 
-    def make(self, problem, seed):
-        return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
+
+class TestCmaOnMixedGenes(TestCma):
+    problem = staticmethod(mixed)
+    quality = staticmethod(best_sum)
 
 
-class TestCmaOnMixedGenes(GenomeSuite):
-    def problem(self):
-        return mixed()
-
-    def quality(self, problem, proposals):
-        return max(problem.evaluate(p).means(problem.objectives).mean() for p in proposals)
-
-    def make(self, problem, seed):
-        return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
+class TestCmaOnBits(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "cma"}
+    problem = staticmethod(bits)
 
 
-class TestCmaOnBits(GenomeSuite):
-    def problem(self):
-        return bits()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "cma"}, problem.space, problem.objectives, seed)
-
-
-class TestCmaOnRelaxedBits(GenomeSuite):
+class TestCmaOnRelaxedBits(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "cma", "whole": "relaxed"}
     budget = 120
 
     def problem(self):
         return bits(scaled=True)
 
-    def make(self, problem, seed):
-        return search.make({"kind": "cma", "whole": "relaxed"}, problem.space, problem.objectives, seed)
+
+class TestNsga2(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga2"}
 
 
-class TestNsga2(GenomeSuite):
-    def make(self, problem, seed):
-        return search.make({"kind": "nsga2"}, problem.space, problem.objectives, seed)
+class TestNsga2OnMixedGenes(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga2", "population": 10}
+    problem = staticmethod(mixed)
 
 
-class TestNsga2OnMixedGenes(GenomeSuite):
-    def problem(self):
-        return mixed()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)
+class TestNsga2OnBits(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga2", "population": 10}
+    problem = staticmethod(bits)
 
 
-class TestNsga2OnBits(GenomeSuite):
-    def problem(self):
-        return bits()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "nsga2", "population": 10}, problem.space, problem.objectives, seed)
+class TestNsga3(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga3"}
+    problem = staticmethod(three_corners)
 
 
-class TestNsga3(GenomeSuite):
-    def problem(self):
-        return three_corners()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "nsga3"}, problem.space, problem.objectives, seed)
-
-
-class TestTpe(GenomeSuite):
+class TestTpe(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "tpe"}
     budget = 32
 
-    def make(self, problem, seed):
-        return search.make({"kind": "tpe"}, problem.space, problem.objectives, seed)
+
+class TestTpeOnMixedGenes(TestTpe):
+    problem = staticmethod(mixed)
 
 
-class TestTpeOnMixedGenes(GenomeSuite):
-    budget = 32
-
-    def problem(self):
-        return mixed()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "tpe"}, problem.space, problem.objectives, seed)
-
-
-class TestGp(GenomeSuite):
+class TestGp(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "gp", "batch": 2}
     budget = 8
 
     def problem(self):
         return sphere(2)
 
-    def make(self, problem, seed):
-        return search.make({"kind": "gp", "batch": 2}, problem.space, problem.objectives, seed)
 
-
-class TestQmc(GenomeSuite):
+class TestQmc(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "qmc"}
     learns = False
 
-    def make(self, problem, seed):
-        return search.make({"kind": "qmc"}, problem.space, problem.objectives, seed)
 
-
-class TestRandom(GenomeSuite):
+class TestRandom(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "random"}
     learns = False
 
-    def make(self, problem, seed):
-        return search.make({"kind": "random"}, problem.space, problem.objectives, seed)
+
+class TestNiches(Made, PopulationSuite):
+    settings: ClassVar = {"kind": "niches", "population": 8}
 
 
-class TestNiches(PopulationSuite):
-    def make(self, problem, seed):
-        return search.make({"kind": "niches", "population": 8}, problem.space, problem.objectives, seed)
+class TestPlainGeneticAlgorithm(Made, PopulationSuite):
+    settings: ClassVar = {"kind": "niches", "population": 8, "alpha": 0, "matchmaker": False}
 
 
-class TestPlainGeneticAlgorithm(PopulationSuite):
-    def make(self, problem, seed):
-        settings = {"kind": "niches", "population": 8, "alpha": 0, "matchmaker": False}
-        return search.make(settings, problem.space, problem.objectives, seed)
+class TestNichesWithWarmUp(Made, PopulationSuite):
+    settings: ClassVar = {"kind": "niches", "population": 3, "warm_up": 10}
 
 
-class TestNichesWithWarmUp(PopulationSuite):
-    def make(self, problem, seed):
-        settings = {"kind": "niches", "population": 3, "warm_up": 10}
-        return search.make(settings, problem.space, problem.objectives, seed)
+class TestMapElites(Made, PopulationSuite):
+    settings: ClassVar = {"kind": "map_elites"}
 
 
-class TestMapElites(PopulationSuite):
-    def make(self, problem, seed):
-        return search.make({"kind": "map_elites"}, problem.space, problem.objectives, seed)
+class TestCycle(Made, PopulationSuite):
+    settings: ClassVar = {"kind": "cycle"}
 
-
-class TestCycle(PopulationSuite):
     def quality(self, problem, proposals):
-        """Return the sum of what each grid is best at."""
+        """Return the sum over objectives of the best score, as each has a grid."""
         return np.max([problem.evaluate(p).means(problem.objectives) for p in proposals], axis=0).sum()
-
-    def make(self, problem, seed):
-        return search.make({"kind": "cycle"}, problem.space, problem.objectives, seed)
 
 
 class TestCycleWithSpecialists(TestCycle):
+    settings: ClassVar = {"kind": "cycle", "sampling": "code", "warm_up": 5}
+
     def problem(self):
         return family(specialist=True)
 
-    def make(self, problem, seed):
-        settings = {"kind": "cycle", "sampling": "code", "warm_up": 5}
-        return search.make(settings, problem.space, problem.objectives, seed)
+
+class TestSwarm(Made, SteadySuite, DecodedSuite):
+    settings: ClassVar = {"kind": "swarm"}
 
 
-class TestSwarm(SteadySuite, DecodedSuite):
-    def make(self, problem, seed):
-        return search.make({"kind": "swarm"}, problem.space, problem.objectives, seed)
-
-
-class TestSwarmOnSeveralObjectives(SteadySuite, DecodedSuite):
-    def problem(self):
-        return three_corners()
-
-    def make(self, problem, seed):
-        settings = {"kind": "swarm", "weights": {"left": 2, "right": 1}, "worst": "current", "particles": 8}
-        return search.make(settings, problem.space, problem.objectives, seed)
+class TestSwarmOnSeveralObjectives(Made, SteadySuite, DecodedSuite):
+    settings: ClassVar = {
+        "kind": "swarm",
+        "weights": {"left": 2, "right": 1},
+        "worst": "current",
+        "particles": 8,
+    }
+    problem = staticmethod(three_corners)
 
     def quality(self, problem, proposals):
-        return max(problem.evaluate(p).means(problem.objectives) @ [0, 2, 1] for p in proposals)
+        return best_sum(problem, proposals, [0, 2, 1])

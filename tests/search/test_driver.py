@@ -1,4 +1,4 @@
-"""The shared generation, and `make`."""
+"""Generational drivers, and `make`."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from scipy.stats import truncnorm
 
 from evomerge import search
 from evomerge.errors import DriverError
-from evomerge.search.driver import Generational, known_recipes, latin_hypercube
+from evomerge.search.driver import Generational, known_recipes, latin_hypercube, read_metrics
 from evomerge.space import SearchSpace
 from evomerge.testing import drive, family, mixed, toy_space, two_spheres
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Metric, Proposal
 
 GENOME_KINDS = [
     kind for kind in search.KINDS if kind not in search.POPULATIONS and kind not in ("racing", "nested_map")
@@ -17,7 +17,7 @@ GENOME_KINDS = [
 
 
 class Recorder:
-    """A breeder of pairs that keeps what it is taught."""
+    """A breeder of pairs that records what it learns from."""
 
     def __init__(self, genes, generations=3):
         self.genes, self.left, self.learnt, self.errors = genes, generations, [], []
@@ -31,8 +31,8 @@ class Recorder:
         self.errors.append([evaluation.error for evaluation in evaluations])
 
 
-def scored(*values):
-    return Evaluation(scores={name: np.array([v], dtype=np.float32) for name, v in zip("xy", values, strict=True)})
+def scored(x, y):
+    return Evaluation(scores={"x": np.array([x], np.float32), "y": np.array([y], np.float32)})
 
 
 FAILED = Evaluation(error="boom")
@@ -48,7 +48,7 @@ def driver(recorder):
     return Generational(toy_space(4), ("x", "y"), recorder)
 
 
-def test_generation_is_learnt_only_when_complete_and_sorted_by_number(driver, recorder):
+def test_breeder_learns_from_completed_generations_sorted_by_number(driver, recorder):
     first, second = driver.ask(), driver.ask()
     assert driver.ask() is None
     driver.tell(second, scored(2, 3))
@@ -66,21 +66,21 @@ def test_failure_is_a_tenth_of_the_range_below_the_worst_success_of_the_study(dr
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_one_mean_that_is_not_finite_fails_the_whole_candidate(driver, recorder, broken):
+def test_non_finite_mean_of_one_objective_is_a_failure(driver, recorder, broken):
     driver.tell(driver.ask(), scored(1, 1))
     driver.tell(driver.ask(), scored(2, broken))
     np.testing.assert_allclose(recorder.learnt[0], [[1, 1], [1 - 1e-6, 1 - 1e-6]])
     assert recorder.errors == [[None, "scores whose mean is not finite"]]
 
 
-def test_breeder_is_given_the_evaluations_in_the_order_of_its_generation(driver, recorder):
+def test_breeder_gets_the_evaluations_in_the_order_of_its_generation(driver, recorder):
     first, second = driver.ask(), driver.ask()
     driver.tell(second, FAILED)
     driver.tell(first, scored(1, 1))
     assert recorder.errors == [[None, "boom"]]
 
 
-def test_what_was_told_of_an_unfinished_generation_can_be_seen(driver):
+def test_unfinished_generation_is_visible(driver):
     first, second = driver.ask(), driver.ask()
     assert len(driver.unfinished()[0]) == 0
     driver.tell(second, scored(1, 2))
@@ -91,7 +91,7 @@ def test_what_was_told_of_an_unfinished_generation_can_be_seen(driver):
     assert driver.unfinished()[0].shape == (0, 4)
 
 
-def test_generation_without_any_success_yet_is_not_learnt_and_the_next_is_drawn(driver, recorder):
+def test_generation_before_the_first_success_is_not_learnt_from_and_the_next_is_drawn(driver, recorder):
     for _ in range(2):
         driver.tell(driver.ask(), FAILED)
     assert recorder.learnt == []
@@ -114,12 +114,12 @@ def test_telling_a_proposal_that_is_not_pending_is_an_error(driver):
         driver.tell(proposal, FAILED)
 
 
-def test_genome_of_a_proposal_cannot_be_written_to(driver):
+def test_genome_of_a_proposal_is_read_only(driver):
     with pytest.raises(ValueError, match="read-only"):
         driver.ask().genome[0] = 1
 
 
-def test_known_recipes_are_each_there_once():
+def test_known_recipes_have_no_duplicates():
     space = toy_space(4)  # here `init` and the mean are the same recipe
     assert len(space.landmarks()) == 5
     assert known_recipes(space).tolist() == [[0.5, 0.5, 0.5, 0.5], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]]
@@ -167,7 +167,7 @@ def test_without_seed_known_the_landmarks_are_not_proposed(kind):
         (family().space, 2, "niches"),
     ],
 )
-def test_where_nobody_names_a_driver_the_space_and_the_objectives_do(space, objectives, expected):
+def test_default_driver_depends_on_the_space_and_the_objectives(space, objectives, expected):
     names = ["a/accuracy", "b/accuracy"][:objectives]
     settings = search.default(space, names)
     assert settings == {"kind": expected}
@@ -175,7 +175,7 @@ def test_where_nobody_names_a_driver_the_space_and_the_objectives_do(space, obje
 
 
 @pytest.mark.parametrize("kind", GENOME_KINDS)
-def test_dry_run_line_says_what_the_driver_is(kind):
+def test_dry_run_line_describes_the_driver(kind):
     problem = two_spheres()
     line = str(search.make({"kind": kind}, problem.space, problem.objectives, 0))
     assert "known recipes" in line
@@ -188,10 +188,7 @@ def test_dry_run_line_says_what_the_driver_is(kind):
         ({}, "expected `kind:`, one of cma, nsga2, nsga3, tpe, gp, qmc, map, front, random, niches, map_elites"),
         ({"kind": "nsga4"}, "unknown kind `nsga4`; did you mean `nsga"),
         ({"kind": "nsga2", "populaton": 8}, "unknown key `populaton`; did you mean `population`?"),
-        (
-            {"kind": "nsga2", "population": 1},
-            "`population`: input should be greater than or equal to 4, got 1",
-        ),
+        ({"kind": "nsga2", "population": 1}, "`population`: input should be greater than or equal to 4, got 1"),
         ({"kind": "cma", "sigma": 0}, "`sigma`: input should be greater than 0, got 0"),
         ({"kind": "cma", "weights": {"nera": 1}}, "unknown objective `nera`; did you mean `near`?"),
         ({"kind": "cma", "weights": {"near": -1}}, "`near` is -1.0; expected a number of 0 or more"),
@@ -199,7 +196,7 @@ def test_dry_run_line_says_what_the_driver_is(kind):
         ({"kind": "tpe", "options": {"startup": 3}}, "`options` do not suit optuna's TPESampler"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_with_what_to_type(settings, message):
+def test_unsuitable_settings_are_refused(settings, message):
     problem = two_spheres()
     with pytest.raises(DriverError) as caught:
         search.make(settings, problem.space, problem.objectives, 0)
@@ -213,6 +210,22 @@ def test_one_objective_has_no_front(kind):
 
 
 @pytest.mark.parametrize("objectives", [[], ["same", "same"]])
-def test_objectives_must_be_there_and_different(objectives):
+def test_objectives_must_be_different_and_at_least_one(objectives):
     with pytest.raises(DriverError, match="one or more different objectives"):
         search.make({"kind": "random"}, toy_space(), objectives, 0)
+
+
+def test_bounds_are_the_declared_ones_unless_the_settings_override_them():
+    objectives = {"t/accuracy": Metric("accuracy", 0.0, 1.0), "t/gain": Metric("gain", -1.0, 3.0)}
+    assert [metric.bounds for metric in read_metrics(objectives).values()] == [(0, 1), (-1, 3)]
+    overridden = read_metrics(objectives, {"t/gain": (None, 2.0)})
+    assert [metric.bounds for metric in overridden.values()] == [(0, 1), (-np.inf, 2)]
+    by_name = read_metrics(["t/accuracy", "t/exact_match", "t/rougeL", "t/log_likelihood", "t/score"])
+    assert [metric.bounds for metric in by_name.values()] == [(0, 1)] * 3 + [(-np.inf, 0), (-np.inf, np.inf)]
+    assert by_name["t/accuracy"].margins == "margins"
+    for bounds, says in (
+        ({"t/gian": (0, 1)}, "did you mean `t/gain`"),
+        ({"t/gain": (1, 1)}, r"has \[1, 1\]; expected"),
+    ):
+        with pytest.raises(DriverError, match=says):
+            read_metrics(objectives, bounds)

@@ -1,4 +1,4 @@
-"""NSGA-II and NSGA-III: the front they find, directions, discrete genes."""
+"""NSGA-II and NSGA-III: fronts, reference directions, discrete genes."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,7 @@ from evomerge.trial import Evaluation
 def test_two_objectives_reach_nearly_all_of_the_known_hypervolume(kind):
     problem = two_spheres(4)
     driver = search.make({"kind": kind}, problem.space, problem.objectives, 0)
-    # 24 points cannot hold all of a continuous front's volume; 95 % of it says that they are on the front and
-    # spread.
+    # 24 points cannot dominate all of a continuous front's volume; 95 % shows that they are on the front and spread.
     assert problem.quality(drive(driver, problem.evaluate, 1500)) > 0.95 * problem.volume
 
 
@@ -27,10 +26,9 @@ def test_three_objectives_spread_over_the_triangle_between_the_corners():
     proposals = drive(driver, problem.evaluate, 2000)
     scores = np.array([problem.evaluate(p).means(problem.objectives) for p in proposals])
     front = scores[pareto.nondominated(scores)]
-    assert (front.max(axis=0) == 0).all()  # the corners are known recipes, and are kept
-    middle = (
-        -np.array([2, 5, 5]) / 18
-    )  # scores of the genome (1/3, …): 1/9 from the base, half 4/9 and half 1/9 from an expert
+    assert (front.max(axis=0) == 0).all()  # the corners are known recipes, and survive
+    # Mean squared distances of the genome (1/3, …): 1/9 from the base; from an expert 4/9 in half of the genes, else 1/9.
+    middle = -np.array([2, 5, 5]) / 18
     assert (np.abs(front - middle).max(axis=1) < 0.05).sum() > 3
     assert pareto.hypervolume(front, problem.reference) > 1.05 * pareto.hypervolume(scores[:36], problem.reference)
 
@@ -81,7 +79,7 @@ def test_mixed_genes_keep_their_kinds_and_reach_the_optimum(kind):
     assert problem.quality(proposals) > 0.9 * problem.volume
 
 
-def test_children_are_never_recipes_that_are_in_the_population():
+def test_children_are_never_in_the_population():
     problem = mixed()
     driver = search.make({"kind": "nsga2", "population": 8}, problem.space, problem.objectives, 0)
     proposals = drive(driver, problem.evaluate, 80)
@@ -101,14 +99,8 @@ def test_small_discrete_space_is_exhausted_and_the_search_ends():
         },
         experts=("left", "right"),
     )
-
-    def evaluate(proposal):
-        return Evaluation(
-            scores={"x": proposal.genome[:1].astype(np.float32), "y": -proposal.genome[1:].astype(np.float32)}
-        )
-
     driver = search.make({"kind": "nsga2"}, space, ["x", "y"], 0)
-    proposals = drive(driver, evaluate, 500)
+    proposals = drive(driver, lambda p: Evaluation.of({"x": p.genome[0], "y": -p.genome[1]}), 500)
     assert len(proposals) < 500
     assert len({p.recipe.id for p in proposals}) == 4
     assert driver.ask() is None
@@ -116,10 +108,10 @@ def test_small_discrete_space_is_exhausted_and_the_search_ends():
 
 @pytest.mark.parametrize(
     ("objectives", "population", "expected"),
-    # Das & Dennis: C(p + m - 1, m - 1) directions; two layers once p < m.
+    # Das & Dennis (1998): C(p + m - 1, m - 1) directions for m objectives and p parts; two layers where p < m.
     [(2, 24, 24), (3, 24, 21), (3, 91, 91), (4, 24, 20 + 4), (8, 24, 8 + 8), (8, 160, 120 + 36), (6, 6, 6)],
 )
-def test_reference_directions_fill_the_population_as_far_as_the_lattice_goes(objectives, population, expected):
+def test_reference_directions_are_the_finest_lattice_within_the_population(objectives, population, expected):
     directions = reference_directions(objectives, population)
     assert directions.shape == (expected, objectives)
     np.testing.assert_allclose(directions.sum(axis=1), 1)
@@ -131,7 +123,7 @@ def test_population_smaller_than_the_number_of_objectives_has_no_directions():
         reference_directions(5, 4)
 
 
-def test_first_generation_has_few_bits_flipped_and_in_each_genome_others():
+def test_first_generation_has_few_and_different_bits_flipped():
     problem = bits()
     driver = search.make({"kind": "nsga2", "population": 40}, problem.space, problem.objectives, 0)
     first = []
@@ -153,7 +145,7 @@ def test_first_generation_of_a_path_is_as_long_as_its_first_source():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_bits_reach_the_path_that_is_best(scaled):
+def test_bits_reach_the_best_path(scaled):
     problem = bits(scaled=scaled)
     driver = search.make({"kind": "nsga2"}, problem.space, problem.objectives, 0)
     best = max(drive(driver, problem.evaluate, 1500), key=lambda p: problem.evaluate(p).means(problem.objectives).sum())

@@ -1,4 +1,4 @@
-"""Optuna's samplers, fed from memory."""
+"""Optuna's samplers."""
 
 import numpy as np
 import optuna
@@ -10,7 +10,7 @@ from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
 from evomerge.trial import Evaluation
 
 
-def test_candidates_come_in_batches_of_the_given_size():
+def test_batches_have_the_size_of_the_settings():
     problem = two_spheres()
     driver = search.make({"kind": "tpe", "batch": 5, "seed_known": False}, problem.space, problem.objectives, 0)
     for _ in range(3):
@@ -49,16 +49,16 @@ def test_mixed_genes_keep_their_kinds(kind):
             assert len(values) > 1
 
 
-def test_qmc_covers_the_cube_more_evenly_than_chance():
+def test_qmc_covers_the_cube_evenly():
     space = toy_space(2)
     driver = search.make({"kind": "qmc", "seed_known": False, "batch": 1}, space, ["score"], 0)
-    flat = Evaluation(scores={"score": np.zeros(1, dtype=np.float32)})
-    genomes = np.array([p.genome for p in drive(driver, lambda p: flat, 65)])[1:]  # the first only names the genes
-    for column in genomes.T:  # 64 points of a scrambled Sobol sequence: nearly 8 in each eighth
+    flat = Evaluation.of({"score": 0.0})
+    genomes = np.array([p.genome for p in drive(driver, lambda p: flat, 65)])[1:]  # Optuna's first trial is random
+    for column in genomes.T:  # 64 points of a scrambled Sobol sequence: 8 in each eighth, up to rounding
         assert np.bincount((column * 8).astype(int), minlength=8).min() >= 7
 
 
-def test_optuna_is_quiet_here_and_left_as_loud_as_it_was(caplog, capsys):
+def test_optunas_log_is_silenced_and_its_level_restored(caplog, capsys):
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.INFO)
     try:

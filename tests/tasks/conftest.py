@@ -8,13 +8,15 @@ from evomerge.testing import tiny_model
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory):
-    """Make each live model once; scoring does not change it."""
-    made = {}
+    """Return a function that makes each live model once; scoring does not change it."""
+    models = {}
 
     def make(architecture, auto=None, **changes):
         key = (architecture, auto, *sorted(changes.items()))
-        if key not in made:
-            made[key] = LiveModel(tiny_model(tmp_path_factory.mktemp(architecture), architecture, auto=auto, **changes))
-        return made[key]
+        if key not in models:
+            models[key] = LiveModel(
+                tiny_model(tmp_path_factory.mktemp(architecture), architecture, auto=auto, **changes)
+            )
+        return models[key]
 
     return make

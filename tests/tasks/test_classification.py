@@ -1,4 +1,4 @@
-"""Classification is scored as transformers' own logits, or a frozen head, say."""
+"""Classification scores are those of transformers' logits, or of a frozen head."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def alone(model, text):
 
 
 def margins(logits, labels=(0, 1, 2)):
-    """Return how far the labels' logits are above those of the other classes, in their order."""
+    """Return the labels' logits minus those of the other classes, in class order."""
     return np.array(
         [
             [float(row[label] - row[c]) for c in range(len(row)) if c != label]
@@ -45,16 +45,16 @@ def margins(logits, labels=(0, 1, 2)):
 def test_scores_are_those_of_each_text_alone(settings, live, tmp_path):
     model = live("bert")
     task = make("topics", {**settings, "keep_margins": True}, tmp_path)
-    found = task.score(model, "report")
+    scored = task.score(model, "report")
     logits = torch.cat([alone(model, f"{text} report").logits for text in TEXTS])
-    np.testing.assert_allclose(found.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scored.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-5)
     expected = logits.log_softmax(1).diagonal().numpy()
-    np.testing.assert_allclose(found.scores["log_likelihood"], expected, rtol=1e-4, atol=1e-5)
-    assert found.scores["accuracy"].tolist() == (logits.argmax(1) == torch.arange(3)).float().tolist()
+    np.testing.assert_allclose(scored.scores["log_likelihood"], expected, rtol=1e-4, atol=1e-5)
+    assert scored.scores["accuracy"].tolist() == (logits.argmax(1) == torch.arange(3)).float().tolist()
     assert (task.search_metric, task.report_metric) == ("log_likelihood", "accuracy")
 
 
-def test_margins_are_kept_only_where_asked_for(settings, live, tmp_path):
+def test_margins_are_optional(settings, live, tmp_path):
     assert make("topics", settings, tmp_path).score(live("bert"), "search").outputs == {}
 
 
@@ -66,21 +66,21 @@ def test_head_is_applied_to_the_mean_hidden_state(settings, live, tmp_path):
     task = make("topics", {**settings, "head": "head.safetensors", "keep_margins": True}, tmp_path)
     hidden = torch.stack([alone(model, f"{text} search").last_hidden_state[0].mean(0) for text in TEXTS]) - head["mean"]
     logits = 7 * (hidden / hidden.norm(dim=1, keepdim=True)) @ head["weight"].T + head["bias"]
-    found = task.score(model, "search")
-    np.testing.assert_allclose(found.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-4)
-    with_own_head = task.score(live("bert"), "search")
-    assert with_own_head.outputs["margins"].shape == (3, 3)
+    scored = task.score(model, "search")
+    np.testing.assert_allclose(scored.outputs["margins"], margins(logits), rtol=1e-4, atol=1e-4)
+    other_model = task.score(live("bert"), "search")  # its classifier is not used
+    assert other_model.outputs["margins"].shape == (3, 3)
 
 
 def test_broken_candidate_has_no_accuracy(settings, live, tmp_path):
     model = live("bert", initializer_range=0.2)
     weight = model.module.classifier.weight
-    kept = weight.data.clone()
+    before = weight.data.clone()
     weight.data.fill_(torch.nan)
-    found = make("topics", settings, tmp_path).score(model, "search")
-    weight.data.copy_(kept)
-    assert np.isnan(found.scores["accuracy"]).all()
-    assert np.isnan(found.scores["log_likelihood"]).all()
+    scores = make("topics", settings, tmp_path).score(model, "search").scores
+    weight.data.copy_(before)
+    assert np.isnan(scores["accuracy"]).all()
+    assert np.isnan(scores["log_likelihood"]).all()
 
 
 def test_texts_are_cut_at_max_length(settings, live, tmp_path):
@@ -123,10 +123,7 @@ def head(folder, **changes):
         ({"weights": torch.ones(1)}, "unknown tensor `weights`; did you mean `weight`"),
         ({"bias": torch.zeros(4)}, r"expected `bias` of shape \[3\], got \[4\]"),
         ({"mean": torch.full((16,), torch.inf)}, "`mean` has elements that are not finite"),
-        (
-            {"weight": torch.ones(2, 16), "bias": torch.zeros(2)},
-            "example 2: expected an integer from 0 to 1, got 2",
-        ),
+        ({"weight": torch.ones(2, 16), "bias": torch.zeros(2)}, "example 2: expected an integer from 0 to 1, got 2"),
     ],
 )
 def test_head_is_checked_before_any_work(changes, says, settings, tmp_path):

@@ -1,4 +1,4 @@
-"""Every kind of task, held to the rules."""
+"""The conformance suite on every kind of task."""
 
 from typing import ClassVar
 

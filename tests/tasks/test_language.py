@@ -1,4 +1,4 @@
-"""Language modelling, multiple choice and generation, against the model's own logits and its own greedy choices."""
+"""Language modelling, multiple choice and generation, against the model's logits and greedy tokens."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from evomerge.testing import tiny_model, tiny_tokenizer
 
 
 def task(folder, kind, rows, **settings):
-    """Make a task that reports `rows`, and searches one example that does not matter."""
+    """Make a task with `rows` in the report split, and one other example in the search split."""
     other = {"text": "other", "prompt": "other", "choices": ["a", "b"], "answer": "1"}
     other["answer"] = 0 if kind == "multiple_choice" else "1"
     write_jsonl(folder / "search.jsonl", [other])
@@ -22,7 +22,7 @@ def task(folder, kind, rows, **settings):
 
 @torch.inference_mode()
 def log_likelihood(model, text, prompt=""):
-    """The log-likelihood of the characters of `text` after `prompt`: a token each, after `<s>`."""
+    """Return the log-likelihood of `text` after `<s>` and `prompt`; each character is a token."""
     ids = model.tokenizer(prompt + text, return_tensors="pt")["input_ids"]
     logs = model.module(ids).logits[0].double().log_softmax(1)
     return float(logs[:-1].gather(1, ids[0, 1:, None])[len(prompt) :].sum())
@@ -31,29 +31,28 @@ def log_likelihood(model, text, prompt=""):
 @pytest.mark.parametrize(("per", "size"), [("token", 5), ("byte", 5), ("example", 1)])
 def test_log_likelihood_of_a_text(per, size, live, tmp_path):
     model = live("llama")
-    found = task(tmp_path, "language_modelling", [{"text": "longer text"}, {"text": "hello"}], per=per).score(
-        model, "report"
-    )
-    assert found.scores["log_likelihood"][1] == pytest.approx(log_likelihood(model, "hello") / size, rel=1e-4)
+    tested = task(tmp_path, "language_modelling", [{"text": "longer text"}, {"text": "hello"}], per=per)
+    scores = tested.score(model, "report").scores["log_likelihood"]
+    assert scores[1] == pytest.approx(log_likelihood(model, "hello") / size, rel=1e-4)
 
 
 def test_log_likelihood_per_byte_counts_bytes(live, tmp_path):
     model = live("llama")
-    made = [
-        task(tmp_path, "language_modelling", [{"text": "häh?"}], per=per).score(model, "report")
+    total, per_byte = (
+        task(tmp_path, "language_modelling", [{"text": "häh?"}], per=per)
+        .score(model, "report")
+        .scores["log_likelihood"]
         for per in ("example", "byte")
-    ]
-    whole, each = (float(found.scores["log_likelihood"][0]) for found in made)
-    assert each == pytest.approx(whole / 5)
+    )
+    assert per_byte == pytest.approx(total / 5)  # `ä` is two bytes in UTF-8
 
 
-def test_cut_text_is_scored_as_the_shorter_one(live, tmp_path):
+def test_truncated_text_scores_as_the_shorter_text(live, tmp_path):
     model = live("llama")
     for per in ("token", "byte"):
-        found = task(tmp_path, "language_modelling", [{"text": "hello world"}], per=per, max_length=6).score(
-            model, "report"
-        )
-        assert found.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 5, rel=1e-4)
+        tested = task(tmp_path, "language_modelling", [{"text": "hello world"}], per=per, max_length=6)
+        scores = tested.score(model, "report").scores["log_likelihood"]
+        assert scores[0] == pytest.approx(log_likelihood(model, "hello") / 5, rel=1e-4)
 
 
 def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
@@ -61,8 +60,8 @@ def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
     tiny_tokenizer(folder, begin=False)
     model = LiveModel(folder)
     for per in ("token", "byte"):
-        found = task(tmp_path, "language_modelling", [{"text": "hello"}], per=per).score(model, "report")
-        assert found.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 4, rel=1e-4)
+        scored = task(tmp_path, "language_modelling", [{"text": "hello"}], per=per).score(model, "report")
+        assert scored.scores["log_likelihood"][0] == pytest.approx(log_likelihood(model, "hello") / 4, rel=1e-4)
     with pytest.raises(TaskError, match="'x' is a single token"):
         task(tmp_path, "language_modelling", [{"text": "x"}]).score(model, "report")
 
@@ -71,40 +70,39 @@ def test_first_token_without_a_begin_token_is_not_scored(tmp_path):
 def test_choices_compete_by_their_normalised_log_likelihood(normalise, sizes, live, tmp_path):
     model = live("llama")
     rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
-    found = task(tmp_path, "multiple_choice", rows, normalise=normalise, keep_margins=True).score(model, "report")
+    scored = task(tmp_path, "multiple_choice", rows, normalise=normalise, keep_margins=True).score(model, "report")
     merits = np.array(
         [log_likelihood(model, f" {c}", "is it") / size for c, size in zip(("no", "yes!"), sizes, strict=True)]
     )
     expected = merits - np.log(np.exp(merits).sum())
-    np.testing.assert_allclose(found.scores["log_likelihood"], expected, rtol=1e-3)
-    assert found.scores["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
+    np.testing.assert_allclose(scored.scores["log_likelihood"], expected, rtol=1e-3)
+    assert scored.scores["accuracy"].tolist() == [float(merits.argmax() == answer) for answer in (0, 1)]
     above = merits[0] - merits[1]
-    np.testing.assert_allclose(found.outputs["margins"], [[above], [-above]], rtol=1e-3)
+    np.testing.assert_allclose(scored.outputs["margins"], [[above], [-above]], rtol=1e-3)
 
 
-def test_margins_of_few_choices_are_as_many_as_those_of_the_most(live, tmp_path):
+def test_margins_of_examples_with_fewer_choices_are_padded(live, tmp_path):
     choices = [["no", "yes!"], ["a", "b", "c", "d"], ["p", "q", "r"]]
     rows = [{"prompt": "is it", "choices": listed, "answer": 1} for listed in choices]
     tested = task(tmp_path, "multiple_choice", rows, keep_margins=True)
-    whole = tested.score(live("llama"), "report")
-    found = whole.outputs["margins"]
-    assert found.shape == (3, 3)
-    assert (found[0] == found[0, 0]).all()
-    assert len(set(found[1].tolist())) == 3
-    assert found[2, 1] == found[2, 2] != found[2, 0]
-    assert ((found > 0).all(axis=1) == (whole.scores["accuracy"] == 1)).all()
+    scored = tested.score(live("llama"), "report")
+    margins = scored.outputs["margins"]
+    assert margins.shape == (3, 3)
+    assert (margins[0] == margins[0, 0]).all()
+    assert len(set(margins[1].tolist())) == 3
+    assert margins[2, 1] == margins[2, 2] != margins[2, 0]
+    assert ((margins > 0).all(axis=1) == (scored.scores["accuracy"] == 1)).all()
     assert tested.score(live("llama"), "report", [0]).outputs["margins"].shape == (1, 3)
 
 
 def test_long_prompt_loses_its_beginning(live, tmp_path):
     model = live("llama")
-    made = task(
-        tmp_path, "generation", [{"prompt": "x" * 90 + "is it", "answer": " yes"}], max_length=7, max_new_tokens=1
-    )
+    rows = [{"prompt": "x" * 90 + "is it", "answer": " yes"}]
+    tested = task(tmp_path, "generation", rows, max_length=7, max_new_tokens=1)
     ids = model.tokenizer(" it yes", return_tensors="pt", add_special_tokens=False)["input_ids"]
     logs = model.module(ids).logits[0].double().log_softmax(1)
     expected = float(logs[2:-1].gather(1, ids[0, 3:, None]).mean())
-    assert made.score(model, "report").scores["log_likelihood"][0] == pytest.approx(expected, rel=1e-4)
+    assert tested.score(model, "report").scores["log_likelihood"][0] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -130,23 +128,23 @@ def greedy(model, prompt, count):
     return model.tokenizer.decode(ids[0, 1 + len(prompt) :], skip_special_tokens=True)
 
 
-def test_written_answers_are_the_greedy_ones(live, tmp_path):
+def test_generated_answers_are_greedy(live, tmp_path):
     model = live("llama")
     prompts = ["a", "some b", "c is much longer"]
     rows = [{"prompt": prompt, "answer": greedy(model, prompt, 5)} for prompt in prompts]
     rows += [{"prompt": prompt, "answer": f"no {prompt}"} for prompt in prompts]
-    found = task(tmp_path, "generation", rows, max_new_tokens=5).score(model, "report").scores
-    assert found["accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
+    scores = task(tmp_path, "generation", rows, max_new_tokens=5).score(model, "report").scores
+    assert scores["accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
     answer = rows[2]["answer"]
     expected = log_likelihood(model, answer, prompts[2]) / len(answer)
-    assert found["log_likelihood"][2] == pytest.approx(expected, rel=1e-3)
+    assert scores["log_likelihood"][2] == pytest.approx(expected, rel=1e-3)
 
 
-def test_nothing_is_written_where_only_likelihood_is_searched(live, tmp_path, monkeypatch):
+def test_nothing_is_generated_where_log_likelihood_is_searched(live, tmp_path, monkeypatch):
     model = live("llama")
-    made = task(tmp_path, "generation", [{"prompt": "a", "answer": "b"}])
+    tested = task(tmp_path, "generation", [{"prompt": "a", "answer": "b"}])
     monkeypatch.setattr(LiveModel, "generate", None)
-    assert set(made.score(model, "search").scores) == {"log_likelihood"}
+    assert set(tested.score(model, "search").scores) == {"log_likelihood"}
 
 
 @pytest.mark.parametrize(
@@ -184,12 +182,9 @@ def test_matching_is_checked_before_any_work(settings, says, tmp_path):
 
 @pytest.mark.parametrize("kind", ["language_modelling", "multiple_choice", "generation"])
 def test_model_that_is_no_causal_language_model_is_an_error(kind, live, tmp_path):
+    rows = [{"text": "x y", "prompt": "x", "choices": ["a", "b"], "answer": 1 if kind == "multiple_choice" else "1"}]
     with pytest.raises(TaskError, match=r"got BertForSequenceClassification; set `auto: AutoModelForCausalLM`"):
-        task(
-            tmp_path,
-            kind,
-            [{"text": "x y", "prompt": "x", "choices": ["a", "b"], "answer": 1 if kind[0] == "m" else "1"}],
-        ).score(live("bert"), "report")
+        task(tmp_path, kind, rows).score(live("bert"), "report")
 
 
 def test_sequence_longer_than_the_model_is_an_error(live, tmp_path):

@@ -1,7 +1,8 @@
-"""What every task's settings and data are checked for, before any work."""
+"""Settings and data of tasks are checked before any work."""
 
 import sys
 
+import numpy as np
 import pytest
 from rows import write_jsonl
 
@@ -26,10 +27,7 @@ def folder(tmp_path):
         ({**LM, "max_lenght": 3}, "task `some`: unknown key `max_lenght`; did you mean `max_length`"),
         ({"kind": "language_modelling", "search": "x"}, "task `some`: `report` is missing"),
         ({**LM, "batch": 0}, "task `some` `batch`: input should be greater than or equal to 1, got 0"),
-        (
-            {**LM, "search_metric": "log_likelyhood"},
-            "unknown `search_metric` `log_likelyhood`; did you mean `log_likelihood`",
-        ),
+        ({**LM, "search_metric": "likelyhood"}, "unknown `search_metric` `likelyhood`; did you mean `log_likelihood`"),
     ],
 )
 def test_settings_are_checked(settings, says, folder):
@@ -107,7 +105,7 @@ def test_datasets_folder_holds_the_same_examples(folder, live):
 
 
 @pytest.mark.parametrize(("package", "file"), [("pyarrow", "x.parquet"), ("datasets", ".")])
-def test_missing_package_is_named_with_what_to_type(package, file, folder, monkeypatch):
+def test_missing_package_is_an_error_with_what_to_type(package, file, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     (folder / "x.parquet").touch()
     with pytest.raises(TaskError, match=rf"needs the package {package}; type: pip install 'evomerge\[data\]'"):
@@ -139,7 +137,7 @@ def test_function_beside_the_study_is_found(folder):
         ("evomerge_metric", "{'other': [0, 0, 0]}", r"returned the metrics \['other'\]; expected \['score'\]"),
     ],
 )
-def test_what_a_function_returns_is_checked(name, body, says, folder):
+def test_return_values_of_functions_are_checked(name, body, says, folder):
     task = make("some", function(folder, name, body), folder)
     with pytest.raises(TaskError, match=says):
         task.score(None, "search")
@@ -153,6 +151,18 @@ def test_what_a_function_returns_is_checked(name, body, says, folder):
         ("json", "`function`: string should match pattern"),
     ],
 )
-def test_function_that_is_not_there_is_an_error(where, says, folder):
+def test_missing_function_is_an_error(where, says, folder):
     with pytest.raises(TaskError, match=says):
         make("some", {**FUNCTION, "function": where}, folder)
+
+
+def test_metrics_of_functions_have_the_range_of_their_name_or_a_declared_one(folder):
+    settings = function(folder, "evomerge_declared", "{'accuracy': [1.0] * 3, 'gain': [0.5] * 3}")
+    named = make("some", {**settings, "metrics": ["accuracy", "gain"]}, folder)
+    assert [metric.bounds for metric in named.metrics.values()] == [(0, 1), (-np.inf, np.inf)]
+    declared = make("some", {**settings, "metrics": {"gain": {"low": -1}, "accuracy": {"low": 0, "high": 2}}}, folder)
+    assert [metric.bounds for metric in declared.metrics.values()] == [(-1, np.inf), (0, 2)]
+    assert (declared.search_metric, declared.report_metric) == ("gain", "gain")
+    assert declared.score(None, "search").scores["gain"].tolist() == [0.5, 0.5, 0.5]
+    with pytest.raises(TaskError, match=r"unknown key `metrics\.gain\.highest`; did you mean `high`"):
+        make("some", {**settings, "metrics": {"gain": {"highest": 1}}}, folder)
