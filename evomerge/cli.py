@@ -4,13 +4,12 @@ Every error that a user can mend is one message on standard error and exit code 
 says how to go on.
 """
 
-import itertools
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +20,9 @@ from rich.table import Table
 
 from evomerge import codecs, merging, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
-from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
-from evomerge.codecs import measure as codec_measure
-from evomerge.codecs.tall import LAMBDAS
 from evomerge.errors import EvomergeError, RecipeError, StudyError, nearest
 from evomerge.models import LiveModel
 from evomerge.progress import Progress, Throttled, step_printer
@@ -295,30 +291,23 @@ def compress(
     the retention is what the decoded expert scores on unseen examples, as a share of what the expert does.
     """
     console = _console()
-    given = _parameters(parameter or [])
-    made = codecs.make(codec, given)
+    made = codecs.make(codec, _parameters(parameter or []))
     check_free(out)
     pool, judged, live = _pool_and_tasks(file, name, base, expert or [], console)
-    model = live() if judged else None
-    if model is not None and codec == "tall" and "lambda" not in given:
-        made = codecs.make(codec, {**given, "lambda": _choose_lambdas(pool, judged, model, console)})
-    with Progress("compress", pool.nbytes, console) as progress:
-        artefact = codecs.encode(pool, made, out, progress=progress)
+    done = codecs.compress(
+        pool, made, out, judged, live() if judged else None, lambda what, total: Progress(what, total, console)
+    )
+    artefact = done.artefact
     for what, numbers in artefact.constants.items():
         pairs = zip(artefact.experts, numbers, strict=True)
         console.print(f"{what}: {', '.join(f'{key} {number:.4g}' for key, number in pairs)}", markup=False)
-    figures: dict[str, list[float]] = {}
-    for entry in artefact.figures.values():
-        for what, number in entry.items():
-            figures.setdefault(what, []).append(number)
-    for what, numbers in figures.items():
+    for what, numbers in done.figures.items():
         console.print(f"{what}: {min(numbers):.4g} to {max(numbers):.4g} over {len(numbers)} tensors")
-    whole = sum(entry.stat().st_size for folder in pool.experts.values() for entry in folder.files)
     console.print(
-        f"bytes: {whole:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
-        f"ratio {artefact.nbytes / whole:.4f}, by the formula {artefact.formula / whole:.4f}"
+        f"bytes: {done.expert_bytes:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
+        f"ratio {artefact.nbytes / done.expert_bytes:.4f}, by the formula {artefact.formula / done.expert_bytes:.4f}"
     )
-    console.print(_losses(pool, artefact, judged, model, console))
+    console.print(_losses(done.losses))
     console.print(
         f"artefact: {out}, `evomerge decompress {out} EXPERT -o FOLDER` writes an expert back",
         markup=False,
@@ -628,46 +617,18 @@ def _parameters(given: list[str]) -> dict[str, Any]:
     return found
 
 
-def _own(expert: str, judged: Mapping[str, Task]) -> list[Task]:
-    """Return the tasks that say how good an expert is: the one of its name, else all."""
-    return [judged[expert]] if expert in judged else list(judged.values())
-
-
-def _choose_lambdas(pool: Pool, judged: Mapping[str, Task], model: LiveModel, console: Console) -> dict[str, float]:
-    done = itertools.count(1)
-    with Progress("choose λ", len(pool.experts) * len(LAMBDAS), console) as progress:
-
-        def judge(name: str, candidate: Checkpoint) -> float:
-            found = codec_measure.scores(model, candidate, _own(name, judged), "search")
-            progress(next(done), note=name)
-            return sum(found.values()) / len(found)
-
-        return codec_measure.choose_lambdas(pool, judge)
-
-
-def _losses(
-    pool: Pool, artefact: codecs.Artefact, judged: Mapping[str, Task], model: LiveModel | None, console: Console
-) -> Table:
+def _losses(losses: Sequence[codecs.Loss]) -> Table:
     """Return the table of what each expert lost."""
-    scored = ("task", "expert scores", "decoded", "retention") if model is not None else ()
+    scored = ("task", "expert scores", "decoded", "retention") if any(loss.scores for loss in losses) else ()
     table = Table("expert", "relative error", "cosine", *scored, box=None)
-    with Progress("measure", len(pool.experts), console) as progress:
-        for number, name in enumerate(pool.experts, start=1):
-            decoded = artefact.decode(name)
-            near = codec_measure.fidelity(pool, name, decoded)
-            first = [escape(name), f"{near.error:.4g}", f"{near.cosine:.6f}"]
-            if model is None:
-                table.add_row(*first)
-            else:
-                own = _own(name, judged)
-                before = codec_measure.scores(model, pool.experts[name], own, "report")
-                after = codec_measure.scores(model, decoded, own, "report")
-                for task in own:
-                    was, now = before[task.name], after[task.name]
-                    kept = f"{now / was:.2%}" if was > 0 else "-"
-                    table.add_row(*first, escape(task.name), f"{was:.4f}", f"{now:.4f}", kept)
-                    first = ["", "", ""]
-            progress(number, note=name)
+    for loss in losses:
+        first = [escape(loss.expert), f"{loss.fidelity.error:.4g}", f"{loss.fidelity.cosine:.6f}"]
+        if not loss.scores:
+            table.add_row(*first)
+        for task, (before, after) in loss.scores.items():
+            retention = f"{after / before:.2%}" if before > 0 else "-"
+            table.add_row(*first, escape(task), f"{before:.4f}", f"{after:.4f}", retention)
+            first = ["", "", ""]
     return table
 
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from evomerge.codecs.artefact import CODECS, Artefact, encode
 from evomerge.codecs.codec import Codec
+from evomerge.codecs.compression import Compression, Loss, compress
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipe import describe
 
-__all__ = ["CODECS", "Artefact", "Codec", "encode", "make"]
+__all__ = ["CODECS", "Artefact", "Codec", "Compression", "Loss", "compress", "encode", "make"]
 
 
 def make(name: str, parameters: Mapping[str, Any] | None = None) -> Codec:
