@@ -13,7 +13,7 @@ from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, first_difference
 from evomerge.checkpoints.members import Kept, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.stack import Hop, Stacked
+from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Pipeline, Store
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recipe, Stack, StackNode
@@ -92,8 +92,8 @@ class Builder:
                 sources[recipe.id] = self.build(recipe)
             return sources[recipe.id]
 
-        hops = [Hop(made(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
-        return Stacked(hops, made(stack.rest), stack.rest.id, prefix)
+        layers = [StackedLayer(made(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
+        return Stacked(layers, made(stack.rest), stack.rest.id, prefix)
 
     def load(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
         """Return an input's tensor: of a nested merge before its cast, of a folder as it is stored."""
@@ -208,10 +208,12 @@ class Merged:
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
     """Raise `RecipeError` unless a stack has the tensors of the base, and no scales, which are in no tensor."""
     different = first_difference(pool.base.info, stack.info)
-    scaled = [hop.scale for hop in stack.hops if hop.scale != 1]
+    scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
     if different or scaled:
         what = (
-            f"has {len(stack.hops)} layers and a scale of {scaled[0]:g}" if scaled else f"has {len(stack.hops)} layers"
+            f"has {len(stack.layers)} layers and a scale of {scaled[0]:g}"
+            if scaled
+            else f"has {len(stack.layers)} layers"
         )
         msg = (
             f"merge: the input {label} is a stack that {what}; only stacks of the base's {pool.layout.blocks} layers "

@@ -14,44 +14,44 @@ from evomerge.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Hop:
-    """A layer of `source`, and what the whole residual stream is multiplied by before it.
+class StackedLayer:
+    """Layer number `index` of `source`, and what the residual stream is multiplied by before it.
 
-    `key` says what the source is by content: hops with equal keys and layers have equal weights.
+    `key` identifies the source by content: layers with equal keys and indices have equal weights.
     """
 
     source: Checkpoint
     key: str
-    layer: int
+    index: int
     scale: float = 1.0
 
 
 class Stacked:
-    """A checkpoint whose block number i is the layer of `hops[i]`; all that is in no block comes from `rest`.
+    """A checkpoint whose block number i is `layers[i]`; all that is in no block comes from `rest`.
 
     Not to be confused with a merge: weights are the sources' own, and the scales are in no tensor.
     """
 
-    def __init__(self, hops: Sequence[Hop], rest: Checkpoint, rest_key: str, prefix: str) -> None:
+    def __init__(self, layers: Sequence[StackedLayer], rest: Checkpoint, rest_key: str, prefix: str) -> None:
         """Put the checkpoint together from names alone. Raises `RecipeError` for a layer that does not exist.
 
         `prefix` is how the names of tensors in blocks begin, before the block's number.
         """
-        self.hops = tuple(hops)
+        self.layers = tuple(layers)
         self.rest = rest
         self.rest_key = rest_key
         self.prefix = prefix
-        layers = {key: self._layers(source) for key, source in self._sources().items()}
-        self._origin = {name: (rest, name) for name in layers[id(rest)].pop(None, ())}
-        for number, hop in enumerate(hops):
-            found = layers[id(hop.source)]
-            if hop.layer not in found:
-                count = sum(layer is not None for layer in found)
-                msg = f"stack: slot {number} asks for layer {hop.layer}, its source has {count} layers; type 0 to {count - 1}"
+        names = {key: self._names(source) for key, source in self._sources().items()}
+        self._origin = {name: (rest, name) for name in names[id(rest)].pop(None, ())}
+        for number, layer in enumerate(layers):
+            blocks = names[id(layer.source)]
+            if layer.index not in blocks:
+                count = sum(block is not None for block in blocks)
+                msg = f"stack: slot {number} asks for layer {layer.index}, its source has {count} layers; type 0 to {count - 1}"
                 raise RecipeError(msg)
-            start = self.start(hop.layer)
-            for name in found[hop.layer]:
-                self._origin[f"{self.start(number)}{name.removeprefix(start)}"] = (hop.source, name)
+            start = self.start(layer.index)
+            for name in blocks[layer.index]:
+                self._origin[f"{self.start(number)}{name.removeprefix(start)}"] = (layer.source, name)
         self.info: Mapping[str, TensorInfo] = {
             name: source.info[own] for name, (source, own) in sorted(self._origin.items())
         }
@@ -59,8 +59,8 @@ class Stacked:
     def each(self, change: Callable[[Checkpoint], Checkpoint]) -> "Stacked":
         """Return this stack of the checkpoints that `change` makes of its own, once of each."""
         changed = {key: change(source) for key, source in self._sources().items()}
-        hops = [replace(hop, source=changed[id(hop.source)]) for hop in self.hops]
-        return Stacked(hops, changed[id(self.rest)], self.rest_key, self.prefix)
+        layers = [replace(layer, source=changed[id(layer.source)]) for layer in self.layers]
+        return Stacked(layers, changed[id(self.rest)], self.rest_key, self.prefix)
 
     def start(self, block: int) -> str:
         """Return how the names of a block's tensors begin."""
@@ -87,9 +87,9 @@ class Stacked:
 
     def _sources(self) -> dict[int, Checkpoint]:
         """Return each checkpoint that the stack is made of once, under its identity."""
-        return {id(source): source for source in (*(hop.source for hop in self.hops), self.rest)}
+        return {id(source): source for source in (*(layer.source for layer in self.layers), self.rest)}
 
-    def _layers(self, source: Checkpoint) -> dict[int | None, list[str]]:
+    def _names(self, source: Checkpoint) -> dict[int | None, list[str]]:
         """Return the names of a checkpoint's tensors by their block's number, None for those in no block."""
         found: dict[int | None, list[str]] = {}
         for name in source.info:

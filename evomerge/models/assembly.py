@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Folder
-from evomerge.checkpoints.stack import Hop, Stacked
+from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models.blocks import find_blocks
-from evomerge.models.landing import Landing
 from evomerge.models.prefixes import Prefixes
+from evomerge.models.tensor_mapping import TensorMapping
 from evomerge.recipe import prefix_digests
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _Part = tuple[str, int | None]
 class Assembly:
     """The layers and the other weights of a module, which may be exchanged for those of a stack, and put back."""
 
-    def __init__(self, module: "PreTrainedModel", landings: Sequence[Landing], prefixes: Prefixes) -> None:
-        """Take `module`, whose tensors are filled as `landings` say. Raises `ModelError` where it has no stack of layers.
+    def __init__(self, module: "PreTrainedModel", mappings: Sequence[TensorMapping], prefixes: Prefixes) -> None:
+        """Take `module`, whose tensors are filled as `mappings` say. Raises `ModelError` where it has no stack of layers.
 
         `prefixes` keeps hidden states for later stacks that begin alike.
         """
@@ -39,10 +39,10 @@ class Assembly:
         self._own = blocks
         self._config = per_layer(module.config.to_dict(), len(blocks))
         held = module.state_dict(keep_vars=True)
-        self._landings: dict[int | None, dict[str, list[Landing]]] = {}
-        for landing in landings:
-            self._landings.setdefault(self._number(landing.target), {}).setdefault(landing.target, []).append(landing)
-        self._outside = {target: held[target] for target in self._landings.get(None, {})}
+        self._mappings: dict[int | None, dict[str, list[TensorMapping]]] = {}
+        for mapping in mappings:
+            self._mappings.setdefault(self._number(mapping.target), {}).setdefault(mapping.target, []).append(mapping)
+        self._outside = {target: held[target] for target in self._mappings.get(None, {})}
         self._rest = {target: place.data for target, place in self._outside.items()}
         self._weights: dict[_Part, Mapping[str, Tensor]] = {}
         self._layers: dict[_Part, list[_Layer]] = {}
@@ -52,22 +52,24 @@ class Assembly:
 
     @torch.no_grad()
     def show(self, stack: Stacked) -> None:
-        """Make the module that of `stack`: a layer for each hop, with a number, and so with a cache slot, of its own."""
+        """Make the module that of `stack`: a new layer for each of the stack's, with its own number, and so its own cache slot."""
         self._forget(stack)
         taken: dict[_Part, int] = {}
         layers = []
-        for number, hop in enumerate(stack.hops):
-            part = (hop.key, hop.layer)
+        for number, layer in enumerate(stack.layers):
+            part = (layer.key, layer.index)
             copies = self._layers.setdefault(part, [])
             index = taken[part] = taken.get(part, -1) + 1
             if index == len(copies):
-                copies.append(_Layer(self._copy(hop), self._prefixes))
-            copies[index].become(number, hop.scale)
+                copies.append(_Layer(self._copy(layer), self._prefixes))
+            copies[index].become(number, layer.scale)
             layers.append(copies[index].block)
         for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
             self._outside[target].data = tensor
-        self._arrange(nn.ModuleList(layers), [hop.layer for hop in stack.hops])
-        self._prefixes.begin(prefix_digests(stack.rest_key, [(hop.key, hop.layer, hop.scale) for hop in stack.hops]))
+        self._arrange(nn.ModuleList(layers), [layer.index for layer in stack.layers])
+        self._prefixes.begin(
+            prefix_digests(stack.rest_key, [(layer.key, layer.index, layer.scale) for layer in stack.layers])
+        )
 
     def put_back(self) -> None:
         """Make the module what it was: its own layers over its own memory."""
@@ -82,21 +84,21 @@ class Assembly:
 
     def _forget(self, stack: Stacked) -> None:
         """Let go of layers that were made for an earlier stack alone."""
-        sources = {stack.rest_key: stack.rest, **{hop.key: hop.source for hop in stack.hops}}
+        sources = {stack.rest_key: stack.rest, **{layer.key: layer.source for layer in stack.layers}}
         self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter)}
-        used = {(stack.rest_key, None), *((hop.key, hop.layer) for hop in stack.hops)}
+        used = {(stack.rest_key, None), *((layer.key, layer.index) for layer in stack.layers)}
         held: dict[_Part, Any]
         for held in (self._weights, self._layers):
             for part in [part for part in held if part not in used and part[0] not in self._lasting]:
                 del held[part]
 
-    def _copy(self, hop: Hop) -> nn.Module:
-        """Return a new layer with a hop's weights, which it shares with other copies of that layer."""
-        own = self._own[hop.layer]
+    def _copy(self, layer: StackedLayer) -> nn.Module:
+        """Return a new layer with the weights of `layer`, which it shares with other copies of that layer."""
+        own = self._own[layer.index]
         shared = [*own.parameters(), *own.buffers(), self._module.config]
         block = copy.deepcopy(own, {id(thing): thing for thing in shared})
-        start = f"{self._list}.{hop.layer}."
-        for target, tensor in self._load(hop.source, hop.key, hop.layer).items():
+        start = f"{self._list}.{layer.index}."
+        for target, tensor in self._load(layer.source, layer.key, layer.index).items():
             path, _, name = target.removeprefix(start).rpartition(".")
             holder = block.get_submodule(path)
             if name in holder._parameters:  # noqa: SLF001  # torch has no other way to exchange a parameter
@@ -111,8 +113,8 @@ class Assembly:
             held = self._module.state_dict(keep_vars=True) if layer is None else self._own[layer].state_dict()
             start = "" if layer is None else f"{self._list}.{layer}."
             self._weights[key, layer] = {
-                target: _filled(source, landings, held[target.removeprefix(start)])
-                for target, landings in self._landings.get(layer, {}).items()
+                target: _filled(source, mappings, held[target.removeprefix(start)])
+                for target, mappings in self._mappings.get(layer, {}).items()
             }
         return self._weights[key, layer]
 
@@ -132,7 +134,7 @@ class Assembly:
 
 
 class _Layer:
-    """One hop's layer: multiplies the hidden states by its scale, and does nothing where its output is known."""
+    """A layer of a stack: multiplies the hidden states by its scale, and does nothing where its output is known."""
 
     def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
         self.block = block
@@ -144,7 +146,7 @@ class _Layer:
         block.forward = self
 
     def become(self, number: int, scale: float) -> None:
-        """Be hop `number` of the next stack."""
+        """Be layer `number` of the next stack."""
         self._number, self._scale = number, scale
         for part in self._numbered:
             part.layer_idx = number  # where transformers keeps a cache slot
@@ -166,17 +168,17 @@ def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
     }
 
 
-def _filled(source: Checkpoint, landings: Sequence[Landing], like: Tensor) -> Tensor:
-    """Return the tensor that `landings` fill, in the dtype and on the device of `like`: the source's own, if it can be."""
-    first = landings[0]
-    whole = len(landings) == 1 and first.whole(source.info[first.source].shape, like.shape)
+def _filled(source: Checkpoint, mappings: Sequence[TensorMapping], like: Tensor) -> Tensor:
+    """Return the tensor that `mappings` fill, in the dtype and on the device of `like`: the source's own, if it can be."""
+    first = mappings[0]
+    whole = len(mappings) == 1 and first.whole(source.info[first.source].shape, like.shape)
     if whole and isinstance(source, Folder | Adapter):
         return source.tensor(first.source).to(like)
     filled = torch.empty_like(like)
     if whole:
         source.write(first.source, filled)
         return filled
-    for landing in landings:
-        view = filled[landing.filled]
-        view.copy_(landing.cut(source.tensor(landing.source), view.shape))
+    for mapping in mappings:
+        view = filled[mapping.filled]
+        view.copy_(mapping.cut(source.tensor(mapping.source), view.shape))
     return filled

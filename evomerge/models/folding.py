@@ -3,12 +3,12 @@
 Nothing is known here of architectures. The module itself is asked, on random inputs, which of its parts write into the
 residual stream and which read it; from that follows what to multiply, and the folded model is then run against the stack.
 
-With s_j the scale before hop j, and h_j the stream after it, there are two cases:
+With s_j the scale before layer j, and h_j the stream after it, there are two cases:
 
 - A block adds to the stream (pre-norm). With c_j = s_0 · … · s_j, the folded model's stream is g_j = h_j / c_j: whatever
   writes into it in block j is divided by c_j, and embeddings stay. Whatever reads it is a norm, for which c_j > 0 makes no
   difference but for its ε; for c_j < 0, its weight changes sign, but not its bias. So does the final norm's.
-- A block replaces the stream (post-norm). The last norm of block j - 1 (for the first hop, of the embeddings) is multiplied
+- A block replaces the stream (post-norm). The last norm of block j - 1 (for the first layer, of the embeddings) is multiplied
   by s_j, weight and bias.
 """
 
@@ -130,7 +130,7 @@ class Folded:
 
 
 _Changes = Mapping[int, Mapping[str, Change]]
-"""By hop (`_OUTSIDE` for what is in no block), then by the tensor's name in the hop's source."""
+"""By layer (`_OUTSIDE` for what is in no block), then by the tensor's name in the layer's source."""
 
 
 def _changed(stack: Stacked, changes: _Changes, dtype: torch.dtype | None = None) -> Stacked:
@@ -140,22 +140,22 @@ def _changed(stack: Stacked, changes: _Changes, dtype: torch.dtype | None = None
         own = changes.get(number)
         return (Folded(source, own, dtype), f"{key} {sorted(own.items())} {dtype}") if own else (source, key)
 
-    hops = []
-    for number, hop in enumerate(stack.hops):
-        source, key = change(hop.source, hop.key, number)
-        hops.append(replace(hop, source=source, key=key, scale=1.0))
-    return Stacked(hops, *change(stack.rest, stack.rest_key, _OUTSIDE), stack.prefix)
+    layers = []
+    for number, layer in enumerate(stack.layers):
+        source, key = change(layer.source, layer.key, number)
+        layers.append(replace(layer, source=source, key=key, scale=1.0))
+    return Stacked(layers, *change(stack.rest, stack.rest_key, _OUTSIDE), stack.prefix)
 
 
 def _changes(live: LiveModel, stack: Stacked, probe: Mapping[str, Tensor]) -> _Changes:
     """Return the changes that put the scales of `stack` into its weights, if the module is made as it seems."""
     live.write(_changed(stack, {}))
     stream = _Stream(live.module, probe)
-    scales = [hop.scale for hop in stack.hops]
+    scales = [layer.scale for layer in stack.layers]
     found: dict[int, dict[str, Change]] = {}
 
     def take(number: int, parts: Mapping[str, Change]) -> None:
-        places = _places(live, stream.list, None if number == _OUTSIDE else stack.hops[number].layer)
+        places = _places(live, stream.list, None if number == _OUTSIDE else stack.layers[number].index)
         start = "" if number == _OUTSIDE else f"{stream.list}.{number}."
         for target, change in parts.items():
             for source in places[target.removeprefix(start)]:
@@ -185,9 +185,9 @@ def _places(live: LiveModel, stack: str, layer: int | None) -> dict[str, list[st
     """Return the checkpoint's tensors by what they fill: a place in a `layer` of the base, or outside of all layers."""
     start = "" if layer is None else f"{stack}.{layer}."
     found: dict[str, list[str]] = {}
-    for landing in live.landings:
-        if landing.target.startswith(start):
-            found.setdefault(landing.target.removeprefix(start), []).append(landing.source)
+    for mapping in live.mappings:
+        if mapping.target.startswith(start):
+            found.setdefault(mapping.target.removeprefix(start), []).append(mapping.source)
     return found
 
 

@@ -18,10 +18,10 @@ from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
 from evomerge.models.blocks import find_blocks
-from evomerge.models.landing import Landing, find_landings
 from evomerge.models.loaders import Loader, Own, Pretrained
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
+from evomerge.models.tensor_mapping import TensorMapping, find_mappings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,8 +68,8 @@ class LiveModel:
             held.data = held.data.clone()  # what was loaded may be a view of the file
         self.module = cast("PreTrainedModel", made.to(device).requires_grad_(requires_grad=False))
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
-        self.landings = find_landings({name: entry.shape for name, entry in self._info.items()}, loader.load)
-        self._views, self._twins = self._bind(self.landings)
+        self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, loader.load)
+        self._views, self._twins = self._bind(self.mappings)
         self._stacked = False
         self.prefixes = Prefixes(shared)
         self._prove(base)
@@ -88,7 +88,7 @@ class LiveModel:
 
     @cached_property
     def _assembly(self) -> Assembly:
-        return Assembly(self.module, self.landings, self.prefixes)
+        return Assembly(self.module, self.mappings, self.prefixes)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -161,13 +161,13 @@ class LiveModel:
             raise ModelError(msg)
         self._check_ties(checkpoint)
         for name, places in self._views.items():
-            landing, view = places[0]
-            if len(places) == 1 and landing.whole(self._info[name].shape, view.shape):
+            mapping, view = places[0]
+            if len(places) == 1 and mapping.whole(self._info[name].shape, view.shape):
                 checkpoint.write(name, view)
                 continue
             tensor = checkpoint.tensor(name)
-            for landing, view in places:
-                view.copy_(landing.cut(tensor, view.shape))
+            for mapping, view in places:
+                view.copy_(mapping.cut(tensor, view.shape))
 
     def _check_ties(self, checkpoint: Checkpoint) -> None:
         for name, other in self._twins.items():
@@ -177,26 +177,28 @@ class LiveModel:
                 )
                 raise ModelError(msg)
 
-    def _bind(self, landings: list[Landing]) -> tuple[dict[str, list[tuple[Landing, Tensor]]], dict[str, str]]:
-        """Return the landings of each tensor with the memory that they fill, each piece of memory once.
+    def _bind(
+        self, mappings: list[TensorMapping]
+    ) -> tuple[dict[str, list[tuple[TensorMapping, Tensor]]], dict[str, str]]:
+        """Return the mappings of each tensor with the memory that they fill, each piece of memory once.
 
         The second mapping is from a tensor to the one that has its memory already, as in a checkpoint that holds
         both of a tied pair. Raises `ModelError` naming the first parameter that is not filled.
         """
         held = self.module.state_dict()
         filled = dict.fromkeys(held, 0)
-        views: dict[str, list[tuple[Landing, Tensor]]] = {}
+        views: dict[str, list[tuple[TensorMapping, Tensor]]] = {}
         twins: dict[str, str] = {}
         owners: dict[tuple[object, ...], str] = {}
-        for landing in landings:
-            view = held[landing.target][landing.filled]
-            filled[landing.target] += view.numel()
+        for mapping in mappings:
+            view = held[mapping.target][mapping.filled]
+            filled[mapping.target] += view.numel()
             memory = (view.data_ptr(), view.shape, view.stride())
             if memory not in owners:
-                owners[memory] = landing.source
-                views.setdefault(landing.source, []).append((landing, view))
-            elif owners[memory] != landing.source:
-                twins[landing.source] = owners[memory]
+                owners[memory] = mapping.source
+                views.setdefault(mapping.source, []).append((mapping, view))
+            elif owners[memory] != mapping.source:
+                twins[mapping.source] = owners[memory]
         for target, parameter in self.module.named_parameters(remove_duplicate=False):
             if filled.get(target) != parameter.numel():
                 msg = f"parameter `{target}` of {type(self.module).__name__} is not filled from `{self.folder}`"
@@ -207,8 +209,8 @@ class LiveModel:
         """Raise `ModelError` unless writing the base would change nothing: loading might calculate, too."""
         for source, places in self._views.items():
             tensor = base.tensor(source)
-            for landing, view in places:
-                expected = landing.cut(tensor, view.shape).to(view)
+            for mapping, view in places:
+                expected = mapping.cut(tensor, view.shape).to(view)
                 if not torch.allclose(view, expected, rtol=0, atol=0, equal_nan=True):
-                    msg = f"tensor `{source}` is changed by loading it into `{landing.target}`; it cannot be merged"
+                    msg = f"tensor `{source}` is changed by loading it into `{mapping.target}`; it cannot be merged"
                     raise ModelError(msg)

@@ -31,7 +31,7 @@ class Count:
 
 @dataclass(slots=True)
 class _Call:
-    """One pass through the module: on which inputs, and from which hop on it must be computed."""
+    """One pass through the module: on which inputs, and from which layer on it must be computed."""
 
     inputs: str
     fork: int = 0
@@ -94,9 +94,9 @@ class Prefixes:
                 return
 
     def output(self, number: int) -> Any:
-        """Return what hop `number` puts out, if that need not be computed, else None.
+        """Return what layer `number` puts out, if that need not be computed, else None.
 
-        The hops before the fork all pass on what the last of them put out then.
+        The layers before the fork all pass on what the last of them put out then.
         """
         if self._call is None or number >= self._call.fork:
             self.count.run += 1
@@ -105,7 +105,7 @@ class Prefixes:
         return self._call.output
 
     def keep(self, number: int, output: Any) -> None:
-        """Keep what hop `number` has put out, if it is worth it."""
+        """Keep what layer `number` has put out, if it is worth it."""
         call = self._call
         if call is None:
             return

@@ -70,9 +70,9 @@ def _export(
     folding = None
     if isinstance(made, Stacked):
         sources = []  # they know the layers by other numbers
-        config = stack_config(pool.base.config, [hop.layer for hop in made.hops])
+        config = stack_config(pool.base.config, [layer.index for layer in made.layers])
         extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        scales = [hop.scale for hop in made.hops]
+        scales = [layer.scale for layer in made.layers]
         if any(scale != 1 for scale in scales):
             folding = fold(LiveModel(pool.base.path), made)
             if folding.stack is None:

@@ -16,7 +16,7 @@ from evomerge.build import Builder
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.stack import Hop, Stacked
+from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate.worker import _checked, _Finite, describe
@@ -190,7 +190,7 @@ def test_merged_layer_that_is_not_finite_is_named(setup):
     base = Folder(setup.base)
     prefix = Layout(base.info).prefix
     merged = SimpleNamespace(info=base.info, tensor=lambda name: torch.full(base.info[name].shape, torch.nan))
-    stack = _checked(Stacked([Hop(base, "base", 0), Hop(merged, "merged", 1)], base, "base", prefix))
+    stack = _checked(Stacked([StackedLayer(base, "base", 0), StackedLayer(merged, "merged", 1)], base, "base", prefix))
     names = [name for name in stack.info if name.startswith(prefix)]
     assert torch.equal(stack.tensor(names[0]), base.tensor(names[0]))
     with pytest.raises(FloatingPointError, match="holds NaN or infinity"):

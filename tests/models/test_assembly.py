@@ -124,7 +124,7 @@ def test_generation_with_a_cache_is_generation_without(architecture, tmp_path):
     written = world.live.generate(ids, torch.ones_like(ids), 6)
     with torch.inference_mode():
         cached = module(input_ids=ids, use_cache=True).past_key_values
-        assert len(cached) == 5  # one slot for each hop
+        assert len(cached) == 5  # one slot for each layer
         for _ in range(written.shape[1]):
             ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
     kept = [list(row[: list(row).index(2) + 1] if 2 in row else row) for row in written.tolist()]

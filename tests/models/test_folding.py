@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.stack import Hop, Stacked
+from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models import LiveModel
 from evomerge.models.folding import TOLERANCE, Change, Folded, fold
 from evomerge.recipe import Recipe
@@ -58,7 +58,7 @@ def test_folded_stack_is_the_stack_up_to_rounding(architecture, tmp_path):
         found = world.fold(scales)
         assert found.difference <= TOLERANCE
         assert found.stored == found.difference, "fp32 is stored as it is"
-        assert all(hop.scale == 1 for hop in found.stack.hops)
+        assert all(layer.scale == 1 for layer in found.stack.layers)
         wanted = world.logits(world.stack(scales))
         assert (world.logits(found.stack) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
         unscaled = world.logits(world.stack([1.0] * len(LAYERS)))
@@ -156,4 +156,4 @@ def test_change_counts_what_the_model_adds_to_its_weight(tmp_path):
     assert torch.equal(out, found.tensor(name))
     assert found.tensor("model.embed_tokens.weight") is source.tensor("model.embed_tokens.weight")
     prefix = "model.layers"
-    assert Stacked([Hop(found, "folded", 0)], found, "folded", prefix).tensor(name).equal(found.tensor(name))
+    assert Stacked([StackedLayer(found, "folded", 0)], found, "folded", prefix).tensor(name).equal(found.tensor(name))

@@ -22,7 +22,7 @@ _FIRST = 1 << 20  # tensors are numbered from here, where no initial value of a 
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class TensorMapping:
     """A box of a checkpoint's tensor, and the box of a module's tensor that it fills, element by element."""
 
     source: str
@@ -40,8 +40,8 @@ class Landing:
         return tuple(source) == tuple(shape) and self.order == tuple(range(len(source)))
 
 
-def find_landings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Landing]:
-    """Return all landings of a checkpoint with tensors of these `shapes`, in order of the module's names.
+def find_mappings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[TensorMapping]:
+    """Return all mappings of a checkpoint with tensors of these `shapes`, in order of the module's names.
 
     Raises `ModelError` naming the tensor where the loader does more than to move elements in boxes.
     """
@@ -50,22 +50,22 @@ def find_landings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Lan
     axes = range(max(map(len, shapes.values()), default=0))
     sent = [{name: _coordinates(shape, axis) for name, shape in shapes.items()} for axis in axes]
     seen = [load(probe) for probe in sent]
-    landings = []
+    mappings = []
     for target, tensor in numbers.items():
         for number, filled in _boxes(tensor, len(names)):
             source = names[number]
             own = range(len(shapes[source]))
-            landing = _orient(
+            mapping = _orient(
                 source, target, filled, [sent[i][source] for i in own], [seen[i][target][filled] for i in own]
             )
-            if landing is None:
+            if mapping is None:
                 msg = (
                     f"tensor `{source}` of the checkpoint cannot be written into `{target}` of the model in place: "
                     "loading does more than to move it; such an architecture is not supported"
                 )
                 raise ModelError(msg)
-            landings.append(landing)
-    return landings
+            mappings.append(mapping)
+    return mappings
 
 
 def _coordinates(shape: tuple[int, ...], axis: int) -> Tensor:
@@ -90,16 +90,18 @@ def _boxes(numbers: Tensor, count: int) -> Iterator[tuple[int, Box]]:
             yield number, box
 
 
-def _orient(source: str, target: str, filled: Box, sent: Sequence[Tensor], seen: Sequence[Tensor]) -> Landing | None:
-    """Return the landing that explains the coordinates `seen` in a box, one tensor per axis of the source, or None."""
+def _orient(
+    source: str, target: str, filled: Box, sent: Sequence[Tensor], seen: Sequence[Tensor]
+) -> TensorMapping | None:
+    """Return the mapping that explains the coordinates `seen` in a box, one tensor per axis of the source, or None."""
     taken = tuple(_arithmetic([int(value) for value in _values(_core(tensor))]) for tensor in seen)
     for order in itertools.permutations(range(len(sent))):
-        landing = Landing(source, taken, order, target, filled)
+        mapping = TensorMapping(source, taken, order, target, filled)
         if all(
-            one[taken].numel() == other.numel() and _equal(landing.cut(one, other.shape), other)
+            one[taken].numel() == other.numel() and _equal(mapping.cut(one, other.shape), other)
             for one, other in zip(sent, seen, strict=True)
         ):
-            return landing
+            return mapping
     return None
 
 

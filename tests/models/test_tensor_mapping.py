@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from evomerge.errors import ModelError
-from evomerge.models.landing import find_landings
+from evomerge.models.tensor_mapping import find_mappings
 
 SHAPES = {"a": (4, 6), "b": (4, 6), "c": (3,), "d": ()}
 
 
 def landed(load, tensors):
-    """Apply the landings of `load` to tensors, as a live model does."""
-    landings = find_landings({name: tuple(tensor.shape) for name, tensor in tensors.items()}, load)
+    """Apply the mappings of `load` to tensors, as a live model does."""
+    mappings = find_mappings({name: tuple(tensor.shape) for name, tensor in tensors.items()}, load)
     found = {name: torch.full_like(tensor, torch.nan) for name, tensor in load(tensors).items()}
-    for landing in landings:
-        view = found[landing.target][landing.filled]
-        view.copy_(landing.cut(tensors[landing.source], view.shape))
+    for mapping in mappings:
+        view = found[mapping.target][mapping.filled]
+        view.copy_(mapping.cut(tensors[mapping.source], view.shape))
     return found
 
 
@@ -57,13 +57,13 @@ def test_moves_are_found(load):
 
 
 def test_square_transpose_of_a_symmetric_tensor_is_found():
-    (landing,) = find_landings({"a": (5, 5)}, lambda t: {"a": t["a"].T})
-    assert landing.order == (1, 0)
+    (mapping,) = find_mappings({"a": (5, 5)}, lambda t: {"a": t["a"].T})
+    assert mapping.order == (1, 0)
 
 
 def test_parameter_that_the_loader_makes_up_is_not_filled():
-    assert find_landings({"c": (3,)}, lambda t: {"c": t["c"], "new": torch.ones(3)})[0].target == "c"
-    assert len(find_landings({"c": (3,)}, lambda t: {"c": t["c"], "new": torch.ones(3)})) == 1
+    assert find_mappings({"c": (3,)}, lambda t: {"c": t["c"], "new": torch.ones(3)})[0].target == "c"
+    assert len(find_mappings({"c": (3,)}, lambda t: {"c": t["c"], "new": torch.ones(3)})) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_parameter_that_the_loader_makes_up_is_not_filled():
 )
 def test_other_permutations_are_refused(load):
     with pytest.raises(ModelError, match=r"tensor `[ac]` of the checkpoint cannot be written into `[ac]`"):
-        find_landings(SHAPES, load)
+        find_mappings(SHAPES, load)
 
 
 def test_calculations_leave_the_parameter_unfilled():
-    assert find_landings({"c": (3,)}, lambda t: {"c": t["c"] / 3}) == []
+    assert find_mappings({"c": (3,)}, lambda t: {"c": t["c"] / 3}) == []
