@@ -11,7 +11,7 @@ import torch
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, first_difference
-from evomerge.checkpoints.members import Kept, Members, recipe_of
+from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
@@ -31,7 +31,7 @@ class Builder:
         self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
         self._search = search
-        self._again: dict[str, Kept] = {}  # ancestors that are being made again
+        self._again: dict[str, HeldCheckpoint] = {}  # ancestors that are being made again
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""

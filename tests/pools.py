@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from evomerge.testing import tiny_tensors
 
 EXPERTS = ("maths", "code", "prose", "law")
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7), "c": torch.zeros(0, 4)}
+"""Three tensors of 32 bytes in all: two dimensions, none, and no element."""
 CONFIG = {"model_type": "tiny", "vocab_size": 11, "hidden_size": 7, "num_hidden_layers": 4}
 
 

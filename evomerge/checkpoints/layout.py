@@ -1,9 +1,9 @@
-"""Layout: which tensor is in which block of a model's stack, and of what kind; read from names and shapes alone."""
+"""Layout: in which block of a model a tensor is, and of which kind it is, inferred from names and shapes alone."""
 
 import re
 from collections.abc import Mapping
 
-from evomerge.checkpoints.folder import TensorInfo
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.recipe import KINDS, Place
 
 _WORDS = {
@@ -13,7 +13,10 @@ _WORDS = {
 
 
 class Layout:
-    """Which tensor is in which block of the model's stack, and of what kind; found from names and shapes alone."""
+    """The block and the kind of each tensor of a checkpoint.
+
+    `prefix` is the part of the names before the block's number, None where there is no stack of blocks.
+    """
 
     def __init__(self, info: Mapping[str, TensorInfo]) -> None:
         """Read the names and shapes of a checkpoint's tensors."""
@@ -25,24 +28,22 @@ class Layout:
                     sizes = stacks.setdefault(".".join(parts[:i]), {})
                     sizes[int(part)] = sizes.get(int(part), 0) + entry.numel
                     break  # the outermost number is the block; numbers inside it are experts or sub-layers
-        whole = {
-            prefix: sizes
-            for prefix, sizes in stacks.items()
-            if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1
-        }
-        self.stacks = tuple(sorted(whole, key=lambda prefix: -sum(whole[prefix].values())))
+        complete = [
+            prefix for prefix, sizes in stacks.items() if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1
+        ]
+        self.stacks = tuple(sorted(complete, key=lambda prefix: -sum(stacks[prefix].values())))
         self.prefix = self.stacks[0] if self.stacks else None
-        self.blocks = len(whole[self.prefix]) if self.prefix is not None else 1
+        self.blocks = len(stacks[self.prefix]) if self.prefix is not None else 1
         self._places = {name: self._place(name, entry) for name, entry in info.items()}
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of tensor that the model has, in the vocabulary's order."""
+        """The kinds of tensor that the model has, in the order of `KINDS`."""
         present = {place.kind for place in self._places.values()}
         return tuple(kind for kind in KINDS if kind in present)
 
     def place(self, name: str) -> Place:
-        """Return where the tensor is."""
+        """Return the tensor's place; outside of the stack, its block is the nearer end."""
         return self._places[name]
 
     def _place(self, name: str, entry: TensorInfo) -> Place:
@@ -54,12 +55,12 @@ class Layout:
         return Place(block, self.blocks, kind)
 
     def block(self, name: str) -> int | None:
-        """Return the number of the block that the tensor is in, or None outside of the stack."""
+        """Return the number of the tensor's block, or None outside of the stack."""
         return None if self.prefix is None else block_number(name, self.prefix)
 
 
 def block_number(name: str, prefix: str) -> int | None:
-    """Return the number after `prefix` in a tensor's name, or None where the name begins otherwise."""
+    """Return the number after `prefix` in a tensor's name, or None where the name has another prefix."""
     if prefix and not name.startswith(f"{prefix}."):
         return None
     number = name[len(prefix) + 1 if prefix else 0 :].partition(".")[0]

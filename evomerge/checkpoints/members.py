@@ -1,7 +1,7 @@
-"""Members: the weights of a study's earlier candidates, for as long as a driver may make new ones of them.
+"""Members: the weights of a study's earlier candidates, for as long as a driver may use them as parents.
 
-Weights are only the cache of a recipe. They are in memory up to a budget, then on disk, and what is in neither is built
-again from its lineage: the recipes of its ancestors, back to the pool's own models.
+Weights are only the cache of a recipe. They are in memory up to a budget, then on disk; a candidate in neither is built
+again from its lineage: the recipes of its ancestors, back to the models of the pool.
 """
 
 import os
@@ -12,16 +12,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.checkpoints.folder import Checkpoint, TensorInfo
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.errors import RecipeError
 from evomerge.recipe import Base, Expert, Recipe, base
 
 
-class Kept:
+class HeldCheckpoint:
     """A checkpoint whose tensors are in memory, or mapped from one file."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Hold `tensors`, which nobody may write into."""
+        """Hold `tensors`, which must not change."""
         self.tensors = tensors
         self.info: Mapping[str, TensorInfo] = {
             name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
@@ -37,49 +38,47 @@ class Kept:
         out.copy_(self.tensors[name])
 
     def forget(self) -> None:
-        """Do nothing: what is kept stays."""
+        """Do nothing: the tensors stay in memory."""
 
 
 class Members:
     """Weights of candidates by their recipes' ids.
 
-    `lineage` has the recipe of every candidate that was ever asked for; whoever asks for one puts it there. The base may
-    always be named.
+    `lineage` maps the id of every candidate so far to its recipe; the caller adds new candidates. It starts with the base.
     """
 
     def __init__(self, budget: int = 1 << 30, folder: Path | None = None, *, shared: bool = False) -> None:
-        """Keep up to `budget` bytes in memory, and more in `folder`, if there is one; in a `shared` one all, at once."""
+        """Keep up to `budget` bytes in memory and the rest in `folder`; a `shared` folder gets every candidate at once."""
         self.lineage: dict[str, Recipe] = {base().id: base()}
         self._budget = budget
         self._folder = folder
         self._shared = shared
-        self._held: OrderedDict[str, Kept] = OrderedDict()  # in the order of their last use
+        self._held: OrderedDict[str, HeldCheckpoint] = OrderedDict()  # in the order of last use
 
-    def keep(self, identity: str, checkpoint: Checkpoint) -> Kept:
-        """Make all tensors of a candidate, keep them, and return its checkpoint."""
-        kept = Kept({name: checkpoint.tensor(name) for name in checkpoint.info})
-        self._held[identity] = kept
+    def keep(self, identity: str, checkpoint: Checkpoint) -> HeldCheckpoint:
+        """Compute all tensors of a candidate, keep them, and return its checkpoint."""
+        held = self._held[identity] = HeldCheckpoint({name: checkpoint.tensor(name) for name in checkpoint.info})
         if self._shared and self._folder is not None:
-            self._save(identity, kept)
+            self._save(identity, held)
         while sum(entry.nbytes for entry in self._held.values()) > self._budget and len(self._held) > 1:
             oldest, entry = self._held.popitem(last=False)
             if self._folder is not None:
                 self._save(oldest, entry)
-        return kept
+        return held
 
-    def find(self, identity: str) -> Kept | None:
-        """Return a candidate's checkpoint if it is in memory or on disk."""
+    def find(self, identity: str) -> HeldCheckpoint | None:
+        """Return a candidate's checkpoint from memory or from disk, None if it is in neither."""
         if identity in self._held:
             self._held.move_to_end(identity)
             return self._held[identity]
-        return Kept(load_file(self._path(identity))) if self.on_disk(identity) else None
+        return HeldCheckpoint(load_file(self._path(identity))) if self.on_disk(identity) else None
 
     def on_disk(self, identity: str) -> bool:
         """Return whether a candidate's weights are in the folder."""
         return self._folder is not None and self._path(identity).is_file()
 
     def retain(self, identities: Collection[str]) -> None:
-        """Let go of all others, in memory and on disk."""
+        """Drop all other candidates, in memory and on disk."""
         for identity in [identity for identity in self._held if identity not in identities]:
             del self._held[identity]
         if self._folder is None or not self._folder.is_dir():
@@ -89,9 +88,9 @@ class Members:
                 path.unlink(missing_ok=True)
 
     def missing(self, recipe: Recipe) -> list[str]:
-        """Return the ancestors of `recipe` that must be built again before it, in an order in which that can be done.
+        """Return the ancestors of `recipe` that must be built again before it, parents before children.
 
-        Raises `RecipeError` for one whose recipe is not known.
+        Raises `RecipeError` for an ancestor that is not in the lineage.
         """
         ordered: list[str] = []
         seen: set[str] = set()
@@ -102,32 +101,32 @@ class Members:
                 ordered.append(identity)
             elif identity not in seen:
                 seen.add(identity)
-                own = recipe_of(identity, self.lineage)
-                if isinstance(own.root, Base | Expert) or self.find(identity) is not None:
+                parent = recipe_of(identity, self.lineage)
+                if isinstance(parent.root, Base | Expert) or self.find(identity) is not None:
                     continue
                 stack.append((identity, True))
-                stack.extend((parent, False) for parent in reversed(own.members))
+                stack.extend((member, False) for member in reversed(parent.members))
         return ordered
 
     def _path(self, identity: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{identity}.safetensors"
 
-    def _save(self, identity: str, kept: Kept) -> None:
+    def _save(self, identity: str, checkpoint: HeldCheckpoint) -> None:
         path = self._path(identity)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file({name: tensor.contiguous() for name, tensor in kept.tensors.items()}, new)
+            save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, new)
             new.replace(path)
 
 
 def ancestors(
     recipe: Recipe, lineage: Mapping[str, Recipe], known: Callable[[str], bool] = lambda identity: False
 ) -> Iterator[tuple[str, Recipe]]:
-    """Yield each earlier candidate that `recipe` is made of, parents before grandparents, with its own recipe.
+    """Yield the id and the recipe of each earlier candidate that `recipe` is made of, parents before grandparents.
 
-    The ancestors of those that are `known` are left out. Raises `RecipeError` for one whose recipe is not in `lineage`.
+    Ancestors of `known` candidates are left out. Raises `RecipeError` for a candidate that is not in `lineage`.
     """
     waiting = list(recipe.members)
     seen: set[str] = set()
@@ -135,17 +134,17 @@ def ancestors(
         if identity in seen:
             continue
         seen.add(identity)
-        own = recipe_of(identity, lineage)
-        yield identity, own
+        parent = recipe_of(identity, lineage)
+        yield identity, parent
         if not known(identity):
-            waiting.extend(own.members)
+            waiting.extend(parent.members)
 
 
 def recipe_of(identity: str, lineage: Mapping[str, Recipe]) -> Recipe:
-    """Return the recipe of an earlier candidate. Raises `RecipeError` where it is not known."""
+    """Return the recipe of an earlier candidate. Raises `RecipeError` where `lineage` lacks it."""
     if identity not in lineage:
         msg = (
-            f"no candidate `{identity[:12]}…` is known here, so its weights cannot be made; expected its recipe under "
+            f"no candidate `{identity[:12]}…` is known here, so its weights cannot be built; expected its recipe under "
             "`members`, as in the `recipe.yaml` of an exported checkpoint"
         )
         raise RecipeError(msg)

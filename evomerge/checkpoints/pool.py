@@ -1,8 +1,7 @@
-"""Pool: a base and the experts made from it, checked once to be mergeable with each other.
+"""Pool: a base and the experts fine-tuned from it, checked once to be mergeable with each other.
 
-A pool refuses at once, naming both sides, what cannot be merged: another architecture, vocabulary or shape, a missing
-tensor, a number that is not finite. What it has read and found good is remembered by content, so that opening it again
-costs nothing.
+Opening a pool raises an error, naming both sides, for models that cannot be merged: another architecture, vocabulary or
+shape, a missing tensor, an element that is not finite. The result of reading all weights is cached.
 """
 
 import contextlib
@@ -16,9 +15,11 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.checkpoints.adapter import Adapter, is_adapter
-from evomerge.checkpoints.folder import Folder, TensorInfo, first_difference
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Folder, first_difference
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.save import SCALES
 from evomerge.errors import CheckpointError, PoolError
 
@@ -26,7 +27,7 @@ _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
 class Pool:
-    """A base and its experts, by name. Not to be confused with a population, which a search makes."""
+    """A base and its experts, by name. Not to be confused with a population, the candidates of a search."""
 
     def __init__(
         self,
@@ -35,16 +36,16 @@ class Pool:
         *,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """Open the checkpoint folders and check that they can be merged. `progress` is told what is being read.
+        """Open the checkpoint folders and check that they can be merged. `progress` receives the name of each step.
 
-        A folder with a LoRA adapter is an expert, too: the base with that adapter on it. Raises `PoolError` or
+        An expert may be a folder with a LoRA adapter: it is the base with that adapter. Raises `PoolError` or
         `CheckpointError`.
         """
         if not experts:
             msg = "the pool has no experts; expected at least one, such as `experts: {maths: path/to/maths}`"
             raise PoolError(msg)
         if "base" in experts:
-            msg = "the pool has an expert named `base`, which is how recipes call the base model; give it another name"
+            msg = "the pool has an expert named `base`, the name of the base model in recipes; give it another name"
             raise PoolError(msg)
         self.base = Folder(base)
         self.experts = {
@@ -73,7 +74,7 @@ class Pool:
 
     @cached_property
     def merged(self) -> Mapping[str, TensorInfo]:
-        """The tensors that are merged: floating point, each tied pair once. The rest is the base's."""
+        """The tensors that are merged: floating point, each tied pair once. All others are copied from the base."""
         return {
             name: entry
             for name, entry in self.base.info.items()
@@ -82,25 +83,25 @@ class Pool:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """Heads tied to an embedding, and equal to it in every model, although the files hold both: name → the one to use."""
+        """Tied heads: the name of each head that equals an embedding in every model → the name of that embedding."""
         if not self.base.config.get("tie_word_embeddings", True):  # left out of config.json where it is the default
             return {}
         places = {name: self.layout.place(name).kind for name, entry in self.base.info.items() if len(entry.shape) == 2}
         heads = [name for name, kind in places.items() if kind == "head"]
         embeddings = [name for name, kind in places.items() if kind == "embedding"]
-        found = {}
+        aliases = {}
         for head in heads:
             for embedding in embeddings:
                 if self.base.info[head].shape == self.base.info[embedding].shape and all(
                     torch.equal(folder.tensor(head), folder.tensor(embedding))
                     for folder in (self.base, *self.experts.values())
                 ):
-                    found[head] = embedding
-        return found
+                    aliases[head] = embedding
+        return aliases
 
     @property
     def parameters(self) -> int:
-        """How many numbers a merge makes."""
+        """Number of elements that are merged."""
         return sum(entry.numel for entry in self.merged.values())
 
     @property
@@ -109,25 +110,25 @@ class Pool:
         return sum(entry.nbytes for entry in self.base.info.values())
 
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
-        found = [
+        differences = [
             f"tensor `{tensor}`: {_words(expert.info.get(tensor))} in the expert, "
             f"{_words(self.base.info.get(tensor))} in the base"
             for tensor in first_difference(self.base.info, expert.info)
         ]
-        if len(found) > 1:
-            found[1:] = [f"{len(found) - 1} more tensors"]
+        if len(differences) > 1:
+            differences[1:] = [f"{len(differences) - 1} more tensors"]
         for key in _SAME_CONFIG:
-            ours, theirs = self.base.config.get(key), expert.config.get(key)
-            if ours != theirs:
-                found.append(f"{key}: {theirs!r} in the expert, {ours!r} in the base")
-        if found:
+            wanted, came = self.base.config.get(key), expert.config.get(key)
+            if wanted != came:
+                differences.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
+        if differences:
             msg = (
-                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(found)}. "
+                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(differences)}. "
                 "Expected fine-tunes of the same base"
             )
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
-            if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) == 2:  # a mask or a counter is not
+            if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) == 2:  # masks and counters are not
                 msg = f"{self.base.path}: tensor `{tensor}` is quantised ({entry.dtype}); de-quantise the model before merging"
                 raise PoolError(msg)
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
@@ -147,31 +148,31 @@ def _words(entry: TensorInfo | None) -> str:
 
 
 def fingerprint(folder: Folder | Adapter) -> str:
-    """Return the sha256 of a checkpoint's weights, having made sure that every number in it is finite.
+    """Return the sha256 of a checkpoint's weights, having checked that every element is finite.
 
-    An adapter's is that of its own files and of its base. The answer is remembered under the files' size and time of
-    change. Raises `CheckpointError` naming the first tensor that holds NaN or infinity.
+    For an adapter it covers its files and its base. It is cached by the files' paths, sizes and modification times. Raises
+    `CheckpointError` naming the first tensor that holds NaN or infinity.
     """
     base = [fingerprint(folder.base)] if isinstance(folder, Adapter) else []
     stamps: list[Any] = [*base]
     for file in folder.files:
         stat = file.resolve().stat()
         stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    memory = files.cache() / "fingerprints" / hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text(encoding="ascii")
+    cached = files.cache() / "fingerprints" / hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    if cached.is_file():
+        return cached.read_text(encoding="ascii")
     for name in folder.changed if isinstance(folder, Adapter) else folder.info:
         entry = folder.info[name]
         if entry.dtype.is_floating_point:
             bad = int((~torch.isfinite(folder.tensor(name))).sum())
             if bad:
-                msg = f"{folder.path}: tensor `{name}` holds {bad} numbers that are NaN or infinite, of {entry.numel}; such a model cannot be merged"
+                msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {entry.numel}; such a model cannot be merged"
                 raise CheckpointError(msg)
         folder.forget()
     digest = hashlib.sha256("".join(base).encode())
     for file in folder.files:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    with contextlib.suppress(OSError):  # a cache that cannot be written to costs time, nothing else
-        files.write(memory, digest.hexdigest())
+    with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
+        files.write(cached, digest.hexdigest())
     return digest.hexdigest()

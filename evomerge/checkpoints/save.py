@@ -12,15 +12,18 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.checkpoints.folder import DTYPES, PICKLES, Checkpoint, Folder, TensorInfo
+from evomerge.checkpoints.folder import INDEX, PICKLES, WEIGHTS, Checkpoint, Folder, check_inside
+from evomerge.checkpoints.header import DTYPES, TensorInfo
 from evomerge.checkpoints.write_behind import write_behind
 from evomerge.errors import CheckpointError
 
-_AHEAD = 2  # tensors that are being read from the disk while one is merged
-_KEPT_OPEN = 64 << 20  # bytes made before files are closed: what is read stays mapped, but to open reads a whole header
+_AHEAD = 2  # tensors that are read from the disk while one is merged
+_OPEN_BYTES = (
+    64 << 20
+)  # bytes written between two closings of the sources: pages stay mapped, but opening reads a header
 SCALES = "evomerge_stack.json"
-"""The file beside a stack's weights with those scales of the residual stream that are not in the weights."""
-_NOT_COPIED = (  # the base's weights in any form, and what was written about them
+"""The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
+_NOT_COPIED = (  # ends of names: the base's weights in any form, and texts about them
     ".safetensors",
     ".index.json",
     *(pattern[1:] for pattern in PICKLES),
@@ -34,7 +37,7 @@ _NOT_COPIED = (  # the base's weights in any form, and what was written about th
 
 
 def check_free(folder: Path) -> None:
-    """Raise `CheckpointError` if something is at `folder` already, other than an empty folder."""
+    """Raise `CheckpointError` if `folder` exists, unless it is an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
         raise CheckpointError(msg)
@@ -50,18 +53,20 @@ def save(
     sources: Sequence[Folder] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a checkpoint as a folder that transformers loads; the folder appears whole or not at all.
+    """Write a checkpoint as a folder that transformers loads; the folder appears complete or not at all.
 
-    Everything beside the weights (configuration, tokenizer) is copied from the folder `like`; `extra` maps file names to
-    what to write over it. One tensor is made while others are written, and while the pages of the next ones are read
-    from `sources`, the folders that `checkpoint` is made of: a few tensors are in memory, never a shard of
-    `shard_bytes`. `progress` gets bytes made and in all. Raises `CheckpointError` if `folder` exists and is not empty,
-    and if the disk is too full: before anything is written, unless the space goes meanwhile.
+    All files beside the weights (configuration, tokenizer) are copied from the folder `like`; `extra` maps file names to
+    contents that replace them. One tensor is computed while others are written, and while the pages of the next ones are
+    read from `sources`, the folders that `checkpoint` reads: a few tensors are in memory, never a shard of
+    `shard_bytes`. `progress` receives the bytes done and the total. Raises `CheckpointError` if `folder` exists and is not
+    empty, if a file in `like` links out of it, and if the disk is too full, before anything is written where possible.
     """
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(checkpoint.info, shard_bytes)
     beside = [entry for entry in sorted(like.iterdir()) if entry.is_file() and not entry.name.endswith(_NOT_COPIED)]
+    for entry in beside:
+        check_inside(entry)
     needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(entry.stat().st_size for entry in beside)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -90,7 +95,7 @@ def _write_shards(
     sources: Sequence[Folder],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write the tensors named for each shard, and the index where there are several."""
+    """Write a file for each shard, given the names of its tensors, and the index where there are several."""
     ahead = iter([name for names in shards for name in names])
     total = sum(entry.nbytes for entry in checkpoint.info.values())
     done = closed = 0
@@ -105,7 +110,7 @@ def _write_shards(
     try:
         read_ahead(_AHEAD)
         for number, names in enumerate(shards, start=1):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             with write_behind(folder / file) as append:
                 append(memoryview(_header({name: checkpoint.info[name] for name in names})))
                 for name in names:
@@ -113,21 +118,21 @@ def _write_shards(
                     append(_bytes(checkpoint, name))
                     weight_map[name] = file
                     done += checkpoint.info[name].nbytes
-                    if done - closed >= _KEPT_OPEN:
+                    if done - closed >= _OPEN_BYTES:
                         checkpoint.forget()
                         closed = done
                     progress(done, total)
-            (folder / file).chmod(0o644)  # whatever the umask: others on a cluster read it too
+            (folder / file).chmod(0o644)  # whatever the umask: other users of a cluster read it, too
     finally:
         reader.shutdown(cancel_futures=True)
     checkpoint.forget()
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
 def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
-    """Return the names of each shard's tensors, in the order in which they lie in the file."""
+    """Return the names of each shard's tensors, in the order of the file."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in info.items():
@@ -141,7 +146,7 @@ def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
 
 
 def _header(info: Mapping[str, TensorInfo]) -> bytes:
-    """Return the start of a safetensors file whose tensors follow in the order of `info`: byte for byte the library's."""
+    """Return the header of a safetensors file with tensors in the order of `info`, byte for byte as the library writes it."""
     words = {dtype: word for word, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
@@ -155,13 +160,13 @@ def _header(info: Mapping[str, TensorInfo]) -> bytes:
 
 
 def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
-    """Return the tensor's elements in row-major order, without a copy where they lie so in memory."""
+    """Return the tensor's elements in row-major order, without a copy where it is contiguous."""
     tensor, expected = checkpoint.tensor(name).detach(), checkpoint.info[name]
-    found = TensorInfo(tuple(tensor.shape), tensor.dtype)
-    if found != expected:  # the header, which is written by now, would lie
+    actual = TensorInfo(tuple(tensor.shape), tensor.dtype)
+    if actual != expected:  # the header that is already written would be wrong
         msg = (
-            f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as its file's header said, "
-            f"got {found.dtype} of shape {list(found.shape)}; has the file changed?"
+            f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, "
+            f"got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
         )
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data

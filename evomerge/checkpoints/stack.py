@@ -1,6 +1,6 @@
-"""Stacked: the checkpoint of a model whose layers are other checkpoints' layers, renumbered.
+"""Stacked: the checkpoint of a model whose layers are layers of other checkpoints, renumbered.
 
-Nothing is copied: a tensor is read from the checkpoint that it belongs to when it is asked for.
+Nothing is copied: each tensor is read from its source when it is requested.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from evomerge.checkpoints.folder import Checkpoint, TensorInfo
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import block_number
 from evomerge.errors import RecipeError
 
@@ -27,15 +28,15 @@ class StackedLayer:
 
 
 class Stacked:
-    """A checkpoint whose block number i is `layers[i]`; all that is in no block comes from `rest`.
+    """A checkpoint whose block number i is `layers[i]`; the tensors outside of blocks are those of `rest`.
 
-    Not to be confused with a merge: weights are the sources' own, and the scales are in no tensor.
+    Not to be confused with a merge: weights are those of the sources, and no tensor contains the scales.
     """
 
     def __init__(self, layers: Sequence[StackedLayer], rest: Checkpoint, rest_key: str, prefix: str) -> None:
-        """Put the checkpoint together from names alone. Raises `RecipeError` for a layer that does not exist.
+        """Assemble the checkpoint from names alone. Raises `RecipeError` for a layer that does not exist.
 
-        `prefix` is how the names of tensors in blocks begin, before the block's number.
+        `prefix` is the part of the names of tensors in blocks before the block's number.
         """
         self.layers = tuple(layers)
         self.rest = rest
@@ -47,38 +48,38 @@ class Stacked:
             blocks = names[id(layer.source)]
             if layer.index not in blocks:
                 count = sum(block is not None for block in blocks)
-                msg = f"stack: slot {number} asks for layer {layer.index}, its source has {count} layers; type 0 to {count - 1}"
+                msg = f"stack: slot {number} names layer {layer.index}, its source has {count} layers; type 0 to {count - 1}"
                 raise RecipeError(msg)
             start = self.start(layer.index)
             for name in blocks[layer.index]:
                 self._origin[f"{self.start(number)}{name.removeprefix(start)}"] = (layer.source, name)
         self.info: Mapping[str, TensorInfo] = {
-            name: source.info[own] for name, (source, own) in sorted(self._origin.items())
+            name: source.info[key] for name, (source, key) in sorted(self._origin.items())
         }
 
     def each(self, change: Callable[[Checkpoint], Checkpoint]) -> "Stacked":
-        """Return this stack of the checkpoints that `change` makes of its own, once of each."""
+        """Return this stack with each of its sources replaced by what `change` returns for it."""
         changed = {key: change(source) for key, source in self._sources().items()}
         layers = [replace(layer, source=changed[id(layer.source)]) for layer in self.layers]
         return Stacked(layers, changed[id(self.rest)], self.rest_key, self.prefix)
 
     def start(self, block: int) -> str:
-        """Return how the names of a block's tensors begin."""
+        """Return the beginning of the names of a block's tensors."""
         return f"{self.prefix}.{block}." if self.prefix else f"{block}."
 
     def origin(self, name: str) -> tuple[Checkpoint, str]:
-        """Return the checkpoint that a tensor comes from, and its name there."""
+        """Return the source of a tensor, and the tensor's name there."""
         return self._origin[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor, as it is in the checkpoint that it comes from."""
-        source, own = self._origin[name]
-        return source.tensor(own)
+        """The tensor of the source."""
+        source, key = self._origin[name]
+        return source.tensor(key)
 
     def write(self, name: str, out: torch.Tensor) -> None:
-        """Put the tensor into `out`."""
-        source, own = self._origin[name]
-        source.write(own, out)
+        """Copy the tensor into `out`."""
+        source, key = self._origin[name]
+        source.write(key, out)
 
     def forget(self) -> None:
         """Close the sources' files."""
@@ -86,12 +87,12 @@ class Stacked:
             source.forget()
 
     def _sources(self) -> dict[int, Checkpoint]:
-        """Return each checkpoint that the stack is made of once, under its identity."""
+        """Return each source once, by its identity."""
         return {id(source): source for source in (*(layer.source for layer in self.layers), self.rest)}
 
     def _names(self, source: Checkpoint) -> dict[int | None, list[str]]:
-        """Return the names of a checkpoint's tensors by their block's number, None for those in no block."""
-        found: dict[int | None, list[str]] = {}
+        """Return the names of a source's tensors by the number of their block, None for those in no block."""
+        names: dict[int | None, list[str]] = {}
         for name in source.info:
-            found.setdefault(block_number(name, self.prefix), []).append(name)
-        return found
+            names.setdefault(block_number(name, self.prefix), []).append(name)
+        return names

@@ -1,4 +1,4 @@
-"""write_behind: append to a file in a thread of its own, so that what comes next is made while the last is written."""
+"""write_behind: append to a file in a separate thread, so that the next bytes are computed while the last are written."""
 
 import contextlib
 import os
@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-# Bytes between two syncs. Dirty pages that pile up make the kernel stall the writer for longer than the disk would need.
+# Bytes between two syncs. With many dirty pages the kernel stalls the writer for longer than the disk needs.
 _PIECE = 32 << 20
 
 
 @contextlib.contextmanager
 def write_behind(path: Path, most: int = 32 << 20) -> Iterator[Callable[[memoryview], None]]:
-    """Yield a function that appends bytes to the new file `path`; when the block ends well, the file is durable.
+    """Yield a function that appends bytes to the new file `path`; the file is durable when the `with` block ends.
 
-    The bytes must not change until then. At most `most` of them wait to be written, or one view that is larger: to
-    append more blocks. What fails in the thread (`OSError`) is raised by a later append, or at the end of the block.
-    When the block ends badly, what still waits is dropped, and the file is left incomplete.
+    The bytes must not change until then. At most `most` of them wait to be written, or one larger view: further appends
+    block. An error of the thread (`OSError`) is raised by a later append, or at the end of the `with` block. If the block
+    raises, bytes that still wait are dropped, and the file is left incomplete.
     """
     waiting: deque[tuple[Future[None], int]] = deque()
     held = unsynced = 0

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.folder import Checkpoint, TensorInfo
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.blocks import find_blocks

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evomerge.checkpoints.folder import read_header
+from evomerge.checkpoints.header import read_header
 from evomerge.errors import TaskError, nearest
 from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS
@@ -226,7 +226,7 @@ def _read_head(task: str, path: Path) -> Head:
     if not path.is_file():
         msg = f"task `{task}`: no such file: {path}; expected the head as safetensors"
         raise TaskError(msg)
-    for name in read_header(path):
+    for name in read_header(path).info:
         if name not in Head.__slots__:
             msg = f"task `{task}`: {path}: unknown tensor `{name}`; {nearest(name, Head.__slots__)}"
             raise TaskError(msg)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.folder import TensorInfo
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
 from evomerge.merging.pipeline import CHUNK

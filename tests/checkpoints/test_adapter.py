@@ -15,11 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
-from evomerge.checkpoints import adapter
-from evomerge.checkpoints.adapter import Adapter, is_adapter
-from evomerge.checkpoints.folder import Folder
-from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.save import save
+from evomerge.checkpoints import Adapter, Folder, Pool, save
+from evomerge.checkpoints import folder as folder_module
+from evomerge.checkpoints.lora import is_adapter
 from evomerge.errors import CheckpointError
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe, expert, merge
@@ -143,6 +141,7 @@ SCALES = [
     ({"alpha_pattern": {r"layers\.\d+\.attn\.q": 5}}, 5 / 2),
     ({"alpha_pattern": {r"model.layers.0.attn.q": 5}}, 5 / 2),
     ({"alpha_pattern": {r"^model.*q": 5}}, 5 / 2),
+    ({"alpha_pattern": {r"((\w|\.)+)+!": 5, r"(q|q)*(q|q)*": 7}}, 7 / 2),  # `re` would backtrack for ever
     ({"alpha_pattern": {"layers.1.*": 5, "up": 6, "n.q": 7, "attn": 8}}, 3 / 2),  # whole names between dots, to the end
     ({"rank_pattern": None, "alpha_pattern": {}}, 3 / 2),
 ]
@@ -267,7 +266,7 @@ def test_numbers_are_read_only_when_asked_for(tmp_path, monkeypatch):
     def fail(file, framework):
         raise OSError("gone")
 
-    monkeypatch.setattr(adapter, "safe_open", fail)
+    monkeypatch.setattr(folder_module, "safe_open", fail)
     again = opened(tmp_path, factors(Q))  # opening reads no tensor
     for closed in (again, copy, found):
         with pytest.raises(CheckpointError, match=r"cannot be opened .gone.; it was readable before"):
@@ -335,7 +334,10 @@ REFUSED = [
     ({"r": "two"}, {}, "`r`: .*, got 'two'"),
     ({"lora_alpha": float("nan")}, {}, "`lora_alpha`: .*finite number, got nan"),
     ({"rank_pattern": {"q": -1}}, {}, "`rank_pattern.q`: .*greater than or equal to 1, got -1"),
+    ({"rank_pattern": {"q": int("9" * 400)}}, {}, "`rank_pattern.q`: .*got 999"),
+    ({"lora_alpha": int("9" * 400)}, {}, "`lora_alpha`: .*got "),
     ({"alpha_pattern": {"(": 1}}, {}, r"`alpha_pattern`: expected regular expressions, got `\(`"),
+    ({"alpha_pattern": {r"(q)\1": 1}}, {}, r"`alpha_pattern`: expected regular expressions, got .* \(GROUPREF\)"),
     (
         {"r": 4},
         {},
@@ -366,7 +368,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("config", "tensors", "message"), REFUSED, ids=[message for *_, message in REFUSED])
 def test_what_is_not_plain_lora_on_this_base_is_refused_unread(tmp_path, monkeypatch, config, tensors, message):
-    monkeypatch.setattr(adapter, "safe_open", None)
+    monkeypatch.setattr(folder_module, "safe_open", None)
     given_tensors = {key: tensor for key, tensor in (factors(Q) | tensors).items() if tensor is not None}
     with pytest.raises(CheckpointError, match=message):
         opened(tmp_path, given_tensors, **config)
@@ -431,7 +433,9 @@ def test_adapter_is_no_base(tmp_path):
 def test_factors_that_are_not_finite_are_refused(tmp_path, key, value):
     tensors = factors(Q)
     tensors[key][1, 1] = value
-    with pytest.raises(CheckpointError, match=rf"code: tensor `{Q}.weight` holds \d+ numbers that are NaN or infinite"):
+    with pytest.raises(
+        CheckpointError, match=rf"code: tensor `{Q}.weight` holds \d+ elements that are NaN or infinite"
+    ):
         adapter_pool(tmp_path, tensors)
 
 
@@ -447,7 +451,7 @@ def test_digest_is_of_the_factors_the_scale_and_the_base(tmp_path):
 def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = adapter_pool(tmp_path, factors(Q))
-    monkeypatch.setattr(adapter, "safe_open", None)
+    monkeypatch.setattr(folder_module, "safe_open", None)
     assert Pool(tmp_path / "base", {"maths": tmp_path / "maths", "code": tmp_path / "code"}).digests == first.digests
 
 

@@ -74,7 +74,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, value, dtype):
     bad = torch.ones(2, 2, dtype=dtype)
     bad[1] = value
     with pytest.raises(
-        CheckpointError, match=r"maths: tensor `layers.0.attn.weight` holds 2 numbers that are NaN or infinite, of 4"
+        CheckpointError, match=r"maths: tensor `layers.0.attn.weight` holds 2 elements that are NaN or infinite, of 4"
     ):
         opened(tmp_path, changed("layers.0.attn.weight", bad))
 

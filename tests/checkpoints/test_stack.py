@@ -87,7 +87,7 @@ def test_merge_of_stacks_is_the_stack_of_merges(builder):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (stack(("maths", 0), ("code", 4)), "slot 1 asks for layer 4, its source has 4 layers; type 0 to 3"),
+        (stack(("maths", 0), ("code", 4)), "slot 1 names layer 4, its source has 4 layers; type 0 to 3"),
         (stack(("coed", 0)), "the pool has no expert `coed`; did you mean `code`"),
         (stack(("maths", 0), rest="coed"), "the pool has no expert `coed`; did you mean `code`"),
         (

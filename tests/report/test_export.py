@@ -175,7 +175,7 @@ def test_merge_keeps_the_bases_configuration_byte_for_byte(pool, tmp_path):
 
 @pytest.mark.parametrize(
     ("layers", "error", "message"),
-    [((("a", 0), ("a", 9)), RecipeError, "asks for layer 9"), ((("a", 0),), CheckpointError, "not empty")],
+    [((("a", 0), ("a", 9)), RecipeError, "names layer 9"), ((("a", 0),), CheckpointError, "not empty")],
 )
 def test_nothing_is_written_where_something_is_wrong(layers, error, message, tmp_path):
     for seed, name in enumerate(("base", "a")):

@@ -1,0 +1,156 @@
+"""The files of a LoRA adapter: its configuration, the header of its weights, and the products that they describe.
+
+The folder is PEFT's: `adapter_config.json` beside `adapter_model.safetensors`. Both are checked; no tensor is read here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from evomerge.checkpoints.folder import INDEX, WEIGHTS, read_json
+from evomerge.checkpoints.header import TensorInfo, read_header
+from evomerge.checkpoints.patterns import matches
+from evomerge.errors import CheckpointError
+from evomerge.recipe import describe
+
+CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_INSTEAD = "merge it into its base first (peft: merge_and_unload, save_pretrained) and give that folder"
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal")
+"""Initialisations of B·A that leave the base as it is. The others (PiSSA, OLoRA, ...) subtract the initial B·A from it."""
+_IGNORED = {  # settings that do not affect the weights, or only list which of them the file holds
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "target_modules",
+    "task_type",
+}
+
+_Rank = Annotated[int, Field(ge=1, lt=1 << 31)]
+_Alpha = Annotated[float, Field(allow_inf_nan=False)]
+_Number = TypeVar("_Number", int, float)
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Return whether the folder at `path` holds an adapter, and no complete model beside it."""
+    folder = Path(path)
+    return (folder / CONFIG).is_file() and not any((folder / name).exists() for name in (WEIGHTS, INDEX))
+
+
+class LoraConfig(BaseModel):
+    """The settings that scale and transpose the products, by PEFT's names; `model_extra` is the rest of the file."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    r: _Rank
+    lora_alpha: _Alpha
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+    init_lora_weights: bool | str | None = None
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
+        for pattern in table or {}:
+            _first_match({pattern: 0}, "", 0)
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The change s·B·A of one weight: its factors' keys in the file, their rank r, and the scale s.
+
+    A is `(r, in)`, B `(out, r)`, for a convolution followed by A's kernel; a transposed weight is `(in, out)`.
+    """
+
+    a: str
+    b: str
+    rank: int
+    scale: float
+    transposed: bool
+
+    @classmethod
+    def of(cls, pair: Mapping[str, str], weight: str, dimensions: int, config: LoraConfig) -> "Product":
+        """Return the product of the factors with the keys `pair`, scaled as `config` says for `weight`."""
+        module = weight.removesuffix(".weight")
+        rank = _first_match(config.rank_pattern, module, config.r)
+        alpha = _first_match(config.alpha_pattern, module, config.lora_alpha)
+        scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+        embedding = pair["A"].endswith("lora_embedding_A")
+        transposed = embedding or (config.fan_in_fan_out and dimensions == 2)
+        return cls(pair["A"], pair["B"], rank, scale, transposed)
+
+
+def _first_match(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:
+    """Return the value of the first pattern that the name `module` matches, or the part of it after a dot.
+
+    Raises `ValueError` for a pattern that is not safe to match.
+    """
+    for pattern, value in (patterns or {}).items():
+        plain = re.fullmatch(r"[\w.-]*", pattern)  # most are: PEFT may write one for each module
+        try:
+            if (re.fullmatch if plain else matches)(rf"(.*\.)?({pattern})", module):
+                return value
+        except ValueError as error:
+            msg = f"expected regular expressions, got `{pattern[:80]}` ({error})"
+            raise ValueError(msg) from None
+    return default
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Return the adapter's configuration. Raises `CheckpointError` unless it makes the weights W + s·B·A."""
+    path = folder / CONFIG
+    data = read_json(path)
+    kind = data.get("peft_type") if isinstance(data, dict) else None
+    if kind != "LORA":
+        msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA'. If PEFT can merge this kind, {_INSTEAD}"
+        raise CheckpointError(msg)
+    try:
+        config = LoraConfig.model_validate(data)
+    except ValidationError as error:
+        raise CheckpointError(describe(error, str(path), {})) from None
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() not in _KEEPS_BASE:
+        msg = f"{path}: `init_lora_weights` is {config.init_lora_weights!r}, which changes the base, too; {_INSTEAD}"
+        raise CheckpointError(msg)
+    for key, value in (config.model_extra or {}).items():
+        if value and key not in _IGNORED:
+            msg = f"{path}: `{key}` is {str(value)[:80]}, so the weights may not be W + s·B·A alone; {_INSTEAD}"
+            raise CheckpointError(msg)
+    return config
+
+
+def read_stored(folder: Path) -> dict[str, TensorInfo]:
+    """Return the checked header of the adapter's weights. Raises `CheckpointError`."""
+    weights, pickled = folder / ADAPTER_WEIGHTS, folder / "adapter_model.bin"
+    if not weights.is_file() and pickled.exists():
+        msg = f"{folder}: only pickle weights ({pickled.name}), which can run code when read; convert them with peft's save_pretrained and give that folder"
+        raise CheckpointError(msg)
+    if not weights.is_file():
+        msg = f"{folder}: no {ADAPTER_WEIGHTS} beside {CONFIG}; expected both, as peft's save_pretrained writes them"
+        raise CheckpointError(msg)
+    stored = read_header(weights).info
+    if not stored:
+        msg = f"{weights}: holds no tensor; expected the factors of at least one module"
+        raise CheckpointError(msg)
+    return stored

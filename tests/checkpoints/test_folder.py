@@ -1,0 +1,153 @@
+"""Folders: whatever is wrong with one is an error before any tensor is read."""
+
+import json
+
+import pytest
+import torch
+from pools import CONFIG, TENSORS, write_checkpoint
+from safetensors.torch import save_file
+
+from evomerge.checkpoints import Folder, TensorInfo
+from evomerge.errors import CheckpointError
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors_come_back_as_they_were_written(tmp_path, shards):
+    folder = Folder(write_checkpoint(tmp_path, TENSORS, shards=shards))
+    assert list(folder.info) == sorted(TENSORS)
+    assert folder.config == CONFIG
+    assert len(folder.files) == shards
+    for name, tensor in TENSORS.items():
+        assert torch.equal(folder.tensor(name), tensor)
+        assert folder.info[name] == TensorInfo(tuple(tensor.shape), tensor.dtype)
+    folder.forget()
+    out = torch.empty(2, 3, dtype=torch.bfloat16)
+    folder.write("a.weight", out)
+    assert torch.equal(out, TENSORS["a.weight"].bfloat16())
+
+
+def index(folder, weight_map):
+    folder.mkdir(exist_ok=True)
+    content = weight_map if isinstance(weight_map, str) else json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(content)
+
+
+def test_missing_folder_and_folder_without_weights(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none: no such folder; expected a checkpoint folder"):
+        Folder(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        Folder(tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"no safetensors file; expected model.safetensors"):
+        Folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
+def test_pickles_are_refused_unread(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(CheckpointError, match=rf"only pickle weights \({name}\).*convert them with"):
+        Folder(tmp_path)
+
+
+def test_adapters_are_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file({"lora_A": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="a LoRA adapter, not a whole model; merge it into its base first"):
+        Folder(tmp_path)
+
+
+def test_several_files_need_an_index(tmp_path):
+    for name in ("one", "two"):
+        save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"2 safetensors files but no model\.safetensors\.index\.json"):
+        Folder(tmp_path)
+
+
+def test_single_file_goes_before_an_index_as_in_transformers(tmp_path):
+    """Both are there after saving twice into one folder: see `transformers.modeling_utils`, which takes the single file."""
+    write_checkpoint(tmp_path, {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}, shards=2)
+    write_checkpoint(tmp_path, TENSORS)
+    folder = Folder(tmp_path)
+    assert folder.files == (tmp_path / "model.safetensors",)
+    assert torch.equal(folder.tensor("a.weight"), TENSORS["a.weight"])
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "model-1.safetensors"}, "shard model-1.safetensors is missing; download the checkpoint again"),
+        (
+            {"a": "../outside.safetensors"},
+            "names the shard '../outside.safetensors'; expected a file name inside the folder, no path",
+        ),
+        ({"a": "/etc/passwd"}, "names the shard '/etc/passwd'"),
+        ({"a": ".."}, "names the shard '..'"),
+        ({"a": ""}, "names the shard ''"),
+        ({"a": 3}, "shard 3 is missing"),
+        ({"none": "whole.safetensors"}, "the index puts tensor `none` into whole.safetensors, which does not hold it"),
+        ({"a": "a" * 300}, "shard a{200} is missing"),
+        ({"a": "\ud800"}, r"shard .* is missing"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", r"not a safetensors index \(TypeError\)"),
+        ('{"weight_map": []}', "not a safetensors index"),
+    ],
+)
+def test_broken_indexes_are_refused(tmp_path, weight_map, message):
+    save_file(TENSORS, tmp_path / "outside.safetensors")
+    index(tmp_path / "model", weight_map)
+    save_file(TENSORS, tmp_path / "model" / "whole.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        Folder(tmp_path / "model")
+
+
+def test_links_that_leave_the_folder_are_refused(tmp_path):
+    save_file(TENSORS, tmp_path / "secret.safetensors")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to("../secret.safetensors")
+    with pytest.raises(CheckpointError, match=r"links to .*secret.safetensors, outside of the checkpoint's folder"):
+        Folder(tmp_path / "model")
+
+
+def test_links_of_the_hugging_face_cache_are_followed(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    save_file(TENSORS, blobs / "0123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
+    assert torch.equal(Folder(snapshot).tensor("a.weight"), TENSORS["a.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file; expected the model's configuration"),
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[]", "expected a JSON object, got list"),
+    ],
+)
+def test_broken_configurations_are_refused(tmp_path, content, message):
+    write_checkpoint(tmp_path, TENSORS)
+    (tmp_path / "config.json").unlink()
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"config.json: {message}"):
+        _ = Folder(tmp_path).config
+
+
+def test_file_that_changes_after_it_was_checked_is_an_error(tmp_path):
+    folder = Folder(write_checkpoint(tmp_path, TENSORS))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"cannot be opened .* has it changed"):
+        folder.tensor("a.weight")
+
+
+def test_reading_ahead_of_a_file_that_is_gone_or_shorter_is_no_error(tmp_path):
+    folder = Folder(write_checkpoint(tmp_path / "model", TENSORS))
+    folder.files[0].write_bytes(b"")
+    folder.read_ahead("a.weight")
+    folder.files[0].unlink()
+    folder.read_ahead("a.weight")

@@ -1,0 +1,79 @@
+"""Layout: blocks and kinds are inferred from names and shapes."""
+
+import pytest
+import torch
+
+from evomerge.checkpoints import Layout, TensorInfo
+from evomerge.recipe import Place
+
+
+def layout(*names, shape=(2, 2)):
+    return Layout(
+        {
+            name: TensorInfo(shape if not name.endswith(("bias", "norm.weight")) else (2,), torch.float32)
+            for name in names
+        }
+    )
+
+
+CASES = {
+    "bert": (
+        "bert.encoder.layer.{}.attention.self.query.weight",
+        "bert.encoder.layer.{}.attention.output.dense.weight",
+        "bert.encoder.layer.{}.intermediate.dense.weight",
+        "bert.encoder.layer.{}.output.LayerNorm.weight",
+    ),
+    "gpt2": ("h.{}.attn.c_attn.weight", "h.{}.attn.c_proj.weight", "h.{}.mlp.c_fc.weight", "h.{}.ln_1.weight"),
+    "llama": (
+        "model.layers.{}.self_attn.q_proj.weight",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "model.layers.{}.mlp.up_proj.weight",
+        "model.layers.{}.input_layernorm.weight",
+    ),
+    "vit": (
+        "vit.encoder.layer.{}.attention.attention.key.weight",
+        "vit.encoder.layer.{}.attention.output.dense.weight",
+        "vit.encoder.layer.{}.output.dense.weight",
+        "vit.encoder.layer.{}.layernorm_before.weight",
+    ),
+    "mixtral": (
+        "model.layers.{}.self_attn.v_proj.weight",
+        "model.layers.{}.self_attn.o_proj.weight",
+        "model.layers.{}.block_sparse_moe.experts.3.w1.weight",
+        "model.layers.{}.post_attention_layernorm.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_and_kinds_are_found_from_names(case):
+    names = [pattern.format(block) for block in range(12) for pattern in CASES[case]]
+    found = layout(*names)
+    assert found.blocks == 12
+    for block in (0, 7, 11):
+        kinds = [found.place(pattern.format(block)) for pattern in CASES[case]]
+        assert kinds == [Place(block, 12, kind) for kind in ("attention", "attention", "mlp", "norm")]
+    assert found.kinds == ("attention", "mlp", "norm")
+
+
+def test_what_is_outside_of_the_stack_counts_with_its_nearest_end():
+    found = layout(
+        "model.embed_tokens.weight",
+        "embeddings.LayerNorm.weight",
+        "model.layers.0.mlp.weight",
+        "model.layers.1.mlp.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    )
+    assert found.place("model.embed_tokens.weight") == Place(0, 2, "embedding", inside=False)
+    assert found.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm", inside=False)
+    assert found.place("model.norm.weight") == Place(1, 2, "norm", inside=False)
+    assert found.place("lm_head.weight") == Place(1, 2, "head", inside=False)
+    assert found.block("lm_head.weight") is None
+
+
+def test_largest_stack_counts_and_gaps_do_not_make_one():
+    assert layout("tower.0.w", "tower.1.w", "tower.2.w", "stem.0.w", "stem.1.w").prefix == "tower"
+    assert layout("layers.0.w", "layers.2.w").blocks == 1
+    assert layout("0.weight", "1.weight").prefix == ""
+    assert layout("weight").blocks == 1
