@@ -47,7 +47,8 @@ class _Matcher:
             elif kind is _constants.SUBPATTERN and what[1:3] == (0, 0):  # without flags
                 starts = self.ends(what[3], starts)
             elif kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
-                starts = self._repeated(*what, starts)
+                least, most, body = what
+                starts = self._repeated(least, most, body, starts)
             else:
                 msg = str(kind)
                 raise re.error(msg)
