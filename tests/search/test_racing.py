@@ -19,7 +19,7 @@ from evomerge.trial import Evaluation, Proposal, ScoreTable
 
 NSGA = {"kind": "nsga2", "population": 12}
 CMA = {"kind": "cma"}
-KNOWN = 10  # candidates that are scored whole before anybody races
+KNOWN = 10  # complete candidates before racing starts
 
 
 def race(problem, driver=NSGA, seed=0, **settings):

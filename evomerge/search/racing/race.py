@@ -1,0 +1,226 @@
+"""One round of a race: the criteria that its candidates are compared by, and its state."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge import pareto
+from evomerge.search.fronts.front import fit_surrogates
+from evomerge.search.racing.estimators import Estimator, Regression, Scores
+from evomerge.search.racing.settings import MAX_COMPLETE, RacingSettings
+from evomerge.space import SearchSpace
+from evomerge.surrogate import Surrogate, item_response
+from evomerge.surrogate.threads import on_one_thread
+from evomerge.trial import Evaluation, Examples, Metric, Proposal, ScoreTable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """What all rounds of a study have in common."""
+
+    settings: RacingSettings
+    space: SearchSpace | None
+    """The space whose genes surrogates take; None for a race without surrogates."""
+    metrics: Mapping[str, Metric]
+    """Objective → its metric."""
+    tasks: tuple[str, ...]
+    """The task of each objective."""
+    sizes: Mapping[str, int]
+    """Task → number of its search examples."""
+    order: Mapping[str, NDArray[np.intp]]
+    """Task → permutation of its examples."""
+    draws: Scores
+    """Standard normal, `(draws, objectives)`."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives."""
+        return tuple(self.metrics)
+
+    @property
+    def everything(self) -> dict[str, tuple[int, ...]]:
+        """All examples of all tasks."""
+        return {task: tuple(range(size)) for task, size in self.sizes.items()}
+
+    def points(self, proposals: Sequence[Proposal]) -> Scores:
+        """Return the genomes of proposals in unit coordinates, `(proposals, genes)`."""
+        assert self.space is not None
+        return self.space.to_unit(np.array([proposal.genome for proposal in proposals]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Criteria:
+    """What the candidates of a round are compared by, from the complete candidates alone."""
+
+    rungs: Sequence[Examples]
+    """The examples of each rung, each a subset of the next one's; the last rung has all."""
+    complete: int = 0
+    """How many complete candidates there were."""
+    thresholds: Scores = field(default_factory=lambda: np.empty((0, 0)))
+    """Each rival's means plus the tolerance, `(rivals, objectives)`: a competitive candidate exceeds each in some objective."""
+    estimators: Sequence[Estimator] = ()
+    """One per objective."""
+    surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
+    """By objective; without the constant ones."""
+
+
+@on_one_thread
+def fit_criteria(setup: Setup, complete: Sequence[tuple[Proposal, Evaluation]], tolerance: float) -> Criteria:
+    """Return the criteria by the `complete` candidates; `tolerance` is in standard errors."""
+    latest = complete[-MAX_COMPLETE:]
+    tables = [np.array([scored.scores[name] for _, scored in latest], np.float64) for name in setup.objectives]
+    estimators: list[Estimator]
+    models: dict[str, item_response.Model] = {}
+    if setup.settings.estimator == "item_response":
+        fits = [item_response.fit(table) for table in tables]
+        models = dict(zip(reversed(setup.tasks), reversed(fits), strict=True))
+        estimators = [*fits]
+    else:
+        estimators = [Regression(table) for table in tables]
+    vectors = [[scored.scores[name] for name in setup.objectives] for _, scored in complete]
+    means = np.array([[vector.mean(dtype=np.float64) for vector in row] for row in vectors])
+    front = np.flatnonzero(pareto.nondominated(means))
+    errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in vectors[i]] for i in front]
+    by_task = {task: _choose_examples(setup, task, models.get(task)) for task in setup.sizes}
+    rungs = [{task: chosen[k] for task, chosen in by_task.items()} for k in range(len(setup.settings.rungs))]
+    surrogates: Mapping[str, Surrogate] = {}
+    if setup.space:
+        metrics = {}
+        for table, (name, metric) in zip(tables, setup.metrics.items(), strict=True):
+            inside = metric.low <= table.min() <= table.max() <= metric.high
+            metrics[name] = metric if inside else replace(metric, low=-math.inf, high=math.inf)
+        points = setup.points([proposal for proposal, _ in latest])
+        surrogates = fit_surrogates(metrics, points, [scored for _, scored in latest])
+    return Criteria(
+        rungs=[*rungs, setup.everything],
+        complete=len(complete),
+        thresholds=means[front] + tolerance * np.array(errors),
+        estimators=estimators,
+        surrogates=surrogates,
+    )
+
+
+def _choose_examples(setup: Setup, task: str, model: item_response.Model | None) -> list[tuple[int, ...]]:
+    """Return the examples of a task at each rung but the last, each a subset of the next one's."""
+    order = setup.order[task]
+    chosen: list[int] = []
+    rungs = []
+    for share in setup.settings.rungs:
+        new = math.ceil(share * len(order)) - len(chosen)
+        anchors = new // 2 if model else 0
+        free = order[~np.isin(order, chosen)]
+        chosen += free[: new - anchors].tolist()
+        if model and anchors:
+            chosen += model.anchors(anchors, chosen).tolist()
+        rungs.append(tuple(sorted(chosen)))
+    return rungs
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A recipe in a round; several of the round's proposals may have it."""
+
+    proposal: Proposal
+    scores: ScoreTable
+    predicted: tuple[Scores, Scores]
+    """Means and standard deviations by the surrogates, both `(objectives,)`; infinite deviations where there are none."""
+    error: str | None = None
+    estimate: Scores | None = None
+    """The means of a stopped candidate, `(objectives,)`."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it has neither failed nor been stopped."""
+        return self.error is None and self.estimate is None
+
+
+class Race:
+    """The state of one round, from the inner driver's proposals to the results that it is told."""
+
+    def __init__(
+        self, setup: Setup, criteria: Criteria, proposals: Sequence[Proposal], tables: Mapping[str, ScoreTable]
+    ) -> None:
+        """Start the round of `proposals`; `tables` has the scores so far of each recipe that is not complete, by its id.
+
+        With surrogates, stop the candidates that are not competitive by their genes alone.
+        """
+        self.proposals = proposals
+        self.queue: deque[Proposal] = deque()
+        """Parts of this rung that are yet to be asked for."""
+        unknown = np.zeros(len(setup.objectives)), np.full(len(setup.objectives), math.inf)
+        self.candidates: dict[str, Candidate] = {}
+        for proposal in proposals:
+            identity = proposal.recipe.id
+            if identity in tables and identity not in self.candidates:
+                self.candidates[identity] = Candidate(proposal, tables[identity], unknown)
+        self._setup = setup
+        self._criteria = criteria
+        self._rung = -1  # before the first
+        if criteria.surrogates and self.candidates:
+            self._predict()
+            self.stop()
+
+    def advance(self) -> bool:
+        """Queue the examples of the next rung that needs any; False if there is none and the round is over."""
+        while self._rung < len(self._criteria.rungs) - 1:
+            self._rung += 1
+            for candidate in self._running():
+                missing = candidate.scores.missing(self._criteria.rungs[self._rung])
+                if missing:
+                    everything = sum(map(len, missing.values())) == sum(self._setup.sizes.values())
+                    self.queue.append(replace(candidate.proposal, examples=None if everything else missing))
+            if self.queue:
+                return True
+            self.stop()
+        return False
+
+    @on_one_thread
+    def stop(self) -> None:
+        """Stop the candidates that are most probably not competitive, at this rung or before the first."""
+        running = self._running()
+        if self._rung == len(self._criteria.rungs) - 1 or not running:
+            return
+        means, deviations = (np.stack(part) for part in zip(*(one.predicted for one in running), strict=True))
+        if self._rung >= 0:
+            means, deviations = self._combined(running, means, deviations)
+        settings = self._setup.settings
+        level = (1 - settings.confidence) / (len(settings.rungs) + (self._setup.space is not None))
+        for candidate, mean, deviation in zip(running, means, deviations, strict=True):
+            draws = (mean + deviation * self._setup.draws)[:, None]
+            beaten = (self._criteria.thresholds >= draws).all(axis=2).any(axis=1)
+            if 1 - beaten.mean() <= level:
+                candidate.estimate = mean
+
+    def _running(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates.values() if candidate.running]
+
+    def _predict(self) -> None:
+        """Predict the candidates' means from their genes."""
+        candidates = list(self.candidates.values())
+        points = self._setup.points([candidate.proposal for candidate in candidates])
+        unknown = np.zeros(len(candidates)), np.full(len(candidates), math.inf)
+        surrogates = self._criteria.surrogates
+        predictions = [
+            surrogates[name].predict(points) if name in surrogates else unknown for name in self._setup.objectives
+        ]
+        means, deviations = (np.stack(part, axis=1) for part in zip(*predictions, strict=True))
+        for candidate, mean, deviation in zip(candidates, means, np.maximum(deviations, 1e-12), strict=True):
+            candidate.predicted = mean, deviation
+
+    def _combined(self, running: Sequence[Candidate], predicted: Scores, deviations: Scores) -> tuple[Scores, Scores]:
+        """Return means and standard deviations from this rung's examples and the predictions, `(candidates, objectives)`."""
+        seen = self._criteria.rungs[self._rung]
+        taken = [candidate.scores.take(seen).scores for candidate in running]
+        estimates = [
+            estimator.estimate(np.array(seen[task], np.intp), np.array([scores[name] for scores in taken], np.float64))
+            for name, task, estimator in zip(
+                self._setup.objectives, self._setup.tasks, self._criteria.estimators, strict=True
+            )
+        ]
+        means, errors = (np.stack(part, axis=1) for part in zip(*estimates, strict=True))
+        weight = errors**2 / (errors**2 + deviations**2)  # of the prediction
+        return means + weight * (predicted - means), errors * np.sqrt(1 - weight)
