@@ -1,4 +1,4 @@
-"""A study's YAML: what is merged, over which space, for which tasks, by which driver; and the parts that it names."""
+"""Settings of a study (its YAML), and the parts that they name: pool, space, tasks, driver."""
 
 import hashlib
 import importlib.metadata
@@ -28,62 +28,62 @@ class _Part(BaseModel):
 
 
 class PoolSettings(_Part):
-    """Which models: an embedded zoo by name, or folders."""
+    """The models: an embedded zoo by name, or folders."""
 
     zoo: str | None = None
     zoo_seed: int = Field(default=0, ge=0)
     base: str | None = None
     experts: dict[str, str] = Field(default_factory=dict)
     auto: str | None = None
-    """Name of the transformers class, such as `AutoModel`; by default the one that config.json names."""
+    """Name of the transformers class, such as `AutoModel`; by default that of config.json."""
     module: str | None = None
-    """`FILE.py:FUNCTION` that makes the model, for one that transformers does not know: called with the checkpoint's folder,
-    it returns a torch module whose state has the checkpoint's names."""
+    """`FILE.py:FUNCTION` for a model that is not in transformers: called with the checkpoint's folder, it returns a torch
+    module whose state dictionary has the checkpoint's names."""
 
 
 class ReportSettings(_Part):
-    """How the front is re-scored on unseen examples."""
+    """How the front is scored on unseen examples."""
 
     front: int = Field(default=24, ge=1)
-    """At most this many points of the front are re-scored: those that add the most hypervolume."""
+    """Maximum number of points of the front to score: those that add the most hypervolume."""
     scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    """Scales of plain task arithmetic among which the reference `best scale` is chosen on the search split."""
+    """Scales of task arithmetic; the reference `best scale` is the best of them on the search split."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the examples."""
 
 
 class StudySettings(_Part):
-    """The whole of a study file."""
+    """All settings of a study file."""
 
     name: str = Field(default="study", pattern=r"^[\w.-]+$")
     about: str = ""
     pool: PoolSettings
     space: Any
-    """A shipped space's name, a file, or a space written in place."""
+    """Name of a shipped space, a file, or the space itself."""
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Task settings by objective; with a zoo, its own tasks by default."""
+    """Task settings by name; with a zoo, its tasks by default."""
     folder: str = "."
-    """Where relative paths of tasks start; by default the study file's folder."""
+    """Start of relative paths of tasks; by default the study file's folder."""
     driver: dict[str, Any] | None = None
-    """By default the one that the space names, else the one that suits it: see `search.default`."""
+    """By default that of the space, else `search.default`."""
     evaluations: int = Field(default=200, ge=1)
-    """Budget. A proposal of a part of the search examples costs that part of an evaluation."""
+    """Budget. A proposal of a part of the search examples counts as that share of an evaluation."""
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1)
-    """Threads of each worker. Fixed for the whole study: another number changes the last bits of scores."""
+    """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In what dtype candidates run. Merging is in fp32 always."""
+    """The dtype in which candidates run. Merging is always in fp32."""
     deadline: float | None = Field(default=None, gt=0)
-    """Seconds after which a candidate's evaluation is given up. By default an hour; none with one worker, which runs in
-    this process unless a deadline is set."""
+    """Maximum seconds per candidate. By default an hour; none with one worker, which runs in this process unless a deadline
+    is set."""
     shared_mib: int = Field(default=1024, ge=0)
-    """MiB that each worker may use for hidden states of stacks that begin with the same layers. It changes no score."""
+    """MiB per worker for hidden states that stacks with equal first layers share. It changes no score."""
     report: ReportSettings = ReportSettings()
 
     @classmethod
     def read(cls, path: Path) -> "StudySettings":
-        """Return the settings in a study file, its paths made absolute. Raises `StudyError`."""
+        """Return the settings of a study file with absolute paths. Raises `StudyError`."""
         if not path.is_file():
             msg = f"{path}: no such study file"
             raise StudyError(msg)
@@ -91,7 +91,7 @@ class StudySettings(_Part):
 
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
-        """Return the settings in `data`, relative paths taken from `folder`. `where` begins every error."""
+        """Return the settings in `data`, whose relative paths start at `folder`. Every error begins with `where`."""
         known = {
             "": tuple(cls.model_fields),
             "pool": tuple(PoolSettings.model_fields),
@@ -121,13 +121,13 @@ class StudySettings(_Part):
         return settings.model_copy(update=update)
 
 
-FREE = ("evaluations", "workers", "deadline", "shared_mib", "report", "about")
-"""Settings that may change when a study is resumed: none of them changes what was already proposed or scored."""
+CHANGEABLE = ("evaluations", "workers", "deadline", "shared_mib", "report", "about")
+"""Settings that may change when a study is resumed: none affects a past proposal or score."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the settings name, opened and checked."""
+    """Everything that the settings name, opened and checked."""
 
     pool: Pool
     space: SearchSpace
@@ -137,12 +137,12 @@ class Parts:
 
     @property
     def searched(self) -> list[str]:
-        """The searched objectives, `task/metric`."""
+        """The objectives of the search, `task/metric`."""
         return [f"{name}/{task.search_metric}" for name, task in self.tasks.items()]
 
     @property
     def reported(self) -> list[str]:
-        """The reported objectives, `task/metric`."""
+        """The objectives of the report, `task/metric`."""
         return [f"{name}/{task.report_metric}" for name, task in self.tasks.items()]
 
     @property
@@ -151,13 +151,13 @@ class Parts:
         return {split: {name: task.size(split) for name, task in self.tasks.items()} for split in get_args(Split)}
 
     @property
-    def whole(self) -> int:
-        """Number of examples that a whole evaluation on the search split scores."""
+    def full_size(self) -> int:
+        """Number of examples of a full evaluation on the search split."""
         return sum(self.sizes["search"].values())
 
     @property
     def initial(self) -> Recipe:
-        """The recipe of the space's `init`; where it crosses earlier candidates, they are the base."""
+        """The recipe of the space's `init`, with the base for all members."""
         return _initial(self.space)
 
     def new_driver(self, seed: int) -> Driver:
@@ -172,25 +172,25 @@ def _initial(space: SearchSpace) -> Recipe:
     return space.decode(space.initial, [base_recipe().id for _ in space.parents])
 
 
-def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda what: None) -> Parts:
-    """Open and check everything that `settings` name, before any work."""
-    given = settings.pool
+def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda step: None) -> Parts:
+    """Open and check everything that `settings` name."""
+    models = settings.pool
     task_settings = settings.tasks
-    if given.zoo is not None:
-        embedded = zoo.load(given.zoo, seed=given.zoo_seed)
+    if models.zoo is not None:
+        embedded = zoo.load(models.zoo, seed=models.zoo_seed)
         base, experts = embedded.pool["base"], embedded.pool["experts"]
         task_settings = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
         task_settings = task_settings or {name: dict(entry) for name, entry in embedded.tasks.items()}
     else:
-        base, experts = str(given.base), given.experts
+        base, experts = str(models.base), models.experts
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
     pool = Pool(base, experts, progress=progress)
-    searched = SearchSpace.parse(
+    search_space = SearchSpace.parse(
         settings.space, experts=list(pool.experts), kinds=pool.layout.kinds, blocks=pool.layout.blocks
     )
-    Builder(pool).build(_initial(searched))  # of names alone: what no candidate can be is said now
+    Builder(pool).build(_initial(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
     setup = Setup(
         base=base,
@@ -199,30 +199,29 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         folder=settings.folder,
         precision=settings.precision,
         threads=settings.threads,
-        auto=given.auto,
-        module=given.module,
+        auto=models.auto,
+        module=models.module,
         shared_mib=settings.shared_mib,
     )
-    made = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
-    objectives = [f"{name}/{task.search_metric}" for name, task in made.items()]
-    driver = settings.driver or searched.driver or search.default(searched, objectives)
-    parts = Parts(pool, searched, made, setup, driver)
+    opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
+    objectives = [f"{name}/{task.search_metric}" for name, task in opened.items()]
+    driver = settings.driver or search_space.driver or search.default(search_space, objectives)
+    parts = Parts(pool, search_space, opened, setup, driver)
     breeder = search.surfaced(parts.new_driver(settings.seed))
     if breeder is not None and settings.evaluations < breeder.least:
         other = "nsga2" if len(objectives) > 1 else "cma"
         msg = (
-            f"`evaluations` is {settings.evaluations}; expected {breeder.least} or more, without which driver `{driver['kind']}` knows too "
-            f"little of {len(searched.genes)} genes to predict a front; raise it, or type `driver: {{kind: {other}}}`"
+            f"`evaluations` is {settings.evaluations}; expected {breeder.least} or more, the least from which driver `{driver['kind']}` "
+            f"can predict a front over {len(search_space.genes)} genes; raise it, or type `driver: {{kind: {other}}}`"
         )
         raise StudyError(msg)
     return parts
 
 
 def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
-    """Return what makes a study this study and no other: settings, and digests of everything that it reads."""
-    kept = settings.model_dump(exclude={*FREE, "pool", "folder"})
+    """Return the settings and the digests of all data that the results of a study depend on."""
     return {
-        **kept,
+        **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder"}),
         "driver": dict(parts.driver),
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
@@ -232,8 +231,8 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
 
 
 def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
-    """Return the sha256 of every file or folder of data that a task's settings name."""
-    found = {}
+    """Return the sha256 of every file or folder of data in a task's settings, by key."""
+    digests = {}
     for key in ("search", "report", "head"):
         if not isinstance(task.get(key), str):
             continue
@@ -242,11 +241,11 @@ def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, 
         for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
-        found[key] = digest.hexdigest()
-    return found
+        digests[key] = digest.hexdigest()
+    return digests
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that can change a search: what a replay that differs is blamed on."""
+    """Return the versions of Python and of the packages that can change a search."""
     packages = ("evomerge", "torch", "transformers", "numpy", "cmaes", "pymoo", "optuna", "ray")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

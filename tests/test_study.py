@@ -17,12 +17,13 @@ from scipy.stats import entropy
 from evomerge import evaluate, journal
 from evomerge.errors import JournalError, RecipeError, StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
+from evomerge.history import History, digest
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe
 from evomerge.report import html, measure, tables
 from evomerge.report.export import export
 from evomerge.settings import StudySettings
-from evomerge.study import Study, digest, read_population
+from evomerge.study import Study
 from evomerge.trial import Evaluation
 
 DRIVERS = [
@@ -175,17 +176,17 @@ def test_a_race_resumed_from_any_prefix_scores_nothing_twice_and_gives_the_same_
         everything = {task: range(size) for task, size in study.parts.sizes["search"].items()}
         told = {
             (p.recipe.id, task, i)
-            for p, _ in study.record().told
+            for p, _ in study.history().completed
             for task, rows in (p.examples or everything).items()
             for i in rows
         }
         evaluator = Examined(study.parts.sizes)
         assert _raced(study, evaluator).journal_path.read_bytes() == content
-        failed = {p.recipe.id for p, evaluation in study.record().told if evaluation.error}
+        failed = {p.recipe.id for p, evaluation in study.history().completed if evaluation.error}
         assert all(count == 1 for (name, _, _), count in evaluator.scored.items() if name not in failed)
         assert not [key for key in evaluator.scored if key in told and key[0] not in failed]
-        assert study.record().spent == whole.record().spent
-        assert study.record().partial == whole.record().partial
+        assert study.history().spent == whole.history().spent
+        assert study.history().partial == whole.history().partial
 
 
 @pytest.mark.parametrize("driver", RACES, ids=lambda driver: driver["driver"]["kind"])
@@ -195,7 +196,7 @@ def test_a_race_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, sett
     many = Study.create(tmp_path / "many", settings(driver=driver))
     _raced(many, Examined(one.parts.sizes, slots=7, seed=3))
     assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
-    assert digest(many.record().told) == digest(one.record().told)
+    assert digest(many.history().completed) == digest(one.history().completed)
 
 
 def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_population(settings, tmp_path):
@@ -203,10 +204,10 @@ def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_popu
     evaluator = Examined(study.parts.sizes)
     seen = []
     study.run(CachingEvaluator(evaluator, study.parts.sizes), lambda proposal, evaluation: seen.append(study.spent))
-    record = study.record()
-    spent, told, population = record.spent, record.told, record.population
+    record = study.history()
+    spent, told, population = record.spent, record.completed, record.population
     asked = sum(evaluator.scored.values())
-    assert spent == seen[-1] == asked / study.parts.whole
+    assert spent == seen[-1] == asked / study.parts.full_size
     assert 30 <= spent < 31
     assert np.diff(seen).min() > 0
     candidates = {proposal.recipe.id for proposal, _ in told}
@@ -229,9 +230,9 @@ def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_popu
 def test_an_unraced_study_costs_one_evaluation_a_proposal_and_leaves_nothing_in_part(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
     study.run(CachingEvaluator(Made()))
-    assert (study.record().spent, study.record().partial, study.spent) == (30, (), 30)
-    assert study.record().told[3][0].recipe == study.population()[3][0].recipe
-    assert digest(study.record().told) == digest(study.population())
+    assert (study.history().spent, study.history().partial, study.spent) == (30, (), 30)
+    assert study.history().completed[3][0].recipe == study.population()[3][0].recipe
+    assert digest(study.history().completed) == digest(study.population())
     assert b"examples" not in study.journal_path.read_bytes()
 
 
@@ -239,8 +240,10 @@ def test_a_race_of_real_models_is_reported_without_the_candidates_that_were_stop
     driver = {"kind": "racing", "driver": DRIVERS[0], "tolerance": 1}
     study = Study.create(tmp_path / "study", settings(driver=driver, evaluations=30))
     results = measure.measure(study, _searched(study))
-    stopped = {proposal.recipe.id for proposal, _ in study.record().told} - {p.recipe.id for p, _ in study.population()}
-    assert len(stopped) == len(study.record().partial) > 0
+    stopped = {proposal.recipe.id for proposal, _ in study.history().completed} - {
+        p.recipe.id for p, _ in study.population()
+    }
+    assert len(stopped) == len(study.history().partial) > 0
     assert not stopped & {point.recipe_id for point in results.front}
     assert results.evaluations == len(study.population())
 
@@ -248,9 +251,9 @@ def test_a_race_of_real_models_is_reported_without_the_candidates_that_were_stop
 def test_parts_without_sizes_and_other_examples_than_recorded_are_refused(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(driver=RACES[0]))
     _raced(study, Examined(study.parts.sizes))
-    first = next(proposal.number for proposal, _ in study.record().told if proposal.examples is not None)
+    first = next(proposal.number for proposal, _ in study.history().completed if proposal.examples is not None)
     with pytest.raises(StudyError, match=r"of a part of the examples; expected `sizes`"):
-        read_population(study.journal_path)
+        History.read(study.journal_path)
     header = json.loads((study.folder / "study.json").read_text())
     for part in ("identity", "settings"):
         header[part]["driver"]["rungs"] = [0.25, 0.5]

@@ -1,28 +1,30 @@
-"""Runs proposals somewhere: in this process, or in worker processes. Every evaluator gives the same scores.
+"""Evaluation of proposals, in this process or in worker processes. Every evaluator gives the same scores.
 
-`make` chooses an evaluator, `CachingEvaluator` wraps one so that no recipe is evaluated twice.
+`make` chooses an evaluator; `CachingEvaluator` wraps one so that no example of a recipe is scored twice; `drive` is the
+loop over an evaluator and a journal.
 """
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.caching import CachingEvaluator
+from evomerge.evaluate.drive import drive
 from evomerge.evaluate.evaluator import Evaluator
 from evomerge.evaluate.serial import Serial
 from evomerge.evaluate.worker import Setup, Worker
 
-__all__ = ["CachingEvaluator", "Evaluator", "Serial", "Setup", "Worker", "make"]
+__all__ = ["CachingEvaluator", "Evaluator", "Serial", "Setup", "Worker", "drive", "make"]
 
 
 def make(setup: Setup, workers: int = 1, deadline: float | None = None) -> Evaluator:
     """Return an evaluator: in this process for one worker, Ray actors for more.
 
-    `deadline` is the most seconds that a candidate may take, None for no limit. It needs a second process to
-    be held, so it also makes one worker a Ray actor. Raises `EvaluatorError`.
+    `deadline` is the maximum number of seconds per candidate, None for no limit. Enforcing it needs a second process, so
+    with a deadline one worker is a Ray actor too. Raises `EvaluatorError`.
     """
     if workers < 1:
         msg = f"`workers` must be at least 1, got {workers}; type --workers 1"
         raise EvaluatorError(msg)
     if workers == 1 and deadline is None:
         return Serial(setup)
-    from evomerge.evaluate.ray import RayEvaluator  # takes a second
+    from evomerge.evaluate.ray import RayEvaluator  # importing ray takes a second
 
     return RayEvaluator(setup, workers, deadline)

@@ -1,6 +1,6 @@
-"""Which Ray clusters may be used: none where anyone in the network can run what they like as this user.
+"""Refuses Ray clusters that accept commands from anyone in the network.
 
-Ray's sockets listen on every interface; its token is the only fence (CVE-2023-48022 is what happens without).
+Ray's sockets listen on every interface, and only token authentication protects them (CVE-2023-48022).
 """
 
 import os
@@ -10,7 +10,7 @@ from evomerge.errors import EvaluatorError
 
 
 def check_authentication(address: str) -> None:
-    """Raise `EvaluatorError` unless the cluster at `address` (`host:port`) is local or has a token."""
+    """Raise `EvaluatorError` unless the cluster at `address` (`host:port`) is local or requires a token."""
     host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
     try:
         local = ip_address(host).is_loopback

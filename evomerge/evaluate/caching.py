@@ -12,102 +12,100 @@ Key = tuple[str, Split]
 
 
 class CachingEvaluator(Evaluator):
-    """Answers from what is known of a recipe on a split, and asks another evaluator for the rest.
+    """Answers from a cache of scores, by recipe and split, and has another evaluator score the rest.
 
-    What is known is what came back, and what the study puts in by `know`: whole evaluations, and parts of them. Of a
-    proposal of which some examples are known, only the others are scored, and the answer is put together. A recipe is in
-    flight once at a time on a split: whoever proposes it meanwhile waits, and is looked at again when it is back, so
-    equal proposals are evaluated once, and all get that answer. Failures are shared like that, but not remembered:
-    proposed again, the recipe is tried again.
+    The cache holds the scores that came back and those that the study adds by `seed`, of all examples or of a part. Only
+    the examples of a proposal that are not cached are scored, and the answer is assembled from both. A recipe is pending
+    at most once per split: an equal proposal waits for it and is answered from its result. A failure is shared with the
+    waiting proposals but not cached, so a later proposal of that recipe is evaluated again.
     """
 
     def __init__(self, evaluator: Evaluator, sizes: Mapping[Split, Mapping[str, int]] | None = None) -> None:
-        """Remember what `evaluator` finds. It is closed with this one.
+        """Cache the scores of `evaluator`, which is closed with this one.
 
-        `sizes` says how many examples each task has in a split. None is enough where nobody proposes parts.
+        `sizes` are the numbers of examples of each task, by split; needed only where proposals name examples.
         """
         self._evaluator = evaluator
         self.slots = evaluator.slots
         self.lineage = evaluator.lineage
         self._sizes = sizes
-        self._whole: dict[Key, Evaluation] = {}
-        self._parts: dict[Key, ScoreTable] = {}  # of recipes that are not known whole
-        self._answered: deque[tuple[int, Evaluation]] = deque()
-        self._flying: dict[int, tuple[Proposal, Examples | None]] = {}  # by number, and what of it is being scored
-        self._waiting: dict[Key, list[Proposal]] = {}  # has every recipe that is in flight, and who waits for it
+        self._complete: dict[Key, Evaluation] = {}
+        self._parts: dict[Key, ScoreTable] = {}  # of recipes that are not in `_complete`
+        self._answers: deque[tuple[int, Evaluation]] = deque()
+        self._pending: dict[int, tuple[Proposal, Examples | None]] = {}  # by number, with the examples being scored
+        self._waiting: dict[Key, list[Proposal]] = {}  # for each pending recipe, the proposals that wait for it
 
     def seed(self, recipe_id: str, split: Split, evaluation: Evaluation, examples: Examples | None = None) -> None:
-        """Remember an evaluation that was made before, of all examples or of these; a failed one is let pass."""
+        """Add an earlier evaluation of these `examples` (None: of all) to the cache; failures are ignored."""
         key = recipe_id, split
-        if evaluation.error is not None or key in self._whole:
+        if evaluation.error is not None or key in self._complete:
             return
         if examples is not None:
-            known = self._parts.setdefault(key, self._scored(key))
-            known.add(examples, evaluation)
-            if not known.complete:
+            table = self._parts.setdefault(key, self._table(key))
+            table.add(examples, evaluation)
+            if not table.complete:
                 return
-            evaluation = known.take()
-        self._whole[key] = replace(evaluation, seconds={})  # the next answer takes none
+            evaluation = table.take()
+        self._complete[key] = replace(evaluation, seconds={})  # a cached answer takes no time
         self._parts.pop(key, None)
 
     def lookup(self, recipe_id: str, split: Split) -> Evaluation | None:
-        """Return the whole evaluation of a recipe, if it is known."""
-        return self._whole.get((recipe_id, split))
+        """Return the full evaluation of a recipe if it is cached."""
+        return self._complete.get((recipe_id, split))
 
     def submit(self, proposal: Proposal) -> None:
-        """Take a proposal, and have scored what is not known of it, unless its recipe is in flight."""
+        """Answer a proposal from the cache, submit its missing examples, or let it wait for its recipe."""
         key = proposal.recipe.id, proposal.split
         if key in self._waiting:
             self._waiting[key].append(proposal)
             return
         missing = proposal.examples
-        if proposal.examples is None and key in self._whole:
-            self._answered.append((proposal.number, self._whole[key]))
+        if proposal.examples is None and key in self._complete:
+            self._answers.append((proposal.number, self._complete[key]))
             return
         if proposal.examples is not None or key in self._parts:
-            known = self._scored(key)
-            missing = known.missing(proposal.examples)
+            table = self._table(key)
+            missing = table.missing(proposal.examples)
             if not missing:
-                self._answered.append((proposal.number, known.take(proposal.examples)))
+                self._answers.append((proposal.number, table.take(proposal.examples)))
                 return
         self._evaluator.submit(replace(proposal, examples=missing))
-        self._flying[proposal.number] = proposal, missing
+        self._pending[proposal.number] = proposal, missing
         self._waiting[key] = []
 
     def wait(self) -> tuple[int, Evaluation]:
-        """Return what is known at once, else what the other evaluator finds."""
-        if self._answered:
-            return self._answered.popleft()
+        """Return a cached answer if there is one, else the next of the other evaluator."""
+        if self._answers:
+            return self._answers.popleft()
         number, evaluation = self._evaluator.wait()
-        proposal, scored = self._flying.pop(number)
+        proposal, examples = self._pending.pop(number)
         key = proposal.recipe.id, proposal.split
-        self.seed(*key, evaluation, scored)
+        self.seed(*key, evaluation, examples)
         for other in self._waiting.pop(key):
             if evaluation.error is None:
                 self.submit(other)
             else:
-                self._answered.append((other.number, replace(evaluation, seconds={})))
-        if evaluation.error is None and scored is not None and scored != proposal.examples:
-            together = self._scored(key).take(proposal.examples)
-            evaluation = replace(together, seconds=evaluation.seconds)
+                self._answers.append((other.number, replace(evaluation, seconds={})))
+        if evaluation.error is None and examples is not None and examples != proposal.examples:
+            evaluation = replace(self._table(key).take(proposal.examples), seconds=evaluation.seconds)
         return number, evaluation
 
     def retain(self, members: Collection[str]) -> None:
-        """Pass it on."""
+        """Call `retain` of the other evaluator."""
         self._evaluator.retain(members)
 
     def close(self) -> None:
-        """Close the other evaluator. What is known stays known."""
+        """Close the other evaluator. The cache stays."""
         self._evaluator.close()
 
-    def _scored(self, key: Key) -> ScoreTable:
-        """Return what is known of a recipe on a split, example by example."""
+    def _table(self, key: Key) -> ScoreTable:
+        """Return the cached scores of a recipe on a split, example by example."""
         if key in self._parts:
             return self._parts[key]
         if self._sizes is None:
-            msg = "a part of a recipe's examples was proposed; expected `sizes` to say what the whole is: type CachingEvaluator(evaluator, sizes)"
+            msg = "a proposal names examples; expected `sizes`: type CachingEvaluator(evaluator, sizes)"
             raise EvaluatorError(msg)
-        known = ScoreTable(self._sizes[key[1]])
-        if key in self._whole:
-            known.add(None, self._whole[key])
-        return known
+        table = ScoreTable(self._sizes[key[1]])
+        if key in self._complete:
+            table.add(None, self._complete[key])
+        return table

@@ -1,4 +1,4 @@
-"""Evaluator: what runs proposals, as a study sees it."""
+"""Evaluator: the protocol by which a study has proposals evaluated."""
 
 from collections.abc import Collection
 from typing import Protocol, Self
@@ -8,39 +8,38 @@ from evomerge.trial import Evaluation, Proposal
 
 
 class Evaluator(Protocol):
-    """Takes proposals and gives evaluations back, in whatever order they finish. A driver does the reverse.
+    """Takes proposals and returns evaluations, in the order in which they finish. Not to be confused with a driver, which proposes.
 
     The rules, which `evomerge.testing.EvaluatorSuite` checks:
 
-    - Every submitted proposal comes back from `wait` exactly once, under its number, whatever happens to it
-      or to the process that evaluates it. What a candidate did wrong is its `Evaluation.error`, never an
-      exception.
-    - An evaluation depends on the recipe, the split and the examples alone: not on what was evaluated before, on the
-      number of slots or on the order of submission. Two evaluators with the same setup give the same bytes.
-    - Of a proposal with `examples`, these are scored and no others: the vectors are in their order, and there are none of
-      a task that is not named. (`CachingEvaluator` has scored what it knows already, perhaps in other batches: up to rounding
-      that is the same.)
-    - Any number of proposals may be submitted; up to `slots` of them run at a time, the others wait in line.
-    - An exception from `submit` or `wait` means that no candidate can be evaluated: `EvaluatorError`, or what
-      the setup's models and tasks raise.
+    - Every submitted proposal comes back from `wait` exactly once, under its number, even if its process dies. A failing
+      candidate gets an `Evaluation.error`, never an exception.
+    - An evaluation depends on the recipe, the split and the examples alone: not on earlier evaluations, the number of
+      slots or the order of submission. Two evaluators with the same setup give the same bytes.
+    - For a proposal with `examples`, exactly these are scored: the vectors are in their order, and tasks that are not
+      named have none. (`CachingEvaluator` may have scored some of them earlier in other batches: equal up to rounding.)
+    - Any number of proposals may be submitted; up to `slots` of them run at a time, the others are queued.
+    - An exception from `submit` or `wait` means that no candidate can be evaluated: `EvaluatorError`, or any exception of
+      the setup's models and tasks.
     """
 
     slots: int
+    """How many proposals run at a time."""
 
     lineage: dict[str, Recipe]
-    """The recipes of earlier candidates by id. Whoever submits a recipe that names some puts theirs here, and their ancestors'."""
+    """Recipes of earlier candidates by id. Before a proposal that names members is submitted, they and their ancestors must be here."""
 
     def submit(self, proposal: Proposal) -> None:
-        """Take a proposal. Its number must not be that of another one in flight."""
+        """Queue a proposal. No other pending proposal may have its number."""
 
     def wait(self) -> tuple[int, Evaluation]:
-        """Wait for one more evaluation; return it with its number. `EvaluatorError` if none is due."""
+        """Wait for one evaluation and return it with its number. Raises `EvaluatorError` if no proposal is pending."""
 
     def retain(self, members: Collection[str]) -> None:
-        """Let go of the weights of all earlier candidates but these, by id; they can be made again from their lineage."""
+        """Delete the weights of all earlier candidates except these ids. Their lineage is enough to build them again."""
 
     def close(self) -> None:
-        """Let go of everything, also of what is in flight. Closing twice is closing once."""
+        """Release everything and drop pending proposals. Closing twice is allowed."""
 
     def __enter__(self) -> Self:
         """Return the evaluator itself."""

@@ -1,4 +1,4 @@
-"""RemoteWorker: a worker with a process of its own, which it may take down. `evaluate.ray` houses it."""
+"""RemoteWorker: a `Worker` in a process that only it uses. `evaluate.ray` makes it an actor; this module does not import ray."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from evomerge.trial import Evaluation, Examples, Split
 
 
 class RemoteWorker:
-    """A worker whose arguments and results can cross processes: only recipe JSON in, only vectors out."""
+    """A worker whose arguments and results can be sent between processes: recipe JSON in, score vectors out."""
 
     def __init__(self, setup: Setup) -> None:
-        """Take over the process's main thread."""
-        # Python's own way, SystemExit, would look like a candidate that wanted to exit.
+        """Let SIGTERM end the process, so this must run in its main thread."""
+        # Python's own way, SystemExit, would look like an error of the candidate.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         self._worker = Worker(setup, alone=False)
 
     def prepare(self) -> str | None:
-        """Return when candidates can be evaluated: None, or what is wrong (exceptions may not cross)."""
+        """Load models and tasks. Return None, or the error as text (exceptions may not be picklable)."""
         try:
             self._worker.prepare()
         except Exception as error:  # noqa: BLE001  # models and tasks may raise anything
@@ -28,8 +28,8 @@ class RemoteWorker:
         return None
 
     def evaluate(self, recipe: str, split: Split, examples: Examples | None, lineage: Mapping[str, str]) -> Evaluation:
-        """Return the evaluation of a recipe, given as JSON, as are those of the earlier candidates that it is made of."""
-        for identity, known in lineage.items():
+        """Return the evaluation of a recipe in JSON. `lineage` has the recipes of its ancestors, in JSON, by id."""
+        for identity, ancestor in lineage.items():
             if identity not in self._worker.members.lineage:
-                self._worker.members.lineage[identity] = Recipe.parse(json.loads(known))
+                self._worker.members.lineage[identity] = Recipe.parse(json.loads(ancestor))
         return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples)

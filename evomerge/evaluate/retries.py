@@ -1,23 +1,23 @@
-"""What it means for a candidate that the processes which evaluated it were lost."""
+"""How often a candidate is evaluated again after its worker was lost."""
 
 from collections.abc import Sequence
 
 ATTEMPTS = 3
-"""How many workers a candidate may lose before the fault is the candidate's."""
+"""Number of lost workers after which the candidate fails."""
 
 OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
-"""Causes for which two lost workers are enough: a third would cost as much again."""
+"""Causes for which two lost workers are enough, because each attempt is expensive."""
 
 
-def final_error(lost: Sequence[str], deadline: float) -> str | None:
-    """Return the error of a candidate that lost workers for these causes, or None while it may try again.
+def final_error(causes: Sequence[str], deadline: float) -> str | None:
+    """Return the error of a candidate whose workers were lost for these causes, or None if it is to be tried again.
 
     `deadline` is in seconds.
     """
-    if lost.count(OUT_OF_MEMORY) > 1:
+    if causes.count(OUT_OF_MEMORY) > 1:
         return f"{OUT_OF_MEMORY}: the worker was killed twice on this candidate; use fewer workers"
-    if lost.count(DEADLINE) > 1:
+    if causes.count(DEADLINE) > 1:
         return f"no result within the {DEADLINE} of {deadline:g} seconds, twice"
-    if len(lost) >= ATTEMPTS:
-        return f"worker died {len(lost)} times on this candidate: {', '.join(dict.fromkeys(lost))}"
+    if len(causes) >= ATTEMPTS:
+        return f"worker died {len(causes)} times on this candidate: {', '.join(dict.fromkeys(causes))}"
     return None

@@ -1,7 +1,7 @@
-"""Worker: turns a recipe into scores, in whatever process it lives. Plain Python, no ray.
+"""Worker: turns a recipe into scores, in any process. It does not import ray.
 
-Whatever a candidate does wrong becomes its `Evaluation.error`. What is wrong with the setup is an exception,
-since no other candidate would fare better.
+An error of a candidate becomes its `Evaluation.error`. An error of the setup is an exception, since every candidate would
+fail with it.
 """
 
 import random
@@ -29,23 +29,22 @@ from evomerge.models.prefixes import Count
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.trial import Evaluation, Examples, Split
 
-_LONGEST_ERROR = 1000
-_OWN = np.random.MT19937()
-"""What numpy's global generator draws from while a candidate is evaluated."""
+_LONGEST_ERROR = 1000  # characters
+_NUMPY_GENERATOR = np.random.MT19937()
+"""Numpy's global bit generator while a candidate is evaluated."""
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """All that a worker needs to know, as plain JSON data. The same setup gives the same scores everywhere.
+    """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
-    `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; relative paths in
-    them start at `folder`. `precision` is what models compute in, `threads` how many each worker uses
-    (another number changes the last bits of scores), and `auto` the transformers class that chooses the
-    model's class, None for its config's; `module` is a function of the user's that makes it instead.
-    `shared_mib` is how much memory each worker has for hidden states of stacks that begin alike; it changes no
-    score. `members` is the folder of a study whose candidates may be made of earlier ones: what is evaluated
-    for the search is kept, up to `members_mib` in each worker's memory, and there; None keeps nothing.
+    `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; their relative paths start at
+    `folder`. Models compute in `precision`, with `threads` (another number changes the last bits of scores). `auto` is the
+    transformers class that chooses the model's class, None for that of its config; `module` (`FILE.py:FUNCTION`) makes
+    the model instead. `shared_mib` is each worker's memory for hidden states that stacks with equal first layers share; it
+    changes no score. `members` is the folder for weights of candidates, where later ones may be merges of them, with up
+    to `members_mib` of them in each worker's memory; None keeps no weights.
     """
 
     base: str
@@ -62,33 +61,33 @@ class Setup:
 
 
 class Worker:
-    """Evaluates one recipe after the other in one live model. An evaluator hands out work; this does it."""
+    """Evaluates recipes one at a time in one live model. Not to be confused with an evaluator, which distributes proposals."""
 
     def __init__(self, setup: Setup, *, alone: bool = True) -> None:
-        """Be ready to prepare; nothing is opened yet. Unless `alone`, what is kept must be where other workers find it."""
+        """Open nothing yet. Unless `alone`, weights of members are saved at once, where other workers find them."""
         self.setup = setup
         folder = None if setup.members is None else Path(setup.members)
         self.members = Members(setup.members_mib << 20, folder, shared=not alone)
-        self._prepared: _Prepared | None = None
+        self._loaded: _Loaded | None = None
 
     def prepare(self) -> None:
-        """Open the pool, load model and tasks, unless that is done. Raises what they raise."""
-        self._ready()
+        """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
+        self._load()
 
     def evaluate(self, recipe: Recipe, split: Split = "search", examples: Examples | None = None) -> Evaluation:
-        """Return the recipe's scores on `examples`, or on all of every task, or what went wrong with this candidate.
+        """Return the recipe's scores on `examples` (None: on all), or the error of this candidate.
 
         `seconds` of the result are those of `decode` (reading the recipe), `merge` (building it into the
-        model) and `score`. Raises what `prepare` raises, and lets KeyboardInterrupt pass.
+        model) and `score`. Raises the exceptions of `prepare`, and KeyboardInterrupt.
         """
-        ready = self._ready()
+        loaded = self._load()
         scores: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         seconds: dict[str, float] = {}
         try:
-            with _alike(self.setup.threads):
+            with _reproducible(self.setup.threads):
                 with _timed(seconds, "decode"):
-                    checkpoint = _checked(ready.builder.build(recipe))
+                    checkpoint = _checked(loaded.builder.build(recipe))
                 with _timed(seconds, "merge"):
                     if (
                         self.setup.members is not None
@@ -97,14 +96,14 @@ class Worker:
                     ):
                         kept = self.members.keep(recipe.id, checkpoint)
                         checkpoint = checkpoint if isinstance(checkpoint, Stacked) else kept
-                    ready.model.write(checkpoint)
+                    loaded.model.write(checkpoint)
                 with _timed(seconds, "score"):
-                    for task, numbers in ready.chosen(examples):
-                        found = task.score(ready.model, split, numbers)
-                        for metric, vector in found.scores.items():
+                    for task, indices in loaded.indices(examples):
+                        result = task.score(loaded.model, split, indices)
+                        for metric, vector in result.scores.items():
                             _check_scores(task.name, metric, vector)
                             scores[f"{task.name}/{metric}"] = vector
-                        outputs |= {f"{task.name}/{name}": array for name, array in found.outputs.items()}
+                        outputs |= {f"{task.name}/{name}": table for name, table in result.outputs.items()}
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
@@ -113,18 +112,18 @@ class Worker:
 
     @property
     def layers(self) -> Count:
-        """How many layers were run for the last candidate, and how many were spared, if it was a stack."""
-        return self._ready().model.prefixes.count
+        """How many layers were run for the last candidate, and how many were skipped, if it was a stack."""
+        return self._load().model.prefixes.count
 
-    def _ready(self) -> "_Prepared":
-        if self._prepared is None:
-            with _alike(self.setup.threads):
-                self._prepared = _Prepared(self.setup, self.members)
-        return self._prepared
+    def _load(self) -> "_Loaded":
+        if self._loaded is None:
+            with _reproducible(self.setup.threads):
+                self._loaded = _Loaded(self.setup, self.members)
+        return self._loaded
 
 
-class _Prepared:
-    """What stays in memory between candidates."""
+class _Loaded:
+    """The builder, tasks and model that stay in memory between candidates."""
 
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
@@ -135,8 +134,8 @@ class _Prepared:
             folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20, module=setup.module
         )
 
-    def chosen(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
-        """Return the tasks to score, each with the numbers of its examples; None is all of them. Raises `TaskError`."""
+    def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
+        """Return the tasks to score, each with the indices of its examples; None is all of them. Raises `TaskError`."""
         if examples is None:
             return [(task, None) for task in self.tasks]
         names = [task.name for task in self.tasks]
@@ -148,14 +147,14 @@ class _Prepared:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint, checked as it is made; in a stack, the pool's own layers have been."""
+    """Return the checkpoint with its merged tensors checked as they are read; the pool's tensors have been checked before."""
     if isinstance(checkpoint, Stacked):
         return checkpoint.each(lambda source: source if isinstance(source, Folder | Adapter) else _checked(source))
     return _Finite(checkpoint)
 
 
 class _Finite:
-    """A checkpoint whose tensors are checked as they are made: the first that is not finite is an error."""
+    """A checkpoint that raises `FloatingPointError` for the first tensor read that has NaN or infinity."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -175,8 +174,7 @@ class _Finite:
 
     @staticmethod
     def _check(name: str, tensor: torch.Tensor) -> None:
-        # A sum is one pass without a temporary. It is finite only if all numbers are, but may overflow when
-        # they are.
+        # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             msg = f"the merged tensor `{name}` holds NaN or infinity"
             raise FloatingPointError(msg)
@@ -191,10 +189,10 @@ def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as `Type: last line`, the same text in every run: without addresses in memory."""
+    """Return an exception as `Type: last line`, without memory addresses, so that it is the same text in every run."""
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # noqa: BLE001  # a candidate's exception need not even print
+    except Exception:  # noqa: BLE001  # a task's exception may fail to print
         lines = []
     text = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     return _ADDRESS.sub("0x…", text)[:_LONGEST_ERROR]
@@ -210,28 +208,27 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def _alike(threads: int) -> Iterator[None]:
-    """Make what runs inside the same in every process, and leave the process as it was.
+def _reproducible(threads: int) -> Iterator[None]:
+    """Give the block the same results in every process, and restore the process's state afterwards.
 
-    Fixes the number of torch's threads, its deterministic kernels, and all global generators. A driver in the
-    same process must not notice it, or it would search otherwise than one whose evaluator has processes of
-    its own.
+    Fixes the number of torch's threads, its deterministic kernels, and all global generators. The state is restored so
+    that a driver in the same process searches as it would beside worker processes.
     """
     kernels: Any = torch.utils.deterministic
-    before = (
+    state = (
         torch.get_num_threads(),
         torch.get_deterministic_debug_mode(),
         kernels.fill_uninitialized_memory,
     )
     numpy: Any = np.random
-    chance = random.getstate(), numpy.get_bit_generator()
+    generators = random.getstate(), numpy.get_bit_generator()
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")
-    kernels.fill_uninitialized_memory = False  # merges make many tensors, and fill them themselves
-    numpy.set_bit_generator(_OWN)  # a tenth of the time that its state would take to be kept and put back
+    kernels.fill_uninitialized_memory = False  # merges allocate many tensors and overwrite them
+    numpy.set_bit_generator(_NUMPY_GENERATOR)  # a tenth of the time of saving and restoring its state
     try:
         with torch.random.fork_rng(devices=[]):
-            # Where nothing runs on an accelerator, to ask each kind of it for its generator takes longer than a small candidate.
+            # `torch.manual_seed` seeds every kind of accelerator, which takes longer than a small candidate.
             seed: Callable[[int], Any] = torch.default_generator.manual_seed
             if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the library has no types here
                 seed = torch.manual_seed
@@ -240,8 +237,8 @@ def _alike(threads: int) -> Iterator[None]:
             np.random.seed(0)  # noqa: NPY002  # tasks may use the global one
             yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_deterministic_debug_mode(before[1])
-        kernels.fill_uninitialized_memory = before[2]
-        random.setstate(chance[0])
-        numpy.set_bit_generator(chance[1])
+        torch.set_num_threads(state[0])
+        torch.set_deterministic_debug_mode(state[1])
+        kernels.fill_uninitialized_memory = state[2]
+        random.setstate(generators[0])
+        numpy.set_bit_generator(generators[1])

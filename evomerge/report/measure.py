@@ -5,17 +5,16 @@ in the study's `report.jl`, a journal like the search's own, so nothing is score
 """
 
 import itertools
-import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evomerge import files, pareto
+from evomerge import costs, files, pareto
 from evomerge.errors import DriverError, StudyError, SurrogateError
-from evomerge.evaluate import Evaluator
+from evomerge.evaluate import Evaluator, drive
+from evomerge.history import History, digest
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.report import bootstrap, surface
@@ -33,7 +32,7 @@ from evomerge.report.results import (
 )
 from evomerge.search import CellMap, Population
 from evomerge.settings import Parts
-from evomerge.study import Study, digest, read_population
+from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
 Known = dict[tuple[str, Split], Evaluation]
@@ -51,7 +50,7 @@ def measure(
     are left out, and named. Raises `StudyError` if nothing was evaluated, or if none of either can be scored.
     """
     parts, settings = study.parts, study.settings
-    record = study.record()
+    record = study.history()
     population = record.population
     good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
     if not good:
@@ -110,9 +109,10 @@ def measure(
         corner,
         draws,
     )
+    seconds, damaged = costs.totals(study.folder / "costs.jl")
     return Results(
         name=settings.name,
-        digest=digest(record.told),
+        digest=digest(record.completed),
         evaluations=len(population),
         stopped=len(record.partial),
         spent=record.spent,
@@ -153,7 +153,8 @@ def measure(
         ),
         **_population(study, len(population)),
         surface=_surface(study, population),
-        costs=_costs(study),
+        costs=seconds,
+        damaged_costs=damaged,
         study=settings.model_dump(mode="json"),
     )
 
@@ -271,7 +272,7 @@ def _score(
     Returns the errors of those that failed; they are tried again the next time.
     """
     path = study.folder / "report.jl"
-    recorded = read_population(path)
+    recorded = History.read(path).population
     known.update({(p.recipe.id, p.split): e for p, e in recorded if e.error is None})
     todo = [(recipe, split) for recipe, split in dict.fromkeys(wanted) if (recipe.id, split) not in known]
     if not todo:
@@ -282,24 +283,14 @@ def _score(
     failures: dict[tuple[str, Split], str] = {}
     with study.lock("report.lock"), Journal(path) as journal:
         start = max((p.number for p, _ in recorded), default=-1) + 1
-        flying: dict[int, Proposal] = {}
-        queue = [Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo)]
-        done = 0
-        while queue or flying:
-            while queue and len(flying) < evaluator.slots:
-                proposal = queue.pop(0)
-                journal.ask(proposal)
-                evaluator.submit(proposal)
-                flying[proposal.number] = proposal
-            number, evaluation = evaluator.wait()
-            proposal = flying.pop(number)
-            journal.tell(number, evaluation)
+        proposals = (Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo))
+        completed = drive(evaluator, journal, lambda: next(proposals, None))
+        for done, (proposal, evaluation) in enumerate(completed, start=1):
             study.record_cost(proposal, evaluation)
             if evaluation.error is None:
                 known[proposal.recipe.id, proposal.split] = evaluation
             else:
                 failures[proposal.recipe.id, proposal.split] = evaluation.error
-            done += 1
             watch(done, len(todo))
     return failures
 
@@ -355,13 +346,3 @@ def _cells(found: CellMap) -> Cells:
             for cell, (identity, quality) in sorted(found.elites.items())
         ),
     )
-
-
-def _costs(study: Study) -> dict[str, float]:
-    total: dict[str, float] = defaultdict(float)
-    path = study.folder / "costs.jl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        entry = json.loads(line)
-        for kind, seconds in entry["seconds"].items():
-            total[f"{entry['split']}: {kind}"] += seconds
-    return dict(total)

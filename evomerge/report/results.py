@@ -194,6 +194,8 @@ class Results(_Data):
     """Of a study whose driver leaves one, such as `front`; None of any other."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
+    damaged_costs: int = 0
+    """Number of unreadable lines of `costs.jl`, whose seconds are not in `costs`."""
     study: Mapping[str, Any]
     """The study's settings as they were run."""
 

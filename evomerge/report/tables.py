@@ -94,6 +94,8 @@ def sentences(results: Results) -> list[str]:
         f"{results.evaluations} candidates were evaluated{failed}{raced * bool(results.stopped)}. Search scores chose the front; "
         "every score shown was measured on examples that the search never saw."
     )
+    if results.damaged_costs:
+        said.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
     return said
 
 

@@ -10,11 +10,12 @@ import pytest
 from evomerge import pareto
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
+from evomerge.history import History
 from evomerge.report import html, measure, surface, surface_figures, tables
 from evomerge.report.choose import Preference
 from evomerge.report.results import ObjectiveFit, Surface
 from evomerge.settings import StudySettings
-from evomerge.study import Study, read_population
+from evomerge.study import Study
 
 NAMES = ["turned", "inverted"]
 
@@ -176,7 +177,7 @@ def test_verified_numbers_are_those_of_a_worker_and_nothing_is_paid_for_twice(st
     assert (study.folder / "report.jl").read_bytes() == kept
     worst, _ = min(population[5:], key=lambda pair: pair[1].means(study.parts.searched).sum())  # on no front
     measure.verify(study, worst.recipe)
-    asked = read_population(study.folder / "report.jl")
+    asked = History.read(study.folder / "report.jl").population
     assert [proposal.split for proposal, _ in asked if proposal.recipe == worst.recipe] == ["report"]
 
 

@@ -1,0 +1,85 @@
+"""History: the evaluations in a journal, with parts of a candidate's examples assembled. Not to be confused with the journal."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evomerge import journal
+from evomerge.errors import StudyError
+from evomerge.journal import Ask
+from evomerge.trial import Evaluation, Proposal, ScoreTable, Split
+
+Completed = list[tuple[Proposal, Evaluation]]
+"""Proposals with their evaluations, in order of number."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The completed evaluations of a study, failures included."""
+
+    completed: Completed
+    """All evaluations, parts by themselves: the input of `digest`."""
+    population: Completed
+    """Full evaluations alone, since scores of a part cannot be compared with those of all examples."""
+    partial: tuple[int, ...]
+    """For each candidate that was stopped early, or is unfinished, the number of its last part. It is not in `population`."""
+    spent: float
+    """Number of scored search examples, in units of a full evaluation: the used budget."""
+
+    @classmethod
+    def read(cls, path: Path, sizes: Mapping[Split, Mapping[str, int]] | None = None) -> "History":
+        """Read the journal at `path`.
+
+        When all examples of a recipe are scored, its parts become one evaluation under the number of the last part; a part
+        that failed is a failed evaluation. `sizes` are the numbers of examples of each task, by split; without them, a
+        journal with parts is a `StudyError`.
+        """
+        asks: dict[int, Proposal] = {}
+        tells: dict[int, Evaluation] = {}
+        for event in journal.read(path):
+            if isinstance(event, Ask):
+                asks[event.number] = Proposal(event.number, event.recipe, split=event.split, examples=event.examples)
+            else:
+                tells[event.number] = event.evaluation
+        completed = [(asks[number], tells[number]) for number in sorted(tells)]
+        population: Completed = []
+        tables: dict[tuple[str, Split], ScoreTable] = {}
+        last: dict[tuple[str, Split], int] = {}
+        for proposal, evaluation in completed:
+            key = proposal.recipe.id, proposal.split
+            if proposal.examples is None or evaluation.error is not None:
+                last.pop(key, None)
+                population.append((replace(proposal, examples=None), evaluation))
+                continue
+            if sizes is None:
+                msg = f"proposal {proposal.number} is of a part of the examples; expected `sizes`, such as `study.parts.sizes`"
+                raise StudyError(msg)
+            table = tables.setdefault(key, ScoreTable(sizes[proposal.split]))
+            if table.complete:
+                continue
+            table.add(proposal.examples, evaluation)
+            last[key] = proposal.number
+            if table.complete:
+                del last[key]
+                population.append((replace(proposal, examples=None), table.take()))
+        full = 1 if sizes is None else sum(sizes["search"].values())
+        spent = sum(cost(proposal, full) for proposal, _ in completed) / full
+        return cls(completed, population, tuple(sorted(last.values())), spent)
+
+
+def cost(proposal: Proposal, full: int) -> int:
+    """Return the number of examples that a proposal scores, of the `full` number of the search split."""
+    return full if proposal.examples is None else sum(map(len, proposal.examples.values()))
+
+
+def digest(completed: Completed) -> str:
+    """Return the sha256 over recipe ids, examples and scores in order of number: equal for equal searches, with any workers."""
+    total = hashlib.sha256()
+    for proposal, evaluation in completed:
+        total.update(proposal.recipe.id.encode())
+        if proposal.examples is not None:
+            total.update(json.dumps(dict(proposal.examples), sort_keys=True).encode())
+        total.update(json.dumps(evaluation.to_json(), sort_keys=True).encode())
+    return total.hexdigest()

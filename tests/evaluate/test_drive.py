@@ -1,0 +1,57 @@
+"""`drive` records before it acts, fills all slots, and ends when there is nothing left to evaluate."""
+
+from evomerge import journal
+from evomerge.evaluate import Evaluator, drive
+from evomerge.journal import Ask, Journal
+from evomerge.recipe import base
+from evomerge.trial import Evaluation, Proposal
+
+
+class LastFirst(Evaluator):
+    """Returns the last submitted proposal first, and checks that it was recorded before it was submitted."""
+
+    def __init__(self, path, slots):
+        self.path, self.slots = path, slots
+        self.lineage = {}
+        self.queue = []
+        self.longest = 0
+
+    def submit(self, proposal):
+        assert proposal.number in [event.number for event in journal.read(self.path) if isinstance(event, Ask)]
+        assert self.lineage[proposal.recipe.id] == proposal.recipe
+        self.queue.append(proposal.number)
+        self.longest = max(self.longest, len(self.queue))
+
+    def wait(self):
+        return self.queue.pop(), Evaluation(error=f"error {len(self.queue)}")
+
+
+def test_every_proposal_is_recorded_evaluated_and_yielded_once(tmp_path):
+    path = tmp_path / "journal.jl"
+    evaluator = LastFirst(path, slots=3)
+    evaluator.lineage[base().id] = base()
+    with Journal(path) as record:
+        first = Proposal(0, base())
+        record.ask(first)
+        pending = {0: first}
+        proposals = (Proposal(number, base()) for number in range(1, 8))
+        completed = []
+        for proposal, evaluation in drive(evaluator, record, lambda: next(proposals, None), pending):
+            event = journal.read(path)[-1]
+            assert (event.number, event.evaluation.error) == (proposal.number, evaluation.error)
+            completed.append(proposal.number)
+            assert set(pending) == set(evaluator.queue)
+    assert sorted(completed) == list(range(8))
+    assert completed[:2] == [2, 3]
+    assert completed[-1] == 0
+    assert evaluator.longest == 3
+
+
+def test_asks_again_after_each_evaluation_until_nothing_is_pending(tmp_path):
+    """None means "nothing until something is told", not the end, while proposals are pending."""
+    evaluator = LastFirst(tmp_path / "journal.jl", slots=2)
+    answers = [Proposal(0, base()), None, Proposal(1, base()), None, None]
+    with Journal(tmp_path / "journal.jl") as record:
+        completed = [p.number for p, _ in drive(evaluator, record, lambda: answers.pop(0))]
+    assert completed == [0, 1]
+    assert answers == []

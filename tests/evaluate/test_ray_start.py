@@ -1,0 +1,65 @@
+"""Any failure to start, reach or size a Ray cluster is one `EvaluatorError` that says what to type. Ray is a stand-in here."""
+
+from unittest.mock import Mock
+
+import pytest
+import ray
+from ray.exceptions import RaySystemError
+
+from evomerge.errors import EvaluatorError
+from evomerge.evaluate import Setup
+from evomerge.evaluate import ray as module
+from evomerge.evaluate.ray import RayEvaluator
+
+FAILURES = [
+    Exception("The current node timed out during startup."),  # the class that Ray 2 raises, on a loaded machine
+    RuntimeError("the GCS cannot be reached"),
+    ConnectionError("refused"),
+    RaySystemError("down"),
+    SystemError("no shared memory"),
+]
+SETUP = Setup(base="base", experts={}, tasks={})
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A Ray that starts and has four CPUs, unless a test sets a failure."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    parts = {
+        "is_initialized": Mock(return_value=False),
+        "init": Mock(),
+        "shutdown": Mock(),
+        "cluster_resources": Mock(return_value={"CPU": 4.0}),
+        "get_runtime_context": Mock(return_value=Mock(gcs_address="127.0.0.2:6379")),
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(ray, name, part)
+    monkeypatch.setattr(module, "_ACTOR", parts.setdefault("actor", Mock()))
+    return parts
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("step", ["init", "cluster_resources", "get_runtime_context", "actor"])
+@pytest.mark.parametrize("address", ["local", "auto", "joined"])
+def test_failure_is_one_error_and_leaves_no_connection(step, failure, address, stand_in):
+    stand_in["is_initialized"].return_value = joined = address == "joined"
+    (stand_in["actor"].options if step == "actor" else stand_in[step]).side_effect = failure
+    if (address, step) in {("local", "get_runtime_context"), ("joined", "init")}:  # steps that are not taken
+        RayEvaluator(SETUP, 2, address=address)
+        return
+    with pytest.raises(EvaluatorError, match=f"Ray cluster.*{type(failure).__name__}: .*type --workers 1") as error:
+        RayEvaluator(SETUP, 2, address=address)
+    assert error.value.__cause__ is failure
+    assert stand_in["shutdown"].call_count == (0 if joined else 1)
+
+
+def test_interrupt_during_start_passes(stand_in):
+    stand_in["init"].side_effect = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        RayEvaluator(SETUP, 2)
+
+
+def test_too_small_cluster_is_refused_and_left(stand_in):
+    with pytest.raises(EvaluatorError, match=r"has 4 CPUs, 3 workers with 2 threads each need 6; type --workers 2$"):
+        RayEvaluator(Setup(base="base", experts={}, tasks={}, threads=2), 3)
+    stand_in["shutdown"].assert_called_once()

@@ -1,0 +1,35 @@
+"""Damaged lines of `costs.jl` are skipped and counted."""
+
+import json
+
+import pytest
+
+from evomerge import costs
+from evomerge.recipe import base
+from evomerge.trial import Evaluation, Proposal
+
+LINE = b'{"number": 0, "split": "search", "seconds": {"merge": 1.0, "score": 2.0}}\n'
+
+
+def test_seconds_are_summed_by_split_and_phase(tmp_path):
+    path = tmp_path / "costs.jl"
+    assert costs.totals(path) == ({}, 0)
+    for number, split in enumerate(("search", "search", "report")):
+        costs.append(path, Proposal(number, base(), split=split), Evaluation(seconds={"merge": 1.0, "score": 2.0}))
+    assert path.read_bytes().startswith(LINE)
+    assert costs.totals(path) == (
+        {"search: merge": 2.0, "search: score": 4.0, "report: merge": 1.0, "report: score": 2.0},
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [LINE[:-20], b"\xff\xfe\n", b"\n", b"3\n", b"[]\n", b"{}\n", LINE.replace(b"2.0", b"null"), b"[" * 100_000],
+)
+def test_damaged_lines_are_skipped_and_counted(damage, tmp_path):
+    path = tmp_path / "costs.jl"
+    path.write_bytes(LINE + damage)
+    costs.append(path, Proposal(1, base()), Evaluation(seconds={"score": 2.0}))
+    assert costs.totals(path) == ({"search: merge": 1.0, "search: score": 4.0}, 1)
+    assert json.loads(path.read_bytes().splitlines()[-1])["number"] == 1

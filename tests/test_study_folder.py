@@ -1,0 +1,152 @@
+"""A study's folder: written by an earlier version, damaged, or in use.
+
+`data/format1` was written at commit ee9f08c, whose journals have no genomes: a search of 12 evaluations and its report.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge import costs
+from evomerge.errors import StudyError
+from evomerge.evaluate import CachingEvaluator, Evaluator
+from evomerge.history import digest
+from evomerge.report import measure, tables
+from evomerge.study import Study
+from evomerge.trial import Evaluation
+
+DATA = Path(__file__).parent / "data" / "format1"
+DIGESTS = {
+    12: "2158dff162c6f7fcb18307e93786ff32ba765a2a25d6590fd679301284293687",
+    24: "8319ab6e26480dec24f99173532fc325c62c104347581d62a0e935d3e404b5c4",
+}
+"""Digests by budget, of this search at commit ee9f08c."""
+
+
+class FromIds(Evaluator):
+    """Scores derived from the recipe's id alone; some fail."""
+
+    slots = 1
+
+    def __init__(self):
+        self.lineage = {}
+        self.queue = []
+        self.count = 0
+
+    def submit(self, proposal):
+        self.queue.append(proposal)
+
+    def wait(self):
+        self.count += 1
+        proposal = self.queue.pop(0)
+        if int(proposal.recipe.id, 16) % 7 == 0 and proposal.number > 6 and proposal.split == "search":
+            return proposal.number, Evaluation(error="made to fail")
+        rng = np.random.default_rng(int(proposal.recipe.id[:8], 16))
+        scores = {f"{task}/score": rng.random(3, dtype=np.float32) for task in ("first", "second")}
+        return proposal.number, Evaluation(scores)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(DATA, tmp_path / "old")
+    header = (DATA / "study.json").read_text().replace("POOL", str(DATA))
+    (tmp_path / "old" / "study.json").write_text(header)
+    return tmp_path / "old"
+
+
+def _resume(folder, evaluations):
+    study = Study.open(folder)
+    study = Study.open(folder, study.settings.model_copy(update={"evaluations": evaluations}))
+    evaluator = FromIds()
+    study.run(CachingEvaluator(evaluator, study.parts.sizes))
+    return study, evaluator.count
+
+
+def test_an_old_study_resumes_with_the_digest_of_the_old_version(folder):
+    journal = (folder / "journal.jl").read_bytes()
+    study, count = _resume(folder, 12)
+    assert (digest(study.history().completed), count) == (DIGESTS[12], 0)
+    study, count = _resume(folder, 24)
+    assert (digest(study.history().completed), count) == (DIGESTS[24], 12)
+    assert study.journal_path.read_bytes().startswith(journal)
+    study, count = _resume(folder, 24)
+    assert (digest(study.history().completed), count) == (DIGESTS[24], 0), "both kinds of records are replayed"
+
+
+def test_an_old_report_is_shown_without_scoring_anything(folder):
+    results = measure.measure(Study.open(folder), _Refusing())
+    assert (results.digest, results.evaluations) == (DIGESTS[12], 12)
+    assert [point.recipe_id[:12] for point in results.front] == ["f83609a520b9", "17cb036505cd", "3bac2d3f5c22"]
+    assert {name: model.recipe_id[:12] for name, model in results.references.items()} == {
+        "average": "0955be87c922",
+        "base": "751bbc009e4c",
+        "best scale 0.4": "2ba004e437b2",
+        "expert code": "9935d8aa5548",
+        "expert maths": "5342d75b8c03",
+    }
+    assert results.references["base"].report["first"][0] == pytest.approx(0.38342390457789105)
+    assert results.hypervolume.search == pytest.approx(0.24842695721027364)
+
+
+class _Refusing(FromIds):
+    def submit(self, proposal):
+        raise AssertionError(proposal)
+
+
+def test_damaged_costs_are_left_out_with_a_note(folder):
+    path = folder / "costs.jl"
+    os.truncate(path, path.stat().st_size - 30)
+    before, damaged = costs.totals(path)
+    assert damaged == 1
+    study, _ = _resume(folder, 16)
+    results = measure.measure(study, FromIds())
+    assert results.damaged_costs == 1
+    assert results.costs.keys() >= before.keys()
+    assert "1 lines of costs.jl are damaged: the times leave them out." in tables.sentences(results)
+
+
+def test_a_refused_run_leaves_the_header_as_it_was(folder):
+    header = (folder / "study.json").read_bytes()
+    with Study.open(folder).lock(), pytest.raises(StudyError, match=r"in use by process \d+ on "):
+        _resume(folder, 24)
+    assert (folder / "study.json").read_bytes() == header
+    other = header.replace(b'"seed": 0', b'"seed": 5')  # as another version would: other proposals
+    (folder / "study.json").write_bytes(other)
+    with pytest.raises(StudyError, match=r"replaying proposal \d+ gave another recipe"):
+        _resume(folder, 24)
+    assert (folder / "study.json").read_bytes() == other
+    (folder / "study.json").write_bytes(header)
+    _resume(folder, 24)
+    assert json.loads((folder / "study.json").read_text())["settings"]["evaluations"] == 24
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda header: b"", "expected JSON"),
+        (lambda header: header[:200], "expected JSON"),
+        (lambda header: b"\xff" + header, "expected JSON"),
+        (lambda header: b"[" * 100_000, "expected JSON"),
+        (lambda header: b"[]", "expected a mapping"),
+        (lambda header: b"{}", "`format` is missing"),
+        (lambda header: header.replace(b'"format": 1', b'"format": 2'), "`format`: input should be 1, got 2"),
+        (lambda header: header.replace(b'"settings": {', b'"others": {'), "`settings` is missing"),
+        (lambda header: header.replace(b'"seed": 0', b'"sed": 0'), "did you mean `seed`"),
+        (
+            lambda header: header.replace(b'"versions": {', b'"versions": 3, "then": {'),
+            "`versions`: expected a mapping",
+        ),
+    ],
+)
+def test_a_damaged_header_is_one_clear_error(damage, reason, folder):
+    path = folder / "study.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StudyError) as error:
+        Study.open(folder)
+    assert str(error.value).startswith(str(path))
+    assert reason in str(error.value)
+    assert "restore the file from a copy" in str(error.value)
