@@ -31,8 +31,8 @@ class Table(Mapping[str, T]):
     def __init__(self, group: str, built_in: Mapping[str, T], expected: str, accepts: Callable[[Any], bool]) -> None:
         """Take the entry points of `group`, whose objects `accepts` checks and `expected` describes."""
         self._group = group
+        self._built_in = built_in
         self._entries = dict(built_in)
-        self._built_in = frozenset(built_in)
         self._expected = expected
         self._accepts = accepts
 
@@ -45,7 +45,7 @@ class Table(Mapping[str, T]):
         return name in self._entries or name in self._points
 
     def __iter__(self) -> Iterator[str]:
-        yield from (*(name for name in self._entries if name in self._built_in), *self._points)
+        return iter((*self._built_in, *self._points))
 
     def __len__(self) -> int:
         return len(self._built_in) + len(self._points)
@@ -56,11 +56,9 @@ class Table(Mapping[str, T]):
         for point in entry_points(group=self._group):
             if point.name in self._built_in or point.name in points:
                 other = "evomerge" if point.name in self._built_in else _distribution(points[point.name])
-                msg = (
-                    f"plug-in `{point.name}` of {_distribution(point)} ({self._group}): {other} has that name already; "
-                    "uninstall one of them, or rename its entry point"
+                raise self._error(
+                    point, f"{other} has that name already; uninstall one of them, or rename the entry point"
                 )
-                raise PluginError(msg)
             points[point.name] = point
         return points
 
@@ -68,29 +66,22 @@ class Table(Mapping[str, T]):
         try:
             entry: T = point.load()
         except Exception as error:
-            msg = (
-                f"plug-in `{point.name}` of {_distribution(point)} ({self._group}): cannot load `{point.value}` "
-                f"({type(error).__name__}: {error}); repair or uninstall that distribution"
-            )
-            raise PluginError(msg) from error
+            why = f"{type(error).__name__}: {error}"
+            raise self._error(point, f"cannot load `{point.value}` ({why}); repair or uninstall it") from error
         if not self._accepts(entry):
-            msg = (
-                f"plug-in `{point.name}` of {_distribution(point)} ({self._group}): expected `{point.value}` to be "
-                f"{self._expected}, got {entry!r}"
-            )
-            raise PluginError(msg)
+            raise self._error(point, f"expected `{point.value}` to be {self._expected}, got {entry!r}")
         return entry
+
+    def _error(self, point: EntryPoint, message: str) -> PluginError:
+        return PluginError(f"plug-in `{point.name}` of {_distribution(point)} ({self._group}): {message}")
 
 
 def is_settings_and_factory(entry: Any) -> bool:
     """Tell whether an entry is `(settings model, function)`, as those of drivers and tasks are."""
-    return (
-        isinstance(entry, tuple)
-        and len(entry) == 2  # settings, function
-        and isinstance(entry[0], type)
-        and issubclass(entry[0], BaseModel)
-        and callable(entry[1])
-    )
+    match entry:
+        case (type() as settings, function):
+            return issubclass(settings, BaseModel) and callable(function)
+    return False
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -1,6 +1,7 @@
 """Plug-ins are found by their entry points, loaded when they are used, and refused with the name of their distribution."""
 
 import importlib
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -24,12 +25,9 @@ TABLES = (search.KINDS, tasks.KINDS, merging.METHODS, merging.STAGES)
 def target(tmp_path_factory):
     """The folder into which pip has installed the distribution, from a copy, as building writes beside the source."""
     folder = tmp_path_factory.mktemp("plugin")
-    for file in SOURCE.iterdir():
-        if file.is_file():
-            (folder / "source").mkdir(exist_ok=True)
-            (folder / "source" / file.name).write_bytes(file.read_bytes())
+    source = shutil.copytree(SOURCE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet")
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "target", folder / "source"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "target", source]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return folder / "target"
 
@@ -90,7 +88,7 @@ def test_unknown_names_are_nearest_to_plug_ins_too(installed):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("broken", r"cannot load `evomerge_test_plugin:MISSING` \(AttributeError: .*repair or uninstall"),
+        ("broken", r"cannot load `evomerge_test_plugin:MISSING` \(AttributeError: .*repair or uninstall it"),
         ("mistyped", r"expected `evomerge_test_plugin:Halton` to be \(settings model, function of .*, got <class"),
     ],
 )

@@ -18,15 +18,7 @@ class Box(SearchSpace):
 
     def __init__(self, genes: Mapping[str, Any]) -> None:
         """Read the genes. Raises `SpaceError`."""
-        holes = {
-            name: {"float": list(gene)}
-            if isinstance(gene, tuple)
-            else {"choice": gene}
-            if isinstance(gene, list)
-            else gene
-            for name, gene in genes.items()
-        }
-        super().__init__(holes, experts=())
+        super().__init__({name: _hole(gene) for name, gene in genes.items()}, experts=())
 
     def values(self, genome: Genome) -> dict[str, Any]:
         """Return the value of each gene by name: a float, an int, or an option."""
@@ -42,3 +34,7 @@ class Box(SearchSpace):
 
     def _check_everywhere(self) -> None:
         """Accept all values."""
+
+
+def _hole(gene: Any) -> Any:
+    return {"float": list(gene)} if isinstance(gene, tuple) else {"choice": gene} if isinstance(gene, list) else gene

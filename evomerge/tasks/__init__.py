@@ -13,6 +13,7 @@ from evomerge.errors import TaskError, nearest
 from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe
 from evomerge.tasks.classification import Classification, ClassificationSettings
+from evomerge.tasks.data import task_error
 from evomerge.tasks.function import Function, FunctionSettings, Range
 from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
@@ -44,8 +45,7 @@ def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:
     """
     kind = str(settings.get("kind"))
     if kind not in KINDS:
-        msg = f"task `{name}`: expected a `kind`, got `{kind}`; {nearest(kind, KINDS)}"
-        raise TaskError(msg)
+        raise task_error(name, f"expected a `kind`, got `{kind}`; {nearest(kind, KINDS)}")
     schema, new = KINDS[kind]
     try:
         checked = schema.model_validate(dict(settings))

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from evomerge.errors import TaskError
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
+from evomerge.tasks.data import task_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,8 @@ class Continuation:
 def require_causal(task: str, model: LiveModel) -> None:
     """Raise `TaskError` unless `model` is a causal language model."""
     if not model.module.can_generate():
-        msg = (
-            f"task `{task}`: needs a causal language model, got {type(model.module).__name__}; "
-            "set `auto: AutoModelForCausalLM`"
-        )
-        raise TaskError(msg)
+        kind = type(model.module).__name__
+        raise task_error(task, f"needs a causal language model, got {kind}; set `auto: AutoModelForCausalLM`")
 
 
 def encode(model: LiveModel, texts: Sequence[str]) -> list[list[int]]:
@@ -63,8 +60,7 @@ def continuations(
         cut = max(0, len(long) - max_length)
         sequence = Continuation(long[cut:], max(1, start - cut))
         if sequence.scored < 1:
-            msg = f"task `{task}`: the answer {answer!r} adds no token to its prompt; nothing can be scored"
-            raise TaskError(msg)
+            raise task_error(task, f"the answer {answer!r} adds no token to its prompt; nothing can be scored")
         sequences.append(sequence)
     return sequences
 
@@ -92,5 +88,5 @@ def check_length(task: str, model: LiveModel, longest: int) -> None:
     """Raise `TaskError` if the model has no positions for `longest` tokens."""
     limit = getattr(model.module.config, "max_position_embeddings", None)
     if isinstance(limit, int) and longest > limit:
-        msg = f"task `{task}`: needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
-        raise TaskError(msg)
+        msg = f"needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
+        raise task_error(task, msg)

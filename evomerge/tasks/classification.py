@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evomerge.checkpoints.header import read_header
-from evomerge.errors import TaskError, nearest
+from evomerge.errors import nearest
 from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
-from evomerge.tasks.data import Columns, class_numbers, read_splits, texts
+from evomerge.tasks.data import Columns, class_numbers, read_splits, task_error, texts
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
@@ -122,7 +122,7 @@ class Classification(SplitTask):
         classes = logits.shape[1]
         if int(labels.max()) >= classes:
             msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         measures = {"accuracy": _accuracy, "log_likelihood": _log_likelihood}
         scores = {metric: vector(measures[metric](logits, labels)) for metric in self.metrics}
         return Scores(scores, {"margins": vector(_margins(logits, labels))} if self._settings.keep_margins else {})
@@ -165,13 +165,13 @@ class Classification(SplitTask):
                     f"{type(model.module).__name__} does not classify; set `auto` to a class that does, such as "
                     "AutoModelForSequenceClassification, or give the task a `head`; a custom `module` must return logits"
                 )
-                raise self.error(msg)
+                raise task_error(self.name, msg)
             return torch.as_tensor(logits.float().cpu())
         hidden = model.module.base_model(**inputs).last_hidden_state.float().cpu()
         width = self._head.weight.shape[1]
         if hidden.shape[2] != width:
             msg = f"the head expects hidden states of width {width}, the model's have {hidden.shape[2]}"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         mask = inputs["attention_mask"].cpu() if "attention_mask" in inputs else torch.ones(hidden.shape[:2])
         return self._head(hidden, mask)
 
@@ -210,41 +210,35 @@ def _inputs(task: str, column: str, columns: Columns) -> list[str] | Tensor:
     try:
         images = torch.tensor(np.array(values, dtype=np.float32))
     except (TypeError, ValueError):
-        msg = f"task `{task}`: column `{column}`: expected texts, or arrays of numbers of one shape (channels, height, width)"
-        raise TaskError(msg) from None
+        msg = f"column `{column}`: expected texts, or arrays of numbers of one shape (channels, height, width)"
+        raise task_error(task, msg) from None
     problem = "" if bool(images.isfinite().all()) else "numbers that are not finite"
     if images.ndim != 1 + _IMAGE_AXES:
         problem = f"arrays of shape {list(images.shape[1:])}"
     if problem:
-        msg = f"task `{task}`: column `{column}`: expected images (channels, height, width), got {problem}"
-        raise TaskError(msg)
+        raise task_error(task, f"column `{column}`: expected images (channels, height, width), got {problem}")
     return images
 
 
 def _read_head(task: str, path: Path) -> Head:
     """Return the head in a safetensors file, as fp32. Raises `TaskError`."""
     if not path.is_file():
-        msg = f"task `{task}`: no such file: {path}; expected the head as safetensors"
-        raise TaskError(msg)
+        raise task_error(task, f"no such file: {path}; expected the head as safetensors")
     for name in read_header(path).info:
         if name not in Head.__slots__:
-            msg = f"task `{task}`: {path}: unknown tensor `{name}`; {nearest(name, Head.__slots__)}"
-            raise TaskError(msg)
+            raise task_error(task, f"{path}: unknown tensor `{name}`; {nearest(name, Head.__slots__)}")
     tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     weight = tensors.get("weight")
     if weight is None or weight.ndim != 2:  # (classes, width)
-        msg = f"task `{task}`: {path}: expected a tensor `weight` of shape (classes, width)"
-        raise TaskError(msg)
+        raise task_error(task, f"{path}: expected a tensor `weight` of shape (classes, width)")
     classes, width = weight.shape
     shapes: dict[str, Any] = {"bias": (classes,), "mean": (width,), "scale": ()}
     for name, tensor in tensors.items():
         expected = tuple(shapes.get(name, weight.shape))
         if tuple(tensor.shape) != expected and not (name == "scale" and tensor.numel() == 1):
-            msg = f"task `{task}`: {path}: expected `{name}` of shape {list(expected)}, got {list(tensor.shape)}"
-            raise TaskError(msg)
+            raise task_error(task, f"{path}: expected `{name}` of shape {list(expected)}, got {list(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
-            msg = f"task `{task}`: {path}: `{name}` has elements that are not finite"
-            raise TaskError(msg)
+            raise task_error(task, f"{path}: `{name}` has elements that are not finite")
     return Head(
         weight,
         tensors.get("bias", torch.zeros(classes)),

@@ -23,26 +23,29 @@ def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], f
     splits: dict[Split, Columns] = {split: _read(task, path, columns) for split, path in paths.items()}
     for split, path in paths.items():
         if not splits[split][columns[0]]:
-            msg = f"task `{task}`: a task without examples: expected at least one for `{split}` in {path}"
-            raise TaskError(msg)
+            raise task_error(task, f"a task without examples: expected at least one for `{split}` in {path}")
     searched, reported = (_digests(splits[split]) for split in ("search", "report"))
     shared = set(searched) & set(reported)
     if shared:
         first = next(i for i, digest in enumerate(reported) if digest in shared)
         msg = (
-            f"task `{task}`: `search` and `report` must be disjoint, but {len(shared)} examples are in both "
+            f"`search` and `report` must be disjoint, but {len(shared)} examples are in both "
             f"(the first is example {first} of {paths['report']}); remove them from one of the two"
         )
-        raise TaskError(msg)
+        raise task_error(task, msg)
     return splits
+
+
+def task_error(task: str, message: str) -> TaskError:
+    """Return a `TaskError` whose message starts with the task's name."""
+    return TaskError(f"task `{task}`: {message}")
 
 
 def texts(task: str, column: str, values: Sequence[Any]) -> list[str]:
     """Return `values` if each is a non-empty text. Raises `TaskError` naming the first that is not."""
     for index, value in enumerate(values):
         if not isinstance(value, str) or not value.strip():
-            msg = f"task `{task}`: column `{column}`, example {index}: expected a text, got {_shown(value)}"
-            raise TaskError(msg)
+            raise task_error(task, f"column `{column}`, example {index}: expected a text, got {_shown(value)}")
     return list(values)
 
 
@@ -52,23 +55,22 @@ def class_numbers(task: str, column: str, values: Sequence[Any], ends: Iterable[
         integer = isinstance(value, int) and not isinstance(value, bool)
         if not integer or value < 0 or (end is not None and value >= end):
             top = "up" if end is None else f"to {end - 1}"
-            msg = f"task `{task}`: column `{column}`, example {index}: expected an integer from 0 {top}, got {_shown(value)}"
-            raise TaskError(msg)
+            msg = f"column `{column}`, example {index}: expected an integer from 0 {top}, got {_shown(value)}"
+            raise task_error(task, msg)
     return list(values)
 
 
 def _read(task: str, path: Path, columns: Sequence[str]) -> Columns:
     if not path.exists():
-        msg = f"task `{task}`: no such file or folder: {path}; expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
-        raise TaskError(msg)
+        msg = f"no such file or folder: {path}; expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
+        raise task_error(task, msg)
     if path.is_dir():
         return _read_folder(task, path, columns)
     if path.suffix == ".parquet":
         return _read_parquet(task, path, columns)
     if path.suffix in (".jsonl", ".json"):
         return _read_jsonl(task, path, columns)
-    msg = f"task `{task}`: {path}: expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
-    raise TaskError(msg)
+    raise task_error(task, f"{path}: expected examples as .jsonl, .parquet, or a folder saved by `datasets`")
 
 
 def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
@@ -80,11 +82,10 @@ def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
             try:
                 row = json.loads(line)
             except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                msg = f"task `{task}`: {path}, line {number}: expected one JSON object on each line ({error})"
-                raise TaskError(msg) from None
+                msg = f"{path}, line {number}: expected one JSON object on each line ({error})"
+                raise task_error(task, msg) from None
             if not isinstance(row, dict):
-                msg = f"task `{task}`: {path}, line {number}: expected a JSON object, got {_shown(row)}"
-                raise TaskError(msg)
+                raise task_error(task, f"{path}, line {number}: expected a JSON object, got {_shown(row)}")
             _check_columns(task, f"{path}, line {number}", columns, row)
             for column in columns:
                 values[column].append(row[column])
@@ -101,8 +102,7 @@ def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
         _check_columns(task, str(path), columns, parquet.read_schema(path).names)
         table = parquet.read_table(path, columns=list(columns))
     except pa.ArrowException as error:
-        msg = f"task `{task}`: {path}: not a Parquet file that can be read ({error})"
-        raise TaskError(msg) from None
+        raise task_error(task, f"{path}: not a Parquet file that can be read ({error})") from None
     return {column: table.column(column).to_pylist() for column in columns}
 
 
@@ -114,12 +114,10 @@ def _read_folder(task: str, path: Path, columns: Sequence[str]) -> Columns:
     try:
         data = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        msg = f"task `{task}`: {path}: not a folder saved by `datasets` (Dataset.save_to_disk): {error}"
-        raise TaskError(msg) from None
+        raise task_error(task, f"{path}: not a folder saved by `datasets` (Dataset.save_to_disk): {error}") from None
     if isinstance(data, datasets.DatasetDict):
         splits = ", ".join(f"{path.name}/{split}" for split in data)
-        msg = f"task `{task}`: {path}: expected one data set, got one for each split; give one of {splits}"
-        raise TaskError(msg)
+        raise task_error(task, f"{path}: expected one data set, got one for each split; give one of {splits}")
     _check_columns(task, str(path), columns, data.column_names)
     return {column: list(data.with_format(None)[column]) for column in columns}
 
@@ -128,12 +126,11 @@ def _check_columns(task: str, where: str, columns: Sequence[str], known: Iterabl
     have = list(known)
     for column in columns:
         if column not in have:
-            msg = f"task `{task}`: {where}: no column `{column}`; {nearest(column, have)}"
-            raise TaskError(msg)
+            raise task_error(task, f"{where}: no column `{column}`; {nearest(column, have)}")
 
 
 def _package_missing(task: str, path: Path, package: str) -> TaskError:
-    return TaskError(f"task `{task}`: reading {path} needs the package {package}; type: pip install 'evomerge[data]'")
+    return task_error(task, f"reading {path} needs the package {package}; type: pip install 'evomerge[data]'")
 
 
 def _digests(columns: Columns) -> list[bytes]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from evomerge.errors import TaskError
 from evomerge.models import LiveModel
+from evomerge.tasks.data import task_error
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
@@ -74,7 +74,7 @@ class Function(SplitTask):
         values = result if isinstance(result, Mapping) else {next(iter(self.metrics)): result}
         if set(values) != set(self.metrics):
             msg = f"{self._where} returned the metrics {sorted(values)}; expected {sorted(self.metrics)} (setting `metrics`)"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         return Scores({metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics})
 
     def _checked(self, metric: str, values: Any, count: int) -> Vector:
@@ -82,14 +82,14 @@ class Function(SplitTask):
             scores = vector(values)
         except (TypeError, ValueError):
             msg = f"{self._where} returned no vector of numbers for `{metric}`, but {values!r}"
-            raise self.error(msg) from None
+            raise task_error(self.name, msg) from None
         if scores.shape != (count,):
             msg = f"{self._where} returned shape {list(scores.shape)} for `{metric}`; expected one score for each of {count} examples"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         bad = np.flatnonzero(~np.isfinite(scores))
         if bad.size:
             msg = f"{self._where} returned {scores[bad[0]]} for `{metric}` of the example at position {bad[0]}; expected finite scores"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         return scores
 
 
@@ -99,11 +99,10 @@ def _imported(task: str, where: str, folder: Path) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        msg = f"task `{task}`: cannot import `{module}` of `function: {where}` ({error}); it must be installed, or lie in {folder}"
-        raise TaskError(msg) from error
+        msg = f"cannot import `{module}` of `function: {where}` ({error}); it must be installed, or lie in {folder}"
+        raise task_error(task, msg) from error
     finally:
         sys.path.remove(str(folder))
     if not callable(function):
-        msg = f"task `{task}`: module `{module}` has no function `{name}`"
-        raise TaskError(msg)
+        raise task_error(task, f"module `{module}` has no function `{name}`")
     return function

@@ -13,7 +13,7 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import Continuation, check_length, continuations, encode, log_likelihoods, require_causal
-from evomerge.tasks.data import read_splits, texts
+from evomerge.tasks.data import read_splits, task_error, texts
 from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Split
 
@@ -72,7 +72,7 @@ class Generation(SplitTask):
                 for index, answer in enumerate(answers):
                     if _last_number(answer) is None:
                         msg = f"`match: last_number`: answer {index} of the {split} split has no number: {answer!r}"
-                        raise self.error(msg)
+                        raise task_error(self.name, msg)
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
@@ -125,12 +125,11 @@ class Generation(SplitTask):
         pattern = self._settings.pattern
         if (pattern is not None) != (self._settings.match == "regex"):
             msg = "`match: regex` and `pattern` belong together; for example `match: regex`, `pattern: 'answer is (\\d+)'`"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         try:
             return None if pattern is None else re.compile(pattern)
         except re.error as error:
-            msg = f"`pattern` {pattern!r} is not a regular expression: {error}"
-            raise self.error(msg) from None
+            raise task_error(self.name, f"`pattern` {pattern!r} is not a regular expression: {error}") from None
 
 
 def _last_number(text: str) -> Decimal | None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, begin_tokens, log_likelihoods
-from evomerge.tasks.data import read_splits, texts
+from evomerge.tasks.data import read_splits, task_error, texts
 from evomerge.tasks.task import LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, vector
 from evomerge.trial import Split
 
@@ -63,7 +63,7 @@ class LanguageModelling(SplitTask):
         begin = begin_tokens(model)
         if self._settings.per == "byte" and not model.tokenizer.is_fast:
             msg = "`per: byte` needs a tokenizer that returns the characters of each token; use `per: token`"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         encoded = model.tokenizer(
             list(values),
             add_special_tokens=False,
@@ -75,8 +75,7 @@ class LanguageModelling(SplitTask):
         unscored = 1 - len(begin)
         for index, ids in enumerate(encoded["input_ids"]):
             if len(ids) <= unscored:
-                msg = f"text {values[index]!r} is a single token without context; leave it out"
-                raise self.error(msg)
+                raise task_error(self.name, f"text {values[index]!r} is a single token without context; leave it out")
             sequences.append(Continuation(begin + ids, 1))
             if self._settings.per == "byte":
                 offsets = encoded["offset_mapping"][index]

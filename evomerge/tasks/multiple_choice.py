@@ -10,7 +10,7 @@ from pydantic import Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
-from evomerge.tasks.data import class_numbers, read_splits, texts
+from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
@@ -116,5 +116,5 @@ class MultipleChoice(SplitTask):
     def _checked(self, index: int, value: Any) -> list[str]:
         if not isinstance(value, list) or len(value) < 2:  # a choice needs two
             msg = f"column `{self._settings.choices}`, example {index}: expected a list of two texts or more, got {value!r}"
-            raise self.error(msg)
+            raise task_error(self.name, msg)
         return texts(self.name, self._settings.choices, value)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.errors import TaskError, nearest
+from evomerge.errors import nearest
 from evomerge.models import LiveModel
+from evomerge.tasks.data import task_error
 from evomerge.trial import Metric, Split
 
 Vector = NDArray[np.float32]
@@ -113,18 +114,12 @@ class SplitTask(ABC):
         chosen = list(range(size)) if examples is None else [int(index) for index in examples]
         for index in chosen:
             if not 0 <= index < size:
-                msg = f"example {index} of the {split} split; it has examples 0 to {size - 1}"
-                raise self.error(msg)
+                raise task_error(self.name, f"example {index} of the {split} split; it has examples 0 to {size - 1}")
         return chosen
-
-    def error(self, message: str) -> TaskError:
-        """Return a `TaskError` whose message starts with the task's name."""
-        return TaskError(f"task `{self.name}`: {message}")
 
     def _checked_name(self, key: str, metric: str) -> str:
         if metric not in self.metrics:
-            msg = f"unknown `{key}` `{metric}`; {nearest(metric, self.metrics)}"
-            raise self.error(msg)
+            raise task_error(self.name, f"unknown `{key}` `{metric}`; {nearest(metric, self.metrics)}")
         return metric
 
 
