@@ -127,11 +127,8 @@ def make(
     """
     kind = str(settings.get("kind") or "")
     if kind not in KINDS:
-        msg = (
-            f"driver: unknown kind `{kind}`; {nearest(kind, KINDS)}"
-            if kind
-            else f"driver: expected `kind:`, one of {', '.join(KINDS)}"
-        )
+        expected = f"expected `kind:`, one of {', '.join(KINDS)}"
+        msg = f"driver: {f'unknown kind `{kind}`; {nearest(kind, KINDS)}' if kind else expected}"
         raise DriverError(msg)
     if not objectives or len(set(objectives)) != len(objectives):
         msg = f"driver: expected one or more different objectives, got {list(objectives)}"

@@ -101,14 +101,11 @@ class Cma:
         genes = len(self._space.genes)
         default = 4 + int(3 * np.log(genes))  # eq. 48 (arXiv 1604.00772)
         size = (self._settings.population or default) * 2**self._restarts
-        separable = genes > self._settings.separable_above
-        whole = self._space.integer
-        relaxed = bool((~whole).sum() > self._settings.separable_above)
-        if self._settings.whole is not None:
-            relaxed = self._settings.whole == "relaxed"
-        if whole.any() and not relaxed:
+        discrete, most = self._space.integer, self._settings.separable_above
+        relaxed = (~discrete).sum() > most if self._settings.whole is None else self._settings.whole == "relaxed"
+        if discrete.any() and not relaxed:
             return _Mixed(self._space, self._start, self._settings.sigma, size, seed)
-        return _Normal(self._space, self._start, self._settings.sigma, size, seed, separable=separable)
+        return _Normal(self._space, self._start, self._settings.sigma, size, seed, separable=genes > most)
 
 
 class _Sampler(Protocol):

@@ -22,7 +22,7 @@ from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
-from evomerge.tasks.data import Columns, class_numbers, read_splits, task_error, texts
+from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
@@ -93,15 +93,12 @@ class Classification(SplitTask):
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
         classes = None if self._head is None else len(self._head.weight)
-        self._labels = {
-            split: torch.tensor(
-                class_numbers(name, settings.label, columns[settings.label], [classes] * len(columns[settings.label]))
-            )
-            for split, columns in splits.items()
-        }
-        self._inputs: dict[Split, list[str] | Tensor] = {
-            split: _inputs(name, settings.input, columns) for split, columns in splits.items()
-        }
+        self._labels: dict[Split, Tensor] = {}
+        self._inputs: dict[Split, list[str] | Tensor] = {}
+        for split, columns in splits.items():
+            labels = columns[settings.label]
+            self._labels[split] = torch.tensor(class_numbers(name, settings.label, labels, [classes] * len(labels)))
+            self._inputs[split] = _inputs(name, settings.input, columns[settings.input])
         self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
         self._all: dict[tuple[Split, Path], list[_Batch]] = {}  # batches of full evaluations
 
@@ -202,9 +199,8 @@ def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.gather(1, label) - logits)[others].reshape(len(labels), -1)
 
 
-def _inputs(task: str, column: str, columns: Columns) -> list[str] | Tensor:
+def _inputs(task: str, column: str, values: Sequence[Any]) -> list[str] | Tensor:
     """Return the texts, or the images as fp32 `(examples, channels, height, width)`."""
-    values = columns[column]
     if isinstance(values[0], str):
         return texts(task, column, values)
     try:

@@ -71,24 +71,22 @@ def test_equal_scores_are_survived(problem):
 
 def test_weights_choose_the_point_of_the_front():
     problem = two_spheres()
-    for weights, optimum in (
-        ({"near": 1}, 0.25),
-        ({"near": 1, "far": 1}, 0.5),
-        ({"near": 1, "far": 3}, 0.625),
-    ):
+    for weights, optimum in (({"near": 1}, 0.25), ({"near": 1, "far": 1}, 0.5), ({"near": 1, "far": 3}, 0.625)):
         driver = search.make({"kind": "cma", "weights": weights}, problem.space, problem.objectives, 0)
         last = drive(driver, problem.evaluate, 800)[-1]
         np.testing.assert_allclose(last.genome, optimum, atol=0.02)
 
 
-def test_mixed_genes_reach_the_best_method_seed_and_density():
+@pytest.mark.parametrize("whole", ["categorical", "relaxed"])
+def test_mixed_genes_reach_the_best_method_seed_and_density(whole):
     problem = mixed()
-    driver = search.make({"kind": "cma"}, problem.space, problem.objectives, 0)
+    driver = search.make({"kind": "cma", "whole": whole}, problem.space, problem.objectives, 0)
     proposals = drive(driver, problem.evaluate, 600)
     best = max(proposals, key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
     merge = best.recipe.root.merge
     assert (merge.method, merge.seed) == ("dare_ties", 7)
     assert merge.parameters["density"] == pytest.approx(0.1, rel=0.1)
+    assert all(p.genome[0] in (0, 1) for p in proposals)
 
 
 def test_float_genes_of_mixed_spaces_take_values_between_their_bounds():
@@ -100,16 +98,11 @@ def test_float_genes_of_mixed_spaces_take_values_between_their_bounds():
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [
-        ({"choice": ["ties", "task_arithmetic"]}, {}),
-        ("ties", {"reduce": {"choice": ["sum", "solve", "max"]}}),
-    ],
+    [({"choice": ["ties", "task_arithmetic"]}, {}), ("ties", {"reduce": {"choice": ["sum", "solve", "max"]}})],
 )
 def test_spaces_of_choices_only_are_searched(method, parameters):
-    space = SearchSpace(
-        {"merge": {"method": method, "inputs": "experts", "parameters": parameters, "seed": {"int": [0, 1]}}},
-        experts=("left", "right"),
-    )
+    merge = {"method": method, "inputs": "experts", "parameters": parameters, "seed": {"int": [0, 1]}}
+    space = SearchSpace({"merge": merge}, experts=("left", "right"))
     driver = search.make({"kind": "cma"}, space, ["score"], 0)
     proposals = drive(driver, lambda proposal: Evaluation.of({"score": proposal.genome[0]}), 200)
     late = [proposal.genome[0] for proposal in proposals[-50:]]
@@ -149,15 +142,6 @@ def test_discrete_genes_are_relaxed_where_the_float_genes_need_separable_cma():
     ):
         driver = search.make({"kind": "cma", **settings}, problem.space, problem.objectives, 0)
         assert str(driver).startswith(f"{expected}, ")
-
-
-def test_relaxed_genes_reach_the_best_method_seed_and_density():
-    problem = mixed()
-    driver = search.make({"kind": "cma", "whole": "relaxed"}, problem.space, problem.objectives, 0)
-    proposals = drive(driver, problem.evaluate, 600)
-    best = max(proposals, key=lambda p: problem.evaluate(p).means(problem.objectives).sum())
-    assert (best.recipe.root.merge.method, best.recipe.root.merge.seed) == ("dare_ties", 7)
-    assert all(p.genome[0] in (0, 1) for p in proposals)
 
 
 def test_space_of_the_data_flow_paper_is_searched_by_separable_cma():

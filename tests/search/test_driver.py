@@ -7,7 +7,7 @@ from scipy.stats import truncnorm
 from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational, known_recipes, latin_hypercube, read_metrics
-from evomerge.space import SearchSpace
+from evomerge.space import Box
 from evomerge.testing import drive, family, mixed, toy_space, two_spheres
 from evomerge.trial import Evaluation, Metric, Proposal
 
@@ -136,14 +136,8 @@ def test_latin_hypercube_has_one_point_in_each_stratum_and_uses_discrete_values_
 
 
 def test_latin_hypercube_draws_holes_with_a_standard_deviation_normally_and_within_their_bounds():
-    recipe = {
-        "merge": {
-            "method": "linear",
-            "inputs": ["a"],
-            "parameters": {"weight": {"float": [0.5, 1.02], "init": 1, "sd": 0.01}},
-        }
-    }
-    drawn = latin_hypercube(SearchSpace(recipe, experts=["a"]), 2000, np.random.default_rng(0))[:, 0]
+    space = Box({"weight": {"float": [0.5, 1.02], "init": 1, "sd": 0.01}})
+    drawn = latin_hypercube(space, 2000, np.random.default_rng(0))[:, 0]
     expected = truncnorm((0.5 - 1) / 0.01, 2, loc=1, scale=0.01)
     assert np.allclose(np.sort(drawn), expected.ppf((np.arange(2000) + 0.5) / 2000), atol=5e-4)
     assert 0.5 <= drawn.min() < drawn.max() <= 1.02

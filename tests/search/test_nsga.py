@@ -37,9 +37,7 @@ def test_three_objectives_spread_over_the_triangle_between_the_corners():
 def test_first_generation_is_the_known_recipes_filled_up_to_the_population(kind):
     problem = two_spheres(4)
     driver = search.make({"kind": kind, "population": 9}, problem.space, problem.objectives, 0)
-    first = []
-    while (proposal := driver.ask()) is not None:
-        first.append(proposal.genome)
+    first = [proposal.genome for proposal in search.asks(driver, 100)]
     assert len(first) == 9
     fill = np.array(first[4:])
     for column in fill.T:  # a Latin hypercube: one of the five in each fifth
@@ -47,22 +45,11 @@ def test_first_generation_is_the_known_recipes_filled_up_to_the_population(kind)
 
 
 def test_more_known_recipes_than_the_population_are_all_evaluated():
-    problem = two_spheres(4)
-    space = SearchSpace(
-        {
-            "merge": {
-                "method": "task_arithmetic",
-                "inputs": "experts",
-                "parameters": {"weight": {"float": [0, 1], "per": ["expert"]}, "lambda": 1.0},
-            }
-        },
-        experts=tuple("abcdefgh"),
-    )
-    driver = search.make({"kind": "nsga2", "population": 4}, space, problem.objectives, 0)
-    count = 0
-    while driver.ask() is not None:
-        count += 1
-    assert count == len(space.landmarks()) > 4
+    parameters = {"weight": {"float": [0, 1], "per": ["expert"]}, "lambda": 1.0}
+    merge = {"method": "task_arithmetic", "inputs": "experts", "parameters": parameters}
+    space = SearchSpace({"merge": merge}, experts=tuple("abcdefgh"))
+    driver = search.make({"kind": "nsga2", "population": 4}, space, ["x", "y"], 0)
+    assert len(list(search.asks(driver, 100))) == len(space.landmarks()) > 4
 
 
 @pytest.mark.parametrize("kind", ["nsga2", "nsga3"])
@@ -89,16 +76,8 @@ def test_children_are_never_in_the_population():
 
 
 def test_small_discrete_space_is_exhausted_and_the_search_ends():
-    space = SearchSpace(
-        {
-            "merge": {
-                "method": {"choice": ["ties", "dare_ties"]},
-                "inputs": "experts",
-                "seed": {"int": [0, 1]},
-            }
-        },
-        experts=("left", "right"),
-    )
+    merge = {"method": {"choice": ["ties", "dare_ties"]}, "inputs": "experts", "seed": {"int": [0, 1]}}
+    space = SearchSpace({"merge": merge}, experts=("left", "right"))
     driver = search.make({"kind": "nsga2"}, space, ["x", "y"], 0)
     proposals = drive(driver, lambda p: Evaluation.of({"x": p.genome[0], "y": -p.genome[1]}), 500)
     assert len(proposals) < 500
@@ -126,9 +105,7 @@ def test_population_smaller_than_the_number_of_objectives_has_no_directions():
 def test_first_generation_has_few_and_different_bits_flipped():
     problem = bits()
     driver = search.make({"kind": "nsga2", "population": 40}, problem.space, problem.objectives, 0)
-    first = []
-    while (proposal := driver.ask()) is not None:
-        first.append(proposal.genome)
+    first = [proposal.genome for proposal in search.asks(driver, 100)]
     flips = (np.array(first) != problem.space.initial).sum(axis=1)
     assert flips[0] == 0  # the known recipe
     assert (flips[1:] >= 1).all()

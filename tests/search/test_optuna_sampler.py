@@ -14,9 +14,7 @@ def test_batches_have_the_size_of_the_settings():
     problem = two_spheres()
     driver = search.make({"kind": "tpe", "batch": 5, "seed_known": False}, problem.space, problem.objectives, 0)
     for _ in range(3):
-        batch = []
-        while (proposal := driver.ask()) is not None:
-            batch.append(proposal)
+        batch = list(search.asks(driver, 100))
         assert len(batch) == 5
         for proposal in batch:
             driver.tell(proposal, problem.evaluate(proposal))

@@ -15,16 +15,10 @@ TEXTS = ["one", "number two", "a third one that is long"]
 @pytest.fixture
 def settings(tmp_path):
     for split in ("search", "report"):
-        write_jsonl(
-            tmp_path / f"{split}.jsonl", [{"text": f"{text} {split}", "label": i} for i, text in enumerate(TEXTS)]
-        )
-    return {
-        "kind": "classification",
-        "search": "search.jsonl",
-        "report": "report.jsonl",
-        "input": "text",
-        "label": "label",
-    }
+        rows = [{"text": f"{text} {split}", "label": i} for i, text in enumerate(TEXTS)]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    files = {split: f"{split}.jsonl" for split in ("search", "report")}
+    return {"kind": "classification", "input": "text", "label": "label", **files}
 
 
 @torch.inference_mode()
@@ -34,12 +28,8 @@ def alone(model, text):
 
 def margins(logits, labels=(0, 1, 2)):
     """Return the labels' logits minus those of the other classes, in class order."""
-    return np.array(
-        [
-            [float(row[label] - row[c]) for c in range(len(row)) if c != label]
-            for row, label in zip(logits, labels, strict=True)
-        ]
-    )
+    differences = [row[label] - row for row, label in zip(logits.numpy(), labels, strict=True)]
+    return np.array([np.delete(row, label) for row, label in zip(differences, labels, strict=True)])
 
 
 def test_scores_are_those_of_each_text_alone(settings, live, tmp_path):
