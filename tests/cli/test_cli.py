@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.cli import _parameters
+from evomerge.cli.merges import _read_parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
 from evomerge.progress import Throttled
@@ -37,7 +38,7 @@ def study_file(small_digits, tmp_path_factory):
 
 def evomerge(*arguments, cwd=None, code=0):
     done = subprocess.run(
-        [sys.executable, "-m", "evomerge.cli", *map(str, arguments)],
+        [sys.executable, "-m", "evomerge", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -253,7 +254,7 @@ def test_decompress_writes_an_expert_that_transformers_loads(compressed, tmp_pat
     assert "did you mean `turned`?" in done.stderr
 
 
-def test_compress_takes_folders_a_codec_and_its_parameters(pool_folder, tmp_path):
+def test_compress_takes_folders_a_codec_and_its_read_parameters(pool_folder, tmp_path):
     folders = [f"--expert={name}={pool_folder / name}" for name in ("maths", "code")]
     given = ("-p", "lambda.maths=0.25", "-p", "lambda.code=0.5")
     done = evomerge("compress", "--base", pool_folder / "base", *folders, *given, "-o", tmp_path / "out")
@@ -267,16 +268,16 @@ def test_compress_takes_folders_a_codec_and_its_parameters(pool_folder, tmp_path
 
 
 def test_codec_parameters_are_given_once_as_name_and_value():
-    assert _parameters(["p=2", "lambda.a=0.25", "lambda.b=1", "basis=matrix"]) == {
+    assert _read_parameters(["p=2", "lambda.a=0.25", "lambda.b=1", "basis=matrix"]) == {
         "p": 2,
         "lambda": {"a": 0.25, "b": 1},
         "basis": "matrix",
     }
     with pytest.raises(RecipeError, match="expected NAME=VALUE"):
-        _parameters(["lambda"])
+        _read_parameters(["lambda"])
     for twice in (["lambda=1", "lambda.a=2"], ["lambda.a=2", "lambda=1"], ["p=1", "p=2"], ["lambda.a=1", "lambda.a=1"]):
         with pytest.raises(RecipeError, match="is given twice"):
-            _parameters(twice)
+            _read_parameters(twice)
 
 
 def test_spaces_lists_and_prints():
@@ -339,3 +340,37 @@ def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
     recipe.write_text("stack: {rest: base, path: {sources: experts, repeat: 2, longest: 1}}")
     done = evomerge("merge", recipe, *arguments, code=2)
     assert f"the path has {2 * blocks} hops; expected 2 to {blocks}" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_with_130_and_says_how_to_resume(number, study_file, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "evomerge", "run", study_file, "-o", out, "--evaluations", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        journal = out / "journal.jl"
+        while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "evomerge resume" in errors
+    assert "Traceback" not in errors
+
+
+def test_help_and_version_import_neither_torch_nor_transformers():
+    code = (
+        "import sys; sys.argv = ['evomerge', 'run', '--help']\n"
+        "from evomerge.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as exit: print(exit.code, sorted({'torch', 'transformers', 'ray', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("0 []\n")
+    assert evomerge("--version").stdout.startswith("evomerge ")
+
+
+def test_a_study_given_to_merge_is_refused_and_names_the_command_to_type(study_file, tmp_path):
+    done = evomerge("merge", study_file, "-o", tmp_path / "out", code=2)
+    assert "this is a study, not a recipe" in done.stderr
+    assert "evomerge run" in done.stderr

@@ -1,0 +1,35 @@
+"""The command line. Each command is declared in `app`, and carried out in `studies`, `merges` or `listings`.
+
+Those import torch and transformers, and are imported only when their command runs: help and completion stay fast.
+"""
+
+import signal
+import sys
+
+from rich.console import Console
+
+from evomerge.cli.app import app
+from evomerge.errors import EvomergeError
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line, and exit: 0 done, 2 for an error the user can fix, 130 for an interrupted command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished evaluations are safe
+    try:
+        code = app(standalone_mode=False)  # typer returns the exit code of an interrupt instead of raising it
+    except EvomergeError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"evomerge: {error}", markup=False)
+        code = 2
+    except Exception as error:
+        if not error.__class__.__module__.startswith(("click", "typer")):
+            raise
+        code = getattr(error, "exit_code", _INTERRUPTED)  # an abort has none
+        if hasattr(error, "show"):
+            error.show()  # a usage error
+    if code == _INTERRUPTED:
+        Console(stderr=True, soft_wrap=True).print(
+            "evomerge: interrupted; no finished evaluation is lost: `evomerge resume DIR` goes on", markup=False
+        )
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,224 @@
+"""The commands: their arguments, options and help texts. What they do is in the modules that they import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Search for the recipe by which fine-tuned models that share a base merge into one, or into a whole front.",
+    epilog="Exit codes: 0 done, 2 an error you can fix (the message says what to type), 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+zoo_app = typer.Typer(help="The embedded experts: real models and data, built on this machine.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
+Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
+ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
+Base = Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")]
+Experts = Annotated[list[str] | None, typer.Option("--expert", help="An expert: NAME=FOLDER. May be repeated.")]
+StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"evomerge {version('evomerge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The study's directory.")] = Path("runs/demo"),
+    name: Annotated[str, typer.Option("--zoo", help="Which embedded experts: text or digits.")] = "text",
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+) -> None:
+    """Build the embedded experts, search, report on unseen examples, and export the picked merge."""
+    from evomerge.cli import studies
+
+    studies.demo(out, name, evaluations, workers)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The study's YAML.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The study's directory; by default runs/NAME.")
+    ] = None,
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, evaluate one candidate to see its cost, and stop.")
+    ] = False,
+) -> None:
+    """Search as a study file says. A directory that holds the same study is resumed."""
+    from evomerge.cli import studies
+
+    studies.run(file, out, evaluations, workers, seed, dry_run=dry_run)
+
+
+@app.command()
+def resume(folder: StudyFolder, evaluations: Evaluations = None, workers: Workers = None) -> None:
+    """Resume a study that was interrupted or killed, or extend one by a larger budget."""
+    from evomerge.cli import studies
+
+    studies.resume(folder, evaluations, workers)
+
+
+@app.command()
+def show(
+    folder: StudyFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Print the front and its references, scored on examples that the search never saw; draw it; write report.html."""
+    from evomerge.cli import studies
+
+    studies.show(folder, as_json=as_json)
+
+
+@app.command()
+def pick(
+    folder: StudyFolder,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the merged checkpoint here.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Importance of objectives: `maths=2,code=1`.")] = None,
+    floors: Annotated[str | None, typer.Option(help="At least this much: `maths=0.8`.")] = None,
+    best: Annotated[str | None, typer.Option(help="With floors: the objective to be best in.")] = None,
+    wish: Annotated[str | None, typer.Option(help="Nearest to these scores: `maths=0.8,code=0.6`.")] = None,
+    tchebycheff: Annotated[
+        str | None,
+        typer.Option(
+            help="Importance of objectives, `maths=2,code=1`, by the augmented weighted Tchebycheff distance to the ideal: "
+            "the largest weighted gap to an objective's best is smallest."
+        ),
+    ] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="The point where giving up more of one objective gains least of another.")
+    ] = False,
+    from_surface: Annotated[
+        bool,
+        typer.Option(
+            "--surface",
+            help="Choose among all merges that the search's surrogates predict (drivers `front`, `map`, ...), not only among those "
+            "evaluated.",
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
+    ] = False,
+) -> None:
+    """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
+
+    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights, Tchebycheff and the knee
+    compare the searched metric; floors and wishes are in units of the reported one, or with --surface in those of the searched one,
+    which is what surrogates predict.
+    """
+    from evomerge.cli import studies
+
+    preference = studies.read_preference(weights, floors, best, wish, tchebycheff, knee=knee)
+    studies.pick(folder, out, preference, from_surface=from_surface, verify=verify)
+
+
+@app.command()
+def merge(
+    file: Annotated[Path, typer.Argument(help="YAML with `recipe`, and `pool` unless given here.", show_default=False)],
+    out: Out,
+    name: ZooName = None,
+    base: Base = None,
+    expert: Experts = None,
+    shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print what would be written.")
+    ] = False,
+) -> None:
+    """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
+    from evomerge.cli import merges
+
+    merges.merge(file, out, name, base, expert or [], shard_mib << 20, dry_run=dry_run)
+
+
+@app.command()
+def compress(
+    out: Out,
+    file: Annotated[
+        Path | None, typer.Argument(help="A study, whose tasks then measure the loss; or any YAML with `pool`.")
+    ] = None,
+    name: ZooName = None,
+    base: Base = None,
+    expert: Experts = None,
+    codec: Annotated[str, typer.Option(help="tall, emr, low_rank or singular.")] = "tall",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", help="NAME=VALUE, such as `lambda=0.3`, or `lambda.maths=0.3` for one expert."
+        ),
+    ] = None,
+) -> None:
+    """Keep all experts of a pool in one small artefact, from which `evomerge decompress` restores each.
+
+    Where there are tasks, the λ of TALL masks is chosen for each expert on the search examples, unless it is given, and the retention
+    is the decoded expert's score on unseen examples as a share of the expert's.
+    """
+    from evomerge.cli import merges
+
+    merges.compress(out, file, name, base, expert or [], codec, parameter or [])
+
+
+@app.command()
+def decompress(
+    folder: Annotated[Path, typer.Argument(help="The artefact that `compress` wrote.", show_default=False)],
+    expert: Annotated[str, typer.Argument(help="Which of its experts.", show_default=False)],
+    out: Out,
+) -> None:
+    """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
+    from evomerge.cli import merges
+
+    merges.decompress(folder, expert, out)
+
+
+@app.command()
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
+    from_method: Annotated[
+        str | None, typer.Option("--from-method", help="Print a space of all parameters of a merge method.")
+    ] = None,
+) -> None:
+    """List the shipped search spaces and the merge methods; or print a space to start your own from."""
+    from evomerge.cli import listings
+
+    listings.spaces(name, from_method)
+
+
+@zoo_app.command("list")
+def zoo_list() -> None:
+    """List the embedded zoos, and whether they are built."""
+    from evomerge.cli import listings
+
+    listings.zoos()
+
+
+@zoo_app.command("build")
+def zoo_build(
+    name: Annotated[str, typer.Argument(help="text, text4, digits or language.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Another seed makes other experts.", min=0)] = 0,
+    text: Annotated[Path | None, typer.Option(help="For `language`: a folder of German plain text.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Build it even if it is there.")] = False,
+) -> None:
+    """Build a zoo from files that installed packages ship; it is kept in the cache folder."""
+    from evomerge.cli import listings
+
+    listings.build_zoo(name, seed, text=text, again=again)

@@ -1,0 +1,70 @@
+"""What can be chosen from: search spaces, merge methods, embedded zoos."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evomerge import merging, space, strict_yaml, zoo
+from evomerge.errors import EvomergeError, StudyError, nearest
+from evomerge.progress import Progress
+
+
+def new_console() -> Console:
+    """Return the console of a command's output: as wide as the terminal, 110 columns when piped."""
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def spaces(name: str | None, from_method: str | None) -> None:
+    """Print a space's YAML, or list the spaces and the methods."""
+    console = new_console()
+    shipped = space.shipped()
+    if from_method is not None:
+        console.print(space.from_method(from_method), end="", markup=False, soft_wrap=True)
+        return
+    if name is not None:
+        if name not in shipped:
+            msg = f"no search space `{name}`; {nearest(name, shipped)}"
+            raise StudyError(msg)
+        console.print(shipped[name].read_text(encoding="utf-8"), end="", markup=False, soft_wrap=True)
+        return
+    table = Table("space", "what it searches", box=None)
+    for key, file in shipped.items():
+        table.add_row(key, strict_yaml.parse(file.read_text(encoding="utf-8"), key)["about"])
+    console.print(table)
+    methods = Table("method", "formula and source", box=None)
+    for key, method in merging.METHODS.items():
+        methods.add_row(key, escape(method.about))
+    console.print()
+    console.print(methods)
+    console.print(
+        "\n`evomerge spaces NAME` prints a space, `evomerge spaces --from-method METHOD` makes one of a method's parameters; "
+        "`space:` in a study takes a name, a file, or the space itself."
+    )
+
+
+def zoos() -> None:
+    """List the zoos."""
+    console = new_console()
+    for name in zoo.names():
+        try:
+            built = zoo.load(name)
+        except EvomergeError:
+            console.print(f"{name}: not built; type: evomerge zoo build {name}", markup=False, soft_wrap=True)
+        else:
+            console.print(f"{name}: {built.about}\n  {built.folder}", markup=False, soft_wrap=True)
+
+
+def build_zoo(name: str, seed: int, *, text: Path | None = None, again: bool = False) -> None:
+    """Build a zoo with progress, unless it is there."""
+    console = new_console()
+    with Progress(f"zoo {name}", 100, console) as progress:
+
+        def show(done: float, doing: str) -> None:
+            progress(round(100 * done), note=doing)
+
+        make = zoo.build if again else zoo.find_or_build
+        built = make(name, seed=seed, text=text, progress=show)
+    console.print(f"zoo {name}: {built.folder}", soft_wrap=True)

@@ -1,0 +1,219 @@
+"""Commands that write checkpoints without a search: merge, compress, decompress; and the pool that their options name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evomerge import codecs, merging, strict_yaml, tasks, zoo
+from evomerge.build import Builder
+from evomerge.checkpoints.members import ancestors
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import check_free, save
+from evomerge.cli.listings import new_console
+from evomerge.errors import RecipeError, nearest
+from evomerge.models import LiveModel
+from evomerge.progress import Progress, step_printer
+from evomerge.recipe import Recipe, expand_inputs, short_forms
+from evomerge.recipe import base as base_recipe
+from evomerge.report import export
+from evomerge.settings import StudySettings, open_parts
+from evomerge.tasks import Task
+
+_RECIPE_KEYS = ("pool", "recipe", "members", "about")
+
+
+def merge(
+    file: Path,
+    out: Path,
+    zoo_name: str | None,
+    base: Path | None,
+    experts: Sequence[str],
+    shard_bytes: int,
+    *,
+    dry_run: bool,
+) -> None:
+    """Write the merge of a recipe file, or only check it."""
+    console = new_console()
+    if not file.is_file():
+        msg = f"{file}: no such recipe file"
+        raise RecipeError(msg)
+    data = strict_yaml.read(file)
+    if isinstance(data, dict) and {"pool", "space"} <= set(data):
+        msg = f"{file}: this is a study, not a recipe; type: evomerge run {file}, then evomerge pick RUN -o {out}"
+        raise RecipeError(msg)
+    if not isinstance(data, dict) or "recipe" not in data:
+        data = {"recipe": data}
+    for key in data:
+        if key not in _RECIPE_KEYS:
+            msg = f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}"
+            raise RecipeError(msg)
+    pool = _open_pool(data.get("pool"), file, zoo_name, base, experts, console)
+    names = list(pool.experts)
+    recipe = Recipe.parse(
+        short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks), experts=names
+    )
+    lineage = _read_lineage(data.get("members", {}), file)
+    for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
+        merging.check(candidate)
+    # Building a member would build its ancestors; it has the base's tensors.
+    info = (pool.base if recipe.members else Builder(pool).build(recipe)).info.values()
+    size = sum(entry.nbytes for entry in info) / 2**30
+    elements = sum(entry.numel for entry in info)
+    layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
+    console.print(f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB")
+    if dry_run:
+        console.print(f"would write {out}")
+        return
+    export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
+    console.print(f"merged checkpoint: {out}")
+
+
+def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:
+    """Write the model that `recipe` describes to `out`, with progress; `options` are those of `report.export.export`."""
+    with Progress("merge", pool.nbytes, console) as progress:
+        export.export(recipe, pool, out, progress=progress, **options)
+
+
+def compress(
+    out: Path,
+    file: Path | None,
+    zoo_name: str | None,
+    base: Path | None,
+    experts: Sequence[str],
+    codec: str,
+    parameters: Sequence[str],
+) -> None:
+    """Write a pool as an artefact, and print sizes and losses."""
+    console = new_console()
+    made = codecs.make(codec, _read_parameters(parameters))
+    check_free(out)
+    pool, judged, new_model = _open_pool_and_tasks(file, zoo_name, base, experts, console)
+    model = new_model() if judged else None
+    compression = codecs.compress(pool, made, out, judged, model, lambda what, total: Progress(what, total, console))
+    artefact = compression.artefact
+    for name, values in artefact.constants.items():
+        pairs = zip(artefact.experts, values, strict=True)
+        console.print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in pairs)}", markup=False)
+    for name, values in compression.figures.items():
+        console.print(f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors")
+    size = compression.expert_bytes
+    console.print(
+        f"bytes: {size:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
+        f"ratio {artefact.nbytes / size:.4f}, by the formula {artefact.formula / size:.4f}"
+    )
+    console.print(_loss_table(compression.losses))
+    console.print(
+        f"artefact: {out}, `evomerge decompress {out} EXPERT -o FOLDER` writes an expert back",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def decompress(folder: Path, expert: str, out: Path) -> None:
+    """Write one expert of an artefact as a checkpoint."""
+    console = new_console()
+    artefact = codecs.Artefact(folder)
+    decoded = artefact.decode(expert)
+    with Progress("decompress", sum(entry.nbytes for entry in decoded.info.values()), console) as progress:
+        save(decoded, out, like=artefact.base.path, progress=progress)
+    console.print(f"checkpoint of `{expert}`: {out}", markup=False)
+
+
+def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
+    """Return the recipes of earlier candidates in a recipe file, by id. Raises `RecipeError` for a wrong id."""
+    if not isinstance(data, dict):
+        msg = f"{file} `members`: expected a mapping from ids to recipes, got {data!r}"
+        raise RecipeError(msg)
+    lineage = {base_recipe().id: base_recipe()}
+    for identity, member in data.items():
+        lineage[identity] = Recipe.parse(member)
+        if lineage[identity].id != identity:
+            msg = f"{file} `members`: the recipe under `{identity[:12]}…` has the id `{lineage[identity].id[:12]}…`; it was changed"
+            raise RecipeError(msg)
+    return lineage
+
+
+def _open_pool(
+    data: Any, file: Path, zoo_name: str | None, base: Path | None, experts: Sequence[str], console: Console
+) -> Pool:
+    """Return the pool of a zoo, of the options, or of the file's `pool`, in this order."""
+    progress = step_printer(console)
+    if zoo_name is not None:
+        built = zoo.load(zoo_name)
+        return Pool(built.pool["base"], built.pool["experts"], progress=progress)
+    if base is not None or experts:
+        pairs = [entry.partition("=") for entry in experts]
+        if base is None or not all(equals for _, equals, _ in pairs):
+            msg = "a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`"
+            raise RecipeError(msg)
+        return Pool(base, {name: path for name, _, path in pairs}, progress=progress)
+    if not isinstance(data, dict) or set(data) != {"base", "experts"} or not isinstance(data["experts"], dict):
+        msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
+        raise RecipeError(msg)
+    folder = file.parent
+    return Pool(
+        folder / data["base"], {name: folder / path for name, path in data["experts"].items()}, progress=progress
+    )
+
+
+def _open_pool_and_tasks(
+    file: Path | None, zoo_name: str | None, base: Path | None, experts: Sequence[str], console: Console
+) -> tuple[Pool, Mapping[str, Task], Callable[[], LiveModel]]:
+    """Return the pool, the tasks that come with it, and a function that loads the model they score."""
+    if file is None and zoo_name is None and base is None and not experts:
+        msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
+        raise RecipeError(msg)
+    if file is not None and not file.is_file():
+        msg = f"{file}: no such file; expected a study, or YAML with `pool`"
+        raise RecipeError(msg)
+    data = {} if file is None else strict_yaml.read(file)
+    from_options = zoo_name is not None or base is not None or bool(experts)
+    if file is not None and not from_options and isinstance(data, dict) and "space" in data:
+        parts = open_parts(StudySettings.read(file), step_printer(console))
+        setup = parts.setup
+        return (
+            parts.pool,
+            parts.tasks,
+            lambda: LiveModel(parts.pool.base.path, setup.auto, setup.precision, module=setup.module),
+        )
+    listed = data.get("pool") if isinstance(data, dict) else None
+    pool = _open_pool(listed, file or Path(), zoo_name, base, experts, console)
+    settings = {} if zoo_name is None else zoo.load(zoo_name).tasks
+    judged = {name: tasks.make(name, entry, Path()) for name, entry in settings.items()}
+    return pool, judged, lambda: LiveModel(pool.base.path)
+
+
+def _read_parameters(options: Sequence[str]) -> dict[str, Any]:
+    """Return `NAME=VALUE` options as a mapping; `NAME.EXPERT=VALUE` goes into a mapping by expert."""
+    parameters: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            msg = f"{option!r}: expected NAME=VALUE, such as `lambda=0.3`"
+            raise RecipeError(msg)
+        name, dot, expert = key.partition(".")
+        values = parameters.setdefault(name, {}) if dot else parameters
+        if not isinstance(values, dict) or (expert if dot else name) in values:
+            msg = f"--parameter `{name}` is given twice; give one value, or one for each expert"
+            raise RecipeError(msg)
+        values[expert if dot else name] = strict_yaml.parse(text, f"--parameter {key}")
+    return parameters
+
+
+def _loss_table(losses: Sequence[codecs.Loss]) -> Table:
+    """Return the table of each expert's losses."""
+    scored = ("task", "expert scores", "decoded", "retention") if any(loss.scores for loss in losses) else ()
+    table = Table("expert", "relative error", "cosine", *scored, box=None)
+    for loss in losses:
+        cells = [escape(loss.expert), f"{loss.fidelity.error:.4g}", f"{loss.fidelity.cosine:.6f}"]
+        if not loss.scores:
+            table.add_row(*cells)
+        for task, (before, after) in loss.scores.items():
+            retention = f"{after / before:.2%}" if before > 0 else "-"
+            table.add_row(*cells, escape(task), f"{before:.4f}", f"{after:.4f}", retention)
+            cells = ["", "", ""]
+    return table

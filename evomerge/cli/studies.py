@@ -1,0 +1,272 @@
+"""Commands on studies: demo, run, resume, show, pick."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evomerge import strict_yaml, zoo
+from evomerge.checkpoints.save import check_free
+from evomerge.cli.listings import build_zoo, new_console
+from evomerge.cli.merges import export_recipe
+from evomerge.errors import StudyError, nearest
+from evomerge.evaluate import CachingEvaluator, Worker
+from evomerge.progress import Progress, Throttled, step_printer
+from evomerge.recipe import Recipe
+from evomerge.report import choose, figures, html, measure, population, surface, surface_figures, tables
+from evomerge.report.results import Candidate, Results
+from evomerge.report.wording import covered, duration
+from evomerge.search import Population
+from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.study import Study
+from evomerge.trial import Evaluation, Proposal
+
+_DEMO: dict[str, dict[str, Any]] = {
+    "text": {
+        "space": "task_arithmetic_per_block",
+        "driver": {"kind": "nsga2", "population": 16},
+        "evaluations": 120,
+        "report": {"front": 16},
+    },
+    "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
+}
+
+
+def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> None:
+    """Build a zoo, search, report, export the picked merge, and load it with transformers."""
+    console = new_console()
+    if name not in _DEMO:
+        msg = f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}"
+        raise StudyError(msg)
+    build_zoo(name, 0)
+    precision = str(zoo.fast_precision()).removeprefix("torch.")
+    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "precision": precision, **_DEMO[name]}
+    settings = StudySettings.parse(data, "demo", Path.cwd())
+    settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4))
+    study = Study.create(out, settings, step_printer(console))
+    _describe(study.parts, settings, console)
+    results = _search_and_report(study, console)
+    merged = out / f"merged-{results.picked[:8]}"
+    if not merged.exists():
+        point = next(point for point in results.front if point.recipe_id == results.picked)
+        _export_point(study, results, point, merged, console)
+    console.print(f"merged checkpoint: {merged} (transformers loads it: {_load(study.parts, merged)})")
+    console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}")
+
+
+def run(
+    file: Path, out: Path | None, evaluations: int | None, workers: int | None, seed: int | None, *, dry_run: bool
+) -> None:
+    """Run or resume the study of a file, or only say what it would cost."""
+    console = new_console()
+    settings = _override(StudySettings.read(file), evaluations, workers, seed)
+    if dry_run:
+        parts = open_parts(settings, step_printer(console))
+        _describe(parts, settings, console)
+        _price(parts, settings, console)
+        return
+    study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
+    _describe(study.parts, settings, console)
+    _search_and_report(study, console)
+
+
+def resume(folder: Path, evaluations: int | None, workers: int | None) -> None:
+    """Resume the study in a folder."""
+    console = new_console()
+    study = Study.open(folder, progress=step_printer(console))
+    if evaluations is not None or workers is not None:
+        study = Study.open(folder, _override(study.settings, evaluations, workers))
+    _search_and_report(study, console)
+
+
+def show(folder: Path, *, as_json: bool) -> None:
+    """Report on the study in a folder."""
+    console = Console(stderr=True) if as_json else new_console()
+    study = Study.open(folder)
+    results = _report(study, console)
+    if as_json:
+        sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
+    else:
+        _print(results, study.folder, console)
+
+
+def read_preference(
+    weights: str | None, floors: str | None, best: str | None, wish: str | None, tchebycheff: str | None, *, knee: bool
+) -> choose.Preference:
+    """Return the preference that the options of `pick` spell. Raises `StudyError`."""
+    return choose.Preference(
+        weights=_pairs(weights),
+        floors=_pairs(floors),
+        best=best,
+        wish=_pairs(wish),
+        tchebycheff=_pairs(tchebycheff),
+        knee=knee,
+    )
+
+
+def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_surface: bool, verify: bool) -> None:
+    """Choose a point of a study's front or surface, and export it to `out` if given."""
+    console = new_console()
+    if verify and not from_surface:
+        msg = "pick: `--verify` goes with `--surface`; points of the front are evaluated already"
+        raise StudyError(msg)
+    study = Study.open(folder)
+    if from_surface:
+        _pick_from_surface(study, preference, out, console, verify=verify)
+        return
+    results = _report(study, console)
+    point = choose.choose(study, results, preference)
+    console.print(tables.point(results, point))
+    if out is None:
+        console.print(strict_yaml.text(Recipe.parse(point.recipe).data), end="", markup=False)
+        return
+    _export_point(study, results, point, out, console)
+    console.print(f"merged checkpoint: {out}")
+
+
+def _override(
+    settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None = None
+) -> StudySettings:
+    options = {"evaluations": evaluations, "workers": workers, "seed": seed}
+    return settings.model_copy(update={key: value for key, value in options.items() if value is not None})
+
+
+def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
+    for note in parts.pool.notes:
+        console.print(f"note: {note}")
+    genes, layout = parts.space.genes, parts.pool.layout
+    rows = {
+        "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} parameters, "
+        f"{layout.blocks} blocks",
+        "space": f"{len(genes)} genes ({genes[0].name} … {genes[-1].name}); {parts.space.about}",
+        "tasks": "; ".join(
+            f"{name}: {task.search_metric} on {task.size('search')}, reported {task.report_metric} on {task.size('report')} unseen"
+            for name, task in parts.tasks.items()
+        ),
+        "driver": f"{parts.driver['kind']}: {parts.new_driver(settings.seed)}",
+        "budget": f"{settings.evaluations} evaluations, {settings.workers} workers, seed {settings.seed}",
+    }
+    table = Table(box=None, show_header=False)
+    for key, value in rows.items():
+        table.add_row(key, escape(value))
+    console.print(table)
+
+
+def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
+    """Evaluate the space's initial recipe, and print the cost of one evaluation and of the whole search."""
+    worker = Worker(parts.setup)
+    worker.evaluate(parts.initial, "search")  # the first evaluation also reads the model and the data
+    evaluation = worker.evaluate(parts.initial, "search")
+    if evaluation.error is not None:
+        msg = f"the space's initial recipe cannot be evaluated: {evaluation.error}"
+        raise StudyError(msg)
+    each = sum(evaluation.seconds.values())
+    steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
+    console.print(f"one evaluation: {duration(each)} ({steps})")
+    total = each * settings.evaluations / settings.workers
+    console.print(f"the search: about {duration(total)} with {settings.workers} workers; nothing was written")
+
+
+def _search_and_report(study: Study, console: Console) -> Results:
+    total = study.settings.evaluations
+    best = -math.inf
+    coverage = Throttled(lambda: _coverage(study))
+    with study.evaluator() as evaluator, Progress("search", total, console) as progress:
+
+        def watch(proposal: Proposal, evaluation: Evaluation) -> None:
+            nonlocal best
+            if (complete := evaluator.lookup(proposal.recipe.id, proposal.split)) is not None:
+                best = max(best, float(complete.means(study.parts.searched).mean()))
+            note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {best:.4g}" * (best > -math.inf)
+            progress(min(int(study.spent), total), note=note + coverage(now=study.spent >= total))
+
+        study.run(evaluator, watch)
+        results = _report(study, console, evaluator)
+    _print(results, study.folder, console)
+    return results
+
+
+def _coverage(study: Study) -> str:
+    """Return how well a population covers the examples at present, after a comma; nothing for other searches."""
+    diagnostics = study.driver.diagnostics() if isinstance(study.driver, Population) else {}
+    return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
+
+
+def _report(study: Study, console: Console, evaluator: CachingEvaluator | None = None) -> Results:
+    with Progress("report", 1, console) as progress:
+        results = measure.measure(study, evaluator, progress)
+    measure.write(results, study.folder)
+    figures.front(results, study.folder / "front.png")
+    figures.hypervolume(results, study.folder / "hypervolume.png")
+    population.write(results, study.folder)
+    surface_figures.write(results, study.folder)
+    html.write(results, study.folder)
+    return results
+
+
+def _print(results: Results, folder: Path, console: Console) -> None:
+    for part in tables.summary(results):
+        console.print(part)
+    for sentence in tables.sentences(results):
+        console.print(sentence, markup=False)
+    console.print(f"digest {results.digest}")
+    console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
+
+
+def _pick_from_surface(
+    study: Study, preference: choose.Preference, out: Path | None, console: Console, *, verify: bool
+) -> None:
+    if out is not None:
+        check_free(out)
+    evaluated = study.population()
+    prediction = surface.ask(study, evaluated, surface.read(study, evaluated), preference)
+    verified = None
+    if verify:
+        with Progress("verify", 2, console) as progress:
+            verified = measure.verify(study, prediction.recipe, watch=progress)
+    for part in tables.prediction(prediction, study.parts.tasks, verified):
+        console.print(part)
+    if out is None:
+        console.print(strict_yaml.text(prediction.recipe.data), end="", markup=False)
+        return
+    if verified is None:
+        export_recipe(prediction.recipe, study.parts.pool, out, console)
+    else:
+        _export_point(study, _report(study, console), verified.candidate, out, console)
+    console.print(f"merged checkpoint: {out}")
+
+
+def _export_point(study: Study, results: Results, point: Candidate, out: Path, console: Console) -> None:
+    recipe = Recipe.parse(point.recipe)
+    lineage = study.lineage() if recipe.members else {}
+    export_recipe(recipe, study.parts.pool, out, console, lineage=lineage, results=results, candidate=point)
+
+
+def _load(parts: Parts, folder: Path) -> str:
+    """Load a checkpoint with transformers, and return its class's name."""
+    from evomerge.models.pretrained import load_model
+
+    return type(load_model(folder, parts.setup.auto or "AutoModel")).__name__
+
+
+def _pairs(text: str | None) -> dict[str, float] | None:
+    """Return `maths=2,code=1` as a mapping."""
+    if text is None:
+        return None
+    pairs = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        try:
+            pairs[name.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            msg = f"{part!r}: expected OBJECTIVE=NUMBER, such as `maths=0.8`"
+            raise StudyError(msg)
+    return pairs
