@@ -1,7 +1,7 @@
-"""ONE IDEA: every kind of part has a suite that holds all of its implementations to one contract.
+"""Conformance suites: one per protocol, run on each of its implementations.
 
-A suite is a class of pytest tests: subclass it beside the implementation, and say what it asks for. Nothing here needs
-pytest itself. `problems` are small ones whose answers are known, `models` tiny checkpoints of real architectures.
+A suite is a class of pytest tests: subclass it in the tests of an implementation and define its abstract methods. The package
+itself does not need pytest. `problems` has search problems with known optima, `models` tiny checkpoints of real architectures.
 """
 
 from evomerge.testing.drivers import DecodedSuite, DriverSuite, GenomeSuite, PopulationSuite, SteadySuite, drive

@@ -1,4 +1,4 @@
-"""What every driver promises."""
+"""Conformance suites of drivers."""
 
 import itertools
 import random
@@ -23,19 +23,18 @@ def drive(
 ) -> list[Proposal]:
     """Run a driver as a study does, and return its proposals, in order.
 
-    Up to `slots` are in flight. Their evaluations arrive in the order of the asks, or in random order with
-    the seed `shuffle`.
+    Up to `slots` are pending. Evaluations arrive in the order of the asks, or in random order with the seed `shuffle`.
     """
     arrival = random.Random(shuffle)  # noqa: S311  # an order of arrival, no secret
-    flying: list[Proposal] = []
+    pending: list[Proposal] = []
     asked: list[Proposal] = []
     while True:
-        while len(flying) < slots and len(asked) < budget and (proposal := driver.ask()) is not None:
-            flying.append(proposal)
+        while len(pending) < slots and len(asked) < budget and (proposal := driver.ask()) is not None:
+            pending.append(proposal)
             asked.append(proposal)
-        if not flying:
+        if not pending:
             return asked
-        arrived = flying.pop(0 if shuffle is None else arrival.randrange(len(flying)))
+        arrived = pending.pop(0 if shuffle is None else arrival.randrange(len(pending)))
         driver.tell(arrived, evaluate(arrived))
 
 
@@ -44,17 +43,17 @@ def _ids(proposals: Sequence[Proposal]) -> list[tuple[int, str]]:
 
 
 class DriverSuite:
-    """What every driver must keep, as pytest tests.
+    """The contract of every `Driver`, as pytest tests.
 
-    Subclass `GenomeSuite` or `PopulationSuite` (or both `SteadySuite` and `DecodedSuite`) and write `make`; `problem`,
-    `quality`, `learns` and `budget` have defaults. `learns` is False for drivers that do not look at scores. `budget` is
-    the number of candidates of most tests.
+    Subclass `GenomeSuite` or `PopulationSuite` (or both `SteadySuite` and `DecodedSuite`) and implement `make`; `problem`,
+    `quality`, `learns` and `budget` have defaults. `learns` is False for drivers that ignore scores. `budget` is the number
+    of candidates in most tests.
     """
 
     learns = True
     budget = 60
     sure = 0
-    """So many first candidates must not fail."""
+    """Number of first candidates that no test lets fail."""
 
     def make(self, problem: Problem, seed: int) -> Driver:
         """Return a fresh driver for the problem."""
@@ -65,27 +64,27 @@ class DriverSuite:
         return two_spheres()
 
     def quality(self, problem: Problem, proposals: Sequence[Proposal]) -> float:
-        """Return what the driver is meant to make large: the hypervolume, unless said otherwise."""
+        """Return what the driver maximises; by default the hypervolume."""
         return problem.quality(proposals)
 
     def test_same_seed_same_search(self) -> None:
-        """Two drivers with one seed propose the same, whatever the global generators do in between."""
+        """Two drivers with the same seed propose the same, whatever the state of the global generators."""
         problem = self.problem()
         expected = drive(self.make(problem, 1), problem.evaluate, self.budget)
         random.seed(5)
-        np.random.seed(5)  # noqa: NPY002  # the global generator is what must not matter
+        np.random.seed(5)  # noqa: NPY002  # the global generator must have no effect
         before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002  # as above
         assert _ids(drive(self.make(problem, 1), problem.evaluate, self.budget)) == _ids(expected)
         assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002  # as above
 
     def test_other_seed_other_search(self) -> None:
-        """The seed matters."""
+        """Drivers with different seeds propose different candidates."""
         problem = self.problem()
         first, second = (_ids(drive(self.make(problem, seed), problem.evaluate, self.budget)) for seed in (1, 2))
         assert first != second
 
     def test_replay_restores_the_driver(self) -> None:
-        """A fresh driver that is taken through the same asks and tells goes on as the first would have."""
+        """After the same asks and tells a new driver continues as the first does."""
         problem = self.problem()
         first, second = self.make(problem, 5), self.make(problem, 5)
         recorded = drive(first, problem.evaluate, self.budget // 2, slots=3, shuffle=0)
@@ -100,13 +99,13 @@ class DriverSuite:
             second.tell(other, problem.evaluate(other))
 
     def test_failed_evaluations_are_survived(self) -> None:
-        """Failures, some or all for a long while, end neither the search nor its reproducibility."""
+        """The search continues, and is reproducible, with some or only failures for a long time."""
         problem = self.problem()
         for start in (0, self.budget // 2, self.budget):
             evaluate = self._flaky(problem, start)
-            found = drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)
-            assert len(found) == self.budget
-            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == _ids(found)
+            proposals = drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)
+            assert len(proposals) == self.budget
+            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == _ids(proposals)
 
     def _flaky(self, problem: Problem, start: int) -> Callable[[Proposal], Evaluation]:
         def evaluate(proposal: Proposal) -> Evaluation:
@@ -117,7 +116,7 @@ class DriverSuite:
         return evaluate
 
     def test_scores_that_are_not_finite_count_as_failures(self) -> None:
-        """NaN and infinities do not enter the search."""
+        """NaN and infinite scores have the same effect."""
         problem = self.problem()
 
         def evaluate(value: float) -> Callable[[Proposal], Evaluation]:
@@ -130,7 +129,7 @@ class DriverSuite:
         assert _ids(drive(self.make(problem, 7), evaluate(np.inf), self.budget)) == expected
 
     def test_search_improves_on_its_beginning(self) -> None:
-        """It ends better than its first quarter."""
+        """The quality of all candidates is above that of the first quarter."""
         if not self.learns:
             return
         problem = self.problem()
@@ -140,10 +139,10 @@ class DriverSuite:
 
 
 class DecodedSuite(DriverSuite):
-    """What also holds where a candidate is its genome."""
+    """The further contract of drivers whose candidates are decoded from genomes."""
 
     def test_proposals_are_numbered_and_decode_their_genome(self) -> None:
-        """Numbers count from 0; genomes lie in the box; the recipe is the genome's; nobody's weights are kept."""
+        """Numbers count from 0, genomes are in the box, recipes are decoded from them, and there are no members."""
         problem = self.problem()
         driver = self.make(problem, 0)
         proposals = drive(driver, problem.evaluate, self.budget)
@@ -165,7 +164,7 @@ class DecodedSuite(DriverSuite):
         assert {proposal.recipe.id for proposal in proposals} == known
 
     def test_search_beats_uniform_draws(self) -> None:
-        """It ends better than as many draws from the box."""
+        """The quality is above that of as many uniform draws from the box."""
         if not self.learns:
             return
         problem = self.problem()
@@ -180,25 +179,25 @@ class DecodedSuite(DriverSuite):
 
 
 class GenomeSuite(DecodedSuite):
-    """What also holds where a candidate is its genome, and the order in which evaluations arrive cannot matter."""
+    """The further contract of generational drivers: the order in which evaluations arrive has no effect."""
 
-    def test_slots_do_not_matter(self) -> None:
-        """One candidate in flight or many: the same search."""
+    def test_number_of_slots_has_no_effect(self) -> None:
+        """The search is the same with one pending candidate or many."""
         problem = self.problem()
         expected = _ids(drive(self.make(problem, 3), problem.evaluate, self.budget))
         for slots in (2, 7, 1000):
             assert _ids(drive(self.make(problem, 3), problem.evaluate, self.budget, slots=slots)) == expected
 
-    def test_order_of_arrival_does_not_matter(self) -> None:
-        """Evaluations that overtake each other leave the search as it is."""
+    def test_order_of_arrival_has_no_effect(self) -> None:
+        """The search is the same if evaluations arrive in another order."""
         problem = self.problem()
         expected = _ids(drive(self.make(problem, 3), problem.evaluate, self.budget))
         for shuffle in (0, 1):
-            found = drive(self.make(problem, 3), problem.evaluate, self.budget, slots=5, shuffle=shuffle)
-            assert _ids(found) == expected
+            proposals = drive(self.make(problem, 3), problem.evaluate, self.budget, slots=5, shuffle=shuffle)
+            assert _ids(proposals) == expected
 
-    def test_order_of_arrival_does_not_matter_among_failures(self) -> None:
-        """Neither does it where some or all fail."""
+    def test_order_of_arrival_has_no_effect_with_failures(self) -> None:
+        """Nor if some or all evaluations fail."""
         problem = self.problem()
         for start in (0, self.budget // 2, self.budget):
             evaluate = self._flaky(problem, start)
@@ -206,50 +205,50 @@ class GenomeSuite(DecodedSuite):
             assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == expected
 
     def test_ask_that_returns_none_changes_nothing(self) -> None:
-        """Asking again and again while everything is in flight leaves the search as it is."""
+        """Further asks while all candidates are pending have no effect on the search."""
         problem = self.problem()
         expected = _ids(drive(self.make(problem, 4), problem.evaluate, self.budget))
         driver = self.make(problem, 4)
-        found: list[Proposal] = []
-        while len(found) < self.budget:
+        asked: list[Proposal] = []
+        while len(asked) < self.budget:
             batch: list[Proposal] = []
-            while len(found) + len(batch) < self.budget and (proposal := driver.ask()) is not None:
+            while len(asked) + len(batch) < self.budget and (proposal := driver.ask()) is not None:
                 batch.append(proposal)
             for proposal in batch:
-                if len(found) + len(batch) < self.budget:
+                if len(asked) + len(batch) < self.budget:
                     assert driver.ask() is None
                 driver.tell(proposal, problem.evaluate(proposal))
-                if proposal is not batch[-1] and len(found) + len(batch) < self.budget:
+                if proposal is not batch[-1] and len(asked) + len(batch) < self.budget:
                     assert driver.ask() is None
-            found += batch
-        assert _ids(found) == expected
+            asked += batch
+        assert _ids(asked) == expected
 
 
 class SteadySuite(DriverSuite):
-    """What also holds where nobody waits for the slowest, so that the order in which evaluations arrive matters."""
+    """The further contract of steady-state drivers, whose search depends on the order in which evaluations arrive."""
 
     def state(self, driver: Driver) -> object:
-        """Return what can be seen of a driver."""
+        """Return the visible state of a driver."""
         return driver.members()
 
-    def test_one_that_never_comes_holds_nobody_up(self) -> None:
-        """While one candidate stays in flight, each other evaluation brings another proposal."""
+    def test_evaluation_that_never_arrives_blocks_nothing(self) -> None:
+        """While one candidate stays pending, each further evaluation allows a further proposal."""
         problem = self.problem()
         driver = self.make(problem, 8)
-        flying: dict[int, Proposal] = {}
+        pending: dict[int, Proposal] = {}
         for number in range(self.budget):
             proposal = driver.ask()
             assert proposal is not None
             assert proposal.number == number
-            flying[number] = proposal
-            others = [other for other in flying if other != self.sure]
-            if len(flying) == 3 or number < self.sure:
-                arrived = flying.pop(others[0])
+            pending[number] = proposal
+            others = [other for other in pending if other != self.sure]
+            if len(pending) == 3 or number < self.sure:
+                arrived = pending.pop(others[0])
                 driver.tell(arrived, problem.evaluate(arrived))
-        assert self.sure in flying
+        assert self.sure in pending
 
-    def test_order_of_arrival_matters_and_replay_passes_through_every_state(self) -> None:
-        """After any number of the same asks and tells the driver is the same; after others it is not."""
+    def test_replay_restores_every_state_and_the_order_of_arrival_has_an_effect(self) -> None:
+        """The driver is the same after the same asks and tells, and different after others."""
         problem = self.problem()
 
         def passed(shuffle: int) -> list[object]:
@@ -268,7 +267,7 @@ class SteadySuite(DriverSuite):
 
 
 class PopulationSuite(SteadySuite):
-    """What also holds where candidates are made of earlier ones. `make` takes all experts as seeds."""
+    """The further contract of populations of models; `make` takes all experts as seeds."""
 
     sure = 2
     budget = 120
@@ -282,13 +281,13 @@ class PopulationSuite(SteadySuite):
         return family()
 
     def state(self, driver: Driver) -> object:
-        """Return what can be seen of a population."""
+        """Return the visible state of a population."""
         assert isinstance(driver, Population)
         cells = [([edges.tolist() for edges in grid.edges], dict(grid.elites)) for grid in driver.maps()]
         return driver.members(), driver.diagnostics(), cells
 
     def test_experts_come_first_and_then_children_of_members(self) -> None:
-        """Numbers count from 0; a child is what the space makes of its genome and two members."""
+        """Numbers count from 0; a child is decoded from its genome and members."""
         problem = self.problem()
         driver = self.make(problem, 0)
         for number in range(self.budget):
@@ -310,41 +309,41 @@ class PopulationSuite(SteadySuite):
             driver.tell(proposal, problem.evaluate(proposal))
 
     def test_it_waits_for_two_seeds_and_for_nothing_else(self) -> None:
-        """`ask` returns None, and changes nothing, until there is something to cross."""
+        """`ask` returns None, and changes nothing, until two seeds are evaluated."""
         problem = self.problem()
         expected = _ids(drive(self.make(problem, 4), problem.evaluate, 20))
         driver = self.make(problem, 4)
         seeds = [driver.ask(), driver.ask()]
-        found = [seed for seed in seeds if seed is not None]
-        for seed in found[:]:
+        asked = [seed for seed in seeds if seed is not None]
+        for seed in asked[:]:
             assert driver.ask() is None
             driver.tell(seed, problem.evaluate(seed))
-        found += [proposal for _ in range(18) if (proposal := driver.ask()) is not None]
-        assert len(found) == 20
-        assert _ids(found)[:3] == expected[:3]
-        assert len({proposal.recipe.id for proposal in found}) == 20
+        asked += [proposal for _ in range(18) if (proposal := driver.ask()) is not None]
+        assert len(asked) == 20
+        assert _ids(asked)[:3] == expected[:3]
+        assert len({proposal.recipe.id for proposal in asked}) == 20
 
-    def test_members_are_candidates_that_succeeded_and_parents_were_members_when_asked_for(self) -> None:
-        """Whatever is in flight; and each is named once."""
+    def test_members_are_successful_candidates_and_parents_are_members(self) -> None:
+        """Also with pending candidates; each member is listed once."""
         problem = self.problem()
         driver = self.make(problem, 2)
-        flying: list[Proposal] = []
+        pending: list[Proposal] = []
         succeeded: set[str] = set()
         arrival = np.random.default_rng(0)
         for _ in range(self.budget):
             before = driver.members()
             assert set(before) <= succeeded
             assert len(set(before)) == len(before)
-            while len(flying) < 8 and (proposal := driver.ask()) is not None:
+            while len(pending) < 8 and (proposal := driver.ask()) is not None:
                 assert set(proposal.recipe.members) <= set(before)
-                flying.append(proposal)
-            arrived = flying.pop(int(arrival.integers(len(flying))))
+                pending.append(proposal)
+            arrived = pending.pop(int(arrival.integers(len(pending))))
             evaluation = self._flaky(problem, 0)(arrived)
             driver.tell(arrived, evaluation)
             succeeded |= set() if evaluation.error else {arrived.recipe.id}
 
-    def test_seeds_that_fail_end_the_search_with_a_word(self) -> None:
-        """One seed alone has nobody to be crossed with."""
+    def test_failed_seeds_end_the_search_with_an_error(self) -> None:
+        """A crossover takes two seeds."""
         problem = self.problem()
         driver = self.make(problem, 0)
         one, other = driver.ask(), driver.ask()
@@ -354,10 +353,10 @@ class PopulationSuite(SteadySuite):
         assert driver.ask() is None
         driver.tell(one, problem.evaluate(one))
         for _ in range(2):
-            said = ""
+            message = ""
             try:
                 driver.ask()
             except DriverError as error:
-                said = str(error)
-            assert said.startswith("driver: 1 of 2 seeds could be evaluated")
-            assert "out of memory" in said
+                message = str(error)
+            assert message.startswith("driver: 1 of 2 seeds could be evaluated")
+            assert "out of memory" in message

@@ -158,9 +158,6 @@ def _task(task: str, files: Mapping[str, str], settings: Settings) -> TaskConfig
     return {"kind": "language_modelling", **splits, "text": "text", "max_length": settings.max_length}
 
 
-# -- the examples ------------------------------------------------------------------------------------------------------
-
-
 def _german(text: Path | None) -> list[str]:
     """Return the German documents under `text`, in a fixed order. Raises `ZooError` where there is too little."""
     folder = _MANUAL if text is None else text
@@ -253,9 +250,6 @@ def _in_german(row: Mapping[str, str]) -> dict[str, str]:
     """Return a row of sums with its prompt in German words."""
     first, second = row["prompt"].removesuffix("=").split("+")
     return {"prompt": f"Die Summe von {first} und {second} ist ", "answer": row["answer"]}
-
-
-# -- training ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

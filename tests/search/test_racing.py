@@ -1,4 +1,4 @@
-"""Racing: who may matter stays, who is stopped was beaten, and the inner driver never knows but by the estimates."""
+"""Racing: competitive candidates are kept, stopped ones are dominated, and the inner driver is told estimates."""
 
 import math
 from collections import Counter
@@ -27,22 +27,21 @@ def race(problem, driver=NSGA, seed=0, **settings):
     return search.make(given, problem.space, problem.objectives, seed, problem.sizes)
 
 
-class Field:
-    """Proposes recipes by number, a field at a time, and keeps what it is told."""
+class Rounds:
+    """A driver that proposes candidates by row number, one round at a time, and records its tells."""
 
-    def __init__(self, fields, space):
-        self.fields = [list(field) for field in fields]
+    def __init__(self, rounds, space):
+        self.rounds = [list(rows) for rows in rounds]
         self.space = space
         self.told = []
         self.asked = 0
-        self.due = 0
 
     def ask(self):
-        if self.fields and not self.fields[0] and len(self.told) == self.asked:
-            self.fields.pop(0)
-        if not self.fields or not self.fields[0]:
+        if self.rounds and not self.rounds[0] and len(self.told) == self.asked:
+            self.rounds.pop(0)
+        if not self.rounds or not self.rounds[0]:
             return None
-        genome = np.full(len(self.space.genes), self.fields[0].pop(0) / 1000)
+        genome = np.full(len(self.space.genes), self.rounds[0].pop(0) / 1000)
         proposal = Proposal(self.asked, self.space.decode(genome), genome)
         self.asked += 1
         return proposal
@@ -55,34 +54,33 @@ class Field:
 
 
 class Table:
-    """Candidates that score what a table says, `(candidates, examples)` by task."""
+    """Candidates with the scores of tables, `(candidates, examples)` by task."""
 
-    def __init__(self, *fields, **tables):
+    def __init__(self, *rounds, **tables):
         self.tables = {name: np.asarray(table, dtype=np.float32) for name, table in tables.items()}
         self.sizes = {name: table.shape[1] for name, table in self.tables.items()}
         self.space = toy_space(2)
-        numbers = range(len(next(iter(self.tables.values()))))
-        self.inner = Field(fields or [list(numbers)], self.space)
+        rows = range(len(next(iter(self.tables.values()))))
+        self.inner = Rounds(rounds or [rows], self.space)
         self.asked = Counter()
 
     def evaluate(self, proposal):
         row = round(proposal.genome[0] * 1000)
         asked = proposal.examples or {task: tuple(range(size)) for task, size in self.sizes.items()}
-        self.asked.update((row, task, i) for task, numbers in asked.items() for i in numbers)
-        return Evaluation({f"{task}/m": self.tables[task][row][list(numbers)] for task, numbers in asked.items()})
+        self.asked.update((row, task, i) for task, indices in asked.items() for i in indices)
+        return Evaluation({f"{task}/m": self.tables[task][row][list(indices)] for task, indices in asked.items()})
 
     def race(self, seed=0, evaluate=None, slots=3, **settings):
-        """Run the race, and return the numbers of the candidates that came through whole."""
+        """Run the race, and return the rows of the candidates that were evaluated completely."""
         given = RacingSettings(driver={"kind": "random"}, **{"surrogate": False, **settings})
         driver = Racing(self.inner, self.space, [f"{task}/m" for task in self.tables], seed, given, self.sizes)
         self.proposals = drive(driver, evaluate or self.evaluate, 10**6, slots=slots)
-        whole = sum(self.sizes.values())
         spent = Counter(row for row, _, _ in self.asked.elements())
-        return {row for row, count in spent.items() if count == whole}
+        return {row for row, count in spent.items() if count == sum(self.sizes.values())}
 
 
 class Raced(GenomeSuite):
-    budget = 150
+    budget = 100
 
     def quality(self, problem, proposals):
         return problem.quality([replace(proposal, examples=None) for proposal in proposals])
@@ -101,45 +99,44 @@ class TestRacingCma(Raced):
         return exam(sphere(), 16, easiness=0.2, noise=0.02)
 
     def make(self, problem, seed):
-        return race(problem, CMA, seed=seed, surrogate=False)  # by its genes it is over too soon for the suite
+        return race(problem, CMA, seed=seed, surrogate=False)  # with surrogates it ends too early for the suite
 
 
 def alike(rng, candidates, size):
-    """Return right and wrong answers, `(candidates, size)`, of candidates that differ in two skills, as merges do."""
+    """Return scores of 0 and 1, `(candidates, size)`, of candidates that differ in two skills, as merges do."""
     of_example = rng.standard_normal((2, size))
-    of_example[0] = np.abs(of_example[0])  # a skill that helps everywhere, and one that helps here and harms there
+    of_example[0] = np.abs(
+        of_example[0]
+    )  # one skill helps on all examples, the other helps on some and harms on others
     logits = rng.standard_normal((candidates, 2)) @ of_example + rng.standard_normal(size)
     return (rng.random((candidates, size)) < 1 / (1 + np.exp(-6 * logits))).astype(np.float64)
 
 
-# -- the estimates -----------------------------------------------------------------------------------------------------
-
-
-def test_regression_is_the_conditional_normal_distribution_of_what_is_not_known():
+def test_regression_is_the_conditional_normal_distribution_of_the_missing_scores():
     rng = np.random.default_rng(0)
-    whole, new, seen = rng.standard_normal((12, 9)), rng.standard_normal((3, 9)), np.array([7, 0, 4])
-    mean, apart = whole.mean(axis=0), whole - whole.mean(axis=0)
-    variance = (apart**2).mean() + mean.var() / 12
-    covariance = apart.T @ apart / 12 + 0.3 * variance * np.eye(9) + 10 * variance * np.ones((9, 9))
+    complete, new, seen = rng.standard_normal((12, 9)), rng.standard_normal((3, 9)), np.array([7, 0, 4])
+    mean, centred = complete.mean(axis=0), complete - complete.mean(axis=0)
+    variance = (centred**2).mean() + mean.var() / 12
+    covariance = centred.T @ centred / 12 + 0.3 * variance * np.eye(9) + 10 * variance * np.ones((9, 9))
     rest = np.array([1, 2, 3, 5, 6, 8])
     slopes = covariance[np.ix_(rest, seen)] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
     left = covariance[np.ix_(rest, rest)] - slopes @ covariance[np.ix_(seen, rest)]
     filled = new.copy()
     filled[:, rest] = mean[rest] + (new[:, seen] - mean[seen]) @ slopes.T
-    means, deviation = Regression(whole)._linear.predict(seen, new[:, seen])
+    means, deviation = Regression(complete)._linear.predict(seen, new[:, seen])
     assert means == pytest.approx(filled.mean(axis=1), abs=1e-9)
     assert deviation == pytest.approx(math.sqrt(left.sum()) / 9, abs=1e-9)
 
 
-def test_who_is_better_than_all_before_is_not_held_to_be_like_them():
+def test_estimate_of_a_candidate_far_better_than_all_before_is_not_shrunk():
     rng = np.random.default_rng(6)
-    whole, seen = rng.standard_normal((20, 60)) * 0.1 + rng.standard_normal(60), np.arange(15)
-    best = whole[:1] + 5
-    means, _ = Regression(whole).estimate(seen, best[:, seen])
+    complete, seen = rng.standard_normal((20, 60)) * 0.1 + rng.standard_normal(60), np.arange(15)
+    best = complete[:1] + 5
+    means, _ = Regression(complete).estimate(seen, best[:, seen])
     assert means == pytest.approx(best.mean(axis=1), abs=0.1)
 
 
-def test_with_all_examples_the_estimate_is_exact():
+def test_estimate_with_all_examples_is_exact():
     rng = np.random.default_rng(1)
     scores = rng.random((4, 20))
     means, deviations = Regression(rng.random((11, 20))).estimate(np.arange(20), scores)
@@ -147,69 +144,66 @@ def test_with_all_examples_the_estimate_is_exact():
     assert deviations.tolist() == [0, 0, 0, 0]
 
 
-def test_estimates_have_the_unit_and_the_zero_of_the_scores():
+def test_estimates_are_equivariant_to_scale_and_offset_of_the_scores():
     rng = np.random.default_rng(2)
-    whole, scores, seen = rng.random((11, 30)), rng.random((2, 6)), np.arange(6)
-    means, deviations = Regression(whole).estimate(seen, scores)
-    others = Regression(50 * whole - 7).estimate(seen, 50 * scores - 7)
+    complete, scores, seen = rng.random((11, 30)), rng.random((2, 6)), np.arange(6)
+    means, deviations = Regression(complete).estimate(seen, scores)
+    others = Regression(50 * complete - 7).estimate(seen, 50 * scores - 7)
     assert others[0] == pytest.approx(50 * means - 7)
     assert others[1] == pytest.approx(50 * deviations)
 
 
-@pytest.mark.parametrize("known", [12, 60])
-def test_regression_errs_less_than_the_mean_s_difference_and_knows_how_far(known):
-    rng = np.random.default_rng(known)
-    errors, differences, said = [], [], []
+@pytest.mark.parametrize("count", [12, 60])
+def test_regression_errs_less_than_the_difference_estimator_and_its_deviations_are_calibrated(count):
+    rng = np.random.default_rng(count)
+    errors, differences, deviations = [], [], []
     for _ in range(30):
-        table = alike(rng, known + 20, 240)
-        whole, new, seen = table[:known], table[known:], rng.permutation(240)[:40]
-        means, deviations = Regression(whole).estimate(seen, new[:, seen])
+        table = alike(rng, count + 20, 240)
+        complete, new, seen = table[:count], table[count:], rng.permutation(240)[:40]
+        means, deviation = Regression(complete).estimate(seen, new[:, seen])
         errors += (means - new.mean(axis=1)).tolist()
-        said += deviations.tolist()
-        differences += ((new - whole.mean(axis=0))[:, seen].mean(axis=1) + whole.mean() - new.mean(axis=1)).tolist()
-    errors, said = np.array(errors), np.array(said)
+        deviations += deviation.tolist()
+        shifts = (new - complete.mean(axis=0))[:, seen].mean(axis=1)
+        differences += (shifts + complete.mean() - new.mean(axis=1)).tolist()
+    errors, deviations = np.array(errors), np.array(deviations)
     assert errors.std() < 0.85 * np.std(differences)
-    assert 0.88 < (np.abs(errors) < 1.96 * said).mean() < 0.98
+    assert 0.88 < (np.abs(errors) < 1.96 * deviations).mean() < 0.98
     assert abs(errors.mean()) < 0.2 * errors.std()
 
 
-def test_where_nobody_ever_differed_the_next_may():
-    whole = np.tile(np.arange(20.0) % 2, (10, 1))
-    means, deviations = Regression(whole).estimate(np.arange(5), whole[:1, :5])
+def test_deviation_is_positive_if_all_complete_candidates_are_equal():
+    complete = np.tile(np.arange(20.0) % 2, (10, 1))
+    means, deviations = Regression(complete).estimate(np.arange(5), complete[:1, :5])
     assert means == pytest.approx([0.5])
     assert 0.001 < deviations[0] < 0.1
 
 
-# -- the decision ------------------------------------------------------------------------------------------------------
-
-
-def test_nobody_races_until_ten_are_whole():
+def test_racing_starts_at_ten_complete_candidates():
     rng = np.random.default_rng(3)
-    found = Table(a=alike(rng, 16, 80))
+    table = Table(a=alike(rng, 16, 80))
 
     def evaluate(proposal):
-        return Evaluation(error="killed") if proposal.number in (2, 5) else found.evaluate(proposal)
+        return Evaluation(error="killed") if proposal.number in (2, 5) else table.evaluate(proposal)
 
-    found.race(evaluate=evaluate)
-    assert [proposal.examples for proposal in found.proposals[:12]] == [None] * 12
-    # two failed: so the next two fields of ten at most are no race either, and the others were in the second
-    assert all(proposal.examples is None for proposal in found.proposals)
+    table.race(evaluate=evaluate)
+    # two of the first ten failed: the second round, with the other six, is no race either
+    assert [proposal.examples for proposal in table.proposals] == [None] * 16
     raced = Table(a=alike(rng, 16, 80))
     raced.race()
     assert {len(p.examples["a"]) if p.examples else None for p in raced.proposals[:16]} == {None, 10}
 
 
-def test_candidate_far_behind_is_stopped_at_the_first_rung_and_the_others_are_not():
+def test_only_the_candidate_far_behind_is_stopped_at_the_first_rung():
     rng = np.random.default_rng(0)
     share = np.array([[0.5]] * KNOWN + [[0.8], [0.1], [0.8], [0.75]])
     table = (rng.random((KNOWN + 4, 200)) < share).astype(np.float64)
     all_but = set(range(KNOWN + 4)) - {KNOWN + 1}
-    found = Table(a=table)
-    assert found.race(tolerance=0) == all_but
-    assert sum(count for (row, _, _), count in found.asked.items() if row == KNOWN + 1) == 25
+    single = Table(a=table)
+    assert single.race(tolerance=0) == all_but
+    assert sum(count for (row, _, _), count in single.asked.items() if row == KNOWN + 1) == 25
     both = Table(a=table, b=table[:, ::-1])
     assert both.race(tolerance=0) == all_but
-    other = Table(a=table, b=1 - table[:, ::-1])  # who is worst in one is best in the other
+    other = Table(a=table, b=1 - table[:, ::-1])  # the worst on one objective is the best on the other
     assert other.race(tolerance=0) == all_but | {KNOWN + 1}
 
 
@@ -217,11 +211,11 @@ MEANS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=KNOWN
 
 
 @given(MEANS, st.integers(0, 5))
-def test_without_noise_nobody_is_stopped_who_is_better_in_any_objective(means, seed):
+def test_without_noise_only_dominated_candidates_are_stopped(means, seed):
     rng = np.random.default_rng(seed)
     points = np.array(means, dtype=np.float64)
     easy = rng.integers(0, 4, (2, 24))
-    tables = {name: points[:, [j]] + easy[j] for j, name in enumerate("ab")}  # whole numbers: exact in float32
+    tables = {name: points[:, [j]] + easy[j] for j, name in enumerate("ab")}  # integers: exact in float32
     kept = Table(**tables).race(seed, tolerance=0)
     assert set(range(KNOWN)) <= kept
     for row, point in enumerate(points):
@@ -232,40 +226,41 @@ def test_without_noise_nobody_is_stopped_who_is_better_in_any_objective(means, s
 @pytest.mark.parametrize(
     ("estimator", "tasks", "races"), [("regression", 1, 50), ("regression", 2, 25), ("item_response", 1, 8)]
 )
-def test_who_matters_is_stopped_falsely_no_more_often_than_said(estimator, tasks, races):
-    confidence, mattered, false, stopped = 0.8, 0, 0, 0
+def test_competitive_candidates_are_stopped_no_more_often_than_the_confidence_allows(estimator, tasks, races):
+    confidence, competitive, false, stopped = 0.8, 0, 0, 0
     for seed in range(races):
         rng = np.random.default_rng([seed, tasks])
         tables = {f"t{j}": alike(rng, 12 + 28, 64) for j in range(tasks)}
-        found = Table(range(12), range(12, 40), **tables)
-        kept = found.race(seed, confidence=confidence, tolerance=0, estimator=estimator)
+        kept = Table(range(12), range(12, 40), **tables).race(
+            seed, confidence=confidence, tolerance=0, estimator=estimator
+        )
         means = np.stack([table.mean(axis=1) for table in tables.values()], axis=1)
         for row in range(12, 40):
-            matters = not (means[:12] >= means[row]).all(axis=1).any()
-            mattered += matters
-            false += matters and row not in kept
+            beats = not (means[:12] >= means[row]).all(axis=1).any()
+            competitive += beats
+            false += beats and row not in kept
             stopped += row not in kept
-    # A coin of that probability would be above this bound once in a thousand experiments.
-    assert false / mattered <= 1 - confidence + 3.1 * math.sqrt(0.16 / mattered)
-    assert stopped > 0.5 * 28 * races  # to stop nobody is no art
+    # The one-sided 99.9% bound of a binomial share with probability 0.2 (normal approximation).
+    assert false / competitive <= 1 - confidence + 3.1 * math.sqrt(0.16 / competitive)
+    assert stopped > 0.5 * 28 * races  # and most candidates are stopped
 
 
-def test_tolerance_stops_who_cannot_gain_more_than_the_noise():
+def test_larger_tolerance_stops_more_candidates():
     table = alike(np.random.default_rng(1), 60, 200)
     kept = [len(Table(a=table).race(tolerance=tolerance)) for tolerance in (0, 1, 3)]
     assert kept[0] > kept[1] > kept[2] >= KNOWN
 
 
-def test_first_examples_are_the_same_for_everybody():
+def test_first_examples_are_the_same_for_all_candidates():
     rng = np.random.default_rng(2)
-    found = Table(a=rng.random((KNOWN + 5, 40)), b=rng.random((KNOWN + 5, 80)))
-    found.race(seed=3)
-    seen = [proposal.examples for proposal in found.proposals[KNOWN : KNOWN + 5]]
+    table = Table(a=rng.random((KNOWN + 5, 40)), b=rng.random((KNOWN + 5, 80)))
+    table.race(seed=3)
+    seen = [proposal.examples for proposal in table.proposals[KNOWN : KNOWN + 5]]
     assert len({tuple(sorted(examples.items())) for examples in seen}) == 1
-    assert {task: len(numbers) for task, numbers in seen[0].items()} == {"a": 5, "b": 10}
+    assert {task: len(indices) for task, indices in seen[0].items()} == {"a": 5, "b": 10}
 
 
-def test_item_response_adds_to_the_permutation_the_examples_that_tell_most():
+def test_item_response_adds_the_most_informative_examples_to_the_permutation():
     table = alike(np.random.default_rng(5), KNOWN + 8, 80)
     plain, found, parallel = Table(a=table), Table(a=table), Table(a=table)
     plain.race(seed=3)
@@ -289,17 +284,14 @@ def test_item_response_adds_to_the_permutation_the_examples_that_tell_most():
         )
 
 
-def test_item_response_refuses_scores_that_are_not_of_right_and_wrong():
-    found = Table(a=np.full((3, 8), 1.5))
+def test_item_response_refuses_scores_outside_of_0_to_1():
+    table = Table(a=np.full((3, 8), 1.5))
     with pytest.raises(DriverError, match=r"objective `a/m` has scores in \[1.5, 1.5\].*or `estimator: regression`"):
-        found.race(estimator="item_response")
-
-
-# -- what is asked and told --------------------------------------------------------------------------------------------
+        table.race(estimator="item_response")
 
 
 @pytest.mark.parametrize("driver", [NSGA, CMA, {"kind": "random"}], ids=lambda driver: driver["kind"])
-def test_no_example_is_asked_for_twice_and_the_inner_driver_hears_of_all_once_in_order(driver, monkeypatch):
+def test_no_example_is_asked_for_twice_and_the_inner_driver_is_told_once_in_order(driver, monkeypatch):
     problem = exam(two_spheres(4), 24, easiness=0.1, noise=0.05)
     racing = race(problem, driver)
     told, asked, known = [], Counter(), {}
@@ -307,33 +299,32 @@ def test_no_example_is_asked_for_twice_and_the_inner_driver_hears_of_all_once_in
     monkeypatch.setattr(racing._driver, "tell", lambda p, e: (told.append((p, e)), inner(p, e)))
 
     def evaluate(proposal):
-        found = problem.evaluate(proposal)
-        known.setdefault(proposal.recipe.id, ScoreTable(problem.sizes)).add(proposal.examples, found)
-        whole = {task: range(size) for task, size in problem.sizes.items()}
-        examples = whole if proposal.examples is None else proposal.examples
-        asked.update((proposal.recipe.id, task, i) for task, numbers in examples.items() for i in numbers)
-        return found
+        evaluation = problem.evaluate(proposal)
+        known.setdefault(proposal.recipe.id, ScoreTable(problem.sizes)).add(proposal.examples, evaluation)
+        examples = proposal.examples or {task: range(size) for task, size in problem.sizes.items()}
+        asked.update((proposal.recipe.id, task, i) for task, indices in examples.items() for i in indices)
+        return evaluation
 
-    drive(racing, evaluate, 250, slots=5, shuffle=1)
+    drive(racing, evaluate, 160, slots=5, shuffle=1)
     assert set(asked.values()) == {1}
     assert [proposal.number for proposal, _ in told] == list(range(len(told)))
     kinds = Counter()
     for proposal, evaluation in told:
         assert proposal.examples is None
         scores = known.get(proposal.recipe.id)
-        kinds["not scored" if scores is None else "whole" if scores.complete else "stopped"] += 1
+        kinds["not scored" if scores is None else "complete" if scores.complete else "stopped"] += 1
         for name in problem.objectives:
             if scores is not None and scores.complete:
                 assert np.array_equal(evaluation.scores[name], scores.take().scores[name])
             else:
                 assert evaluation.scores[name].shape == (1,)
-    assert min(kinds["whole"], kinds["stopped"] + kinds["not scored"]) > 3
+    assert min(kinds["complete"], kinds["stopped"] + kinds["not scored"]) > 3
     assert kinds["not scored"] > 0
 
 
-def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_is_better():
+def test_race_finds_a_better_candidate_with_the_same_number_of_examples():
     problem = exam(sphere(16), 200, easiness=0.3, noise=0.1)
-    better = []
+    gains = []
     for seed in range(3):
         proposals = drive(race(problem, CMA, seed), problem.evaluate, 450)
         cost = sum(200 if p.examples is None else len(p.examples["sphere"]) for p in proposals) // 200
@@ -341,21 +332,21 @@ def test_for_the_same_number_of_examples_more_candidates_are_seen_and_the_best_i
         for proposal in proposals:
             scores = known.setdefault(proposal.recipe.id, ScoreTable(problem.sizes))
             scores.add(proposal.examples, problem.evaluate(proposal))
-        done = [replace(p, examples=None) for p in proposals if known[p.recipe.id].complete]
+        complete = [replace(p, examples=None) for p in proposals if known[p.recipe.id].complete]
         plain = search.make(CMA, problem.space, problem.objectives, seed)
-        better.append(problem.quality(done) - problem.quality(drive(plain, problem.evaluate, cost)))
+        gains.append(problem.quality(complete) - problem.quality(drive(plain, problem.evaluate, cost)))
         assert len(known) > 1.3 * cost
-    assert np.mean(better) > 0
+    assert np.mean(gains) > 0
 
 
-def test_what_is_told_of_a_stopped_candidate_is_the_estimate():
+def test_inner_driver_is_told_the_estimate_of_a_stopped_candidate():
     table = 3 * alike(np.random.default_rng(4), KNOWN + 10, 200) - 1
     found = Table(a=table)
-    whole = found.race()
-    assert len(whole) < KNOWN + 10
+    complete = found.race()
+    assert len(complete) < KNOWN + 10
     order = np.random.default_rng(np.random.SeedSequence([0, *b"a"])).permutation(200)
     for row, (_, evaluation) in enumerate(found.inner.told):
-        if row in whole:
+        if row in complete:
             assert evaluation.scores["a/m"].shape == (200,)
         else:
             seen = order[: sum(number == row for number, _, _ in found.asked)]
@@ -363,7 +354,7 @@ def test_what_is_told_of_a_stopped_candidate_is_the_estimate():
             assert evaluation.scores["a/m"] == pytest.approx(mean, rel=1e-6)
 
 
-def test_recipe_that_comes_again_goes_on_from_where_it_was():
+def test_recipe_proposed_again_continues_from_its_scores():
     rng = np.random.default_rng(0)
     share = np.array([[0.5]] * KNOWN + [[0.9], [0.1], [0.88]])
     table = (rng.random((KNOWN + 3, 80)) < share).astype(np.float64)
@@ -377,7 +368,7 @@ def test_recipe_that_comes_again_goes_on_from_where_it_was():
     assert told[0] == told[4]
 
 
-def test_part_that_fails_is_a_failed_candidate_which_may_come_again():
+def test_failed_part_fails_the_candidate_which_may_be_proposed_again():
     rng = np.random.default_rng(0)
     found = Table(range(KNOWN), [KNOWN], [KNOWN], a=rng.random((KNOWN + 1, 40)) + np.arange(KNOWN + 1)[:, None])
     failed = []
@@ -390,37 +381,34 @@ def test_part_that_fails_is_a_failed_candidate_which_may_come_again():
 
     assert found.race(evaluate=evaluate) == set(range(KNOWN + 1))
     assert [evaluation.error for _, evaluation in found.inner.told[KNOWN:]] == ["out of memory", None]
-    assert set(found.asked.values()) == {1}  # what was known of it when it failed stays known
+    assert set(found.asked.values()) == {1}  # scores from before the failure are not asked for again
 
 
-def test_tasks_of_one_example_leave_nothing_to_race():
+def test_race_on_tasks_of_one_example_equals_the_inner_driver():
     problem = exam(two_spheres(4), 1)
     plain = search.make(NSGA, problem.space, problem.objectives, 3)
     one = replace(problem, sizes=dict.fromkeys(problem.sizes, 1))
     expected = drive(plain, one.evaluate, 60)
-    found = drive(race(one, seed=3, surrogate=False), one.evaluate, 60, slots=4)
-    assert [(p.number, p.recipe.id, p.examples) for p in found] == [(p.number, p.recipe.id, None) for p in expected]
+    proposals = drive(race(one, seed=3, surrogate=False), one.evaluate, 60, slots=4)
+    assert [(p.number, p.recipe.id, p.examples) for p in proposals] == [(p.number, p.recipe.id, None) for p in expected]
 
 
-def test_space_in_which_nothing_is_new_ends_the_search():
+def test_search_ends_when_the_space_is_exhausted():
     merge = {"method": {"choice": ["ties", "dare_ties"]}, "inputs": "experts", "seed": {"int": [0, 1]}}
     space = SearchSpace({"merge": merge}, experts=("left", "right"))
     driver = search.make({"kind": "racing", "driver": {"kind": "random"}}, space, ["t/m"], 0, {"t": 9})
 
     def evaluate(proposal):
-        numbers = range(9) if proposal.examples is None else proposal.examples["t"]
-        return Evaluation({"t/m": np.array([proposal.genome.sum() + i for i in numbers], np.float32)})
+        indices = range(9) if proposal.examples is None else proposal.examples["t"]
+        return Evaluation({"t/m": np.array([proposal.genome.sum() + i for i in indices], np.float32)})
 
     proposals = drive(driver, evaluate, 10**6)
     assert len({proposal.recipe.id for proposal in proposals}) == 4
     assert driver.ask() is None
 
 
-# -- settings ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["niches", "map_elites", "cycle", "swarm", "front", "map", "racing", None])
-def test_drivers_that_would_take_estimates_for_scores_are_refused(kind):
+def test_drivers_that_cannot_be_raced_are_refused(kind):
     with pytest.raises(DriverError, match=rf"driver `driver`: a driver of kind `{kind}` cannot be raced.*nsga2"):
         search.make({"kind": "racing", "driver": {"kind": kind}}, toy_space(), ["a/m", "b/m"], 0, {"a": 9, "b": 9})
 
@@ -438,7 +426,7 @@ def test_drivers_that_would_take_estimates_for_scores_are_refused(kind):
         ({"driver": {"kind": "nsga2", "popular": 3}}, "unknown key `popular`"),
     ],
 )
-def test_wrong_settings_are_named(change, message):
+def test_invalid_settings_are_refused(change, message):
     settings = {"kind": "racing", "driver": NSGA} | change
     with pytest.raises(DriverError) as error:
         search.make(settings, toy_space(), ["a/m", "b/m"], 0, {"a": 9, "b": 9})
@@ -466,80 +454,68 @@ def test_description_names_the_driver_the_rungs_and_the_estimators():
     assert str(race(problem, surrogate=False)).endswith("by regression")
 
 
-# -- what genes say ----------------------------------------------------------------------------------------------------
-
-
-def heard(problem, monkeypatch, budget, seed=0, **settings):
-    """Return what the inner driver was told of each candidate, field by field, and the recipes that were scored."""
+def tells(problem, budget, seed=0, **settings):
+    """Return the tells of the inner driver by round, and the recipes of which any example was scored."""
     racing = race(problem, seed=seed, **settings)
-    fields, scored = [[]], set()
+    rounds, scored = [[]], set()
     inner = racing._driver.tell
-    monkeypatch.setattr(racing._driver, "tell", lambda p, e: (fields[-1].append((p, e)), inner(p, e)))
+    racing._driver.tell = lambda p, e: (rounds[-1].append((p, e)), inner(p, e))
 
     def evaluate(proposal):
-        if fields[-1]:
-            fields.append([])
+        if rounds[-1]:
+            rounds.append([])
         scored.add(proposal.recipe.id)
         return problem.evaluate(proposal)
 
     drive(racing, evaluate, budget, slots=1)
-    return [field for field in fields if field], scored
+    return [told for told in rounds if told], scored
 
 
-def test_whom_genes_tell_not_to_matter_is_not_scored(monkeypatch):
+def test_surrogates_save_candidates_from_scoring_and_improve_the_estimates():
     problem = exam(two_spheres(4), 24, easiness=0.1, noise=0.05)
-    fields, scored = heard(problem, monkeypatch, 200)
-    told = [proposal.recipe.id for field in fields for proposal, _ in field]
-    assert len(set(told) - scored) > 0.2 * len(told)
-    fields, scored = heard(problem, monkeypatch, 200, surrogate=False)
-    assert {proposal.recipe.id for field in fields for proposal, _ in field} <= scored
-
-
-def test_estimates_by_genes_and_examples_are_nearer_than_by_examples_alone(monkeypatch):
-    problem = exam(two_spheres(4), 24, easiness=0.1, noise=0.05)
-    errors = {}
+    unscored, errors = {}, {}
     for surrogate in (True, False):
-        fields, _ = heard(problem, monkeypatch, 200, surrogate=surrogate)
+        rounds, scored = tells(problem, 200, surrogate=surrogate)
+        told = [pair for pairs in rounds for pair in pairs]
+        unscored[surrogate] = len({proposal.recipe.id for proposal, _ in told} - scored) / len(told)
         errors[surrogate] = [
             float(evaluation.scores[name][0]) - problem.evaluate(replace(proposal, examples=None)).scores[name].mean()
-            for field in fields
-            for proposal, evaluation in field
+            for proposal, evaluation in told
             for name in problem.objectives
             if evaluation.scores[name].shape == (1,)
         ]
+    assert unscored[True] > 0.2
+    assert unscored[False] == 0
     assert np.std(errors[True]) < 0.7 * np.std(errors[False])
 
 
-def test_who_matters_is_stopped_falsely_no_more_often_than_said_where_genes_are_asked_too(monkeypatch):
-    falsely = mattering = 0
-    for seed in range(4):
+def test_competitive_candidates_are_stopped_no_more_often_with_surrogates():
+    false = competitive = 0
+    for seed in range(3):
         problem = exam(two_spheres(4), 200, easiness=0.3, noise=0.2)
-        fields, _ = heard(problem, monkeypatch, 200, seed, tolerance=0)
-        whole = []
-        for field in fields:
-            for proposal, evaluation in field:
-                scores = problem.evaluate(replace(proposal, examples=None)).scores
-                true = np.array([scores[name].mean() for name in problem.objectives])
-                if len(whole) >= KNOWN and not (np.array(whole) >= true).all(axis=1).any():
-                    mattering += 1
-                    falsely += evaluation.scores[problem.objectives[0]].shape == (1,)
-            whole += [
-                [evaluation.scores[name].mean() for name in problem.objectives]
-                for _, evaluation in field
-                if evaluation.scores[problem.objectives[0]].shape != (1,)
-            ]
-    assert mattering > 50
-    assert falsely / mattering < 0.2
+        complete = []
+        for told in tells(problem, 200, seed, tolerance=0)[0]:
+            before = np.array(complete)
+            for proposal, evaluation in told:
+                means = problem.evaluate(replace(proposal, examples=None)).means(problem.objectives)
+                stopped = evaluation.scores[problem.objectives[0]].shape == (1,)
+                if len(before) >= KNOWN and not (before >= means).all(axis=1).any():
+                    competitive += 1
+                    false += stopped
+                if not stopped:
+                    complete.append(means)
+    assert competitive > 50
+    assert false / competitive < 0.2
 
 
-def test_genes_that_are_choices_say_nothing():
+def test_race_in_a_space_of_choices_has_no_surrogates():
     merge = {"method": "linear", "inputs": "experts", "parameters": {"weight": {"choice": [0.1, 0.5]}}}
     space = SearchSpace({"merge": merge}, experts=["a", "b"])
     racing = search.make({"kind": "racing", "driver": NSGA}, space, ["a/m", "b/m"], 0, {"a": 9, "b": 9})
     assert str(racing).endswith("by regression")
 
 
-def test_race_by_genes_is_coarse_first_and_ends_with_the_tolerance_that_was_set():
+def test_tolerance_of_a_race_with_surrogates_is_halved_to_the_configured_one():
     problem = exam(two_spheres(4), 24, easiness=0.1, noise=0.05)
     racing = race(problem, tolerance=0.25)
     tolerances = []
@@ -550,5 +526,5 @@ def test_race_by_genes_is_coarse_first_and_ends_with_the_tolerance_that_was_set(
 
     drive(racing, evaluate, 2000, slots=1)
     assert list(dict.fromkeys(tolerances)) == [1.0, 0.5, 0.25]
-    assert racing.ask() is None  # there is nothing left to find
+    assert racing.ask() is None  # no new candidate is competitive
     assert race(problem, tolerance=0.25, surrogate=False).tolerance == 0.25

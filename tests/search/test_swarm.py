@@ -1,4 +1,4 @@
-"""Model Swarms: one move by hand, the swarm against plain loops over weights, failures, restarts and the end."""
+"""Model Swarms: one move by hand, the swarm against plain loops over weights, failures, restarts, termination."""
 
 import itertools
 
@@ -36,30 +36,27 @@ def values(problem, proposals):
     return np.array([problem.evaluate(p).means(problem.objectives)[0] for p in proposals])
 
 
-# -- the rule --
-
-
 def test_one_move_by_hand():
-    shares = np.array([0.2, 0.1, 0.3, 0.4])
-    found = steer(shares, *map(np.array, ([1.0, 0], [0.5, 0.5], [0.7, 0.1], [0.2, 0.9], [0.0, 1.0])))
-    # 0.2 (1, 0) + 0.1 (0.2, -0.4) + 0.3 (-0.3, 0.4) + 0.4 (0.5, -0.5), and the shares are 1 together
-    np.testing.assert_allclose(found, [0.2 + 0.02 - 0.09 + 0.2, -0.04 + 0.12 - 0.2])
-    np.testing.assert_allclose(steer(3 * shares, *np.eye(5)), steer(shares, *np.eye(5)), rtol=0, atol=1e-12)
+    weights = np.array([0.2, 0.1, 0.3, 0.4])
+    velocity = steer(weights, *map(np.array, ([1.0, 0], [0.5, 0.5], [0.7, 0.1], [0.2, 0.9], [0.0, 1.0])))
+    # 0.2 (1, 0) + 0.1 (0.2, -0.4) + 0.3 (-0.3, 0.4) + 0.4 (0.5, -0.5), divided by the sum of the weights, 1
+    np.testing.assert_allclose(velocity, [0.2 + 0.02 - 0.09 + 0.2, -0.04 + 0.12 - 0.2])
+    np.testing.assert_allclose(steer(3 * weights, *np.eye(5)), steer(weights, *np.eye(5)), rtol=0, atol=1e-12)
 
 
 @given(
     st.lists(st.floats(0.01, 1), min_size=4, max_size=4).map(np.array),
-    st.lists(st.floats(-1, 1), min_size=15, max_size=15).map(lambda numbers: np.array(numbers).reshape(5, 3)),
+    st.lists(st.floats(-1, 1), min_size=15, max_size=15).map(lambda entries: np.array(entries).reshape(5, 3)),
     st.floats(-3, 3),
 )
-def test_moving_all_positions_leaves_the_velocity_as_it_is(shares, vectors, shift):
+def test_velocity_is_invariant_to_translation(weights, vectors, shift):
     moved = vectors + np.array([0, 1, 1, 1, 1])[:, None] * shift
-    np.testing.assert_allclose(steer(shares, *moved), steer(shares, *vectors), rtol=0, atol=1e-12)
-    assert (np.abs(steer(shares, *vectors)) <= 2 + 1e-12).all()
+    np.testing.assert_allclose(steer(weights, *moved), steer(weights, *vectors), rtol=0, atol=1e-12)
+    assert (np.abs(steer(weights, *vectors)) <= 2 + 1e-12).all()
 
 
 def slow_swarm(experts, score, count, seed, particles, restart=6, current=False):
-    """The paper's loop over models' weights, `(experts, parameters)`, each particle moving in its turn."""
+    """The paper's loop over models' weights, `(experts, parameters)`; the particles move one after the other."""
     draw = [np.random.default_rng(np.random.SeedSequence([seed, number])) for number in range(count)]
     models = [np.array(one) for one in experts]
     for number in range(len(experts), particles):
@@ -97,7 +94,7 @@ def slow_swarm(experts, score, count, seed, particles, restart=6, current=False)
 
 @pytest.mark.parametrize("current", [False, True])
 def test_swarm_over_the_experts_weights_is_the_papers_swarm_over_models(current):
-    """And its recipes are affine combinations: their weights are 1 together."""
+    """Its recipes are affine combinations: the weights sum to 1."""
     rng = np.random.default_rng(0)
     experts, target = rng.standard_normal((3, 7)), rng.standard_normal(7)
     searched = affine()
@@ -123,10 +120,7 @@ def test_recipe_of_a_particle_is_the_affine_combination_of_the_experts(builder, 
         torch.testing.assert_close(built.tensor(name).double(), expected, rtol=0, atol=1e-5)
 
 
-# -- where it starts --
-
-
-def test_known_recipes_start_and_others_between_or_beyond_two_of_them():
+def test_particles_start_at_known_recipes_and_at_combinations_of_two():
     problem = Problem(affine(), ("a",), lambda genome: np.zeros(1), np.zeros(1))
     proposals = drive(make(problem, particles=400, seed_known="experts"), problem.evaluate, 400, slots=400)
     assert [p.recipe for p in proposals[:3]] == [
@@ -151,7 +145,7 @@ def test_shipped_space_starts_with_base_experts_and_mean():
     assert str(driver) == "particle swarm (Model Swarms), 20 particles, from 5 known recipes"
 
 
-def test_all_known_recipes_start_where_they_are_more_than_the_particles():
+def test_all_known_recipes_start_even_if_there_are_more_than_particles():
     problem = two_spheres()
     driver = make(problem, particles=2)
     known = len({problem.space.decode(genome).id for genome in problem.space.landmarks().values()})
@@ -160,14 +154,14 @@ def test_all_known_recipes_start_where_they_are_more_than_the_particles():
     assert driver.ask() is None
 
 
-def test_without_known_recipes_particles_start_all_over_the_box():
+def test_without_known_recipes_starts_are_uniform_in_the_box():
     problem = Problem(toy_space(2), ("a",), lambda genome: np.zeros(1), np.zeros(1))
     starts = drive(make(problem, seed_known=False, particles=300), problem.evaluate, 300, slots=300)
     counts, _, _ = np.histogram2d(*np.array([p.genome for p in starts]).T, bins=2, range=[[0, 1]] * 2)
     assert counts.ravel().tolist() == pytest.approx([75] * 4, abs=25)
 
 
-def test_genes_on_a_log_scale_are_moved_along_it():
+def test_genes_on_a_log_scale_move_in_their_logarithm():
     template = {"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": {}}}}
     template["merge"]["parameters"]["weight"] = {"float": [0.01, 1], "log": True, "per": ["expert"]}
     searched = SearchSpace(template, experts=("left", "right"))
@@ -177,54 +171,51 @@ def test_genes_on_a_log_scale_are_moved_along_it():
     assert max(values(problem, drive(make(problem, worst="current"), problem.evaluate, 400))) > -0.02
 
 
-# -- who moves --
-
-
-def test_particle_moves_as_soon_as_its_own_evaluation_has_come():
+def test_particle_moves_as_soon_as_its_own_evaluation_arrives():
     problem = two_spheres()
     driver = make(problem, particles=6)
-    flying = [driver.ask() for _ in range(6)]
+    starts = [driver.ask() for _ in range(6)]
     for arrived in (4, 1, 3):
         assert driver.ask() is None
-        driver.tell(flying[arrived], problem.evaluate(flying[arrived]))
+        driver.tell(starts[arrived], problem.evaluate(starts[arrived]))
         moved = driver.ask()
         assert moved is not None
-        assert driver._flying[moved.number] == arrived
+        assert driver._pending[moved.number] == arrived
         assert driver.ask() is None
 
 
 def test_ask_that_returns_none_changes_nothing():
     problem = two_spheres()
     expected = drive(make(problem, particles=6), problem.evaluate, 60, slots=6, shuffle=1)
-    found = drive(make(problem, particles=6), problem.evaluate, 60, slots=100, shuffle=1)
-    assert [p.recipe.id for p in found] == [p.recipe.id for p in expected]
+    proposals = drive(make(problem, particles=6), problem.evaluate, 60, slots=100, shuffle=1)
+    assert [p.recipe.id for p in proposals] == [p.recipe.id for p in expected]
 
 
-def test_first_particle_moves_with_what_is_known_then():
-    """With only its own evaluation it is best and worst, so that its old velocity alone counts."""
+def test_first_particle_to_move_uses_the_bests_so_far():
+    """After its own evaluation only, its position is best and worst, and only its velocity remains."""
     problem = two_spheres()
     driver = make(problem, particles=5, step=0.01)
-    flying = [driver.ask() for _ in range(5)]
-    driver.tell(flying[2], problem.evaluate(flying[2]))
+    starts = [driver.ask() for _ in range(5)]
+    driver.tell(starts[2], problem.evaluate(starts[2]))
     before = driver._particles[2].velocity.copy()
     moved = driver.ask()
     rng = np.random.default_rng(np.random.SeedSequence([0, 5]))
-    shares = (1 - rng.random(4)) * [0.4, 0.3, 0.3, 0.3]
-    step = before * shares[0] / shares.sum()
-    expected = np.clip(flying[2].genome + 0.1 * step, 0, 1)  # the least step is 0.1
+    weights = (1 - rng.random(4)) * [0.4, 0.3, 0.3, 0.3]
+    step = before * weights[0] / weights.sum()
+    expected = np.clip(starts[2].genome + 0.1 * step, 0, 1)  # the least step is 0.1
     np.testing.assert_allclose(moved.genome, expected, rtol=0, atol=1e-12)
 
 
-def test_step_shrinks_with_each_particles_own_moves():
+def test_step_length_decays_with_the_moves_of_the_particle():
     problem = Problem(toy_space(2), ("a",), lambda genome: np.zeros(1), np.zeros(1))
-    driver = make(problem, particles=4, social=0, cognitive=0, repel=0, restart=1000)  # v stays as it is
+    driver = make(problem, particles=4, social=0, cognitive=0, repel=0, restart=1000)  # v is constant
     driver._particles[0].velocity = np.array([0.03, -0.02])
     driver._particles[0].position = np.array([0.2, 0.8])
     driver._known[0] = [0.2, 0.8]
     path = []
     for _ in range(4 * 60):
         proposal = driver.ask()
-        if driver._flying[proposal.number] == 0:
+        if driver._pending[proposal.number] == 0:
             path.append(proposal.genome)
         driver.tell(proposal, problem.evaluate(proposal))
     steps = np.diff(path, axis=0)
@@ -234,10 +225,7 @@ def test_step_shrinks_with_each_particles_own_moves():
     assert inside.sum() > 20
 
 
-# -- failures --
-
-
-def test_particle_that_failed_goes_on_from_its_best_without_velocity():
+def test_failed_particle_continues_from_its_personal_best_with_velocity_0():
     problem = two_spheres()
     driver = make(problem, particles=4, social=0, repel=0, restart=1000)
     for _ in range(4):
@@ -250,11 +238,11 @@ def test_particle_that_failed_goes_on_from_its_best_without_velocity():
     for _ in range(3):
         other = driver.ask()
         driver.tell(other, problem.evaluate(other))
-    again = driver.ask()  # without velocity, only its own best draws it: it is there
+    again = driver.ask()  # with velocity 0, at its personal best, no term is left
     np.testing.assert_allclose(again.genome, best, rtol=0, atol=1e-12)
 
 
-def test_particle_that_never_succeeded_starts_again_elsewhere():
+def test_particle_without_a_success_gets_a_new_start():
     problem = Problem(affine(), ("a",), lambda genome: np.zeros(1), np.zeros(1))
     driver = make(problem, particles=6)
     starts = [driver.ask() for _ in range(6)]
@@ -268,7 +256,7 @@ def test_particle_that_never_succeeded_starts_again_elsewhere():
     assert driver.ask() is not None
 
 
-def test_failures_repel_nobody():
+def test_failures_are_never_the_global_worst():
     problem = two_spheres()
     driver = make(problem, particles=4)
     first = driver.ask()
@@ -282,7 +270,7 @@ def test_failures_repel_nobody():
 
 
 @given(st.integers(0, 2**16), st.integers(2, 9), st.lists(st.sampled_from(["good", "fail", "nan"]), min_size=1))
-def test_any_mixture_of_failures_is_survived_within_the_box(seed, particles, fates):
+def test_positions_stay_in_the_box_with_any_mixture_of_failures(seed, particles, fates):
     problem = two_spheres(4)
     fate = itertools.cycle(fates)
 
@@ -300,38 +288,35 @@ def test_any_mixture_of_failures_is_survived_within_the_box(seed, particles, fat
         assert ((proposal.genome >= 0) & (proposal.genome <= 1)).all()
 
 
-# -- restarts and the end --
-
-
 def scripted(driver, script, count):
-    """Tell `script(number)` of every candidate, and return the proposals."""
-    found = []
+    """Return `count` proposals; proposal `number` scores `script(number)`."""
+    proposals = []
     for _ in range(count):
         proposal = driver.ask()
         if proposal is None:
             break
-        found.append(proposal)
+        proposals.append(proposal)
         scores = {"near": np.array([script(proposal.number)], dtype=np.float32), "far": np.zeros(1, dtype=np.float32)}
         driver.tell(proposal, Evaluation(scores=scores))
-    return found
+    return proposals
 
 
-def test_particle_without_a_better_one_for_long_moves_from_its_best():
+def test_particle_without_improvement_restarts_from_its_personal_best():
     problem = two_spheres()
     driver = make(problem, particles=4, social=0, repel=0, restart=3)
-    found = scripted(driver, lambda number: 1.0 if number < 4 else 0.0, 24)
-    mine = [p.genome for p in found[::4]]  # of particle 0, evaluations 0 … 5
-    assert all(np.abs(genome - mine[0]).max() > 1e-3 for genome in mine[1:4])
-    np.testing.assert_allclose(mine[4], mine[0], rtol=0, atol=1e-12)  # after three that were worse
-    np.testing.assert_allclose(mine[5], mine[0], rtol=0, atol=1e-12)
+    proposals = scripted(driver, lambda number: 1.0 if number < 4 else 0.0, 24)
+    path = [p.genome for p in proposals[::4]]  # of particle 0
+    assert all(np.abs(genome - path[0]).max() > 1e-3 for genome in path[1:4])
+    np.testing.assert_allclose(path[4], path[0], rtol=0, atol=1e-12)  # after three worse evaluations
+    np.testing.assert_allclose(path[5], path[0], rtol=0, atol=1e-12)
 
 
-def test_search_ends_when_nothing_better_came_for_as_many_rounds_as_it_has_patience():
+def test_search_ends_after_patience_rounds_without_a_new_best():
     problem = two_spheres()
     driver = make(problem, particles=4, patience=3)
     assert str(driver).endswith("4 particles, from 4 known recipes, until 3 rounds bring nothing better")
-    found = scripted(driver, lambda number: 1.0 if number == 6 else 0.0, 100)
-    assert len(found) == 7 + 3 * 4
+    proposals = scripted(driver, lambda number: 1.0 if number == 6 else 0.0, 100)
+    assert len(proposals) == 7 + 3 * 4
     assert driver.ask() is None
     assert driver.ask() is None
 
@@ -340,12 +325,9 @@ def test_without_patience_it_never_ends():
     assert len(scripted(make(two_spheres(), particles=4), lambda number: 0.0, 500)) == 500
 
 
-# -- the search --
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_swarm_that_is_not_repelled_for_ever_closes_in_on_the_optimum(seed):
-    """The paper's worst repels for ever, wherever the others are by now; nobody comes as near then."""
+def test_swarm_with_the_current_worst_converges_to_the_optimum(seed):
+    """The all-time worst of the paper keeps repelling, and the swarm stays farther away."""
     problem = sphere()
     ends = {}
     for worst in ("current", "all_time"):
@@ -366,7 +348,7 @@ def test_weights_choose_the_point_of_the_front():
         np.testing.assert_allclose(best.genome, target, rtol=0, atol=0.06)
 
 
-def test_shipped_space_goes_on_after_a_stop_with_the_same_bytes(small_digits, tmp_path):
+def test_resumed_study_of_the_shipped_space_has_the_same_bytes(small_digits, tmp_path):
     def run(name, evaluations):
         tasks = dict(list(small_digits.tasks.items())[:2])
         data = {"name": "swarm", "pool": small_digits.pool, "tasks": tasks, "space": "model_swarm"}
@@ -377,17 +359,14 @@ def test_shipped_space_goes_on_after_a_stop_with_the_same_bytes(small_digits, tm
         assert all(evaluation.error is None for _, evaluation in study.population())
         return study.journal_path.read_bytes()
 
-    whole = run("whole", 40)
-    assert [run("parts", count) for count in (7, 23, 40)][-1] == whole
+    expected = run("uninterrupted", 28)
+    assert [run("parts", count) for count in (7, 23, 28)][-1] == expected
 
 
-# -- bad input --
-
-
-def test_genes_that_are_no_floats_are_refused_with_one_of_their_names():
+def test_genes_other_than_floats_are_refused_by_name():
     with pytest.raises(DriverError) as caught:
         make(mixed())
-    assert "driver `swarm` moves float genes alone, and `method` is of kind choice" in str(caught.value)
+    assert "driver `swarm` supports float genes only, and `method` is of kind choice" in str(caught.value)
     assert "type one of its values in its place, or `kind: cma`" in str(caught.value)
 
 
@@ -404,20 +383,20 @@ def test_genes_that_are_no_floats_are_refused_with_one_of_their_names():
         ({"partcles": 3}, "unknown key `partcles`; did you mean `particles`?"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(DriverError) as caught:
         make(two_spheres(), **settings)
     assert message in str(caught.value)
 
 
-def test_a_space_without_experts_among_its_points_cannot_start_there():
+def test_space_without_the_experts_cannot_start_at_them():
     template = {"merge": {"method": "ties", "inputs": "experts", "parameters": {"density": {"float": [0.1, 0.5]}}}}
     searched = SearchSpace(template, experts=("left", "right"))
-    with pytest.raises(DriverError, match="the space has 0 experts among its points; type `true`"):
+    with pytest.raises(DriverError, match="the space contains 0 experts, expected 2 or more; type `true`"):
         search.make({"kind": "swarm", "seed_known": "experts"}, searched, ["a"], 0)
 
 
-def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is():
+def test_telling_a_proposal_not_in_flight_raises_an_error_with_those_that_are():
     problem = two_spheres()
     driver = make(problem)
     first = driver.ask()

@@ -1,1 +1,1 @@
-"""Drivers whose candidates are made of the weights of earlier candidates."""
+"""Drivers whose candidates are merges of earlier candidates."""

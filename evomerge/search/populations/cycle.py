@@ -1,7 +1,6 @@
-"""CycleQD (Kuroki et al., ICLR 2025, arXiv 2410.14735): a grid of elites for each objective, which take turns to give parents.
+"""CycleQD (Kuroki et al., ICLR 2025, arXiv 2410.14735): one grid of elites per objective, used in turn for parent selection.
 
-In an objective's grid it is the quality, and the others are the axes: so the grid keeps, of all who are about as good at the
-others, who is best at it.
+In the grid of an objective, that objective is the quality and the others are the behaviour axes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,10 +19,10 @@ from evomerge.search.populations.population import CellMap, PopulationSettings, 
 _T = TypeVar("_T")
 
 _MARGIN = 0.15
-"""How far the cells reach beyond the seeds, as a share of the weakest and of the strongest mean."""
+"""By how much the axes extend beyond the seeds, as a share of the weakest and of the strongest mean."""
 
 _FACTORS = {"paper": (0.5, 0.8), "code": (0.5, 1.3)}
-"""What the least and the greatest of the occupied cells count for in elite sampling, along each axis."""
+"""Weights in elite sampling of the lowest and of the highest value among the elites, along each axis."""
 
 
 class CycleSettings(PopulationSettings):
@@ -31,13 +30,13 @@ class CycleSettings(PopulationSettings):
 
     kind: Literal["cycle"] = "cycle"
     bins: int = Field(default=15, ge=1)
-    """Cells along each axis of a grid."""
+    """Number of cells along each axis of a grid."""
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Objective → the two ends of its axis. Default: from the seeds."""
+    """Objective → ends of its axis. Default: from the seeds."""
     sampling: Literal["paper", "code"] = "paper"
-    """Along each axis an elite's chance grows from 0.5 to 0.8 (paper), or from 0.5 to 1.3 (released code)."""
+    """Along each axis an elite's weight in the draw rises from 0.5 to 0.8 (paper), or from 0.5 to 1.3 (released code)."""
     aggregate: int = Field(default=0, ge=0)
-    """Of every so many proposals the last is the merge of each objective's best elite; 0 never merges them."""
+    """Every so many proposals, propose the merge of all grids' best elites; 0 never does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,22 +52,22 @@ _Grid = dict[tuple[int, ...], _Elite]
 class Cycle:
     """An `Archive` of one grid for each of K objectives; it also keeps each objective's specialist.
 
-    Grid k has the mean of objective k as quality and an axis for each other one. A candidate is offered to all grids, and
-    taken where its cell is empty or it is strictly better. Proposal n has the parents of grid n mod K.
+    Grid k has the mean of objective k as quality and one axis for each other objective. A candidate is offered to all grids
+    and stored where its cell is empty or its quality strictly higher. The parents of proposal n are from grid n mod K.
 
-    Along an axis with the edges e_0 < … < e_bins a mean in (e_i, e_{i+1}] is in cell i, and those beyond are in the cells
-    at the ends. Where `ranges` does not say, an axis begins 15% of its size below the weakest seed's mean and ends 15%
-    above the strongest's: of scores above 0 that is the paper's 85% and 115%, and log-likelihoods from -2 to -1 lie in
-    [-2.3, -0.85]. Where all seeds have 0, it is [0, 1]. Seeds that can hardly do a task make cells that are all too fine:
-    give its range then. A seed that arrives late moves the edges, and the elites are then offered again.
+    Along an axis with edges e_0 < … < e_bins a mean in (e_i, e_{i+1}] is in cell i, and a mean outside is in the first or last
+    cell. Without `ranges` an axis starts 15% of its absolute value below the weakest seed's mean and ends 15% above the
+    strongest's: for positive scores the paper's 85% and 115%; for log-likelihoods from -2 to -1 it is [-2.3, -0.85]. If all
+    seeds have 0, it is [0, 1]. Seeds with nearly equal means make cells that are too fine: set `ranges` then. A late seed
+    moves the edges, and the elites are offered again.
 
-    A specialist is the seed with the best mean on an objective. It is the third parent, in a space that has one.
+    A specialist is the seed with the best mean on an objective: the third parent, in a space with three.
     """
 
     def __init__(self, objectives: Sequence[str], settings: CycleSettings, seeds: Sequence[str]) -> None:
         """Start with empty grids. `seeds` are the ids of the first candidates' recipes.
 
-        Raises `DriverError` for one objective, which has no axis, and for `ranges` that cannot be.
+        Raises `DriverError` for fewer than two objectives and for invalid `ranges`.
         """
         if len(objectives) < 2:
             msg = "driver `cycle` lays each objective's grid over the others, got one objective; type `kind: niches`, or add a task"
@@ -83,8 +82,8 @@ class Cycle:
         self._objectives = tuple(objectives)
         self._settings = settings
         self._seed_ids = frozenset(seeds)
-        self._seeds: dict[str, _Elite] = {}  # that could be evaluated
-        self._edges: list[NDArray[np.float64]] = []  # of each objective, (bins + 1,)
+        self._seeds: dict[str, _Elite] = {}  # evaluated without an error
+        self._edges: list[NDArray[np.float64]] = []  # (bins + 1,) per objective
         self._grids: list[_Grid] = [{} for _ in objectives]
 
     def __str__(self) -> str:
@@ -94,30 +93,30 @@ class Cycle:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Ids of the elites of all grids, and then of the specialists that are not among them."""
-        return tuple(self._kept())
+        """Ids of the elites of all grids, followed by those of the other specialists."""
+        return tuple(self._stored())
 
     @property
     def scores(self) -> Scores:
-        """Scores of the members, specialists included, `(members, examples)`, the objectives end to end."""
-        return np.array([elite.scores for elite in self._kept().values()])
+        """Scores of the members, specialists included, `(members, examples)`, the objectives concatenated."""
+        return np.array([elite.scores for elite in self._stored().values()])
 
     def insert(self, member: str, vectors: Sequence[Scores]) -> None:
-        """Offer the candidate to all grids; a seed, once the edges are where they belong with it."""
+        """Offer the candidate to all grids; a seed moves their edges first."""
         elite = _Elite(member, np.array([vector.mean() for vector in vectors]), np.concatenate(vectors))
         if member in self._seed_ids:
             self._seeds[member] = elite
-            found = self._elites()
+            elites = self._elites()
             self._edges = self._lay_out()
             self._grids = [{} for _ in self._objectives]
-            for other in found.values():
+            for other in elites.values():
                 self._offer(other)
         self._offer(elite)
 
     def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str, str]:
-        """Return two different elites of the grid whose turn it is, by elite sampling, and its objective's specialist.
+        """Return two different elites of the active grid, by elite sampling, and its objective's specialist.
 
-        Where the grid has only one, the other is any other member.
+        If the grid has only one elite, the second parent is any other member.
         """
         active = number % len(self._grids)
         grid = self._grids[active]
@@ -131,9 +130,9 @@ class Cycle:
         return elites[0], others[int(rng.integers(len(others)))], self._specialist(active).member
 
     def special(self, number: int) -> Recipe | None:
-        """Return θ_0 + Σ_k β_k τ_k where it is time to merge, τ_k being the task vector of grid k's best elite.
+        """Return the recipe θ_0 + Σ_k β_k τ_k every `aggregate` proposals, else None; τ_k is the task vector of grid k's best elite.
 
-        β is the softmax of these elites' qualities. One elite that is the best of all grids makes no merge.
+        β is the softmax of these elites' qualities. Also None if one elite is the best of all grids.
         """
         if not self._settings.aggregate or (number + 1) % self._settings.aggregate:
             return None
@@ -149,7 +148,7 @@ class Cycle:
         return Recipe.parse({"merge": {"method": "task_arithmetic", "inputs": inputs, "parameters": parameters}})
 
     def maps(self) -> tuple[CellMap, ...]:
-        """Return the grids, one for each objective; none before there is a seed."""
+        """Return the grids, one per objective; none before the first seed."""
         if not self._edges:
             return ()
         return tuple(
@@ -162,8 +161,6 @@ class Cycle:
             for k, objective in enumerate(self._objectives)
         )
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
     def _offer(self, elite: _Elite) -> None:
         bins = [cell_of(mean, edges) for mean, edges in zip(elite.means, self._edges, strict=True)]
         for k, grid in enumerate(self._grids):
@@ -172,25 +169,25 @@ class Cycle:
                 grid[cell] = elite
 
     def _lay_out(self) -> list[NDArray[np.float64]]:
-        """Return the edges of the cells of each objective, from the seeds so far."""
+        """Return the edges of the cells of each objective, by the seeds so far."""
         means = np.array([seed.means for seed in self._seeds.values()])
-        found = []
+        edges = []
         for k, name in enumerate(self._objectives):
             low, high = self._settings.ranges.get(name) or reach(means[:, k])
-            found.append(np.linspace(low, high, self._settings.bins + 1))
-        return found
+            edges.append(np.linspace(low, high, self._settings.bins + 1))
+        return edges
 
     def _elites(self) -> dict[str, _Elite]:
         """Return the elites of all grids by id, each once."""
         return {elite.member: elite for grid in self._grids for elite in grid.values()}
 
-    def _kept(self) -> dict[str, _Elite]:
+    def _stored(self) -> dict[str, _Elite]:
         """Return the elites and the specialists by id, each once."""
         specialists = (self._specialist(k) for k in range(len(self._grids) if self._seeds else 0))
         return self._elites() | {seed.member: seed for seed in specialists}
 
     def _specialist(self, k: int) -> _Elite:
-        """Return the seed that is best at objective k; the first of equals."""
+        """Return the seed with the best mean on objective k; the first of equals."""
         return _best(self._seeds.values(), k)
 
 
@@ -199,22 +196,22 @@ def _best(elites: Iterable[_Elite], k: int) -> _Elite:
 
 
 def reach(means: NDArray[np.float64]) -> tuple[float, float]:
-    """Return from where to where cells for seeds with these `means`, `(seeds,)`, reach: low < high."""
+    """Return the ends low < high of an axis for seeds with these `means`, `(seeds,)`."""
     weakest, strongest = float(means.min()), float(means.max())
     low, high = weakest - _MARGIN * abs(weakest), strongest + _MARGIN * abs(strongest)
     return (low, high) if low < high else (weakest, strongest + 1)
 
 
 def cell_of(mean: float, edges: NDArray[np.float64]) -> int:
-    """Return i of the cell (e_i, e_{i+1}] that `mean` is in, or of the nearest one; `edges` is `(cells + 1,)`, rising."""
+    """Return i of the cell (e_i, e_{i+1}] with `mean`, or of the nearest; `edges` is `(cells + 1,)`, increasing."""
     return int(np.clip(np.searchsorted(edges, mean, side="left") - 1, 0, len(edges) - 2))
 
 
 def elite_weights(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Return the weight of each elite in the draw of parents, `(elites,)`: Π over axes of low + (high - low)·norm(v).
+    """Return the elites' weights in the draw of parents, `(elites,)`: the product over axes of low + (high - low)·norm(v).
 
-    `values` is `(elites, axes)`, the quality and the cell along each axis. `norm` takes the elites' least value of an axis to
-    0 and their greatest to 1. An axis along which all are equal counts 1.
+    `values` is `(elites, axes)`: the quality, and the cell along each axis. `norm` maps the elites' minimum along an axis to
+    0 and their maximum to 1. An axis along which all are equal has the factor 1.
     """
     least, span = values.min(axis=0), np.ptp(values, axis=0)
     norm = (values - least) / np.where(span > 0, span, 1)

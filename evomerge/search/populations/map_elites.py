@@ -1,4 +1,4 @@
-"""MAP-Elites (Mouret & Clune 2015, arXiv 1504.04909) over a population of models: one elite in each cell of a grid."""
+"""MAP-Elites (Mouret & Clune 2015, arXiv 1504.04909) over a population of models: one elite per cell of a grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class MapElitesSettings(PopulationSettings):
 
     kind: Literal["map_elites"] = "map_elites"
     bins: int = Field(default=10, ge=1)
-    """Cells along each of the grid's two axes."""
+    """Number of cells along each of the grid's two axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class _Elite:
 
 
 class MapElites:
-    """An `Archive` with one member for each cell: the candidate of the highest quality that ever fell into it.
+    """An `Archive` with one member per cell: the candidate of the highest quality of all in that cell.
 
-    The axes are the means of the first two objectives, in equal bins of [0, 1], and the quality is the mean over all
-    objectives of their means.
+    The axes are the means of the first two objectives, in equal bins of [0, 1]; the quality is the mean of all objectives'
+    means.
     """
 
     def __init__(self, objectives: Sequence[str], settings: MapElitesSettings) -> None:
-        """Start with an empty grid. Raises `DriverError` for one objective: it has no second axis."""
+        """Start with an empty grid. Raises `DriverError` for fewer than two objectives."""
         if len(objectives) < 2:
             msg = "driver `map_elites` lays its grid over two objectives, got one; type `kind: niches`, or add a task"
             raise DriverError(msg)
@@ -53,31 +53,31 @@ class MapElites:
 
     @property
     def scores(self) -> Scores:
-        """Scores of the elites, `(members, examples)`, the objectives end to end."""
+        """Scores of the elites, `(members, examples)`, the objectives concatenated."""
         return np.array([elite.scores for elite in self._cells.values()])
 
     def insert(self, member: str, vectors: Sequence[Scores]) -> None:
-        """Take the candidate in if its cell is empty, or has an elite of strictly lower quality."""
+        """Add the candidate if its cell is empty or the elite there has a strictly lower quality."""
         check_unit(self._objectives, vectors, "")
         means = [float(vector.mean()) for vector in vectors]
-        # A perfect mean belongs to the last cell, and not to one beyond it.
+        # Clipped, since a mean of 1 would be in a cell beyond the last.
         cell = tuple(int(np.clip(mean * self._bins, 0, self._bins - 1)) for mean in means[:2])
         quality = sum(means) / len(means)
         if cell not in self._cells or quality > self._cells[cell].quality:
             self._cells[cell] = _Elite(member, quality, np.concatenate(vectors))
 
     def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
-        """Return two elites drawn by quality, different ones once there are two."""
+        """Return two elites drawn by quality; different ones, unless there is only one."""
         quality = np.array([elite.quality for elite in self._cells.values()])
         first = draw(rng, quality)
         members = self.members
         return members[first], members[draw(rng, quality, without=first)]
 
     def special(self, number: int) -> None:
-        """Return nothing: every proposal after the seeds is a child."""
+        """Return None: every proposal after the seeds is a child."""
 
     def maps(self) -> tuple[CellMap, ...]:
-        """Return the one grid."""
+        """Return the grid."""
         edges = np.linspace(0, 1, self._bins + 1)
         elites = {cell: (elite.member, elite.quality) for cell, elite in self._cells.items()}
         return (CellMap("mean of all objectives", self._objectives[:2], (edges, edges), elites),)

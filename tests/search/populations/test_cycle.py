@@ -1,4 +1,4 @@
-"""CycleQD: cells, elite sampling and the merge of the best by hand, the grids against a plain loop, and its space."""
+"""CycleQD: cells, elite sampling and aggregation by hand, the grids against a plain loop, and its space."""
 
 import collections
 import itertools
@@ -22,7 +22,7 @@ from evomerge.study import Study
 from evomerge.testing import drive, family
 from evomerge.trial import Evaluation
 
-WHOLE = {"a/x": (0, 1), "b/x": (0, 1), "c/x": (0, 1)}
+UNIT = {"a/x": (0, 1), "b/x": (0, 1), "c/x": (0, 1)}
 FINITE = st.floats(-1e6, 1e6)
 
 
@@ -32,15 +32,12 @@ def insert(archive, name, *means):
 
 def grids(objectives=3, seeds=("s", "t"), **settings):
     """Return an archive over [0, 1]."""
-    names = list(WHOLE)[:objectives]
-    ranges = {name: WHOLE[name] for name in names}
+    names = list(UNIT)[:objectives]
+    ranges = {name: UNIT[name] for name in names}
     return Cycle(names, CycleSettings(**{"ranges": ranges, "bins": 4, **settings}), seeds)
 
 
-# -- cells --
-
-
-def test_mean_on_an_edge_belongs_to_the_cell_below_and_means_beyond_to_the_last_ones():
+def test_mean_on_an_edge_is_in_the_cell_below_and_means_outside_in_the_first_or_last():
     edges = np.array([0, 0.25, 0.5, 0.75, 1])
     means = [-3, 0, 0.001, 0.25, 0.2500001, 0.5, 0.75, 0.76, 1, 1.5]
     assert [cell_of(mean, edges) for mean in means] == [0, 0, 0, 0, 1, 1, 2, 3, 3, 3]
@@ -48,7 +45,7 @@ def test_mean_on_an_edge_belongs_to_the_cell_below_and_means_beyond_to_the_last_
 
 
 @given(FINITE, st.lists(FINITE, min_size=2, max_size=9, unique=True).map(sorted))
-def test_cell_holds_the_mean_unless_it_is_beyond_the_ends(mean, edges):
+def test_cell_contains_the_mean_unless_it_is_outside_the_ends(mean, edges):
     cell = cell_of(mean, np.array(edges))
     assert cell == min(max(int(np.digitize(mean, edges, right=True)) - 1, 0), len(edges) - 2)
     assert edges[cell] < mean <= edges[cell + 1] or mean <= edges[0] or mean > edges[-1]
@@ -66,18 +63,18 @@ def test_cell_holds_the_mean_unless_it_is_beyond_the_ends(mean, edges):
         ([0, 0], (0, 1)),
     ],
 )
-def test_cells_reach_15_percent_beyond_the_seeds(means, expected):
+def test_axis_extends_15_percent_beyond_the_seeds(means, expected):
     assert reach(np.array(means)) == pytest.approx(expected)
 
 
 @given(st.lists(FINITE, min_size=1, max_size=5))
-def test_cells_always_reach_from_below_to_above(means):
+def test_axis_always_contains_the_seeds(means):
     low, high = reach(np.array(means))
     assert low < high
     assert low <= min(means) <= max(means) <= high
 
 
-def test_ranges_come_from_the_seeds_alone_and_the_given_ones_from_the_settings():
+def test_ranges_come_from_the_settings_or_else_from_the_seeds_only():
     archive = Cycle(["a/x", "b/x"], CycleSettings(bins=2, ranges={"b/x": (0, 4)}), ["s", "t"])
     assert archive.maps() == ()
     insert(archive, "s", 0.2, 1)
@@ -92,11 +89,11 @@ def test_ranges_come_from_the_seeds_alone_and_the_given_ones_from_the_settings()
     assert by_quality["b/x"].elites == {(0,): ("s", 1.0), (1,): ("child", 9.0)}
 
 
-def test_a_seed_that_arrives_late_moves_the_edges_and_all_elites_are_offered_again():
+def test_late_seed_moves_the_edges_and_all_elites_are_offered_again():
     archive = Cycle(["a/x", "b/x"], CycleSettings(bins=2), ["s", "t", "u"])
     insert(archive, "s", 0.2, 0.2)
     insert(archive, "t", 0.4, 0.4)
-    insert(archive, "child", 0.3, 0.35)  # edges 0.17, 0.315, 0.46: of b, in the second cell, where t has more of a
+    insert(archive, "child", 0.3, 0.35)  # edges 0.17, 0.315, 0.46: in the second cell of b, where t has the larger a
     assert archive.maps()[0].elites == {(0,): ("s", 0.2), (1,): ("t", 0.4)}
     assert archive.maps()[1].elites == {(0,): ("child", 0.35), (1,): ("t", 0.4)}
     insert(archive, "u", 0.1, 0.8)  # of b: edges 0.17, 0.545, 0.92; of a: 0.085, 0.2725, 0.46
@@ -104,16 +101,13 @@ def test_a_seed_that_arrives_late_moves_the_edges_and_all_elites_are_offered_aga
     assert archive.maps()[1].elites == {(0,): ("u", 0.8), (1,): ("t", 0.4)}
 
 
-# -- grids --
-
-
-def test_candidate_is_offered_to_all_grids_and_taken_where_it_is_strictly_better():
+def test_candidate_is_offered_to_all_grids_and_stored_where_it_is_strictly_better():
     archive = grids()
     insert(archive, "s", 0.5, 0.5, 0.5)
     assert archive.members == ("s",)
     insert(archive, "equal", 0.5, 0.5, 0.5)
     assert archive.members == ("s",)
-    insert(archive, "better", 0.6, 0.5, 0.5)  # in grid a in its place; along a in another cell
+    insert(archive, "better", 0.6, 0.5, 0.5)  # in grid a in the same cell; in the others in a new one
     a, b, c = archive.maps()
     assert a.elites == {(1, 1): ("better", 0.6)}
     assert b.elites == {(1, 1): ("s", 0.5), (2, 1): ("better", 0.5)}
@@ -121,7 +115,7 @@ def test_candidate_is_offered_to_all_grids_and_taken_where_it_is_strictly_better
 
 
 @pytest.mark.parametrize("objectives", [2, 3])
-def test_grids_are_those_of_a_plain_loop(objectives):
+def test_grids_equal_those_of_a_plain_loop(objectives):
     rng = np.random.default_rng(0)
     archive = grids(objectives)
     cells = [{} for _ in range(objectives)]
@@ -143,8 +137,8 @@ def test_grids_are_those_of_a_plain_loop(objectives):
     st.integers(1, 5),
     st.integers(2, 4),
 )
-def test_elites_are_in_their_cells_and_nobody_is_better_than_the_best_of_a_grid(means, bins, seeds):
-    archive = Cycle(list(WHOLE), CycleSettings(bins=bins), [str(i) for i in range(seeds)])
+def test_elites_are_in_their_cells_and_each_grid_has_the_best_of_its_objective(means, bins, seeds):
+    archive = Cycle(list(UNIT), CycleSettings(bins=bins), [str(i) for i in range(seeds)])
     for i, row in enumerate(means):
         insert(archive, str(i), *row)
     assert len(set(archive.members)) == len(archive.members) == len(archive.scores)
@@ -153,13 +147,13 @@ def test_elites_are_in_their_cells_and_nobody_is_better_than_the_best_of_a_grid(
     for k, grid in enumerate(archive.maps()):
         assert max(quality for _, quality in grid.elites.values()) == max(row[k] for row in means)
         for cell, (name, quality) in grid.elites.items():
-            found = means[int(name)]
-            assert quality == found[k]
-            others = [found[j] for j in range(3) if j != k]
+            row = means[int(name)]
+            assert quality == row[k]
+            others = [row[j] for j in range(3) if j != k]
             assert cell == tuple(cell_of(mean, edges) for mean, edges in zip(others, grid.edges, strict=True))
 
 
-def test_specialists_stay_members_with_their_scores_when_no_grid_has_them_any_more():
+def test_specialists_stay_members_after_all_grids_replaced_them():
     archive = grids(2, bins=1)
     archive.insert("s", [np.array([0.5, 0.3]), np.array([0.1])])
     archive.insert("t", [np.array([0.2, 0.0]), np.array([0.6])])
@@ -168,7 +162,7 @@ def test_specialists_stay_members_with_their_scores_when_no_grid_has_them_any_mo
     np.testing.assert_array_equal(archive.scores, [[1, 1, 0.9], [0.5, 0.3, 0.1], [0.2, 0, 0.6]])
 
 
-def test_scores_may_be_any():
+def test_scores_may_have_any_range():
     archive = Cycle(["a/logp", "b/logp"], CycleSettings(), ["s", "t"])
     insert(archive, "s", -700.5, -0.25)
     insert(archive, "t", -300.0, -9.0)
@@ -176,11 +170,8 @@ def test_scores_may_be_any():
     assert {archive.choose(rng, number)[:2] for number in range(50)} == {("s", "t"), ("t", "s")}
 
 
-# -- parents --
-
-
-def test_weight_of_an_elite_is_the_product_over_quality_and_cells_by_hand():
-    # Qualities 0.2, 0.4, 0.3 are 0, 1, 1/2 of their span, the first axis' cells 7, 1, 4 are 1, 0, 1/2; the second's are equal.
+def test_elite_weight_is_the_product_over_quality_and_cells_by_hand():
+    # norm: 0, 1, 1/2 for the qualities 0.2, 0.4, 0.3 and 1, 0, 1/2 for the cells 7, 1, 4; equal cells have the factor 1.
     values = np.array([[0.2, 7, 3], [0.4, 1, 3], [0.3, 4, 3]])
     np.testing.assert_allclose(elite_weights(values, 0.5, 0.8), [0.5 * 0.8, 0.8 * 0.5, 0.65 * 0.65])
     np.testing.assert_allclose(elite_weights(values, 0.5, 1.3), [0.5 * 1.3, 1.3 * 0.5, 0.9 * 0.9])
@@ -188,14 +179,14 @@ def test_weight_of_an_elite_is_the_product_over_quality_and_cells_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(0, 14)), min_size=1, max_size=30))
-def test_weights_lie_between_the_factors_least_and_greatest_products(values):
+def test_weights_are_between_the_products_of_the_lowest_and_highest_factors(values):
     weights = elite_weights(np.array(values, dtype=float), 0.5, 0.8)
     assert (weights >= 0.25 - 1e-12).all()
     assert (weights <= 1 + 1e-12).all()
 
 
 @pytest.mark.parametrize(("sampling", "high"), [("paper", 0.8), ("code", 1.3)])
-def test_parents_are_two_elites_of_the_grid_drawn_without_replacement(sampling, high):
+def test_parents_are_two_elites_of_the_grid_without_replacement(sampling, high):
     archive = grids(2, sampling=sampling)
     for name, a, b in (("s", 0.9, 0.2), ("t", 0.6, 0.45), ("u", 0.3, 0.9)):
         insert(archive, name, a, b)
@@ -211,14 +202,14 @@ def test_parents_are_two_elites_of_the_grid_drawn_without_replacement(sampling, 
         assert count / 6000 == pytest.approx(expected, abs=0.02)
 
 
-def test_objectives_take_turns_by_number_to_give_parents_and_specialist():
+def test_active_grid_of_parents_and_specialist_rotates_with_the_number():
     archive = grids(2, bins=2)
     insert(archive, "s", 0.4, 0.1)
     insert(archive, "t", 0.1, 0.4)
     insert(archive, "high a", 0.8, 0.2)
     insert(archive, "high b", 0.2, 0.8)
     insert(archive, "low a", 0.0, 0.5)
-    # Grid a keeps the best a of either half of b; grid b the best b of either half of a.
+    # Grid a keeps the best a in each half of b; grid b the best b in each half of a.
     assert [{name for name, _ in grid.elites.values()} for grid in archive.maps()] == [
         {"high a", "high b"},
         {"high b", "high a"},
@@ -230,7 +221,7 @@ def test_objectives_take_turns_by_number_to_give_parents_and_specialist():
     assert {frozenset(archive.choose(rng, 3)[:2]) for _ in range(50)} == {frozenset({"high a", "low b"})}
 
 
-def test_one_elite_of_a_grid_is_crossed_with_any_other_member():
+def test_only_elite_of_a_grid_is_crossed_with_any_other_member():
     archive = grids(2, bins=1)
     insert(archive, "s", 0.4, 0.1)
     rng = np.random.default_rng(0)
@@ -240,17 +231,14 @@ def test_one_elite_of_a_grid_is_crossed_with_any_other_member():
     assert {archive.choose(rng, 0)[:2] for _ in range(50)} == {("high a", "s"), ("high a", "t")}
 
 
-# -- the merge of the best --
-
-
-def test_best_of_each_grid_are_merged_by_the_softmax_of_their_qualities():
+def test_aggregation_weights_are_the_softmax_of_the_best_qualities():
     ids = {name: name * 64 for name in "abc"}
-    archive = Cycle(list(WHOLE), CycleSettings(ranges=WHOLE, aggregate=100), [ids["a"], ids["b"]])
+    archive = Cycle(list(UNIT), CycleSettings(ranges=UNIT, aggregate=100), [ids["a"], ids["b"]])
     insert(archive, ids["a"], 0.5, 0.7, 0.1)
     insert(archive, ids["b"], 0.2, 0.3, 0.4)
     insert(archive, ids["c"], 0.4, 0.6, 0.3)
     assert [n for n in range(400) if archive.special(n) is not None] == [99, 199, 299, 399]
-    total = math.exp(0.5) + math.exp(0.7) + math.exp(0.4)  # a has the best of the first two objectives
+    total = math.exp(0.5) + math.exp(0.7) + math.exp(0.4)  # a is the best on the first two objectives
     merge = archive.special(99).root.merge
     assert [entry.root.member for entry in merge.inputs] == [ids["a"], ids["b"]]
     assert merge.method == "task_arithmetic"
@@ -260,7 +248,7 @@ def test_best_of_each_grid_are_merged_by_the_softmax_of_their_qualities():
     )
 
 
-def test_one_that_is_best_of_all_makes_no_merge_and_none_is_made_unless_asked_for():
+def test_no_aggregation_with_a_single_best_elite_or_without_the_setting():
     archive = grids(2, aggregate=1)
     insert(archive, "s", 0.9, 0.9)
     insert(archive, "t", 0.1, 0.1)
@@ -271,25 +259,25 @@ def test_one_that_is_best_of_all_makes_no_merge_and_none_is_made_unless_asked_fo
     assert all(archive.special(number) is None for number in range(300))
 
 
-def test_merged_best_have_the_base_and_the_weighted_task_vectors(pool, models):
+def test_aggregation_is_the_base_plus_weighted_task_vectors(pool, models):
     experts = [recipe.expert("maths"), recipe.expert("code")]
     archive = grids(2, seeds=[one.id for one in experts], aggregate=1)
     insert(archive, experts[0].id, 0.9, 0.1)
     insert(archive, experts[1].id, 0.2, 0.4)
     members = Members()
     members.lineage |= {one.id: one for one in experts}
-    made = Builder(pool, members=members).build(archive.special(1))
+    merged = Builder(pool, members=members).build(archive.special(1))
     share = 1 / (1 + math.exp(0.4 - 0.9))
     for name in ("layers.0.attn.weight", "layers.0.norm.weight"):
-        assert name in made.info
+        assert name in merged.info
         parent, one, other = (
             tensors[name].double() for tensors in (models.base, *map(models.experts.get, ("maths", "code")))
         )
         expected = parent + share * (one - parent) + (1 - share) * (other - parent)
-        torch.testing.assert_close(made.tensor(name).double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(merged.tensor(name).double(), expected, rtol=0, atol=1e-6)
 
 
-def test_merges_of_the_best_are_candidates_as_any_other():
+def test_aggregations_are_ordinary_candidates_and_become_parents():
     problem = family(specialist=True)
     driver = search.make({"kind": "cycle", "aggregate": 10}, problem.space, problem.objectives, 0)
     proposals = drive(driver, problem.evaluate, 300, slots=3, shuffle=0)
@@ -300,10 +288,7 @@ def test_merges_of_the_best_are_candidates_as_any_other():
     assert parents & {proposals[number].recipe.id for number in merged}
 
 
-# -- the search --
-
-
-def test_search_raises_the_best_of_each_objective_and_keeps_many_who_differ_in_the_others():
+def test_search_improves_each_objective_and_keeps_diverse_members():
     for seed in range(3):
         problem = family()
         driver = search.make({"kind": "cycle"}, problem.space, problem.objectives, seed)
@@ -318,7 +303,7 @@ def test_search_raises_the_best_of_each_objective_and_keeps_many_who_differ_in_t
         assert len(driver.members()) >= 10
 
 
-def test_seeds_that_fail_are_no_specialists_and_move_no_edges():
+def test_failed_seeds_are_no_specialists_and_move_no_edges():
     problem = family(specialist=True)
     settings = {"kind": "cycle", "seeds": ["left", "right", "base"]}
     driver = search.make(settings, problem.space, problem.objectives, 0)
@@ -334,10 +319,7 @@ def test_seeds_that_fail_are_no_specialists_and_move_no_edges():
     assert set(driver.ask().recipe.members) <= {first.recipe.id, third.recipe.id}
 
 
-# -- its space --
-
-
-def test_shipped_space_is_a_mutated_crossing_of_task_vectors(pool, models):
+def test_shipped_space_is_a_mutated_crossover_of_task_vectors(pool, models):
     searched = SearchSpace.parse(space.read("cycle_qd"), experts=pool.experts, blocks=4)
     assert searched.driver == {"kind": "cycle"}
     assert searched.parents == ("mother", "father", "specialist")
@@ -381,14 +363,11 @@ def test_shipped_space_is_searched_on_real_models(small_digits, tmp_path):
     study = Study.create(tmp_path / "study", settings)
     with study.evaluator() as evaluator:
         study.run(evaluator)
-    found = study.population()
-    assert [evaluation.error for _, evaluation in found] == [None] * 24
-    methods = [proposal.recipe.data["merge"]["method"] for proposal, _ in found if proposal.recipe.members]
+    candidates = study.population()
+    assert [evaluation.error for _, evaluation in candidates] == [None] * 24
+    methods = [proposal.recipe.data["merge"]["method"] for proposal, _ in candidates if proposal.recipe.members]
     assert set(methods) == {"svd_mutate", "task_arithmetic"}
-    assert Recipe.parse(found[9][0].recipe.data).root.merge.method == "task_arithmetic"
-
-
-# -- bad input --
+    assert Recipe.parse(candidates[9][0].recipe.data).root.merge.method == "task_arithmetic"
 
 
 @pytest.mark.parametrize(
@@ -407,19 +386,19 @@ def test_shipped_space_is_searched_on_real_models(small_digits, tmp_path):
         ({"bin": 3}, "unknown key `bin`; did you mean `bins`?"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     problem = family()
     with pytest.raises(DriverError) as caught:
         search.make({"kind": "cycle", **settings}, problem.space, problem.objectives, 0)
     assert message in str(caught.value)
 
 
-def test_one_objective_makes_no_grid():
+def test_one_objective_is_refused():
     with pytest.raises(DriverError, match="got one objective; type `kind: niches`, or add a task"):
         search.make({"kind": "cycle"}, family().space, ["only"], 0)
 
 
-def test_space_with_a_specialist_is_refused_by_others_with_what_to_type():
+def test_space_with_a_specialist_is_refused_by_other_drivers():
     searched = family(specialist=True).space
     with pytest.raises(DriverError, match="the space crosses mother, father, specialist; type `kind: cycle`"):
         search.make({"kind": "nsga2"}, searched, ["a", "b"], 0)
@@ -427,7 +406,7 @@ def test_space_with_a_specialist_is_refused_by_others_with_what_to_type():
         search.make({"kind": "niches"}, searched, ["a", "b"], 0)
 
 
-def test_line_of_a_dry_run_says_what_the_grids_are():
+def test_description_names_the_grids():
     names = ["a/x", "b/x", "c/x"]
     assert str(search.make({"kind": "cycle", "aggregate": 100}, family().space, names, 0)) == (
         "CycleQD, 3 grids of 15 x 15 cells, their best merged every 100 proposals, from 2 seeds"

@@ -1,4 +1,4 @@
-"""MAP-Elites: cells, elites, and its parents."""
+"""MAP-Elites: cells, elites and parents."""
 
 import numpy as np
 import pytest
@@ -18,13 +18,13 @@ def archive():
     return MapElites(["a/x", "b/x"], MapElitesSettings())
 
 
-def test_perfect_mean_falls_into_the_last_cell_and_not_beyond(archive):
+def test_mean_of_1_is_in_the_last_cell(archive):
     insert(archive, "good", 0.95, 1)
     insert(archive, "perfect", 1, 1)
     assert archive.members == ("perfect",)
 
 
-def test_elite_gives_way_only_to_a_strictly_better_one_of_its_cell(archive):
+def test_elite_is_replaced_only_by_a_strictly_better_one_of_its_cell(archive):
     insert(archive, "first", 0.3125, 0.5625)
     insert(archive, "equal", 0.375, 0.5)
     insert(archive, "elsewhere", 0.41, 0.58)
@@ -33,7 +33,7 @@ def test_elite_gives_way_only_to_a_strictly_better_one_of_its_cell(archive):
     assert archive.members == ("better", "elsewhere")
 
 
-def test_means_of_examples_lay_out_the_grid_and_all_objectives_are_the_quality():
+def test_axes_are_the_first_two_objectives_and_quality_the_mean_of_all():
     archive = MapElites(["a/x", "b/x", "c/x"], MapElitesSettings(bins=4))
     archive.insert("one", [np.array([1, 0, 0, 0.0]), np.array([1, 1.0]), np.array([0.0])])
     archive.insert("other", [np.array([0, 0, 0, 1.0]), np.array([1, 1.0]), np.array([1.0])])
@@ -41,7 +41,7 @@ def test_means_of_examples_lay_out_the_grid_and_all_objectives_are_the_quality()
     np.testing.assert_array_equal(archive.scores, [[0, 0, 0, 1, 1, 1, 1]])
 
 
-def test_archive_is_that_of_a_plain_loop():
+def test_archive_equals_that_of_a_plain_loop():
     rng = np.random.default_rng(0)
     archive, cells = MapElites(["a/x", "b/x"], MapElitesSettings(bins=5)), {}
     for number in range(500):
@@ -63,22 +63,22 @@ def test_parents_are_different_elites_drawn_by_quality(archive):
     assert np.mean([father == "b" for mother, father in pairs if mother == "c"]) == pytest.approx(0.75, abs=0.03)
 
 
-def test_one_elite_alone_is_both_parents(archive):
+def test_only_elite_is_both_parents(archive):
     insert(archive, "a", 0, 0)
     assert archive.choose(np.random.default_rng(0), 0) == ("a", "a")
 
 
-def test_one_objective_makes_no_grid():
+def test_one_objective_is_refused():
     with pytest.raises(DriverError, match="lays its grid over two objectives, got one; type `kind: niches`"):
         search.make({"kind": "map_elites"}, family().space, ["only"], 0)
 
 
-def test_scores_outside_of_0_and_1_are_refused(archive):
+def test_scores_outside_of_0_to_1_are_refused(archive):
     with pytest.raises(DriverError, match=r"scores of `b/x` are in \[-2, -2\]"):
         insert(archive, "a", 0.5, -2)
 
 
-def test_two_seeds_of_one_cell_leave_one_elite_and_the_search_goes_on():
+def test_search_continues_with_two_seeds_in_one_cell():
     problem = family()
     driver = search.make({"kind": "map_elites", "bins": 1}, problem.space, problem.objectives, 0)
     assert len(drive(driver, problem.evaluate, 40)) == 40

@@ -1,4 +1,4 @@
-"""Natural niches: the equations by hand, and the archive against loops written from the paper."""
+"""M2N2: the equations by hand, and the archive against loops written from the paper."""
 
 import numpy as np
 import pytest
@@ -16,10 +16,7 @@ def archive_of(rows, **settings):
     return archive
 
 
-# -- the equations --
-
-
-def test_examples_are_shared_among_those_who_solve_them():
+def test_reward_of_an_example_is_shared_among_the_members_that_solve_it():
     scores = np.array([[1, 1, 0, 0], [0, 1, 1, 0.0]])  # z = 1, 2, 1, 0
     np.testing.assert_allclose(fitness(scores, 1), [1 + 1 / 2, 1 / 2 + 1])
     np.testing.assert_allclose(fitness(scores, 2), [1 + 1 / 4, 1 / 4 + 1])
@@ -30,31 +27,28 @@ def test_without_competition_fitness_is_the_number_solved():
     np.testing.assert_array_equal(fitness(scores, 0), [2, 3, 0])
 
 
-def test_continuous_scores_share_what_the_best_of_them_has():
+def test_capacity_of_an_example_is_the_best_continuous_score():
     scores = np.array([[0.5, 0.2], [0.25, 0.2]])  # z = 0.75, 0.4 and c = 0.5, 0.2
     expected = [0.5 * 0.5 / 0.75 + 0.2 * 0.2 / 0.4, 0.5 * 0.25 / 0.75 + 0.2 * 0.2 / 0.4]
     np.testing.assert_allclose(fitness(scores, 1), expected)
 
 
-def test_attraction_is_to_what_one_cannot_do_and_most_to_what_few_can():
+def test_attraction_is_to_examples_that_the_first_fails_and_most_to_rare_ones():
     scores = np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0], [1, 0, 0.0]])  # z = 2, 2, 1
     np.testing.assert_allclose(attraction(scores, 0), [0, 1 / 2 + 1, 1 / 2, 0])
     np.testing.assert_allclose(attraction(scores, 1), [1 / 2, 0, 0, 1 / 2])
 
 
-def test_attraction_of_continuous_scores_is_to_the_difference():
+def test_attraction_of_continuous_scores_is_proportional_to_the_difference():
     scores = np.array([[0.5, 0.2], [0.25, 0.6]])  # z = 0.75, 0.8 and c = 0.5, 0.6
     np.testing.assert_allclose(attraction(scores, 0), [0, 0.6 / 0.8 * 0.4])
 
 
-# -- the archive --
-
-
-def test_archive_fills_first_whatever_comes():
+def test_archive_fills_up_with_any_candidates():
     assert archive_of([[1, 1], [0, 0], [0, 0]]).members == ("0", "1", "2")
 
 
-def test_candidate_competes_before_somebody_goes():
+def test_candidate_counts_in_the_competition_before_the_removal():
     # Alone, 0 and 1 share the first two examples: f = 1, 1. With 2, z = 3, 2, 1 and f = 5/6, 5/6, 4/3.
     archive = archive_of([[1, 1, 0], [1, 1, 0]])
     archive.insert("2", [np.array([1, 0, 1.0])])
@@ -62,20 +56,20 @@ def test_candidate_competes_before_somebody_goes():
     np.testing.assert_array_equal(archive.scores, [[1, 0, 1], [1, 1, 0]])
 
 
-def test_candidate_that_is_least_fit_is_not_taken_in():
+def test_candidate_of_the_lowest_fitness_is_rejected():
     archive = archive_of([[1, 1, 0], [0, 1, 1]])
     archive.insert("2", [np.array([0, 1, 0.0])])
     assert archive.members == ("0", "1")
 
 
-def test_of_equals_the_first_goes_and_the_candidate_stays():
+def test_first_of_equals_is_removed_and_the_candidate_stays():
     archive = archive_of([[1, 0, 1]] * 3)
     for name in ("3", "4", "5", "6"):
         archive.insert(name, [np.array([1, 0, 1.0])])
     assert archive.members == ("6", "1", "2")
 
 
-def test_equal_rows_are_equally_fit_wherever_they_stand():
+def test_equal_rows_have_equal_fitness_at_any_position():
     row = np.random.default_rng(0).random(1437)
     for count in range(2, 24):
         assert len(set(fitness(np.tile(row, (count, 1)), 1))) == 1
@@ -87,15 +81,15 @@ def slow_fitness(rows, alpha, relative):
     if relative:
         worst = [min(rows[i][j] for i in members) for j in examples]
         rows = [[rows[i][j] - worst[j] for j in examples] for i in members]
-    found = []
+    fit = []
     for i in members:
         total = 0.0
         for j in examples:
             crowd = sum(rows[k][j] for k in members)
             if crowd > 0:
                 total += max(rows[k][j] for k in members) * rows[i][j] / crowd**alpha
-        found.append(total)
-    return found
+        fit.append(total)
+    return fit
 
 
 @pytest.mark.parametrize(
@@ -108,7 +102,7 @@ def slow_fitness(rows, alpha, relative):
         ({"relative": True, "alpha": 2}, lambda rng, skill: np.log(rng.random(11)) - skill),
     ],
 )
-def test_archive_is_that_of_plain_loops_over_hundreds_of_candidates(settings, sample):
+def test_archive_equals_that_of_plain_loops_over_400_candidates(settings, sample):
     rng = np.random.default_rng(0)
     skill = rng.random(11)
     archive = archive_of([], population=5, **settings)
@@ -129,7 +123,7 @@ def test_archive_is_that_of_plain_loops_over_hundreds_of_candidates(settings, sa
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 2])
-def test_binary_scores_too_lose_the_first_of_the_least_fit(alpha):
+def test_first_of_the_least_fit_is_removed_with_binary_scores(alpha):
     rng = np.random.default_rng(1)
     archive = archive_of([], population=5, alpha=alpha)
     for number in range(400):
@@ -139,21 +133,19 @@ def test_binary_scores_too_lose_the_first_of_the_least_fit(alpha):
         if len(ids) > 5:
             fit = np.array(slow_fitness(rows, alpha, relative=False))
             least = [i for i in range(6) if fit[i] < fit.min() + 1e-9]  # rounding decides among sums of other terms
-            gone = next(i for i in range(6) if ids[i] not in archive.members)
-            assert gone in least
-            assert gone == next(i for i in range(6) if rows[i] == rows[gone])
-
-
-# -- parents --
+            removed = next(i for i in range(6) if ids[i] not in archive.members)
+            assert removed in least
+            assert removed == next(i for i in range(6) if rows[i] == rows[removed])
 
 
 def shares(archive, draws=4000):
     rng = np.random.default_rng(0)
-    found = np.zeros((len(archive.members),) * 2)
+    """Return the shares of the ordered pairs of parents among `draws`, `(members, members)`."""
+    frequencies = np.zeros((len(archive.members),) * 2)
     for _ in range(draws):
         mother, father = archive.choose(rng, 0)
-        found[int(mother), int(father)] += 1 / draws
-    return found
+        frequencies[int(mother), int(father)] += 1 / draws
+    return frequencies
 
 
 def test_parents_are_drawn_by_fitness_and_by_attraction():
@@ -169,55 +161,43 @@ def test_without_a_matchmaker_both_parents_are_drawn_by_fitness_with_replacement
     np.testing.assert_allclose(shares(archive_of(rows, matchmaker=False)), np.outer(first, first), atol=0.03)
 
 
-def test_nobody_to_be_attracted_to_leaves_the_others_by_fitness():
-    # 0 can do all, so that the others are drawn by f = 1/3 + 1/2, 1/3; whoever is not 0 is attracted to 0 at least.
-    found = shares(archive_of([[1, 1, 1], [1, 1, 0], [1, 0, 0.0]]))
-    assert np.diag(found).tolist() == [0, 0, 0]
-    assert found[0, 1] / found[0].sum() == pytest.approx(5 / 7, abs=0.03)
+def test_without_any_attraction_the_second_parent_is_drawn_by_fitness():
+    # Member 0 solves all examples and is attracted to none: the others have f = 1/3 + 1/2 and 1/3, a share of 5/7 and 2/7.
+    frequencies = shares(archive_of([[1, 1, 1], [1, 1, 0], [1, 0, 0.0]]))
+    assert np.diag(frequencies).tolist() == [0, 0, 0]
+    assert frequencies[0, 1] / frequencies[0].sum() == pytest.approx(5 / 7, abs=0.03)
 
 
-def test_where_nobody_solves_anything_all_pairs_are_equally_likely():
-    found = shares(archive_of([[0, 0]] * 3))
-    np.testing.assert_allclose(found, (1 - np.eye(3)) / 6, atol=0.03)
+def test_all_pairs_are_equally_likely_if_all_scores_are_0():
+    np.testing.assert_allclose(shares(archive_of([[0, 0]] * 3)), (1 - np.eye(3)) / 6, atol=0.03)
 
 
-# -- scores --
-
-
-def test_scores_outside_of_0_and_1_are_refused_with_what_to_type():
+def test_scores_outside_of_0_to_1_are_refused_with_what_to_type():
     archive = Niches(["a/hits", "b/logp"], NichesSettings())
     with pytest.raises(DriverError) as caught:
         archive.insert("x", [np.array([1.0]), np.array([-5.5, -0.25])])
     assert "scores of `b/logp` are in [-5.5, -0.25]" in str(caught.value)
-    assert "give the task `b` a `search_metric`" in str(caught.value)
+    assert "set the `search_metric` of the task `b`" in str(caught.value)
     assert "`relative: true`" in str(caught.value)
     assert archive.members == ()
 
 
-def test_scores_may_miss_0_and_1_by_rounding():
+def test_scores_may_exceed_0_to_1_by_rounding():
     archive_of([[1 + 1e-7, -1e-7], [0.5, 0.5], [0.5, 0.5]], population=2)
 
 
-def test_relative_scores_do_not_depend_on_where_an_examples_scores_begin():
+def test_relative_scores_are_invariant_to_an_offset_per_example():
     rng = np.random.default_rng(0)
     rows = np.round(rng.random((60, 7)) * 64) / 64  # sums of these and of the offsets are exact
     offsets = rng.integers(-50, 50, 7)
     near, far = (archive_of(r, relative=True, population=5) for r in (rows, rows + offsets))
     assert near.members == far.members
-    np.testing.assert_array_equal(shares(near_named(near), 50), shares(near_named(far), 50))
-
-
-def near_named(archive):
-    """Name members by their rows."""
-    archive._ids = [str(i) for i in range(len(archive._ids))]
-    return archive
-
-
-# -- the search --
+    near._ids = far._ids = list("01234")  # `shares` needs ids that are row numbers
+    np.testing.assert_array_equal(shares(near, 50), shares(far, 50))
 
 
 def test_competition_keeps_more_examples_covered_than_a_plain_genetic_algorithm():
-    """The paper's claim, on skills of which nobody can have all."""
+    """The paper's claim, on skills of which no member can have all."""
     for seed in range(3):
         covered = {}
         for alpha, matchmaker in ((1, True), (0, False)):

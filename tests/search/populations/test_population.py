@@ -1,4 +1,4 @@
-"""Populations of models: seeds, warm-up, keyed draws, diagnostics; and which space suits which driver."""
+"""Populations of models: seeds, warm-up, keyed draws, diagnostics; which driver accepts which space."""
 
 import itertools
 
@@ -26,10 +26,7 @@ def scored(*values):
     return Evaluation(scores={"left": vector[:1], "right": vector[1:]})
 
 
-# -- seeds --
-
-
-def test_seeds_are_all_experts_or_those_that_are_given():
+def test_seeds_are_all_experts_or_those_of_the_settings():
     _, driver = make()
     assert [driver.ask().recipe, driver.ask().recipe] == [expert("left"), expert("right")]
     _, driver = make(seeds=[FROM_SCRATCH, "base", {"expert": "left"}])
@@ -46,17 +43,17 @@ def test_seeds_are_all_experts_or_those_that_are_given():
         (["left", "right", {"expert": "left"}], "expected two or more different recipes"),
         (["left", "rihgt"], "the pool has no expert `rihgt`; did you mean `right`?"),
         (["left", {"merge": {"method": "tise", "inputs": ["base"]}}], "did you mean `ties`?"),
-        (["left", {"member": "1" * 64}], "names an earlier candidate, and before the seeds there is none"),
+        (["left", {"member": "1" * 64}], "names an earlier candidate, and there is none before the seeds"),
         (["left", {"expart": "right"}], "`expart`: did you mean `expert`?"),
     ],
 )
-def test_seeds_that_cannot_be_are_refused_with_what_to_type(seeds, message):
+def test_invalid_seeds_are_refused_with_what_to_type(seeds, message):
     with pytest.raises(DriverError) as caught:
         make(seeds=seeds)
     assert message in str(caught.value)
 
 
-def test_search_begins_as_soon_as_two_seeds_are_there():
+def test_first_child_follows_two_evaluated_seeds():
     problem, driver = make(seeds=["left", "right", "base"])
     seeds = [driver.ask() for _ in range(3)]
     for seed in seeds[:2]:
@@ -67,7 +64,7 @@ def test_search_begins_as_soon_as_two_seeds_are_there():
     assert driver.ask().number == 4
 
 
-def test_warm_up_crosses_different_seeds_whoever_is_in_the_archive_and_keeps_them():
+def test_warm_up_crosses_different_seeds_and_keeps_them_as_members():
     problem, driver = make(seeds=["left", "right", "base"], warm_up=30, population=2)
     problem.skills[base().id] = np.zeros(24)
     for proposal in [driver.ask() for _ in range(3)]:
@@ -84,23 +81,20 @@ def test_warm_up_crosses_different_seeds_whoever_is_in_the_archive_and_keeps_the
     assert not seeds & set(driver.ask().recipe.members)
 
 
-# -- draws --
-
-
-def test_child_depends_on_the_archive_and_its_number_alone():
+def test_child_depends_only_on_the_archive_and_its_number():
     problem, driver = make()
     others = make()[1]
     for one in (driver, others):
         for seed in [one.ask(), one.ask()]:
             one.tell(seed, problem.evaluate(seed))
     first = [driver.ask() for _ in range(5)]
-    for number in range(5):  # told in between, but dropped: the archive stays as it is
+    for number in range(5):  # failures in between leave the archive unchanged
         child = others.ask()
         assert child.recipe == first[number].recipe
         others.tell(child, Evaluation(error="out of memory"))
 
 
-def test_holes_are_filled_uniformly_and_whole_numbers_over_all_of_their_range():
+def test_genes_of_children_are_uniform_and_integers_in_their_full_range():
     problem, driver = make()
     children = np.array([p.genome for p in drive(driver, problem.evaluate, 402)[2:]])
     share, seed = ([gene.name for gene in problem.space.genes].index(name) for name in ("t", "seed"))
@@ -110,7 +104,7 @@ def test_holes_are_filled_uniformly_and_whole_numbers_over_all_of_their_range():
     assert (children[:, seed] == np.floor(children[:, seed])).all()
 
 
-def test_draw_is_in_proportion_without_the_one_left_out():
+def test_draw_is_proportional_to_the_weights_without_the_excluded_index():
     rng = np.random.default_rng(0)
     weights = np.array([0, 1, 3, 4.0])
     counts = np.bincount([draw(rng, weights) for _ in range(4000)], minlength=4) / 4000
@@ -121,10 +115,7 @@ def test_draw_is_in_proportion_without_the_one_left_out():
     assert draw(rng, np.array([2.0]), without=0) == 0
 
 
-# -- what it says --
-
-
-def test_diagnostics_are_the_best_of_each_example_and_the_populations_doubt():
+def test_diagnostics_are_coverage_and_entropy_of_the_examples():
     _, driver = make()
     assert driver.diagnostics() == {}
     driver.tell(driver.ask(), scored(1, 1, 0, 0))
@@ -136,8 +127,8 @@ def test_diagnostics_are_the_best_of_each_example_and_the_populations_doubt():
 def test_entropy_of_continuous_scores_is_that_of_their_mean():
     _, driver = make()
     driver.tell(driver.ask(), scored(0.25, 0.25))
-    found = driver.diagnostics()  # H(1/4) = 2 - 3/4 log2(3)
-    assert found == {"coverage": 0.25, "entropy": pytest.approx(2 - 0.75 * np.log2(3))}
+    # H(1/4) = 2 - 3/4 log2(3)
+    assert driver.diagnostics() == {"coverage": 0.25, "entropy": pytest.approx(2 - 0.75 * np.log2(3))}
 
 
 def test_scores_without_a_scale_have_no_entropy():
@@ -147,7 +138,7 @@ def test_scores_without_a_scale_have_no_entropy():
     assert driver.diagnostics() == {"coverage": -1}
 
 
-def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is():
+def test_telling_a_proposal_not_in_flight_raises_an_error_with_those_that_are():
     _, driver = make()
     first = driver.ask()
     driver.ask()
@@ -159,18 +150,15 @@ def test_telling_what_is_not_in_flight_is_an_error_that_names_what_is():
 
 
 @pytest.mark.parametrize("kind", search.POPULATIONS)
-def test_dry_run_line_says_what_the_driver_is(kind):
+def test_description_names_seeds_and_warm_up(kind):
     problem = family()
     line = str(search.make({"kind": kind, "warm_up": 5}, problem.space, problem.objectives, 0))
     assert line.endswith("from 2 seeds, 5 children of seeds first")
     assert "\n" not in line
 
 
-# -- which space --
-
-
 @pytest.mark.parametrize("kind", search.POPULATIONS)
-def test_population_needs_a_space_that_crosses(kind):
+def test_population_needs_a_space_with_parents(kind):
     with pytest.raises(
         DriverError, match=f"driver `{kind}` crosses . or . earlier candidates, and the space has 0; give"
     ):
@@ -178,7 +166,7 @@ def test_population_needs_a_space_that_crosses(kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in search.KINDS if kind not in search.POPULATIONS])
-def test_driver_of_genomes_refuses_a_space_that_crosses(kind):
+def test_driver_of_genomes_refuses_a_space_with_parents(kind):
     with pytest.raises(DriverError, match="the space crosses mother, father; type `kind: niches`"):
         search.make({"kind": kind}, family().space, ["a", "b"], 0)
 
@@ -193,15 +181,15 @@ def test_driver_of_genomes_refuses_a_space_that_crosses(kind):
         ({"kind": "map_elites", "bins": 0}, "`bins`: input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     problem = family()
     with pytest.raises(DriverError) as caught:
         search.make(settings, problem.space, problem.objectives, 0)
     assert message in str(caught.value)
 
 
-def test_without_crossover_a_child_has_the_first_parent_alone():
-    """A space of one earlier candidate: what two would have been crossed are drawn as ever, and the first is mutated."""
+def test_child_in_a_space_with_one_parent_has_the_first_parent_only():
+    """Both parents are drawn as usual, and the first is mutated."""
     problem = family()
     noise = {
         "merge": {"inputs": [{"member": "mother"}], "stages": {"post": [{"noise": {"sigma": {"float": [0, 0.1]}}}]}}
