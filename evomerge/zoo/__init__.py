@@ -1,7 +1,7 @@
-"""Embedded experts: real data, a base and experts of it, built in seconds to minutes and cached.
+"""Embedded experts: a base, experts and tasks on real data, built in seconds to minutes and cached.
 
-`build` makes a zoo, `load` reads one that was made, `find_or_build` does what is needed. Each is an ordinary set of
-checkpoint folders and JSONL files; a study treats it like any other pool.
+`build` builds a zoo, `load` reads an existing one, `find_or_build` does either. A zoo consists of ordinary checkpoint folders
+and JSONL files; to a study it is a pool like any other.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "fast_preci
 
 
 def names() -> list[str]:
-    """Return the names of the zoos that can be built; the default of the demo comes first."""
+    """Return the names of the zoos; the default of the demo is the first."""
     return ["text", "text4", "digits", "language"]
 
 
@@ -29,17 +29,17 @@ def build(
     small: bool = False,
     text: Path | None = None,
 ) -> Zoo:
-    """Build the zoo `name` anew, whether or not it is there already, and return it.
+    """Build the zoo `name`, replacing an existing one, and return it.
 
-    `folder` is where zoos are kept (by default `cache_folder()`); each lies in a folder of its own there, named by a
-    digest of what determines its contents. `small` asks for less training, for tests. `text` is a folder of German
-    plain text for the zoo `language`. Raises `ZooError` naming the package to install where data is missing.
+    `folder` is the parent of all zoos, by default `cache_folder()`; each has a subfolder named by the digest of its plan.
+    `small` reduces data and training, for tests. `text` is a folder of German plain text for the zoo `language`. Raises
+    `ZooError` with the package to install if data is missing.
     """
     return publish(_plan(name, small, text), _parent(folder), seed, progress)
 
 
 def load(name: str, *, folder: Path | None = None, seed: int = 0, small: bool = False, text: Path | None = None) -> Zoo:
-    """Return a zoo that was built before with the same arguments. Raises `ZooError` saying how to build it."""
+    """Return an existing zoo, built with the same arguments. Raises `ZooError` with the command to build it."""
     plan = _plan(name, small, text)
     place = plan.folder(_parent(folder), seed)
     if not place.exists():
@@ -57,7 +57,7 @@ def find_or_build(
     small: bool = False,
     text: Path | None = None,
 ) -> Zoo:
-    """Return the zoo `name`, building it only where it is not there yet."""
+    """Return the zoo `name`; build it unless it exists."""
     plan, parent = _plan(name, small, text), _parent(folder)
     place = plan.folder(parent, seed)
     return read(place) if place.exists() else publish(plan, parent, seed, progress)

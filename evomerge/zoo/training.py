@@ -1,6 +1,6 @@
-"""Trains the zoo's models: one schedule for all, and nothing that depends on the machine's load.
+"""Training of the zoo's models, with the same schedule for all and independent of the machine's load.
 
-The same seed, thread count and processor give the same weights bit for bit.
+The same seed, thread count and processor give bitwise equal weights.
 """
 
 import os
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 Report = Callable[[float], None]
-"""Told the share done, 0 to 1."""
+"""Called with the fraction of a job that is done, 0 to 1."""
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seed torch's and Python's generators and use one thread; what was set before comes back afterwards.
+    """Seed torch's and Python's generators and use one thread; restore all of it afterwards.
 
-    One thread, since the number of threads decides the order of floating-point sums and with it the last bits.
+    One thread, since the number of threads changes the order of floating-point sums and thereby the last bits.
     """
     threads, state = torch.get_num_threads(), random.getstate()
     torch.set_num_threads(1)
@@ -39,8 +39,8 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def fast_precision() -> torch.dtype:
-    """Return bfloat16 where this processor multiplies it faster than fp32, else float32."""
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # there is no public question
+    """Return bfloat16 if this processor multiplies it faster than fp32, else float32."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public function exists
     return torch.bfloat16 if supported else torch.float32
 
 
@@ -57,9 +57,9 @@ def train(
 ) -> None:
     """Train the parameters of `model` that require gradients, in place, with AdamW and a one-cycle schedule.
 
-    `loss(chosen)` returns the mean loss of the examples numbered `chosen`, shape `(batch,)`, drawn without
-    replacement until all `examples` are used up. `rate` is the peak learning rate. The model stays in evaluation
-    mode: without dropout nothing draws from a global generator, and models can be trained side by side.
+    `loss(chosen)` returns the mean loss of the examples with the indices `chosen`, shape `(batch,)`, drawn without replacement
+    from `range(examples)`, pass after pass. `rate` is the peak learning rate. The model stays in evaluation mode: without
+    dropout nothing draws from a global generator, and models can be trained in parallel.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
@@ -75,32 +75,32 @@ def train(
 
 
 def side_by_side(jobs: Mapping[str, Callable[[Report], T]], progress: Report) -> dict[str, T]:
-    """Return what each job returns; one thread works on each, as many at a time as there are processors.
+    """Return the results of the jobs, run in parallel on as many threads as there are processors.
 
-    How many that is must not matter to the results, and does not if a job trains its own model with `train`. A job is
-    given a function that it tells its share done, 0 to 1; `progress` hears their mean, never twice at a time.
+    The results do not depend on that number if each job trains its own model with `train`. A job takes a callback for its
+    fraction done, 0 to 1; `progress` is called with the mean of all, from one thread at a time.
     """
     done, lock = dict.fromkeys(jobs, 0.0), Lock()
 
     def run(name: str) -> T:
-        torch.set_num_threads(1)  # each thread has its own number
+        torch.set_num_threads(1)  # a setting of the calling thread
 
-        def tell(share: float) -> None:
+        def report(fraction: float) -> None:
             with lock:
-                done[name] = share
+                done[name] = fraction
                 progress(sum(done.values()) / len(done))
 
-        return jobs[name](tell)
+        return jobs[name](report)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return dict(zip(jobs, pool.map(run, jobs), strict=True))
 
 
 def _shuffled(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield index batches of exactly `batch` for ever: whole shuffled passes, one after the other."""
-    waiting = torch.empty(0, dtype=torch.long)
+    """Yield index batches of exactly `batch`, without end, from consecutive shuffled passes."""
+    indices = torch.empty(0, dtype=torch.long)
     while True:
-        while len(waiting) < batch:
-            waiting = torch.cat([waiting, torch.randperm(examples, generator=generator)])
-        yield waiting[:batch]
-        waiting = waiting[batch:]
+        while len(indices) < batch:
+            indices = torch.cat([indices, torch.randperm(examples, generator=generator)])
+        yield indices[:batch]
+        indices = indices[batch:]
