@@ -1,4 +1,4 @@
-"""A study file is checked whole before any work, and the message says what to type."""
+"""A study file is checked completely before any work, and every error says what to type."""
 
 from pathlib import Path
 

@@ -73,8 +73,8 @@ def settings(small_digits):
     return make
 
 
-class Made(Evaluator):
-    """Scores made from the recipe alone, at once; answers in an order shuffled by `seed`."""
+class FromIds(Evaluator):
+    """Scores derived from the recipe's id, returned in an order shuffled by `seed`."""
 
     def __init__(self, slots=1, seed=0):
         self.slots = slots
@@ -90,7 +90,7 @@ class Made(Evaluator):
         self.count += 1
         proposal = self._waiting.pop(self._random.randrange(len(self._waiting)))
         if int(proposal.recipe.id, 16) % 7 == 0:
-            return proposal.number, Evaluation(error="made to fail")
+            return proposal.number, Evaluation(error="planned failure")
         rng = np.random.default_rng(int(proposal.recipe.id[:8], 16))
         names = ("turned", "inverted")
         return proposal.number, Evaluation(
@@ -105,9 +105,9 @@ class Made(Evaluator):
 
 @pytest.mark.parametrize("search", SEARCHES, ids=_named)
 def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, settings, tmp_path):
-    whole = Study.create(tmp_path / "whole", settings(**search))
-    whole.run(CachingEvaluator(Made()))
-    content = whole.journal_path.read_bytes()
+    complete = Study.create(tmp_path / "complete", settings(**search))
+    complete.run(CachingEvaluator(FromIds()))
+    content = complete.journal_path.read_bytes()
     lines = content.splitlines(keepends=True)
     cuts = random.Random(1).sample(range(len(content)), 12) + [
         len(b"".join(lines[:n])) for n in (1, 2, 17, len(lines) - 1)
@@ -115,25 +115,25 @@ def test_resuming_from_any_prefix_of_the_journal_gives_the_same_bytes(search, se
     for cut in cuts:
         study = Study.create(tmp_path / f"cut{cut}", settings(**search))
         study.journal_path.write_bytes(content[:cut])
-        evaluator = Made()
+        evaluator = FromIds()
         study.run(CachingEvaluator(evaluator))
         assert study.journal_path.read_bytes() == content
-        assert evaluator.count <= 30 - content[:cut].count(b'"tell"') + 1  # nothing told is evaluated again
+        assert evaluator.count <= 30 - content[:cut].count(b'"tell"') + 1  # no recorded evaluation is repeated
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver["kind"])
 @pytest.mark.parametrize("slots", [2, 7, 50])
-def test_the_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, slots, settings, tmp_path):
+def test_a_search_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, slots, settings, tmp_path):
     one = Study.create(tmp_path / "one", settings(driver=driver))
-    one.run(CachingEvaluator(Made()))
+    one.run(CachingEvaluator(FromIds()))
     many = Study.create(tmp_path / "many", settings(driver=driver))
-    many.run(CachingEvaluator(Made(slots, seed=slots)))
+    many.run(CachingEvaluator(FromIds(slots, seed=slots)))
     assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
     assert digest(many.population()) == digest(one.population())
 
 
-class Examined(Made):
-    """Scores of as many examples as the tasks have, made from the recipe alone: some recipes are better throughout."""
+class PerExample(FromIds):
+    """Scores of as many examples as the tasks have, derived from the recipe's id; some recipes are better on all."""
 
     def __init__(self, sizes, slots=1, seed=0):
         super().__init__(slots, seed)
@@ -142,11 +142,11 @@ class Examined(Made):
 
     def wait(self):
         proposal = self._waiting.pop(self._random.randrange(len(self._waiting)))
-        whole = {task: range(size) for task, size in self.sizes.items()}
-        asked = whole if proposal.examples is None else proposal.examples
+        complete = {task: range(size) for task, size in self.sizes.items()}
+        asked = complete if proposal.examples is None else proposal.examples
         self.scored.update((proposal.recipe.id, task, i) for task, numbers in asked.items() for i in numbers)
         if int(proposal.recipe.id, 16) % 7 == 0:
-            return proposal.number, Evaluation(error="made to fail")
+            return proposal.number, Evaluation(error="planned failure")
         return proposal.number, Evaluation(
             {f"{task}/log_likelihood": self.truth(proposal.recipe, task)[list(rows)] for task, rows in asked.items()}
         )
@@ -167,57 +167,57 @@ def _raced(study, evaluator):
 
 @pytest.mark.parametrize("driver", RACES, ids=lambda driver: driver["driver"]["kind"])
 def test_a_race_resumed_from_any_prefix_scores_nothing_twice_and_gives_the_same_bytes(driver, settings, tmp_path):
-    whole = Study.create(tmp_path / "whole", settings(driver=driver, evaluations=20))
-    content = _raced(whole, Examined(whole.parts.sizes)).journal_path.read_bytes()
+    complete = Study.create(tmp_path / "complete", settings(driver=driver, evaluations=20))
+    content = _raced(complete, PerExample(complete.parts.sizes)).journal_path.read_bytes()
     lines = content.splitlines(keepends=True)
     for cut in (*random.Random(1).sample(range(len(content)), 2), len(b"".join(lines[:17]))):
         study = Study.create(tmp_path / f"cut{cut}", settings(driver=driver, evaluations=20))
         study.journal_path.write_bytes(content[:cut])
-        everything = {task: range(size) for task, size in study.parts.sizes["search"].items()}
-        told = {
+        indices = {task: range(size) for task, size in study.parts.sizes["search"].items()}
+        recorded = {
             (p.recipe.id, task, i)
             for p, _ in study.history().completed
-            for task, rows in (p.examples or everything).items()
+            for task, rows in (p.examples or indices).items()
             for i in rows
         }
-        evaluator = Examined(study.parts.sizes)
+        evaluator = PerExample(study.parts.sizes)
         assert _raced(study, evaluator).journal_path.read_bytes() == content
         failed = {p.recipe.id for p, evaluation in study.history().completed if evaluation.error}
         assert all(count == 1 for (name, _, _), count in evaluator.scored.items() if name not in failed)
-        assert not [key for key in evaluator.scored if key in told and key[0] not in failed]
-        assert study.history().spent == whole.history().spent
-        assert study.history().partial == whole.history().partial
+        assert not [key for key in evaluator.scored if key in recorded and key[0] not in failed]
+        assert study.history().spent == complete.history().spent
+        assert study.history().partial == complete.history().partial
 
 
 @pytest.mark.parametrize("driver", RACES, ids=lambda driver: driver["driver"]["kind"])
 def test_a_race_does_not_depend_on_slots_or_on_the_order_of_arrival(driver, settings, tmp_path):
     one = Study.create(tmp_path / "one", settings(driver=driver))
-    _raced(one, Examined(one.parts.sizes))
+    _raced(one, PerExample(one.parts.sizes))
     many = Study.create(tmp_path / "many", settings(driver=driver))
-    _raced(many, Examined(one.parts.sizes, slots=7, seed=3))
+    _raced(many, PerExample(one.parts.sizes, slots=7, seed=3))
     assert journal.canonical(many.journal_path) == journal.canonical(one.journal_path)
     assert digest(many.history().completed) == digest(one.history().completed)
 
 
-def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_population(settings, tmp_path):
+def test_a_race_is_charged_by_the_example_and_only_full_evaluations_are_its_population(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(driver=RACES[0]))
-    evaluator = Examined(study.parts.sizes)
+    evaluator = PerExample(study.parts.sizes)
     seen = []
     study.run(CachingEvaluator(evaluator, study.parts.sizes), lambda proposal, evaluation: seen.append(study.spent))
     record = study.history()
-    spent, told, population = record.spent, record.completed, record.population
+    spent, completed, population = record.spent, record.completed, record.population
     asked = sum(evaluator.scored.values())
     assert spent == seen[-1] == asked / study.parts.full_size
     assert 30 <= spent < 31
     assert np.diff(seen).min() > 0
-    candidates = {proposal.recipe.id for proposal, _ in told}
+    candidates = {proposal.recipe.id for proposal, _ in completed}
     good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
     failed = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is not None]
     assert len(candidates) == len({p.recipe.id for p, _ in population}) + len(record.partial)
     assert len(good) > 5 < len(record.partial)
-    assert {evaluation.error for _, evaluation in failed} == {"made to fail"}
+    assert {evaluation.error for _, evaluation in failed} == {"planned failure"}
     last = {}
-    for proposal, _ in told:
+    for proposal, _ in completed:
         last[proposal.recipe.id] = proposal.number
     for proposal, evaluation in good:
         assert proposal.number == last[proposal.recipe.id]
@@ -227,9 +227,9 @@ def test_a_race_is_charged_by_the_example_and_only_whole_candidates_are_its_popu
     assert set(record.partial) == set(last.values()) - {proposal.number for proposal, _ in population}
 
 
-def test_an_unraced_study_costs_one_evaluation_a_proposal_and_leaves_nothing_in_part(settings, tmp_path):
+def test_a_study_without_races_costs_one_evaluation_a_proposal_and_has_no_parts(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(CachingEvaluator(Made()))
+    study.run(CachingEvaluator(FromIds()))
     assert (study.history().spent, study.history().partial, study.spent) == (30, (), 30)
     assert study.history().completed[3][0].recipe == study.population()[3][0].recipe
     assert digest(study.history().completed) == digest(study.population())
@@ -250,7 +250,7 @@ def test_a_race_of_real_models_is_reported_without_the_candidates_that_were_stop
 
 def test_parts_without_sizes_and_other_examples_than_recorded_are_refused(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(driver=RACES[0]))
-    _raced(study, Examined(study.parts.sizes))
+    _raced(study, PerExample(study.parts.sizes))
     first = next(proposal.number for proposal, _ in study.history().completed if proposal.examples is not None)
     with pytest.raises(StudyError, match=r"of a part of the examples; expected `sizes`"):
         History.read(study.journal_path)
@@ -262,15 +262,15 @@ def test_parts_without_sizes_and_other_examples_than_recorded_are_refused(settin
     with pytest.raises(
         StudyError, match=rf"proposal {first} gave other examples than the recorded ones; no version has changed"
     ):
-        _raced(other, Examined(other.parts.sizes))
+        _raced(other, PerExample(other.parts.sizes))
 
 
 def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
-    whole = Study.create(tmp_path / "whole", settings(evaluations=40))
-    with whole.evaluator() as evaluator:
-        whole.run(evaluator)
+    complete = Study.create(tmp_path / "complete", settings(evaluations=40))
+    with complete.evaluator() as evaluator:
+        complete.run(evaluator)
     moments = random.Random(0)
     killed = 0
     target = tmp_path / "killed"
@@ -291,8 +291,8 @@ def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(setting
     assert child.exitcode == 0
     resumed = Study.open(target)
     assert killed >= 3
-    assert resumed.journal_path.read_bytes() == whole.journal_path.read_bytes()
-    assert measure.measure(resumed).public() == measure.measure(whole).public()
+    assert resumed.journal_path.read_bytes() == complete.journal_path.read_bytes()
+    assert measure.measure(resumed).public() == measure.measure(complete).public()
 
 
 def _size(folder):
@@ -330,9 +330,9 @@ def test_references_and_front_are_scored_on_the_report_split(settings, tmp_path,
     assert {"base", "average"} < set(results.references)
     assert {f"expert {name}" for name in small_digits.pool["experts"]} < set(results.references)
     assert sum(name.startswith("best scale") for name in results.references) == 1
-    own = results.references["expert turned"].report["turned"]
-    assert own[1] <= own[0] <= own[2]
-    assert own[0] > results.references["base"].report["turned"][0]
+    mean, low, high = results.references["expert turned"].report["turned"]
+    assert low <= mean <= high
+    assert mean > results.references["base"].report["turned"][0]
     assert results.hypervolume.history[-1] == pytest.approx(results.hypervolume.search)
     assert {point.recipe_id for point in results.front} <= {p.recipe.id for p, _ in study.population()}
 
@@ -357,23 +357,23 @@ class Refusing(evaluate.Serial):
 
 def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_named(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(evaluations=10))
-    whole = measure.measure(study, _searched(study))
-    [best] = [name for name in whole.references if name.startswith("best ")]
-    lost = whole.references[best].recipe_id, "search"
-    more = {(whole.references["average"].recipe_id, "report"), (whole.front[-1].recipe_id, "report")}
+    complete = measure.measure(study, _searched(study))
+    [best] = [name for name in complete.references if name.startswith("best ")]
+    lost = complete.references[best].recipe_id, "search"
+    more = {(complete.references["average"].recipe_id, "report"), (complete.front[-1].recipe_id, "report")}
     (study.folder / "report.jl").unlink()
 
     results = measure.measure(
         study, Refusing(study.parts.setup, lambda recipe, split: (recipe.id, split) in {lost, *more})
     )
     assert results.unscored == dict.fromkeys(
-        (best.removeprefix("best "), "average", whole.front[-1].name), "out of luck"
+        (best.removeprefix("best "), "average", complete.front[-1].name), "out of luck"
     )
-    [other] = set(results.references) - set(whole.references)
+    [other] = set(results.references) - set(complete.references)
     assert other in {"best scale 0.2", "best scale 0.4"} - {best}
-    assert set(results.references) - {other} == set(whole.references) - {best, "average"}
-    assert [model.name for model in results.front] == [model.name for model in whole.front[:-1]]
-    assert [one.worse.partition(" (")[0] for one in results.comparisons] == [
+    assert set(results.references) - {other} == set(complete.references) - {best, "average"}
+    assert [model.name for model in results.front] == [model.name for model in complete.front[:-1]]
+    assert [comparison.worse.partition(" (")[0] for comparison in results.comparisons] == [
         "best single scale",
         "base, experts, average and scale sweep together",
     ]
@@ -384,7 +384,7 @@ def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_name
 
     again = measure.measure(study)
     assert again.unscored == {}
-    assert again.public() == whole.public(), "what failed was tried again"
+    assert again.public() == complete.public(), "what failed was tried again"
 
 
 @pytest.mark.parametrize(
@@ -393,10 +393,10 @@ def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_name
 def test_a_report_without_any_reference_or_front_is_refused_with_the_last_failure(split, what, settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(evaluations=10, driver={"kind": "random", "seed_known": False}))
     _searched(study)
-    known = {proposal.recipe.id for proposal, _ in study.population()}
+    searched = {proposal.recipe.id for proposal, _ in study.population()}
 
     def refused(recipe, on):
-        return recipe.id in known if split == "front" else on == split
+        return recipe.id in searched if split == "front" else on == split
 
     with pytest.raises(StudyError, match=rf"no {what} can be scored on the \w+ split; the last failure: out of luck"):
         measure.measure(study, Refusing(study.parts.setup, refused))
@@ -411,7 +411,7 @@ def _searched(study):
 def test_a_study_in_use_is_refused_naming_the_process(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
     with study.lock(), pytest.raises(StudyError, match=r"in use by process \d+ on "):
-        Study.open(tmp_path / "study").run(CachingEvaluator(Made()))
+        Study.open(tmp_path / "study").run(CachingEvaluator(FromIds()))
 
 
 def test_a_report_can_be_made_while_the_search_runs(settings, tmp_path):
@@ -429,33 +429,33 @@ def test_a_changed_study_is_refused_showing_the_difference(settings, tmp_path):
 
 
 def test_a_larger_budget_goes_on_from_where_the_smaller_one_ended(settings, tmp_path):
-    whole = Study.create(tmp_path / "whole", settings(evaluations=40))
-    whole.run(CachingEvaluator(Made()))
-    Study.create(tmp_path / "two", settings(evaluations=15)).run(CachingEvaluator(Made()))
-    Study.create(tmp_path / "two", settings(evaluations=40)).run(CachingEvaluator(Made()))
-    assert (tmp_path / "two" / "journal.jl").read_bytes() == whole.journal_path.read_bytes()
+    complete = Study.create(tmp_path / "complete", settings(evaluations=40))
+    complete.run(CachingEvaluator(FromIds()))
+    Study.create(tmp_path / "two", settings(evaluations=15)).run(CachingEvaluator(FromIds()))
+    Study.create(tmp_path / "two", settings(evaluations=40)).run(CachingEvaluator(FromIds()))
+    assert (tmp_path / "two" / "journal.jl").read_bytes() == complete.journal_path.read_bytes()
     assert Study.open(tmp_path / "two").settings.evaluations == 40
 
 
 def test_a_replay_that_differs_is_an_error_that_names_the_versions(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(CachingEvaluator(Made()))
+    study.run(CachingEvaluator(FromIds()))
     header = json.loads((study.folder / "study.json").read_text())
     header["versions"]["pymoo"] = "0.0.1"
     header["identity"]["seed"] = header["settings"]["seed"] = 5  # as another version would: other proposals
     (study.folder / "study.json").write_text(json.dumps(header))
     with pytest.raises(StudyError, match=r"replaying proposal \d+ gave another recipe.*pymoo 0\.0\.1"):
-        Study.open(study.folder).run(CachingEvaluator(Made()))
+        Study.open(study.folder).run(CachingEvaluator(FromIds()))
 
 
 def test_a_damaged_journal_is_refused_with_its_line(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings())
-    study.run(CachingEvaluator(Made()))
+    study.run(CachingEvaluator(FromIds()))
     content = bytearray(study.journal_path.read_bytes())
     content[len(content) // 2] ^= 1
     study.journal_path.write_bytes(content)
     with pytest.raises(JournalError, match=r"line \d+ is damaged"):
-        study.run(CachingEvaluator(Made()))
+        study.run(CachingEvaluator(FromIds()))
 
 
 def test_a_folder_that_is_no_study_is_never_written_into(settings, tmp_path):
@@ -494,35 +494,41 @@ def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, 
     assert not (tmp_path / "study").exists()
 
 
-def _population(settings, small_digits, **changes):
+POPULATIONS = [{"kind": "niches", "population": 5}, {"kind": "map_elites", "bins": 6}]
+
+
+def _breeding(settings, small_digits, driver, **changes):
     tasks = {name: task | {"search_metric": "accuracy"} for name, task in list(small_digits.tasks.items())[:2]}
-    return settings(space="natural_niches", driver={"kind": "niches", "population": 5}, tasks=tasks, **changes)
+    return settings(space="natural_niches", driver=driver, tasks=tasks, **changes)
 
 
-def test_a_population_goes_on_after_a_stop_with_the_same_bytes_and_keeps_only_who_may_be_a_parent(
-    settings, small_digits, tmp_path
-):
-    whole = Study.create(tmp_path / "whole", _population(settings, small_digits, evaluations=30))
-    with whole.evaluator() as evaluator:
-        whole.run(evaluator)
+def test_a_resumed_population_gives_the_same_bytes_and_keeps_only_possible_parents(settings, small_digits, tmp_path):
+    complete = Study.create(tmp_path / "complete", _breeding(settings, small_digits, POPULATIONS[0], evaluations=30))
+    with complete.evaluator() as evaluator:
+        complete.run(evaluator)
         assert len(evaluator._evaluator._worker.members._held) <= 5
     for budget in (2, 3, 11, 30):
-        study = Study.create(tmp_path / "parts", _population(settings, small_digits, evaluations=budget))
+        study = Study.create(tmp_path / "parts", _breeding(settings, small_digits, POPULATIONS[0], evaluations=budget))
         with study.evaluator() as evaluator:
             study.run(evaluator)
-    assert study.journal_path.read_bytes() == whole.journal_path.read_bytes()
-    made = [proposal.recipe for proposal, _ in whole.population()]
-    assert sum(bool(one.members) for one in made) == 26
-    assert any(identity in {one.id for one in made[4:]} for one in made for identity in one.members)  # of children too
+    assert study.journal_path.read_bytes() == complete.journal_path.read_bytes()
+    recipes = [proposal.recipe for proposal, _ in complete.population()]
+    assert sum(bool(recipe.members) for recipe in recipes) == 26
+    children = {recipe.id for recipe in recipes[4:]}
+    assert any(identity in children for recipe in recipes for identity in recipe.members)
 
 
 @pytest.mark.ray
 def test_a_population_on_two_workers_is_restored_by_replay(settings, small_digits, tmp_path):
-    study = Study.create(tmp_path / "study", _population(settings, small_digits, workers=2, evaluations=20))
+    study = Study.create(
+        tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[0], workers=2, evaluations=20)
+    )
     with study.evaluator() as evaluator:
         study.run(evaluator)
     first = study.journal_path.read_bytes()
-    study = Study.create(tmp_path / "study", _population(settings, small_digits, workers=1, evaluations=24))
+    study = Study.create(
+        tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[0], workers=1, evaluations=24)
+    )
     with study.evaluator() as evaluator:
         study.run(evaluator)
     assert study.journal_path.read_bytes().startswith(first)
@@ -538,35 +544,27 @@ def test_a_population_on_two_workers_is_restored_by_replay(settings, small_digit
     assert np.array_equal(score, worker.evaluate(recipe).scores["turned/accuracy"])
 
 
-POPULATIONS = [{"kind": "niches", "population": 5}, {"kind": "map_elites", "bins": 6}]
-
-
-def _breeding(settings, small_digits, driver, **changes):
-    tasks = {name: task | {"search_metric": "accuracy"} for name, task in list(small_digits.tasks.items())[:2]}
-    return settings(space="natural_niches", driver=driver, tasks=tasks, **changes)
-
-
-def _told(study):
+def _scored(study):
     """Return the id and the scores, `(examples,)`, of each candidate by task, in order of number."""
     names = study.parts.searched
     return [(p.recipe.id, [e.scores[name].astype(np.float64) for name in names]) for p, e in study.population()]
 
 
-def test_a_report_tells_how_a_population_covered_the_examples(settings, small_digits, tmp_path):
-    everybody = {"kind": "niches", "population": 40}
-    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, everybody, evaluations=24))
+def test_a_report_has_the_coverage_of_the_examples_by_a_population(settings, small_digits, tmp_path):
+    driver = {"kind": "niches", "population": 40}
+    study = Study.create(tmp_path / "study", _breeding(settings, small_digits, driver, evaluations=24))
     results = measure.measure(study, _searched(study))
-    found = results.diagnostics
-    scores = np.array([np.concatenate(vectors) for _, vectors in _told(study)])
-    assert found.evaluations == tuple(range(1, 25))
-    assert found.coverage == pytest.approx(np.maximum.accumulate(scores, axis=0).mean(axis=1))
+    diagnostics = results.diagnostics
+    scores = np.array([np.concatenate(vectors) for _, vectors in _scored(study)])
+    assert diagnostics.evaluations == tuple(range(1, 25))
+    assert diagnostics.coverage == pytest.approx(np.maximum.accumulate(scores, axis=0).mean(axis=1))
     rates = np.cumsum(scores, axis=0) / np.arange(1, 25)[:, None]
-    assert found.entropy == pytest.approx(entropy(np.stack([rates, 1 - rates]), base=2).mean(axis=1))
+    assert diagnostics.entropy == pytest.approx(entropy(np.stack([rates, 1 - rates]), base=2).mean(axis=1))
     assert results.cells == ()
     assert results.public()["population"] == {
-        "coverage": found.coverage[-1],
-        "entropy": found.entropy[-1],
-        "members": len({identity for identity, _ in _told(study)}),
+        "coverage": diagnostics.coverage[-1],
+        "entropy": diagnostics.entropy[-1],
+        "members": len({identity for identity, _ in _scored(study)}),
         "cells": [],
     }
 
@@ -575,7 +573,7 @@ def test_a_report_holds_the_cells_as_they_were_at_the_end(settings, small_digits
     study = Study.create(tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[1], evaluations=24))
     results = measure.measure(study, _searched(study))
     best: dict[tuple[int, ...], tuple[float, str, list[np.ndarray]]] = {}
-    for identity, vectors in _told(study):
+    for identity, vectors in _scored(study):
         means = [float(vector.mean()) for vector in vectors]
         cell = tuple(min(int(mean * 6), 5) for mean in means)
         if cell not in best or sum(means) / 2 > best[cell][0]:
@@ -595,37 +593,35 @@ def test_a_report_holds_the_cells_as_they_were_at_the_end(settings, small_digits
 
 
 @pytest.mark.parametrize("driver", POPULATIONS, ids=lambda driver: driver["kind"])
-def test_a_long_search_is_looked_at_200_times_evenly_and_as_its_driver_was_then(
-    driver, settings, small_digits, tmp_path
-):
+def test_a_long_search_has_200_evenly_spaced_diagnostics_equal_to_its_drivers(driver, settings, small_digits, tmp_path):
     study = Study.create(tmp_path / "study", _breeding(settings, small_digits, driver, evaluations=430))
     seen = []
     study.run(
-        CachingEvaluator(Made(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics())
+        CachingEvaluator(FromIds(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics())
     )
-    found = measure._population(study, 430)
-    points = found["diagnostics"].evaluations
+    fields = measure._population(study, 430)
+    points = fields["diagnostics"].evaluations
     assert (len(points), points[0], points[-1]) == (200, 1, 430)
     assert set(np.diff(points).tolist()) == {2, 3}
-    assert found["diagnostics"].coverage == tuple(seen[count - 1]["coverage"] for count in points)
-    assert found["diagnostics"].entropy == tuple(seen[count - 1]["entropy"] for count in points)
-    assert found["diagnostics"].members == len(study.driver.members())
-    assert [len(cells.elites) for cells in found["cells"]] == [len(cells.elites) for cells in study.driver.maps()]
+    assert fields["diagnostics"].coverage == tuple(seen[count - 1]["coverage"] for count in points)
+    assert fields["diagnostics"].entropy == tuple(seen[count - 1]["entropy"] for count in points)
+    assert fields["diagnostics"].members == len(study.driver.members())
+    assert [len(cells.elites) for cells in fields["cells"]] == [len(cells.elites) for cells in study.driver.maps()]
     assert measure._population(study, 100)["diagnostics"].coverage[-1] == seen[99]["coverage"]
 
 
-def test_scores_outside_of_the_unit_interval_have_coverage_and_no_entropy(settings, small_digits, tmp_path):
+def test_scores_outside_the_unit_interval_have_coverage_but_no_entropy(settings, small_digits, tmp_path):
     tasks = dict(list(small_digits.tasks.items())[:2])
     driver = {"kind": "niches", "population": 5, "relative": True}
     study = Study.create(tmp_path / "study", settings(space="natural_niches", driver=driver, tasks=tasks))
     with study.evaluator() as evaluator:
         study.run(evaluator)
-    found = measure._population(study, 30)["diagnostics"]
-    assert found.entropy is None
-    assert all(coverage < 0 for coverage in found.coverage)
+    diagnostics = measure._population(study, 30)["diagnostics"]
+    assert diagnostics.entropy is None
+    assert all(coverage < 0 for coverage in diagnostics.coverage)
 
 
-def test_a_search_that_is_no_population_has_no_diagnostics(settings, tmp_path):
+def test_a_search_without_a_population_has_no_diagnostics(settings, tmp_path):
     study = Study.create(tmp_path / "study", settings(evaluations=10))
     results = measure.measure(study, _searched(study))
     assert (results.diagnostics, results.cells, results.not_replayed) == (None, (), None)

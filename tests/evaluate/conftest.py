@@ -1,4 +1,4 @@
-"""A pool that is built once, and tasks that misbehave for chosen candidates."""
+"""A pool, and tasks that fail for chosen candidates."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from evomerge import tasks, zoo
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.evaluate import Setup
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, expert
 
 HERE = Path(__file__).parent
 
@@ -29,14 +29,14 @@ def setup(digits):
 
 @pytest.fixture(scope="session")
 def sizes(setup):
-    """How many examples its tasks have."""
-    made = [tasks.make(name, entry, Path()) for name, entry in setup.tasks.items()]
-    return {split: {task.name: task.size(split) for task in made} for split in ("search", "report")}
+    """Numbers of examples of its tasks, by split."""
+    opened = [tasks.make(name, entry, Path()) for name, entry in setup.tasks.items()]
+    return {split: {task.name: task.size(split) for task in opened} for split in ("search", "report")}
 
 
 @pytest.fixture(scope="session")
 def faulty(digits):
-    """A setup with one true task and one that does what `plan_faults` says."""
+    """A setup with a real task and the task `faults`, which fails as `plan_faults` plans."""
     faults = {"kind": "callable", "function": "faults:score", "search": 4, "report": 6}
     return Setup(
         base=digits.pool["base"],
@@ -48,7 +48,7 @@ def faulty(digits):
 
 @pytest.fixture(scope="session")
 def plan_faults(faulty):
-    """Return what lets the task `faults` do `fault` for each `recipe` of a mapping, from now on."""
+    """Return a function that takes a fault of the task `faults` for each recipe, in place of earlier plans."""
     builder = Builder(Pool(faulty.base, faulty.experts))
 
     def plan(faults: Mapping[Recipe, str]) -> None:
@@ -62,3 +62,14 @@ def plan_faults(faulty):
         (folder / "faults.json").write_text(json.dumps(named))
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def generations():
+    """Six recipes: two experts, then merges of the two recipes before."""
+    recipes = [expert("turned"), expert("inverted")]
+    for weight in (0.3, 0.6, 0.5, 0.4):
+        inputs = [{"member": parent.id} for parent in recipes[-2:]]
+        data = {"merge": {"method": "linear", "inputs": inputs, "parameters": {"weight": weight}}}
+        recipes.append(Recipe.parse(data))
+    return recipes

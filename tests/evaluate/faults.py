@@ -1,4 +1,4 @@
-"""A callable task that does to its process what the file `faults.json` beside the base model says."""
+"""A callable task with faults for chosen candidates, as planned in the file `faults.json` beside the base model."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class UnpicklableError(Exception):
-    """Cannot be pickled, printed or made again."""
+    """Cannot be pickled or printed."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +21,7 @@ class UnpicklableError(Exception):
 
 
 def score(model, split, examples):
-    """Return the first bias of the head plus the example's number, unless a fault is planned for the candidate."""
+    """Return the first bias of the head plus each example's index, unless a fault is planned for the candidate."""
     folder = model.folder.parent
     name = repr(float(model.module.classifier.bias[0]))
     fault = json.loads((folder / "faults.json").read_text()).get(name, "none")

@@ -1,4 +1,4 @@
-"""Clusters that anyone may use are refused."""
+"""Ray clusters without authentication are refused, except on this machine."""
 
 import pytest
 
@@ -20,6 +20,6 @@ def test_open_clusters_are_refused(monkeypatch, address, mode):
         check_authentication(address)
 
 
-def test_a_token_is_a_fence(monkeypatch):
+def test_a_token_is_enough(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     check_authentication("10.0.0.5:6379")

@@ -1,4 +1,4 @@
-"""No example of a recipe is scored twice, unless it failed."""
+"""No example of a recipe is scored twice, except after a failure."""
 
 from collections import Counter, deque
 
@@ -15,22 +15,22 @@ from evomerge.trial import Evaluation, Proposal
 
 
 class Counting(Evaluator):
-    """Scores 1, or fails, and counts."""
+    """Scores 1, or fails, and records what it evaluated."""
 
     slots = 3
 
     def __init__(self, *errors):
         self.lineage = {}
         self.errors = deque(errors)
-        self.line = deque()
+        self.queue = deque()
         self.evaluated = []
         self.closed = False
 
     def submit(self, proposal):
-        self.line.append(proposal)
+        self.queue.append(proposal)
 
     def wait(self):
-        proposal = self.line.popleft()
+        proposal = self.queue.popleft()
         self.evaluated.append(proposal.number)
         error = self.errors.popleft() if self.errors else None
         scores = {} if error else {"t/m": np.ones(2, np.float32)}
@@ -53,7 +53,7 @@ class TestCachingEvaluator(EvaluatorSuite):
     pass
 
 
-def test_known_recipes_are_answered_without_evaluation():
+def test_cached_recipes_are_answered_without_evaluation():
     inner = Counting()
     with CachingEvaluator(inner) as evaluator:
         evaluator.submit(Proposal(0, BASE))
@@ -67,7 +67,7 @@ def test_known_recipes_are_answered_without_evaluation():
     assert inner.closed
 
 
-def test_splits_are_told_apart():
+def test_splits_are_cached_separately():
     inner = Counting()
     evaluator = CachingEvaluator(inner)
     for number, split in enumerate(("search", "report", "report")):
@@ -76,7 +76,7 @@ def test_splits_are_told_apart():
     assert inner.evaluated == [0, 1]
 
 
-def test_equal_recipes_in_flight_are_evaluated_once():
+def test_equal_pending_recipes_are_evaluated_once():
     inner = Counting()
     evaluator = CachingEvaluator(inner)
     for number, what in enumerate((BASE, EXPERT, BASE, BASE)):
@@ -85,7 +85,7 @@ def test_equal_recipes_in_flight_are_evaluated_once():
     assert inner.evaluated == [0, 1]
 
 
-def test_failures_are_not_remembered():
+def test_failures_are_not_cached():
     inner = Counting("out of memory", None)
     evaluator = CachingEvaluator(inner)
     for number, error in enumerate(("out of memory", None, None)):
@@ -94,7 +94,7 @@ def test_failures_are_not_remembered():
     assert inner.evaluated == [0, 1]
 
 
-def test_equal_recipes_in_flight_share_a_failure():
+def test_equal_pending_recipes_share_a_failure():
     inner = Counting("out of memory")
     evaluator = CachingEvaluator(inner)
     evaluator.submit(Proposal(0, BASE))
@@ -102,7 +102,7 @@ def test_equal_recipes_in_flight_share_a_failure():
     assert [evaluator.wait()[1].error for _ in range(2)] == ["out of memory"] * 2
 
 
-def test_what_the_study_knows_is_known():
+def test_seeded_evaluations_are_cached():
     inner = Counting()
     evaluator = CachingEvaluator(inner)
     evaluator.seed(BASE.id, "search", Evaluation({"t/m": np.zeros(2, np.float32)}))
@@ -118,21 +118,21 @@ SIZES = {"search": {"a": 4, "b": 2}, "report": {"a": 1, "b": 1}}
 
 
 class Marking(Evaluator):
-    """Scores each example by a number of its own and the recipe's, and counts; fails where it is told to."""
+    """Gives each example of a recipe a distinct score, and counts; fails as planned."""
 
     slots = 3
 
     def __init__(self, failing=()):
         self.lineage = {}
-        self.line = deque()
+        self.queue = deque()
         self.scored = Counter()
         self.failing = deque(failing)
 
     def submit(self, proposal):
-        self.line.append(proposal)
+        self.queue.append(proposal)
 
     def wait(self):
-        proposal = self.line.popleft()
+        proposal = self.queue.popleft()
         if self.failing and self.failing.popleft():
             return proposal.number, Evaluation(error="out of memory")
         asked = asked_for(proposal)
@@ -141,8 +141,8 @@ class Marking(Evaluator):
 
 
 def asked_for(proposal):
-    whole = {task: tuple(range(size)) for task, size in SIZES["search"].items()}
-    return whole if proposal.examples is None else proposal.examples
+    complete = {task: tuple(range(size)) for task, size in SIZES["search"].items()}
+    return complete if proposal.examples is None else proposal.examples
 
 
 def truth(proposal):
@@ -163,17 +163,17 @@ PROPOSED = st.lists(st.tuples(st.sampled_from([BASE, EXPERT]), st.none() | PARTS
 
 
 @given(PROPOSED)
-def test_every_example_is_scored_once_and_every_answer_is_what_was_asked_for(proposed):
+def test_every_example_is_scored_once_and_every_answer_has_the_asked_examples(proposed):
     inner = Marking()
     evaluator = CachingEvaluator(inner, SIZES)
-    flying = {}
+    pending = {}
     for number, (what, examples, then_wait) in enumerate(proposed):
-        flying[number] = Proposal(number, what, examples=examples)
-        evaluator.submit(flying[number])
+        pending[number] = Proposal(number, what, examples=examples)
+        evaluator.submit(pending[number])
         if then_wait or number == len(proposed) - 1:
-            for _ in range(len(flying)):
+            for _ in range(len(pending)):
                 back, evaluation = evaluator.wait()
-                assert evaluation.to_json() == truth(flying.pop(back)).to_json()
+                assert evaluation.to_json() == truth(pending.pop(back)).to_json()
     wanted = {
         (what.id, task, i)
         for number, (what, examples, _) in enumerate(proposed)
@@ -184,7 +184,7 @@ def test_every_example_is_scored_once_and_every_answer_is_what_was_asked_for(pro
     assert set(inner.scored.values()) <= {1}
 
 
-def test_what_the_study_knows_of_parts_is_known():
+def test_seeded_parts_are_cached():
     inner = Marking()
     evaluator = CachingEvaluator(inner, SIZES)
     for examples in ({"a": (3, 1)}, {"b": (0, 1)}):
@@ -197,7 +197,7 @@ def test_what_the_study_knows_of_parts_is_known():
     assert sorted(inner.scored) == [(BASE.id, "a", 0), (BASE.id, "a", 2)]
 
 
-def test_part_that_fails_fails_who_waits_and_is_tried_again_later():
+def test_failed_part_fails_waiting_proposals_and_is_tried_again_later():
     inner = Marking([True])
     evaluator = CachingEvaluator(inner, SIZES)
     evaluator.submit(Proposal(0, BASE, examples={"a": (0,)}))
@@ -207,14 +207,14 @@ def test_part_that_fails_fails_who_waits_and_is_tried_again_later():
     assert evaluator.wait()[1].to_json() == truth(Proposal(2, BASE)).to_json()
 
 
-def test_parts_of_an_unknown_whole_are_refused():
+def test_parts_without_sizes_are_refused():
     with pytest.raises(EvaluatorError, match=r"expected `sizes`.*CachingEvaluator\(evaluator, sizes\)"):
         CachingEvaluator(Marking()).submit(Proposal(0, BASE, examples={"a": (0,)}))
 
 
-def test_parts_put_together_are_the_whole_up_to_rounding_on_a_real_task(setup, sizes):
+def test_assembled_parts_equal_a_full_evaluation_up_to_rounding(setup, sizes):
     mean = recipe.merge("task_arithmetic", list(setup.experts), {"lambda": 0.3})
-    whole = Worker(setup).evaluate(mean)
+    full = Worker(setup).evaluate(mean)
     with CachingEvaluator(Serial(setup), sizes) as evaluator:
         orders = {task: np.random.default_rng(0).permutation(size) for task, size in sizes["search"].items()}
         for number, (start, stop) in enumerate([(0, 1), (1, 30), (30, None)]):
@@ -222,8 +222,8 @@ def test_parts_put_together_are_the_whole_up_to_rounding_on_a_real_task(setup, s
             evaluator.submit(Proposal(number, mean, examples=examples))
             assert evaluator.wait()[1].error is None
         evaluator.submit(Proposal(3, mean))
-        _, found = evaluator.wait()
-    assert found.seconds == {}  # nothing was left to score
-    assert found.scores.keys() == whole.scores.keys()
-    for name, vector in found.scores.items():
-        np.testing.assert_allclose(vector, whole.scores[name], rtol=1e-4, atol=1e-5)
+        _, assembled = evaluator.wait()
+    assert assembled.seconds == {}  # nothing was left to score
+    assert assembled.scores.keys() == full.scores.keys()
+    for name, vector in assembled.scores.items():
+        np.testing.assert_allclose(vector, full.scores[name], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Worker processes give the same scores as this one, whatever happens to them."""
+"""Worker processes give the same scores as this one, even if some of them die."""
 
 import dataclasses
 import os
@@ -60,35 +60,35 @@ GOOD = (recipe.base(), recipe.expert("shifted"), merge(1.0), merge(1.1))
 
 @pytest.fixture(scope="module")
 def storm(faulty, plan_faults):
-    """What becomes of candidates with every kind of fault, and of good ones between them, by recipe."""
+    """Evaluations of candidates with every kind of fault, and of good ones, by recipe."""
     plan_faults({candidate: fault for fault, candidate in FAULTS.items()})
     candidates = [*FAULTS.values(), *GOOD]
-    found = {}
+    evaluations = {}
     with make(faulty, 2, deadline=DEADLINE) as evaluator:
         for number, candidate in enumerate(candidates):
             evaluator.submit(Proposal(number, candidate))
         for _ in candidates:
             number, evaluation = evaluator.wait()
-            assert number not in found
-            found[number] = evaluation
-    return {candidate: found[number] for number, candidate in enumerate(candidates)}
+            assert number not in evaluations
+            evaluations[number] = evaluation
+    return {candidate: evaluations[number] for number, candidate in enumerate(candidates)}
 
 
 @pytest.fixture(scope="module")
 def calm(storm, faulty, plan_faults):
-    """What becomes of the same candidates in this process when nothing happens."""
+    """Evaluations of the same candidates in this process without faults."""
     plan_faults({})
     worker = Worker(faulty)
     return {candidate: worker.evaluate(candidate) for candidate in storm}
 
 
 @pytest.mark.parametrize("fault", ["kill once", "terminate once"])
-def test_fault_that_passes_leaves_no_trace(storm, calm, fault):
+def test_temporary_fault_changes_no_score(storm, calm, fault):
     assert storm[FAULTS[fault]].to_json() == calm[FAULTS[fault]].to_json()
     assert storm[FAULTS[fault]].error is None
 
 
-def test_the_rest_completes_as_if_nothing_happened(storm, calm):
+def test_other_candidates_are_unaffected(storm, calm):
     for candidate in GOOD:
         assert storm[candidate].error is None
         assert storm[candidate].to_json() == calm[candidate].to_json()
@@ -104,7 +104,7 @@ def test_the_rest_completes_as_if_nothing_happened(storm, calm):
         ("exit", "SystemExit: 3"),
     ],
 )
-def test_fault_that_stays_is_the_candidates_error(storm, fault, error):
+def test_permanent_fault_is_the_candidates_error(storm, fault, error):
     assert storm[FAULTS[fault]].error == error
 
 
@@ -120,14 +120,14 @@ def test_bad_setup_is_an_exception(setup):
 
 
 def test_workers_that_never_start_are_an_exception(setup, monkeypatch):
-    class Stillborn:
+    class Dying:
         def __init__(self, setup):
             os._exit(1)
 
         def prepare(self):
             return None
 
-    monkeypatch.setattr(evomerge.evaluate.ray, "_ACTOR", ray.remote(max_restarts=0)(Stillborn))
+    monkeypatch.setattr(evomerge.evaluate.ray, "_ACTOR", ray.remote(max_restarts=0)(Dying))
     with RayEvaluator(setup, 2) as evaluator:
         evaluator.submit(Proposal(0, recipe.base()))
         with pytest.raises(EvaluatorError, match="3 workers in a row did not start"):
@@ -152,8 +152,8 @@ STACKS = (
 )
 
 
-def test_stack_goes_to_the_free_worker_that_had_one_which_begins_alike():
-    evaluator = RayEvaluator.__new__(RayEvaluator)  # without its processes: whom it chooses is no matter of time
+def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
+    evaluator = RayEvaluator.__new__(RayEvaluator)  # without processes, so that the choice does not depend on time
     evaluator._queue, evaluator.lineage, evaluator._members = deque(), {}, Members(0)
     one, two = evaluator._slots = [_Slot(actor=Mock()), _Slot(actor=Mock())]
 
@@ -163,7 +163,7 @@ def test_stack_goes_to_the_free_worker_that_had_one_which_begins_alike():
 
     assert submit(0) == [0, None]
     assert submit(1) == [0, 1]
-    assert submit(2) == [0, 1]  # nobody is free: it waits
+    assert submit(2) == [0, 1]  # no slot is free
     assert submit(3) == [0, 1]
     two.job = two.future = None
     evaluator._dispatch()
@@ -172,7 +172,7 @@ def test_stack_goes_to_the_free_worker_that_had_one_which_begins_alike():
     evaluator._dispatch()
     assert one.job.proposal.number == 3
     one.job = one.future = two.job = two.future = None
-    assert submit(1) == [None, 1]  # the second had it, whoever is first
+    assert submit(1) == [None, 1]  # the second slot had this stack
 
 
 def test_stacks_score_the_same_on_workers_that_share_hidden_states(setup):
@@ -180,26 +180,21 @@ def test_stacks_score_the_same_on_workers_that_share_hidden_states(setup):
     with RayEvaluator(dataclasses.replace(setup, shared_mib=64), 2) as evaluator:
         for number, candidate in enumerate(STACKS):
             evaluator.submit(Proposal(number, candidate))
-        found = dict(evaluator.wait() for _ in STACKS)
+        evaluations = dict(evaluator.wait() for _ in STACKS)
     for number, candidate in enumerate(STACKS):
-        assert found[number].error is None
-        assert found[number].to_json() == worker.evaluate(candidate).to_json()
+        assert evaluations[number].error is None
+        assert evaluations[number].to_json() == worker.evaluate(candidate).to_json()
 
 
-def test_children_score_the_same_on_any_worker_and_after_their_parents_weights_were_removed(setup, tmp_path):
-    made = [recipe.expert("turned"), recipe.expert("inverted")]
-    for weight in (0.3, 0.6, 0.5, 0.4):
-        inputs = [{"member": one.id} for one in made[-2:]]
-        data = {"merge": {"method": "linear", "inputs": inputs, "parameters": {"weight": weight}}}
-        made.append(recipe.Recipe.parse(data))
+def test_children_score_the_same_on_any_worker_and_without_their_parents_weights(setup, generations, tmp_path):
     setup = dataclasses.replace(setup, members=str(tmp_path / "members"))
     worker = Worker(dataclasses.replace(setup, members=None))
     with RayEvaluator(setup, 2) as evaluator:
-        for number, one in enumerate(made):
-            evaluator.lineage[one.id] = worker.members.lineage[one.id] = one
-            evaluator.submit(Proposal(number, one))
+        for number, candidate in enumerate(generations):
+            evaluator.lineage[candidate.id] = worker.members.lineage[candidate.id] = candidate
+            evaluator.submit(Proposal(number, candidate))
             _, evaluation = evaluator.wait()
             assert evaluation.error is None
-            assert evaluation.to_json() == worker.evaluate(one).to_json()
-            evaluator.retain({one.id} if number % 2 else {one.id, made[number - 1].id})
-        assert {path.stem for path in (tmp_path / "members").glob("*.safetensors")} == {made[-1].id}
+            assert evaluation.to_json() == worker.evaluate(candidate).to_json()
+            evaluator.retain({candidate.id} if number % 2 else {candidate.id, generations[number - 1].id})
+        assert {path.stem for path in (tmp_path / "members").glob("*.safetensors")} == {generations[-1].id}

@@ -1,4 +1,4 @@
-"""The evaluator in this process keeps the rules, and needs no ray."""
+"""The evaluator in this process conforms, and does not import ray."""
 
 import subprocess
 import sys

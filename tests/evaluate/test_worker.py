@@ -1,4 +1,4 @@
-"""Whatever a candidate does wrong is its evaluation's error; nothing else notices."""
+"""A failing candidate gets an error, and nothing else is affected."""
 
 import dataclasses
 import json
@@ -37,16 +37,16 @@ def test_setup_is_plain_data(setup):
     assert pickle.loads(pickle.dumps(setup)) == setup
 
 
-def test_scores_are_the_tasks_own(worker, setup):
-    found = worker.evaluate(mean(), "report")
+def test_scores_equal_those_of_the_tasks(worker, setup):
+    evaluation = worker.evaluate(mean(), "report")
     model = LiveModel(setup.base)
     model.write(Builder(Pool(setup.base, setup.experts)).build(mean()))
-    assert found.error is None
+    assert evaluation.error is None
     for name in setup.tasks:
         task = tasks.make(name, setup.tasks[name], setup.folder)
         for metric, vector in task.score(model, "report").scores.items():
             assert vector.shape == (task.size("report"),)
-            assert found.scores[f"{name}/{metric}"].tobytes() == vector.tobytes()
+            assert evaluation.scores[f"{name}/{metric}"].tobytes() == vector.tobytes()
 
 
 def test_time_is_split_into_phases(worker):
@@ -55,14 +55,14 @@ def test_time_is_split_into_phases(worker):
     assert all(value > 0 for value in seconds.values())
 
 
-def test_evaluations_do_not_depend_on_those_before(worker):
+def test_evaluations_do_not_depend_on_earlier_ones(worker):
     first = worker.evaluate(mean()).to_json()
     worker.evaluate(recipe.expert("shifted"))
-    worker.evaluate(recipe.expert("nobody"))
+    worker.evaluate(recipe.expert("missing"))
     assert worker.evaluate(mean()).to_json() == first
 
 
-def test_threads_and_generators_are_left_as_they_were(worker, monkeypatch):
+def test_threads_and_generators_are_restored(worker, monkeypatch):
     states = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  # the global generators are what must not change
     monkeypatch.setattr(torch, "set_num_threads", set_threads := Mock(wraps=torch.set_num_threads))
     threads = torch.get_num_threads()
@@ -83,16 +83,16 @@ def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monke
     assert (worker.evaluate(mean(0.5)).scores["chance/drawn"] == first).all()
 
 
-def test_outputs_keep_the_tasks_name(worker, monkeypatch):
-    found = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"margins": np.ones((2, 3), np.float32)})
+def test_outputs_are_named_after_their_task(worker, monkeypatch):
+    result = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"margins": np.ones((2, 3), np.float32)})
     monkeypatch.setattr(
-        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: found)]
+        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
     )
     assert worker.evaluate(mean()).outputs["t/margins"].shape == (2, 3)
 
 
 def test_unknown_expert_is_the_candidates_error(worker):
-    assert worker.evaluate(recipe.expert("nobody")).error.startswith("RecipeError: the pool has no expert `nobody`")
+    assert worker.evaluate(recipe.expert("missing")).error.startswith("RecipeError: the pool has no expert `missing`")
 
 
 def test_weights_that_are_not_finite_are_named(worker, monkeypatch):
@@ -116,9 +116,9 @@ def test_large_finite_weights_are_finite():
 
 
 def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
-    found = SimpleNamespace(scores={"a": np.array([0, np.nan, np.inf], np.float32)}, outputs={})
+    result = SimpleNamespace(scores={"a": np.array([0, np.nan, np.inf], np.float32)}, outputs={})
     monkeypatch.setattr(
-        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: found)]
+        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
     )
     assert worker.evaluate(mean()).error == (
         "FloatingPointError: task `t`, metric `a`: example 1 scored nan (2 of 3 are not finite)"
@@ -134,12 +134,12 @@ def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
         ("nan", "TaskError: task `faults`: faults:score returned nan"),
     ],
 )
-def test_what_a_task_raises_is_the_candidates_error(faulty, plan_faults, fault, error):
+def test_exception_of_a_task_is_the_candidates_error(faulty, plan_faults, fault, error):
     plan_faults({mean(): fault})
     worker = Worker(faulty)
-    found = worker.evaluate(mean())
-    assert found.error.startswith(error)
-    assert not found.scores
+    evaluation = worker.evaluate(mean())
+    assert evaluation.error.startswith(error)
+    assert not evaluation.scores
     assert worker.evaluate(recipe.base()).error is None
 
 
@@ -170,7 +170,7 @@ def test_hidden_states_that_stacks_share_change_no_score(setup):
         for scale in (1.0, 0.9)
     ]
     keys = ("source", "layer", "scale")
-    made = [
+    candidates = [
         recipe.Recipe.parse(
             {"stack": {"slots": [dict(zip(keys, slot, strict=True)) for slot in slots], "rest": "base"}}
         )
@@ -178,10 +178,10 @@ def test_hidden_states_that_stacks_share_change_no_score(setup):
     ]
     sharing, plain = Worker(dataclasses.replace(setup, shared_mib=64)), Worker(setup)
     spared = 0
-    for candidate in (*made, mean(), made[0]):
-        found = sharing.evaluate(candidate)
-        assert found.error is None
-        assert found.to_json() == plain.evaluate(candidate).to_json()
+    for candidate in (*candidates, mean(), candidates[0]):
+        evaluation = sharing.evaluate(candidate)
+        assert evaluation.error is None
+        assert evaluation.to_json() == plain.evaluate(candidate).to_json()
         spared += sharing.layers.spared
     assert spared > 0
 
@@ -197,25 +197,14 @@ def test_merged_layer_that_is_not_finite_is_named(setup):
         stack.tensor(names[-1])
 
 
-def population():
-    """Return candidates of which each is made of the two before it; the first two are experts."""
-    made = [recipe.expert("turned"), recipe.expert("inverted")]
-    for weight in (0.3, 0.6, 0.5, 0.4):
-        inputs = [{"member": one.id} for one in made[-2:]]
-        data = {"merge": {"method": "linear", "inputs": inputs, "parameters": {"weight": weight}}}
-        made.append(recipe.Recipe.parse(data))
-    return made
-
-
-def test_children_score_the_same_whether_their_parents_are_kept_or_made_again(setup, tmp_path):
-    made = population()
+def test_children_score_the_same_whether_their_parents_are_kept_or_built_again(setup, generations, tmp_path):
     keeping = Worker(dataclasses.replace(setup, members=str(tmp_path)))
-    for one in made:
-        keeping.members.lineage[one.id] = one
-    found = [keeping.evaluate(one).to_json() for one in made]
-    assert all(keeping.members.find(one.id) is not None for one in made[2:])
+    for candidate in generations:
+        keeping.members.lineage[candidate.id] = candidate
+    kept = [keeping.evaluate(candidate).to_json() for candidate in generations]
+    assert all(keeping.members.find(candidate.id) is not None for candidate in generations[2:])
     fresh = Worker(setup)
     fresh.members.lineage |= keeping.members.lineage
-    assert fresh.evaluate(made[-1]).to_json() == found[-1]
-    lost = Worker(setup).evaluate(made[-1])
+    assert fresh.evaluate(generations[-1]).to_json() == kept[-1]
+    lost = Worker(setup).evaluate(generations[-1])
     assert lost.error.startswith("RecipeError: no candidate")
