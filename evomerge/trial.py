@@ -83,9 +83,10 @@ class Evaluation:
     def of(cls, scores: Mapping[str, ArrayLike]) -> "Evaluation":
         """Return the evaluation of plain numbers: for each objective one score, or a vector of one per example.
 
-        Scores that are not finite give a failed evaluation.
+        Scores that are not finite in float32 give a failed evaluation.
         """
-        vectors = {name: np.atleast_1d(np.asarray(score, dtype=np.float32)) for name, score in scores.items()}
+        with np.errstate(over="ignore"):
+            vectors = {name: np.atleast_1d(np.asarray(score, dtype=np.float32)) for name, score in scores.items()}
         bad = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
         return cls(error=f"the score `{bad[0]}` is not finite") if bad else cls(vectors)
 

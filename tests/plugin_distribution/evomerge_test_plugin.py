@@ -21,22 +21,18 @@ class Halton:
     """A breeder that draws Halton's sequence."""
 
     def __init__(self, space, seed, settings):
-        self._space = space
         self._points = qmc.Halton(len(space.genes), rng=seed)
-        self._batch = settings.batch
-
-    def draw(self):
-        return self._space.from_unit(self._points.random(self._batch))
+        self.draw = lambda: space.from_unit(self._points.random(settings.batch))
 
     def learn(self, genomes, means, evaluations):
         pass
 
 
-def _halton(space, metrics, seed, settings, sizes):
-    return Generational(space, tuple(metrics), Halton(space, seed, settings))
+def make_halton(space, metrics, seed, settings, sizes):
+    return Generational(space, metrics, Halton(space, seed, settings))
 
 
-HALTON = (HaltonSettings, _halton)
+HALTON = (HaltonSettings, make_halton)
 
 
 class ConstantSettings(TaskSettings):
