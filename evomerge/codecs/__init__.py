@@ -1,7 +1,7 @@
-"""Codecs: many experts of one base kept in little space, and each of them given back.
+"""Codecs: many experts of one base stored in little space, each of which can be decoded again.
 
-Unlike a merge, which is one model, an artefact answers with another model for every expert. `make` takes a codec by name
-from `CODECS`, `encode` writes a pool as an artefact folder, `Artefact` reads one; what that costs is in `measure`.
+Unlike a merge, which is one model, an artefact decodes to another model for every expert. `make` returns a codec of `CODECS`
+by name, `encode` writes a pool as an artefact folder, `Artefact` reads one, `compress` also measures what is lost.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ __all__ = ["CODECS", "Artefact", "Codec", "Compression", "Loss", "compress", "en
 
 
 def make(name: str, parameters: Mapping[str, Any] | None = None) -> Codec:
-    """Return the codec `name` with these parameters, defaults for the rest. Raises `RecipeError`."""
+    """Return the codec `name` with these parameters and defaults for the others. Raises `RecipeError`."""
     if name not in CODECS:
         msg = f"no codec `{name}`; {nearest(name, CODECS)}"
         raise RecipeError(msg)
     schema = CODECS[name]
-    known = [field.alias or key for key, field in schema.model_fields.items()]
+    names = [field.alias or key for key, field in schema.model_fields.items()]
     try:
         return schema.model_validate(dict(parameters or {}))
     except ValidationError as error:
-        raise RecipeError(describe(error, f"codec `{name}`", {"": known})) from None
+        raise RecipeError(describe(error, f"codec `{name}`", {"": names})) from None

@@ -1,10 +1,10 @@
-"""Artefact: the folder that keeps a base and its experts under one codec, and gives each expert back as a checkpoint.
+"""Artefact: a folder with a base and its experts under one codec, from which each expert is decoded as a checkpoint.
 
-`base/` is the base as an ordinary checkpoint folder, with its configuration and tokenizer; `codes/` holds what the codec
-made of the experts, as safetensors; `artefact.json` says what they mean. It needs nothing outside of itself.
+`base/` is the base as an ordinary checkpoint folder, with its configuration and tokenizer; `codes/` holds the encoded
+experts, as safetensors; `artefact.json` describes them. The folder is self-contained.
 
-Everything is stored in the base's dtype and computed in float64. A tensor that no expert changed costs nothing
-beyond the base. One that the codec does not handle (integers; what it declines) is kept for each expert that changed it.
+Everything is stored in the base's dtype and computed in float64. A tensor that no expert changed costs nothing beyond the
+base. One that the codec does not handle (integers, and tensors that it declines) is stored for each expert that changed it.
 """
 
 import json
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
 from evomerge import files
-from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.folder import INDEX, Folder, read_json
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs.codec import Codec, Coded, Constants
@@ -26,7 +26,7 @@ from evomerge.codecs.emr import Emr
 from evomerge.codecs.low_rank import LowRank
 from evomerge.codecs.singular import Singular
 from evomerge.codecs.tall import Tall
-from evomerge.errors import CheckpointError, PoolError, nearest
+from evomerge.errors import CheckpointError, PoolError, RecipeError, nearest
 
 CODECS: Mapping[str, type[Codec]] = {"tall": Tall, "emr": Emr, "low_rank": LowRank, "singular": Singular}
 """The codecs by name."""
@@ -34,7 +34,7 @@ CODECS: Mapping[str, type[Codec]] = {"tall": Tall, "emr": Emr, "low_rank": LowRa
 _VERSION = 1
 _MANIFEST = "artefact.json"
 _SHARD = 1 << 30  # bytes of codes that are held before they are written
-_SLICE = 1 << 20  # numbers of a tensor that are in memory as float64 at once; a multiple of 8, so that packed bits join
+_SLICE = 1 << 20  # elements that are in memory as float64 at once; a multiple of 8, so that packed bits join
 
 
 class _Manifest(BaseModel):
@@ -48,13 +48,13 @@ class _Manifest(BaseModel):
     constants: dict[str, list[float]]
     experts: list[str]
     digests: dict[str, str]
-    """sha256 of the weights of the base and of each expert as they were."""
+    """sha256 of the original weights of the base and of each expert."""
     aliases: dict[str, str]
-    """Tied tensors: name → the one whose weights it has."""
+    """Tied tensors: name → the name of the tensor that it equals."""
     coded: dict[str, dict[str, float]]
-    """The tensors that the codec handled, with its figures."""
+    """The tensors that the codec encoded, with its figures."""
     formula: float
-    """Bytes of the base and the codes by the papers' counts."""
+    """Bytes of the base and the codes by the paper's formula."""
     checks: dict[str, int]
     """CRC-32 of the bytes of every stored tensor."""
 
@@ -62,28 +62,28 @@ class _Manifest(BaseModel):
 def encode(
     pool: Pool, codec: Codec, folder: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> "Artefact":
-    """Write the pool as an artefact to `folder`, which appears whole or not at all, and return it opened.
+    """Write the pool as an artefact to `folder`, which appears complete or not at all, and return it opened.
 
-    One tensor of each model is read at a time, and at most 1 GiB of codes wait in memory to be written. `progress`
-    gets bytes done and in all. Raises `CheckpointError` if `folder` exists and is not empty, and `PoolError` where a
-    number does not fit into the base's storage dtype.
+    One tensor of each model is read at a time, and at most 1 GiB of codes wait in memory to be written. `progress` receives
+    the bytes done and the total. Raises `CheckpointError` if `folder` exists and is not empty, and `PoolError` where an
+    element does not fit into the base's storage dtype.
     """
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    experts, total = list(pool.experts), 3 * pool.nbytes  # the model passes by three times
+    experts, total = list(pool.experts), 3 * pool.nbytes  # the model is read three times
     done = 0
 
-    def passing() -> Iterator[torch.Tensor]:
+    def vectors() -> Iterator[torch.Tensor]:
         nonlocal done
         for name, entry in pool.merged.items():
-            for _, vectors in _slices(pool, name, codec):
-                yield vectors
+            for _, rows in _slices(pool, name, codec):
+                yield rows
             for source in (pool.base, *pool.experts.values()):
                 source.forget()
             done += entry.nbytes
             progress(done, total)
 
-    constants = codec.constants(experts, passing())
+    constants = codec.constants(experts, vectors())
     with files.new_folder(folder) as new:
         save(
             pool.base,
@@ -98,12 +98,12 @@ def encode(
         for name, entry in pool.base.info.items():
             if name not in pool.aliases:
                 checks[f"base/{name}"] = _check(pool.base.tensor(name))
-                made = _encode(pool, name, codec, constants)
-                if made is not None and made.parts:
-                    coded[name] = dict(made.figures)
-                made = made or _own(pool, name)
-                formula += made.formula
-                for part, tensor in made.parts.items():
+                encoded = _encode(pool, name, codec, constants)
+                if encoded is not None and encoded.parts:
+                    coded[name] = dict(encoded.figures)
+                encoded = encoded or _plain(pool, name)
+                formula += encoded.formula
+                for part, tensor in encoded.parts.items():
                     writer.add(f"{part}/{name}", tensor)
             for source in (pool.base, *pool.experts.values()):
                 source.forget()
@@ -127,12 +127,12 @@ def encode(
 
 
 class Artefact:
-    """An artefact folder, opened. No weights are read before an expert's tensor is asked for."""
+    """An artefact folder, opened. No weights are read before a tensor of an expert is requested."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open the artefact at `folder`.
 
-        Raises `CheckpointError` where it is none, is incomplete, or is of a codec or a version that is not known here.
+        Raises `CheckpointError` where it is no artefact, is incomplete, or has an unknown codec or version.
         """
         self.folder = Path(folder)
         self._manifest = _read(self.folder / _MANIFEST)
@@ -140,8 +140,15 @@ class Artefact:
         self._codes = Folder(self.folder / "codes")
         try:
             self._codec = CODECS[self._manifest.codec].model_validate(self._manifest.parameters)
-        except ValidationError as error:
+            expected = self._codec.constants(self.experts, ())
+        except (ValidationError, RecipeError) as error:
             raise _damaged(self.folder, f"its parameters are not those of `{self._manifest.codec}`") from error
+        if {key: len(values) for key, values in self.constants.items()} != {
+            key: len(values) for key, values in expected.items()
+        }:
+            raise _damaged(
+                self.folder, f"its constants are not those of `{self.codec}` and {len(self.experts)} experts"
+            )
         stored = {f"base/{name}" for name in self.base.info if name not in self._manifest.aliases} | {*self._codes.info}
         for key in sorted(stored ^ self._manifest.checks.keys()):
             raise _damaged(self.folder, f"`{key}` is {'unknown' if key in stored else 'missing'}")
@@ -158,44 +165,44 @@ class Artefact:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """The sha256 of the weights that were encoded, of `base` and each expert."""
+        """The sha256 of the original weights of `base` and each expert."""
         return self._manifest.digests
 
     @property
     def constants(self) -> Constants:
-        """What the codec keeps once for the model: by name, a number for each expert."""
+        """What the codec stores once for the model: by name, a value for each expert."""
         return self._manifest.constants
 
     @property
     def figures(self) -> Mapping[str, Mapping[str, float]]:
-        """What the codec says of each tensor that it handled, such as its rank."""
+        """The codec's figures by tensor that it encoded, such as its rank."""
         return self._manifest.coded
 
     @property
     def formula(self) -> float:
-        """The bytes that the codec's paper counts for this pool."""
+        """The bytes of this pool by the formula of the codec's paper."""
         return self._manifest.formula
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all that stands in for the experts' weights: everything but the base's configuration."""
+        """The bytes of the artefact without the base's configuration and tokenizer."""
         written = (self.folder / _MANIFEST, *self.base.files, *(self.folder / "codes").iterdir())
         return sum(file.stat().st_size for file in written)
 
     def decode(self, expert: str) -> "Decoded":
-        """Return the expert as a lazy checkpoint. Raises `PoolError` for an expert that is not here."""
+        """Return the expert as a lazy checkpoint. Raises `PoolError` for an unknown expert."""
         if expert not in self.experts:
             msg = f"{self.folder}: the artefact has no expert `{expert}`; {nearest(expert, self.experts)}"
             raise PoolError(msg)
         return Decoded(self, self.experts.index(expert))
 
     def tensor(self, name: str, expert: int) -> torch.Tensor:
-        """Return a tensor of expert number `expert`, in the base's dtype. Raises `CheckpointError` for changed bytes."""
+        """Return a tensor of expert number `expert`, in the base's dtype. Raises `CheckpointError` if stored bytes changed."""
         name = self._manifest.aliases.get(name, name)
         base = self._part("base", name)
-        own = f"own.{expert}"
-        if f"{own}/{name}" in self._codes.info:
-            return self._part(own, name)
+        plain = f"own.{expert}"
+        if f"{plain}/{name}" in self._codes.info:
+            return self._part(plain, name)
         if name not in self._manifest.coded:
             return base
         return apply(base, self._codec.decode(lambda part: self._part(part, name), expert, self.constants))
@@ -216,7 +223,7 @@ class Artefact:
 
 
 class Decoded:
-    """The checkpoint of one expert of an artefact: shapes, names and dtypes of the base, tensors decoded on demand."""
+    """The checkpoint of one expert of an artefact, with names, shapes and dtypes of the base; decoded on demand."""
 
     def __init__(self, artefact: Artefact, expert: int) -> None:
         """Decode expert number `expert`."""
@@ -237,9 +244,9 @@ class Decoded:
 
 
 class Preview:
-    """What `Decoded` would give for an expert, straight from the pool: nothing is written.
+    """The checkpoint that `Decoded` would be for an expert, computed from the pool without writing an artefact.
 
-    Reads all experts for each tensor, so it is for trying out parameters.
+    Each tensor reads all experts, so this is for trying out parameters.
     """
 
     def __init__(self, pool: Pool, codec: Codec, constants: Constants, expert: int) -> None:
@@ -251,15 +258,15 @@ class Preview:
         """The tensor as it would be decoded, in the base's storage dtype."""
         name = self._pool.aliases.get(name, name)
         base = self._pool.base.tensor(name)
-        made = _encode(self._pool, name, self._codec, self._constants)
-        if made is None:
-            return _own(self._pool, name).parts.get(f"own.{self._expert}", base)
-        if not made.parts:
+        coded = _encode(self._pool, name, self._codec, self._constants)
+        if coded is None:
+            return _plain(self._pool, name).parts.get(f"own.{self._expert}", base)
+        if not coded.parts:
             return base
-        return apply(base, self._codec.decode(lambda part: made.parts[part], self._expert, self._constants))
+        return apply(base, self._codec.decode(lambda part: coded.parts[part], self._expert, self._constants))
 
     def write(self, name: str, out: torch.Tensor) -> None:
-        """Put what `tensor` returns into `out`."""
+        """Decode the tensor into `out`, rounded to the base's storage dtype first."""
         out.copy_(self.tensor(name))
 
     def forget(self) -> None:
@@ -269,19 +276,19 @@ class Preview:
 
 
 def apply(base: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Return base + vector in the base's dtype, with one cast; where the vector is 0, the base's own bits."""
+    """Return base + vector in the base's dtype, with one cast; where the vector is 0, exactly the base."""
     work = torch.promote_types(torch.promote_types(base.dtype, torch.float32), vector.dtype)
     return torch.where(vector == 0, base, (base.to(work) + vector.to(work)).to(base.dtype))
 
 
 def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded | None:
-    """Return a tensor coded as it is stored: with no parts where no expert changed it, None where each keeps its own."""
+    """Return a tensor encoded as it is stored, without parts where no expert changed it; None where the codec declines."""
     base = pool.base.tensor(name)
     if not base.is_floating_point():
         return None
     if all(_equal(expert.tensor(name), base) for expert in pool.experts.values()):
         return Coded({}, 0.0)
-    found: dict[str, list[torch.Tensor]] = {}
+    pieces: dict[str, list[torch.Tensor]] = {}
     formula = 0.0
     figures: Mapping[str, float] = {}
     for piece, vectors in _slices(pool, name, codec):
@@ -290,8 +297,8 @@ def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded 
             return None
         formula, figures = formula + coded.formula, coded.figures
         for part, tensor in coded.parts.items():
-            found.setdefault(part, []).append(tensor.to(base.dtype) if tensor.is_floating_point() else tensor)
-    parts = {part: torch.cat(tensors) for part, tensors in found.items()}
+            pieces.setdefault(part, []).append(tensor.to(base.dtype) if tensor.is_floating_point() else tensor)
+    parts = {part: torch.cat(tensors) for part, tensors in pieces.items()}
     for part, tensor in parts.items():
         if tensor.is_floating_point():
             if not tensor.isfinite().all():
@@ -303,16 +310,16 @@ def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded 
     return Coded(parts, formula, figures)
 
 
-def _own(pool: Pool, name: str) -> Coded:
-    """Return a tensor as it is, for each expert in which it differs from the base's."""
+def _plain(pool: Pool, name: str) -> Coded:
+    """Return a tensor without encoding, for each expert in which it differs from the base."""
     base = pool.base.tensor(name)
-    own = {f"own.{k}": expert.tensor(name).to(base.dtype) for k, expert in enumerate(pool.experts.values())}
-    own = {part: tensor for part, tensor in own.items() if not torch.equal(tensor, base)}
-    return Coded(own, len(own) * base.nbytes)
+    parts = {f"own.{k}": expert.tensor(name).to(base.dtype) for k, expert in enumerate(pool.experts.values())}
+    parts = {part: tensor for part, tensor in parts.items() if not torch.equal(tensor, base)}
+    return Coded(parts, len(parts) * base.nbytes)
 
 
 def _slices(pool: Pool, name: str, codec: Codec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield a tensor of the base with its task vectors, float64 `(experts, *shape)`; flat and in slices where that will do."""
+    """Yield a tensor of the base and its task vectors, float64 `(experts, *shape)`; flat slices for elementwise codecs."""
     base, *experts = (source.tensor(name) for source in (pool.base, *pool.experts.values()))
     spans: list[Any] = [...]
     if codec.elementwise:
@@ -322,13 +329,13 @@ def _slices(pool: Pool, name: str, codec: Codec) -> Iterator[tuple[torch.Tensor,
         yield base[span], torch.stack([expert[span].double() - base[span].double() for expert in experts])
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    common = torch.promote_types(one.dtype, other.dtype)
-    return torch.equal(one.to(common), other.to(common))
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    common = torch.promote_types(left.dtype, right.dtype)
+    return torch.equal(left.to(common), right.to(common))
 
 
 class _Writer:
-    """Writes tensors that come one by one as a sharded checkpoint folder without configuration."""
+    """Writes tensors one by one as a sharded checkpoint folder without configuration."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -347,12 +354,12 @@ class _Writer:
         self._checks[key] = _check(tensor)
 
     def close(self) -> dict[str, int]:
-        """Write what is left, and the index unless there is one file; return the check of each tensor."""
+        """Write the remaining tensors, and the index unless there is one file; return the check of each tensor."""
         if self._held:
             self._flush()
         if len(set(self._weight_map.values())) != 1:
             index = {"metadata": {}, "weight_map": self._weight_map}
-            files.write(self._folder / "model.safetensors.index.json", json.dumps(index, sort_keys=True))
+            files.write(self._folder / INDEX, json.dumps(index, sort_keys=True))
         files.sync(self._folder)
         return self._checks
 
@@ -370,19 +377,17 @@ def _check(tensor: torch.Tensor) -> int:
 
 
 def _read(path: Path) -> _Manifest:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         msg = f"{path}: cannot be read; expected an artefact, a folder that `evomerge compress` wrote"
-        raise CheckpointError(msg) from None
-    except ValueError as error:  # bad UTF-8 too
-        raise _damaged(path.parent, f"{_MANIFEST} is not JSON ({error})") from None
+        raise CheckpointError(msg)
+    data = read_json(path)
     version = data.get("version") if isinstance(data, dict) else None
     if version != _VERSION:
         msg = f"{path}: artefact version {version}; expected {_VERSION}: read it with the evomerge that wrote it, or compress again"
         raise CheckpointError(msg)
-    if data.get("codec") not in CODECS:
-        msg = f"{path}: codec `{data.get('codec')}` is not known here; {nearest(str(data.get('codec')), CODECS)}"
+    codec = str(data.get("codec"))
+    if codec not in CODECS:
+        msg = f"{path}: unknown codec `{codec}`; {nearest(codec, CODECS)}"
         raise CheckpointError(msg)
     try:
         return _Manifest.model_validate(data)

@@ -1,6 +1,6 @@
-"""Codec: how the experts' task vectors of one tensor become a few smaller tensors, and come back.
+"""Codec: encodes the experts' task vectors of one tensor as a few smaller tensors, and decodes them.
 
-A codec knows arithmetic only. Files, storage dtypes and the tensors that it does not handle are `artefact`'s business.
+A codec is arithmetic only. `artefact` handles files, storage dtypes and the tensors that a codec declines.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 Constants = Mapping[str, Sequence[float]]
-"""What a codec keeps once for the whole model: by name, a number for each expert."""
+"""What a codec stores once per model: by name, a value for each expert."""
 
 Read = Callable[[str], torch.Tensor]
 """Reads one part of a coded tensor by name, in storage dtype."""
@@ -21,11 +21,11 @@ Read = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """One tensor of all experts, coded.
+    """One tensor of all experts, encoded.
 
-    `parts` hold everything that `decode` needs; one that belongs to expert number k alone is named `….k`. Floating-point
-    parts are rounded to the base's storage dtype when they are stored. `formula` is what the paper's count gives for
-    their size, in bytes. `figures` are worth reporting, such as a rank.
+    `parts` hold everything that `decode` needs; the name of a part of expert number k ends in `.k`. Floating-point parts are
+    rounded to the base's storage dtype when they are stored. `formula` is their size in bytes by the paper's formula.
+    `figures` are reported, such as a rank.
     """
 
     parts: Mapping[str, torch.Tensor]
@@ -34,27 +34,27 @@ class Coded:
 
 
 class Codec(BaseModel, ABC):
-    """A way to keep K experts, with its parameters as fields. Abstract.
+    """An encoding of K experts, with its parameters as fields. Abstract.
 
-    Not to be confused with a merging method: it has as many outputs as inputs.
+    Not to be confused with a merging method: a codec has as many outputs as inputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     about: ClassVar[str]
     elementwise: ClassVar[bool]
-    """Whether each number is coded by itself, so that a tensor may be given flat and in slices, and its parts joined."""
+    """Whether each element is encoded by itself, so that a tensor may be passed flat and in slices, and its parts joined."""
 
     def constants(self, experts: Sequence[str], vectors: Iterable[torch.Tensor]) -> Constants:
-        """Return what is kept once for the model: nothing, unless the codec says otherwise.
+        """Return what is stored once for the model, by default nothing.
 
-        `vectors` gives what `encode` will be given, in turn. Raises `RecipeError` where the parameters do not suit these
-        experts.
+        `vectors` yields the task vectors that `encode` receives later, `(experts, *shape)` float64. The names and the
+        lengths of the result do not depend on them. Raises `RecipeError` where the parameters do not fit these experts.
         """
         return {}
 
     @abstractmethod
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded | None:
-        """Return a tensor's task vectors coded, or None where each expert's own tensor had better be kept.
+        """Return a tensor's task vectors encoded, or None where storing each expert's tensor is better.
 
         `base` has any shape and its storage dtype; `vectors` is `(experts, *shape)`, expert - base, float64.
         """
@@ -63,7 +63,7 @@ class Codec(BaseModel, ABC):
     def decode(self, part: Read, expert: int, constants: Constants) -> torch.Tensor:
         """Return the task vector of expert number `expert`, of the tensor's shape.
 
-        In the parts' storage dtype where they are only picked from, else in float64.
+        It is in the storage dtype where its elements are only selected from the parts, else in float64.
         """
 
 
@@ -73,7 +73,7 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(bits: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return the mask of `shape` that `pack` made `bits` of."""
+    """Return the mask of `shape` that `pack` packed into `bits`."""
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).view(np.bool_).reshape(shape))
 
 

@@ -1,4 +1,4 @@
-"""compress: write a pool as an artefact, and measure what each expert loses: in its weights, and on tasks where there are any."""
+"""compress: write a pool as an artefact, and measure the losses of each expert in its weights and, given tasks, its scores."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from evomerge.tasks import Task
 
 
 class Report(Protocol):
-    """Receives progress: how much is done, of how much in all, and a word on it."""
+    """Receives progress."""
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Take note of it."""
+        """Receive that `done` of `total` are done, the last one being `note`."""
 
 
 Progress = Callable[[str, int], AbstractContextManager[Report]]
@@ -30,7 +30,7 @@ Progress = Callable[[str, int], AbstractContextManager[Report]]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one expert loses: how near its weights come back, and each task's score before and after (higher is better)."""
+    """The loss of one expert: the fidelity of its weights, and by task the scores before and after (higher is better)."""
 
     expert: str
     fidelity: Fidelity
@@ -60,17 +60,17 @@ def compress(
 ) -> Compression:
     """Write `pool` under `codec` to `folder`, and return the artefact with its losses.
 
-    An expert's task is the one of its name, or else all of `tasks`. Where `model` is given and TALL masks have no λ, each
+    An expert's task is the one of its name, otherwise all of `tasks`. Where `model` is given and TALL masks have no λ, each
     expert's λ is chosen on the search examples of its tasks; the losses are measured on the report examples. Raises what
     `encode` raises.
     """
-    own = {name: [tasks[name]] if name in tasks else list(tasks.values()) for name in pool.experts}
+    tasks_of = {name: [tasks[name]] if name in tasks else list(tasks.values()) for name in pool.experts}
     if model is not None and isinstance(codec, Tall) and "lam" not in codec.model_fields_set:
         done = itertools.count(1)
         with progress("choose λ", len(pool.experts) * len(LAMBDAS)) as report:
 
             def judge(name: str, candidate: Checkpoint) -> float:
-                means = scores(model, candidate, own[name], "search")
+                means = scores(model, candidate, tasks_of[name], "search")
                 report(next(done), note=name)
                 return sum(means.values()) / len(means)
 
@@ -84,8 +84,8 @@ def compress(
             near = fidelity(pool, name, decoded)
             pairs = {}
             if model is not None:
-                before = scores(model, expert, own[name], "report")
-                after = scores(model, decoded, own[name], "report")
+                before = scores(model, expert, tasks_of[name], "report")
+                after = scores(model, decoded, tasks_of[name], "report")
                 pairs = {task: (before[task], after[task]) for task in before}
             losses.append(Loss(name, near, pairs))
             report(number, note=name)

@@ -12,25 +12,25 @@ from evomerge.codecs.codec import Codec, Coded, Constants, Read, mask_bytes, pac
 
 
 class Emr(Codec):
-    """The unified vector has the sign of Σ τ_t and the largest magnitude among the experts that have this sign.
+    """The unified vector has the sign of Σ τ_t and the largest magnitude among the experts with this sign.
 
-    Expert t comes back as base + rescale_t·(mask_t∘unified): mask_t is where its sign is the elected one, and
-    rescale_t = Σ|τ_t| / Σ|mask_t∘unified| over the whole model.
+    Expert t is decoded as base + rescale_t·(mask_t∘unified): mask_t is where its sign is the elected one, and
+    rescale_t = Σ|τ_t| / Σ|mask_t∘unified| over all tensors.
     """
 
-    about: ClassVar[str] = "EMR: the elected task vector, a bit per number and expert, and a rescaler per expert"
+    about: ClassVar[str] = "EMR: the elected task vector, a bit per element and expert, and a rescaler per expert"
     elementwise: ClassVar[bool] = True
 
     def constants(self, experts: Sequence[str], vectors: Iterable[torch.Tensor]) -> Constants:
         """Return the rescaler of each expert; 0 for one whose mask is empty."""
-        own = torch.zeros(len(experts), dtype=torch.float64)
-        shared = torch.zeros(len(experts), dtype=torch.float64)
-        for stack in vectors:
-            unified = elect(stack)
-            for k, vector in enumerate(stack):
-                own[k] += vector.abs().sum()
-                shared[k] += (unified * _agrees(vector, unified)).abs().sum()
-        return {"rescale": torch.where(shared > 0, own / shared, 0).tolist()}
+        total = torch.zeros(len(experts), dtype=torch.float64)
+        masked = torch.zeros(len(experts), dtype=torch.float64)
+        for rows in vectors:
+            unified = elect(rows)
+            for k, vector in enumerate(rows):
+                total[k] += vector.abs().sum()
+                masked[k] += (unified * _agrees(vector, unified)).abs().sum()
+        return {"rescale": torch.where(masked > 0, total / masked, 0).tolist()}
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded:
         """Return `unified` and a `mask` for each expert."""

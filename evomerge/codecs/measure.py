@@ -1,4 +1,4 @@
-"""What a codec loses: how far its experts come back from where they were, and what they score."""
+"""The losses of a codec: the distance of decoded experts from the originals, and their scores."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,15 +15,15 @@ from evomerge.models import LiveModel
 from evomerge.tasks import Task
 from evomerge.trial import Split
 
-_SLICE = 1 << 20  # numbers that are in memory as float64 at once
+_SLICE = 1 << 20  # elements that are in memory as float64 at once
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How near a decoded expert is to the expert.
+    """The similarity of a decoded expert to the original.
 
-    `error` is ‖decoded - expert‖ / ‖expert - base‖ (0 is exact, 1 is as far as the base), `cosine` that of both task
-    vectors. NaN where the expert is the base, and where a task vector of length 0 has no direction.
+    `error` is ‖decoded - expert‖ / ‖expert - base‖ (0 is exact, 1 as far as the base), `cosine` that of the angle between
+    both task vectors. NaN where the expert is the base, or a task vector is 0.
     """
 
     error: float
@@ -31,48 +31,47 @@ class Fidelity:
 
 
 def fidelity(pool: Pool, expert: str, decoded: Checkpoint) -> Fidelity:
-    """Return how near `decoded` is to the pool's `expert`, over all floating-point tensors, in float64."""
+    """Return the similarity of `decoded` to the pool's `expert` over all merged tensors, in float64."""
     sources: tuple[Checkpoint, ...] = (pool.base, pool.experts[expert], decoded)
-    missed = own = other = both = 0.0
+    residual = expected = decoded_norm = product = 0.0
     for name in pool.merged:
         tensors = [source.tensor(name).reshape(-1).split(_SLICE) for source in sources]  # type: ignore[no-untyped-call]  # the library has no types here
-        for base, true, found in (map(torch.Tensor.double, slices) for slices in zip(*tensors, strict=True)):
-            missed += float((found - true).square().sum())
-            own += float((true - base).square().sum())
-            other += float((found - base).square().sum())
-            both += float(((true - base) * (found - base)).sum())
+        for base, true, came in (map(torch.Tensor.double, slices) for slices in zip(*tensors, strict=True)):
+            residual += float((came - true).square().sum())
+            expected += float((true - base).square().sum())
+            decoded_norm += float((came - base).square().sum())
+            product += float(((true - base) * (came - base)).sum())
         for source in sources:
             source.forget()
     return Fidelity(
-        error=math.sqrt(missed / own) if own else math.nan,
-        cosine=both / math.sqrt(own * other) if own and other else math.nan,
+        error=math.sqrt(residual / expected) if expected else math.nan,
+        cosine=product / math.sqrt(expected * decoded_norm) if expected and decoded_norm else math.nan,
     )
 
 
 def scores(model: LiveModel, checkpoint: Checkpoint, tasks: Iterable[Task], split: Split) -> dict[str, float]:
-    """Return the mean score of `checkpoint` in each task, in the split's metric, having written it into `model`.
-
-    Higher is better. Keys are the tasks' names.
-    """
+    """Write `checkpoint` into `model`, and return its mean score by task, in the split's metric. Higher is better."""
     model.write(checkpoint)
-    found = {}
-    for task in tasks:
-        metric = task.search_metric if split == "search" else task.report_metric
-        found[task.name] = float(task.score(model, split).scores[metric].mean(dtype=np.float64))
-    return found
+    return {
+        task.name: float(task.score(model, split).scores[_metric(task, split)].mean(dtype=np.float64)) for task in tasks
+    }
+
+
+def _metric(task: Task, split: Split) -> str:
+    return task.search_metric if split == "search" else task.report_metric
 
 
 def choose_lambdas(pool: Pool, judge: Callable[[str, Checkpoint], float]) -> dict[str, float]:
-    """Return for each expert the λ of TALL masks whose reconstruction `judge` scores best; the smallest among equals.
+    """Return by expert the λ of TALL masks whose reconstruction has the best score; the smallest among equals.
 
-    `judge` gets an expert's name and a checkpoint, and is to look at search examples alone.
+    `judge(name, checkpoint)` returns the score of a reconstruction of an expert; it must use search examples only.
     """
     names = list(pool.experts)
     chosen = {}
     for k, name in enumerate(names):
-        found = {}
+        by_lambda = {}
         for lam in LAMBDAS:
             codec = Tall.model_validate({"lambda": lam})
-            found[lam] = judge(name, Preview(pool, codec, codec.constants(names, ()), k))
-        chosen[name] = max(LAMBDAS, key=found.__getitem__)
+            by_lambda[lam] = judge(name, Preview(pool, codec, codec.constants(names, ()), k))
+        chosen[name] = max(LAMBDAS, key=by_lambda.__getitem__)
     return chosen

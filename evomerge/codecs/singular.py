@@ -12,16 +12,16 @@ from evomerge.codecs.codec import Codec, Coded, Constants, Read
 
 
 class Singular(Codec):
-    """Of the singular values of each expert's task matrix, the largest `share` are kept: by default 1/K of them.
+    """The largest singular values of each expert's task matrix are stored, by default 1/K of them.
 
-    What is not a matrix, or would be no smaller, is kept as it is.
+    Tensors that are not matrices, or that this would not make smaller, are stored as they are.
     """
 
     about: ClassVar[str] = "TSV-Compress: the largest singular factors of each expert's matrices"
     elementwise: ClassVar[bool] = False
 
     share: float | None = Field(default=None, gt=0, le=1)
-    """Which part of min(rows, columns) singular values is kept, at least one value; None means 1 / experts."""
+    """The share of the min(rows, columns) singular values that is stored, at least one value; None means 1 / experts."""
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded | None:
         """Return `left.k`, U√Σ `(rows, kept)`, and `right.k`, V√Σ `(columns, kept)`, for each expert."""
@@ -29,14 +29,14 @@ class Singular(Codec):
             return None
         count, rows, columns = vectors.shape
         smaller = min(rows, columns)
-        kept = max(1, smaller // count if self.share is None else int(smaller * self.share))
-        if kept * (rows + columns) >= rows * columns:
+        rank = max(1, smaller // count if self.share is None else int(smaller * self.share))
+        if rank * (rows + columns) >= rows * columns:
             return None
         parts: dict[str, torch.Tensor] = {}
         for k, vector in enumerate(vectors):
             left, right, _ = factors(vector)
-            parts |= {f"left.{k}": left[:, :kept], f"right.{k}": right[:, :kept]}
-        return Coded(parts, count * kept * (rows + columns) * base.element_size(), {"kept": kept})
+            parts |= {f"left.{k}": left[:, :rank], f"right.{k}": right[:, :rank]}
+        return Coded(parts, count * rank * (rows + columns) * base.element_size(), {"kept": rank})
 
     def decode(self, part: Read, expert: int, constants: Constants) -> torch.Tensor:
         """Return the product of the expert's factors."""

@@ -1,4 +1,4 @@
-"""TALL masks: one summed task vector, and for each expert one bit per number that says whether it uses it.
+"""TALL masks: the sum of all task vectors, and for each expert one bit per element that selects it.
 
 Wang et al. 2024, "Localizing Task Information for Improved Model Merging and Compression" (arXiv:2405.07813).
 """
@@ -14,22 +14,22 @@ from evomerge.codecs.codec import Codec, Coded, Constants, Read, mask_bytes, pac
 from evomerge.errors import RecipeError, nearest
 
 LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
-"""Among what the paper chooses each expert's λ, on examples of its own task."""
+"""The candidates for each expert's λ in the paper, which chooses on examples of the expert's task."""
 
 _DEFAULT = 0.4
 
 
 class Tall(Codec):
-    """τ_MTL = Σ τ_t is kept once, and for each expert t the mask |τ_t| > λ_t·|τ_MTL - τ_t| (strictly).
+    """τ_MTL = Σ τ_t is stored once, and for each expert t the mask |τ_t| > λ_t·|τ_MTL - τ_t| (strictly).
 
-    The expert comes back as base + mask∘τ_MTL. What no expert changed has no bit set, so it stays the base's exactly.
+    The expert is decoded as base + mask∘τ_MTL. Elements that no expert changed have no bit set, and stay exactly the base's.
     """
 
-    about: ClassVar[str] = "TALL masks: the summed task vector, and a bit per number and expert"
+    about: ClassVar[str] = "TALL masks: the summed task vector, and a bit per element and expert"
     elementwise: ClassVar[bool] = True
 
     lam: float | dict[str, float] = Field(default=_DEFAULT, alias="lambda")
-    """λ: larger keeps less of what other experts dominate. One number, or one by expert (0.4 for those left out)."""
+    """λ: larger values drop more elements that other experts dominate. One value, or one by expert (default 0.4)."""
 
     @field_validator("lam", mode="plain")
     @classmethod
@@ -67,5 +67,5 @@ class Tall(Codec):
 
 
 def mask(vector: torch.Tensor, unified: torch.Tensor, lam: float) -> torch.Tensor:
-    """Return where the expert's own task vector outweighs λ times that of all others together (eq. 5), boolean."""
+    """Return where the expert's task vector exceeds λ times the sum of all others (eq. 5), boolean."""
     return vector.abs() > lam * (unified - vector).abs()

@@ -1,4 +1,4 @@
-"""ONE IDEA: a checkpoint becomes a runnable module. The only package that imports transformers."""
+"""Runnable models from checkpoints. The only package that imports transformers."""
 
 from evomerge.models.live import LiveModel
 from evomerge.models.saved_stack import load_stack

@@ -1,6 +1,6 @@
-"""Assembly: the layers of a live model, put together anew for each stack from weights that stay in memory.
+"""Assembly: the layers of a live model, exchanged for those of each stack; weights stay in memory between stacks.
 
-A layer taken unchanged from one of the pool's models is loaded once; after that, a stack of such layers copies nothing.
+A layer of one of the pool's models is loaded once; after that, a stack of such layers copies nothing.
 """
 
 import copy
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _Part = tuple[str, int | None]
-"""A source by content, and the number of one of its layers, or None for all that is in no layer."""
+"""A source by content, and the number of one of its layers, or None for the tensors in no layer."""
 
 
 class Assembly:
-    """The layers and the other weights of a module, which may be exchanged for those of a stack, and put back."""
+    """Exchanges the layers and the other weights of a module for those of a stack, and restores them."""
 
     def __init__(self, module: "PreTrainedModel", mappings: Sequence[TensorMapping], prefixes: Prefixes) -> None:
-        """Take `module`, whose tensors are filled as `mappings` say. Raises `ModelError` where it has no stack of layers.
+        """Prepare `module`, whose tensors are filled by `mappings`. Raises `ModelError` where it has no stack of layers.
 
-        `prefixes` keeps hidden states for later stacks that begin alike.
+        `prefixes` keeps hidden states for later stacks that begin with the same layers.
         """
         blocks = find_blocks(module)
         self._module = module
         self._list = next(name for name, part in module.named_modules() if part is blocks)
-        self._own = blocks
+        self._base_layers = blocks
         self._config = per_layer(module.config.to_dict(), len(blocks))
         held = module.state_dict(keep_vars=True)
         self._mappings: dict[int | None, dict[str, list[TensorMapping]]] = {}
@@ -46,23 +46,23 @@ class Assembly:
         self._rest = {target: place.data for target, place in self._outside.items()}
         self._weights: dict[_Part, Mapping[str, Tensor]] = {}
         self._layers: dict[_Part, list[_Layer]] = {}
-        self._lasting: set[str] = set()  # sources of which everything stays in memory
+        self._lasting: set[str] = set()  # sources that stay in memory
         self._prefixes = prefixes
         module.register_forward_pre_hook(self._enter, with_kwargs=True)
 
     @torch.no_grad()
     def show(self, stack: Stacked) -> None:
-        """Make the module that of `stack`: a new layer for each of the stack's, with its own number, and so its own cache slot."""
+        """Turn the module into that of `stack`: each layer has its own number, and with it its own cache slot."""
         self._forget(stack)
-        taken: dict[_Part, int] = {}
+        used: dict[_Part, int] = {}
         layers = []
         for number, layer in enumerate(stack.layers):
             part = (layer.key, layer.index)
             copies = self._layers.setdefault(part, [])
-            index = taken[part] = taken.get(part, -1) + 1
+            index = used[part] = used.get(part, -1) + 1
             if index == len(copies):
                 copies.append(_Layer(self._copy(layer), self._prefixes))
-            copies[index].become(number, layer.scale)
+            copies[index].place(number, layer.scale)
             layers.append(copies[index].block)
         for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
             self._outside[target].data = tensor
@@ -71,11 +71,11 @@ class Assembly:
             prefix_digests(stack.rest_key, [(layer.key, layer.index, layer.scale) for layer in stack.layers])
         )
 
-    def put_back(self) -> None:
-        """Make the module what it was: its own layers over its own memory."""
+    def restore(self) -> None:
+        """Restore the module's original layers and weights."""
         for target, tensor in self._rest.items():
             self._outside[target].data = tensor
-        self._arrange(self._own, range(len(self._own)))
+        self._arrange(self._base_layers, range(len(self._base_layers)))
         self._prefixes.end()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Assembly:
         self._prefixes.enter(args, kwargs, caches=generates or kwargs.get("past_key_values") is not None)
 
     def _forget(self, stack: Stacked) -> None:
-        """Let go of layers that were made for an earlier stack alone."""
+        """Drop layers that only an earlier stack used, except those of the pool's models."""
         sources = {stack.rest_key: stack.rest, **{layer.key: layer.source for layer in stack.layers}}
         self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter)}
         used = {(stack.rest_key, None), *((layer.key, layer.index) for layer in stack.layers)}
@@ -93,10 +93,10 @@ class Assembly:
                 del held[part]
 
     def _copy(self, layer: StackedLayer) -> nn.Module:
-        """Return a new layer with the weights of `layer`, which it shares with other copies of that layer."""
-        own = self._own[layer.index]
-        shared = [*own.parameters(), *own.buffers(), self._module.config]
-        block = copy.deepcopy(own, {id(thing): thing for thing in shared})
+        """Return a new module with the weights of `layer`, which it shares with other copies of that layer."""
+        original = self._base_layers[layer.index]
+        shared = [*original.parameters(), *original.buffers(), self._module.config]
+        block = copy.deepcopy(original, {id(thing): thing for thing in shared})
         start = f"{self._list}.{layer.index}."
         for target, tensor in self._load(layer.source, layer.key, layer.index).items():
             path, _, name = target.removeprefix(start).rpartition(".")
@@ -108,9 +108,9 @@ class Assembly:
         return block
 
     def _load(self, source: Checkpoint, key: str, layer: int | None) -> Mapping[str, Tensor]:
-        """Return a source's weights by their places in the module, loaded once."""
+        """Return a source's weights by their names in the module, loaded once."""
         if (key, layer) not in self._weights:
-            held = self._module.state_dict(keep_vars=True) if layer is None else self._own[layer].state_dict()
+            held = self._module.state_dict(keep_vars=True) if layer is None else self._base_layers[layer].state_dict()
             start = "" if layer is None else f"{self._list}.{layer}."
             self._weights[key, layer] = {
                 target: _filled(source, mappings, held[target.removeprefix(start)])
@@ -119,13 +119,13 @@ class Assembly:
         return self._weights[key, layer]
 
     def _number(self, target: str) -> int | None:
-        """Return the number of the layer in which a place of the module is."""
+        """Return the number of the layer that a tensor of the module belongs to, None for none."""
         if not target.startswith(f"{self._list}."):
             return None
         return int(target.removeprefix(f"{self._list}.").partition(".")[0])
 
     def _arrange(self, layers: nn.ModuleList, numbers: Sequence[int]) -> None:
-        """Put `layers` into the module, and say in its configuration which of its own layers each is made like."""
+        """Put `layers` into the module; `numbers` are the base layers whose settings in the configuration they take."""
         parent, _, name = self._list.rpartition(".")
         setattr(self._module.get_submodule(parent), name, layers)
         self._module.config.num_hidden_layers = len(layers)
@@ -134,7 +134,7 @@ class Assembly:
 
 
 class _Layer:
-    """A layer of a stack: multiplies the hidden states by its scale, and does nothing where its output is known."""
+    """A layer of a stack: multiplies the hidden states by its scale, and runs only where its output is not kept."""
 
     def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
         self.block = block
@@ -145,11 +145,11 @@ class _Layer:
         self._scale = 1.0
         block.forward = self
 
-    def become(self, number: int, scale: float) -> None:
-        """Be layer `number` of the next stack."""
+    def place(self, number: int, scale: float) -> None:
+        """Prepare for the position `number` in the next stack."""
         self._number, self._scale = number, scale
         for part in self._numbered:
-            part.layer_idx = number  # where transformers keeps a cache slot
+            part.layer_idx = number  # the cache slot of transformers
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = self._prefixes.output(self._number)
@@ -160,7 +160,7 @@ class _Layer:
 
 
 def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
-    """Return the settings of a configuration that are lists with an entry for each of its `layers`."""
+    """Return the settings of a configuration that are lists with one entry for each of its `layers`."""
     return {
         key: list(value)
         for key, value in config.items()
@@ -169,13 +169,13 @@ def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
 
 
 def _filled(source: Checkpoint, mappings: Sequence[TensorMapping], like: Tensor) -> Tensor:
-    """Return the tensor that `mappings` fill, in the dtype and on the device of `like`: the source's own, if it can be."""
+    """Return the tensor that `mappings` fill, in the dtype and on the device of `like`; a view of the source where possible."""
     first = mappings[0]
-    whole = len(mappings) == 1 and first.whole(source.info[first.source].shape, like.shape)
-    if whole and isinstance(source, Folder | Adapter):
+    identity = len(mappings) == 1 and first.is_identity(source.info[first.source].shape, like.shape)
+    if identity and isinstance(source, Folder | Adapter):
         return source.tensor(first.source).to(like)
     filled = torch.empty_like(like)
-    if whole:
+    if identity:
         source.write(first.source, filled)
         return filled
     for mapping in mappings:

@@ -1,10 +1,9 @@
-"""LiveModel: a module in memory that takes one candidate after the other, in place.
+"""LiveModel: a module in memory whose weights are overwritten by one candidate after the other.
 
-It is made once, from the base's folder. Not to be confused with `evomerge.models.pretrained`, which loads
-whole models and saves them.
+It is created once, from the base's folder. Not to be confused with `evomerge.models.pretrained`, which loads and saves
+complete models.
 """
 
-import json
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoints.folder import Checkpoint, Folder, first_difference
+from evomerge.checkpoints.folder import Checkpoint, Folder, first_difference, read_json
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
 from evomerge.models.blocks import find_blocks
-from evomerge.models.loaders import Loader, Own, Pretrained
+from evomerge.models.loaders import Loader, Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
@@ -30,10 +29,10 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LiveModel:
-    """A runnable model whose weights are those of the candidate written last, at first the base's.
+    """A runnable model with the weights of the candidate written last, initially those of the base.
 
-    `module` is in evaluation mode and its parameters need no gradients. `unused` names the checkpoint's
-    tensors that the model's class has no place for, such as another head. Integer tensors stay the base's.
+    `module` is in evaluation mode and its parameters need no gradients. `unused` names the checkpoint's tensors that the
+    model's class does not use, such as another head. Integer tensors stay those of the base.
     """
 
     def __init__(
@@ -45,16 +44,14 @@ class LiveModel:
         shared: int = 0,
         module: str | None = None,
     ) -> None:
-        """Make the model of the checkpoint in `folder`, to compute in `precision` on `device`.
+        """Load the model of the checkpoint in `folder`, to compute in `precision` on `device`.
 
-        `shared` is how many bytes of hidden states may be kept for stacks that begin alike.
-
-        `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`;
-        None takes the class that `config.json` names under `architectures`, and `AutoModel` where it names
-        none. `module` names a function of the user's to make it instead, `FILE.py:FUNCTION`: called with the folder, it
-        returns a torch module whose state has the checkpoint's names. Raises `ModelError` where the folder is no
-        model of transformers, or where any parameter would not be filled from the checkpoint, and `CheckpointError`
-        where the folder cannot be read.
+        `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
+        class that `config.json` names under `architectures`, and `AutoModel` where it names none. `module` names a function
+        that creates the module instead, `FILE.py:FUNCTION`: called with the folder, it returns a torch module whose state
+        has the checkpoint's names. Up to `shared` bytes of hidden states are kept for stacks that begin with the same
+        layers. Raises `ModelError` where transformers cannot load the folder, or where a parameter would not be filled from
+        the checkpoint, and `CheckpointError` where the folder cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision
@@ -62,23 +59,23 @@ class LiveModel:
             msg = f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`"
             raise ModelError(msg)
         base = Folder(self.folder)
-        loader: Loader = Pretrained(base, auto) if module is None else Own(base, module)
-        made = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
-        for held in chain(made.parameters(), made.buffers()):
-            held.data = held.data.clone()  # what was loaded may be a view of the file
-        self.module = cast("PreTrainedModel", made.to(device).requires_grad_(requires_grad=False))
+        loader: Loader = Pretrained(base, auto) if module is None else UserModule(base, module)
+        loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
+        for tensor in chain(loaded.parameters(), loaded.buffers()):
+            tensor.data = tensor.data.clone()  # it may be a view of the file
+        self.module = cast("PreTrainedModel", loaded.to(device).requires_grad_(requires_grad=False))
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, loader.load)
         self._views, self._twins = self._bind(self.mappings)
         self._stacked = False
         self.prefixes = Prefixes(shared)
-        self._prove(base)
+        self._check_loading(base)
         self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
         base.forget()
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         return next(self.module.parameters()).device
 
     @cached_property
@@ -92,40 +89,36 @@ class LiveModel:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of the base's folder; it pads with its end token where it has no padding token of its own."""
+        """The tokenizer of the base's folder; without a padding token, it pads with its end token."""
         tokenizer = load_tokenizer(self.folder)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         if getattr(self.module.config, "pad_token_id", None) is None:
-            self.module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders look for it there
+            self.module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
         return tokenizer
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokens that end a written text: the tokenizer's, the configuration's, and those in `generation_config.json`."""
+        """The tokens that end a generated text: the tokenizer's, the configuration's, and those in `generation_config.json`."""
         path = self.folder / "generation_config.json"
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            msg = f"{path}: not valid JSON ({error})"
-            raise ModelError(msg) from None
-        found: set[int] = set()
+        saved = read_json(path) if path.is_file() else {}
+        ends: set[int] = set()
         for tokens in (
             self.tokenizer.eos_token_id,
             getattr(self.module.config, "eos_token_id", None),
             saved.get("eos_token_id"),
         ):
-            found.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
-        return tuple(sorted(found))
+            ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
+        return tuple(sorted(ends))
 
     @torch.inference_mode()
     def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
-        """Return the up to `new_tokens` likeliest next tokens, chosen one by one, `(prompts, new)`, padded after an end token.
+        """Return up to `new_tokens` next tokens by greedy decoding, `(prompts, new)`, padded after an end token.
 
         `ids` and `mask` are `(prompts, tokens)`, padded on the left.
         """
         module: Any = self.module
-        written: Tensor = module.generate(
+        tokens: Tensor = module.generate(
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,
@@ -134,15 +127,15 @@ class LiveModel:
             eos_token_id=list(self.end_tokens) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        return written[:, ids.shape[1] :]
+        return tokens[:, ids.shape[1] :]
 
     @torch.no_grad()
     def write(self, checkpoint: Checkpoint) -> None:
-        """Make this the model of `checkpoint`, by writing its tensors over those in memory; a stack's are put in their place.
+        """Copy the tensors of `checkpoint` into the module; for a stack, exchange the module's layers.
 
-        A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model,
-        so that the candidate in memory is the one that would be saved. Raises `ModelError` naming the first
-        tensor that differs from the base in name or shape, or is no longer tied; nothing is written then.
+        A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model, so that the
+        candidate in memory is the one that would be saved. Raises `ModelError` naming the first tensor that differs from
+        the base in name or shape, or is no longer tied; nothing is written then.
         """
         if isinstance(checkpoint, Stacked):
             self._check_ties(checkpoint)
@@ -151,18 +144,18 @@ class LiveModel:
             return
         if self._stacked:
             self._stacked = False
-            self._assembly.put_back()
-        given = {name: entry for name, entry in checkpoint.info.items() if entry.dtype.is_floating_point}
-        for name in first_difference(self._info, given):
+            self._assembly.restore()
+        info = {name: entry for name, entry in checkpoint.info.items() if entry.dtype.is_floating_point}
+        for name in first_difference(self._info, info):
             came, wanted = (
-                str(list(side[name].shape)) if name in side else "no such tensor" for side in (given, self._info)
+                str(list(side[name].shape)) if name in side else "no such tensor" for side in (info, self._info)
             )
             msg = f"tensor `{name}` of the candidate: expected {wanted} as in the base `{self.folder}`, got {came}"
             raise ModelError(msg)
         self._check_ties(checkpoint)
         for name, places in self._views.items():
             mapping, view = places[0]
-            if len(places) == 1 and mapping.whole(self._info[name].shape, view.shape):
+            if len(places) == 1 and mapping.is_identity(self._info[name].shape, view.shape):
                 checkpoint.write(name, view)
                 continue
             tensor = checkpoint.tensor(name)
@@ -180,10 +173,10 @@ class LiveModel:
     def _bind(
         self, mappings: list[TensorMapping]
     ) -> tuple[dict[str, list[tuple[TensorMapping, Tensor]]], dict[str, str]]:
-        """Return the mappings of each tensor with the memory that they fill, each piece of memory once.
+        """Return the mappings of each tensor with views of the memory that they fill, each piece of memory once.
 
-        The second mapping is from a tensor to the one that has its memory already, as in a checkpoint that holds
-        both of a tied pair. Raises `ModelError` naming the first parameter that is not filled.
+        The second dictionary maps a tensor to the one that fills its memory already, as in a checkpoint with both tensors
+        of a tied pair. Raises `ModelError` naming the first parameter that is not filled.
         """
         held = self.module.state_dict()
         filled = dict.fromkeys(held, 0)
@@ -205,8 +198,8 @@ class LiveModel:
                 raise ModelError(msg)
         return views, twins
 
-    def _prove(self, base: Folder) -> None:
-        """Raise `ModelError` unless writing the base would change nothing: loading might calculate, too."""
+    def _check_loading(self, base: Folder) -> None:
+        """Raise `ModelError` unless writing the base changes nothing: a loader might also compute."""
         for source, places in self._views.items():
             tensor = base.tensor(source)
             for mapping, view in places:

@@ -1,4 +1,4 @@
-"""Loaders: make modules of one class from tensors, transformers' own or one of the user's."""
+"""Loaders: create modules of one class from tensors, a class of transformers or one of the user."""
 
 import importlib.util
 import inspect
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Loader(Protocol):
-    """Makes modules of one class."""
+    """Creates modules of one class."""
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
         """Return a new module, in evaluation mode, whose parameters are all among `tensors`.
 
-        Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place.
+        Raises `ModelError` naming the first tensor that is missing, has another shape, or is not used.
         """
         ...
 
@@ -36,22 +36,22 @@ class Loader(Protocol):
         ...
 
 
-class Own:
-    """Modules that a function of the user's makes, such as a network that transformers does not know."""
+class UserModule:
+    """Modules from a function of the user, such as a network that transformers lacks."""
 
     def __init__(self, base: Folder, where: str) -> None:
-        """Import `where`, `FILE.py:FUNCTION`. Raises `ModelError` where it cannot be."""
+        """Import the function `where`, `FILE.py:FUNCTION`. Raises `ModelError`."""
         self._folder = base.path
         self._where = where
-        self._make = _imported(where)
+        self._function = _import(where)
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-        """Return a new module whose state is `tensors`, no more and no less."""
-        module = self._made()
-        held = module.state_dict()
-        for name in sorted(held.keys() | tensors.keys()):
+        """Return a new module whose state is exactly `tensors`."""
+        module = self._create()
+        state = module.state_dict()
+        for name in sorted(state.keys() | tensors.keys()):
             came, expected = (
-                str(list(side[name].shape)) if name in side else "no such tensor" for side in (tensors, held)
+                str(list(side[name].shape)) if name in side else "no such tensor" for side in (tensors, state)
             )
             if came != expected:
                 msg = f"{self._folder}: tensor `{name}`: expected {expected} as in the module of {self._where}, got {came}"
@@ -60,25 +60,25 @@ class Own:
         return module.to(dtype).eval()
 
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors themselves, which the module has under their own names, but for tied ones the last."""
-        module = self._made()
-        module.load_state_dict(dict(tensors), strict=False)  # of floating-point tensors alone
+        """Return the tensors by their names in the module, which are the same; tied ones hold the last."""
+        module = self._create()
+        module.load_state_dict(dict(tensors), strict=False)  # only floating-point tensors are given
         return module.state_dict()
 
-    def _made(self) -> nn.Module:
+    def _create(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            module = self._make(self._folder)
+            module = self._function(self._folder)
         if not isinstance(module, nn.Module):
             msg = f"{self._where} returned {type(module).__name__}; expected a torch.nn.Module"
             raise ModelError(msg)
         return module
 
 
-def _imported(where: str) -> Callable[[Path], object]:
+def _import(where: str) -> Callable[[Path], object]:
     file, _, name = where.rpartition(":")
     path = Path(file)
     if not name.isidentifier() or path.suffix != ".py" or not path.is_file():
-        msg = f"`module` must be FILE.py:FUNCTION with a file that is there, got `{where}`"
+        msg = f"`module` must be FILE.py:FUNCTION with an existing file, got `{where}`"
         raise ModelError(msg)
     spec = importlib.util.spec_from_file_location(f"evomerge_module_{path.stem}", path)
     assert spec is not None
@@ -89,20 +89,20 @@ def _imported(where: str) -> Callable[[Path], object]:
     except Exception as error:
         msg = f"`module`: {path} cannot be imported: {type(error).__name__}: {error}"
         raise ModelError(msg) from error
-    found: Callable[[Path], object] | None = getattr(code, name, None)
-    if not callable(found):
+    function: Callable[[Path], object] | None = getattr(code, name, None)
+    if not callable(function):
         msg = f"`module`: {path} has no function `{name}`; {nearest(name, [key for key in vars(code) if not key.startswith('_')])}"
         raise ModelError(msg)
-    return found
+    return function
 
 
 class Pretrained:
-    """Modules of transformers. Of the folder, only `config.json` is read, and none of its code is run."""
+    """Modules of transformers. Only `config.json` is read from the folder, and none of its code is run."""
 
     def __init__(self, base: Folder, auto: str | None) -> None:
-        """Choose the class, as `LiveModel` says. Raises `ModelError` where there is none."""
+        """Choose the class, see `LiveModel`. Raises `ModelError` where there is none."""
         self._path = base.path / "config.json"
-        for key, why in (("auto_map", "needs code of its own"), ("quantization_config", "is quantised")):
+        for key, why in (("auto_map", "needs the folder's code"), ("quantization_config", "is quantised")):
             if key in base.config:
                 msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
                 raise ModelError(msg)
@@ -119,8 +119,7 @@ class Pretrained:
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
         """Return a new module whose parameters are all among `tensors`; a pooler without weights is left out.
 
-        Raises `ModelError` naming the first tensor that is missing, has another shape, or has no place in a
-        block.
+        Raises `ModelError` naming the first tensor that is missing, has another shape, or is in a block but not used.
         """
         module, report = self._load(tensors, dtype)
         if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
@@ -156,7 +155,7 @@ class Pretrained:
                     **self._options,
                 )
             except RuntimeError as error:
-                # The exception names no tensor, the report of a failed fusion does.
+                # The exception names no tensor, but the report of a failed fusion does.
                 name = next(iter(re.findall(r"destined for ([\w.]+\w)", "".join(reports))), None)
                 what = f"parameter `{name}` cannot be made from the checkpoint's tensors; is one missing?"
                 raise ModelError(self._about(str(error) if name is None else what)) from error
@@ -166,12 +165,12 @@ class Pretrained:
         named = base.config.get("architectures")
         if not named:
             return self._chosen_class("AutoModel")
-        found = getattr(library(), str(named[0]), None)
-        if not (isinstance(found, type) and issubclass(found, library().PreTrainedModel)):
+        named_class = getattr(library(), str(named[0]), None)
+        if not (isinstance(named_class, type) and issubclass(named_class, library().PreTrainedModel)):
             msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; "
-            msg += "mend it, or give `auto`, such as AutoModelForCausalLM"
+            msg += "correct it, or give `auto`, such as AutoModelForCausalLM"
             raise ModelError(msg)
-        return found
+        return named_class
 
     def _chosen_class(self, auto: str) -> Any:
         chooser = auto_class(auto)
@@ -188,7 +187,7 @@ class Pretrained:
 
 @contextmanager
 def _reports() -> Iterator[list[str]]:
-    """Collect what transformers reports on loading, instead of printing it: it is raised here, or meant so."""
+    """Collect what transformers reports on loading instead of printing it: here it becomes an error or is intended."""
     messages: list[str] = []
 
     def collect(record: logging.LogRecord) -> bool:

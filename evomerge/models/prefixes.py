@@ -1,7 +1,7 @@
-"""Prefixes: hidden states of stacks, kept at layers where later stacks are likely to fork off.
+"""Prefixes: hidden states of stacks, kept at layers where later stacks are likely to fork.
 
-Two stacks that begin with the same layers and scales have the same hidden states after them, on the same inputs. The
-later one takes them from here instead of computing them again; its outputs are the same to the bit.
+Two stacks that begin with the same layers and scales have the same hidden states after them, on the same inputs. The later
+one reads them from here instead of computing them again; its outputs are the same bit for bit.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_REMEMBERED = 64
-"""Stacks of the past whose paths say where the next one is likely to fork."""
+_HISTORY = 64
+"""Number of past stacks from which the next fork is predicted."""
 
-Node = str
-"""A stack's beginning, up to and with some layer, as `evomerge.recipe.prefix_digests` writes it."""
+PrefixId = str
+"""The digest of a stack's first layers, up to and including some layer: see `evomerge.recipe.prefix_digests`."""
 
 
 @dataclass(slots=True)
 class Count:
-    """How many layers were run for the stack shown last, and how many were not: a run is one layer on one batch."""
+    """Layers that were run for the last stack, and layers that were spared, each counted once per batch."""
 
     run: int = 0
     spared: int = 0
@@ -31,7 +31,7 @@ class Count:
 
 @dataclass(slots=True)
 class _Call:
-    """One pass through the module: on which inputs, and from which layer on it must be computed."""
+    """One pass through the module: the digest of its inputs, and the first layer that must be computed."""
 
     inputs: str
     fork: int = 0
@@ -40,32 +40,29 @@ class _Call:
 
 @dataclass(slots=True)
 class _States:
-    """A node's hidden states by the inputs that they are of."""
+    """The hidden states after one prefix, by the digest of the inputs."""
 
     outputs: dict[str, Any] = field(default_factory=dict)
     nbytes: int = 0
 
 
 class Prefixes:
-    """The hidden states kept, at most `budget` bytes of them.
-
-    Where not all fit, `choose` says which.
-    """
+    """The kept hidden states, at most `budget` bytes. Where not all fit, `choose` selects the prefixes."""
 
     def __init__(self, budget: int) -> None:
         """Keep at most `budget` bytes; 0 keeps nothing."""
         self.count = Count()
         self._budget = budget
-        self._path: tuple[Node, ...] = ()
-        self._past: deque[tuple[Node, ...]] = deque(maxlen=_REMEMBERED)
-        self._chosen: set[Node] = set()
-        self._kept: dict[Node, _States] = {}
+        self._path: tuple[PrefixId, ...] = ()
+        self._past: deque[tuple[PrefixId, ...]] = deque(maxlen=_HISTORY)
+        self._chosen: set[PrefixId] = set()
+        self._kept: dict[PrefixId, _States] = {}
         self._call: _Call | None = None
-        self._seen = 0  # bytes of hidden states after one layer, over all calls of the stack shown last
-        self._largest = 0  # the most that was seen so
+        self._seen = 0  # bytes of hidden states after one layer, over all calls of the last stack
+        self._largest = 0  # the largest of these over all stacks
 
-    def begin(self, path: tuple[Node, ...]) -> None:
-        """Begin with another stack, of which `path` has the prefix digests."""
+    def begin(self, path: tuple[PrefixId, ...]) -> None:
+        """Begin with another stack, whose prefixes are `path`."""
         self._path = path
         self._past.append(self._path)
         self._largest, self._seen = max(self._largest, self._seen), 0
@@ -75,11 +72,11 @@ class Prefixes:
         self._kept = {node: states for node, states in self._kept.items() if node in self._chosen}
 
     def end(self) -> None:
-        """Be idle: what is shown is no stack."""
+        """Stop: the module is no stack until the next `begin`."""
         self._path, self._call, self.count = (), None, Count()
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, caches: bool) -> None:
-        """Begin a pass through the module with these arguments; `caches` says whether it fills a key-value cache."""
+        """Begin a pass through the module with these arguments; nothing is reused if it `caches` keys and values."""
         self._call = None
         if not self._path or caches or not self._budget:
             return
@@ -94,9 +91,9 @@ class Prefixes:
                 return
 
     def output(self, number: int) -> Any:
-        """Return what layer `number` puts out, if that need not be computed, else None.
+        """Return the output of layer `number` if it need not be computed, else None.
 
-        The layers before the fork all pass on what the last of them put out then.
+        Before the fork, each layer passes on the kept output of the last layer before the fork.
         """
         if self._call is None or number >= self._call.fork:
             self.count.run += 1
@@ -105,7 +102,7 @@ class Prefixes:
         return self._call.output
 
     def keep(self, number: int, output: Any) -> None:
-        """Keep what layer `number` has put out, if it is worth it."""
+        """Keep the output of layer `number` if its prefix is selected and it fits."""
         call = self._call
         if call is None:
             return
@@ -123,21 +120,21 @@ class Prefixes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are kept."""
+        """Bytes of all kept hidden states."""
         return sum(states.nbytes for states in self._kept.values())
 
 
-def choose(paths: Sequence[tuple[Node, ...]], room: int) -> set[Node]:
-    """Return at most `room` nodes where the next path, which is not known, is likely to fork off `paths`, the latest last.
+def choose(paths: Sequence[tuple[PrefixId, ...]], room: int) -> set[PrefixId]:
+    """Return at most `room` prefixes at which the next path is likely to fork from `paths`, which are ordered by time.
 
-    First those which would have spared the most layers, had they been kept when some path came to a node where another had
-    been before: chosen one by one, which gives at least 63% of what the best choice would (Nemhauser, Wolsey & Fisher 1978).
-    Then the others, by how many paths go through them, and of these the first of the latest paths.
+    First the prefixes that would have spared the most layers of `paths`, chosen greedily: that spares at least 63% of the
+    layers that the best choice spares (Nemhauser, Wolsey & Fisher 1978). Then the others, by the number of paths through
+    them; among equals those of the latest paths, and the shortest.
     """
     if not room:
         return set()
-    through: dict[Node, list[int]] = {}
-    depth: dict[Node, int] = {}
+    through: dict[PrefixId, list[int]] = {}
+    depth: dict[PrefixId, int] = {}
     for number, path in enumerate(paths):
         for level, node in enumerate(path, start=1):
             through.setdefault(node, []).append(number)
@@ -146,12 +143,12 @@ def choose(paths: Sequence[tuple[Node, ...]], room: int) -> set[Node]:
         return set(through)
     spared = [0] * len(paths)
 
-    def gain(node: Node) -> int:
+    def gain(node: PrefixId) -> int:
         return sum(max(depth[node] - spared[i], 0) for i in through[node])
 
-    chosen: set[Node] = set()
-    queue = [(-gain(node), node) for node, numbers in through.items() if len(numbers) > 1]
-    heapq.heapify(queue)  # gains only shrink: the first that is still right is the largest
+    chosen: set[PrefixId] = set()
+    queue = [(-gain(node), node) for node, indices in through.items() if len(indices) > 1]
+    heapq.heapify(queue)  # gains only shrink: the first one that is up to date is the largest
     while queue and len(chosen) < room:
         before, node = heapq.heappop(queue)
         now = gain(node)
@@ -173,7 +170,7 @@ def _is_single(output: Any) -> bool:
 
 
 def _digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the sha256 of a module's arguments, None where they are more than tensors and constants."""
+    """Return the sha256 of a module's arguments, None where some are neither tensors nor constants."""
     digest = hashlib.sha256()
     for name, value in (*enumerate(args), *sorted(kwargs.items())):
         if isinstance(value, Tensor):

@@ -1,7 +1,6 @@
-"""Reads and writes whole models with transformers: local folders, safetensors, no code from the folder.
+"""Loads and saves complete models with transformers: local folders, safetensors, no code from the folder.
 
-Not to be confused with `evomerge.checkpoints`, which reads single tensors of the same folders without
-transformers.
+Not to be confused with `evomerge.checkpoints`, which reads single tensors of the same folders without transformers.
 """
 
 import os
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @cache
 def library() -> Any:
-    """Return the package transformers. Importing it takes seconds, so it waits until a model is needed."""
+    """Return the package transformers, imported at the first call, since that takes seconds."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
@@ -32,9 +31,9 @@ def auto_class(auto: str) -> Any:
 
     Raises `ModelError` where transformers has no such `Auto…` class.
     """
-    known = [name for name in dir(library()) if name.startswith("AutoModel")]
-    if auto not in known:
-        msg = f"`auto` must name an AutoModel… class of transformers, got `{auto}`; {nearest(auto, known)}"
+    classes = [name for name in dir(library()) if name.startswith("AutoModel")]
+    if auto not in classes:
+        msg = f"`auto` must name an AutoModel… class of transformers, got `{auto}`; {nearest(auto, classes)}"
         raise ModelError(msg)
     return getattr(library(), auto)
 
@@ -47,10 +46,10 @@ def load_model(
 ) -> "PreTrainedModel":
     """Return the model in `folder`, on the CPU and in evaluation mode.
 
-    `dtype` None keeps the dtype on disk. `options` go to transformers, such as `attn_implementation="eager"`.
-    Raises `ModelError` where the folder holds no model that transformers can read from safetensors.
+    `dtype` None keeps the dtype on disk. `options` are passed to transformers, such as `attn_implementation="eager"`.
+    Raises `ModelError` where transformers cannot load a model from safetensors in the folder.
     """
-    folder = _existing(folder)
+    folder = _local(folder)
     try:
         model = auto_class(auto).from_pretrained(
             folder,
@@ -67,11 +66,11 @@ def load_model(
 
 
 def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer in `folder`. `options` go to transformers, such as `gguf_file="model.gguf"`.
+    """Return the tokenizer in `folder`. `options` are passed to transformers, such as `gguf_file="model.gguf"`.
 
-    Raises `ModelError` where the folder holds none.
+    Raises `ModelError` where the folder has none.
     """
-    folder = _existing(folder)
+    folder = _local(folder)
     try:
         tokenizer = library().AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
@@ -85,19 +84,19 @@ def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTra
 def new_model(
     config: Mapping[str, Any], auto: str = "AutoModel", dtype: torch.dtype | None = None
 ) -> "PreTrainedModel":
-    """Return a model with random weights, of the shape that `config` gives (`model_type` and its settings).
+    """Return a model with random weights and the configuration `config` (`model_type` and its settings).
 
-    The weights come from torch's global generator: seed it for the same model again. `dtype` None is fp32.
-    Raises `ModelError` for a `model_type` that transformers does not know.
+    The weights are drawn from torch's global generator. `dtype` None is fp32. Raises `ModelError` for a `model_type` that
+    transformers lacks.
     """
     settings = dict(config)
     model_type = settings.pop("model_type", None)
     try:
-        made = library().AutoConfig.for_model(model_type, **settings)
+        model_config = library().AutoConfig.for_model(model_type, **settings)
     except ValueError as error:
         msg = f"`model_type` must name an architecture of transformers, got `{model_type}`"
         raise ModelError(msg) from error
-    model = auto_class(auto).from_config(made, dtype=dtype or torch.float32)
+    model = auto_class(auto).from_config(model_config, dtype=dtype or torch.float32)
     return cast("PreTrainedModel", model.eval())
 
 
@@ -111,8 +110,8 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
 
-def _existing(folder: str | os.PathLike[str]) -> Path:
-    """Return `folder` as a path; a missing one must not be taken for the name of a model on a hub."""
+def _local(folder: str | os.PathLike[str]) -> Path:
+    """Return `folder` as a path. Raises `ModelError` for a missing one, which transformers takes for a name on the hub."""
     path = Path(folder)
     if not path.is_dir():
         msg = f"expected a folder with a checkpoint, but there is none at `{path}`"

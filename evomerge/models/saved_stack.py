@@ -1,6 +1,6 @@
-"""A stack on disk: the configuration of its layers, and its scales where they are in no weight.
+"""A stack on disk: the configuration of its layers, and its scales where they are not in the weights.
 
-The folder is an ordinary checkpoint without code of its own, which plain transformers loads.
+The folder is an ordinary checkpoint without code, which plain transformers loads.
 """
 
 import json
@@ -22,54 +22,53 @@ from evomerge.models.pretrained import library, load_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_COUNT = "num_hidden_layers"  # transformers' own name for it, whatever an architecture's file says
+_COUNT = "num_hidden_layers"  # transformers' name; the file of an architecture may use another
 
 
 def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Return the base's `config.json` as that of a stack whose layer i is made like the base's layer `layers[i]`.
+    """Return the base's `config.json` for a stack whose layer i has the settings of the base's layer `layers[i]`.
 
-    The number of layers changes, under the key that the file has for it, and every list with an entry for each layer; such
-    a list is written out also where the file left it to the architecture, which would make it from the number of layers.
-    Raises `ModelError` where transformers does not take the result for such a stack's.
+    The number of layers changes, under the key that the file uses, and every list with an entry for each layer. Such a list
+    is also written where the file lacks it, since the architecture would derive it from the number of layers. Raises
+    `ModelError` where transformers reads other settings from the result.
     """
     try:
-        own = library().CONFIG_MAPPING[config.get("model_type")]
+        config_class = library().CONFIG_MAPPING[config.get("model_type")]
     except KeyError as error:
-        msg = f"config.json: expected a `model_type` that transformers knows, got {error}"
+        msg = f"config.json: expected a `model_type` of transformers, got {error}"
         raise ModelError(msg) from None
-    count = getattr(_made(own, config), _COUNT, None)
+    count = getattr(_parsed(config_class, config), _COUNT, None)
     if not isinstance(count, int):
-        msg = f"config.json of type `{config['model_type']}` does not say how many layers there are (`{_COUNT}`); its stacks cannot be saved"
+        msg = f"config.json of type `{config['model_type']}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
         raise ModelError(msg)
-    key = own.attribute_map.get(_COUNT, _COUNT)
+    key = config_class.attribute_map.get(_COUNT, _COUNT)
     if _COUNT in config:
         key = _COUNT
     lists = {
         name: [values[layer] for layer in layers]
-        for name, values in per_layer(_made(own, config).to_dict(), count).items()
+        for name, values in per_layer(_parsed(config_class, config).to_dict(), count).items()
     }
-    found = {**config, key: len(layers), **lists}
-    made = _made(own, found)
-    wanted = {_COUNT: len(layers), **lists}
-    for name, value in wanted.items():
-        came = getattr(made, name, None)
+    stacked = {**config, key: len(layers), **lists}
+    parsed = _parsed(config_class, stacked)
+    for name, value in {_COUNT: len(layers), **lists}.items():
+        came = getattr(parsed, name, None)
         if (list(came) if isinstance(came, tuple) else came) != value:
-            msg = f"config.json of type `{config['model_type']}`: transformers makes `{name}` {came} of {value}; its stacks cannot be saved"
+            msg = f"config.json of type `{config['model_type']}`: transformers reads {came} for `{name}` instead of {value}; its stacks cannot be saved"
             raise ModelError(msg)
-    return found
+    return stacked
 
 
-def _made(own: Any, config: Mapping[str, Any]) -> Any:
-    return own.from_dict(dict(config))
+def _parsed(config_class: Any, config: Mapping[str, Any]) -> Any:
+    return config_class.from_dict(dict(config))
 
 
 def load_stack(
     folder: str | os.PathLike[str], auto: str = "AutoModel", dtype: torch.dtype | None = None, **options: object
 ) -> "PreTrainedModel":
-    """Return the model of a stack that was saved to `folder`, whose layers multiply the residual stream by their scales.
+    """Return the model of a stack in `folder`, whose layers multiply the residual stream by their scales.
 
-    The arguments are those of `load_model`. Any other checkpoint is loaded as it is, and so is a stack whose scales are in
-    its weights. Raises `ModelError`.
+    The arguments are those of `load_model`. Other checkpoints, and stacks whose scales are in their weights, are loaded as
+    `load_model` loads them. Raises `ModelError`.
     """
     model = load_model(folder, auto, dtype, **options)
     path = Path(folder) / SCALES
@@ -93,10 +92,10 @@ def _scales(path: Path, count: int) -> list[float]:
     """Return the `count` scales in a file."""
     try:
         scales = json.loads(path.read_text(encoding="utf-8"))["scales"]
-        good = len(scales) == count and all(type(s) in (int, float) and math.isfinite(s) for s in scales)
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError):
-        good = False
-    if not good:
+        valid = len(scales) == count and all(type(s) in (int, float) and math.isfinite(s) for s in scales)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        valid = False
+    if not valid:
         msg = f'{path}: expected {{"scales": [{count} finite numbers, one for each layer]}}; export the stack again'
         raise ModelError(msg)
     return [float(scale) for scale in scales]

@@ -1,8 +1,8 @@
-"""Finds where each tensor of a checkpoint lands in a module, whatever transformers renames, splits or fuses on the way.
+"""Finds which tensors of a module a checkpoint's tensors fill, though transformers renames, splits or fuses some of them.
 
-Nothing is known here of architectures or of transformers' conversion rules. The loader itself is asked, with
-tensors whose every element says which tensor it is from (first load) and where it was in it (one more load
-for each dimension). These probes are broadcast views that take no memory, except where the loader fuses them.
+No architecture and no conversion rule is listed here. The loader is run on probes: tensors whose elements hold the number of
+their tensor (first load) or their position in it (one more load for each dimension). Probes are broadcast views that take no
+memory, except where the loader fuses them.
 """
 
 import itertools
@@ -16,9 +16,11 @@ from evomerge.errors import ModelError
 
 Box = tuple[slice, ...]
 Load = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
-"""Loads a checkpoint's tensors in fp32, and returns the module's by their names there."""
+"""Loads a checkpoint's tensors in fp32, and returns the module's tensors by name."""
 
-_FIRST = 1 << 20  # tensors are numbered from here, where no initial value of a parameter lies; fp32 is exact to 1 << 24
+_FIRST = (
+    1 << 20
+)  # number of the first tensor, larger than any initial value of a parameter; fp32 is exact up to 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,18 @@ class TensorMapping:
     filled: Box
 
     def cut(self, tensor: Tensor, shape: torch.Size) -> Tensor:
-        """Return what lands: the box of the checkpoint's `tensor`, turned and shaped to the `shape` of the box it fills."""
+        """Return the box of the checkpoint's `tensor`, permuted and reshaped to the `shape` of the box that it fills."""
         return tensor[self.taken].permute(self.order).reshape(shape)
 
-    def whole(self, source: Sequence[int], shape: Sequence[int]) -> bool:
-        """Say whether all of a tensor of shape `source` lands as it is in a box of `shape`."""
+    def is_identity(self, source: Sequence[int], shape: Sequence[int]) -> bool:
+        """Return whether the complete tensor, of shape `source`, fills a box of `shape` as it is."""
         return tuple(source) == tuple(shape) and self.order == tuple(range(len(source)))
 
 
 def find_mappings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[TensorMapping]:
-    """Return all mappings of a checkpoint with tensors of these `shapes`, in order of the module's names.
+    """Return the mappings of a checkpoint with tensors of these `shapes`, in order of the module's names.
 
-    Raises `ModelError` naming the tensor where the loader does more than to move elements in boxes.
+    Raises `ModelError` naming the tensor where the loader does more than move boxes of elements.
     """
     names = list(shapes)
     numbers = load({name: torch.tensor(float(_FIRST + i)).expand(shapes[name]) for i, name in enumerate(names)})
@@ -54,14 +56,18 @@ def find_mappings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Ten
     for target, tensor in numbers.items():
         for number, filled in _boxes(tensor, len(names)):
             source = names[number]
-            own = range(len(shapes[source]))
+            dimensions = range(len(shapes[source]))
             mapping = _orient(
-                source, target, filled, [sent[i][source] for i in own], [seen[i][target][filled] for i in own]
+                source,
+                target,
+                filled,
+                [sent[i][source] for i in dimensions],
+                [seen[i][target][filled] for i in dimensions],
             )
             if mapping is None:
                 msg = (
                     f"tensor `{source}` of the checkpoint cannot be written into `{target}` of the model in place: "
-                    "loading does more than to move it; such an architecture is not supported"
+                    "loading does more than move it; such an architecture is not supported"
                 )
                 raise ModelError(msg)
             mappings.append(mapping)
@@ -69,7 +75,7 @@ def find_mappings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Ten
 
 
 def _coordinates(shape: tuple[int, ...], axis: int) -> Tensor:
-    """Return a tensor of `shape` that holds each element's position along `axis`, or zeros where there is no such axis."""
+    """Return a tensor of `shape` with each element's position along `axis`, or zeros where there is no such axis."""
     if axis >= len(shape):
         return torch.zeros(()).expand(shape)
     along = [1] * len(shape)
@@ -78,7 +84,7 @@ def _coordinates(shape: tuple[int, ...], axis: int) -> Tensor:
 
 
 def _boxes(numbers: Tensor, count: int) -> Iterator[tuple[int, Box]]:
-    """Yield the number of each of `count` probes found in a module's tensor, and the box that it fills there."""
+    """Yield the number of each of `count` probes in a module's tensor, and the box that it fills there."""
     core = _core(numbers)
     for value in _values(core):
         number = int(value) - _FIRST
@@ -98,15 +104,15 @@ def _orient(
     for order in itertools.permutations(range(len(sent))):
         mapping = TensorMapping(source, taken, order, target, filled)
         if all(
-            one[taken].numel() == other.numel() and _equal(mapping.cut(one, other.shape), other)
-            for one, other in zip(sent, seen, strict=True)
+            probe[taken].numel() == other.numel() and _equal(mapping.cut(probe, other.shape), other)
+            for probe, other in zip(sent, seen, strict=True)
         ):
             return mapping
     return None
 
 
 def _core(tensor: Tensor) -> Tensor:
-    """Return the view of `tensor` that has length 1 along each axis along which nothing changes."""
+    """Return the view of `tensor` with length 1 along each axis on which it is constant."""
     for axis in range(tensor.ndim):
         first = tensor.narrow(axis, 0, 1)
         if tensor.stride(axis) == 0 or bool((tensor == first).all()):
@@ -115,17 +121,17 @@ def _core(tensor: Tensor) -> Tensor:
 
 
 def _values(tensor: Tensor) -> list[float]:
-    """Return the different values in `tensor`, ascending."""
+    """Return the distinct values in `tensor`, ascending."""
     values: list[float] = tensor.unique().tolist()  # type: ignore[no-untyped-call]  # the library has no types here
     return values
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(_core(one), _core(other))
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.equal(_core(left), _core(right))
 
 
 def _span(mask: Tensor, axis: int) -> slice:
-    """Return the positions along `axis` at which anything of `mask` is set; an axis of length 1 stands for all."""
+    """Return the positions along `axis` at which any element of `mask` is set; an axis of length 1 stands for all."""
     size = mask.shape[axis]
     if size == 1:
         return slice(None)

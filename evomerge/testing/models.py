@@ -65,19 +65,19 @@ TINY: Mapping[str, tuple[Mapping[str, Any], str]] = {
         "AutoModelForCausalLM",
     ),
 }
-"""Configurations of models of a few thousand parameters by architecture, and the class that chooses theirs."""
+"""By architecture, the configuration of a model of a few thousand parameters, and the auto class that loads it."""
 
 
 def tiny_model(folder: Path, architecture: str, seed: int = 0, auto: str | None = None, **changes: object) -> Path:
     """Write a checkpoint with random weights, and a tokenizer where the model reads text; return `folder`.
 
-    The weights are large enough for the outputs to differ. `changes` go into the configuration of `TINY`; `auto` chooses
-    another class for it. The global generator is left alone.
+    The weights are large enough for the outputs to differ. `changes` replace settings of `TINY`; `auto` is another auto
+    class. The global generator is not changed.
     """
-    config, own = TINY[architecture]
+    config, default = TINY[architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_model({**config, **changes}, auto or own)
+        model = new_model({**config, **changes}, auto or default)
         for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     save_model(model, folder)
@@ -87,7 +87,7 @@ def tiny_model(folder: Path, architecture: str, seed: int = 0, auto: str | None 
 
 
 def tiny_tokenizer(folder: Path, *, begin: bool = True) -> None:
-    """Write a tokenizer of printable ASCII characters, 99 tokens, to `folder`; with `begin`, `<s>` stands before a text."""
+    """Write a tokenizer of printable ASCII characters, 99 tokens, to `folder`; with `begin`, texts start with `<s>`."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(32, 127))])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=special[3]))
