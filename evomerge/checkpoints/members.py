@@ -122,11 +122,11 @@ class Members:
 
 
 def ancestors(
-    recipe: Recipe, lineage: Mapping[str, Recipe], known: Callable[[str], bool] = lambda identity: False
+    recipe: Recipe, lineage: Mapping[str, Recipe], complete: Callable[[str], bool] = lambda identity: False
 ) -> Iterator[tuple[str, Recipe]]:
     """Yield the id and the recipe of each earlier candidate that `recipe` is made of, parents before grandparents.
 
-    Ancestors of `known` candidates are left out. Raises `RecipeError` for a candidate that is not in `lineage`.
+    Ancestors of `complete` candidates are left out. Raises `RecipeError` for a candidate that is not in `lineage`.
     """
     waiting = list(recipe.members)
     seen: set[str] = set()
@@ -136,7 +136,7 @@ def ancestors(
         seen.add(identity)
         parent = recipe_of(identity, lineage)
         yield identity, parent
-        if not known(identity):
+        if not complete(identity):
             waiting.extend(parent.members)
 
 
@@ -144,7 +144,7 @@ def recipe_of(identity: str, lineage: Mapping[str, Recipe]) -> Recipe:
     """Return the recipe of an earlier candidate. Raises `RecipeError` where `lineage` lacks it."""
     if identity not in lineage:
         msg = (
-            f"no candidate `{identity[:12]}…` is known here, so its weights cannot be built; expected its recipe under "
+            f"no candidate `{identity[:12]}…` is in the lineage, so its weights cannot be built; expected its recipe under "
             "`members`, as in the `recipe.yaml` of an exported checkpoint"
         )
         raise RecipeError(msg)

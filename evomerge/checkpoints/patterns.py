@@ -1,6 +1,6 @@
 """matches: regular expressions of untrusted files, matched within a bounded number of steps.
 
-Python's `re` backtracks: a pattern such as `(a+)+!` can take it for ever. Here each part of a pattern maps a set of
+Python's `re` backtracks: a pattern such as `(a+)+!` may never finish. Here each part of a pattern maps a set of
 positions in the text to the set of positions where its match may end.
 """
 
@@ -40,8 +40,8 @@ class _Matcher:
             if kind in _CHARACTERS:
                 if id(part) not in self._compiled:
                     self._compiled[id(part)] = _compiler.compile(_parser.SubPattern(parts.state, [part]))
-                found = (self._compiled[id(part)].match(self._text, start) for start in starts)
-                starts = {match.end() for match in found if match}
+                match = self._compiled[id(part)].match
+                starts = {end.end() for start in starts if (end := match(self._text, start))}
             elif kind is _constants.BRANCH:
                 starts = {end for branch in what[1] for end in self.ends(branch, starts)}
             elif kind is _constants.SUBPATTERN and what[1:3] == (0, 0):  # without flags

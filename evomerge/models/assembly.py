@@ -124,13 +124,13 @@ class Assembly:
             return None
         return int(target.removeprefix(f"{self._list}.").partition(".")[0])
 
-    def _arrange(self, layers: nn.ModuleList, numbers: Sequence[int]) -> None:
-        """Put `layers` into the module; `numbers` are the base layers whose settings in the configuration they take."""
+    def _arrange(self, layers: nn.ModuleList, indices: Sequence[int]) -> None:
+        """Put `layers` into the module; `indices` are the base layers whose settings in the configuration they take."""
         parent, _, name = self._list.rpartition(".")
         setattr(self._module.get_submodule(parent), name, layers)
         self._module.config.num_hidden_layers = len(layers)
         for key, values in self._config.items():
-            setattr(self._module.config, key, [values[number] for number in numbers])
+            setattr(self._module.config, key, [values[index] for index in indices])
 
 
 class _Layer:

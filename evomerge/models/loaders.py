@@ -111,7 +111,7 @@ class Pretrained:
                 base.path, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
-            msg = f"{self._path}: not the configuration of an architecture that transformers knows: {error}"
+            msg = f"{self._path}: not the configuration of an architecture of transformers: {error}"
             raise ModelError(msg) from error
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
         self._options: dict[str, Any] = {}
@@ -157,7 +157,7 @@ class Pretrained:
             except RuntimeError as error:
                 # The exception names no tensor, but the report of a failed fusion does.
                 name = next(iter(re.findall(r"destined for ([\w.]+\w)", "".join(reports))), None)
-                what = f"parameter `{name}` cannot be made from the checkpoint's tensors; is one missing?"
+                what = f"parameter `{name}` cannot be built from the checkpoint's tensors; is one missing?"
                 raise ModelError(self._about(str(error) if name is None else what)) from error
         return module, report
 

@@ -34,7 +34,7 @@ def test_weight_is_w_plus_s_b_a_in_fp32_or_wider(tmp_path, module, dtype):
     assert torch.equal(out, found.tensor(name).bfloat16())
 
 
-def test_embeddings_and_turned_weights_are_transposed(tmp_path):
+def test_embeddings_and_fan_in_fan_out_weights_are_transposed(tmp_path):
     base = base_tensors()
     embedding = embedding_factors("model.embed")
     found = opened(tmp_path / "embedding", embedding).tensor("model.embed.weight")
@@ -146,7 +146,7 @@ def test_peft_makes_the_same_model(tmp_path):
             write_checkpoint(tmp_path / bias / "base", {k: v.detach().clone() for k, v in expected.items()})
 
 
-def test_tensors_stored_whole_take_the_place_of_the_bases(tmp_path):
+def test_complete_tensors_replace_those_of_the_base(tmp_path):
     head, bias, embedding = draw(3, 6, seed=90), draw(8, seed=91).bfloat16(), draw(11, 6, seed=92)
     tensors = factors(Q) | embedding_factors("model.embed")
     tensors |= {
@@ -165,7 +165,7 @@ def test_tensors_stored_whole_take_the_place_of_the_bases(tmp_path):
     assert found.changed == ("head.weight", "model.embed.weight", f"{Q}.bias", f"{Q}.weight")
 
 
-def test_what_is_not_adapted_is_the_bases_own_view(tmp_path):
+def test_other_tensors_are_views_of_the_base(tmp_path):
     found = opened(tmp_path, factors(Q))
     for name in set(found.info) - set(found.changed):
         assert found.info[name] == found.base.info[name]
@@ -174,7 +174,7 @@ def test_what_is_not_adapted_is_the_bases_own_view(tmp_path):
     assert found.config == CONFIG
 
 
-def test_numbers_are_read_only_when_asked_for(tmp_path, monkeypatch):
+def test_tensors_are_read_only_on_request(tmp_path, monkeypatch):
     found = opened(tmp_path, factors(Q))
     expected = found.tensor(f"{Q}.weight")
     found.forget()
@@ -203,13 +203,13 @@ def test_numbers_are_read_only_when_asked_for(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("wrapper", ["base_model.model.", ""])
-def test_prefix_more_or_less_is_seen_through(tmp_path, in_base, in_adapter, wrapper):
+def test_one_prefix_more_or_less_is_recognised(tmp_path, in_base, in_adapter, wrapper):
     base = {f"{in_base}.weight": draw(8, 6), "norm.weight": draw(6)}
     tensors = {key.replace("base_model.model.", wrapper): t for key, t in factors(in_adapter, shape=(8, 6)).items()}
     assert opened(tmp_path, tensors, base).changed == (f"{in_base}.weight",)
 
 
-def test_exact_name_goes_before_a_longer_one(tmp_path):
+def test_exact_name_takes_precedence_over_a_longer_one(tmp_path):
     base = {"q.weight": draw(8, 6), "vision.q.weight": draw(8, 6)}
     assert opened(tmp_path, factors("q", shape=(8, 6)), base).changed == ("q.weight",)
 
@@ -227,7 +227,7 @@ def test_block_that_the_base_lacks_is_no_prefix(tmp_path):
         opened(tmp_path, {"base_model.model.layers.9.norm.weight": draw(6)}, base)
 
 
-def test_two_targets_never_become_one_tensor(tmp_path):
+def test_two_targets_never_map_to_one_tensor(tmp_path):
     tensors = factors("model.q", shape=(8, 6)) | factors("q", shape=(8, 6))
     with pytest.raises(CheckpointError, match=r"changes `.*q.weight`, which the base"):
         opened(tmp_path, tensors, {"q.weight": draw(8, 6)})

@@ -22,7 +22,7 @@ A, B = (f"base_model.model.{Q}.lora_{x}.weight" for x in "AB")
 
 
 def adapter_pool(folder, tensors, base=None, **config):
-    """A pool with the expert `maths`, a whole model, and `code`, an adapter."""
+    """A pool with the expert `maths`, a complete model, and `code`, an adapter."""
     base = base_tensors() if base is None else base
     write_checkpoint(folder / "base", base)
     write_checkpoint(folder / "maths", {k: v + 0.5 if v.is_floating_point() else v for k, v in base.items()})
@@ -67,7 +67,7 @@ def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "linear"])
-def test_merge_is_that_of_the_whole_models_in_memory_and_on_disk(tmp_path, method, dtype):
+def test_merge_equals_that_of_complete_models_in_memory_and_on_disk(tmp_path, method, dtype):
     base = base_tensors(dtype)
     tensors = factors(Q) | factors(UP, seed=60) | {"head.weight": draw(3, 6, seed=9, dtype=dtype)}
     pool = adapter_pool(tmp_path, tensors, base)
@@ -89,7 +89,7 @@ def test_merge_is_that_of_the_whole_models_in_memory_and_on_disk(tmp_path, metho
     assert torch.equal(found["steps"], base["steps"])
 
 
-def test_export_can_be_made_again_from_its_own_recipe(tmp_path):
+def test_export_can_be_rebuilt_from_its_recipe(tmp_path):
     pool = adapter_pool(tmp_path, factors(Q))
     export(merge("task_arithmetic", ["maths", "code"]), pool, tmp_path / "out")
     file = strict_yaml.read(tmp_path / "out" / "recipe.yaml")
@@ -100,7 +100,7 @@ def test_export_can_be_made_again_from_its_own_recipe(tmp_path):
     assert all(same_bytes(made.tensor(name), exported.tensor(name)) for name in exported.info)
 
 
-def test_factors_merged_apart_would_be_another_model(tmp_path):
+def test_factors_merged_separately_are_another_model(tmp_path):
     """Halves of two adapters: ½(B₁A₁ + B₂A₂), not ½(B₁ + B₂)·½(A₁ + A₂), which has cross terms."""
     base = {"q.weight": draw(8, 6)}
     write_checkpoint(tmp_path / "base", base)
@@ -133,8 +133,8 @@ def test_adapter_runs_as_a_model_and_is_saved_as_one(tmp_path):
         np.testing.assert_allclose(loaded[f"{module}.weight"], expected, rtol=0, atol=5e-6)
 
 
-def test_a_search_makes_each_product_once(tmp_path, monkeypatch):
-    """Its candidates read what the first of them made; a single merge keeps nothing."""
+def test_a_search_computes_each_product_once(tmp_path, monkeypatch):
+    """Later candidates read the products of the first; a single merge keeps nothing."""
     pool = adapter_pool(tmp_path, factors("q", shape=(8, 6)), {"q.weight": draw(8, 6)})
     made = []
     tensor = Adapter.tensor

@@ -46,7 +46,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_blocks_and_kinds_are_found_from_names(case):
+def test_blocks_and_kinds_are_inferred_from_names(case):
     names = [pattern.format(block) for block in range(12) for pattern in CASES[case]]
     found = layout(*names)
     assert found.blocks == 12
@@ -56,7 +56,7 @@ def test_blocks_and_kinds_are_found_from_names(case):
     assert found.kinds == ("attention", "mlp", "norm")
 
 
-def test_what_is_outside_of_the_stack_counts_with_its_nearest_end():
+def test_tensors_outside_of_the_stack_belong_to_its_nearer_end():
     found = layout(
         "model.embed_tokens.weight",
         "embeddings.LayerNorm.weight",
@@ -72,7 +72,7 @@ def test_what_is_outside_of_the_stack_counts_with_its_nearest_end():
     assert found.block("lm_head.weight") is None
 
 
-def test_largest_stack_counts_and_gaps_do_not_make_one():
+def test_the_largest_stack_is_used_and_a_stack_has_no_gaps():
     assert layout("tower.0.w", "tower.1.w", "tower.2.w", "stem.0.w", "stem.1.w").prefix == "tower"
     assert layout("layers.0.w", "layers.2.w").blocks == 1
     assert layout("0.weight", "1.weight").prefix == ""

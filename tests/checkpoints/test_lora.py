@@ -58,14 +58,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "tensors", "message"), REFUSED, ids=[message for *_, message in REFUSED])
-def test_what_is_not_plain_lora_on_this_base_is_refused_unread(tmp_path, monkeypatch, config, tensors, message):
+def test_anything_but_plain_lora_on_this_base_is_refused_unread(tmp_path, monkeypatch, config, tensors, message):
     monkeypatch.setattr(folder_module, "safe_open", None)
     given_tensors = {key: tensor for key, tensor in (factors(Q) | tensors).items() if tensor is not None}
     with pytest.raises(CheckpointError, match=message):
         opened(tmp_path, given_tensors, **config)
 
 
-def test_folders_that_are_no_adapter_say_what_is_missing(tmp_path):
+def test_folder_without_an_adapter_is_an_error_naming_the_missing_file(tmp_path):
     write_checkpoint(tmp_path / "base", base_tensors())
     base = Folder(tmp_path / "base")
     folder = tmp_path / "lora"
@@ -92,7 +92,7 @@ def test_folders_that_are_no_adapter_say_what_is_missing(tmp_path):
         Adapter(folder, base)
 
 
-def test_whole_model_beside_an_adapter_is_a_whole_model(tmp_path):
+def test_complete_model_beside_an_adapter_is_no_adapter(tmp_path):
     write_adapter(tmp_path, factors(Q))
     assert is_adapter(tmp_path)
     write_checkpoint(tmp_path, base_tensors())

@@ -54,7 +54,7 @@ def test_child_of_experts_is_their_merge(pool):
     assert same(content(found), content(plain))
 
 
-def test_weights_do_not_depend_on_what_is_kept(pool, tmp_path):
+def test_weights_do_not_depend_on_the_cache(pool, tmp_path):
     made = family(12)
     stores = {
         "all in memory": known(made),
@@ -73,7 +73,7 @@ def test_weights_do_not_depend_on_what_is_kept(pool, tmp_path):
     assert 0 < len(list((tmp_path / "disk").glob("*"))) < 12
 
 
-def test_lost_lineage_is_made_again_however_long_it_is(pool):
+def test_dropped_ancestors_are_rebuilt_over_any_number_of_generations(pool):
     made = family(1500)
     members = known(made)
     builder = Builder(pool, members=members)
@@ -108,7 +108,7 @@ def test_memory_stays_within_its_budget(pool):
         assert sum(members.find(other.id) is not None for other in made[2:]) <= 3
 
 
-def test_ancestors_come_with_their_recipes_and_end_at_what_is_known():
+def test_ancestors_have_recipes_and_end_at_complete_candidates():
     made = family(4)
     lineage = {one.id: one for one in made}
     assert dict(ancestors(made[-1], lineage)) == {one.id: one for one in made[:-1]}
@@ -118,15 +118,15 @@ def test_ancestors_come_with_their_recipes_and_end_at_what_is_known():
     ]
 
 
-def test_member_whose_lineage_cannot_be_known_is_refused_saying_so(pool):
+def test_member_without_lineage_is_refused(pool):
     made = family(2)
     for members in (Members(), known(made[1:3])):
-        with pytest.raises(RecipeError, match=r"no candidate `[0-9a-f]{12}…` is known here.*under `members`"):
+        with pytest.raises(RecipeError, match=r"no candidate `[0-9a-f]{12}…` is in the lineage.*under `members`"):
             Builder(pool, members=members).build(made[3])
 
 
-def test_what_is_prepared_for_a_member_that_is_an_expert_is_the_expert_s(pool, monkeypatch):
-    """Singular vectors of an expert that a population mutates along are found once, and not for every child."""
+def test_preparations_of_a_member_that_is_an_expert_are_those_of_the_expert(pool, monkeypatch):
+    """Singular vectors of an expert, along which a population mutates, are computed once, not for every child."""
     child = Recipe.parse({"merge": {"method": "linear", "inputs": ["maths", "prose"]}})
     made = [recipe.expert("prose"), child]
     named = [{"member": child.id}, {"member": recipe.expert("prose").id}]

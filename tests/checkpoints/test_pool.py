@@ -47,7 +47,7 @@ def test_another_shape_names_the_tensor_and_both_shapes(tmp_path):
         opened(tmp_path, changed("embed.weight", torch.zeros(5, 2)))
 
 
-def test_another_vocabulary_is_said_beside_the_tensor(tmp_path):
+def test_another_vocabulary_is_named_with_the_tensor(tmp_path):
     expert = {**BASE, "embed.weight": torch.zeros(5, 2), "lm_head.weight": torch.zeros(5, 2)}
     with pytest.raises(
         PoolError,
@@ -56,7 +56,7 @@ def test_another_vocabulary_is_said_beside_the_tensor(tmp_path):
         opened(tmp_path, expert, config={**CONFIG, "vocab_size": 13})
 
 
-def test_another_architecture_is_refused_whatever_its_tensors(tmp_path):
+def test_another_architecture_is_refused_even_with_equal_tensors(tmp_path):
     with pytest.raises(PoolError, match="model_type: 'other' in the expert, 'tiny' in the base"):
         opened(tmp_path, BASE, config={**CONFIG, "model_type": "other"})
 
@@ -104,7 +104,7 @@ def test_copies_are_noted(tmp_path):
     assert opened(tmp_path, BASE).notes == ["`maths` has exactly the weights of `base`: it adds nothing to the pool"]
 
 
-def test_pools_need_an_expert_and_names_of_their_own(tmp_path):
+def test_pools_need_an_expert_and_reserve_the_name_base(tmp_path):
     write_checkpoint(tmp_path / "base", BASE)
     with pytest.raises(PoolError, match="has no experts; expected at least one"):
         Pool(tmp_path / "base", {})
@@ -135,14 +135,11 @@ def test_head_that_one_expert_has_untied_is_merged_for_itself(tmp_path):
     assert found.aliases == {}
 
 
-def test_sharding_and_order_do_not_change_what_a_pool_is(tmp_path, pool, models):
+def test_sharding_and_order_do_not_change_a_pool(tmp_path, pool, models):
     write_pool(tmp_path, models, shards=3)
     found = Pool(tmp_path / "base", {name: tmp_path / name for name in models.experts})
     assert found.merged == pool.merged
     assert len(found.base.files) == 3
-
-
-# -- fingerprints --
 
 
 def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):
@@ -175,7 +172,7 @@ def test_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     assert len(opened(tmp_path, changed("steps", torch.tensor(5))).digests["maths"]) == 64
 
 
-def test_bad_weights_stay_bad_when_asked_again(tmp_path, monkeypatch):
+def test_invalid_weights_are_refused_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bad = changed("layers.0.attn.weight", torch.full((2, 2), float("nan")))
     for _ in range(2):
@@ -183,7 +180,7 @@ def test_bad_weights_stay_bad_when_asked_again(tmp_path, monkeypatch):
             opened(tmp_path, bad)
 
 
-def test_models_of_the_tests_are_what_they_say():
+def test_models_of_the_tests_are_as_documented():
     """Zeros of both signs, tensors of no dimension, of one element and of none, longer than a block, and buffers."""
     tensors = Models.random().base.values()
     assert {t.dim() for t in tensors} >= {0, 1, 2}

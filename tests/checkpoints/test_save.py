@@ -24,14 +24,14 @@ from evomerge.errors import CheckpointError
 
 
 def wait_for(happened):
-    """Wait until another thread has done what it will."""
+    """Wait until `happened` returns true in another thread."""
     end = time.monotonic() + 5
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def test_folder_is_written_whole_with_what_lies_beside_the_weights(tmp_path):
+def test_folder_is_complete_with_the_files_beside_the_weights(tmp_path):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     beside = {
         "tokenizer.json": "{}",
@@ -70,7 +70,7 @@ def test_folder_is_written_whole_with_what_lies_beside_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 64, 100, 10**9])
-def test_shards_hold_what_they_may_and_read_back(tmp_path, shard_bytes):
+def test_shards_stay_within_their_size_and_read_back(tmp_path, shard_bytes):
     tensors = {f"t{i}": torch.full((8,), float(i)) for i in range(5)}  # 32 bytes each
     source = write_checkpoint(tmp_path / "source", tensors)
     save(Folder(source), tmp_path / "out", like=source, shard_bytes=shard_bytes)
@@ -124,7 +124,7 @@ def test_files_are_byte_for_byte_those_of_safetensors(tmp_path, tensors):
     assert written == reference_bytes(copies, metadata={"format": "pt"})
 
 
-def test_weights_may_be_read_by_others_whatever_the_umask(tmp_path):
+def test_weights_are_readable_by_others_under_any_umask(tmp_path):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     before = os.umask(0o077)
     try:
@@ -135,7 +135,7 @@ def test_weights_may_be_read_by_others_whatever_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("made", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.bfloat16)])
-def test_tensor_that_is_not_what_the_header_says_is_refused(tmp_path, made):
+def test_tensor_that_contradicts_its_header_is_refused(tmp_path, made):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     lying = Held({"a": made}, {"a": TensorInfo((2, 3), torch.float32)})
     with pytest.raises(
@@ -145,7 +145,7 @@ def test_tensor_that_is_not_what_the_header_says_is_refused(tmp_path, made):
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
-def test_full_disk_is_said_before_any_work(tmp_path, monkeypatch):
+def test_full_disk_is_an_error_before_any_work(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     beside = (source / "config.json").stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 7, 7))
@@ -155,7 +155,7 @@ def test_full_disk_is_said_before_any_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_disk_that_fills_up_meanwhile_leaves_nothing(tmp_path, monkeypatch, code):
+def test_disk_that_fills_up_during_saving_leaves_nothing(tmp_path, monkeypatch, code):
     source = write_checkpoint(tmp_path / "source", TENSORS)
 
     def fail(handle):
@@ -189,7 +189,7 @@ def test_sources_are_read_ahead_of_the_merge_and_may_lack_a_tensor(tmp_path, mon
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
 
 
-def test_what_is_there_is_never_overwritten(tmp_path):
+def test_existing_files_are_never_overwritten(tmp_path):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
@@ -214,7 +214,7 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path):
 
 
 def test_kill_in_the_middle_leaves_no_folder(tmp_path):
-    """SIGKILL while the second shard is made: the folder that was asked for does not exist, so nobody takes it for whole."""
+    """SIGKILL while the second shard is made: no incomplete folder is left under the final name."""
     tensors = {f"t{i}": torch.zeros(1000) for i in range(20)}
     source = write_checkpoint(tmp_path / "source", tensors)
     code = """
@@ -236,7 +236,7 @@ def test_kill_in_the_middle_leaves_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
     save(
         Folder(source), tmp_path / "out", like=source, shard_bytes=4000
-    )  # and what is left lying about is in nobody's way
+    )  # the temporary folder that is left does not interfere
     assert len(Folder(tmp_path / "out").info) == 20
 
 
@@ -269,7 +269,7 @@ MERGE = """
     pool = Pool(folder / "base", {name: folder / name for name in ("maths", "code")})
     recipe = merge(method, ["maths", "code"])
     built = Builder(pool).build(recipe)
-    built.tensor("layers.0.mlp.weight")  # what is loaded and compiled once, whatever is merged, does not count
+    built.tensor("layers.0.mlp.weight")  # one-off costs of loading and compiling do not count
 
     def anonymous():
         lines = open("/proc/self/status").read().splitlines()
@@ -307,7 +307,7 @@ def large_pool(tmp_path_factory):
 
 @pytest.mark.parametrize(("method", "shard"), [("linear", 1 << 30), ("ties", 20 << 20)])
 def test_merge_streams_to_disk(large_pool, tmp_path, method, shard):
-    """Peak of anonymous memory: what waits to be written, and a few of the largest tensor; not the result, nor a shard of it."""
+    """Peak of anonymous memory: the bytes that wait to be written and three largest tensors, not a shard or the result."""
     waiting, largest = 32 << 20, 16 << 20
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MERGE), str(large_pool), str(tmp_path / "out"), method, str(shard)],

@@ -100,12 +100,12 @@ def test_merge_of_stacks_is_the_stack_of_merges(builder):
         ),
     ],
 )
-def test_what_cannot_be_stacked_is_refused_before_a_tensor_is_read(recipe, message, builder):
+def test_invalid_stacks_are_refused_before_a_tensor_is_read(recipe, message, builder):
     with pytest.raises(RecipeError, match=message):
         builder.build(recipe)
 
 
-def test_model_without_a_stack_of_blocks_is_refused_saying_what_was_found(tmp_path):
+def test_model_without_a_stack_of_blocks_is_refused_with_its_names(tmp_path):
     for name in ("base", "maths"):
         write_checkpoint(tmp_path / name, {"first.weight": torch.ones(2), "second.weight": torch.ones(2)})
     builder = Builder(Pool(tmp_path / "base", {"maths": tmp_path / "maths"}))

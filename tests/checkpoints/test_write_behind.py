@@ -54,7 +54,7 @@ def test_append_blocks_while_too_much_waits(tmp_path, gate):
     assert (tmp_path / "file").read_bytes() == b"".join(views)
 
 
-def test_view_larger_than_what_may_wait_goes_alone(tmp_path, gate):
+def test_view_larger_than_the_limit_waits_alone(tmp_path, gate):
     gate.set()
     write(tmp_path / "file", [b"small", b"larger than four bytes"], most=4)
     assert (tmp_path / "file").read_bytes() == b"smalllarger than four bytes"
@@ -73,7 +73,7 @@ def test_failure_in_the_thread_is_raised_by_a_later_append_or_at_the_end(tmp_pat
     assert len(appended) == 1
 
 
-def test_failure_of_the_block_drops_what_waits(tmp_path, gate):
+def test_error_in_the_with_block_drops_waiting_bytes(tmp_path, gate):
     def fail():
         threading.Timer(0.1, gate.set).start()
         raise ZeroDivisionError

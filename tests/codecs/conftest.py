@@ -19,7 +19,7 @@ def bf16_pool(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lora_pool(tmp_path_factory):
-    """Four experts of rank 2 in each of two matrices, with biases of their own, and a tensor that none changed."""
+    """Four experts of rank 2 in each of two matrices, with different biases, and a tensor that none changed."""
     random = torch.Generator().manual_seed(3)
 
     def normal(*shape):

@@ -19,7 +19,7 @@ from evomerge.testing import tiny_model
 
 
 def formula(codec, base, experts):
-    """Return the task vectors of a whole model as the papers give them, in fp64, without the package's codecs."""
+    """Return the task vectors of a model by the formulas of the papers, in fp64, without the package's codecs."""
     vectors = {name: torch.stack([expert[name].double() - base[name].double() for expert in experts]) for name in base}
     if codec == "tall":
         total = {name: vector.sum(0) for name, vector in vectors.items()}
@@ -42,7 +42,7 @@ def formula(codec, base, experts):
 
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize(("codec", "parameters"), [("tall", {"lambda": 0.375}), ("emr", {})])
-def test_what_is_saved_is_the_formula_in_fp64_to_one_ulp(codec, parameters, low, request, tmp_path):
+def test_saved_experts_follow_the_formula_in_fp64_to_one_ulp(codec, parameters, low, request, tmp_path):
     pool = request.getfixturevalue("bf16_pool" if low else "pool")
     artefact = encode(pool, codecs.make(codec, parameters), tmp_path / "artefact")
     base = {name: pool.base.tensor(name) for name in pool.merged}
@@ -95,7 +95,7 @@ def test_bytes_on_disk_are_the_formulas_but_for_headers_and_padding(codec, lora_
     assert artefact.nbytes > sum(file.stat().st_size for file in files)
 
 
-def test_what_no_expert_changed_costs_nothing(lora_pool, tmp_path):
+def test_unchanged_tensors_cost_nothing(lora_pool, tmp_path):
     for codec in codecs.CODECS:
         artefact = encode(lora_pool, codecs.make(codec), tmp_path / codec)
         stored = load_file(next((artefact.folder / "codes").glob("*.safetensors")))
@@ -121,7 +121,7 @@ def test_slices_change_nothing(codec, pool, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("codec", codecs.CODECS)
-def test_preview_is_what_decoding_gives_and_sharding_changes_nothing(codec, lora_pool, tmp_path, monkeypatch):
+def test_preview_equals_decoding_and_sharding_changes_nothing(codec, lora_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("evomerge.codecs.artefact._SHARD", 2000)
     made = codecs.make(codec)
     seen = []
@@ -172,7 +172,7 @@ def test_a_folder_with_something_in_it_is_left_alone(pool, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
 
 
-def test_unknown_names_are_refused_with_the_nearest(pool, tmp_path):
+def test_unknown_names_are_refused_with_a_suggestion(pool, tmp_path):
     with pytest.raises(RecipeError, match="no codec `tal`; did you mean `tall`"):
         codecs.make("tal")
     with pytest.raises(RecipeError, match="codec `tall`: unknown key `lamda`; did you mean `lambda`"):
@@ -229,7 +229,7 @@ def cut(folder):
         (change("extra", 3), "damaged: artefact.json: extra"),
     ],
 )
-def test_what_is_damaged_is_refused(damage, message, pool, tmp_path):
+def test_damaged_artefacts_are_refused(damage, message, pool, tmp_path):
     encode(pool, codecs.make("tall"), tmp_path / "artefact")
     damage(tmp_path / "artefact")
     with pytest.raises(CheckpointError, match=message):  # noqa: PT012  # when it shows depends on what was damaged

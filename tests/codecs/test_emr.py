@@ -21,13 +21,13 @@ def test_worked_example():
     torch.testing.assert_close(second, torch.tensor([8 / 3, 0, 4 / 3, 0], dtype=torch.float64))
 
 
-def test_the_rescaler_is_of_the_whole_model_and_0_for_an_expert_that_is_the_base():
+def test_the_rescaler_covers_all_tensors_and_is_0_for_an_expert_that_is_the_base():
     stacks = [torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0], [0.0]])]
     assert codecs.make("emr").constants("ab", stacks) == {"rescale": [1.0, 0.0]}
 
 
 @given(st.lists(st.tuples(*[st.floats(-2, 2, width=16)] * 3), min_size=1, max_size=9))
-def test_a_decoded_expert_has_its_own_signs_and_its_own_size(columns):
+def test_a_decoded_expert_has_the_signs_and_the_size_of_the_expert(columns):
     vectors = torch.tensor(columns).T
     codec = codecs.make("emr")
     constants = codec.constants("abc", [vectors])

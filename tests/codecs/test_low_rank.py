@@ -35,7 +35,7 @@ def low(rank, count=4, rows=24, columns=18):
 
 
 @pytest.mark.parametrize("basis", ["position", "matrix"])
-def test_rank_is_found_and_what_is_stored_is_the_papers_fraction(basis):
+def test_rank_is_detected_and_the_stored_fraction_is_the_papers(basis):
     base, vectors = low(3)
     made = codecs.make("low_rank", {"p": 2, "basis": basis}).encode(base, vectors, {})
     numbers = sum(part.numel() for part in made.parts.values())
@@ -64,7 +64,7 @@ def test_rounding_to_16_bits_does_not_hide_the_rank():
     assert codecs.make("low_rank").encode(base, rounded, {}).figures["rank"] == 3
 
 
-def test_a_given_rank_cuts_and_what_is_not_of_low_rank_is_declined():
+def test_rank_can_be_limited_and_matrices_of_full_rank_are_declined():
     base, vectors = low(18)
     assert codecs.make("low_rank").encode(base, vectors, {}) is None
     assert codecs.make("low_rank", {"rank": 4}).encode(base, vectors, {}).figures["rank"] == 4

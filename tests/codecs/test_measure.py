@@ -8,7 +8,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.codecs.measure import choose_lambdas, fidelity
 
 
-def test_the_expert_itself_is_exact_and_the_base_as_far_as_can_be(pool):
+def test_the_expert_has_error_0_and_the_base_error_1(pool):
     exact = fidelity(pool, "code", pool.experts["code"])
     assert exact.error == 0
     assert exact.cosine == pytest.approx(1)
@@ -17,7 +17,7 @@ def test_the_expert_itself_is_exact_and_the_base_as_far_as_can_be(pool):
     assert math.isnan(nothing.cosine)
 
 
-def test_another_expert_lies_at_an_angle(pool):
+def test_another_expert_has_a_cosine_below_one(pool):
     found = fidelity(pool, "code", pool.experts["maths"])
     assert found.error > 1
     assert -1 < found.cosine < 0.9
@@ -29,7 +29,7 @@ def test_an_expert_that_is_the_base_has_no_scale(pool):
 
 
 def test_each_expert_takes_the_lambda_whose_reconstruction_scores_best(pool):
-    """Nearness to the expert as the score: what is chosen is no farther than any other; ties take the smallest."""
+    """With the negative error as the score, the chosen λ has the smallest error; ties take the smallest λ."""
     seen = {}
 
     def judge(name, candidate):

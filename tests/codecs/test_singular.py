@@ -31,7 +31,7 @@ def test_factors_are_gauge_fixed():
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-def test_what_would_be_no_smaller_is_declined():
+def test_matrices_that_would_not_shrink_are_declined():
     codec = codecs.make("singular")
     for vectors in (matrices(1, 6, 6), matrices(2, 6, 6), matrices(4, 6, 6)[:, 0]):
         assert codec.encode(vectors[0], vectors, {}) is None

@@ -31,7 +31,7 @@ def test_worked_example():
     assert sum(torch.tensor(bits) for bits in masks).tolist() == [2, 2, 1, 3]
 
 
-def test_at_lambda_1_only_what_outweighs_all_others_is_used():
+def test_at_lambda_1_only_elements_that_exceed_all_others_are_used():
     counts = sum((vector != 0).int() for vector in coded(1.0)[1])
     assert counts.tolist() == [0, 0, 1, 2]
 
@@ -50,7 +50,7 @@ def test_a_lambda_that_is_no_number_from_0_is_refused(wrong):
 
 
 @given(st.lists(st.tuples(*[st.floats(-2, 2, width=16)] * 3), min_size=1, max_size=9))
-def test_lambda_towards_0_keeps_what_the_expert_changed_and_towards_infinity_what_it_alone_did(columns):
+def test_small_lambda_keeps_all_changes_of_an_expert_and_large_lambda_those_of_it_alone(columns):
     vectors = torch.tensor(columns).T
     total = vectors.sum(0)
     for vector in vectors:

@@ -55,7 +55,7 @@ class World:
         return logits(self.show(slots, rest), self.architecture)
 
     def on_disk(self, slots, rest="a"):
-        """Return what transformers loads from a checkpoint that is put together with nothing but file operations."""
+        """Return the model that transformers loads from a checkpoint assembled by file operations alone."""
         folder = self.folder / "made"
         folder.mkdir(exist_ok=True)
         sources = {name: load_file(self.folder / name / "model.safetensors") for name in ("base", "a", "b")}
@@ -105,7 +105,7 @@ def test_layers_may_be_repeated_dropped_reordered_and_mixed(architecture, tmp_pa
 
 
 @pytest.mark.parametrize("architecture", TINY)
-def test_scale_multiplies_the_whole_residual_stream(architecture, tmp_path):
+def test_scale_multiplies_the_complete_residual_stream(architecture, tmp_path):
     world = World(tmp_path, architecture)
     slots = [("a", 0), ("b", 1, 0.7), ("a", 1), ("a", 1, -1.3)]
     model = world.on_disk(slots)
@@ -163,8 +163,6 @@ def test_layers_of_an_earlier_merge_are_let_go(tmp_path):
     assert held == {Recipe.parse(merged).id, Recipe.parse("a").id}
 
 
-# -- hidden states that stacks share ---------------------------------------------------------------------------------------
-
 PATHS = [
     [("a", 0), ("a", 1), ("a", 2)],
     [("a", 0), ("a", 1), ("b", 2)],
@@ -211,7 +209,7 @@ def test_memory_of_hidden_states_stays_within_its_budget(tmp_path):
     assert spared > 10
 
 
-def test_all_nodes_are_kept_where_they_fit_and_else_those_at_forks():
+def test_all_prefixes_are_kept_where_they_fit_and_otherwise_those_at_forks():
     paths = [("a", "ab", "abc"), ("a", "ab", "abd"), ("a", "ae", "aef"), ("g", "gh", "ghi")]
     everything = {node for path in paths for node in path}
     assert choose(paths, len(everything)) == everything

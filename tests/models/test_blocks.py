@@ -27,6 +27,6 @@ def test_rivals_are_named():
 
 
 @pytest.mark.parametrize("module", [nn.Linear(2, 2), nn.ModuleList([nn.Linear(2, 2), nn.Bilinear(2, 2, 2)])])
-def test_nothing_found_is_said(module):
+def test_module_without_a_stack_is_an_error(module):
     with pytest.raises(ModelError, match="found none"):
         find_blocks(nn.ModuleDict({"part": module}))

@@ -70,7 +70,7 @@ def test_powers_of_two_are_exact_where_blocks_add_to_the_stream(architecture, tm
     assert World(tmp_path, architecture, 1e-30).fold(POWERS).difference == 0
 
 
-def test_only_what_stands_at_the_stream_is_changed(tmp_path):
+def test_only_weights_at_the_residual_stream_are_changed(tmp_path):
     world = World(tmp_path, "llama")
     scales = (1.0, -2.0, 1.0, 1.0, -1.0)
     stack = world.stack(scales)
@@ -109,7 +109,7 @@ def test_stream_that_is_multiplied_by_zero_cannot_be_divided_by_it(tmp_path):
     assert "scale of 0" in found.why
 
 
-def test_inputs_that_cannot_be_made_prevent_folding(tmp_path):
+def test_unknown_inputs_prevent_folding(tmp_path):
     world = World(tmp_path, "llama")
     world.live.module.main_input_name = "input_values"
     assert "`input_values`" in world.fold(POWERS).why
@@ -143,7 +143,7 @@ def test_model_shows_anything_after_folding(tmp_path):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in world.live.blocks.modules())
 
 
-def test_change_counts_what_the_model_adds_to_its_weight(tmp_path):
+def test_change_includes_the_offset_that_the_model_adds_to_its_weight(tmp_path):
     source = Builder(
         Pool(tiny_model(tmp_path / "base", "gemma"), {"a": tiny_model(tmp_path / "a", "gemma", 1)})
     ).pool.base

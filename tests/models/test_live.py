@@ -66,7 +66,7 @@ def test_candidate_written_in_place_is_the_one_loaded_from_disk(architecture, tm
 
 
 @pytest.mark.parametrize("architecture", TINY)
-def test_blocks_are_found_in_every_architecture(architecture, tmp_path):
+def test_find_blocks_works_for_every_architecture(architecture, tmp_path):
     live = LiveModel(tiny_model(tmp_path, architecture))
     assert len(live.blocks) == 2
     assert len({type(block) for block in live.blocks}) == 1
@@ -188,7 +188,7 @@ def test_candidate_that_differs_from_the_base_is_an_error(tmp_path):
     assert torch.equal(live.module.model.norm.weight, before)
 
 
-def test_encoder_decoder_is_said_to_have_two_stacks(tmp_path):
+def test_encoder_decoder_is_refused_for_its_two_stacks(tmp_path):
     torch.manual_seed(0)
     config = {
         "model_type": "t5",
@@ -209,7 +209,7 @@ def test_encoder_decoder_is_said_to_have_two_stacks(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("auto_map", {"AutoModel": "modeling.Model"}, "code of its own"),
+        ("auto_map", {"AutoModel": "modeling.Model"}, "needs the folder's code"),
         ("quantization_config", {"quant_method": "gptq"}, "quantised"),
         ("model_type", "lama", "not the configuration"),
         ("architectures", ["LamaForCausalLM"], "`LamaForCausalLM`, which is no model"),

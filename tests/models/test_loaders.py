@@ -61,7 +61,7 @@ def logits(tensors, images):
     return hidden @ tensors["last.weight"].T + tensors["last.bias"]
 
 
-def test_candidate_of_an_own_module_scores_as_its_weights_do(net):
+def test_candidate_of_a_user_module_scores_as_its_weights_do(net):
     pool = Pool(net / "base", {name: net / name for name in ("one", "two")})
     task = {"kind": "classification", "search": "search.jsonl", "report": "report.jsonl", "input": "x", "label": "y"}
     setup = Setup(
@@ -97,19 +97,19 @@ def test_bfloat16_and_integer_buffers_are_kept(net):
     ("where", "message"),
     [
         ("net.py:mak", "has no function `mak`; did you mean `make`?"),
-        ("none.py:make", "`module` must be FILE.py:FUNCTION with a file that is there"),
-        ("net.py", "`module` must be FILE.py:FUNCTION with a file that is there"),
+        ("none.py:make", "`module` must be FILE.py:FUNCTION with an existing file"),
+        ("net.py", "`module` must be FILE.py:FUNCTION with an existing file"),
         ("net.py:words", "returned str; expected a torch.nn.Module"),
         ("net.py:wide", r"tensor `first.bias`: expected [6] as in the module of"),
     ],
 )
-def test_module_that_cannot_be_made_is_refused_saying_why(net, where, message):
+def test_module_that_cannot_be_created_is_refused_with_the_reason(net, where, message):
     with pytest.raises(ModelError) as caught:
         LiveModel(net / "base", module=f"{net}/{where}")
     assert message in str(caught.value)
 
 
-def test_module_whose_file_is_broken_is_refused_with_its_error(net):
+def test_broken_module_file_is_refused_with_its_error(net):
     (net / "broken.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(
         ModelError, match=r"broken.py cannot be imported: ModuleNotFoundError: No module named 'nothing_of"

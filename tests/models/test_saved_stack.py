@@ -49,9 +49,9 @@ def test_kinds_of_layers_that_follow_from_their_number_are_written_out():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "none"}, "transformers knows"),
-        ({}, "transformers knows"),
-        ({"model_type": "gemma3"}, "how many"),
+        ({"model_type": "none"}, "a `model_type` of transformers"),
+        ({}, "a `model_type` of transformers"),
+        ({"model_type": "gemma3"}, "the number of layers"),
     ],
 )
 def test_configuration_that_cannot_be_a_stacks_is_refused(config, message):

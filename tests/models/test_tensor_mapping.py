@@ -48,7 +48,7 @@ def thinned(t):
         lambda t: {"a": t["a"], "tied": t["a"]},
     ],
 )
-def test_moves_are_found(load):
+def test_moves_are_mapped(load):
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.rand(shape, generator=generator) for name, shape in SHAPES.items()}
     found = landed(load, tensors)
@@ -56,7 +56,7 @@ def test_moves_are_found(load):
         assert torch.equal(found[name], tensor), name
 
 
-def test_square_transpose_of_a_symmetric_tensor_is_found():
+def test_square_transpose_of_a_symmetric_tensor_is_mapped():
     (mapping,) = find_mappings({"a": (5, 5)}, lambda t: {"a": t["a"].T})
     assert mapping.order == (1, 0)
 
