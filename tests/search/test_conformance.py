@@ -152,12 +152,7 @@ class TestSwarm(Made, SteadySuite, DecodedSuite):
 
 
 class TestSwarmOnSeveralObjectives(Made, SteadySuite, DecodedSuite):
-    settings: ClassVar = {
-        "kind": "swarm",
-        "weights": {"left": 2, "right": 1},
-        "worst": "current",
-        "particles": 8,
-    }
+    settings: ClassVar = {"kind": "swarm", "weights": {"left": 2, "right": 1}, "worst": "current", "particles": 8}
     problem = staticmethod(three_corners)
 
     def quality(self, problem, proposals):
