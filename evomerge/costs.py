@@ -7,20 +7,22 @@ from pathlib import Path
 
 from evomerge.trial import Evaluation, Proposal
 
+_NAME = "costs.jl"
 
-def append(path: Path, proposal: Proposal, evaluation: Evaluation) -> None:
-    """Append one evaluation, on a new line even where the file ends in a torn one."""
+
+def append(folder: Path, proposal: Proposal, evaluation: Evaluation) -> None:
+    """Append one evaluation of the study in `folder`, on a new line even if the last line is torn."""
     line = {"number": proposal.number, "split": proposal.split, "seconds": dict(evaluation.seconds)}
-    with path.open("a+b") as file:
+    with (folder / _NAME).open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(end - 1, 0))
         torn = end > 0 and file.read(1) != b"\n"
         file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
 
 
-def totals(path: Path) -> tuple[dict[str, float], int]:
+def totals(folder: Path) -> tuple[dict[str, float], int]:
     """Return the seconds by `split: phase`, and the number of damaged lines, which are skipped."""
-    total: dict[str, float] = defaultdict(float)
+    path, total = folder / _NAME, defaultdict[str, float](float)
     damaged = 0
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:

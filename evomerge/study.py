@@ -114,7 +114,7 @@ class Study:
                 driver.tell(proposal, evaluation)
                 if self.parts.space.parents:
                     evaluator.retain(_needed(driver, pending.values()))
-                self.record_cost(proposal, evaluation)
+                costs.append(self.folder, proposal, evaluation)
                 completed += cost(proposal, full)
                 self.spent = completed / full
                 watch(proposal, evaluation)
@@ -182,10 +182,6 @@ class Study:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
-
-    def record_cost(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Record how long an evaluation took."""
-        costs.append(self.folder / "costs.jl", proposal, evaluation)
 
     def _matching(self, event: Ask, proposal: Proposal | None) -> Proposal:
         """Return the driver's proposal. Raises `StudyError` if it is not the recorded one."""

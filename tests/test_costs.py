@@ -13,11 +13,11 @@ LINE = b'{"number": 0, "split": "search", "seconds": {"merge": 1.0, "score": 2.0
 
 def test_seconds_are_summed_by_split_and_phase(tmp_path):
     path = tmp_path / "costs.jl"
-    assert costs.totals(path) == ({}, 0)
+    assert costs.totals(tmp_path) == ({}, 0)
     for number, split in enumerate(("search", "search", "report")):
-        costs.append(path, Proposal(number, base(), split=split), Evaluation(seconds={"merge": 1.0, "score": 2.0}))
+        costs.append(tmp_path, Proposal(number, base(), split=split), Evaluation(seconds={"merge": 1.0, "score": 2.0}))
     assert path.read_bytes().startswith(LINE)
-    assert costs.totals(path) == (
+    assert costs.totals(tmp_path) == (
         {"search: merge": 2.0, "search: score": 4.0, "report: merge": 1.0, "report: score": 2.0},
         0,
     )
@@ -30,6 +30,6 @@ def test_seconds_are_summed_by_split_and_phase(tmp_path):
 def test_damaged_lines_are_skipped_and_counted(damage, tmp_path):
     path = tmp_path / "costs.jl"
     path.write_bytes(LINE + damage)
-    costs.append(path, Proposal(1, base()), Evaluation(seconds={"score": 2.0}))
-    assert costs.totals(path) == ({"search: merge": 1.0, "search: score": 4.0}, 1)
+    costs.append(tmp_path, Proposal(1, base()), Evaluation(seconds={"score": 2.0}))
+    assert costs.totals(tmp_path) == ({"search: merge": 1.0, "search: score": 4.0}, 1)
     assert json.loads(path.read_bytes().splitlines()[-1])["number"] == 1

@@ -100,7 +100,7 @@ class _Refusing(FromIds):
 def test_damaged_costs_are_left_out_with_a_note(folder):
     path = folder / "costs.jl"
     os.truncate(path, path.stat().st_size - 30)
-    before, damaged = costs.totals(path)
+    before, damaged = costs.totals(folder)
     assert damaged == 1
     study, _ = _resume(folder, 16)
     results = measure.measure(study, FromIds())

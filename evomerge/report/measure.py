@@ -109,7 +109,7 @@ def measure(
         corner,
         draws,
     )
-    seconds, damaged = costs.totals(study.folder / "costs.jl")
+    seconds, damaged = costs.totals(study.folder)
     return Results(
         name=settings.name,
         digest=digest(record.completed),
@@ -286,7 +286,7 @@ def _score(
         proposals = (Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(todo))
         completed = drive(evaluator, journal, lambda: next(proposals, None))
         for done, (proposal, evaluation) in enumerate(completed, start=1):
-            study.record_cost(proposal, evaluation)
+            costs.append(study.folder, proposal, evaluation)
             if evaluation.error is None:
                 known[proposal.recipe.id, proposal.split] = evaluation
             else:

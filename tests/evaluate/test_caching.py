@@ -1,6 +1,7 @@
 """No example of a recipe is scored twice, except after a failure."""
 
 from collections import Counter, deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from evomerge.evaluate import CachingEvaluator, Evaluator, Serial, Worker
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Evaluation, Proposal
 
+BASE, EXPERT = recipe.base(), recipe.expert("maths")
+SIZES = {"search": {"a": 4, "b": 2}, "report": {"a": 1, "b": 1}}
+
 
 class Counting(Evaluator):
-    """Scores 1, or fails, and records what it evaluated."""
+    """Gives each example of a recipe a distinct score, or fails with the next of `errors`, and counts."""
 
     slots = 3
 
@@ -24,6 +28,7 @@ class Counting(Evaluator):
         self.errors = deque(errors)
         self.queue = deque()
         self.evaluated = []
+        self.scored = Counter()
         self.closed = False
 
     def submit(self, proposal):
@@ -32,15 +37,30 @@ class Counting(Evaluator):
     def wait(self):
         proposal = self.queue.popleft()
         self.evaluated.append(proposal.number)
-        error = self.errors.popleft() if self.errors else None
-        scores = {} if error else {"t/m": np.ones(2, np.float32)}
-        return proposal.number, Evaluation(scores, error, seconds={"score": 1.0})
+        if self.errors and (error := self.errors.popleft()):
+            return proposal.number, Evaluation(error=error, seconds={"score": 1.0})
+        asked = asked_for(proposal).items()
+        self.scored.update((proposal.recipe.id, task, i) for task, indices in asked for i in indices)
+        return proposal.number, replace(truth(proposal), seconds={"score": 1.0})
 
     def close(self):
         self.closed = True
 
 
-BASE, EXPERT = recipe.base(), recipe.expert("maths")
+def asked_for(proposal):
+    complete = {task: tuple(range(size)) for task, size in SIZES["search"].items()}
+    return complete if proposal.examples is None else proposal.examples
+
+
+def truth(proposal):
+    mark = int(proposal.recipe.id[:4], 16)
+    return Evaluation(
+        {
+            f"{task}/{metric}": np.array([mark + 10 * i + (task == "b") + sign for i in numbers], np.float32)
+            for task, numbers in asked_for(proposal).items()
+            for metric, sign in (("m", 0), ("k", 0.5))
+        }
+    )
 
 
 @pytest.fixture
@@ -105,55 +125,13 @@ def test_equal_pending_recipes_share_a_failure():
 def test_seeded_evaluations_are_cached():
     inner = Counting()
     evaluator = CachingEvaluator(inner)
-    evaluator.seed(BASE.id, "search", Evaluation({"t/m": np.zeros(2, np.float32)}))
+    evaluator.seed(BASE.id, "search", Evaluation({"a/m": np.zeros(4, np.float32)}))
     evaluator.seed(EXPERT.id, "search", Evaluation(error="out of memory"))
     evaluator.submit(Proposal(0, BASE))
     evaluator.submit(Proposal(1, EXPERT))
-    assert evaluator.wait()[1].means(["t/m"]) == 0
-    assert evaluator.wait()[1].means(["t/m"]) == 1
+    assert evaluator.wait()[1].means(["a/m"]) == 0
+    assert evaluator.wait()[1].to_json() == truth(Proposal(1, EXPERT)).to_json()
     assert inner.evaluated == [1]
-
-
-SIZES = {"search": {"a": 4, "b": 2}, "report": {"a": 1, "b": 1}}
-
-
-class Marking(Evaluator):
-    """Gives each example of a recipe a distinct score, and counts; fails as planned."""
-
-    slots = 3
-
-    def __init__(self, failing=()):
-        self.lineage = {}
-        self.queue = deque()
-        self.scored = Counter()
-        self.failing = deque(failing)
-
-    def submit(self, proposal):
-        self.queue.append(proposal)
-
-    def wait(self):
-        proposal = self.queue.popleft()
-        if self.failing and self.failing.popleft():
-            return proposal.number, Evaluation(error="out of memory")
-        asked = asked_for(proposal)
-        self.scored.update((proposal.recipe.id, task, i) for task, numbers in asked.items() for i in numbers)
-        return proposal.number, truth(proposal)
-
-
-def asked_for(proposal):
-    complete = {task: tuple(range(size)) for task, size in SIZES["search"].items()}
-    return complete if proposal.examples is None else proposal.examples
-
-
-def truth(proposal):
-    mark = int(proposal.recipe.id[:4], 16)
-    return Evaluation(
-        {
-            f"{task}/{metric}": np.array([mark + 10 * i + (task == "b") + sign for i in numbers], np.float32)
-            for task, numbers in asked_for(proposal).items()
-            for metric, sign in (("m", 0), ("k", 0.5))
-        }
-    )
 
 
 PARTS = st.fixed_dictionaries(
@@ -164,7 +142,7 @@ PROPOSED = st.lists(st.tuples(st.sampled_from([BASE, EXPERT]), st.none() | PARTS
 
 @given(PROPOSED)
 def test_every_example_is_scored_once_and_every_answer_has_the_asked_examples(proposed):
-    inner = Marking()
+    inner = Counting()
     evaluator = CachingEvaluator(inner, SIZES)
     pending = {}
     for number, (what, examples, then_wait) in enumerate(proposed):
@@ -185,7 +163,7 @@ def test_every_example_is_scored_once_and_every_answer_has_the_asked_examples(pr
 
 
 def test_seeded_parts_are_cached():
-    inner = Marking()
+    inner = Counting()
     evaluator = CachingEvaluator(inner, SIZES)
     for examples in ({"a": (3, 1)}, {"b": (0, 1)}):
         evaluator.seed(BASE.id, "search", truth(Proposal(0, BASE, examples=examples)), examples)
@@ -198,7 +176,7 @@ def test_seeded_parts_are_cached():
 
 
 def test_failed_part_fails_waiting_proposals_and_is_tried_again_later():
-    inner = Marking([True])
+    inner = Counting("out of memory")
     evaluator = CachingEvaluator(inner, SIZES)
     evaluator.submit(Proposal(0, BASE, examples={"a": (0,)}))
     evaluator.submit(Proposal(1, BASE))
@@ -209,7 +187,7 @@ def test_failed_part_fails_waiting_proposals_and_is_tried_again_later():
 
 def test_parts_without_sizes_are_refused():
     with pytest.raises(EvaluatorError, match=r"expected `sizes`.*CachingEvaluator\(evaluator, sizes\)"):
-        CachingEvaluator(Marking()).submit(Proposal(0, BASE, examples={"a": (0,)}))
+        CachingEvaluator(Counting()).submit(Proposal(0, BASE, examples={"a": (0,)}))
 
 
 def test_assembled_parts_equal_a_full_evaluation_up_to_rounding(setup, sizes):
