@@ -73,8 +73,7 @@ def test_unknown_spaces_name_the_nearest(tmp_path):
 @pytest.mark.parametrize("method", [name for name in merging.METHODS if name not in ("mwa", "model_stock")])
 def test_a_space_can_be_made_of_any_method(method):
     data = strict_yaml.parse(space.from_method(method), method)
-    stages = [merging.STAGES[stage] for stage in merging.METHODS[method].stages]
-    experts = EXPERTS[: next((stage.inputs for stage in stages if stage.inputs), len(EXPERTS))]
+    experts = EXPERTS[: merging.METHODS[method].inputs or len(EXPERTS)]
     searched = SearchSpace.parse(data, experts=experts)
     merging.check(searched.decode(searched.initial))
     wanted = {key for key, spec in merging.METHODS[method].parameters.items() if spec.search}
