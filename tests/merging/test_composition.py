@@ -1,4 +1,4 @@
-"""One pass over memory: as written or compiled, on any number of threads, the same bytes."""
+"""Compositions: as written or compiled, on any number of threads, the same bytes."""
 
 import logging
 import warnings
@@ -6,63 +6,65 @@ from collections import defaultdict
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from evomerge.merging import STAGES, composition, pipeline
-from evomerge.merging.stages.arcs import ARCS
+from evomerge.merging import METHODS, STAGES, composition, pipeline
 from evomerge.recipe import Recipe, merge
-from evomerge.testing import merge_tensors
+from evomerge.testing import inputs_of, merge_tensors
 
 NAME = "layers.0.mlp.weight"
 LABELS = ["a", "b"]
 
-COMPOSITIONS = {
-    "size": (
-        torch.bfloat16,
-        {
-            "edit": [{"trim": {"density": 0.7}}, {"clip": {"clip": 0.01}}, "multiply", {"near": {"t": 0.3}}, "dare"],
-            "weigh": [{"elect": {"undecided": "positive"}}, "weight", "stock"],
-            "reduce": "solve",
-            "post": [{"consensus": {"agree": 1}}, "restore_norm", "scale", "lines", {"noise": {"sigma": 0.05}}],
-        },
-    ),
-    "rank": (
-        torch.float32,
-        {
-            "edit": [{"breadcrumbs": {"density": 0.8}}, {"select": {"select": 0.7}}, "della"],
-            "weigh": [{"elect": {"elect": "count", "undecided": "majority"}}, "energy", {"metric": {"metric": 2}}],
-            "reduce": "max",
-        },
-    ),
-    "matrices": (
-        torch.bfloat16,
-        {
-            "edit": ["decorrelate", {"dare": {"drop": 0.4, "rescale": "l1"}}, {"della": {"rescale": "l1"}}],
-            "weigh": [{"balance": {"variant": "paper", "ratio": 0.5}}],
-            "origin": "mean",
-            "reduce": "solve",
-        },
-    ),
-    "balance": (torch.bfloat16, {"edit": ["project"], "weigh": [{"balance": {"ratio": 0.5}}], "origin": "zero"}),
-    "split": (
-        torch.float32,
-        {"weigh": [{"split_slerp": {"split": 0.37, "t": 0.2, "angle": "part"}}], "origin": "zero", "post": ["noise"]},
-    ),
-    "mutated": (torch.float32, {"edit": [{"svd_mutate": {"rate": 0.5}}], "origin": "zero"}),
-    "joined": (torch.float32, {"edit": ["isotropise"], "weigh": [], "post": ["scale"]}),
+EXTRAS = {
+    "exact": {
+        "edit": [
+            {"trim": {"density": 0.7, "equals": "first"}},
+            {"breadcrumbs": {"density": 0.8, "equals": "first"}},
+            {"select": {"select": 0.7, "equals": "first"}},
+        ],
+        "weigh": [{"elect": {"elect": "count", "undecided": "majority"}}],
+        "origin": "mean",
+        "reduce": "max",
+    },
+    "norms": {
+        "edit": [{"dare": {"drop": 0.4, "rescale": "l1"}}, {"della": {"rescale": "l1"}}],
+        "weigh": [{"elect": {"undecided": "positive"}}, {"weight": {"weight": -0.3}}],
+        "reduce": "solve",
+    },
+    "balances": {
+        "edit": [{"clip": {"clip": 0.01}}],
+        "weigh": [{"balance": {"variant": variant, "ratio": 0.5}} for variant in ("paper", "merging", "pcb")],
+    },
+    "noise": {"post": [{"noise": {"sigma": 0.05}}]},
 }
-"""By name: the models' dtype, and stages. Together they have each stage's `apply`, origin and reduction."""
-
-
-def models(dtype):
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(128, 160, generator=generator)
-    base[:2] = torch.tensor([0.0, -0.0]).repeat(80)
-    near = [torch.where(base == 0, 0.0, base + 0.1 * torch.randn(128, 160, generator=generator)) for _ in LABELS]
-    return {NAME: base.to(dtype)}, [{NAME: tensor.to(dtype)} for tensor in near]
+"""Stages, words, origins and reductions that no method has by default."""
+CASES = [*METHODS, *EXTRAS]
 
 
 def recipe(stages):
     return Recipe.parse({"merge": {"inputs": LABELS, "stages": stages, "seed": 3}})
+
+
+def case(name):
+    """Return a recipe and its models: bf16, but for one input in fp32."""
+    stages, count = EXTRAS.get(name), 2 if name in EXTRAS else inputs_of(name)
+    base, inputs = models(torch.bfloat16, count)
+    inputs[1 % count] = models(torch.float32, count)[1][1 % count]
+    made = recipe(stages) if stages else merge(name, LABELS[:count] if count == 2 else [*LABELS, "c"], seed=3)
+    return made, base, inputs
+
+
+def run(name, **options):
+    """Merge a case into fp32, whose last bits bf16 would hide."""
+    return data(merge_tensors(*case(name), torch.float32, **options))
+
+
+def models(dtype, count=2):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(128, 160, generator=generator)
+    base[:2] = torch.tensor([0.0, -0.0]).repeat(80)
+    near = [torch.where(base == 0, 0.0, base + 0.1 * torch.randn(128, 160, generator=generator)) for _ in range(count)]
+    return {NAME: base.to(dtype)}, [{NAME: tensor.to(dtype)} for tensor in near]
 
 
 def data(tensors):
@@ -74,7 +76,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning") 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Return a function that gives a merge, by its name, as it comes from compiled code."""
+    """Return a function that gives a merge, by its name, from compiled code."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         from torch._inductor import cpp_builder, exc
@@ -83,54 +85,85 @@ def compiled():
             cpp_builder.get_cpp_compiler()
         except exc.InvalidCxxCompiler:
             pytest.skip("torch compiles with a C++ compiler, and there is none")
-        found = {}
         patch.setattr(composition, "_broken", set())
 
-        def run(name):
-            if name not in found:
-                dtype, stages = COMPOSITIONS[name]
-                found[name] = data(merge_tensors(recipe(stages), *models(dtype), compile=True))
+        def compiled_run(name):
+            merged = run(name, compile=True)
             assert composition._broken == set()
-            return found[name]
+            return merged
 
-        yield run
+        yield compiled_run
 
 
-def test_every_stage_is_in_a_composition():
-    used = {
-        entry if isinstance(entry, str) else next(iter(entry))
-        for _, stages in COMPOSITIONS.values()
+def test_every_stage_is_in_a_case():
+    staged = {
+        next(iter(entry))
+        for stages in EXTRAS.values()
         for role in ("edit", "weigh", "post")
         for entry in stages.get(role, ())
     }
-    alike = {*ARCS, "swap"} - {"split_slerp"}  # one bound number for each input, as `weight`
-    assert used | alike == set(STAGES)
+    assert staged.union(*(method.stages for method in METHODS.values())) == set(STAGES)
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize("name", CASES)
 def test_compiled_is_as_written_byte_for_byte(compiled, name):
-    dtype, stages = COMPOSITIONS[name]
-    written = data(merge_tensors(recipe(stages), *models(dtype)))
-    assert torch.equal(compiled(name), written)
+    """So the bytes do not depend on when a search starts to compile, either."""
+    assert torch.equal(compiled(name), run(name))
 
 
-@pytest.mark.parametrize("name", ["size", "rank", "split", "mutated"])
+EXACT = {
+    *("abs", "add", "arange", "bitwise_and", "bitwise_not", "bitwise_xor", "clamp", "copysign", "div", "eq", "floor"),
+    *("ge", "gt", "le", "lt", "maximum", "minimum", "mul", "neg", "reciprocal", "sign", "sub", "unbind", "where"),
+    *("__and__", "__invert__", "__lshift__", "__or__", "__rshift__", "__xor__", "bitwise_or", "view", "zeros"),
+    *("_to_copy", "_unsafe_view", "alias", "clone", "copy_", "detach", "lift_fresh", "rsub", "scalar_tensor"),
+    *("select", "slice", "full_like", "logical_not", "bitwise_left_shift", "bitwise_right_shift", "stack"),
+}
+"""torch operations whose result IEEE 754 or integer arithmetic defines; not exp, log, tanh, pow, sums or products."""
+
+
+class Recorded(TorchDispatchMode):
+    """Records the names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name().split("::")[1].split(".")[0].rstrip("_"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stages_apply_only_operations_with_defined_results(monkeypatch, name):
+    """Whatever is transcendental is computed before, in `measure` or `bind`, or by `arithmetic`: with or without a compiler."""
+    recorded = Recorded()
+    plain = composition.Composition.run
+
+    def record(self, *arguments):
+        with recorded:
+            plain(self, *arguments)
+
+    monkeypatch.setattr(composition.Composition, "run", record)
+    run(name)
+    assert recorded.names
+    assert recorded.names <= {operation.rstrip("_") for operation in EXACT}
+
+
+@pytest.mark.parametrize("name", ["ties", "sce", "split_slerp", "svd_mutate"])
 def test_threads_do_not_change_a_byte(compiled, name):
-    dtype, stages = COMPOSITIONS[name]
     expected = compiled(name)
     for threads in (2, 1):
         torch.set_num_threads(threads)
         for fused in (True, False):
-            assert torch.equal(data(merge_tensors(recipe(stages), *models(dtype), compile=fused)), expected)
+            assert torch.equal(run(name, compile=fused), expected)
 
 
-@pytest.mark.parametrize("name", COMPOSITIONS)
-def test_length_of_the_blocks_does_not_change_a_byte(monkeypatch, name):
-    """Of what a stage applies; what is summed over blocks may differ in its last bit, and is therefore kept."""
-    dtype, stages = COMPOSITIONS[name]
-    expected = merge_tensors(recipe(stages), *models(dtype))[NAME]
+@pytest.mark.parametrize("name", EXTRAS)
+def test_length_of_the_chunks_does_not_change_a_byte(monkeypatch, name):
+    """Of what a stage applies; a sum over chunks may differ in its last bit, and is therefore kept."""
+    expected = merge_tensors(*case(name))[NAME]
     monkeypatch.setattr(pipeline, "CHUNK", 777)
-    found = merge_tensors(recipe(stages), *models(dtype))[NAME]
+    found = merge_tensors(*case(name))[NAME]
     assert (found != expected).float().mean() < 0.01
     assert torch.allclose(found, expected, rtol=2**-7, atol=1e-6)
 

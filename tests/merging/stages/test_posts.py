@@ -1,4 +1,4 @@
-"""What is done to the merged task vector: the suite that all must keep, and the papers' numbers."""
+"""What is done to the merged task vector: the papers' numbers."""
 
 import numpy as np
 import pytest
@@ -6,36 +6,8 @@ import torch
 from merging.vectors import each, merged, staged
 
 from evomerge.merging.randomness import bits, normal, own_key
-from evomerge.merging.stages.posts import POSTS
 from evomerge.recipe import Recipe, merge
-from evomerge.testing import StageSuite, merge_tensors
-
-
-class TestScale(StageSuite):
-    name = "scale"
-
-
-class TestLines(StageSuite):
-    name = "lines"
-
-
-class TestConsensus(StageSuite):
-    name = "consensus"
-
-
-class TestRestoreNorm(StageSuite):
-    name = "restore_norm"
-
-
-class TestNoise(StageSuite):
-    name = "noise"
-
-
-def test_every_post_stage_is_held_to_the_suite():
-    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(POSTS)
-
-
-# -- Consensus --
+from evomerge.testing import merge_tensors
 
 TALL = [[1.0, 0.2, 0.0, -0.5], [0.1, 0.3, 1.0, 0.5], [0.9, 0.1, -0.1, 0.05]]
 
@@ -69,8 +41,6 @@ def test_each_task_has_its_own_threshold():
 def test_frozen_elements_are_never_counted():
     assert merged("consensus", [[0.0, 1.0], [0.0, 1.0]], {"threshold": 0, "agree": 1, "lambda": 1}) == [0, 2]
 
-
-# -- LiNeS --
 
 BLOCKS = {f"layers.{i}.mlp.weight": torch.zeros(3) for i in range(4)}
 OUTSIDE = {"embed.weight": torch.zeros(3), "final_norm.weight": torch.zeros(3)}
@@ -111,17 +81,11 @@ def test_alpha_of_a_merge_that_vanishes_is_zero():
     assert merged("lines", [[1.0, 2.0], [-1.0, -2.0]]) == [0, 0]
 
 
-# -- lengths --
-
-
 def test_restored_length_is_the_mean_of_the_task_vectors():
     """[6, 0] and [0, 8], mean length 7, merged to [3, 4]."""
     found = staged([[6.0, 0.0], [0.0, 8.0]], weigh=[{"weight": {"weight": 0.5}}], post=["restore_norm"])
     assert found == pytest.approx([4.2, 5.6])
     assert staged([[1.0, 0.0], [-1.0, 0.0]], post=["restore_norm"]) == [0, 0]
-
-
-# -- noise --
 
 
 def noisy(models, sigma=0.01, seed=0, origin="zero", base=None):

@@ -1,4 +1,4 @@
-"""Edits of matrices by their singular vectors: the suite that all must keep, and the papers' numbers."""
+"""Edits of matrices by their singular vectors: the papers' numbers."""
 
 import numpy as np
 import pytest
@@ -7,31 +7,8 @@ from merging.vectors import each, merged
 
 from evomerge.errors import RecipeError
 from evomerge.merging import check
-from evomerge.merging.stages.spectral import SPECTRAL
 from evomerge.recipe import Recipe, merge
-from evomerge.testing import StageSuite, merge_tensors
-
-
-class TestDecorrelate(StageSuite):
-    name = "decorrelate"
-
-
-class TestIsotropise(StageSuite):
-    name = "isotropise"
-
-
-class TestSvdMutate(StageSuite):
-    name = "svd_mutate"
-    symmetric = False
-
-
-class TestProject(StageSuite):
-    name = "project"
-    symmetric = False
-
-
-def test_every_spectral_edit_is_held_to_the_suite():
-    assert {suite.name for suite in StageSuite.__subclasses__() if suite.__module__ == __name__} == set(SPECTRAL)
+from evomerge.testing import merge_tensors
 
 
 def close(expected, to=5e-7):
@@ -41,8 +18,6 @@ def close(expected, to=5e-7):
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).tolist()
 
-
-# -- TSV-Merge --
 
 TSV = [[[2.0, 0.0], [0.0, 0.1]], [[0.3, 0.4], [0.3, 0.4]]]
 
@@ -73,9 +48,6 @@ def test_tsv_of_two_equal_directions_is_finite():
     """The polar factor of a singular matrix is arbitrary where it is null: that part is left out."""
     matrix = [[1.0, 1.0], [1.0, 1.0]]
     assert np.isfinite(merged("tsv", [matrix, matrix])).all()
-
-
-# -- ISO-C, ISO-CTS --
 
 
 def test_iso_c_by_hand():
@@ -116,8 +88,6 @@ def test_stages_after_the_inputs_are_joined_are_refused():
     with pytest.raises(RecipeError, match="`weight` comes after `isotropise`, which joins the inputs into one"):
         check(recipe)
 
-
-# -- CycleQD's mutation --
 
 DIAGONAL = [[3.0, 0.0], [0.0, -2.0]]
 
@@ -188,8 +158,6 @@ def test_at_rate_0_and_where_there_is_no_matrix_it_is_the_child_bit_for_bit(name
     found = merge_tensors(merge("svd_mutate", ["child", "expert"], NONE[name]), models[0], models[1:])
     assert found[name].numpy().tobytes() == numbers.numpy().tobytes()
 
-
-# -- OPCM --
 
 OPCM = [[[3.0, 0.0], [0.0, 1.0]], [[1.0, 2.0], [4.0, 5.0]]]
 
