@@ -1,14 +1,14 @@
 """Do populations of models (CycleQD, natural niches) beat searches for one recipe, at equal evaluations?
 
-The comparison of Agent Skill Acquisition for Large Language Models via CycleQD (arXiv 2410.14735), small: the three experts of
-the `language` zoo (German, Python, sums), searched by the log-likelihood of each one's own task. CMA-ES and NSGA-II look for
-a weight for each expert; CycleQD and natural niches cross earlier candidates. What is judged, on unseen examples, is the
-candidate with the best mean over tasks on the search examples, where 0 is the base and 1 the task's own expert; of CycleQD
-also the last proposal, which is the merge of each task's best.
+A small version of the comparison in Agent Skill Acquisition for Large Language Models via CycleQD (arXiv 2410.14735): the three
+experts of the `language` zoo (German, Python, sums), with the log-likelihood of each expert's task as objectives. CMA-ES
+and NSGA-II search one weight per expert; CycleQD and M2N2 cross earlier candidates. Evaluated on unseen examples is the candidate
+with the best mean over tasks on the search examples, on a scale with 0 for the base and 1 for the task's expert; for CycleQD
+also the last proposal, the merge of all tasks' best elites.
 
     python experiments/cycle_qd.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/cycle_qd/`.
+An interrupted run resumes with the same command: its studies are kept in `runs/cycle_qd/`.
 """
 
 import tempfile
@@ -44,20 +44,20 @@ MERGED = "CycleQD, each task's best merged"
 
 
 class Judge:
-    """Scores candidates: 0 on a task is the base's mean log-likelihood, 1 that of the task's own expert."""
+    """Scores candidates: on each task 0 is the base's mean log-likelihood and 1 that of the task's expert."""
 
     def __init__(self, tasks: Sequence[str], setup: Setup) -> None:
-        """Judge by `tasks`, each with an expert of its name."""
+        """Score on `tasks`, each with an expert of the same name."""
         self.tasks = tasks
         self.worker = Worker(setup)
-        self._found: dict[tuple[str, Split], NDArray[np.float64]] = {}
+        self._cache: dict[tuple[str, Split], NDArray[np.float64]] = {}
 
     def unseen(self, candidate: Recipe) -> NDArray[np.float64]:
         """Return a candidate's scores on unseen examples, `(tasks,)`."""
         return self.scale(self._means(candidate, "report"), "report")
 
     def scale(self, values: NDArray[np.float64], split: Split) -> NDArray[np.float64]:
-        """Return mean log-likelihoods `(tasks,)` in units of what the expert adds to the base."""
+        """Return mean log-likelihoods `(tasks,)` relative to the difference between expert and base."""
         zero = self._means(recipe.base(), split)
         one = np.diag([self._means(recipe.expert(name), split) for name in self.tasks])
         scaled: NDArray[np.float64] = (values - zero) / (one - zero)
@@ -65,9 +65,9 @@ class Judge:
 
     def _means(self, candidate: Recipe, split: Split) -> NDArray[np.float64]:
         key = candidate.id, split
-        if key not in self._found:
-            self._found[key] = means(self.worker.evaluate(candidate, split), self.tasks)
-        return self._found[key]
+        if key not in self._cache:
+            self._cache[key] = means(self.worker.evaluate(candidate, split), self.tasks)
+        return self._cache[key]
 
 
 def means(evaluation: Evaluation, tasks: Sequence[str]) -> NDArray[np.float64]:
@@ -93,8 +93,8 @@ def measure(switches: Switches) -> Findings:
         "evaluations": switches.evaluations,
     }
     judge = Judge(tasks, Setup(pool["base"], pool["experts"], settings["tasks"], precision=settings["precision"]))
-    found: dict[str, list[NDArray[np.float64]]] = {"average": [judge.unseen(recipe.merge("linear", list(tasks)))]}
-    found |= {f"expert {name}": [judge.unseen(recipe.expert(name))] for name in tasks}
+    scores: dict[str, list[NDArray[np.float64]]] = {"average": [judge.unseen(recipe.merge("linear", list(tasks)))]}
+    scores |= {f"expert {name}": [judge.unseen(recipe.expert(name))] for name in tasks}
     recipes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="cycle_qd-") as scratch:
         folder = Path(scratch) if switches.smoke else STUDIES
@@ -104,11 +104,11 @@ def measure(switches: Switches) -> Findings:
                 judge.worker.members.lineage.update(study.lineage())
                 best, last = chosen(study, judge)
                 recipes[f"{method}, seed {seed}"] = best.id
-                found.setdefault(method, []).append(judge.unseen(best))
+                scores.setdefault(method, []).append(judge.unseen(best))
                 if driver["kind"] == "cycle":
                     recipes[f"{MERGED}, seed {seed}"] = last.id
-                    found.setdefault(MERGED, []).append(judge.unseen(last))
-                say(f"{method}, seed {seed}: {found[method][-1].mean():.3f} on unseen examples")
+                    scores.setdefault(MERGED, []).append(judge.unseen(last))
+                say(f"{method}, seed {seed}: {scores[method][-1].mean():.3f} on unseen examples")
     figures = {
         "rows": [
             {
@@ -118,12 +118,12 @@ def measure(switches: Switches) -> Findings:
                 "mean": float(value.mean()),
                 **dict(zip(tasks, value.tolist(), strict=True)),
             }
-            for method, values in found.items()
+            for method, values in scores.items()
             for seed, value in enumerate(values)
         ],
         "paper": PAPER,
     }
-    return Findings(figures, text(found, tasks), draw(found), recipes)
+    return Findings(figures, text(scores, tasks), draw(scores), recipes)
 
 
 def methods(evaluations: int) -> list[tuple[str, dict[str, Any], Any]]:
@@ -137,10 +137,10 @@ def methods(evaluations: int) -> list[tuple[str, dict[str, Any], Any]]:
     ]
 
 
-def search(folder: Path, method: str, seed: int, given: Mapping[str, Any]) -> Study:
-    """Search as a study does; what has been evaluated before is not again."""
+def search(folder: Path, method: str, seed: int, data: Mapping[str, Any]) -> Study:
+    """Run or resume the study of a method and seed."""
     name = f"{method.replace(' ', '_')}-{seed}"
-    settings = StudySettings.parse({**given, "name": name, "seed": seed}, name, Path())
+    settings = StudySettings.parse({**data, "name": name, "seed": seed}, name, Path())
     study = Study.create(folder / name, settings)
     say(f"{method}, seed {seed}: {settings.evaluations} evaluations")
     with study.evaluator() as evaluator:
@@ -150,30 +150,32 @@ def search(folder: Path, method: str, seed: int, given: Mapping[str, Any]) -> St
 
 def chosen(study: Study, judge: Judge) -> tuple[Recipe, Recipe]:
     """Return the candidate with the best mean over tasks on the search examples, and the last one."""
-    good = [(proposal, evaluation) for proposal, evaluation in study.population() if evaluation.error is None]
-    values = [judge.scale(means(evaluation, judge.tasks), "search").mean() for _, evaluation in good]
-    return good[int(np.argmax(values))][0].recipe, good[-1][0].recipe
+    successes = [(proposal, evaluation) for proposal, evaluation in study.population() if evaluation.error is None]
+    values = [judge.scale(means(evaluation, judge.tasks), "search").mean() for _, evaluation in successes]
+    return successes[int(np.argmax(values))][0].recipe, successes[-1][0].recipe
 
 
-def text(found: Mapping[str, Sequence[NDArray[np.float64]]], tasks: Sequence[str]) -> str:
+def text(scores: Mapping[str, Sequence[NDArray[np.float64]]], tasks: Sequence[str]) -> str:
     rows = []
-    for method, values in found.items():
+    for method, values in scores.items():
         each = np.array([*values])
         spread = f" ± {each.mean(1).std(ddof=1):.3f}" if len(each) > 1 else ""
         rows.append([method, str(len(each)), f"{each.mean():.3f}{spread}", *(f"{v:.3f}" for v in each.mean(0))])
-    about = "Log-likelihood of unseen examples: 0 is the base, 1 the task's own expert. After ±: standard deviation over seeds."
+    about = (
+        "Log-likelihood on unseen examples: 0 is the base, 1 the task's expert. ± is the standard deviation over seeds."
+    )
     return f"{table(['method', 'seeds', 'mean', *tasks], rows)}\n\n{about}\n\n{PAPER}"
 
 
-def draw(found: Mapping[str, Sequence[NDArray[np.float64]]]) -> Figure:
-    figure = Figure(figsize=(8, 0.9 + 0.4 * len(found)), layout="constrained")
+def draw(scores: Mapping[str, Sequence[NDArray[np.float64]]]) -> Figure:
+    figure = Figure(figsize=(8, 0.9 + 0.4 * len(scores)), layout="constrained")
     axes = figure.subplots()
-    for row, values in enumerate(found.values()):
+    for row, values in enumerate(scores.values()):
         means_of = [float(value.mean()) for value in values]
         axes.barh(row, np.mean(means_of), color="#0072B2" if len(values) > 1 else "#b9c4cc")
         if len(values) > 1:
             axes.plot(means_of, [row] * len(means_of), "o", color="black", markersize=4)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(scores)), list(scores))
     axes.invert_yaxis()
     axes.axvline(0, color="#6b6b6b", linewidth=0.8)
     axes.set_xlabel("mean over tasks, unseen examples: 0 base, 1 own expert (dots: seeds)")

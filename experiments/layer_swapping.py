@@ -1,12 +1,12 @@
-"""Does a search find better layers to swap than the hand that Layer Swapping describes?
+"""Does a search find better layers to swap than the fixed choice of Layer Swapping?
 
-Layer Swapping (arXiv 2410.01335), small: two experts of the `language` zoo, for German and for sums, and sums asked in
-German. By hand, the paper's share of layers at the bottom and at the top come from the language's expert and the rest from
-the skill's; searched are how many these are, and, layer by layer, from whom each comes.
+A small version of Layer Swapping (arXiv 2410.01335): two experts of the `language` zoo, for German and for sums, and sums in
+German words. The fixed choice takes the paper's shares of layers at the bottom and at the top from the language's expert and
+the others from the skill's expert. The searches choose these numbers of layers, or the source of each layer.
 
     python experiments/layer_swapping.py [--smoke] [--seeds N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/layers/`.
+An interrupted run resumes with the same command: its studies are kept in `runs/layers/`.
 """
 
 import tempfile
@@ -23,33 +23,33 @@ from evomerge.checkpoints.layout import Layout
 
 SEEDS = 3
 EVALUATIONS = 100
-PAPER = "The paper: 10 % more of MGSM than the experts and their averages, on average over four languages, by hand."
-STUDIES = Path("runs") / "layers"  # shared by both experiments on layers: what they have in common is judged once
-BOTTOM, TOP, TRANSITION, OF = 5, 2, 1, 32  # the paper's numbers of layers, for a model of 32
+PAPER = "The paper: 10 % more on MGSM than the experts and their averages, mean of four languages, with a fixed choice."
+STUDIES = Path("runs") / "layers"  # of both experiments on layers, which share evaluations
+BOTTOM, TOP, TRANSITION, OF = 5, 2, 1, 32  # numbers of layers in the paper, for a model of 32
 
 
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="layer_swapping-") as scratch:
         studies = Path(scratch) if switches.smoke else STUDIES
-        found = Comparison(bed("layer_swapping", EVALUATIONS, studies, smoke=switches.smoke))
-        pair = [found.bed.skill, found.bed.language]  # the method's first input is swapped into
-        depth = Layout(Folder(found.bed.pool["base"]).info).blocks
-        by_hand = {
+        comparison = Comparison(bed("layer_swapping", EVALUATIONS, studies, smoke=switches.smoke))
+        pair = [comparison.bed.skill, comparison.bed.language]  # layers of the second replace those of the first
+        depth = Layout(Folder(comparison.bed.pool["base"]).info).blocks
+        fixed = {
             "bottom": max(1, round(BOTTOM * depth / OF)),
             "top": max(1, round(TOP * depth / OF)),
             "transition": min(TRANSITION, max(0, depth // 4 - 1)),
         }
-        found.references()
-        found.take("swap by hand", [recipe.merge("layer_swap", pair, by_hand)])
+        comparison.references()
+        comparison.take("swap by hand", [recipe.merge("layer_swap", pair, fixed)])
         for seed in switches.seeds:
-            found.search("swap, blocks searched", seed, blocks(pair, depth))
-            found.search("swap, layers searched", seed, layers(pair))
-    return found.findings(PAPER)
+            comparison.search("swap, blocks searched", seed, blocks(pair, depth))
+            comparison.search("swap, layers searched", seed, layers(pair))
+    return comparison.findings(PAPER)
 
 
 def blocks(pair: list[str], depth: int) -> dict[str, Any]:
-    """Return the space of how many layers at the bottom and at the top are swapped, and of whose the embeddings are."""
+    """Return the space of the numbers of swapped layers at the bottom and top, and of the source of the embeddings."""
     return {
         "driver": {"kind": "cma"},
         "recipe": {
@@ -68,7 +68,7 @@ def blocks(pair: list[str], depth: int) -> dict[str, Any]:
 
 
 def layers(pair: list[str]) -> dict[str, Any]:
-    """Return the space of whose each layer is."""
+    """Return the space of the source of each layer."""
     options = [{"expert": name} for name in pair]
     return {
         "driver": {"kind": "cma"},

@@ -1,16 +1,15 @@
-"""Do natural niches (M2N2) grow a model from random weights, or cross two halves of one, better than its rivals?
+"""Does M2N2 (natural niches) evolve a model from random weights, or from two experts, better than other methods?
 
-Competition and Attraction Improve Model Fusion (arXiv 2508.16204), its first experiment: a perceptron with 19,210 weights
-and the 8x8 handwritten digits of scikit-learn, 1,437 to search by and 360 that are never seen (the released code's data,
-which the paper calls MNIST). From scratch: two random models, children mutated. From two experts: one for the digits 0-4,
-one for 5-9, children not mutated. Beside natural niches, the same without competition and attraction (a genetic algorithm),
-without its parts, MAP-Elites, CMA-ES on the weights themselves (its covariance's diagonal), and natural niches once more as a
-loop of plain numpy, for what a candidate costs there. A candidate is evaluated on all 1,437 examples; what is reported is the
-candidate with the best search accuracy so far.
+The first experiment of Competition and Attraction Improve Model Fusion (arXiv 2508.16204): a perceptron with 19,210 weights and
+the 8x8 handwritten digits of scikit-learn, 1,437 for the search and 360 unseen (the data of the released code; MNIST in
+the paper). From scratch: two random models, and children are mutated. From experts: one for the digits 0-4 and one for 5-9,
+without mutation. Compared: natural niches, the same without competition and attraction (a genetic algorithm) or without one of
+its parts, MAP-Elites, CMA-ES with diagonal covariance on the weights, and natural niches as a plain numpy loop, for its
+cost per candidate. Candidates are evaluated on all 1,437 examples; reported is the one with the best search accuracy so far.
 
     python experiments/natural_niches.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/natural_niches/`.
+An interrupted run resumes with the same command: its studies are kept in `runs/natural_niches/`.
 """
 
 import tempfile
@@ -40,10 +39,10 @@ EVALUATIONS = 10_000
 SMOKE_EVALUATIONS = 60
 STUDIES = Path("runs") / "natural_niches"
 SIGMA = 0.01
-WHOLE = {"digits": tuple(range(10))}
+ALL = {"digits": tuple(range(10))}
 PARITY = {"odd": (1, 3, 5, 7, 9), "even": (0, 2, 4, 6, 8)}  # MAP-Elites' axes
 HALVES = {"low": (0, 1, 2, 3, 4), "high": (5, 6, 7, 8, 9)}
-CHECKPOINTS = (100, 1_000, 2_500, 5_000, 10_000, 50_000)  # evaluations at which accuracies are told
+CHECKPOINTS = (100, 1_000, 2_500, 5_000, 10_000, 50_000)  # numbers of evaluations at which accuracies are reported
 DRIVERS: Mapping[str, Mapping[str, Any]] = {
     "natural niches": {"kind": "niches"},
     "genetic algorithm": {"kind": "niches", "alpha": 0, "matchmaker": False},
@@ -59,15 +58,15 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Curve:
-    """The best search accuracy so far, and its model's accuracy on unseen examples, where the best changed."""
+    """The best search accuracy so far, and the unseen accuracy of that candidate, after each improvement."""
 
     method: str
     seed: int
     evaluations: int
     changes: Sequence[tuple[int, float, float]]
-    """(evaluation from 1, search accuracy, unseen accuracy), in %, rising."""
+    """(evaluation from 1, search accuracy, unseen accuracy), in %, increasing."""
     cpu_ms: float
-    """CPU time of one evaluation with all that belongs to it: ask, merge, score, journal, tell; NaN where a run was resumed."""
+    """CPU time per evaluation, from ask to tell; NaN for a resumed run."""
 
     def at(self, evaluations: int) -> tuple[float, float]:
         """Return search and unseen accuracy after so many evaluations."""
@@ -89,7 +88,7 @@ def measure(switches: Switches) -> Findings:
             "cpu_ms_per_evaluation": None if np.isnan(curve.cpu_ms) else curve.cpu_ms,
         }
         for curve in curves
-        for evaluations in told(curve.evaluations)
+        for evaluations in reported(curve.evaluations)
     ]
     return Findings(
         {"rows": rows, "paper": PAPER}, text(curves), draw(curves), packages=["scikit-learn", "cmaes", "matplotlib"]
@@ -97,7 +96,7 @@ def measure(switches: Switches) -> Findings:
 
 
 def compare(folder: Path, seed: int, evaluations: int) -> Iterator[Curve]:
-    """Yield what every method found with a seed."""
+    """Yield the curve of each method for a seed."""
     scratch, experts = folder / f"scratch-{seed}", folder / f"experts-{seed}"
     write_pool(scratch, {name: random_model(seed, i) for i, name in enumerate(("one", "two"))})
     write_pool(experts, dict(zip(HALVES, halves(seed), strict=True)))
@@ -108,12 +107,12 @@ def compare(folder: Path, seed: int, evaluations: int) -> Iterator[Curve]:
     yield weights_by_cma(seed, evaluations)
     for method, driver in DRIVERS.items():
         yield search(experts, f"{method}, from experts", {**driver}, crossing(noise=False), seed, evaluations)
-    whole = crossing(noise=False, split=False)
-    yield search(experts, "no split, from experts", {**DRIVERS["natural niches"]}, whole, seed, evaluations)
+    space = crossing(noise=False, split=False)
+    yield search(experts, "no split, from experts", {**DRIVERS["natural niches"]}, space, seed, evaluations)
 
 
 def crossing(*, noise: bool, split: bool = True) -> dict[str, Any]:
-    """Return the space of children: SLERP, at another share from a split point on, and normal noise."""
+    """Return the space of children: SLERP, with share t up to a split point and 1 - t beyond, and normal noise."""
     share = {"split": {"float": [0, 1]} if split else 1.0, "t": {"float": [0, 1]}}
     stages: dict[str, Any] = {"origin": "zero", "weigh": [{"split_slerp": share}]}
     merge: dict[str, Any] = {"inputs": [{"member": "mother"}, {"member": "father"}], "stages": stages}
@@ -126,11 +125,11 @@ def crossing(*, noise: bool, split: bool = True) -> dict[str, Any]:
 def search(
     folder: Path, method: str, driver: Mapping[str, Any], space: Mapping[str, Any], seed: int, evaluations: int
 ) -> Curve:
-    """Search as a study does; what has been evaluated before is not again."""
+    """Run or resume the study of a method and seed; return its curve."""
     name = method.replace(" ", "_").replace(",", "")
     pool = {"base": str(folder / "base"), "module": f"{perceptron.__file__}:make"}
     pool["experts"] = {path.name: str(path) for path in sorted((folder / "experts").iterdir())}
-    groups = PARITY if driver["kind"] == "map_elites" else WHOLE
+    groups = PARITY if driver["kind"] == "map_elites" else ALL
     tasks = {group: perceptron.task(folder, group) for group in groups}
     given = {"name": name, "pool": pool, "tasks": tasks, "seed": seed, "evaluations": evaluations}
     settings = StudySettings.parse({**given, "space": {"driver": dict(driver), "recipe": space}}, name, Path())
@@ -149,32 +148,32 @@ def search(
 
 
 def judged(study: Study) -> list[tuple[int, float, float]]:
-    """Return where the best search accuracy rose, with that model's accuracy on unseen examples."""
+    """Return the improvements of the best search accuracy, with the unseen accuracy of each candidate."""
     changes: list[tuple[int, float, float]] = []
     worker = Worker(study.parts.setup)
     worker.members.lineage.update(study.lineage())
     best = -1.0
     for count, (proposal, evaluation) in enumerate(study.population(), start=1):
-        if evaluation.error is None and (found := accuracy(evaluation.scores)) > best:
-            best = found
+        if evaluation.error is None and (value := accuracy(evaluation.scores)) > best:
+            best = value
             changes.append((count, best, accuracy(worker.evaluate(proposal.recipe, "report").scores)))
     return changes
 
 
 def accuracy(scores: Mapping[str, NDArray[np.float32]]) -> float:
-    """Return the share of all examples that are right, in %."""
+    """Return the accuracy over all examples, in %."""
     return 100 * float(np.concatenate(list(scores.values())).mean(dtype=np.float64))
 
 
 def plain_numpy(seed: int, evaluations: int) -> Curve:
-    """Return what one loop of numpy finds, which records nothing."""
+    """Return the curve of a plain numpy loop without a journal."""
     method = "natural niches in plain numpy, from scratch"
     train, test = ((images.numpy(), labels.numpy()) for images, labels in perceptron.digits().values())
     changes: list[tuple[int, float, float]] = []
     started, best = time.process_time(), -1.0
-    for count, (weights, found) in enumerate(niches_by_numpy.search(*train, seed, evaluations), start=1):
-        if 100 * found.mean() > best:
-            best = 100 * float(found.mean())
+    for count, (weights, scores) in enumerate(niches_by_numpy.search(*train, seed, evaluations), start=1):
+        if 100 * scores.mean() > best:
+            best = 100 * float(scores.mean())
             changes.append((count, best, 100 * float(niches_by_numpy.right(weights, *test).mean())))
     spent = 1e3 * (time.process_time() - started) / evaluations
     say(f"{method}, seed {seed}: {changes[-1][1]:.1f} %, unseen {changes[-1][2]:.1f} %, {spent:.2f} CPU ms each")
@@ -182,7 +181,7 @@ def plain_numpy(seed: int, evaluations: int) -> Curve:
 
 
 def weights_by_cma(seed: int, evaluations: int) -> Curve:
-    """Return what CMA-ES finds on the weights themselves, as the released code does it but for the diagonal: no merging."""
+    """Return the curve of CMA-ES on the weights, without merging: as the released code, with a diagonal covariance."""
     method = "CMA-ES on the weights, from scratch"
     splits = perceptron.digits()
     rng = np.random.default_rng(seed)
@@ -191,11 +190,11 @@ def weights_by_cma(seed: int, evaluations: int) -> Curve:
     started, best, samples = time.process_time(), -1.0, []
     for count in range(1, evaluations + 1):
         samples.append((cma.ask(), 0.0))
-        found = right(samples[-1][0], *splits["train"])
-        samples[-1] = (samples[-1][0], -found)
-        if found > best:
-            best = found
-            changes.append((count, best, right(samples[-1][0], *splits["test"])))
+        value = percent_correct(samples[-1][0], *splits["train"])
+        samples[-1] = (samples[-1][0], -value)
+        if value > best:
+            best = value
+            changes.append((count, best, percent_correct(samples[-1][0], *splits["test"])))
         if len(samples) == cma.population_size:
             cma.tell(samples)
             samples = []
@@ -205,23 +204,20 @@ def weights_by_cma(seed: int, evaluations: int) -> Curve:
 
 
 @torch.inference_mode()
-def right(weights: NDArray[np.float64], images: Tensor, labels: Tensor) -> float:
+def percent_correct(weights: NDArray[np.float64], images: Tensor, labels: Tensor) -> float:
     """Return the accuracy in % of a perceptron with these weights."""
-    found = perceptron.logits(torch.from_numpy(weights.astype(np.float32)), images)
-    return 100 * float((found.argmax(1) == labels).double().mean())
-
-
-# -- models and tasks --------------------------------------------------------------------------------------------------
+    logits = perceptron.logits(torch.from_numpy(weights.astype(np.float32)), images)
+    return 100 * float((logits.argmax(1) == labels).double().mean())
 
 
 def write_pool(folder: Path, experts: Mapping[str, Perceptron]) -> None:
-    """Write an empty base, the experts and the tasks into `folder`, unless they are there."""
+    """Write an empty base, the experts and the tasks to `folder`, unless they exist."""
     if (folder / "written").exists():
         return
     perceptron.save(Perceptron(), folder / "base")
     for name, module in experts.items():
         perceptron.save(module, folder / "experts" / name)
-    perceptron.write_tasks(folder, {**WHOLE, **PARITY})
+    perceptron.write_tasks(folder, {**ALL, **PARITY})
     (folder / "written").touch()
 
 
@@ -234,7 +230,7 @@ def random_model(seed: int, number: int) -> Perceptron:
 
 
 def halves(seed: int) -> list[Perceptron]:
-    """Return one model trained on the digits 0-4 and one on 5-9, each from its own start: 10 full steps of Adam, as released."""
+    """Return models trained on the digits 0-4 and 5-9 from different starts, by 10 full-batch steps of Adam, as released."""
     images, labels = perceptron.digits()["train"]
     trained = []
     for number, group in enumerate(HALVES.values(), start=2):
@@ -249,11 +245,8 @@ def halves(seed: int) -> list[Perceptron]:
     return trained
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
-
-
-def told(evaluations: int) -> list[int]:
-    """Return the numbers of evaluations at which accuracies are told, the last included."""
+def reported(evaluations: int) -> list[int]:
+    """Return the numbers of evaluations at which accuracies are reported, with the last."""
     return [*(count for count in CHECKPOINTS if count < evaluations), evaluations]
 
 
@@ -263,30 +256,30 @@ def by_method(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 def text(curves: Sequence[Curve]) -> str:
     """Return the table: mean ± standard deviation over seeds of train / test accuracy."""
-    counts = told(curves[0].evaluations)
+    counts = reported(curves[0].evaluations)
     rows = []
-    for method, found in by_method(curves).items():
+    for method, runs in by_method(curves).items():
         cells = []
         for count in counts:
-            train, test = np.array([curve.at(count) for curve in found]).T
-            spread = f" ± {test.std(ddof=1):.1f}" if len(found) > 1 else ""
+            train, test = np.array([curve.at(count) for curve in runs]).T
+            spread = f" ± {test.std(ddof=1):.1f}" if len(runs) > 1 else ""
             cells.append(f"{train.mean():.1f} / {test.mean():.1f}{spread}")
-        times = [curve.cpu_ms for curve in found if not np.isnan(curve.cpu_ms)]
-        rows.append([method, str(len(found)), *cells, f"{np.mean(times):.2f}" if times else ""])
+        times = [curve.cpu_ms for curve in runs if not np.isnan(curve.cpu_ms)]
+        rows.append([method, str(len(runs)), *cells, f"{np.mean(times):.2f}" if times else ""])
     head = ["accuracy (%), search / unseen ± sd, after", "seeds", *(f"{count:,}" for count in counts), "CPU ms each"]
     return f"{table(head, rows)}\n\n{PAPER}"
 
 
 def draw(curves: Sequence[Curve]) -> Figure:
-    """Draw unseen accuracy against evaluations: the mean over seeds, and the range in which they lie."""
+    """Draw unseen accuracy against evaluations: mean and range over seeds."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = dict(zip(("from scratch", "from experts"), figure.subplots(1, 2, sharey=True), strict=True))
     grid = np.unique(np.geomspace(10, curves[0].evaluations, 200).round().astype(int))
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
     for start, axes in panels.items():
-        methods = {name: found for name, found in by_method(curves).items() if name.endswith(start)}
-        for colour, (name, found) in zip(colours, methods.items(), strict=False):
-            values = np.array([[curve.at(count)[1] for count in grid] for curve in found])
+        methods = {name: runs for name, runs in by_method(curves).items() if name.endswith(start)}
+        for colour, (name, runs) in zip(colours, methods.items(), strict=False):
+            values = np.array([[curve.at(count)[1] for count in grid] for curve in runs])
             axes.plot(grid, values.mean(0), color=colour, linewidth=1.8, label=name.removesuffix(f", {start}"))
             axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
         axes.set_xscale("log")

@@ -1,17 +1,16 @@
-"""Does racing find the same front of merged experts with at most half of the example evaluations?
+"""Does racing find the same front of merged experts with at most half of the scored examples?
 
-One weight for each expert of the digits zoo (task arithmetic), one objective for each task: accuracy on 400 examples. NSGA-II
-(population 20), and CMA-ES for the first task alone, each plain with all examples for every candidate, and the same raced: by
-examples alone (regression and item response), and by examples and genes. What is counted are examples scored, in
-evaluations' worth (all examples of all tasks): a raced search has what it has scored whole, never an estimate. Hypervolumes
-are above the nadir, less a tenth of its range, of the front of all that was found; on the report split, of what was not
-dominated on the search split. Every recipe is merged and scored whole once, and parts are taken from that: the same as
-scoring parts, up to rounding. So those that were stopped are known too, for an audit that is not counted.
+One weight per expert of the digits zoo (task arithmetic), one objective per task: accuracy on 400 examples. NSGA-II
+(population 20), and CMA-ES for the first task only, each plain, with all examples for every candidate, and raced: by examples
+(regression or item response), or by examples and genes. The cost is the number of scored examples, in units of a full evaluation
+(all examples of all tasks). A raced search counts complete candidates only, never estimates. The reference point of
+hypervolumes is the nadir of the front of all runs, minus a tenth of its range; on the report split they are of the candidates
+not dominated on the search split. Each recipe is merged once and scored on all examples, and parts are taken from these scores
+(equal to scoring parts, up to rounding). So stopped candidates can be audited, at a cost that is not counted.
 
     python experiments/racing.py [--smoke] [--seeds N] [--evaluations N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: scores are kept under `runs/racing/`. The zoo is the same for
-all seeds, the searches are not.
+An interrupted run resumes with the same command: scores are kept in `runs/racing/`. All seeds share the zoo.
 """
 
 import math
@@ -43,10 +42,10 @@ SEEDS = 5
 EVALUATIONS = 300
 SMOKE_EVALUATIONS = 40
 SCORES = Path("runs") / "racing"
-HALF = 0.5  # of the plain search's budget: the target
-LONGEST = 0.6  # of it: what a raced search may spend
-LOOKED_AT = 200  # candidates that were not scored, of a search, that the audit scores
-LOSS = 0.01  # of hypervolume on the search split, for a front that counts as the same
+HALF = 0.5  # target cost, as a share of the plain search's
+LONGEST = 0.6  # maximum cost of a raced search, as a share of the plain search's
+AUDITED = 200  # about how many of a search's unscored candidates the audit scores
+LOSS = 0.01  # largest relative loss of hypervolume on the search split for a front that counts as the same
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "regression, tolerance 0.5": {"tolerance": 0.5, "surrogate": False},
     "item response, tolerance 1": {"tolerance": 1, "estimator": "item_response", "surrogate": False},
@@ -59,13 +58,13 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bed:
-    """What is searched: the weights of the first experts of the digits zoo, for the first objectives."""
+    """A problem: the weights of the first experts of the digits zoo, for the first objectives."""
 
     tasks: int
     objectives: int
     driver: Mapping[str, Any]
     evaluations: int
-    """The most that the plain search may have."""
+    """Budget of the plain search."""
 
     def __str__(self) -> str:
         return f"{self.driver['kind'].upper()}, {self.tasks} experts, {self.objectives} objective{'s' * (self.objectives > 1)}"
@@ -77,39 +76,39 @@ BEDS = (Bed(2, 2, NSGA, 300), Bed(3, 3, NSGA, 300), Bed(3, 1, {"kind": "cma"}, 1
 
 @dataclass(frozen=True)
 class Part:
-    """One proposal of a search: what had been spent with it, in evaluations' worth, and whether its recipe is whole now."""
+    """One proposal of a search: the cost up to it, in full evaluations, and whether its recipe is complete then."""
 
     recipe: Recipe
     spent: float
-    whole: bool
+    complete: bool
 
 
-class Heard(Generational):
-    """A generational driver that remembers what it was told of its candidates."""
+class Recorded(Generational):
+    """A generational driver that records its tells."""
 
     def __init__(self, space: SearchSpace, objectives: Sequence[str], breeder: Breeder) -> None:
         super().__init__(space, objectives, breeder)
-        self.told: list[tuple[Recipe, float]] = []  # and the tolerance of its race
+        self.told: list[tuple[Recipe, float]] = []  # recipe, tolerance of its race
         self.racing: Racing | None = None
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Pass it on, and remember it."""
+        """Record the recipe, and pass it on."""
         self.told.append((proposal.recipe, self.racing.tolerance if self.racing else 0.0))
         super().tell(proposal, evaluation)
 
 
 @dataclass(frozen=True)
 class Race:
-    """Candidates that raced against the same rivals: what had been spent when that was over."""
+    """Candidates that raced against the same rivals, and the cost up to the end of their race."""
 
     spent: float
-    runners: Sequence[tuple[Recipe, float, bool]]
-    """Each once: by which tolerance it raced, and whether it is whole."""
+    candidates: Sequence[tuple[Recipe, float, bool]]
+    """Each once: recipe, tolerance, and whether it is complete."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a search asked for, in order, and its races."""
+    """The proposals of a search, in order, and its races."""
 
     parts: Sequence[Part]
     races: Sequence[Race]
@@ -117,16 +116,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Audit:
-    """What became of the candidates of a search, judged by scores that it did not have."""
+    """How the candidates of a search were treated, by the scores that it did not have."""
 
     candidates: int
     stopped: int
     unscored: int
-    """Of the stopped: by their genes alone. Some 200 of them are looked at, evenly, and stand for the others."""
+    """Of the stopped: by their genes only. The audit scores an even sample of about 200, weighted."""
     on_front: int
-    """Of the stopped: those that no other candidate of the race dominates."""
+    """Of the stopped: those that no other candidate dominates."""
     mattered: int
-    """Candidates that were better, by the tolerance, in some objective than each whole one of when they raced."""
+    """Competitive candidates: better by the tolerance, in some objective, than each complete one before their race."""
     mattered_stopped: int
 
 
@@ -134,18 +133,15 @@ def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="racing-") as scratch:
         folder = Path(scratch) if switches.smoke else SCORES
-        found = [(bed, *compare(bed, folder, switches)) for bed in (BEDS[:1] if switches.smoke else BEDS)]
-    rows = [row for _, rows, _ in found for row in rows]
-    parts = [text(bed, rows) for bed, rows, _ in found]
-    drawn = draw([(bed, curves) for bed, _, curves in found])
+        results = [(bed, *compare(bed, folder, switches)) for bed in (BEDS[:1] if switches.smoke else BEDS)]
+    rows = [row for _, rows, _ in results for row in rows]
+    parts = [text(bed, rows) for bed, rows, _ in results]
+    drawn = draw([(bed, curves) for bed, _, curves in results])
     return Findings({"rows": rows}, "\n\n".join(parts), drawn, packages=["pymoo", "cmaes", "moocore", "matplotlib"])
 
 
-# -- searching ---------------------------------------------------------------------------------------------------------
-
-
 def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], dict[str, list[Points]]]:
-    """Return the rows of one bed, and each method's curves: `(2, changes)`, shares of the budget and of hypervolume."""
+    """Return the rows of a bed, and each method's curves: `(2, candidates)`, shares of the budget and of hypervolume."""
     bench = fronts.open_bench("digits", bed.tasks, folder)
     objectives = bench.objectives[: bed.objectives]
     budget = min(bed.evaluations, switches.evaluations)
@@ -155,9 +151,9 @@ def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, 
         runs["plain", seed] = drive(bed, bench, seed, None, budget)
         for name, settings in methods.items():
             run = runs[name, seed] = drive(bed, bench, seed, settings, LONGEST * budget)
-            say(f"{bed}, seed {seed}: {name}, {sum(len(race.runners) for race in run.races)} candidates")
+            say(f"{bed}, seed {seed}: {name}, {sum(len(race.candidates) for race in run.races)} candidates")
         bench.save()
-    points = np.concatenate([means(bench, whole(run.parts), objectives) for run in runs.values()])
+    points = np.concatenate([means(bench, complete(run.parts), objectives) for run in runs.values()])
     corner = fronts.corner(points)
     chosen = {key: front(bench, run.parts, objectives, limit(key[0], budget)) for key, run in runs.items()}
     unseen = {key: means(bench, recipes, objectives, "report") for key, recipes in chosen.items()}
@@ -189,14 +185,14 @@ def compare(bed: Bed, folder: Path, switches: Switches) -> tuple[list[dict[str, 
 
 
 def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, budget: float) -> Run:
-    """Search with the bed's driver, raced by these settings, or plain, until the `budget` is spent, in evaluations' worth."""
+    """Search with the bed's driver, raced by these settings or plain, up to a cost of `budget` full evaluations."""
     objectives = bench.objectives[: bed.objectives]
     counts = sizes(bench, objectives)
     plain = search.make(bed.driver, bench.space, objectives, seed)
     if not isinstance(plain, Generational):
-        msg = f"{bed}: expected a driver of generations, got {plain}"
+        msg = f"{bed}: expected a generational driver, got {plain}"
         raise TypeError(msg)
-    inner = Heard(bench.space, objectives, plain.breeder)
+    inner = Recorded(bench.space, objectives, plain.breeder)
     driver: Driver = inner
     if racing is not None:
         settings = RacingSettings(driver=dict(bed.driver), **racing)
@@ -222,7 +218,7 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
 
 
 def sizes(bench: Bench, objectives: Sequence[str]) -> dict[str, int]:
-    """Return the number of search examples of each task that is searched for."""
+    """Return the number of search examples of each objective's task."""
     scores = bench.score(bench.space.decode(next(iter(bench.space.landmarks().values())))).scores
     return {task_of(name): len(scores[name]) for name in objectives}
 
@@ -231,17 +227,14 @@ def task_of(objective: str) -> str:
     return objective.rpartition("/")[0]
 
 
-# -- judging -----------------------------------------------------------------------------------------------------------
-
-
 def limit(method: str, budget: int) -> float:
-    """Return what may have been spent on what a method is judged by on the report split."""
+    """Return the cost up to which a method is judged on the report split."""
     return budget if method == "plain" else HALF * budget
 
 
-def whole(run: Sequence[Part], spent: float = math.inf) -> list[Recipe]:
-    """Return what was scored whole before so much was spent, in order."""
-    return [part.recipe for part in run if part.whole and part.spent <= spent]
+def complete(run: Sequence[Part], spent: float = math.inf) -> list[Recipe]:
+    """Return the complete candidates up to the cost `spent`, in order."""
+    return [part.recipe for part in run if part.complete and part.spent <= spent]
 
 
 def means(bench: Bench, recipes: Sequence[Recipe], objectives: Sequence[str], split: Any = "search") -> Points:
@@ -250,35 +243,33 @@ def means(bench: Bench, recipes: Sequence[Recipe], objectives: Sequence[str], sp
 
 
 def front(bench: Bench, run: Sequence[Part], objectives: Sequence[str], spent: float) -> list[Recipe]:
-    """Return the whole candidates that no other one dominates on the search split, each once."""
-    recipes = list({recipe.id: recipe for recipe in whole(run, spent)}.values())
+    """Return the complete candidates not dominated on the search split, each once."""
+    recipes = list({recipe.id: recipe for recipe in complete(run, spent)}.values())
     return [recipes[i] for i in np.flatnonzero(pareto.nondominated(means(bench, recipes, objectives)))]
 
 
 def curve(bench: Bench, run: Sequence[Part], objectives: Sequence[str], corner: Points) -> tuple[Points, Points]:
-    """Return what had been spent when a candidate was whole, in evaluations' worth, and the hypervolume then."""
-    spent = np.array([part.spent for part in run if part.whole])
-    return spent, pareto.hypervolume_history(means(bench, whole(run), objectives), corner)
+    """Return the cost, in full evaluations, and the hypervolume at each complete candidate."""
+    spent = np.array([part.spent for part in run if part.complete])
+    return spent, pareto.hypervolume_history(means(bench, complete(run), objectives), corner)
 
 
 def audit(bench: Bench, run: Run, objectives: Sequence[str], spent: float) -> Audit:
-    """Judge who was stopped until so much was spent, by scores that were not known then.
+    """Return the audit of the candidates up to the cost `spent`, by their scores on all examples.
 
-    Candidates raced against those that were whole before. A recipe that was whole before it raced again does not count.
+    Candidates are compared with those complete before their race. Recipes complete before are not counted again.
     """
     scored = {part.recipe.id for part in run.parts}
     races = [race for race in run.races if race.spent <= spent]
-    unscored = sum(recipe.id not in scored for race in races for recipe, _, _ in race.runners)
-    step = max(1, unscored // LOOKED_AT)
-    means_of: dict[str, Points] = {}  # of whole candidates
+    unscored = sum(recipe.id not in scored for race in races for recipe, _, _ in race.candidates)
+    step = max(1, unscored // AUDITED)
+    means_of: dict[str, Points] = {}  # of complete candidates
     errors_of: dict[str, Points] = {}
-    judged: list[
-        tuple[Points, bool, bool, int]
-    ] = []  # means; whether it is whole, and mattered; for how many it stands
+    judged: list[tuple[Points, bool, bool, int]] = []  # means, complete, competitive, weight
     passed = 0
     for race in races:
         known, errors = (np.array(list(t.values())).reshape(-1, len(objectives)) for t in (means_of, errors_of))
-        for recipe, tolerance, done in race.runners:
+        for recipe, tolerance, done in race.candidates:
             if recipe.id in means_of:
                 continue
             weight = 1
@@ -290,57 +281,54 @@ def audit(bench: Bench, run: Run, objectives: Sequence[str], spent: float) -> Au
             mean = bench.score(recipe).means(objectives)
             beaten = (known + tolerance * errors >= mean).all(axis=1).any()
             judged.append((mean, done, len(known) > 0 and not beaten, weight))
-        for recipe, _, done in race.runners:
+        for recipe, _, done in race.candidates:
             if done:
                 tables = [bench.score(recipe).scores[name].astype(np.float64) for name in objectives]
                 means_of[recipe.id] = np.array([table.mean() for table in tables])
                 errors_of[recipe.id] = np.array([table.std() / math.sqrt(len(table)) for table in tables])
     best = pareto.nondominated(np.array([mean for mean, _, _, _ in judged]))
     stopped = np.array([not done for _, done, _, _ in judged])
-    mattered = np.array([matters for _, _, matters, _ in judged])
+    competitive = np.array([competes for _, _, competes, _ in judged])
     weights = np.array([weight for _, _, _, weight in judged])
     return Audit(
         candidates=int(weights.sum()),
         stopped=int(weights[stopped].sum()),
         unscored=unscored,
         on_front=int(weights[stopped & best].sum()),
-        mattered=int(weights[mattered].sum()),
-        mattered_stopped=int(weights[mattered & stopped].sum()),
+        mattered=int(weights[competitive].sum()),
+        mattered_stopped=int(weights[competitive & stopped].sum()),
     )
 
 
-# -- what is shown -----------------------------------------------------------------------------------------------------
-
-
 def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of one bed, and how its target stands."""
+    """Return the table of a bed, and whether its target is met."""
     head = [
         str(bed),
-        "spent to plain's",
-        "spent to 99 %",
-        "search at half",
+        "cost to plain's",
+        "cost to 99 %",
+        "search, at half",
         "report, at half",
         "minus plain's",
         "stopped",
-        "by genes alone",
+        "by genes only",
         "on the front",
-        "mattered",
+        "competitive",
     ]
-    lines, said = [], []
+    lines, verdicts = [], []
     for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        cells = [reached(own, "spent_to_plain"), reached(own, "spent_to_99"), band(own, "search_hv_at_half")]
+        runs = [row for row in rows if row["method"] == method]
+        cells = [reached(runs, "spent_to_plain"), reached(runs, "spent_to_99"), band(runs, "search_hv_at_half")]
         if method == "plain":
             lines.append([method, *cells, "1", "", "", "", "", ""])
             continue
-        low, high = interval([row["report_hv"] - 1 for row in own])
-        gap = float(np.mean([row["report_hv"] - 1 for row in own]))
-        total = {key: sum(row[key] for row in own) for key in asdict(Audit(0, 0, 0, 0, 0, 0))}
+        low, high = interval([row["report_hv"] - 1 for row in runs])
+        gap = float(np.mean([row["report_hv"] - 1 for row in runs]))
+        total = {key: sum(row[key] for row in runs) for key in asdict(Audit(0, 0, 0, 0, 0, 0))}
         lines.append(
             [
                 method,
                 *cells,
-                band(own, "report_hv"),
+                band(runs, "report_hv"),
                 f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]",
                 f"{total['stopped'] / total['candidates']:.0%} of {total['candidates']}",
                 f"{total['unscored']}",
@@ -348,29 +336,31 @@ def text(bed: Bed, rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{total['mattered_stopped']} of {total['mattered']}",
             ]
         )
-        kept = float(np.median([row["search_hv_at_half"] for row in own]))
-        met = kept >= 1 - LOSS and high >= 0
-        said.append(
-            f"{method}: {'met' if met else 'missed'} (search {kept:.3f}, report {gap:+.3f}, at most {high:+.3f})"
+        share = float(np.median([row["search_hv_at_half"] for row in runs]))
+        met = share >= 1 - LOSS and high >= 0
+        verdicts.append(
+            f"{method}: {'met' if met else 'missed'} (search {share:.3f}, report {gap:+.3f}, at most {high:+.3f})"
         )
     n = len({row["seed"] for row in rows})
     about = (
-        f"Shares of the plain search's budget ({rows[0]['budget']} evaluations) and of the hypervolume that it ends with; medians "
-        f"over {n} seeds [lowest, highest] (how many got there). Report: what is had at half of the budget on unseen "
-        "examples, and the mean difference from plain at its end with its 95 % interval over seeds. Stopped: of all candidates, at half; by genes alone, without a single example (some 200 of them, evenly, are scored for this audit, and stand for the others). On the front: those "
-        "of them that no candidate of the race dominates. Mattered: of the candidates that were better by the tolerance, in "
-        f"some objective, than each whole one, those that were stopped; at most {1 - RacingSettings(driver=dict(NSGA)).confidence:.0%} is what is promised."
+        f"Shares of the plain search's budget ({rows[0]['budget']} evaluations) and of its final hypervolume; medians over {n} "
+        "seeds [lowest, highest] (number of seeds that reached it). Report: hypervolume at half of the budget on unseen examples, "
+        "and its mean difference from the final plain one, with the 95 % interval over seeds. Stopped: of all candidates, at "
+        "half of the budget; by genes only: without any scored example (an even sample of about 200 is scored for the audit). On "
+        "the front: stopped candidates that no other candidate dominates. Competitive: stopped candidates of those better "
+        "by the tolerance, in some objective, than each complete one; the settings allow "
+        f"{1 - RacingSettings(driver=dict(NSGA)).confidence:.0%}."
     )
-    target = f"The same front (search at most {LOSS:.0%} below in the median, report not below by more than its interval) with half of the examples: {'; '.join(said)}."
+    target = f"The same front (search: median at most {LOSS:.0%} below; report: not below by more than its interval) with half of the examples: {'; '.join(verdicts)}."
     return "\n\n".join([table(head, lines), about, target])
 
 
 def reached(rows: Sequence[Mapping[str, Any]], key: str) -> str:
     values = [row[key] for row in rows]
-    got = [value for value in values if value is not None]
+    count = sum(value is not None for value in values)
     most = 1.0 if rows[0]["method"] == "plain" else LONGEST
     middle = float(np.median([math.inf if value is None else value for value in values]))
-    return f"{f'{middle:.2f}' if math.isfinite(middle) else f'>{most:.2f}'} ({len(got)}/{len(values)})"
+    return f"{f'{middle:.2f}' if math.isfinite(middle) else f'>{most:.2f}'} ({count}/{len(values)})"
 
 
 def band(rows: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -379,7 +369,7 @@ def band(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % interval of the mean; of one value nothing is known but itself."""
+    """Return Student's 95 % interval of the mean; for a single value that value twice."""
     if len(values) < 2:
         return values[0], values[0]
     reach = float(stdtrit(len(values) - 1, 0.975)) * np.std(values, ddof=1) / math.sqrt(len(values))
@@ -389,13 +379,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 COLOURS = dict(zip(("plain", *METHODS), ("#7f7f7f", "#56B4E9", "#CC79A7", "#009E73"), strict=True))
 
 
-def draw(found: Sequence[tuple[Bed, Mapping[str, Sequence[Points]]]]) -> Figure:
-    """Draw hypervolume against examples spent: the median over seeds, and the range in which they lie."""
-    figure = Figure(figsize=(4.4 * len(found) + 0.4, 4.3), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False).ravel()
-    for axes, (bed, curves) in zip(panels, found, strict=True):
+def draw(results: Sequence[tuple[Bed, Mapping[str, Sequence[Points]]]]) -> Figure:
+    """Draw hypervolume against cost: median and range over seeds."""
+    figure = Figure(figsize=(4.4 * len(results) + 0.4, 4.3), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False).ravel()
+    for axes, (bed, curves) in zip(panels, results, strict=True):
         panel(axes, bed, curves)
-    panels[0].set_ylabel("share of the plain search's last hypervolume")
+    panels[0].set_ylabel("share of the plain search's final hypervolume")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
     return figure
@@ -416,10 +406,10 @@ def panel(axes: Axes, bed: Bed, curves: Mapping[str, Sequence[Points]]) -> None:
 
 
 def step(run: Points, spent: Points) -> Points:
-    """Return the hypervolume when so much was spent: that of the last change before."""
+    """Return the hypervolume at each cost of `spent`."""
     at = np.searchsorted(run[0], spent, side="right") - 1
-    found: Points = np.where(at >= 0, run[1][np.maximum(at, 0)], 0.0)
-    return found
+    volumes: Points = np.where(at >= 0, run[1][np.maximum(at, 0)], 0.0)
+    return volumes
 
 
 if __name__ == "__main__":

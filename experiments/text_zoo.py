@@ -1,13 +1,13 @@
-"""Does a searched merge of real experts beat what needs no search, on examples that the search never saw?
+"""Does a searched merge of real experts beat merges without a search, on unseen examples?
 
-For each seed everything is made anew: the splits, the heads and the experts of the `text` zoo, and the search. The
-references are the base, each expert, the plain average, and the best scale of plain task arithmetic, chosen on the same
-search examples. Everything in the tables is measured on the report split, with paired bootstrap intervals over its examples.
+Each seed has its own splits, heads and experts of the `text` zoo, and its own search. The references are the base, each
+expert, the average, and task arithmetic with the best scale on the same search examples. All figures are from the report
+split, with paired bootstrap intervals over its examples.
 
     python experiments/text_zoo.py [--smoke] [--seeds N] [--json] [--out DIR]
 
-A run that was cut short goes on where it was when typed again: its studies are kept under `runs/text_zoo/`. A smoke run
-takes the tiny `digits` experts and keeps nothing.
+An interrupted run resumes with the same command: its studies are kept in `runs/text_zoo/`. A smoke run
+uses the tiny `digits` experts and keeps nothing.
 """
 
 import tempfile
@@ -50,32 +50,32 @@ SMOKE_SEARCH: dict[str, Any] = {
 
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
-    found: dict[int, Results] = {}
+    by_seed: dict[int, Results] = {}
     with tempfile.TemporaryDirectory(prefix="text_zoo-") as scratch:
         studies = Path(scratch) if switches.smoke else STUDIES
         for seed in switches.seeds:
-            found[seed] = search(seed, studies / f"seed-{seed}", smoke=switches.smoke)
+            by_seed[seed] = search(seed, studies / f"seed-{seed}", smoke=switches.smoke)
     figures = {
-        "seeds": {str(seed): of_one_seed(results) for seed, results in found.items()},
-        "over_seeds": over_seeds(list(found.values())),
+        "seeds": {str(seed): of_one_seed(results) for seed, results in by_seed.items()},
+        "over_seeds": over_seeds(list(by_seed.values())),
     }
-    recipes = {f"picked, seed {seed}": results.picked for seed, results in found.items()}
-    return Findings(figures, tables(found, figures["over_seeds"]), draw(found), recipes)
+    recipes = {f"picked, seed {seed}": results.picked for seed, results in by_seed.items()}
+    return Findings(figures, tables(by_seed, figures["over_seeds"]), draw(by_seed), recipes)
 
 
 def search(seed: int, folder: Path, *, smoke: bool) -> Results:
-    """Return what the whole study of one seed found, going on with one that was begun."""
+    """Run or resume the study of one seed; return its results."""
     embedded = zoo.find_or_build(
         SMOKE_ZOO if smoke else ZOO, seed=seed, progress=lambda done, doing: say(f"seed {seed}: {done:4.0%} {doing}")
     )
-    given = {
+    data = {
         "name": f"{embedded.name}-{seed}",
         "pool": embedded.pool,
         "tasks": embedded.tasks,
         "seed": seed,
         **(SMOKE_SEARCH if smoke else SEARCH),
     }
-    settings = StudySettings.parse(given, "text_zoo", Path())
+    settings = StudySettings.parse(data, "text_zoo", Path())
     study = Study.create(folder, settings)
     every = max(settings.evaluations // 10, 1)
 
@@ -89,16 +89,13 @@ def search(seed: int, folder: Path, *, smoke: bool) -> Results:
         return measure_study(study, evaluator)
 
 
-# -- what was found ----------------------------------------------------------------------------------------------------
-
-
 def picked(results: Results) -> Candidate:
     """Return the front's point with the best mean on the search split."""
     return next(point for point in results.front if point.recipe_id == results.picked)
 
 
 def of_one_seed(results: Results) -> dict[str, Any]:
-    """Return one seed's part of the JSON: models and comparisons on the report split, each as [value, low, high]."""
+    """Return the figures of one seed: models and comparisons on the report split, each [value, low, high]."""
     models = {**results.references, "picked merge": picked(results)}
     return {
         "digest": results.digest,
@@ -128,7 +125,7 @@ def of_one_seed(results: Results) -> dict[str, Any]:
 
 
 def over_seeds(found: Sequence[Results]) -> dict[str, Any]:
-    """Return each comparison over all seeds: mean and standard deviation (of one seed), and how often it was shown."""
+    """Return each comparison over all seeds: mean, standard deviation, and the number of seeds by verdict."""
     summary = {}
     for rows in zip(*(results.comparisons for results in found), strict=True):
         values = np.array([row.difference[0] for row in rows])
@@ -144,11 +141,8 @@ def over_seeds(found: Sequence[Results]) -> dict[str, Any]:
 
 
 def against(better: str, worse: str) -> str:
-    """Return a comparison's name without what differs between seeds: the scale that was best."""
+    """Return a comparison's name without the best scale, which differs between seeds."""
     return f"{better} - {worse.partition(' (')[0]}"
-
-
-# -- what is shown -----------------------------------------------------------------------------------------------------
 
 
 def tables(found: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
@@ -200,7 +194,7 @@ def size(number: float, what: str, metric: str) -> str:
 
 
 def draw(found: Mapping[int, Results]) -> Figure:
-    """Draw each comparison's difference by seed, with its interval and a line at no difference."""
+    """Draw the difference of each comparison by seed, with its interval and a line at 0."""
     first = next(iter(found.values()))
     metric = wording.mean_metric(first)
     figure = Figure(figsize=(11, 1.6 + 0.35 * len(found)), layout="constrained")
