@@ -124,10 +124,10 @@ def of_one_seed(results: Results) -> dict[str, Any]:
     }
 
 
-def over_seeds(found: Sequence[Results]) -> dict[str, Any]:
+def over_seeds(runs: Sequence[Results]) -> dict[str, Any]:
     """Return each comparison over all seeds: mean, standard deviation, and the number of seeds by verdict."""
     summary = {}
-    for rows in zip(*(results.comparisons for results in found), strict=True):
+    for rows in zip(*(results.comparisons for results in runs), strict=True):
         values = np.array([row.difference[0] for row in rows])
         summary[against(rows[0].better, rows[0].worse)] = {
             "what": rows[0].what,
@@ -145,9 +145,9 @@ def against(better: str, worse: str) -> str:
     return f"{better} - {worse.partition(' (')[0]}"
 
 
-def tables(found: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
+def tables(by_seed: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
     parts = []
-    for seed, results in found.items():
+    for seed, results in by_seed.items():
         reported = [objective.report for objective in results.objectives]
         share = wording.mean_metric(results)
         models = {**results.references, "**picked merge**": picked(results)}
@@ -169,14 +169,19 @@ def tables(found: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
             f"Hypervolume on unseen examples: front ({len(results.front)} points) {wording.volume(volume.report)}, "
             f"all references together {wording.volume(volume.references)}; {results.evaluations} evaluations."
         )
-    metric = wording.mean_metric(next(iter(found.values())))
+    metric = wording.mean_metric(next(iter(by_seed.values())))
     rows = []
     for i, (name, entry) in enumerate(summary.items()):
-        each = [shown(results.comparisons[i].difference, entry["what"], metric) for results in found.values()]
+        each = [shown(results.comparisons[i].difference, entry["what"], metric) for results in by_seed.values()]
         spread = "" if entry["deviation"] is None else f" ± {size(entry['deviation'], entry['what'], metric)}"
         mean = difference(entry["mean"], entry["what"], metric) + spread
         rows.append([name, *each, mean, f"{entry['shown_better']} of {entry['seeds']}"])
-    columns = ["difference on unseen examples", *(f"seed {seed}" for seed in found), "mean ± deviation", "shown better"]
+    columns = [
+        "difference on unseen examples",
+        *(f"seed {seed}" for seed in by_seed),
+        "mean ± deviation",
+        "shown better",
+    ]
     return "\n\n".join([table(columns, rows), *parts])
 
 
@@ -193,15 +198,15 @@ def size(number: float, what: str, metric: str) -> str:
     return wording.volume(number) if what == "hypervolume" else wording.value(number, metric)
 
 
-def draw(found: Mapping[int, Results]) -> Figure:
+def draw(by_seed: Mapping[int, Results]) -> Figure:
     """Draw the difference of each comparison by seed, with its interval and a line at 0."""
-    first = next(iter(found.values()))
+    first = next(iter(by_seed.values()))
     metric = wording.mean_metric(first)
-    figure = Figure(figsize=(11, 1.6 + 0.35 * len(found)), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 + 0.35 * len(by_seed)), layout="constrained")
     for i, axes in enumerate(figure.subplots(1, len(first.comparisons))):
         one = first.comparisons[i]
         factor = 100.0 if one.what == "mean" and wording.is_share(metric) else 1.0
-        for row, (seed, results) in enumerate(found.items()):
+        for row, (seed, results) in enumerate(by_seed.items()):
             value, low, high = (factor * number for number in results.comparisons[i].difference)
             axes.plot([low, high], [row, row], color="#0072B2", linewidth=1.6)
             axes.plot(value, row, marker="o", color="#0072B2")
@@ -210,7 +215,7 @@ def draw(found: Mapping[int, Results]) -> Figure:
             )
         axes.axvline(0, color="#6b6b6b", linestyle="--", linewidth=1)
         axes.set_yticks([])
-        axes.set_ylim(len(found) - 0.5, -0.7)
+        axes.set_ylim(len(by_seed) - 0.5, -0.7)
         axes.set_title(against(one.better, one.worse).replace(" - ", "\nminus "), fontsize=9)
         axes.set_xlabel("hypervolume" if one.what == "hypervolume" else f"mean {metric}{wording.unit(metric)}")
     return figure

@@ -1,4 +1,4 @@
-"""The digits zoo, and with it what every zoo promises: reproducible bytes, disjoint splits, loadable checkpoints."""
+"""The digits zoo, and the contract of every zoo: reproducible bytes, disjoint splits, loadable checkpoints."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_two_builds_from_one_seed_write_identical_files_and_leave_the_generator_alone(built, tmp_path):
+def test_two_builds_with_one_seed_write_identical_files_and_restore_the_generator(built, tmp_path):
     threads = torch.get_num_threads()
     torch.manual_seed(11)
     expected = torch.rand(3)
-    torch.manual_seed(11)  # what the generator's state is must not matter
+    torch.manual_seed(11)  # the generator's state must have no effect
     again = zoo.build("digits", folder=tmp_path, seed=3, small=True)
     assert torch.equal(torch.rand(3), expected)
     assert again.folder.name == built.folder.name
@@ -41,7 +41,7 @@ def test_another_seed_gives_another_zoo_in_another_folder(built):
         zoo.load("digits", folder=built.folder.parent, seed=4, small=True)
 
 
-def test_checkpoints_load_with_transformers_and_share_one_shape(built):
+def test_checkpoints_load_with_transformers_and_have_equal_shapes(built):
     base = load_model(built.pool["base"], "AutoModelForImageClassification")
     shapes = {name: tensor.shape for name, tensor in base.state_dict().items()}
     assert sum(tensor.numel() for tensor in base.parameters()) < 60_000
@@ -71,8 +71,7 @@ def test_each_expert_beats_the_base_on_its_own_task(built):
         assert accuracy["expert"] > accuracy["base"] + 0.2
 
 
-def test_the_experts_conflict(built):
-    """An expert does badly on the tasks of the others, so that there is something to trade."""
+def test_an_expert_is_much_worse_than_another_on_its_task(built):
     expert = load_model(built.pool["experts"]["inverted"], "AutoModelForImageClassification")
     examples = rows(built.tasks["turned"]["search"])
     logits = expert(pixel_values=torch.tensor([row["pixels"] for row in examples])).logits

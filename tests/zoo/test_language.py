@@ -1,4 +1,4 @@
-"""The parts of the language zoo that are cheap: de-quantising, un-permuting, and the examples."""
+"""The cheap parts of the language zoo: de-quantising, un-permuting, and the examples."""
 
 import gzip
 import re
@@ -19,12 +19,12 @@ WIDTH, HEADS, SIZE = 32, 2, 16
 
 
 def permuted(weight, heads):
-    """What llama.cpp's converter (convert_hf_to_gguf.py, `LlamaModel.permute`) does to query and key projections."""
+    """Permute a query or key projection as llama.cpp's converter (convert_hf_to_gguf.py, `LlamaModel.permute`)."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_llama(path, generator):
-    """Write a one-layer Llama as GGUF, Q8_0 where its rows allow; return its weights under transformers' names."""
+    """Write a one-layer Llama as GGUF, its matrices in Q8_0; return its weights by transformers' names."""
     weights = {}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_vocab_size(8)
@@ -70,7 +70,7 @@ def test_unpermuting_undoes_the_converter():
 
 
 def test_rotating_pairs_of_permuted_rows_is_rotating_halves_of_unpermuted_ones():
-    """llama.cpp turns rows 2i and 2i + 1 of a head into each other, transformers rows i and i + size / 2."""
+    """llama.cpp rotates the rows 2i and 2i + 1 of a head, transformers the rows i and i + size / 2."""
     rows = np.arange(1.0, 9.0, dtype=np.float32).reshape(8, 1)
     pairs = rows.reshape(4, 2)
     turned = np.stack([-pairs[:, 1], pairs[:, 0]], axis=1).reshape(8, 1)
@@ -87,7 +87,7 @@ def test_a_gguf_file_becomes_a_plain_bf16_llama(tmp_path):
     assert state.keys() - {"lm_head.weight"} == weights.keys()
     for name, weight in weights.items():
         assert state[name].dtype == torch.bfloat16
-        # Q8_0 keeps 8 bits of the largest of 32 values, bf16 8 bits of each.
+        # Q8_0 has 8 bits relative to the largest of 32 values, bf16 8 bits of each value.
         np.testing.assert_allclose(state[name].float().numpy(), weight, atol=0.03)
     model.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "model.safetensors").is_file()
@@ -103,7 +103,7 @@ def test_another_architecture_is_refused(tmp_path):
         read_llama(tmp_path / "other.gguf")
 
 
-def test_manual_pages_lose_their_markup():
+def test_manual_pages_are_read_without_markup():
     page = (
         ".TH BEISPIEL 1\n.SH NAME\nbeispiel \\- zeigt \\fIDateien\\fP an\n"
         "und \\fBmehr\\fR\n.PP\nZweiter\\ Absatz mit \\(aqZeichen\\(aq\\&.\n'\\\" Kommentar\nEnde\\e\n"
@@ -111,7 +111,7 @@ def test_manual_pages_lose_their_markup():
     assert language.plain(page) == "beispiel - zeigt Dateien an und mehr\nZweiter Absatz mit 'Zeichen'.\nEnde\\"
 
 
-def test_too_little_german_says_what_to_type(tmp_path):
+def test_error_for_too_little_german_text_says_what_to_type(tmp_path):
     with pytest.raises(ZooError, match=r"apt-get install manpages-de, or: evomerge zoo build language --text DIR"):
         zoo.load("language", folder=tmp_path, text=tmp_path)
 
@@ -122,7 +122,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
         zoo.load("language", folder=tmp_path, text=tmp_path)
 
 
-def test_the_german_text_names_the_folder(tmp_path):
+def test_digest_depends_on_the_german_text(tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text(f"Seite {number}. " * 100, encoding="utf-8")
     (tmp_path / "seite.1.gz").write_bytes(gzip.compress(b".SH NAME\n" + b"Handbuch. " * 100))
@@ -135,23 +135,21 @@ def test_the_german_text_names_the_folder(tmp_path):
 def test_pieces_of_a_document_are_in_one_split():
     documents = ["".join(f"{number:03}-{i:06} " for i in range(200)) for number in range(40)]
     settings = language.Settings(precision="float32", german="", python="")
-    made = language._pieces(documents, settings, "seed")
-    found = {split: {re.search(r"(\d{3})-\d{6}", row["text"])[1] for row in rows} for split, rows in made.items()}
-    assert all(found.values())
-    assert not found["train"] & found["search"]
-    assert not found["train"] & found["report"]
-    assert not found["search"] & found["report"]
+    pieces = language._pieces(documents, settings, "seed")
+    seen = {split: {re.search(r"(\d{3})-\d{6}", row["text"])[1] for row in rows} for split, rows in pieces.items()}
+    assert all(seen.values())
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
 
 
-def test_sums_are_right_and_in_one_split_each():
-    made = language._sums(language.Settings(precision="float32", german="", python=""), 0)
-    prompts = [row["prompt"] for rows in made.values() for row in rows]
+def test_sums_are_correct_and_in_one_split_each():
+    sums = language._sums(language.Settings(precision="float32", german="", python=""), 0)
+    prompts = [row["prompt"] for rows in sums.values() for row in rows]
     assert len(set(prompts)) == len(prompts) == 1000 + 48 + 200
-    for row in made["report"]:
+    for row in sums["report"]:
         a, b = row["prompt"].removesuffix("=").split("+")
         assert int(a) + int(b) == int(row["answer"])
 
 
-def test_sums_asked_in_german_are_the_same_sums():
+def test_sums_in_german_words_are_the_same_sums():
     row = {"prompt": "12+34=", "answer": "46"}
     assert language._in_german(row) == {"prompt": "Die Summe von 12 und 34 ist ", "answer": "46"}

@@ -1,4 +1,4 @@
-"""The cache of zoos: its place, its atomic writing, and what it says when something is missing or damaged."""
+"""The cache of zoos: its folder, atomic writes, and errors for missing or damaged zoos."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The text zoo: real data split without leaks, and heads that say on disk what the build measured."""
+"""The text zoo: disjoint splits of real data, and saved heads with the accuracy measured by the build."""
 
 import json
 from pathlib import Path

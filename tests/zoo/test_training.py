@@ -1,4 +1,4 @@
-"""Training of the zoo's models: the same bits however many are trained at a time."""
+"""Training of the zoo's models: the same bits with any number of threads."""
 
 import copy
 from functools import partial
@@ -37,7 +37,7 @@ def fit_three(processors, monkeypatch):
     return {name: model.weight for name, model in models.items()}
 
 
-def test_the_number_of_processors_does_not_matter(monkeypatch):
+def test_number_of_processors_has_no_effect(monkeypatch):
     one, many = fit_three(1, monkeypatch), fit_three(4, monkeypatch)
     assert list(one) == list(many) == ["0", "1", "2"]
     assert all(torch.equal(one[name], many[name]) for name in one)
@@ -50,7 +50,7 @@ def test_training_reaches_the_target():
     assert torch.allclose(model.weight, torch.eye(4)[:2], atol=0.2)
 
 
-def test_an_expert_is_trained_by_one_thread_and_the_count_comes_back():
+def test_jobs_use_one_thread_each_and_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
     with reproducible(0):
         counts = side_by_side({name: lambda tell: torch.get_num_threads() for name in "ab"}, lambda share: None)
