@@ -1,17 +1,20 @@
 """The command line: what a user types, sees, and gets when something is wrong."""
 
+import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from evomerge.cli import main
 from evomerge.cli.merges import _read_parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
@@ -37,16 +40,18 @@ def study_file(small_digits, tmp_path_factory):
 
 
 def evomerge(*arguments, cwd=None, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "evomerge", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    """Run a command in this process, which has imported torch already; return its exit code and its output."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
+        if cwd is not None:
+            patch.chdir(cwd)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    signal.signal(signal.SIGTERM, before)
+    done = SimpleNamespace(returncode=exit_.value.code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
     assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
     return done
 
 
@@ -80,7 +85,7 @@ def test_show_json_prints_one_object_with_the_documented_keys(finished):
     assert {"base", "average"} < set(found["references"])
 
 
-def test_a_population_shows_how_it_covers_the_examples_while_it_searches_and_in_the_end(study_file, tmp_path):
+def test_a_population_shows_its_coverage_during_the_search_and_in_the_report(study_file, tmp_path):
     data = yaml.safe_load(study_file.read_text())
     data |= {"space": "natural_niches", "driver": {"kind": "map_elites", "bins": 5}, "evaluations": 16}
     data["tasks"] = {name: {**task, "search_metric": "accuracy"} for name, task in data["tasks"].items()}
@@ -99,7 +104,7 @@ def test_a_population_shows_how_it_covers_the_examples_while_it_searches_and_in_
         assert (out / file).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_text_that_takes_a_while_is_found_out_once_a_second(monkeypatch):
+def test_an_expensive_note_is_computed_at_most_once_a_second(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     texts = iter("abcd")
@@ -111,7 +116,7 @@ def test_a_text_that_takes_a_while_is_found_out_once_a_second(monkeypatch):
     assert said == ["a", "a", "b", "c", "c", "d"]
 
 
-def test_pick_writes_a_checkpoint_that_transformers_loads_and_merge_makes_again(finished, tmp_path):
+def test_pick_writes_a_checkpoint_that_transformers_loads_and_that_merge_reproduces(finished, tmp_path):
     out, _ = finished
     evomerge("pick", out, "--weights", "turned=1,inverted=2", "-o", tmp_path / "picked")
     evomerge("merge", tmp_path / "picked" / "recipe.yaml", "-o", tmp_path / "again")
@@ -123,7 +128,7 @@ def test_pick_writes_a_checkpoint_that_transformers_loads_and_merge_makes_again(
     assert "recipe" in (tmp_path / "picked" / "README.md").read_text()
 
 
-def test_pick_by_floors_that_nobody_reaches_says_what_comes_nearest(finished):
+def test_floors_that_no_point_reaches_are_refused_naming_the_nearest(finished):
     out, _ = finished
     assert "the nearest has" in evomerge("pick", out, "--floors", "turned=1.5", code=2).stderr
 
@@ -152,7 +157,7 @@ def surfaced(study_file, small_digits):
     return file, out, evomerge("run", file, "-o", out).stdout
 
 
-def test_a_front_by_surrogates_says_shows_and_draws_whether_its_surface_may_be_asked(surfaced):
+def test_a_front_by_surrogates_reports_whether_its_surface_is_reliable(surfaced):
     _, out, said = surfaced
     assert "The surface may be asked, `evomerge pick … --surface`: turned R² 0.9" in said.replace("\n", " ")
     found = json.loads(evomerge("show", out, "--json").stdout)["surface"]
@@ -179,7 +184,7 @@ def test_pick_from_the_surface_predicts_without_evaluating_and_writes_the_merge(
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == picked
 
 
-def test_verify_shows_what_a_worker_finds_and_pays_once(surfaced, tmp_path):
+def test_verify_evaluates_the_prediction_once_and_shows_the_scores(surfaced, tmp_path):
     _, out, _ = surfaced
     arguments = ("pick", out, "--surface", "--wish", "turned=0.6,inverted=0.3", "--verify")
     said = evomerge(*arguments, "-o", tmp_path / "picked").stdout
@@ -200,7 +205,7 @@ def test_verify_shows_what_a_worker_finds_and_pays_once(surfaced, tmp_path):
     assert "of 2 scores lie in their 90% intervals" in said
 
 
-def test_surface_that_is_refused_or_not_there_is_an_error_that_says_what_to_type(surfaced, finished):
+def test_a_refused_or_missing_surface_is_an_error_that_says_what_to_type(surfaced, finished):
     file, out, _ = surfaced
     few = file.parent / "few"
     refused = evomerge("run", file, "-o", few, "--evaluations", 3, code=2).stderr
@@ -235,7 +240,7 @@ def compressed(study_file):
     return out, evomerge("compress", study_file, "-o", out).stdout
 
 
-def test_compress_reports_bytes_ratio_distances_and_what_is_kept_of_the_scores(compressed):
+def test_compress_reports_bytes_ratio_distances_and_retention(compressed):
     out, said = compressed
     for words in ("choose λ: 20/20", "compress: ", "lambda: turned 0.", "ratio 0.", "by the formula 0.5", "retention"):
         assert words in said
