@@ -3,26 +3,36 @@
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from evomerge.report.wording import duration
-
 _EVERY = 10.0  # seconds between two lines when nobody is watching
+_NOTEBOOK_EVERY = 0.5
 _AGAIN = 1.0  # seconds between two times that a text is found out
 
 
+def duration(seconds: float) -> str:
+    """Return `0.2 s`, `41 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Progress:
-    """One line of progress: a live bar on a terminal, a line every ten seconds when piped."""
+    """One line of progress: a live bar on a terminal, a live line in a notebook, a line every ten seconds when piped."""
 
     def __init__(self, what: str, total: int, console: Console) -> None:
         """Show `what` until the block ends."""
         self._what, self._total, self._console = what, total, console
         self._start = self._last = time.monotonic()
         self._first: int | None = None
+        self._notebook_line: Any = None  # IPython's handle of the line that is shown
         self._bar = Bar(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=30),
@@ -53,14 +63,28 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = done - 1
-        if not self._console.is_terminal and (now - self._last > _EVERY or done == self._total):
+        if not self._console.is_terminal and (
+            now - self._last > (_NOTEBOOK_EVERY if self._console.is_jupyter else _EVERY) or done == self._total
+        ):
             self._last = now
             rate = (now - self._start) / max(done - self._first, 1)
             left = rate * (self._total - done)
             end = "done" if done == self._total else f"{duration(left)} left"
-            self._console.print(
+            self._print(
                 f"{self._what}: {done}/{self._total}, {duration(now - self._start)} elapsed, {end}{note and f', {note}'}"
             )
+
+    def _print(self, line: str) -> None:
+        if not self._console.is_jupyter or self._console.quiet:
+            self._console.print(line)
+            return
+        from IPython.display import display
+
+        data = {"text/plain": line}
+        if self._notebook_line is None:
+            self._notebook_line = display(data, raw=True, display_id=True)
+        else:
+            self._notebook_line.update(data, raw=True)
 
 
 class Throttled:

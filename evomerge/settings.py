@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +20,7 @@ from evomerge.recipe import Recipe, describe
 from evomerge.recipe import base as base_recipe
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
-from evomerge.tasks import Task
+from evomerge.tasks import PythonTask, Task
 from evomerge.trial import Split
 
 
@@ -172,10 +173,14 @@ def _initial(space: SearchSpace) -> Recipe:
     return space.decode(space.initial, [base_recipe().id for _ in space.parents])
 
 
-def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda step: None) -> Parts:
-    """Open and check everything that `settings` name."""
+def open_parts(
+    settings: StudySettings,
+    progress: Callable[[str], None] = lambda step: None,
+    python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
+) -> Parts:
+    """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names."""
     models = settings.pool
-    task_settings = settings.tasks
+    task_settings: dict[str, Mapping[str, Any]] = dict(settings.tasks)
     if models.zoo is not None:
         embedded = zoo.load(models.zoo, seed=models.zoo_seed)
         base, experts = embedded.pool["base"], embedded.pool["experts"]
@@ -183,6 +188,7 @@ def open_parts(settings: StudySettings, progress: Callable[[str], None] = lambda
         task_settings = task_settings or {name: dict(entry) for name, entry in embedded.tasks.items()}
     else:
         base, experts = str(models.base), models.experts
+    task_settings = {**task_settings, **python_tasks}
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)

@@ -9,22 +9,29 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
-from evomerge import costs, evaluate, files, journal
+from evomerge import costs, evaluate, files, journal, pareto
 from evomerge.errors import StudyError
-from evomerge.history import Completed, History, cost
+from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Ask, Journal
+from evomerge.progress import Progress
 from evomerge.recipe import Recipe, describe
 from evomerge.search import Driver
 from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
+from evomerge.tasks import PythonTask
 from evomerge.trial import Evaluation, Proposal
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _DEADLINE = 3600.0
 """Default timeout per candidate in seconds, where workers can be stopped."""
@@ -48,15 +55,19 @@ class Study:
 
     @classmethod
     def create(
-        cls, folder: Path, settings: StudySettings, progress: Callable[[str], None] = lambda step: None
+        cls,
+        folder: Path,
+        settings: StudySettings,
+        progress: Callable[[str], None] = lambda step: None,
+        python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
     ) -> "Study":
         """Start a study in `folder`, or open it if it is there. Raises `StudyError` if the folder has anything else."""
         if (folder / "study.json").exists():
-            return cls.open(folder, settings, progress)
+            return cls.open(folder, settings, progress, python_tasks)
         if folder.exists() and any(folder.iterdir()):
             msg = f"{folder}: exists, is not empty, and is no study; give another directory with `-o`"
             raise StudyError(msg)
-        study = cls(folder, settings, open_parts(settings, progress))
+        study = cls(folder, settings, open_parts(settings, progress, python_tasks))
         study._save_header()
         return study
 
@@ -66,6 +77,7 @@ class Study:
         folder: Path,
         settings: StudySettings | None = None,
         progress: Callable[[str], None] = lambda step: None,
+        python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
     ) -> "Study":
         """Open the study in `folder` with its own settings, or with `settings` that change only `settings.CHANGEABLE`.
 
@@ -73,7 +85,7 @@ class Study:
         """
         header = _read_header(folder)
         settings = settings or header.settings
-        parts = open_parts(settings, progress)
+        parts = open_parts(settings, progress, python_tasks)
         now = json.loads(json.dumps(identity(settings, parts)))
         if now != header.identity:
             lines = "\n".join(_differences(header.identity, now, ""))
@@ -81,11 +93,21 @@ class Study:
             raise StudyError(msg)
         return cls(folder, settings, parts)
 
-    def run(self, evaluator: evaluate.CachingEvaluator, watch: Watcher = lambda proposal, evaluation: None) -> None:
+    def run(
+        self,
+        evaluator: evaluate.CachingEvaluator | None = None,
+        watch: Watcher = lambda proposal, evaluation: None,
+        *,
+        progress: bool = True,
+    ) -> None:
         """Replay the journal, then search until the budget is used or the driver proposes no more.
 
-        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation.
+        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Without an
+        `evaluator` the study makes its own, and shows progress unless `progress` is False.
         """
+        if evaluator is None:
+            self._run_alone(watch, progress=progress)
+            return
         driver = self.driver = self.parts.new_driver(self.settings.seed)
         full = self.parts.full_size
         pending: dict[int, Proposal] = {}
@@ -118,6 +140,48 @@ class Study:
                 completed += cost(proposal, full)
                 self.spent = completed / full
                 watch(proposal, evaluation)
+
+    def _run_alone(self, watch: Watcher, *, progress: bool) -> None:
+        total = self.settings.evaluations
+        with self.evaluator() as evaluator, Progress("search", total, Console(quiet=not progress)) as bar:
+
+            def show(proposal: Proposal, evaluation: Evaluation) -> None:
+                bar(min(int(self.spent), total))
+                watch(proposal, evaluation)
+
+            self.run(evaluator, show)
+
+    def trials(self) -> "DataFrame":
+        """Return all full evaluations as a DataFrame: number, recipe id, error, mean score of each objective, genes."""
+        from pandas import DataFrame
+
+        rows = []
+        for proposal, evaluation in self.population():
+            genome = self.parts.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+            rows.append(
+                {
+                    "number": proposal.number,
+                    "recipe_id": proposal.recipe.id,
+                    "error": evaluation.error,
+                    **dict(zip(self.parts.searched, evaluation.means(self.parts.searched), strict=True)),
+                    **{
+                        gene.name: gene.value(value) for gene, value in zip(self.parts.space.genes, genome, strict=True)
+                    },
+                }
+            )
+        return DataFrame(rows)
+
+    def front(self) -> "DataFrame":
+        """Return those of `trials` that no other dominates on the search examples. Not to be confused with the report's front."""
+        trials = self.trials()
+        good = trials[trials["error"].isna()] if len(trials) else trials
+        if not len(good):
+            return good
+        return good[pareto.nondominated(good[self.parts.searched].to_numpy())].reset_index(drop=True)
+
+    def digest(self) -> str:
+        """Return the sha256 over all proposals and scores: equal for equal searches."""
+        return digest(self.history().completed)
 
     def replay(self, driver: Driver) -> Iterator[tuple[Proposal, Evaluation | None]]:
         """Replay the journal through a fresh, seeded `driver`. Yield each proposal with None, and again with its evaluation.

@@ -17,11 +17,11 @@ from evomerge.cli.listings import build_zoo, new_console
 from evomerge.cli.merges import export_recipe
 from evomerge.errors import StudyError, nearest
 from evomerge.evaluate import CachingEvaluator, Worker
-from evomerge.progress import Progress, Throttled, step_printer
+from evomerge.progress import Progress, Throttled, duration, step_printer
 from evomerge.recipe import Recipe
 from evomerge.report import choose, figures, html, measure, population, surface, surface_figures, tables
 from evomerge.report.results import Candidate, Results
-from evomerge.report.wording import covered, duration
+from evomerge.report.wording import covered
 from evomerge.search import Population
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study

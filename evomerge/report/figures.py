@@ -43,6 +43,13 @@ _EXPERT = _Look("#009E73", "^", 7)
 _OTHERS = tuple(_Look(colour, marker, 6.5) for colour, marker in (("#CC79A7", "s"), ("#E69F00", "D"), ("#56B4E9", "P")))
 
 
+class NotebookFigure(Figure):
+    """A figure that a notebook shows inline, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def front(results: Results, path: Path) -> None:
     """Write the PNG of the front and the references on the report split, with 95% intervals."""
     files.write(path, png(front_figure(results)))
@@ -67,16 +74,16 @@ def front_figure(results: Results) -> Figure:
         return _one_objective(results)
     pairs = list(itertools.combinations(objectives, 2))
     if len(pairs) > _MOST_PAIRS:
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        figure = NotebookFigure(figsize=(10, 4.4), layout="constrained")
         _parallel(figure.subplots(), results)
         _legend(figure, results)
         return figure
     if len(pairs) == 1:
-        figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+        figure = NotebookFigure(figsize=(7.6, 5.4), layout="constrained")
         panels = [figure.subplots()]
     else:
         rows = len(pairs) // 3
-        figure = Figure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
+        figure = NotebookFigure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
         grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.25] * rows + [1])
         panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(len(pairs))]
         _parallel(figure.add_subplot(grid[rows, :]), results)
@@ -92,7 +99,7 @@ def front_figure(results: Results) -> Figure:
 
 def hypervolume_figure(results: Results) -> Figure:
     """Draw the hypervolume of all candidates so far, on the search split, with the references' level."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     style(axes)
     history = results.hypervolume.history
@@ -125,7 +132,7 @@ def _one_objective(results: Results) -> Figure:
     """Draw one objective as a dot plot: a row for each model."""
     [objective] = results.objectives
     models = [*results.references.values(), *results.front]
-    figure = Figure(figsize=(7.2, 1.2 + 0.32 * len(models)), layout="constrained")
+    figure = NotebookFigure(figsize=(7.2, 1.2 + 0.32 * len(models)), layout="constrained")
     axes = figure.subplots()
     style(axes)
     for row, model in enumerate(models):

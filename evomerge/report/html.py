@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from evomerge import files, strict_yaml
+from evomerge.progress import duration
 from evomerge.report import figures, population, surface_figures, tables, wording
 from evomerge.report.results import Candidate, Interval, Results
 
@@ -61,15 +62,14 @@ def page(results: Results, folder: Path) -> str:
         * bool(results.stopped),
         "failed": f"{results.failed}",
         "merges on the front": f"{len(results.front)}",
-        "of work": wording.duration(sum(results.costs.values())),
+        "of work": duration(sum(results.costs.values())),
     }
     shown = "".join(f"<div><dt>{what}</dt><dd>{number}</dd></div>" for what, number in facts.items())
     study = shlex.quote(str(folder))
     weights = shlex.quote(",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives)))
     commands = f"evomerge pick {study} -o OUT\nevomerge pick {study} --weights {weights} -o OUT"
     costs = "".join(
-        f"<tr><td>{escape(kind)}</td><td>{wording.duration(seconds)}</td></tr>"
-        for kind, seconds in results.costs.items()
+        f"<tr><td>{escape(kind)}</td><td>{duration(seconds)}</td></tr>" for kind, seconds in results.costs.items()
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

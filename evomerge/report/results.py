@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 Interval = tuple[float, float, float]
 """A value and the ends of its 95% bootstrap interval over examples: (value, low, high)."""
@@ -198,6 +202,24 @@ class Results(_Data):
     """Number of unreadable lines of `costs.jl`, whose seconds are not in `costs`."""
     study: Mapping[str, Any]
     """The study's settings as they were run."""
+
+    def table(self) -> "DataFrame":
+        """Return the front and the references as a DataFrame, scores on unseen examples with the ends of their intervals."""
+        from pandas import DataFrame
+
+        rows = []
+        for candidate in (*self.front, *self.references.values()):
+            row: dict[str, Any] = {"name": candidate.name, "recipe_id": candidate.recipe_id}
+            for name, (value, low, high) in {**candidate.report, "mean": candidate.mean}.items():
+                row |= {name: value, f"{name} low": low, f"{name} high": high}
+            rows.append(row)
+        return DataFrame(rows)
+
+    def figure(self) -> "Figure":
+        """Return the picture of the front, as `evomerge show` draws it. A notebook shows it inline."""
+        from evomerge.report.figures import front_figure
+
+        return front_figure(self)
 
     def public(self) -> dict[str, Any]:
         """Return the stable JSON form of `evomerge show --json`."""

@@ -65,13 +65,3 @@ def unit(name: str) -> str:
 def examples(objective: Objective, split: str) -> str:
     """Return `500 unseen examples` or `400 search examples`."""
     return f"{objective.examples[split == 'report']} {SPLITS[split]}"
-
-
-def duration(seconds: float) -> str:
-    """Return `0.2 s`, `41 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -18,9 +18,10 @@ from evomerge.tasks.function import Function, FunctionSettings, Range
 from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
 from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
+from evomerge.tasks.python import PythonTask
 from evomerge.tasks.task import Scores, SplitTask, Task, TaskSettings
 
-__all__ = ["KINDS", "Scores", "SplitTask", "Task", "TaskSettings", "make"]
+__all__ = ["KINDS", "PythonTask", "Scores", "SplitTask", "Task", "TaskSettings", "make"]
 
 KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
     "evomerge.tasks",
@@ -43,7 +44,12 @@ def make(name: str, settings: Mapping[str, Any], folder: Path) -> Task:
     Raises `TaskError` for an unknown key or kind, and for data that are missing, empty, malformed, or shared by both
     splits.
     """
+    if isinstance(settings, PythonTask):
+        return settings.make(name)
     kind = str(settings.get("kind"))
+    if kind == "python":
+        msg = f"is a Python function, `{settings.get('function')}`; open the study from Python, by `evomerge.create_study` with that task"
+        raise task_error(name, msg)
     if kind not in KINDS:
         raise task_error(name, f"expected a `kind`, got `{kind}`; {nearest(kind, KINDS)}")
     schema, new = KINDS[kind]

@@ -56,8 +56,10 @@ class Function(SplitTask):
     returns one score for each, higher is better: a vector, or a mapping from metric to vector.
     """
 
-    def __init__(self, name: str, settings: FunctionSettings, folder: Path) -> None:
-        """Import the function. Raises `TaskError`."""
+    def __init__(
+        self, name: str, settings: FunctionSettings, folder: Path, function: Callable[..., Any] | None = None
+    ) -> None:
+        """Take the `function`, or import the one that the settings name. Raises `TaskError`."""
         super().__init__(
             name,
             settings,
@@ -65,7 +67,7 @@ class Function(SplitTask):
             sizes={"search": settings.search, "report": settings.report},
         )
         self._where = settings.function
-        self._function = _imported(name, settings.function, folder)
+        self._function = function or _imported(name, settings.function, folder)
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the function's scores. Raises `TaskError` unless there is one finite score for each example."""

@@ -1,0 +1,130 @@
+"""The Python API: studies, results and checkpoints from a script or a notebook. `import evomerge` exports it.
+
+The command line works on the same studies: one that is created here is resumed and shown there, and the reverse, unless its
+tasks are Python functions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evomerge.checkpoints.pool import Pool
+from evomerge.errors import StudyError
+from evomerge.models.loaded import folder_of
+from evomerge.progress import Progress
+from evomerge.recipe import Recipe
+from evomerge.report import choose, measure
+from evomerge.report.export import export as export_recipe
+from evomerge.report.results import Candidate, Results
+from evomerge.settings import StudySettings
+from evomerge.study import Study
+from evomerge.tasks import PythonTask
+
+
+def create_study(
+    folder: str | Path,
+    *,
+    pool: Mapping[str, Any],
+    space: Any,
+    tasks: Mapping[str, Mapping[str, Any]] | None = None,
+    **settings: Any,
+) -> Study:
+    """Return the study in `folder`: a new one, or the one that was created there with the same arguments.
+
+    Args:
+        folder: The study's directory.
+        pool: `{"zoo": NAME}`, or `{"base": MODEL, "experts": {NAME: MODEL, ...}}`. A model is a checkpoint folder or a loaded
+            transformers model; with a loaded base, `"tokenizer"` may give its tokenizer.
+        space: The name of a shipped space, a file, or a search space as nested dictionaries.
+        tasks: By name, settings as in a study file, or the result of `evomerge.task`. A zoo has tasks by default.
+        settings: Any other key of a study file, such as `evaluations`, `driver`, `seed` or `workers`.
+
+    Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks.
+    """
+    tasks = tasks or {}
+    data = {
+        **settings,
+        "pool": _with_folders(pool),
+        "space": space,
+        "tasks": {name: dict(task) for name, task in tasks.items()},
+    }
+    python_tasks = {name: task for name, task in tasks.items() if isinstance(task, PythonTask)}
+    return Study.create(Path(folder), StudySettings.parse(data, "create_study", Path.cwd()), python_tasks=python_tasks)
+
+
+def task(
+    function: Callable[..., Any], *, search: Sequence[Any], report: Sequence[Any], metrics: Sequence[str] = ("score",)
+) -> PythonTask:
+    """Return a task that scores a model by a Python `function`, for `create_study`.
+
+    `function(model, examples)` gets a `LiveModel` (`.module`, `.tokenizer`) and a list of some of the examples, and returns one
+    score per example, higher is better: a vector, or a mapping from each of `metrics` to one. A search sees the examples in
+    `search`, results are judged on those in `report`. The function's source and the examples are part of the study's identity.
+    """
+    return PythonTask(function, search, report, metrics)
+
+
+def results(study: Study, *, progress: bool = True) -> Results:
+    """Return the front of a `study` and its references, scored on unseen examples, with intervals.
+
+    Scores are kept in the study's directory, so that nothing is scored twice. Raises `StudyError` if no candidate has been
+    evaluated.
+    """
+    with Progress("report", 1, Console(quiet=not progress)) as bar:
+        return measure.measure(study, watch=bar)
+
+
+def pick(
+    study: Study,
+    results: Results,
+    *,
+    weights: Mapping[str, float] | None = None,
+    floors: Mapping[str, float] | None = None,
+    best: str | None = None,
+    wish: Mapping[str, float] | None = None,
+    tchebycheff: Mapping[str, float] | None = None,
+    knee: bool = False,
+) -> Candidate:
+    """Return the candidate of the front that fits a preference best; by default the one with the best mean.
+
+    Candidates are chosen by their scores on the search examples. The preferences are those of `evomerge pick`. Raises
+    `StudyError` for two preferences, and where no candidate satisfies the floors.
+    """
+    preference = choose.Preference(
+        weights=weights, floors=floors, best=best, wish=wish, tchebycheff=tchebycheff, knee=knee
+    )
+    return choose.choose(study, results, preference)
+
+
+def export(
+    source: Study | Pool, candidate: Candidate | Recipe, folder: str | Path, *, results: Results | None = None
+) -> Path:
+    """Write the model of a `candidate` or recipe as a checkpoint that transformers loads, and return its folder.
+
+    `source` is the study or the pool with the models. With `results`, the model card shows a candidate's scores. Raises
+    `CheckpointError` if `folder` is not empty.
+    """
+    recipe = candidate if isinstance(candidate, Recipe) else Recipe.parse(candidate.recipe)
+    pool, lineage = (source, {}) if isinstance(source, Pool) else (source.parts.pool, source.lineage())
+    scored = None if isinstance(candidate, Recipe) or results is None else candidate
+    export_recipe(recipe, pool, Path(folder), lineage=lineage, results=results, candidate=scored)
+    return Path(folder)
+
+
+def _with_folders(pool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return pool settings with loaded models replaced by checkpoint folders."""
+    settings = {key: value for key, value in pool.items() if key != "tokenizer"}
+    if "tokenizer" in pool and isinstance(pool.get("base"), str | Path):
+        msg = "pool: `tokenizer` goes with a base that is loaded; a checkpoint folder has its own"
+        raise StudyError(msg)
+    if "base" in settings:
+        settings["base"] = _folder(settings["base"], pool.get("tokenizer"))
+    if isinstance(settings.get("experts"), Mapping):
+        settings["experts"] = {name: _folder(model) for name, model in settings["experts"].items()}
+    return settings
+
+
+def _folder(model: Any, tokenizer: Any = None) -> str:
+    return str(model) if isinstance(model, str | Path) else str(folder_of(model, tokenizer))

@@ -1,0 +1,77 @@
+"""A Python function and its examples as a task, in a study that is created from Python."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from evomerge.errors import TaskError
+from evomerge.models import LiveModel
+from evomerge.tasks.function import Function, FunctionSettings
+from evomerge.tasks.task import Task
+from evomerge.trial import Split
+
+
+class PythonTask(Mapping[str, Any]):
+    """A function that scores a model, with its examples. Not a `Task` yet: a study gives it its name.
+
+    As a mapping it is the settings that identify it in a study's record: the function's name, and a digest of its source and
+    of the examples.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[LiveModel, Sequence[Any]], Any],
+        search: Sequence[Any],
+        report: Sequence[Any],
+        metrics: Sequence[str] = ("score",),
+    ) -> None:
+        """Take the function: `function(model, examples)` returns one score per example, or a mapping from metric to scores.
+
+        Raises `TaskError` for a split without examples.
+        """
+        self.function = function
+        self.examples: Mapping[Split, Sequence[Any]] = {"search": list(search), "report": list(report)}
+        self.metrics = tuple(metrics)
+        for split, given in self.examples.items():
+            if not given:
+                msg = f"`{split}` has no examples; expected at least one, such as `{split}=questions[:200]`"
+                raise TaskError(msg)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):  # typed at a prompt, or built in
+            code = getattr(self.function, "__code__", None)
+            source = "" if code is None else code.co_code.hex()
+        examples = json.dumps(dict(self.examples), default=repr)
+        return {
+            "kind": "python",
+            "function": f"{self.function.__module__}:{getattr(self.function, '__qualname__', 'function')}",
+            "digest": hashlib.sha256(f"{source}\n{examples}".encode()).hexdigest(),
+            "metrics": list(self.metrics),
+        }
+
+    def __getitem__(self, key: str) -> Any:
+        return self._settings[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings)
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    def make(self, name: str) -> Task:
+        """Return the task of this `name`."""
+        sizes = {split: len(examples) for split, examples in self.examples.items()}
+        settings = FunctionSettings.model_validate(
+            {"kind": "callable", "function": "python:task", "metrics": self.metrics, **sizes}
+        )
+        return Function(name, settings, Path(), self._score)
+
+    def _score(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Any:
+        return self.function(model, [self.examples[split][index] for index in indices])
