@@ -120,7 +120,7 @@ class RayEvaluator(Evaluator):
             num_cpus=self._setup.threads,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
         ).remote(self._setup)
-        slot.future, slot.job, slot.since = slot.actor.prepare.remote(), None, time.monotonic()
+        slot.future, slot.job, slot.due = slot.actor.prepare.remote(), None, time.monotonic() + _START_SECONDS
         slot.recent.clear()
         slot.prefixes = frozenset()
 
@@ -131,7 +131,7 @@ class RayEvaluator(Evaluator):
             pairs = ((slot, job) for job in jobs for slot in free)
             slot, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in the queue
             self._queue.remove(job)
-            slot.take(job)
+            slot.take(job, self._deadline)
             recipe, examples = job.proposal.recipe, job.proposal.examples
             lineage = {key: parent.json for key, parent in ancestors(recipe, self.lineage, self._members.on_disk)}
             slot.future = slot.actor.evaluate.remote(
@@ -145,7 +145,7 @@ class RayEvaluator(Evaluator):
         except RayError as error:
             self._replace(slot, OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else type(error).__name__)
             return
-        job, slot.future, slot.job = slot.job, None, None
+        job, slot.future, slot.job, slot.due = slot.job, None, None, math.inf
         if job is not None:
             self._finished.append((job.proposal.number, _copied(answer)))
         elif answer is not None:
@@ -177,19 +177,13 @@ class RayEvaluator(Evaluator):
 
     def _timeout(self) -> float | None:
         """Return the seconds until the next deadline, None if there is none."""
-        end = min(map(self._due, self._slots))
+        end = min(slot.due for slot in self._slots)
         return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
 
     def _kill_overdue(self) -> None:
         for slot in self._slots:
-            if time.monotonic() >= self._due(slot):
+            if time.monotonic() >= slot.due:
                 self._replace(slot, DEADLINE)
-
-    def _due(self, slot: "_Slot") -> float:
-        """Return the time by which a slot's future must be ready."""
-        if slot.future is None:
-            return math.inf
-        return slot.since + (_START_SECONDS if slot.job is None else self._deadline)
 
 
 @dataclass(slots=True, eq=False)
@@ -202,19 +196,20 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """Room for one worker: starting (future, no job) or busy (both) since a time, or free (neither)."""
+    """Room for one worker: starting (future, no job), busy (both) or free (neither)."""
 
     actor: Any = None
     future: Any = None
     job: _Job | None = None
-    since: float = 0.0
+    due: float = math.inf
+    """The time by which the future must be ready."""
     recent: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_STACKS))
     prefixes: frozenset[str] = frozenset()
     """The union of `recent`, prefix digests of this worker's last stacks."""
 
-    def take(self, job: _Job) -> None:
-        """Start a job now."""
-        self.job, self.since = job, time.monotonic()
+    def take(self, job: _Job, deadline: float) -> None:
+        """Start a job now, with `deadline` in seconds."""
+        self.job, self.due = job, time.monotonic() + deadline
         self.recent.append(job.proposal.recipe.prefix_digests)
         self.prefixes = frozenset().union(*self.recent)
 

@@ -154,7 +154,7 @@ STACKS = (
 
 def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
     evaluator = RayEvaluator.__new__(RayEvaluator)  # without processes, so that the choice does not depend on time
-    evaluator._queue, evaluator.lineage, evaluator._members = deque(), {}, Members(0)
+    evaluator._queue, evaluator.lineage, evaluator._members, evaluator._deadline = deque(), {}, Members(0), 1.0
     one, two = evaluator._slots = [_Slot(actor=Mock()), _Slot(actor=Mock())]
 
     def submit(number):
