@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.folder import Folder, open_weights
+from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Product, read_config, read_stored
 from evomerge.errors import CheckpointError
@@ -23,7 +23,7 @@ _WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.)")  # PEFT's modul
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
 
 
-class Adapter:
+class Adapter(Checkpoint):
     """The checkpoint of a base with a LoRA adapter on it. Not to be confused with the adapter's own file of factors.
 
     A weight with a product is in fp32 (fp64 where the base is), also on a base in bf16, so that nothing is rounded before
@@ -95,10 +95,6 @@ class Adapter:
         change = (a.T @ b.T if product.transposed else b @ a).view(origin.shape)
         # W - (0 - s·B·A), not W + s·B·A: where the product is zero of either sign, W's own zero keeps its sign.
         return torch.sub(origin, change.mul_(-product.scale).add_(0.0), out=change)
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`, rounded once to its dtype."""
-        out.copy_(self.tensor(name))
 
     def forget(self) -> None:
         """Close the adapter's file, and those of its base."""

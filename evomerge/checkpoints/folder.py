@@ -24,7 +24,7 @@ _PREFETCH_BYTES = 1 << 20  # bytes read at a time only to have them in the kerne
 
 
 class Checkpoint(Protocol):
-    """A model's tensors by name, each read or computed only when it is requested."""
+    """A model's tensors by name, each read or computed only when it is requested. Implementations inherit `write`."""
 
     info: Mapping[str, TensorInfo]
     """Shape and storage dtype of every tensor, in a fixed order."""
@@ -33,13 +33,14 @@ class Checkpoint(Protocol):
         """The tensor in its storage dtype. It may be a view of a file: never write into it."""
 
     def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`, of the same shape and any floating-point dtype."""
+        """Copy the tensor into `out`, of the same shape and any floating-point dtype, rounded to its storage dtype first."""
+        out.copy_(self.tensor(name))
 
     def forget(self) -> None:
         """Close files and drop caches; the next read opens the files again."""
 
 
-class Folder:
+class Folder(Checkpoint):
     """A checkpoint in a Hugging Face folder."""
 
     def __init__(self, path: str | Path) -> None:
@@ -91,10 +92,6 @@ class Folder:
             self._open[file] = open_weights(file)
         self._views[name] = self._open[file].get_tensor(name)
         return self._views[name]
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`."""
-        out.copy_(self.tensor(name))
 
     def read_ahead(self, name: str) -> None:
         """Load the tensor's pages into the kernel's cache; an unknown tensor is ignored.

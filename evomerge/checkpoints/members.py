@@ -18,7 +18,7 @@ from evomerge.errors import RecipeError
 from evomerge.recipe import Base, Expert, Recipe, base
 
 
-class HeldCheckpoint:
+class HeldCheckpoint(Checkpoint):
     """A checkpoint whose tensors are in memory, or mapped from one file."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -32,10 +32,6 @@ class HeldCheckpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor in its storage dtype."""
         return self.tensors[name]
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`."""
-        out.copy_(self.tensors[name])
 
     def forget(self) -> None:
         """Do nothing: the tensors stay in memory."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
 from evomerge import files
-from evomerge.checkpoints.folder import INDEX, Folder, read_json
+from evomerge.checkpoints.folder import INDEX, Checkpoint, Folder, read_json
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs.codec import Codec, Coded, Constants
@@ -127,7 +127,12 @@ def encode(
 
 
 class Artefact:
-    """An artefact folder, opened. No weights are read before a tensor of an expert is requested."""
+    """An artefact folder, opened. No weights are read before a tensor of an expert is requested.
+
+    `experts` are the experts' names, in the pool's order; `constants` the codec's values for the model; `figures` its figures
+    by tensor that it encoded; `formula` the bytes by the formula of its paper; `digests` the sha256 of the original weights
+    of `base` and each expert.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Open the artefact at `folder`.
@@ -135,53 +140,24 @@ class Artefact:
         Raises `CheckpointError` where it is no artefact, is incomplete, or has an unknown codec or version.
         """
         self.folder = Path(folder)
-        self._manifest = _read(self.folder / _MANIFEST)
+        manifest = self._manifest = _read(self.folder / _MANIFEST)
+        self.experts = tuple(manifest.experts)
+        self.constants: Constants = manifest.constants
+        self.figures, self.formula, self.digests = manifest.coded, manifest.formula, manifest.digests
         self.base = Folder(self.folder / "base")
         self._codes = Folder(self.folder / "codes")
         try:
-            self._codec = CODECS[self._manifest.codec].model_validate(self._manifest.parameters)
+            self._codec = CODECS[manifest.codec].model_validate(manifest.parameters)
             expected = self._codec.constants(self.experts, ())
         except (ValidationError, RecipeError) as error:
-            raise _damaged(self.folder, f"its parameters are not those of `{self._manifest.codec}`") from error
-        if {key: len(values) for key, values in self.constants.items()} != {
-            key: len(values) for key, values in expected.items()
-        }:
-            raise _damaged(
-                self.folder, f"its constants are not those of `{self.codec}` and {len(self.experts)} experts"
-            )
-        stored = {f"base/{name}" for name in self.base.info if name not in self._manifest.aliases} | {*self._codes.info}
-        for key in sorted(stored ^ self._manifest.checks.keys()):
+            raise _damaged(self.folder, f"its parameters are not those of `{manifest.codec}`") from error
+        lengths, expected_lengths = ({key: len(v) for key, v in c.items()} for c in (self.constants, expected))
+        if lengths != expected_lengths:
+            what = f"its constants are not those of `{manifest.codec}` and {len(self.experts)} experts"
+            raise _damaged(self.folder, what)
+        stored = {f"base/{name}" for name in self.base.info if name not in manifest.aliases} | {*self._codes.info}
+        for key in sorted(stored ^ manifest.checks.keys()):
             raise _damaged(self.folder, f"`{key}` is {'unknown' if key in stored else 'missing'}")
-
-    @property
-    def codec(self) -> str:
-        """The codec's name."""
-        return self._manifest.codec
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        """The experts' names, in the pool's order."""
-        return tuple(self._manifest.experts)
-
-    @property
-    def digests(self) -> Mapping[str, str]:
-        """The sha256 of the original weights of `base` and each expert."""
-        return self._manifest.digests
-
-    @property
-    def constants(self) -> Constants:
-        """What the codec stores once for the model: by name, a value for each expert."""
-        return self._manifest.constants
-
-    @property
-    def figures(self) -> Mapping[str, Mapping[str, float]]:
-        """The codec's figures by tensor that it encoded, such as its rank."""
-        return self._manifest.coded
-
-    @property
-    def formula(self) -> float:
-        """The bytes of this pool by the formula of the codec's paper."""
-        return self._manifest.formula
 
     @property
     def nbytes(self) -> int:
@@ -222,7 +198,7 @@ class Artefact:
         return tensor
 
 
-class Decoded:
+class Decoded(Checkpoint):
     """The checkpoint of one expert of an artefact, with names, shapes and dtypes of the base; decoded on demand."""
 
     def __init__(self, artefact: Artefact, expert: int) -> None:
@@ -234,16 +210,12 @@ class Decoded:
         """The decoded tensor, in the base's storage dtype."""
         return self._artefact.tensor(name, self._expert)
 
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Decode the tensor into `out`, rounded to the base's storage dtype first."""
-        out.copy_(self.tensor(name))
-
     def forget(self) -> None:
         """Close the artefact's files."""
         self._artefact.forget()
 
 
-class Preview:
+class Preview(Checkpoint):
     """The checkpoint that `Decoded` would be for an expert, computed from the pool without writing an artefact.
 
     Each tensor reads all experts, so this is for trying out parameters.
@@ -264,10 +236,6 @@ class Preview:
         if not coded.parts:
             return base
         return apply(base, self._codec.decode(lambda part: coded.parts[part], self._expert, self._constants))
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Decode the tensor into `out`, rounded to the base's storage dtype first."""
-        out.copy_(self.tensor(name))
 
     def forget(self) -> None:
         """Close the pool's files."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
@@ -16,16 +15,8 @@ from evomerge.codecs.tall import LAMBDAS, Tall
 from evomerge.models import LiveModel
 from evomerge.tasks import Task
 
-
-class Report(Protocol):
-    """Receives progress."""
-
-    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Receive that `done` of `total` are done, the last one being `note`."""
-
-
-Progress = Callable[[str, int], AbstractContextManager[Report]]
-"""Opens a progress report for a step, given the step's name and its total."""
+Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""Opens the report of a step, given its name and total; the report is called with `done`, `total=None` and `note=""`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def fold(live: LiveModel, stack: Stacked) -> Folding:
     return Folding(_changed(stack, changes), "", difference, stored)
 
 
-class Folded:
+class Folded(Checkpoint):
     """A checkpoint with some of its tensors changed, in fp32 with one cast to their dtype at the end.
 
     In a dtype of 16 bits this rounds weights that were rounded before, unless the multiplier is a power of two.
@@ -97,10 +97,6 @@ class Folded:
             return tensor
         change = self._changes[name]
         return ((tensor.float() + change.offset) * change.multiplier - change.offset).to(self.info[name].dtype)
-
-    def write(self, name: str, out: Tensor) -> None:
-        """Copy the tensor into `out`."""
-        out.copy_(self.tensor(name))
 
     def forget(self) -> None:
         """Close the source's files."""
