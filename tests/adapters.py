@@ -30,8 +30,8 @@ def draw(*shape, seed=0, dtype=torch.float32):
 
 
 def base_tensors(dtype=torch.float32):
-    made = {name: draw(*shape, seed=i, dtype=dtype) for i, (name, shape) in enumerate(SHAPES.items())}
-    return made | {"steps": torch.tensor(3)}
+    tensors = {name: draw(*shape, seed=i, dtype=dtype) for i, (name, shape) in enumerate(SHAPES.items())}
+    return tensors | {"steps": torch.tensor(3)}
 
 
 def factors(module, rank=2, *, seed=50, shape=None, transposed=False):

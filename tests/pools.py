@@ -24,17 +24,19 @@ class Models:
     @classmethod
     def random(cls, experts=3, dtype=torch.float32):
         base = tiny_tensors(0)
-        made = {name: tiny_tensors(1 + i, base) for i, name in enumerate(EXPERTS[:experts])}
+        experts_by_name = {name: tiny_tensors(1 + i, base) for i, name in enumerate(EXPERTS[:experts])}
         buffers = {
             "layers.0.attn.position_ids": torch.arange(12),
             "layers.0.attn.mask": torch.ones(1, 1, 4, 4, dtype=bool),
         }
 
         def finish(tensors, shift=0):
-            own = {name: buffer + shift if buffer.dtype == torch.int64 else buffer for name, buffer in buffers.items()}
-            return {name: tensor.to(dtype) for name, tensor in tensors.items()} | own
+            integers = {
+                name: buffer + shift if buffer.dtype == torch.int64 else buffer for name, buffer in buffers.items()
+            }
+            return {name: tensor.to(dtype) for name, tensor in tensors.items()} | integers
 
-        return cls(finish(base), {name: finish(tensors, 5) for name, tensors in made.items()})
+        return cls(finish(base), {name: finish(tensors, 5) for name, tensors in experts_by_name.items()})
 
 
 def write_checkpoint(folder, tensors, config=CONFIG, shards=1):

@@ -20,34 +20,36 @@ from evomerge.errors import CheckpointError
 @pytest.mark.parametrize("module", [Q, UP, "model.conv", "model.wave"])
 def test_weight_is_w_plus_s_b_a_in_fp32_or_wider(tmp_path, module, dtype):
     base, tensors = base_tensors(dtype), factors(module)
-    found = opened(tmp_path, tensors, base)
+    adapter = opened(tmp_path, tensors, base)
     name = f"{module}.weight"
     wide = torch.promote_types(dtype, torch.float32)
-    assert found.info[name].dtype == found.tensor(name).dtype == wide
-    assert found.tensor(name).shape == found.info[name].shape == base[name].shape
+    assert adapter.info[name].dtype == adapter.tensor(name).dtype == wide
+    assert adapter.tensor(name).shape == adapter.info[name].shape == base[name].shape
     expected = exact(base[name], tensors, module, 3 / 2)
     np.testing.assert_allclose(
-        found.tensor(name).double(), expected, rtol=0, atol=1e-14 if wide.itemsize == 8 else 2e-6
+        adapter.tensor(name).double(), expected, rtol=0, atol=1e-14 if wide.itemsize == 8 else 2e-6
     )
     out = torch.empty(SHAPES[name], dtype=torch.bfloat16)
-    found.write(name, out)
-    assert torch.equal(out, found.tensor(name).bfloat16())
+    adapter.write(name, out)
+    assert torch.equal(out, adapter.tensor(name).bfloat16())
 
 
 def test_embeddings_and_fan_in_fan_out_weights_are_transposed(tmp_path):
     base = base_tensors()
     embedding = embedding_factors("model.embed")
-    found = opened(tmp_path / "embedding", embedding).tensor("model.embed.weight")
+    tensor = opened(tmp_path / "embedding", embedding).tensor("model.embed.weight")
     a, b = (embedding[f"base_model.model.model.embed.lora_embedding_{x}"].double() for x in "AB")
-    assert torch.allclose(found.double(), base["model.embed.weight"] + 1.5 * torch.einsum("rn,dr->nd", a, b), atol=2e-6)
+    assert torch.allclose(
+        tensor.double(), base["model.embed.weight"] + 1.5 * torch.einsum("rn,dr->nd", a, b), atol=2e-6
+    )
 
     turned = factors(Q, transposed=True) | factors("model.conv")
-    found = opened(tmp_path / "turned", turned, fan_in_fan_out=True)
+    adapter = opened(tmp_path / "turned", turned, fan_in_fan_out=True)
     a, b = (turned[f"base_model.model.{Q}.lora_{x}.weight"].double() for x in "AB")
     expected = base[f"{Q}.weight"] + 1.5 * torch.einsum("ri,or->io", a, b)
-    assert torch.allclose(found.tensor(f"{Q}.weight").double(), expected, atol=2e-6)
+    assert torch.allclose(adapter.tensor(f"{Q}.weight").double(), expected, atol=2e-6)
     np.testing.assert_allclose(  # a convolution has no other order
-        found.tensor("model.conv.weight"), exact(base["model.conv.weight"], turned, "model.conv", 1.5), atol=2e-6
+        adapter.tensor("model.conv.weight"), exact(base["model.conv.weight"], turned, "model.conv", 1.5), atol=2e-6
     )
 
 
@@ -70,8 +72,8 @@ SCALES = [
 @pytest.mark.parametrize(("config", "scale"), SCALES, ids=[str(config) for config, _ in SCALES])
 def test_scale_is_alpha_over_the_rank_or_its_root(tmp_path, config, scale):
     tensors = factors(Q)
-    found = opened(tmp_path, tensors, **config).tensor(f"{Q}.weight")
-    np.testing.assert_allclose(found, exact(base_tensors()[f"{Q}.weight"], tensors, Q, scale), rtol=0, atol=3e-6)
+    tensor = opened(tmp_path, tensors, **config).tensor(f"{Q}.weight")
+    np.testing.assert_allclose(tensor, exact(base_tensors()[f"{Q}.weight"], tensors, Q, scale), rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -81,9 +83,9 @@ def test_zero_factor_gives_the_base_bit_for_bit(tmp_path, dtype, alpha):
     base[f"{Q}.weight"][:2] = torch.tensor([0.0, -0.0]).repeat(3)
     tensors = factors(Q)
     tensors[f"base_model.model.{Q}.lora_B.weight"].zero_()
-    found = opened(tmp_path, tensors, base, lora_alpha=alpha)
-    for name, entry in found.info.items():
-        assert same_bytes(found.tensor(name), base[name].to(entry.dtype))
+    adapter = opened(tmp_path, tensors, base, lora_alpha=alpha)
+    for name, entry in adapter.info.items():
+        assert same_bytes(adapter.tensor(name), base[name].to(entry.dtype))
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.floats(-4, 4, width=16), st.integers(0, 99))
@@ -103,10 +105,10 @@ def test_change_is_linear_in_the_scale_and_free_of_the_gauge(tmp_path_factory, r
 
 def test_threads_do_not_change_a_bit(tmp_path):
     base = {"q.weight": draw(700, 500)}
-    found = opened(tmp_path, factors("q", 24, shape=(700, 500)), base, r=24)
-    expected = found.tensor("q.weight")
+    adapter = opened(tmp_path, factors("q", 24, shape=(700, 500)), base, r=24)
+    expected = adapter.tensor("q.weight")
     torch.set_num_threads(3)  # the fixture of all tests sets it back
-    assert torch.equal(found.tensor("q.weight"), expected)
+    assert torch.equal(adapter.tensor("q.weight"), expected)
 
 
 def test_peft_makes_the_same_model(tmp_path):
@@ -138,11 +140,11 @@ def test_peft_makes_the_same_model(tmp_path):
                     parameter.data += draw(*parameter.shape, seed=i)
             model.save_pretrained(tmp_path / bias / f"{rslora}")
             net = model.merge_and_unload()
-            found = Adapter(tmp_path / bias / f"{rslora}", Folder(tmp_path / bias / "base"))
+            adapter = Adapter(tmp_path / bias / f"{rslora}", Folder(tmp_path / bias / "base"))
             expected = net.state_dict()
-            assert set(found.info) == set(expected)
+            assert set(adapter.info) == set(expected)
             for name, tensor in expected.items():
-                assert torch.allclose(found.tensor(name), tensor, rtol=1e-5, atol=2e-6), (bias, name)
+                assert torch.allclose(adapter.tensor(name), tensor, rtol=1e-5, atol=2e-6), (bias, name)
             write_checkpoint(tmp_path / bias / "base", {k: v.detach().clone() for k, v in expected.items()})
 
 
@@ -156,40 +158,40 @@ def test_complete_tensors_replace_those_of_the_base(tmp_path):
         f"base_model.model.{Q}.base_layer.bias": bias,
         "base_model.model.model.embed.base_layer.weight": embedding,
     }
-    found = opened(tmp_path, tensors)
-    assert same_bytes(found.tensor("head.weight"), head)
-    assert same_bytes(found.tensor(f"{Q}.bias"), bias)
-    assert found.info[f"{Q}.bias"].dtype == torch.bfloat16
+    adapter = opened(tmp_path, tensors)
+    assert same_bytes(adapter.tensor("head.weight"), head)
+    assert same_bytes(adapter.tensor(f"{Q}.bias"), bias)
+    assert adapter.info[f"{Q}.bias"].dtype == torch.bfloat16
     a, b = (tensors[f"base_model.model.model.embed.lora_embedding_{x}"] for x in "AB")
-    assert torch.allclose(found.tensor("model.embed.weight"), embedding + 1.5 * (b @ a).T, atol=2e-6)
-    assert found.changed == ("head.weight", "model.embed.weight", f"{Q}.bias", f"{Q}.weight")
+    assert torch.allclose(adapter.tensor("model.embed.weight"), embedding + 1.5 * (b @ a).T, atol=2e-6)
+    assert adapter.changed == ("head.weight", "model.embed.weight", f"{Q}.bias", f"{Q}.weight")
 
 
 def test_other_tensors_are_views_of_the_base(tmp_path):
-    found = opened(tmp_path, factors(Q))
-    for name in set(found.info) - set(found.changed):
-        assert found.info[name] == found.base.info[name]
-        assert found.tensor(name).data_ptr() == found.base.tensor(name).data_ptr()
-    assert list(found.info) == list(found.base.info)
-    assert found.config == CONFIG
+    adapter = opened(tmp_path, factors(Q))
+    for name in set(adapter.info) - set(adapter.changed):
+        assert adapter.info[name] == adapter.base.info[name]
+        assert adapter.tensor(name).data_ptr() == adapter.base.tensor(name).data_ptr()
+    assert list(adapter.info) == list(adapter.base.info)
+    assert adapter.config == CONFIG
 
 
 def test_tensors_are_read_only_on_request(tmp_path, monkeypatch):
-    found = opened(tmp_path, factors(Q))
-    expected = found.tensor(f"{Q}.weight")
-    found.forget()
-    copy = pickle.loads(pickle.dumps(found))
+    adapter = opened(tmp_path, factors(Q))
+    expected = adapter.tensor(f"{Q}.weight")
+    adapter.forget()
+    copy = pickle.loads(pickle.dumps(adapter))
 
     def fail(file, framework):
         raise OSError("gone")
 
     monkeypatch.setattr(folder_module, "safe_open", fail)
     again = opened(tmp_path, factors(Q))  # opening reads no tensor
-    for closed in (again, copy, found):
+    for closed in (again, copy, adapter):
         with pytest.raises(CheckpointError, match=r"cannot be opened .gone.; it was readable before"):
             closed.tensor(f"{Q}.weight")
     monkeypatch.undo()
-    for reopened in (again, copy, found):
+    for reopened in (again, copy, adapter):
         assert torch.equal(reopened.tensor(f"{Q}.weight"), expected)
 
 

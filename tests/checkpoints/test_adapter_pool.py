@@ -81,12 +81,12 @@ def test_merge_equals_that_of_complete_models_in_memory_and_on_disk(tmp_path, me
     expected = merge_tensors(recipe, floats, [{name: tensor + 0.5 for name, tensor in floats.items()}, code])
     merged = Builder(pool).build(recipe)
     save(merged, tmp_path / "merged", like=tmp_path / "base")
-    found = load_file(tmp_path / "merged" / "model.safetensors")
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
     for name, tensor in expected.items():
-        assert same_bytes(found[name], merged.tensor(name))
-        assert found[name].dtype == dtype
-        assert torch.allclose(found[name], tensor, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=2e-6), name
-    assert torch.equal(found["steps"], base["steps"])
+        assert same_bytes(saved[name], merged.tensor(name))
+        assert saved[name].dtype == dtype
+        assert torch.allclose(saved[name], tensor, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=2e-6), name
+    assert torch.equal(saved["steps"], base["steps"])
 
 
 def test_export_can_be_rebuilt_from_its_recipe(tmp_path):
@@ -95,9 +95,9 @@ def test_export_can_be_rebuilt_from_its_recipe(tmp_path):
     file = strict_yaml.read(tmp_path / "out" / "recipe.yaml")
     again = Pool(file["pool"]["base"], file["pool"]["experts"])
     assert again.digests == pool.digests
-    made = Builder(again).build(Recipe.parse(file["recipe"], experts=list(again.experts)))
+    rebuilt = Builder(again).build(Recipe.parse(file["recipe"], experts=list(again.experts)))
     exported = Folder(tmp_path / "out")
-    assert all(same_bytes(made.tensor(name), exported.tensor(name)) for name in exported.info)
+    assert all(same_bytes(rebuilt.tensor(name), exported.tensor(name)) for name in exported.info)
 
 
 def test_factors_merged_separately_are_another_model(tmp_path):
@@ -107,10 +107,10 @@ def test_factors_merged_separately_are_another_model(tmp_path):
     one, two = (factors("q", shape=(8, 6), seed=seed) for seed in (10, 20))
     experts = {name: write_adapter(tmp_path / name, t, lora_alpha=2) for name, t in (("one", one), ("two", two))}
     recipe = merge("task_arithmetic", ["one", "two"], {"lambda": 0.5})
-    found = Builder(Pool(tmp_path / "base", experts)).build(recipe).tensor("q.weight")
+    merged = Builder(Pool(tmp_path / "base", experts)).build(recipe).tensor("q.weight")
     (a1, b1), (a2, b2) = one.values(), two.values()
-    assert torch.allclose(found, base["q.weight"] + 0.5 * (b1 @ a1 + b2 @ a2), atol=2e-6)
-    assert not torch.allclose(found, base["q.weight"] + 0.25 * (b1 + b2) @ (a1 + a2), atol=0.1)
+    assert torch.allclose(merged, base["q.weight"] + 0.5 * (b1 @ a1 + b2 @ a2), atol=2e-6)
+    assert not torch.allclose(merged, base["q.weight"] + 0.25 * (b1 + b2) @ (a1 + a2), atol=0.1)
 
 
 def test_adapter_runs_as_a_model_and_is_saved_as_one(tmp_path):
@@ -136,16 +136,16 @@ def test_adapter_runs_as_a_model_and_is_saved_as_one(tmp_path):
 def test_a_search_computes_each_product_once(tmp_path, monkeypatch):
     """Later candidates read the products of the first; a single merge keeps nothing."""
     pool = adapter_pool(tmp_path, factors("q", shape=(8, 6)), {"q.weight": draw(8, 6)})
-    made = []
+    computed = []
     tensor = Adapter.tensor
-    monkeypatch.setattr(Adapter, "tensor", lambda self, name: made.append(name) or tensor(self, name))
-    found = {}
+    monkeypatch.setattr(Adapter, "tensor", lambda self, name: computed.append(name) or tensor(self, name))
+    tensors = {}
     for search in (True, False):
         builder = Builder(pool, search=search)
-        found[search] = [
+        tensors[search] = [
             builder.build(merge("task_arithmetic", list(pool.experts), {"lambda": scale})).tensor("q.weight")
             for scale in (0.5, 0.7, 0.9)
         ]
-        assert made == ["q.weight"] * (1 if search else 3)
-        made.clear()
-    assert all(same_bytes(*pair) for pair in zip(*found.values(), strict=True))
+        assert computed == ["q.weight"] * (1 if search else 3)
+        computed.clear()
+    assert all(same_bytes(*pair) for pair in zip(*tensors.values(), strict=True))

@@ -32,9 +32,9 @@ def entry(shape, begin, end, dtype="F32"):
 def test_header_of_every_dtype(tmp_path, dtype):
     tensors = {"x": torch.zeros(3, 5, dtype=dtype), "y": torch.ones((), dtype=dtype)}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found = read_header(tmp_path / "model.safetensors").info
-    assert found == {"x": TensorInfo((3, 5), dtype), "y": TensorInfo((), dtype)}
-    assert found["x"].nbytes == 15 * dtype.itemsize
+    info = read_header(tmp_path / "model.safetensors").info
+    assert info == {"x": TensorInfo((3, 5), dtype), "y": TensorInfo((), dtype)}
+    assert info["x"].nbytes == 15 * dtype.itemsize
 
 
 HEADERS = [
@@ -128,11 +128,11 @@ def test_too_many_tensors_are_refused_quickly(tmp_path, monkeypatch):
 def test_any_header_is_read_or_refused(tmp_path, header, data):
     path = raw(tmp_path / "model.safetensors", header, data)
     try:
-        found = read_header(path).info
+        info = read_header(path).info
     except CheckpointError:
         return
     with safe_open(path, framework="pt") as reference:  # what we accept, safetensors must accept too
-        assert set(reference.keys()) == set(found)
+        assert set(reference.keys()) == set(info)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -144,10 +144,10 @@ def test_any_flipped_bit_of_a_header_is_read_as_safetensors_does_or_refused(tmp_
     content[at % (len(content) - 40)] ^= 1 << bit
     path.write_bytes(content)
     try:
-        found = read_header(path).info
+        info = read_header(path).info
     except CheckpointError:
         return
     with safe_open(path, framework="pt") as reference:
         assert {name: tuple(reference.get_slice(name).get_shape()) for name in reference.keys()} == {  # noqa: SIM118  # a file of safetensors is no mapping
-            name: info.shape for name, info in found.items()
+            name: entry.shape for name, entry in info.items()
         }

@@ -48,16 +48,16 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_and_kinds_are_inferred_from_names(case):
     names = [pattern.format(block) for block in range(12) for pattern in CASES[case]]
-    found = layout(*names)
-    assert found.blocks == 12
+    parsed = layout(*names)
+    assert parsed.blocks == 12
     for block in (0, 7, 11):
-        kinds = [found.place(pattern.format(block)) for pattern in CASES[case]]
+        kinds = [parsed.place(pattern.format(block)) for pattern in CASES[case]]
         assert kinds == [Place(block, 12, kind) for kind in ("attention", "attention", "mlp", "norm")]
-    assert found.kinds == ("attention", "mlp", "norm")
+    assert parsed.kinds == ("attention", "mlp", "norm")
 
 
 def test_tensors_outside_of_the_stack_belong_to_its_nearer_end():
-    found = layout(
+    parsed = layout(
         "model.embed_tokens.weight",
         "embeddings.LayerNorm.weight",
         "model.layers.0.mlp.weight",
@@ -65,11 +65,11 @@ def test_tensors_outside_of_the_stack_belong_to_its_nearer_end():
         "model.norm.weight",
         "lm_head.weight",
     )
-    assert found.place("model.embed_tokens.weight") == Place(0, 2, "embedding", inside=False)
-    assert found.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm", inside=False)
-    assert found.place("model.norm.weight") == Place(1, 2, "norm", inside=False)
-    assert found.place("lm_head.weight") == Place(1, 2, "head", inside=False)
-    assert found.block("lm_head.weight") is None
+    assert parsed.place("model.embed_tokens.weight") == Place(0, 2, "embedding", inside=False)
+    assert parsed.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm", inside=False)
+    assert parsed.place("model.norm.weight") == Place(1, 2, "norm", inside=False)
+    assert parsed.place("lm_head.weight") == Place(1, 2, "head", inside=False)
+    assert parsed.block("lm_head.weight") is None
 
 
 def test_the_largest_stack_is_used_and_a_stack_has_no_gaps():

@@ -27,10 +27,10 @@ def child(*parents, weight=0.5):
 
 def family(generations):
     """Return candidates of which each is a child of the two before it; the first two are experts."""
-    made = [recipe.expert("maths"), recipe.expert("code")]
+    recipes = [recipe.expert("maths"), recipe.expert("code")]
     for i in range(generations):
-        made.append(child(made[-2], made[-1], weight=0.3 + 0.1 * (i % 5)))
-    return made
+        recipes.append(child(recipes[-2], recipes[-1], weight=0.3 + 0.1 * (i % 5)))
+    return recipes
 
 
 def known(recipes, **options):
@@ -48,24 +48,24 @@ def same(one, two):
 
 
 def test_child_of_experts_is_their_merge(pool):
-    made = family(1)
-    found = Builder(pool, members=known(made)).build(made[-1])
+    recipes = family(1)
+    found = Builder(pool, members=known(recipes)).build(recipes[-1])
     plain = Builder(pool).build(recipe.merge("linear", ["maths", "code"], {"weight": 0.3}))
     assert same(content(found), content(plain))
 
 
 def test_weights_do_not_depend_on_the_cache(pool, tmp_path):
-    made = family(12)
+    recipes = family(12)
     stores = {
-        "all in memory": known(made),
-        "on disk": known(made, budget=2 * SIZE, folder=tmp_path / "disk"),
-        "on disk at once": known(made, folder=tmp_path / "shared", shared=True),
-        "made again": known(made, budget=0),
+        "all in memory": known(recipes),
+        "on disk": known(recipes, budget=2 * SIZE, folder=tmp_path / "disk"),
+        "on disk at once": known(recipes, folder=tmp_path / "shared", shared=True),
+        "made again": known(recipes, budget=0),
     }
     found = {}
     for name, members in stores.items():
         builder = Builder(pool, members=members)
-        for one in made[2:]:
+        for one in recipes[2:]:
             found[name] = content(members.keep(one.id, builder.build(one)))
     for name in stores:
         assert same(found[name], found["all in memory"]), name
@@ -74,67 +74,67 @@ def test_weights_do_not_depend_on_the_cache(pool, tmp_path):
 
 
 def test_dropped_ancestors_are_rebuilt_over_any_number_of_generations(pool):
-    made = family(1500)
-    members = known(made)
+    recipes = family(1500)
+    members = known(recipes)
     builder = Builder(pool, members=members)
-    assert members.missing(made[5]) == [one.id for one in made[2:5]]
-    assert members.missing(made[-1]) == [one.id for one in made[2:-1]]
-    small = made[:40]
+    assert members.missing(recipes[5]) == [one.id for one in recipes[2:5]]
+    assert members.missing(recipes[-1]) == [one.id for one in recipes[2:-1]]
+    small = recipes[:40]
     whole = content(builder.build(small[-1]))
-    fresh = Builder(pool, members=known(made))
+    fresh = Builder(pool, members=known(recipes))
     for one in small[2:]:
         fresh.members.keep(one.id, fresh.build(one))
     assert same(whole, content(fresh.build(small[-1])))
 
 
 def test_others_than_those_retained_are_let_go(pool, tmp_path):
-    made = family(6)
-    members = known(made, folder=tmp_path, shared=True)
+    recipes = family(6)
+    members = known(recipes, folder=tmp_path, shared=True)
     builder = Builder(pool, members=members)
-    for one in made[2:]:
+    for one in recipes[2:]:
         members.keep(one.id, builder.build(one))
-    alive = {made[4].id, made[7].id}
+    alive = {recipes[4].id, recipes[7].id}
     members.retain(alive)
     assert {path.stem for path in tmp_path.glob("*.safetensors")} == alive
-    assert {one.id for one in made if members.find(one.id) is not None} == alive
+    assert {one.id for one in recipes if members.find(one.id) is not None} == alive
 
 
 def test_memory_stays_within_its_budget(pool):
-    made = family(9)
-    members = known(made, budget=3 * SIZE)
+    recipes = family(9)
+    members = known(recipes, budget=3 * SIZE)
     builder = Builder(pool, members=members)
-    for one in made[2:]:
+    for one in recipes[2:]:
         members.keep(one.id, builder.build(one))
-        assert sum(members.find(other.id) is not None for other in made[2:]) <= 3
+        assert sum(members.find(other.id) is not None for other in recipes[2:]) <= 3
 
 
 def test_ancestors_have_recipes_and_end_at_complete_candidates():
-    made = family(4)
-    lineage = {one.id: one for one in made}
-    assert dict(ancestors(made[-1], lineage)) == {one.id: one for one in made[:-1]}
-    assert [one for _, one in ancestors(made[-1], lineage, {made[3].id, made[4].id}.__contains__)] == [
-        made[3],
-        made[4],
+    recipes = family(4)
+    lineage = {one.id: one for one in recipes}
+    assert dict(ancestors(recipes[-1], lineage)) == {one.id: one for one in recipes[:-1]}
+    assert [one for _, one in ancestors(recipes[-1], lineage, {recipes[3].id, recipes[4].id}.__contains__)] == [
+        recipes[3],
+        recipes[4],
     ]
 
 
 def test_member_without_lineage_is_refused(pool):
-    made = family(2)
-    for members in (Members(), known(made[1:3])):
+    recipes = family(2)
+    for members in (Members(), known(recipes[1:3])):
         with pytest.raises(RecipeError, match=r"no candidate `[0-9a-f]{12}…` is in the lineage.*under `members`"):
-            Builder(pool, members=members).build(made[3])
+            Builder(pool, members=members).build(recipes[3])
 
 
 def test_preparations_of_a_member_that_is_an_expert_are_those_of_the_expert(pool, monkeypatch):
     """Singular vectors of an expert, along which a population mutates, are computed once, not for every child."""
     child = Recipe.parse({"merge": {"method": "linear", "inputs": ["maths", "prose"]}})
-    made = [recipe.expert("prose"), child]
+    recipes = [recipe.expert("prose"), child]
     named = [{"member": child.id}, {"member": recipe.expert("prose").id}]
     mutants = [Recipe.parse({"merge": {"method": "svd_mutate", "inputs": named, "seed": seed}}) for seed in range(3)]
     found = []
     decompose = torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda *given, **more: found.append(1) or decompose(*given, **more))
-    builder = Builder(pool, members=known(made))
+    builder = Builder(pool, members=known(recipes))
     counts = []
     for mutant in mutants:
         built = builder.build(mutant)
@@ -146,11 +146,11 @@ def test_preparations_of_a_member_that_is_an_expert_are_those_of_the_expert(pool
 
 
 def test_stack_may_take_layers_of_members(pool):
-    made = family(2)
-    slots = [{"source": {"member": made[-1].id}, "layer": 0}, {"source": "prose", "layer": 1}]
-    stack = Recipe.parse({"stack": {"slots": slots, "rest": {"member": made[-2].id}}})
-    builder = Builder(pool, members=known(made))
-    built, last = builder.build(stack), builder.build(made[-1])
+    recipes = family(2)
+    slots = [{"source": {"member": recipes[-1].id}, "layer": 0}, {"source": "prose", "layer": 1}]
+    stack = Recipe.parse({"stack": {"slots": slots, "rest": {"member": recipes[-2].id}}})
+    builder = Builder(pool, members=known(recipes))
+    built, last = builder.build(stack), builder.build(recipes[-1])
     for name in built.info:
         if name.startswith("layers.0."):
             assert torch.equal(built.tensor(name), last.tensor(name))

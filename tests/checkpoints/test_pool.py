@@ -120,26 +120,26 @@ def test_pools_need_an_expert_and_reserve_the_name_base(tmp_path):
 )
 def test_head_that_equals_the_embedding_everywhere_is_merged_once(tmp_path, config, tied):
     expert = {k: v + 1 if v.is_floating_point() else v for k, v in BASE.items()}
-    found = opened(tmp_path, expert, config={**CONFIG, **config}, base_config={**CONFIG, **config})
-    assert found.aliases == ({"lm_head.weight": "embed.weight"} if tied else {})
-    assert ("lm_head.weight" in found.merged) != tied
+    pool = opened(tmp_path, expert, config={**CONFIG, **config}, base_config={**CONFIG, **config})
+    assert pool.aliases == ({"lm_head.weight": "embed.weight"} if tied else {})
+    assert ("lm_head.weight" in pool.merged) != tied
 
 
 def test_head_that_one_expert_has_untied_is_merged_for_itself(tmp_path):
-    found = opened(
+    pool = opened(
         tmp_path,
         changed("lm_head.weight", torch.zeros(3, 2)),
         config={**CONFIG, "tie_word_embeddings": True},
         base_config={**CONFIG, "tie_word_embeddings": True},
     )
-    assert found.aliases == {}
+    assert pool.aliases == {}
 
 
 def test_sharding_and_order_do_not_change_a_pool(tmp_path, pool, models):
     write_pool(tmp_path, models, shards=3)
-    found = Pool(tmp_path / "base", {name: tmp_path / name for name in models.experts})
-    assert found.merged == pool.merged
-    assert len(found.base.files) == 3
+    sharded = Pool(tmp_path / "base", {name: tmp_path / name for name in models.experts})
+    assert sharded.merged == pool.merged
+    assert len(sharded.base.files) == 3
 
 
 def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):

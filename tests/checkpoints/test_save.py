@@ -134,10 +134,10 @@ def test_weights_are_readable_by_others_under_any_umask(tmp_path):
     assert stat.S_IMODE((tmp_path / "out" / "model.safetensors").stat().st_mode) == 0o644
 
 
-@pytest.mark.parametrize("made", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.bfloat16)])
-def test_tensor_that_contradicts_its_header_is_refused(tmp_path, made):
+@pytest.mark.parametrize("tensor", [torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.bfloat16)])
+def test_tensor_that_contradicts_its_header_is_refused(tmp_path, tensor):
     source = write_checkpoint(tmp_path / "source", TENSORS)
-    lying = Held({"a": made}, {"a": TensorInfo((2, 3), torch.float32)})
+    lying = Held({"a": tensor}, {"a": TensorInfo((2, 3), torch.float32)})
     with pytest.raises(
         CheckpointError, match=r"`a`: expected torch.float32 of shape \[2, 3\].* got .*has the file changed"
     ):
@@ -171,7 +171,7 @@ def test_disk_that_fills_up_during_saving_leaves_nothing(tmp_path, monkeypatch, 
 
 def test_sources_are_read_ahead_of_the_merge_and_may_lack_a_tensor(tmp_path, monkeypatch):
     tensors = {f"t{i}": torch.full((8,), float(i)) for i in range(5)}
-    whole = Folder(write_checkpoint(tmp_path / "whole", tensors))
+    complete = Folder(write_checkpoint(tmp_path / "whole", tensors))
     part = Folder(write_checkpoint(tmp_path / "part", {"t3": torch.zeros(2)}))
     read = []
     ahead = Folder.read_ahead
@@ -179,10 +179,10 @@ def test_sources_are_read_ahead_of_the_merge_and_may_lack_a_tensor(tmp_path, mon
         Folder, "read_ahead", lambda self, name: (read.append((self.path.name, name)), ahead(self, name))
     )
     save(
-        whole,
+        complete,
         tmp_path / "out",
-        like=whole.path,
-        sources=[whole, part],
+        like=complete.path,
+        sources=[complete, part],
         progress=lambda done, total: wait_for(lambda: len(read) == 2 * min(5, done // 32 + 2)),
     )
     assert read == [(folder, name) for name in tensors for folder in ("whole", "part")]

@@ -33,55 +33,55 @@ def merged(*inputs, **parameters):
 
 
 def test_all_layers_of_a_model_are_that_model(builder, pool):
-    made = builder.build(stack(*(("maths", layer) for layer in range(LAYERS)), rest="maths"))
+    stacked = builder.build(stack(*(("maths", layer) for layer in range(LAYERS)), rest="maths"))
     maths = pool.experts["maths"]
-    assert made.info == maths.info
-    assert list(made.info) == list(maths.info)
+    assert stacked.info == maths.info
+    assert list(stacked.info) == list(maths.info)
     for name in maths.info:
-        assert torch.equal(made.tensor(name), maths.tensor(name))
+        assert torch.equal(stacked.tensor(name), maths.tensor(name))
 
 
 def test_layers_are_renumbered_and_all_else_is_the_rests(builder, pool):
-    made = builder.build(stack(("code", 3), ("maths", 0), ("code", 3), ("base", 1), ("code", 2), rest="prose"))
+    stacked = builder.build(stack(("code", 3), ("maths", 0), ("code", 3), ("base", 1), ("code", 2), rest="prose"))
     experts = {**pool.experts, "base": pool.base}
     for number, (name, layer) in enumerate([("code", 3), ("maths", 0), ("code", 3), ("base", 1), ("code", 2)]):
         start = f"layers.{layer}."
-        own = [tensor for tensor in experts[name].info if tensor.startswith(start)]
-        assert {t for t in made.info if t.startswith(f"layers.{number}.")} == {
-            t.replace(start, f"layers.{number}.") for t in own
+        names = [tensor for tensor in experts[name].info if tensor.startswith(start)]
+        assert {t for t in stacked.info if t.startswith(f"layers.{number}.")} == {
+            t.replace(start, f"layers.{number}.") for t in names
         }
-        for tensor in own:
-            assert torch.equal(made.tensor(tensor.replace(start, f"layers.{number}.")), experts[name].tensor(tensor))
+        for tensor in names:
+            assert torch.equal(stacked.tensor(tensor.replace(start, f"layers.{number}.")), experts[name].tensor(tensor))
     outside = [name for name in pool.base.info if not name.startswith("layers.")]
-    assert outside == [name for name in made.info if not name.startswith("layers.")]
+    assert outside == [name for name in stacked.info if not name.startswith("layers.")]
     for name in outside:
-        assert torch.equal(made.tensor(name), pool.experts["prose"].tensor(name))
+        assert torch.equal(stacked.tensor(name), pool.experts["prose"].tensor(name))
 
 
 def test_nothing_is_copied(builder, pool):
-    made = builder.build(stack(("code", 1), ("code", 1)))
-    names = [name for name in made.info if name.startswith("layers.1.")]
+    stacked = builder.build(stack(("code", 1), ("code", 1)))
+    names = [name for name in stacked.info if name.startswith("layers.1.")]
     for name in names:
-        first = made.tensor(name.replace("layers.1.", "layers.0."))
-        assert made.tensor(name).data_ptr() == first.data_ptr() == pool.experts["code"].tensor(name).data_ptr()
+        first = stacked.tensor(name.replace("layers.1.", "layers.0."))
+        assert stacked.tensor(name).data_ptr() == first.data_ptr() == pool.experts["code"].tensor(name).data_ptr()
 
 
 def test_layers_of_a_merge_are_those_of_the_merge(builder):
     recipe = merged("maths", "code", weight=0.3)
-    whole = builder.build(Recipe.parse(recipe))
-    made = builder.build(stack((recipe, 2), ("prose", 0), (recipe, 2), rest=recipe))
-    for name in made.info:
+    nested = builder.build(Recipe.parse(recipe))
+    stacked = builder.build(stack((recipe, 2), ("prose", 0), (recipe, 2), rest=recipe))
+    for name in stacked.info:
         if not name.startswith("layers.1."):
-            assert torch.equal(made.tensor(name), whole.tensor(name.replace("layers.0.", "layers.2."))), name
+            assert torch.equal(stacked.tensor(name), nested.tensor(name.replace("layers.0.", "layers.2."))), name
 
 
 def test_merge_of_stacks_is_the_stack_of_merges(builder):
     one = stack(("maths", 0), ("code", 1), ("maths", 2), ("code", 3), rest="maths").data
     two = stack(("code", 0), ("maths", 1), ("code", 2), ("maths", 3), rest="code").data
-    made = builder.build(Recipe.parse(merged(one, two, weight=0.5)))
+    merged_stack = builder.build(Recipe.parse(merged(one, two, weight=0.5)))
     plain = builder.build(Recipe.parse(merged("maths", "code", weight=0.5)))
     for name in plain.info:
-        assert torch.equal(made.tensor(name), plain.tensor(name)), name
+        assert torch.equal(merged_stack.tensor(name), plain.tensor(name)), name
 
 
 @pytest.mark.parametrize(

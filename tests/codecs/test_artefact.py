@@ -32,12 +32,12 @@ def formula(codec, base, experts):
         sign = v.sum(0).sign()
         unified[name] = sign * (v * sign).clamp(min=0).amax(0)
         masks[name] = (v * unified[name]) > 0
-    made = []
+    decoded = []
     for k in range(len(experts)):
-        own = sum(v[k].abs().sum() for v in vectors.values())
+        total = sum(v[k].abs().sum() for v in vectors.values())
         shared = sum((masks[name][k] * unified[name]).abs().sum() for name in vectors)
-        made.append({name: own / shared * masks[name][k] * unified[name] for name in vectors})
-    return made
+        decoded.append({name: total / shared * masks[name][k] * unified[name] for name in vectors})
+    return decoded
 
 
 @pytest.mark.parametrize("low", [False, True])
@@ -111,26 +111,26 @@ def test_a_pool_whose_experts_are_the_base_is_the_base(pool, tmp_path):
 
 @pytest.mark.parametrize("codec", codecs.CODECS)
 def test_slices_change_nothing(codec, pool, tmp_path, monkeypatch):
-    whole = encode(pool, codecs.make(codec), tmp_path / "whole")
+    unsliced = encode(pool, codecs.make(codec), tmp_path / "whole")
     monkeypatch.setattr("evomerge.codecs.artefact._SLICE", 4096)
     sliced = encode(pool, codecs.make(codec), tmp_path / "sliced")
-    assert {key: pytest.approx(numbers) for key, numbers in whole.constants.items()} == sliced.constants
-    assert sliced.formula == pytest.approx(whole.formula)
-    for file in (whole.folder / "codes").iterdir():
+    assert {key: pytest.approx(numbers) for key, numbers in unsliced.constants.items()} == sliced.constants
+    assert sliced.formula == pytest.approx(unsliced.formula)
+    for file in (unsliced.folder / "codes").iterdir():
         assert (sliced.folder / "codes" / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("codec", codecs.CODECS)
 def test_preview_equals_decoding_and_sharding_changes_nothing(codec, lora_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("evomerge.codecs.artefact._SHARD", 2000)
-    made = codecs.make(codec)
+    chosen = codecs.make(codec)
     seen = []
-    artefact = encode(lora_pool, made, tmp_path / "artefact", progress=lambda done, total: seen.append((done, total)))
+    artefact = encode(lora_pool, chosen, tmp_path / "artefact", progress=lambda done, total: seen.append((done, total)))
     assert len(list((artefact.folder / "codes").glob("*.safetensors"))) > 1
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
     for k, expert in enumerate(lora_pool.experts):
-        preview, decoded = Preview(lora_pool, made, artefact.constants, k), artefact.decode(expert)
+        preview, decoded = Preview(lora_pool, chosen, artefact.constants, k), artefact.decode(expert)
         for name in preview.info:
             assert torch.equal(preview.tensor(name), decoded.tensor(name))
             out = torch.empty_like(decoded.tensor(name))
@@ -199,9 +199,9 @@ def change(key, value):
 
 def drop(folder):
     path = folder / "codes" / "model-00001.safetensors"
-    kept = load_file(path)
-    kept.pop("mask.0/embed.weight")
-    save_file(kept, path)
+    codes = load_file(path)
+    codes.pop("mask.0/embed.weight")
+    save_file(codes, path)
 
 
 def cut(folder):

@@ -14,9 +14,9 @@ def test_worked_example():
     codec = codecs.make("emr")
     constants = codec.constants("ab", [vectors])
     assert constants == {"rescale": [6 / 5, 4 / 3]}
-    made = codec.encode(torch.zeros(4), vectors, constants)
-    assert made.parts["unified"].tolist() == [2, -3, 1, 0]
-    first, second = (codec.decode(made.parts.__getitem__, k, constants) for k in range(2))
+    coded = codec.encode(torch.zeros(4), vectors, constants)
+    assert coded.parts["unified"].tolist() == [2, -3, 1, 0]
+    first, second = (codec.decode(coded.parts.__getitem__, k, constants) for k in range(2))
     torch.testing.assert_close(first, torch.tensor([2.4, -3.6, 0, 0], dtype=torch.float64))
     torch.testing.assert_close(second, torch.tensor([8 / 3, 0, 4 / 3, 0], dtype=torch.float64))
 
@@ -31,10 +31,10 @@ def test_a_decoded_expert_has_the_signs_and_the_size_of_the_expert(columns):
     vectors = torch.tensor(columns).T
     codec = codecs.make("emr")
     constants = codec.constants("abc", [vectors])
-    made = codec.encode(vectors[0], vectors, constants)
+    coded = codec.encode(vectors[0], vectors, constants)
     assert (elect(vectors).abs() <= vectors.abs().amax(0)).all()
     for k, vector in enumerate(vectors):
-        decoded = codec.decode(made.parts.__getitem__, k, constants)
+        decoded = codec.decode(coded.parts.__getitem__, k, constants)
         assert ((decoded == 0) | (decoded.sign() == vector.sign())).all()
         if decoded.any():
             torch.testing.assert_close(decoded.abs().sum(), vector.double().abs().sum())

@@ -37,12 +37,12 @@ def low(rank, count=4, rows=24, columns=18):
 @pytest.mark.parametrize("basis", ["position", "matrix"])
 def test_rank_is_detected_and_the_stored_fraction_is_the_papers(basis):
     base, vectors = low(3)
-    made = codecs.make("low_rank", {"p": 2, "basis": basis}).encode(base, vectors, {})
-    numbers = sum(part.numel() for part in made.parts.values())
+    coded = codecs.make("low_rank", {"p": 2, "basis": basis}).encode(base, vectors, {})
+    elements = sum(part.numel() for part in coded.parts.values())
     sides = {"position": [(24, 3), (18, 3)], "matrix": [(1, 24 * 3), (1, 18 * 3)]}[basis]
-    assert numbers == pytest.approx(sum(fraction(2, r, 4) * n * r * 4 for n, r in sides))
-    assert made.formula == pytest.approx(4 * numbers)
-    assert made.figures == {"rank": 3, "fraction": pytest.approx(numbers / (4 * 3 * (24 + 18)))}
+    assert elements == pytest.approx(sum(fraction(2, r, 4) * n * r * 4 for n, r in sides))
+    assert coded.formula == pytest.approx(4 * elements)
+    assert coded.figures == {"rank": 3, "fraction": pytest.approx(elements / (4 * 3 * (24 + 18)))}
     assert fraction(2, 3, 4) == (2 * (3 + 4) + 3) / 12
 
 
@@ -50,9 +50,9 @@ def test_rank_is_detected_and_the_stored_fraction_is_the_papers(basis):
 def test_experts_of_low_rank_come_back_to_rounding(basis):
     base, vectors = low(3)
     codec = codecs.make("low_rank", {"p": 3, "basis": basis})
-    made = codec.encode(base, vectors, {})
+    coded = codec.encode(base, vectors, {})
     for k in range(4):
-        decoded = codec.decode(made.parts.__getitem__, k, {}).float()
+        decoded = codec.decode(coded.parts.__getitem__, k, {}).float()
         torch.testing.assert_close(decoded, vectors[k], atol=1e-6, rtol=0)
 
 

@@ -18,9 +18,9 @@ def test_the_expert_has_error_0_and_the_base_error_1(pool):
 
 
 def test_another_expert_has_a_cosine_below_one(pool):
-    found = fidelity(pool, "code", pool.experts["maths"])
-    assert found.error > 1
-    assert -1 < found.cosine < 0.9
+    near = fidelity(pool, "code", pool.experts["maths"])
+    assert near.error > 1
+    assert -1 < near.cosine < 0.9
 
 
 def test_an_expert_that_is_the_base_has_no_scale(pool):
@@ -39,6 +39,6 @@ def test_each_expert_takes_the_lambda_whose_reconstruction_scores_best(pool):
 
     chosen = choose_lambdas(pool, judge)
     lambdas = [0.2, 0.3, 0.4, 0.5, 0.6]
-    assert chosen == {name: lambdas[found.index(max(found))] for name, found in seen.items()}
+    assert chosen == {name: lambdas[scores.index(max(scores))] for name, scores in seen.items()}
     assert len(set(seen["maths"])) == 5
     assert set(choose_lambdas(pool, lambda name, candidate: 0.0).values()) == {0.2}

@@ -15,11 +15,11 @@ def matrices(count, rows, columns, seed=0):
 def test_each_expert_keeps_its_best_approximation_of_rank_1_over_k():
     vectors = matrices(4, 12, 8)
     codec = codecs.make("singular")
-    made = codec.encode(vectors[0], vectors, {})
-    assert made.figures == {"kept": 2}
-    assert made.formula == 4 * 2 * (12 + 8) * 4
+    coded = codec.encode(vectors[0], vectors, {})
+    assert coded.figures == {"kept": 2}
+    assert coded.formula == 4 * 2 * (12 + 8) * 4
     for k, vector in enumerate(vectors.double()):
-        lost = (codec.decode(made.parts.__getitem__, k, {}) - vector).square().sum()
+        lost = (codec.decode(coded.parts.__getitem__, k, {}) - vector).square().sum()
         torch.testing.assert_close(lost, torch.linalg.svdvals(vector)[2:].square().sum())  # Eckart and Young
 
 

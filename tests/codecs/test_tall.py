@@ -17,17 +17,17 @@ UNIFIED = torch.tensor([2, 0.6, 0.9, 0.05])
 def coded(lam):
     codec = codecs.make("tall", {"lambda": lam})
     constants = codec.constants("abc", [])
-    made = codec.encode(torch.zeros(4), VECTORS, constants)
-    return made, [codec.decode(made.parts.__getitem__, k, constants) for k in range(3)]
+    coded_tensor = codec.encode(torch.zeros(4), VECTORS, constants)
+    return coded_tensor, [codec.decode(coded_tensor.parts.__getitem__, k, constants) for k in range(3)]
 
 
 def test_worked_example():
-    made, decoded = coded(0.4)
-    torch.testing.assert_close(made.parts["unified"], UNIFIED)
+    coded_tensor, decoded = coded(0.4)
+    torch.testing.assert_close(coded_tensor.parts["unified"], UNIFIED)
     torch.testing.assert_close(decoded[0], torch.tensor([2, 0.6, 0, 0.05]))
     masks = [[1, 1, 0, 1], [0, 1, 1, 1], [1, 0, 0, 1]]
     torch.testing.assert_close(decoded, [UNIFIED * torch.tensor(bits) for bits in masks])
-    assert [made.parts[f"mask.{k}"].tolist() for k in range(3)] == [[0b1101 << 4], [0b0111 << 4], [0b1001 << 4]]
+    assert [coded_tensor.parts[f"mask.{k}"].tolist() for k in range(3)] == [[0b1101 << 4], [0b0111 << 4], [0b1001 << 4]]
     assert sum(torch.tensor(bits) for bits in masks).tolist() == [2, 2, 1, 3]
 
 

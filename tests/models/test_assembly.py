@@ -60,13 +60,13 @@ class World:
         folder.mkdir(exist_ok=True)
         sources = {name: load_file(self.folder / name / "model.safetensors") for name in ("base", "a", "b")}
         prefix = self.pool.layout.prefix
-        made = {name: tensor for name, tensor in sources[rest].items() if not name.startswith(prefix + ".")}
+        tensors = {name: tensor for name, tensor in sources[rest].items() if not name.startswith(prefix + ".")}
         for number, (source, layer, *_) in enumerate(slots):
             start = f"{prefix}.{layer}."
             for name, tensor in sources[source].items():
                 if name.startswith(start):
-                    made[f"{prefix}.{number}.{name.removeprefix(start)}"] = tensor.clone()
-        save_file(made, folder / "model.safetensors")
+                    tensors[f"{prefix}.{number}.{name.removeprefix(start)}"] = tensor.clone()
+        save_file(tensors, folder / "model.safetensors")
         config = json.loads((self.folder / "base" / "config.json").read_text())
         config |= {key: [value[layer] for _, layer, *_ in slots] for key, value in per_layer(config, LAYERS).items()}
         config |= {name: len(slots) for name in NAMES if name in config}
@@ -87,9 +87,9 @@ FREE = [("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1), ("b", 2)]
 @pytest.mark.parametrize("architecture", TINY)
 def test_stack_of_all_of_a_models_layers_is_that_model(architecture, precision, tmp_path):
     world = World(tmp_path, architecture, precision=precision)
-    found = world.logits(OWN)
+    outputs = world.logits(OWN)
     world.live.write(world.pool.experts["a"])
-    assert torch.equal(found, logits(world.live.module, architecture))
+    assert torch.equal(outputs, logits(world.live.module, architecture))
 
 
 @pytest.mark.parametrize("architecture", TINY)
@@ -127,8 +127,8 @@ def test_generation_with_a_cache_is_generation_without(architecture, tmp_path):
         assert len(cached) == 5  # one slot for each layer
         for _ in range(written.shape[1]):
             ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    kept = [list(row[: list(row).index(2) + 1] if 2 in row else row) for row in written.tolist()]
-    for row, expected in zip(kept, ids[:, 7:].tolist(), strict=True):
+    trimmed = [list(row[: list(row).index(2) + 1] if 2 in row else row) for row in written.tolist()]
+    for row, expected in zip(trimmed, ids[:, 7:].tolist(), strict=True):
         assert row == expected[: len(row)]
 
 
@@ -136,9 +136,9 @@ def test_layers_of_a_nested_merge_are_the_merges(tmp_path):
     world = World(tmp_path, "llama")
     merged = Recipe.parse({"merge": {"method": "linear", "inputs": ["a", "b"], "parameters": {"weight": 0.5}}})
     slots = [(merged.data, layer) for layer in range(LAYERS)]
-    found = world.logits(slots, merged.data)
+    outputs = world.logits(slots, merged.data)
     world.live.write(world.builder.build(merged))
-    assert torch.equal(found, logits(world.live.module, "llama"))
+    assert torch.equal(outputs, logits(world.live.module, "llama"))
 
 
 def test_stack_of_layers_in_memory_copies_nothing(tmp_path):
@@ -148,10 +148,10 @@ def test_stack_of_layers_in_memory_copies_nothing(tmp_path):
         return [[p.data_ptr() for p in block.parameters()] for block in world.live.module.model.layers]
 
     world.show(OWN)
-    own = memory()
+    own_memory = memory()
     world.show([("a", 1), ("a", 1), ("b", 0), ("a", 2)])
-    assert memory()[0] == memory()[1] == own[1]
-    assert memory()[3] == own[2]
+    assert memory()[0] == memory()[1] == own_memory[1]
+    assert memory()[3] == own_memory[2]
 
 
 def test_layers_of_an_earlier_merge_are_let_go(tmp_path):
@@ -189,12 +189,12 @@ def test_shared_prefixes_change_no_bit(architecture, tmp_path):
 def test_generation_is_not_shared(tmp_path):
     world = World(tmp_path, "llama", shared=1 << 20)
     ids = inputs("llama")["input_ids"]
-    found = []
+    outputs = []
     for slots in (PATHS[0], PATHS[0], PATHS[1]):
         world.show(slots)
-        found.append(world.live.generate(ids, torch.ones_like(ids), 4))
+        outputs.append(world.live.generate(ids, torch.ones_like(ids), 4))
         assert world.live.prefixes.count.spared == 0
-    assert torch.equal(found[0], found[1])
+    assert torch.equal(outputs[0], outputs[1])
 
 
 def test_memory_of_hidden_states_stays_within_its_budget(tmp_path):
@@ -223,5 +223,5 @@ def test_after_a_plain_candidate_nothing_is_shared(tmp_path):
     world = World(tmp_path, "llama", shared=1 << 20)
     world.logits(PATHS[0])
     world.live.write(world.pool.experts["b"])
-    found = logits(world.live.module, "llama")
-    assert torch.equal(found, logits(load_model(Path(tmp_path / "b"), "AutoModelForCausalLM"), "llama"))
+    outputs = logits(world.live.module, "llama")
+    assert torch.equal(outputs, logits(load_model(Path(tmp_path / "b"), "AutoModelForCausalLM"), "llama"))

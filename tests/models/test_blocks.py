@@ -1,4 +1,4 @@
-"""The stack of blocks is found by its shape, and what is ambiguous is said."""
+"""The stack of blocks is inferred from the modules; an ambiguous module is an error that names its stacks."""
 
 import pytest
 from torch import nn

@@ -55,12 +55,12 @@ class World:
 def test_folded_stack_is_the_stack_up_to_rounding(architecture, tmp_path):
     world = World(tmp_path, architecture)
     for scales in (POWERS, OTHERS, SIGNED):
-        found = world.fold(scales)
-        assert found.difference <= TOLERANCE
-        assert found.stored == found.difference, "fp32 is stored as it is"
-        assert all(layer.scale == 1 for layer in found.stack.layers)
+        folding = world.fold(scales)
+        assert folding.difference <= TOLERANCE
+        assert folding.stored == folding.difference, "fp32 is stored as it is"
+        assert all(layer.scale == 1 for layer in folding.stack.layers)
         wanted = world.logits(world.stack(scales))
-        assert (world.logits(found.stack) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+        assert (world.logits(folding.stack) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
         unscaled = world.logits(world.stack([1.0] * len(LAYERS)))
         assert (unscaled - wanted).abs().max() > 100 * TOLERANCE * wanted.abs().max(), "the scales do matter"
 
@@ -74,39 +74,39 @@ def test_only_weights_at_the_residual_stream_are_changed(tmp_path):
     world = World(tmp_path, "llama")
     scales = (1.0, -2.0, 1.0, 1.0, -1.0)
     stack = world.stack(scales)
-    found = world.fold(scales).stack
-    changed = {name for name in stack.info if not torch.equal(stack.tensor(name), found.tensor(name))}
+    folded = world.fold(scales).stack
+    changed = {name for name in stack.info if not torch.equal(stack.tensor(name), folded.tensor(name))}
     writers = {f"model.layers.{i}.{part}.weight" for i in range(1, 5) for part in ("self_attn.o_proj", "mlp.down_proj")}
     readers = {
         f"model.layers.{i}.{part}.weight" for i in (1, 2, 3) for part in ("input_layernorm", "post_attention_layernorm")
     }
     assert changed == writers | readers
     down = "model.layers.4.mlp.down_proj.weight"
-    assert torch.equal(found.tensor(down), stack.tensor(down) / 2)
-    assert found.info == stack.info
+    assert torch.equal(folded.tensor(down), stack.tensor(down) / 2)
+    assert folded.info == stack.info
 
 
 def test_norm_that_replaces_the_stream_takes_the_next_scale(tmp_path):
     world = World(tmp_path, "bert")
     scales = (3.0, 1.0, 1.0, 0.0, 1.0)
-    stack, found = world.stack(scales), world.fold(scales).stack
+    stack, folded = world.stack(scales), world.fold(scales).stack
     for norm, factor in (("embeddings.LayerNorm", 3), ("encoder.layer.2.output.LayerNorm", 0)):
         for name in (f"bert.{norm}.weight", f"bert.{norm}.bias"):
-            assert torch.equal(found.tensor(name), stack.tensor(name) * factor)
+            assert torch.equal(folded.tensor(name), stack.tensor(name) * factor)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_epsilon_that_matters_prevents_folding(architecture, tmp_path):
-    found = World(tmp_path, architecture, 1e-2).fold(POWERS)
-    assert found.stack is None
-    assert found.difference > TOLERANCE
-    assert "more than rounding does" in found.why
+    folding = World(tmp_path, architecture, 1e-2).fold(POWERS)
+    assert folding.stack is None
+    assert folding.difference > TOLERANCE
+    assert "more than rounding does" in folding.why
 
 
 def test_stream_that_is_multiplied_by_zero_cannot_be_divided_by_it(tmp_path):
-    found = World(tmp_path, "llama").fold((1.0, 0.0, 1.0, 1.0, 1.0))
-    assert found.stack is None
-    assert "scale of 0" in found.why
+    folding = World(tmp_path, "llama").fold((1.0, 0.0, 1.0, 1.0, 1.0))
+    assert folding.stack is None
+    assert "scale of 0" in folding.why
 
 
 def test_unknown_inputs_prevent_folding(tmp_path):
@@ -149,11 +149,13 @@ def test_change_includes_the_offset_that_the_model_adds_to_its_weight(tmp_path):
     ).pool.base
     name = "model.norm.weight"
     weight = source.tensor(name)
-    found = Folded(source, {name: Change(-2.0, 1.0)})
-    assert torch.equal(found.tensor(name), (weight + 1) * -2 - 1)
+    folded = Folded(source, {name: Change(-2.0, 1.0)})
+    assert torch.equal(folded.tensor(name), (weight + 1) * -2 - 1)
     out = torch.empty_like(weight)
-    found.write(name, out)
-    assert torch.equal(out, found.tensor(name))
-    assert found.tensor("model.embed_tokens.weight") is source.tensor("model.embed_tokens.weight")
+    folded.write(name, out)
+    assert torch.equal(out, folded.tensor(name))
+    assert folded.tensor("model.embed_tokens.weight") is source.tensor("model.embed_tokens.weight")
     prefix = "model.layers"
-    assert Stacked([StackedLayer(found, "folded", 0)], found, "folded", prefix).tensor(name).equal(found.tensor(name))
+    assert (
+        Stacked([StackedLayer(folded, "folded", 0)], folded, "folded", prefix).tensor(name).equal(folded.tensor(name))
+    )

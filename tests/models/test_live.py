@@ -25,8 +25,8 @@ def inputs(architecture):
 
 @torch.inference_mode()
 def outputs(module, architecture):
-    found = module(**inputs(architecture))
-    return found.logits if "logits" in found else found.last_hidden_state
+    output = module(**inputs(architecture))
+    return output.logits if "logits" in output else output.last_hidden_state
 
 
 def perturbed(base, folder, dtype=None, seed=5):

@@ -1,4 +1,4 @@
-"""Modules of the user's own: any network whose state has the checkpoint's names is searched like one of transformers."""
+"""Modules of the user: any network whose state has the checkpoint's names is searched like one of transformers."""
 
 import json
 import textwrap
@@ -77,13 +77,13 @@ def test_candidate_of_a_user_module_scores_as_its_weights_do(net):
     for recipe in (expert("one"), merge("linear", ["one", "two"]), expert("two")):
         built = Builder(pool).build(recipe)
         expected = logits({name: built.tensor(name) for name in built.info}, images)
-        found = worker.evaluate(recipe)
-        assert found.error is None
-        assert np.allclose(found.scores["t/log_likelihood"], expected.log_softmax(1)[range(12), labels], atol=1e-5)
+        evaluation = worker.evaluate(recipe)
+        assert evaluation.error is None
+        assert np.allclose(evaluation.scores["t/log_likelihood"], expected.log_softmax(1)[range(12), labels], atol=1e-5)
         others = torch.stack([expected[i, [c for c in range(3) if c != label]] for i, label in enumerate(labels)])
-        margins = found.outputs["t/margins"]
+        margins = evaluation.outputs["t/margins"]
         assert np.allclose(margins, expected[range(12), labels, None] - others, atol=1e-5)
-        assert ((margins > 0).all(axis=1) == (found.scores["t/accuracy"] == 1)).all()
+        assert ((margins > 0).all(axis=1) == (evaluation.scores["t/accuracy"] == 1)).all()
 
 
 def test_bfloat16_and_integer_buffers_are_kept(net):

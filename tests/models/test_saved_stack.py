@@ -17,12 +17,12 @@ KEPT = {"name_or_path": "mine", "unknown": [1, 2], "torch_dtype": "bfloat16"}
 @pytest.mark.parametrize("architecture", TINY)
 def test_number_of_layers_stands_where_the_file_has_it(architecture, tmp_path):
     config = json.loads((tiny_model(tmp_path, architecture) / "config.json").read_text()) | KEPT
-    found = stack_config(config, [1, 0, 0])
+    stacked = stack_config(config, [1, 0, 0])
     key = "n_layer" if architecture == "gpt2" else "num_hidden_layers"
-    changed = {name for name in found if name not in config or found[name] != config[name]}
+    changed = {name for name in stacked if name not in config or stacked[name] != config[name]}
     assert changed - {"layer_types"} == {key}
-    assert found[key] == 3
-    assert list(found)[: len(config)] == list(config)
+    assert stacked[key] == 3
+    assert list(stacked)[: len(config)] == list(config)
 
 
 def test_the_common_name_of_the_number_of_layers_is_kept_too():
@@ -37,13 +37,13 @@ def test_number_of_layers_that_the_file_leaves_out_is_written():
 def test_lists_with_an_entry_for_each_layer_follow_the_layers():
     types = ["full_attention", "sliding_attention", "full_attention"]
     config = {"model_type": "qwen3", "num_hidden_layers": 3, "layer_types": types, "sliding_window": 8}
-    found = stack_config(config | {"use_sliding_window": True}, [1, 1, 0, 2])
-    assert found["layer_types"] == ["sliding_attention"] * 2 + ["full_attention"] * 2
+    stacked = stack_config(config | {"use_sliding_window": True}, [1, 1, 0, 2])
+    assert stacked["layer_types"] == ["sliding_attention"] * 2 + ["full_attention"] * 2
 
 
 def test_kinds_of_layers_that_follow_from_their_number_are_written_out():
-    found = stack_config({"model_type": "gemma2", "num_hidden_layers": 4}, [0, 0, 3])
-    assert found["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+    stacked = stack_config({"model_type": "gemma2", "num_hidden_layers": 4}, [0, 0, 3])
+    assert stacked["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
 
 
 @pytest.mark.parametrize(

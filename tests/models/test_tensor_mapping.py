@@ -1,4 +1,4 @@
-"""Whatever a loader does to tensors, as long as it only moves them in boxes, is found out by asking it."""
+"""Probes recover any loader that only moves boxes of elements."""
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ SHAPES = {"a": (4, 6), "b": (4, 6), "c": (3,), "d": ()}
 def landed(load, tensors):
     """Apply the mappings of `load` to tensors, as a live model does."""
     mappings = find_mappings({name: tuple(tensor.shape) for name, tensor in tensors.items()}, load)
-    found = {name: torch.full_like(tensor, torch.nan) for name, tensor in load(tensors).items()}
+    filled = {name: torch.full_like(tensor, torch.nan) for name, tensor in load(tensors).items()}
     for mapping in mappings:
-        view = found[mapping.target][mapping.filled]
+        view = filled[mapping.target][mapping.filled]
         view.copy_(mapping.cut(tensors[mapping.source], view.shape))
-    return found
+    return filled
 
 
 def interleaved(t):
@@ -51,9 +51,9 @@ def thinned(t):
 def test_moves_are_mapped(load):
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.rand(shape, generator=generator) for name, shape in SHAPES.items()}
-    found = landed(load, tensors)
+    filled = landed(load, tensors)
     for name, tensor in load(tensors).items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(filled[name], tensor), name
 
 
 def test_square_transpose_of_a_symmetric_tensor_is_mapped():
