@@ -214,10 +214,10 @@ def open_parts(
     driver = settings.driver or search_space.driver or search.default(search_space, objectives)
     parts = Parts(pool, search_space, opened, setup, driver)
     breeder = search.surfaced(parts.new_driver(settings.seed))
-    if breeder is not None and settings.evaluations < breeder.least:
+    if breeder is not None and settings.evaluations < breeder.min_evaluations:
         other = "nsga2" if len(objectives) > 1 else "cma"
         msg = (
-            f"`evaluations` is {settings.evaluations}; expected {breeder.least} or more, the least from which driver `{driver['kind']}` "
+            f"`evaluations` is {settings.evaluations}; expected {breeder.min_evaluations} or more, the least from which driver `{driver['kind']}` "
             f"can predict a front over {len(search_space.genes)} genes; raise it, or type `driver: {{kind: {other}}}`"
         )
         raise StudyError(msg)

@@ -35,7 +35,9 @@ from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
 from evomerge.report.figures import style
 from evomerge.search import Driver
-from evomerge.search.fronts import quadratic
+from evomerge.search.fronts.map import Map
+from evomerge.search.fronts.quadratic import predicted_front
+from evomerge.surrogate.map_quadratic import fit_map_quadratic
 from evomerge.trial import Evaluation, Proposal
 
 SEEDS = 5
@@ -241,11 +243,11 @@ def proposed(
     driver: Any, trail: Sequence[tuple[Proposal, Evaluation]], bench: Bench, seed: int
 ) -> tuple[Sequence[Recipe], NDArray[np.float64], str | None]:
     """Return the predicted front of a fit: candidates, their predicted means, and the reason not to publish it, if any."""
-    if isinstance(driver.breeder, quadratic.Map):
+    if isinstance(driver.breeder, Map):
         unit = bench.space.to_unit(np.array([proposal.genome for proposal, _ in trail]))
         means = np.array([evaluation.means(bench.objectives) for _, evaluation in trail])
-        fits = [quadratic.fit(unit, column, (0.0, 1.0)) for column in means.T]
-        points, scores = quadratic.front(fits, unit.shape[1], seed)
+        fits = [fit_map_quadratic(unit, column, (0.0, 1.0)) for column in means.T]
+        points, scores = predicted_front(fits, unit.shape[1], seed)
         return [bench.space.decode(genome) for genome in bench.space.from_unit(points)], scores, None
     surface = driver.breeder.surface(*driver.unfinished())
     return surface.recipes, surface.means, surface.refused

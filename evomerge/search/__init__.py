@@ -16,8 +16,9 @@ from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.driver import Breeder, Driver, Generational, Objectives, asks, read_metrics
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.front import Front, FrontSettings, suits
+from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
-from evomerge.search.fronts.quadratic import Map, MapSettings
+from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
 from evomerge.search.populations.cycle import Cycle, CycleSettings
@@ -104,9 +105,6 @@ KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
     is_settings_and_factory,
 )
 """The drivers by `kind:`: their settings, and the function that makes one."""
-
-Surfaced = Front | Map | BayesianMap | NestedMap
-"""Breeders with a surface: predictions of their surrogates for merges that were not evaluated."""
 
 POPULATIONS: Mapping[str, tuple[int, int]] = {"niches": (1, 2), "map_elites": (1, 2), "cycle": (2, 3)}
 """Drivers that cross earlier candidates: the least and the largest number of parents that their space may have."""

@@ -20,6 +20,7 @@ from evomerge.testing.problems import (
     toy_space,
     two_spheres,
 )
+from evomerge.testing.surfaces import SurfaceSuite
 from evomerge.testing.tasks import TaskSuite
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Problem",
     "StageSuite",
     "SteadySuite",
+    "SurfaceSuite",
     "TaskSuite",
     "drive",
     "exam",

@@ -1,1 +1,1 @@
-"""Drivers that approximate a whole front from few evaluations, by surrogates of the objectives."""
+"""Drivers that approximate a front from few evaluations, by surrogates of the objectives."""

@@ -1,34 +1,34 @@
-"""Bayesian MAP (Li et al., ICLR 2025, arXiv 2406.07529): MAP whose candidates go where its quadratics are wrong.
+"""Bayesian MAP (Li et al., ICLR 2025, arXiv 2406.07529): MAP whose later candidates go where its quadratics are wrong.
 
-A part of MAP's design comes first. Then the unit cube is cut into bins by direction from its origin, in hyperspherical angles:
+After a part of MAP's design, the unit cube is cut into bins by direction from its origin, in hyperspherical angles:
 
     x_1 = r cos φ_1, x_2 = r sin φ_1 cos φ_2, …, x_d = r sin φ_1 ⋯ sin φ_{d-1},   φ_i in [0, π/2],
 
-4 to an angle up to three genes and 2 from four on. A bin's score is the mean squared error of the quadratics at its
+4 per angle up to three genes and 2 from four on. A bin's score is the mean squared error of the quadratics at its
 candidates plus 0.5 times the standard deviation of that mean over 30 resamples, each without a fifth of the candidates.
-Errors are in units of each objective's variance over what was evaluated, so that their mean over objectives is one number:
-there is one design for all, since one evaluation scores every task, where the paper has one for each. Bins are drawn with
+Errors are in units of each objective's variance and averaged over objectives: one evaluation scores every task, so there
+is one design, where the paper has one for each task. Bins are drawn with
 
     probability ∝ prior · exp(score / 0.07),
 
-the prior being the share of directions that a bin holds; in it each φ_i is uniform, and r between 0.2 and 0.8. What was
-drawn is evaluated and fitted, and so on until `points` are used; then, as in MAP, candidates of the quadratics' front.
+where the prior is a bin's share of all directions; in a bin each φ_i is uniform, and r between 0.2 and 0.8. These
+candidates are evaluated and fitted, and so on until `points` are used; then, as in MAP, candidates of the quadratics'
+front. The method lowers the quadratics' errors everywhere, not only near the front.
 
-It looks for where the quadratics are wrong, anywhere, and not for the front. Its end is at eight genes, 128 bins
-and 3p = 135 candidates: with nine there are 256 bins for 165, so that the scores of most are of nothing. It is thin before: in
-the first design, 1.5p, there is less than one candidate to a bin with three genes, and from seven on. (The released code stops
-at six.)
+The limit is eight genes: 128 bins and 3p = 135 candidates. With nine there are 256 bins for 165, so that most scores would be
+empty. It is sparse before: the first design, 1.5p, has less than one candidate per bin with three genes, and from seven on.
+(The released code stops at six.)
 
-Defaults are the paper's and its released code's. What the code does wrong is not reproduced, besides what `quadratic` names:
+Defaults are those of the paper and its released code. These faults of the code are not reproduced, besides those in `map`:
 
-- a bin without candidates scores -∞ and is never explored: it scores as the worst bin, and a bin of one candidate has the
-  largest deviation of all;
-- a resample is drawn from the one before, 24, 20, 16, … of 30: they are independent, each of all of a bin's candidates;
-- the prior is demanded and then ignored: it is used;
-- errors are those of the first design in every round: they are those of all that was evaluated;
-- results of a round overwrite those of an earlier one: all are kept;
-- the last batch is evaluated and not fitted: it is;
-- accuracy's sigmoid is hard-wired, and the number of objectives is an older fit's: both are the study's own.
+- a bin without candidates scores -∞ and is never explored: here it scores as the worst bin, and a bin of one candidate has
+  the largest deviation of all;
+- each resample is drawn from the one before, 24, 20, 16, … of 30: here from all of a bin's candidates;
+- the prior is required and then ignored: here it is used;
+- errors are those of the first design in every round: here those of all evaluations;
+- results of a round overwrite those of an earlier one: here all are kept;
+- the last batch is evaluated and not fitted: here it is;
+- accuracy's sigmoid is hard-wired, and the number of objectives is that of an older fit: here both are the study's.
 """
 
 import math
@@ -43,9 +43,10 @@ from scipy.special import betainc
 from evomerge import surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, Objectives, known_recipes
-from evomerge.search.fronts.quadratic import Fit, Quadratics, check_size, grid_design, levels
+from evomerge.search.fronts.quadratic import Quadratics, check_size, grid_design, levels
 from evomerge.search.fronts.surface import Surface
 from evomerge.space import SearchSpace
+from evomerge.surrogate.map_quadratic import SquashedQuadratic
 from evomerge.trial import Evaluation
 
 _MOST_GENES = 8
@@ -76,14 +77,14 @@ class BayesianMapSettings(BaseModel):
 
 
 class BayesianMap:
-    """A `Breeder`: a design, rounds of candidates where its quadratics are wrong, candidates of their front, and the end.
+    """A `Surfaced` breeder: a design, rounds of candidates where its quadratics are wrong, then candidates of their front.
 
-    Candidates that fail are left out of the fit, but count towards `points`. While too few are left to identify a
-    quadratic, as many others, of Sobol's sequence, take their places.
+    Failed candidates are left out of the fit, but count towards `points`. While too few are left to identify a quadratic,
+    as many Sobol points replace them.
     """
 
     def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: BayesianMapSettings) -> None:
-        """Search `space` for the front of `objectives`. Raises `DriverError` as `Map` does, and for too many genes."""
+        """Search `space` for the front of `objectives`. Raises `DriverError` as `Map` does, and for over 8 genes."""
         self._quadratics = Quadratics("bayesian_map", space, objectives, seed, settings.bounds)
         genes = len(space.genes)
         if genes > _MOST_GENES:
@@ -105,13 +106,13 @@ class BayesianMap:
         self._batch = settings.batch
         self._count = settings.validated or needed
         self._rounds = 0  # all generations so far
-        self._used = 0  # of `points`
+        self._used = 0  # candidates of `points` so far
         self._over = False
 
     @property
-    def least(self) -> int:
-        """Evaluations without which there is no surface."""
-        return self._quadratics.least
+    def min_evaluations(self) -> int:
+        """Fewest evaluations from which there may be a surface."""
+        return self._quadratics.min_evaluations
 
     def __str__(self) -> str:
         return (
@@ -121,7 +122,7 @@ class BayesianMap:
         )
 
     def draw(self) -> Genomes:
-        """Return the design, then what replaces its failures if need be, then rounds, then the front, then no rows."""
+        """Return the design, then replacements of its failures if needed, then rounds, then the front, then no rows."""
         if self._over:
             return np.empty((0, len(self._space.genes)))
         if self._rounds == 0:
@@ -139,18 +140,15 @@ class BayesianMap:
         return genomes
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Keep what succeeded. Raises `DriverError` for a score that is out of bounds."""
+        """Keep the successful evaluations. Raises `DriverError` for a score out of bounds."""
         self._quadratics.learn(genomes, evaluations)
 
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
-        """Return the front of the quadratics, with what speaks against it.
-
-        `genomes` and `evaluations` are those that have not been learnt: `Generational.unfinished`.
-        """
+        """Return the front of the quadratics, as `Surfaced.surface` does."""
         return self._quadratics.surface(genomes, evaluations)
 
     def _where_wrong(self, count: int) -> Genomes:
-        """Return `count` points of bins that are drawn by their scores."""
+        """Return `count` points, unit coordinates, of bins drawn by their scores."""
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, 2, self._rounds]))
         points, means = self._quadratics.points, self._quadratics.means
         bins = Bins(points.shape[1])
@@ -163,42 +161,42 @@ class Bins:
     """The directions from the origin into the unit cube, cut evenly along each hyperspherical angle."""
 
     def __init__(self, genes: int) -> None:
-        """Cut each of the `genes` - 1 angles into 4 up to three genes, into 2 from four on."""
+        """Cut each of the `genes` - 1 angles into 4 up to three genes, else into 2."""
         self._shape = (4 if genes < 4 else 2,) * (genes - 1)
         edges = np.linspace(0, math.pi / 2, self._shape[0] + 1) if genes > 1 else np.zeros(0)
         self._edges = edges
         prior = np.ones(1)
         for power in range(genes - 2, -1, -1):
-            # ∫ sin^m from 0 to φ is in proportion to the regularised incomplete beta function at sin² φ.
+            # ∫ sin^m from 0 to φ is proportional to the regularised incomplete beta function at sin² φ.
             shares = np.diff(betainc((power + 1) / 2, 0.5, np.sin(edges) ** 2))
             prior = (prior[:, None] * shares).ravel()
         self.prior: NDArray[np.float64] = prior
-        """Share of all directions that a bin holds, `(bins,)`; the last angle varies fastest."""
+        """Each bin's share of all directions, `(bins,)`; the last angle varies fastest."""
 
     def of(self, points: Genomes) -> NDArray[np.intp]:
         """Return each point's bin, `(points,)`: -1 for the origin, which has no direction."""
-        tails = np.sqrt(np.cumsum((points**2)[:, ::-1], axis=1)[:, ::-1])  # of the point from each coordinate on
+        tails = np.sqrt(np.cumsum((points**2)[:, ::-1], axis=1)[:, ::-1])  # norms of the coordinates from each one on
         angles = np.arctan2(tails[:, 1:], points[:, :-1])
         if not self._shape:
-            found = np.zeros(len(points), np.intp)
+            bins = np.zeros(len(points), np.intp)
         else:
-            # A direction on an edge belongs to the bin below it, whatever rounding makes of its angle.
+            # A direction on an edge belongs to the bin below it, however its angle is rounded.
             places = np.clip(np.searchsorted(self._edges, angles - 1e-9) - 1, 0, self._shape[0] - 1)
-            found = np.ravel_multi_index(tuple(places.T), self._shape)
-        return np.where(tails[:, 0] > 0, found, -1)
+            bins = np.ravel_multi_index(tuple(places.T), self._shape)
+        return np.where(tails[:, 0] > 0, bins, -1)
 
     def scores(self, points: Genomes, errors: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         """Return each bin's mean of `errors`, `(points,)`, plus half its standard deviation over resamples: `(bins,)`."""
-        owners = self.of(points)
+        bins = self.of(points)
         mean, deviation = (np.full(len(self.prior), np.nan) for _ in range(2))
         for number in range(len(self.prior)):
-            own = errors[owners == number]
-            if len(own):
-                mean[number] = own.mean()
-            if len(own) > 1:
-                kept = min(round((1 - _DROPPED) * len(own)), len(own) - 1)
-                deviation[number] = np.std([rng.permutation(own)[:kept].mean() for _ in range(_RESAMPLES)])
-        if not (owners >= 0).any():
+            inside = errors[bins == number]
+            if len(inside):
+                mean[number] = inside.mean()
+            if len(inside) > 1:
+                size = min(round((1 - _DROPPED) * len(inside)), len(inside) - 1)
+                deviation[number] = np.std([rng.permutation(inside)[:size].mean() for _ in range(_RESAMPLES)])
+        if not (bins >= 0).any():
             return np.zeros(len(self.prior))
         deviation[np.isnan(deviation)] = np.nanmax(deviation) if np.isfinite(deviation).any() else 0.0
         scores = mean + _DEVIATIONS * deviation
@@ -206,7 +204,7 @@ class Bins:
         return scores
 
     def draw(self, chosen: NDArray[np.intp], rng: np.random.Generator) -> Genomes:
-        """Return a point of each bin that was `chosen`, `(points, genes)`: angles uniform in the bin, 0.2 to 0.8 from the origin."""
+        """Return a point of each `chosen` bin, `(points, genes)`: angles uniform in the bin, 0.2 to 0.8 from the origin."""
         if not self._shape:
             return rng.uniform(*_RADII, (len(chosen), 1))
         places = np.stack(np.unravel_index(chosen, self._shape), axis=1)
@@ -216,12 +214,12 @@ class Bins:
         return np.asarray(rng.uniform(*_RADII, (len(chosen), 1)) * directions)
 
 
-def squared_errors(fits: Sequence[Fit], points: Genomes, means: Means) -> NDArray[np.float64]:
-    """Return the squared errors of the `fits` at `points`, over each objective's variance, averaged over objectives.
+def squared_errors(fits: Sequence[SquashedQuadratic], points: Genomes, means: Means) -> NDArray[np.float64]:
+    """Return the squared errors of the `fits` at `points`, in units of each objective's variance, averaged over objectives: `(points,)`.
 
-    Shape `(points,)`. An objective that does not vary has no errors.
+    An objective that does not vary counts as without errors.
     """
-    predicted = np.stack([fitted.predict(points) for fitted in fits], axis=1)
+    predicted = np.stack([fit.predict(points) for fit in fits], axis=1)
     variances = means.var(axis=0)
     varies = variances > 1e-18
     return np.asarray((((means - predicted) ** 2)[:, varies] / variances[varies]).sum(axis=1) / len(fits))

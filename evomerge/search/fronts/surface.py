@@ -1,28 +1,30 @@
-"""Surface: what a search's surrogates say of merges that nobody has evaluated, and whether that may be relied on."""
+"""Surface: the front that a search's surrogates predict, without evaluating anything, and whether it may be relied on."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from evomerge import pareto
 from evomerge.recipe import Recipe
-from evomerge.search.driver import Genomes, Means
+from evomerge.search.driver import Breeder, Genomes, Means
 from evomerge.search.fronts.infill import spread
 from evomerge.space import Genome, SearchSpace
 from evomerge.surrogate import Surrogate
+from evomerge.trial import Evaluation
 
-_SURE = 0.9
-"""Share of the variance of scores that a surrogate must predict, for its front to be published."""
-_SHOWN = 400
+_MIN_R2 = 0.9
+"""Lowest left-out R² of a surrogate whose front is published."""
+_MOST_ROWS = 400
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surface:
-    """The front as the surrogates see it: where to go for any trade-off without evaluating anything more.
+    """The front as the surrogates predict it: a recipe for any trade-off, without another evaluation.
 
-    Not to be confused with the front of what was evaluated. Rows are at most 400 candidates, from end to end.
+    Not to be confused with the front of the evaluated candidates. Rows are at most 400 candidates, from end to end.
     """
 
     objectives: tuple[str, ...]
@@ -34,15 +36,33 @@ class Surface:
     deviations: Means
     """Calibrated standard deviations of the scores that would be measured there, `(rows, objectives)`."""
     fits: Mapping[str, Surrogate]
-    """Of each objective that varies: the rung that was chosen, its R², its coverage and the noise of the examples."""
+    """The surrogate of each objective that varies."""
     refused: str | None
     """Why the rows must not be published; None where they may be."""
     best_for_all: Genome | None
-    """The one genome, `(genes,)`, that is best for all objectives, where they do not conflict: no front is needed."""
+    """The genome, `(genes,)`, that is best for all objectives, where they do not conflict and no front is needed."""
 
 
-def flat(objectives: Sequence[str], fits: Mapping[str, Surrogate], count: int) -> list[str]:
-    """Return a line for each objective without a fit: it does not vary over `count` candidates."""
+@runtime_checkable
+class Surfaced(Breeder, Protocol):
+    """A `Breeder` that leaves a surface. `evomerge.testing.SurfaceSuite` checks implementations."""
+
+    @property
+    def min_evaluations(self) -> int:
+        """Fewest evaluations from which there may be a surface."""
+        ...
+
+    def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
+        """Return the surface, with the reasons not to rely on it. The breeder does not change.
+
+        `genomes`, `(candidates, genes)`, and their `evaluations` are added to those that were learnt: `Generational.unfinished`, or
+        for a fresh breeder all that a study evaluated, in order.
+        """
+        ...
+
+
+def constant_objectives(objectives: Sequence[str], fits: Mapping[str, Surrogate], count: int) -> list[str]:
+    """Return a line for each objective without a fit, which does not vary over `count` candidates."""
     return [
         f"`{name}` does not vary over {count} candidates; drop it, or search a larger space"
         for name in objectives
@@ -50,36 +70,40 @@ def flat(objectives: Sequence[str], fits: Mapping[str, Surrogate], count: int) -
     ]
 
 
-def doubts(fits: Mapping[str, Surrogate]) -> list[str]:
-    """Return what speaks against publishing what `fits` predict."""
-    found = []
+def smallest_coverage(count: int) -> float:
+    """Return the smallest share of `count` scores expected in their 90% intervals: two standard errors below 0.9."""
+    return 0.9 - 2 * math.sqrt(0.09 / count)
+
+
+def reasons_to_refuse(fits: Mapping[str, Surrogate]) -> list[str]:
+    """Return a line for each figure of `fits` that speaks against publishing their predictions."""
+    reasons = []
     for name, fit in fits.items():
-        # Two standard errors of a share of 0.9.
-        covered = 0.9 - 2 * math.sqrt(0.09 / len(fit.values))
-        if fit.r2 < _SURE:
-            found.append(
-                f"`{name}`: the surrogate ({fit.name}) explains R² {fit.r2:.2f} of candidates that it has not seen; expected {_SURE}"
+        expected = smallest_coverage(len(fit.values))
+        if fit.r2 < _MIN_R2:
+            reasons.append(
+                f"`{name}`: the surrogate ({fit.name}) explains R² {fit.r2:.2f} of candidates that it has not seen; expected {_MIN_R2}"
             )
-        if fit.coverage < covered:
-            found.append(
-                f"`{name}`: {fit.coverage:.0%} of scores lie in their 90% intervals; expected {covered:.0%} or more of {len(fit.values)}"
+        if fit.coverage < expected:
+            reasons.append(
+                f"`{name}`: {fit.coverage:.0%} of scores lie in their 90% intervals; expected {expected:.0%} or more of {len(fit.values)}"
             )
-    return found
+    return reasons
 
 
-def published(
+def make_surface(
     space: SearchSpace,
-    objectives: tuple[str, ...],
     genomes: Genomes,
     predicted: tuple[Means, Means],
     fits: Mapping[str, Surrogate],
-    against: Sequence[str],
+    objectives: tuple[str, ...],
+    reasons: Sequence[str],
     best_for_all: Genome | None = None,
 ) -> Surface:
-    """Return the surface of what is not dominated, as `predicted`, among `genomes`; `against` are reasons not to rely on it."""
+    """Return the surface of the nondominated `genomes`; `predicted` are means and deviations, `reasons` those to refuse it."""
     means, deviations = predicted
     best = np.flatnonzero(pareto.nondominated(means))
-    best = best[spread(means[best], _SHOWN)]
+    best = best[spread(means[best], _MOST_ROWS)]
     return Surface(
         objectives=objectives,
         genomes=genomes[best],
@@ -87,12 +111,12 @@ def published(
         means=means[best],
         deviations=deviations[best],
         fits=fits,
-        refused="; ".join(against) or None,
+        refused="; ".join(reasons) or None,
         best_for_all=best_for_all,
     )
 
 
-def nothing(space: SearchSpace, objectives: tuple[str, ...], why: str) -> Surface:
-    """Return the surface without rows that is refused for a reason."""
+def empty_surface(space: SearchSpace, objectives: tuple[str, ...], reason: str) -> Surface:
+    """Return a surface without rows, refused for a `reason`."""
     empty = np.empty((0, len(objectives)))
-    return Surface(objectives, np.empty((0, len(space.genes))), (), empty, empty, {}, why, None)
+    return Surface(objectives, np.empty((0, len(space.genes))), (), empty, empty, {}, reason, None)

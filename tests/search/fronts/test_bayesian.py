@@ -11,8 +11,8 @@ from evomerge import search, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings, Bins, squared_errors
-from evomerge.search.fronts.quadratic import Fit, fit
-from evomerge.testing import GenomeSuite, Problem, drive, mixed, sphere, toy_space, two_spheres
+from evomerge.surrogate.map_quadratic import SquashedQuadratic, fit_map_quadratic
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, sphere, toy_space, two_spheres
 from evomerge.trial import Evaluation
 
 
@@ -30,6 +30,13 @@ class TestBayesian(GenomeSuite):
     def make(self, problem, seed):
         settings = {"kind": "bayesian_map", "initial": 8, "points": 20, "validated": 20}
         return search.make(settings, problem.space, problem.objectives, seed)
+
+
+class TestBayesianSurface(SurfaceSuite):
+    budget = 24
+
+    def make(self, problem, seed):
+        return driver(problem, seed)
 
 
 def bumpy(size=1.0):
@@ -149,10 +156,10 @@ def test_errors_are_on_a_common_scale():
     points = surrogate.design(2, [], 30, 0)
     wavy = np.sin(9 * points[:, 0])
     means = np.stack([wavy, 1000 * wavy, np.full(30, 7.0)], axis=1)
-    fits = [fit(points, column, (-np.inf, np.inf)) for column in means.T]
+    fits = [fit_map_quadratic(points, column, (-np.inf, np.inf)) for column in means.T]
     one = squared_errors(fits[:1], points, means[:, :1])
     np.testing.assert_allclose(squared_errors(fits, points, means), 2 / 3 * one, atol=1e-9)
-    flat = Fit(np.zeros(6), (-np.inf, np.inf))
+    flat = SquashedQuadratic(np.zeros(6), (-np.inf, np.inf))
     centred = means[:, :1] - means[:, :1].mean()
     assert squared_errors([flat], points, centred).mean() == pytest.approx(
         1

@@ -7,9 +7,10 @@ from evomerge import pareto, search
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts import nested
-from evomerge.search.fronts.nested import NestedMap, NestedMapSettings, least, preferences
+from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
+from evomerge.search.fronts.tree import minimise, preferences
 from evomerge.space import SearchSpace
-from evomerge.testing import GenomeSuite, Problem, drive, mixed, toy_space
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, toy_space
 from evomerge.trial import Evaluation
 
 
@@ -56,10 +57,20 @@ class TestNested(GenomeSuite):
         return search.make({"kind": "nested_map", "validated": 20}, problem.space, problem.objectives, seed)
 
 
+class TestNestedSurface(SurfaceSuite):
+    budget = 60
+
+    def problem(self):
+        return conflict()
+
+    def make(self, problem, seed):
+        return driver(problem, seed, validated=8)
+
+
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """A surface of few answers is a quick one."""
-    monkeypatch.setattr(nested, "_ASKED", 30)
+    monkeypatch.setattr(nested, "_SURFACE_PREFERENCES", 30)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +165,7 @@ def test_answers_of_four_experts_are_nearer_than_the_best_of_thousands_of_draws(
 
 
 def test_surface_is_a_front_that_agrees_with_the_truth(three, monkeypatch):
-    monkeypatch.setattr(nested, "_ASKED", 200)
+    monkeypatch.setattr(nested, "_SURFACE_PREFERENCES", 200)
     problem, breeder = three
     surface = breeder.surface()
     assert surface.refused is None
@@ -320,9 +331,9 @@ def test_distance_is_the_papers():
 
 
 def test_least_is_found_within_the_square():
-    inside = least(lambda x: ((x - [0.337, 0.771]) ** 2).sum(axis=1), 0.0)
+    inside = minimise(lambda x: ((x - [0.337, 0.771]) ** 2).sum(axis=1), 0.0)
     np.testing.assert_allclose(inside, [0.337, 0.771], atol=1e-3)
-    np.testing.assert_allclose(least(lambda x: x.sum(axis=1), 0.1), [0.1, 0.1])
+    np.testing.assert_allclose(minimise(lambda x: x.sum(axis=1), 0.1), [0.1, 0.1])
 
 
 def test_preferences_begin_with_the_corners_and_are_spread():

@@ -7,9 +7,11 @@ from pydantic import ValidationError
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
-from evomerge.search.fronts.quadratic import Fit, LeftOut, Map, MapSettings, fit, front
+from evomerge.search.fronts.map import Map, MapSettings
+from evomerge.search.fronts.quadratic import predicted_front
 from evomerge.space import SearchSpace
-from evomerge.testing import GenomeSuite, Problem, drive, mixed, sphere, three_corners, two_spheres
+from evomerge.surrogate.map_quadratic import MapQuadratic, SquashedQuadratic, fit_map_quadratic
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, sphere, three_corners, two_spheres
 from evomerge.trial import Evaluation
 
 
@@ -26,6 +28,14 @@ class TestMap(GenomeSuite):
 
     def make(self, problem, seed):
         return driver(problem, seed, points=20, validated=20)
+
+
+class TestMapSurface(SurfaceSuite):
+    def problem(self):
+        return classifier()
+
+    def make(self, problem, seed):
+        return driver(problem, seed)
 
 
 def coefficients(genes=2, seed=0, size=0.5):
@@ -63,7 +73,7 @@ def test_design_is_the_known_recipes_and_a_part_of_the_grid_that_identifies_a_qu
     grid = unit[len(known) :] * 4  # ⌈24^(1/2)⌉ = 5 levels
     np.testing.assert_allclose(grid, grid.round(), atol=1e-9)
     assert len({proposal.recipe.id for proposal in proposals}) == 12
-    assert surrogate.check_rank(unit).rank == 6
+    assert surrogate.identifies(unit)
 
 
 def test_eight_genes_have_three_levels_and_full_rank():
@@ -71,7 +81,7 @@ def test_eight_genes_have_three_levels_and_full_rank():
     problem = two_spheres(8)
     proposals = drive(driver(problem), problem.evaluate, 90)
     unit = np.array([proposal.genome for proposal in proposals])
-    assert surrogate.check_rank(unit).rank == 45
+    assert surrogate.identifies(unit)
     assert all(len(np.unique(column.round(9))) >= 3 for column in unit.T)
 
 
@@ -84,9 +94,9 @@ def test_search_ends_after_the_design_and_what_is_validated():
 
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, 1.0), (-1.0, 3.0), (-np.inf, 0.0), (2.0, np.inf)])
 def test_fit_finds_a_quadratic_within_each_kind_of_bounds(bounds):
-    true = Fit(coefficients(), bounds)
+    true = SquashedQuadratic(coefficients(), bounds)
     points = surrogate.design(2, [], 12, 0)
-    found = fit(points, true.predict(points), bounds)
+    found = fit_map_quadratic(points, true.predict(points), bounds)
     np.testing.assert_allclose(found.coefficients, true.coefficients, atol=1e-6)
     elsewhere = surrogate.design(2, [], 50, 1)
     np.testing.assert_allclose(found.predict(elsewhere), true.predict(elsewhere), atol=1e-6)
@@ -99,18 +109,20 @@ def test_bounded_scores_are_the_papers_three_warps():
     point = np.array([[0.3, 0.9]])
     expected = {(0, 1): 0.598688, (0, 10): 5.98688, (1, np.inf): 1.913015, (-np.inf, 0): -0.913015}
     for bounds, score in expected.items():
-        np.testing.assert_allclose(Fit(constant, bounds).predict(point), [score], atol=1e-5)
-    np.testing.assert_allclose(Fit(constant, (-np.inf, np.inf)).predict(point), [0.4])
+        np.testing.assert_allclose(SquashedQuadratic(constant, bounds).predict(point), [score], atol=1e-5)
+    np.testing.assert_allclose(SquashedQuadratic(constant, (-np.inf, np.inf)).predict(point), [0.4])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_fit_of_few_points_does_not_stall_where_the_released_codes_start_does(seed):
     # Started from all ones, the sigmoid is saturated: the published defect. 8 points, T = 2.
-    true = Fit(coefficients(seed=seed), (0.0, 1.0))
+    true = SquashedQuadratic(coefficients(seed=seed), (0.0, 1.0))
     points = surrogate.design(2, np.vstack([np.zeros(2), np.eye(2)]), 8, seed)
     noisy = true.predict(points) + 0.005 * np.random.default_rng(seed).standard_normal(8)
     elsewhere = surrogate.design(2, [], 64, 9)
-    assert np.abs(fit(points, noisy, (0.0, 1.0)).predict(elsewhere) - true.predict(elsewhere)).mean() < 0.02
+    assert (
+        np.abs(fit_map_quadratic(points, noisy, (0.0, 1.0)).predict(elsewhere) - true.predict(elsewhere)).mean() < 0.02
+    )
 
 
 def test_polish_never_fits_worse_than_where_it_starts():
@@ -120,13 +132,15 @@ def test_polish_never_fits_worse_than_where_it_starts():
     clipped = np.clip(means, 0.01, 0.99)
     start = np.linalg.lstsq(terms, np.log(clipped / (1 - clipped)))[0]
     before = np.sum((1 / (1 + np.exp(-terms @ start)) - means) ** 2)
-    assert np.sum((fit(points, means, (0.0, 1.0)).predict(points) - means) ** 2) < before
+    assert np.sum((fit_map_quadratic(points, means, (0.0, 1.0)).predict(points) - means) ** 2) < before
 
 
 def test_front_of_two_spheres_is_the_line_between_their_middles():
     terms = surrogate.design(2, [], 12, 0)
-    fits = [fit(terms, -((terms - middle) ** 2).mean(axis=1), (-np.inf, np.inf)) for middle in (0.25, 0.75)]
-    points, scores = front(fits, 2, 0)
+    fits = [
+        fit_map_quadratic(terms, -((terms - middle) ** 2).mean(axis=1), (-np.inf, np.inf)) for middle in (0.25, 0.75)
+    ]
+    points, scores = predicted_front(fits, 2, 0)
     assert np.abs(points[:, 0] - points[:, 1]).max() < 0.2
     assert pareto.nondominated(scores).all()
     assert pareto.hypervolume(scores, [-0.25, -0.25]) > 0.98 * 5 / 96
@@ -170,7 +184,7 @@ def test_failures_are_replaced_until_the_quadratic_is_identified():
     proposals = drive(driver(problem, validated=4), broken, 100)
     assert len(proposals) == 12 + 10 + 4
     replaced = np.array([proposal.genome for proposal in proposals[10:22]])
-    assert surrogate.check_rank(problem.space.to_unit(replaced)).rank == 6
+    assert surrogate.identifies(problem.space.to_unit(replaced))
 
 
 def test_objective_that_does_not_vary_is_survived():
@@ -252,10 +266,13 @@ def test_dry_run_is_one_line_that_counts_candidates():
 @pytest.mark.parametrize(("bounds", "close"), [((-np.inf, np.inf), 1e-9), ((0.0, 1.0), 1e-3), ((-np.inf, 1.0), 1e-3)])
 def test_left_out_is_what_a_fit_of_the_others_predicts(bounds, close):
     points = surrogate.design(2, [], 16, 0)
-    means = Fit(coefficients(), bounds).predict(points) + 0.01 * np.random.default_rng(1).standard_normal(16)
-    found = LeftOut(points, means, bounds).left_out[0]
+    means = SquashedQuadratic(coefficients(), bounds).predict(points) + 0.01 * np.random.default_rng(1).standard_normal(
+        16
+    )
+    found = MapQuadratic(points, means, bounds).left_out[0]
     refitted = [
-        fit(np.delete(points, i, 0), np.delete(means, i), bounds).predict(points[i : i + 1])[0] for i in range(16)
+        fit_map_quadratic(np.delete(points, i, 0), np.delete(means, i), bounds).predict(points[i : i + 1])[0]
+        for i in range(16)
     ]
     np.testing.assert_allclose(found, refitted, atol=close)
     assert np.abs(refitted - means).max() > 5 * close  # it is no small matter which
@@ -265,7 +282,7 @@ def test_deviations_are_those_of_least_squares():
     # Without bounds: sigma² (1 + tᵀ(TᵀT)⁻¹t), by the textbook's matrices.
     points, new = surrogate.design(2, [], 200, 0), surrogate.design(2, [], 5, 1)
     noise = np.random.default_rng(0).standard_normal(200)
-    rung = LeftOut(points, surrogate.quadratic_terms(points) @ coefficients() + 0.1 * noise, (-np.inf, np.inf))
+    rung = MapQuadratic(points, surrogate.quadratic_terms(points) @ coefficients() + 0.1 * noise, (-np.inf, np.inf))
     terms, at = surrogate.quadratic_terms(points), surrogate.quadratic_terms(new)
     spread = 1 + np.einsum("ij,jk,ik->i", at, np.linalg.inv(terms.T @ terms), at)
     ratio = rung.predict(new)[1] / np.sqrt(spread)
@@ -280,11 +297,11 @@ def test_deviations_are_those_of_least_squares():
 @pytest.mark.parametrize("bounds", [(-np.inf, np.inf), (0.0, 1.0)])
 def test_intervals_hold_nine_of_ten_scores(bounds):
     points, elsewhere = surrogate.design(2, [], 24, 0), surrogate.design(2, [], 100, 1)
-    true, inside = Fit(coefficients(), bounds), []
+    true, inside = SquashedQuadratic(coefficients(), bounds), []
     for seed in range(20):
         rng = np.random.default_rng(seed)
         means = true.predict(points) + 0.02 * rng.standard_normal(24)
-        mean, deviation = LeftOut(points, means, bounds).predict(elsewhere)
+        mean, deviation = MapQuadratic(points, means, bounds).predict(elsewhere)
         measured = true.predict(elsewhere) + 0.02 * rng.standard_normal(100)
         inside.append(np.mean(np.abs(mean - measured) <= surrogate.NORMAL_90 * deviation))
     assert np.mean(inside) == pytest.approx(0.9, abs=0.04)
@@ -295,7 +312,7 @@ def test_figures_of_a_judged_rung_are_those_of_a_surrogate():
     points = surrogate.design(2, [], 20, 0)
     scores = surrogate.quadratic_terms(points) @ coefficients() + 0.1 * np.random.default_rng(0).standard_normal(20)
     table = scores[:, None] + np.array([-1.0, 0.0, 1.0])
-    ours = surrogate.judge(points, table, LeftOut(points, scores, (-np.inf, np.inf)))
+    ours = surrogate.judge(points, table, MapQuadratic(points, scores, (-np.inf, np.inf)))
     ladder = surrogate.fit(points, table, rungs=["quadratic"])
     assert ours.r2 == pytest.approx(ladder.r2, abs=0.02)
     assert ours.factor == pytest.approx(ladder.factor, rel=0.1)

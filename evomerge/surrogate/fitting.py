@@ -1,0 +1,249 @@
+"""Fit response surfaces of a task's mean score, and measure how well they predict.
+
+`fit` tries a ladder of models and chooses the one that predicts each evaluated candidate best from the others:
+
+1. `margins`, for accuracy where margins were recorded (the label's logit minus each other class's; an example is right
+   where all are positive): a Gaussian process of each margin, all with one kernel. Accuracy is a step function of the
+   genes, logits are smooth.
+2. `log-loss quadratic`, for scores with one bound, such as log-likelihoods: a quadratic of their logarithm or of
+   themselves.
+3. `weighted quadratic` (`quadratic` for scores without bounds): weighted least squares of the mean score, warped by its
+   bounds.
+4. `quadratic + Matérn`: a Gaussian process with a quadratic trend, of the same warped score.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evomerge.errors import SurrogateError, nearest
+from evomerge.surrogate.design import Points, unit_points, unknowns
+from evomerge.surrogate.rungs import Margins, Quadratic, Rung, Trend
+from evomerge.surrogate.threads import on_one_thread
+from evomerge.surrogate.warps import Identity, Log, Logit, Prediction, Values, Warp
+
+NORMAL_90 = 1.6448536269514722
+"""Half the width of a 90% interval, in standard deviations of a normal distribution."""
+
+_FEWEST = 4
+"""Fewest evaluations from which leaving one out is informative."""
+_LARGEST_FACTOR = 4.0
+"""Largest calibration factor. A model that needs more is wrong rather than over-confident, and its coverage shows it."""
+_SMALLEST_FACTOR = 0.5
+"""Smallest calibration factor from `_MANY` candidates on. With fewer, errors may be small by chance, and the smallest is 1."""
+_MANY = 30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Surrogate:
+    """A fitted response surface of one objective: the mean of a metric over the examples that were scored.
+
+    Not to be confused with the metric's expectation over all such examples, from which it differs by `standard_error`.
+    """
+
+    name: str
+    """The chosen rung."""
+    points: Points
+    """The evaluated candidates, `(candidates, genes)`, unit coordinates."""
+    values: Values
+    """Their mean scores, `(candidates,)`."""
+    left_out: Values
+    """The mean scores predicted for each candidate from the others, `(candidates,)`."""
+    r2: float
+    """R² of `left_out`: 1 - sum of squared errors / sum of squares about the mean of `values`."""
+    rmse: float
+    """Root mean squared error of `left_out`, in the metric's unit."""
+    factor: float
+    """Calibration: the rung's standard deviations are multiplied by it.
+
+    With it, 90% of the left-out errors lie within `NORMAL_90` deviations. It is between 1/2 and 4, and with fewer than 30
+    candidates at least 1.
+    """
+    coverage: float
+    """Share of candidates whose score lies in the 90% interval of `left_out`, with the factor of the other candidates."""
+    standard_error: float
+    """Median over candidates of the standard error of the mean score: standard deviation over examples / √examples.
+
+    NaN for one example. Not the error of the difference of two candidates, which are scored on the same examples.
+    """
+    ladder: Mapping[str, float]
+    """`rmse` of every rung that was fitted."""
+    rung: Rung
+
+    @on_one_thread
+    def predict(self, points: ArrayLike) -> Prediction:
+        """Return mean and calibrated standard deviation of the mean score at `points`, `(points, genes)`: both `(points,)`.
+
+        The deviation is that of a score measured there on the same examples, noise included.
+        """
+        mean, deviation = self.rung.predict(np.asarray(points, dtype=np.float64))
+        return mean, self.factor * deviation
+
+
+@on_one_thread
+def fit(
+    points: ArrayLike,
+    scores: ArrayLike,
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    margins: ArrayLike | None = None,
+    rungs: Sequence[str] | None = None,
+) -> Surrogate:
+    """Return the surrogate of one objective, fitted to n candidates that were all evaluated.
+
+    `points` are `(n, genes)`, unit coordinates; `scores` are those of each example, `(n, examples)`, within `bounds`.
+    `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. Of the rungs that apply, or of
+    those named in `rungs`, the one with the lowest left-out error on the metric's own scale is chosen. Ties go to the margins,
+    which carry more information than the scores, and else to the simpler rung. Raises `SurrogateError`.
+    """
+    unit = unit_points(points)
+    table = _check_scores(scores, len(unit), bounds)
+    values = table.mean(axis=1)
+    if len(unit) < _FEWEST:
+        msg = f"{len(unit)} evaluations; a surrogate needs {_FEWEST} or more to be checked by leaving one out"
+        raise SurrogateError(msg)
+    if not varies(table):
+        msg = (
+            f"all {len(unit)} candidates score {values[0]:g}: the task does not vary; drop it, or search a larger space"
+        )
+        raise SurrogateError(msg)
+    makers = _ladder(unit, table, values, bounds, margins)
+    for name in rungs or ():
+        if name not in makers:
+            msg = f"surrogate: no rung `{name}` for these scores and their bounds; {nearest(name, makers)}"
+            raise SurrogateError(msg)
+    fitted: dict[str, Rung] = {}
+    for name, (needed, make) in makers.items():
+        if rungs is not None and name not in rungs:
+            continue
+        if len(unit) >= needed:
+            fitted[name] = make()
+        elif rungs is not None:
+            msg = f"rung `{name}` needs {needed} or more evaluations for {unit.shape[1]} genes, got {len(unit)}; try `quadratic + Matérn`"
+            raise SurrogateError(msg)
+    errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in fitted.items()}
+    ladder = {name: float(np.sqrt(np.mean(squares))) for name, squares in errors.items()}
+    return judge(unit, table, fitted[_choose(errors)], ladder)
+
+
+def judge(points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float] | None = None) -> Surrogate:
+    """Return the surrogate of a fitted `rung`: its predictions calibrated, and its accuracy measured.
+
+    `points`, `(n, genes)` in unit coordinates, are those of `rung.left_out`; `scores` were measured there, `(n, examples)`.
+    `ladder` holds the errors of all rungs that were fitted, by default of this one.
+    """
+    values = scores.mean(axis=1)
+    mean, deviation = rung.left_out
+    sizes = np.abs(values - mean) / np.maximum(deviation, 1e-300)
+    others = [_factor(np.delete(sizes, i)) for i in range(len(sizes))]
+    examples = scores.shape[1]
+    errors = scores.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else np.full(len(values), np.nan)
+    rmse = float(np.sqrt(np.mean((mean - values) ** 2)))
+    return Surrogate(
+        name=rung.name,
+        points=points,
+        values=values,
+        left_out=mean,
+        r2=float(1 - np.sum((values - mean) ** 2) / np.sum((values - values.mean()) ** 2)),
+        rmse=rmse,
+        factor=_factor(sizes),
+        coverage=float(np.mean(sizes <= NORMAL_90 * np.array(others))),
+        standard_error=float(np.median(errors)),
+        ladder={rung.name: rmse} if ladder is None else ladder,
+        rung=rung,
+    )
+
+
+def varies(scores: ArrayLike) -> bool:
+    """Return whether the candidates' mean scores differ; `scores` are `(candidates, examples)`."""
+    values = np.asarray(scores, dtype=np.float64).mean(axis=1)
+    return bool(np.ptp(values) > 1e-9 * max(1.0, float(np.abs(values).max())))
+
+
+def _ladder(
+    points: Points, scores: Points, values: Values, bounds: tuple[float, float], margins: ArrayLike | None
+) -> dict[str, tuple[int, Callable[[], Rung]]]:
+    """Return the rungs that suit the metric, in the order that decides ties: evaluations needed, and how to fit it."""
+    low, high = bounds
+    enough = unknowns(points.shape[1]) + 1
+    warp: Warp = Identity()
+    makers: dict[str, tuple[int, Callable[[], Rung]]] = {}
+    if margins is not None:
+        table = _check_margins(margins, scores)
+        makers["margins"] = _FEWEST, lambda: Margins(points, values, table)
+    if np.isfinite(low) and np.isfinite(high):
+        warp = Logit(low, high, scores.shape[1])
+        makers["weighted quadratic"] = enough, lambda: Quadratic("weighted quadratic", points, values, [warp])
+    elif np.isfinite(low) or np.isfinite(high):
+        bound, side = (low, 1) if np.isfinite(low) else (high, -1)
+        # A mean score at the bound itself has no logarithm.
+        warp = Log(bound, side) if (side * (values - bound) > 0).all() else Identity()
+        warps: list[Warp] = [Identity(), warp] if isinstance(warp, Log) else [warp]
+        makers["log-loss quadratic"] = _FEWEST, lambda: Quadratic("log-loss quadratic", points, values, warps)
+    else:
+        makers["quadratic"] = enough, lambda: Quadratic("quadratic", points, values, [warp])
+    makers["quadratic + Matérn"] = _FEWEST, lambda: Trend(points, values, warp)
+    return makers
+
+
+def _check_scores(scores: ArrayLike, rows: int, bounds: tuple[float, float]) -> Points:
+    """Return `scores` as float64 `(rows, examples)`, clipped to `bounds`. Raises `SurrogateError`."""
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim != 2 or len(table) != rows or table.shape[1] == 0:
+        msg = f"scores: expected shape ({rows}, examples), a row for each point, got {table.shape}"
+        raise SurrogateError(msg)
+    _check_finite("scores", table)
+    low, high = bounds
+    slack = 1e-6 * max([1.0, *(abs(bound) for bound in bounds if np.isfinite(bound))])
+    if not low < high or table.min() < low - slack or table.max() > high + slack:
+        msg = f"scores lie in [{table.min():g}, {table.max():g}], outside of the declared bounds [{low:g}, {high:g}]"
+        raise SurrogateError(msg)
+    return np.clip(table, low, high)
+
+
+def _check_margins(margins: ArrayLike, scores: Points) -> NDArray[np.float64]:
+    """Return `margins` as float64 `(candidates, examples, columns)`. Raises `SurrogateError` where `scores` contradict them."""
+    table = np.asarray(margins, dtype=np.float64)
+    if table.ndim != 3 or table.shape[:2] != scores.shape or ((scores != 0) & (scores != 1)).any():
+        msg = f"margins go with scores of 0 and 1, one or more for each; got {table.shape} margins for {scores.shape} scores"
+        raise SurrogateError(msg)
+    _check_finite("margins", table)
+    smallest = table.min(axis=2)
+    wrong = ((smallest > 0) & (scores == 0)) | ((smallest < 0) & (scores == 1))
+    if wrong.any():
+        row, example = np.argwhere(wrong)[0]
+        msg = f"example {example} of row {row} scores {scores[row, example]:g} at a smallest margin of {smallest[row, example]:g}; expected 1 exactly where all margins are positive"
+        raise SurrogateError(msg)
+    return table
+
+
+def _check_finite(what: str, table: NDArray[np.float64]) -> None:
+    if not np.isfinite(table).all():
+        row = int(np.argmin(np.isfinite(table.reshape(len(table), -1)).all(axis=1)))
+        msg = f"{what}: row {row} has numbers that are not finite; leave failed evaluations out"
+        raise SurrogateError(msg)
+
+
+def _choose(errors: Mapping[str, Values]) -> str:
+    """Return the first rung whose mean of squared `errors`, `(candidates,)`, is the lowest or ties with it.
+
+    A tie is a mean difference within its standard error (Breiman et al. 1984), so that one candidate alone decides nothing.
+    """
+    lowest = min(errors.values(), key=lambda squares: float(squares.mean()))
+    gaps = {name: squares - lowest for name, squares in errors.items()}
+    # One candidate alone makes a mean of exactly one standard error, up to rounding.
+    limits = {name: (1 + 1e-9) * gap.std(ddof=1) / math.sqrt(len(gap)) for name, gap in gaps.items()}
+    return next(name for name, gap in gaps.items() if gap.mean() <= limits[name])
+
+
+def _factor(sizes: NDArray[np.float64]) -> float:
+    """Return the calibration factor for errors of these `sizes`, in deviations.
+
+    The ⌈0.9 (n + 1)⌉-th smallest, which bounds a new error with probability 90% (Vovk et al. 2005), or the largest of few.
+    """
+    rank = min(math.ceil(0.9 * (len(sizes) + 1)), len(sizes))
+    smallest = _SMALLEST_FACTOR if len(sizes) >= _MANY else 1.0
+    return float(np.clip(np.sort(sizes)[rank - 1] / NORMAL_90, smallest, _LARGEST_FACTOR))
