@@ -1,4 +1,4 @@
-"""Problems on genomes whose answers are known: no models, no merging."""
+"""Search problems with known answers that score genomes directly, without models or merging."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from evomerge.trial import Evaluation, Proposal
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A search problem that reads the genome instead of building a model.
+    """A search problem that scores the genome instead of building a model.
 
-    `score` maps a genome to its objectives, `(objectives,)`, higher is better. `volume` is the hypervolume of
-    the whole front above `reference`; for one objective, the best score's distance from it.
+    `score` maps a genome to its objectives, `(objectives,)`, higher is better. `volume` is the hypervolume of the true
+    front above `reference`; for one objective, the best score's distance from it.
     """
 
     space: SearchSpace
@@ -36,12 +36,12 @@ class Problem:
         return Evaluation(scores=scores)
 
     def quality(self, proposals: Sequence[Proposal]) -> float:
-        """Return the hypervolume above `reference` of what the proposals score."""
+        """Return the hypervolume above `reference` of the proposals' scores."""
         return pareto.hypervolume([self.evaluate(p).means(self.objectives) for p in proposals], self.reference)
 
 
 def toy_space(genes: int = 8) -> SearchSpace:
-    """Return a space of float genes in [0, 1]: two experts' weights over `genes / 2` groups of blocks."""
+    """Return a space of float genes in [0, 1]: two experts' weights in `genes / 2` groups of blocks."""
     return SearchSpace(
         {
             "merge": {
@@ -58,7 +58,7 @@ def toy_space(genes: int = 8) -> SearchSpace:
 
 
 def sphere(genes: int = 8) -> Problem:
-    """Return the problem of one objective, best (0) where every gene is 0.3."""
+    """Return a problem of one objective whose best score, 0, is where every gene is 0.3."""
     return Problem(
         toy_space(genes),
         ("sphere",),
@@ -69,10 +69,10 @@ def sphere(genes: int = 8) -> Problem:
 
 
 def two_spheres(genes: int = 8) -> Problem:
-    """Return the problem of being near 1/4 and near 3/4 in all genes at once.
+    """Return a problem of two objectives: the (negated) distances to 1/4 and to 3/4 in all genes.
 
-    Optimal are the genomes (t, …, t) with t in [1/4, 3/4]. With a and b the two (negated) objectives, the
-    front is √a + √b = 1/2; above the reference point (-1/4, -1/4) it dominates 1/16 - ∫(1/2 - √a)² da = 5/96.
+    Optimal are the genomes (t, …, t) with t in [1/4, 3/4]. With a and b the two distances, the front is √a + √b = 1/2;
+    above the reference point (-1/4, -1/4) it dominates 1/16 - ∫(1/2 - √a)² da = 5/96.
     """
     return Problem(
         toy_space(genes),
@@ -84,7 +84,7 @@ def two_spheres(genes: int = 8) -> Problem:
 
 
 def three_corners(genes: int = 6) -> Problem:
-    """Return the problem of being near the base and both experts: optimal is the triangle between them."""
+    """Return a problem of three objectives, the distances to the base and both experts: optimal is their triangle."""
     corners = np.zeros((3, genes))
     corners[1, : genes // 2], corners[2, genes // 2 :] = 1.0, 1.0
     return Problem(
@@ -96,9 +96,9 @@ def three_corners(genes: int = 6) -> Problem:
 
 
 def mixed() -> Problem:
-    """Return a problem with float, log-scaled, int and choice genes.
+    """Return a problem of two objectives with float, log-scaled, int and choice genes.
 
-    Optimal: the second method, seed 7, density 0.1, and any weight: the two objectives disagree only there.
+    Optimal are the second method, seed 7, density 0.1, and any weight, the only gene in which the objectives conflict.
     """
     space = SearchSpace(
         {
@@ -123,24 +123,24 @@ def mixed() -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Exam(Problem):
-    """A problem of many examples, so that a part of them can be evaluated: objectives are named `task/score`.
+    """A problem whose tasks have many examples, some of which can be evaluated. Objectives are named `task/score`.
 
-    On an example a recipe scores its mean, plus how easy the example is, plus what is noise between the two. Over all
-    examples of a task easiness and noise add up to 0: the mean of a whole evaluation is `score`'s, in float32.
+    A recipe's score on an example is its mean, plus the example's easiness, plus noise of recipe and example. Over all
+    examples of a task easiness and noise sum to 0: the mean of a full evaluation is that of `score`, in float32.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Number of examples of each task."""
     easiness: float = 0.0
-    """Standard deviation over examples, the same for all recipes: what pairing takes away."""
+    """Standard deviation over examples of the part that all recipes share, which pairing removes."""
     noise: float = 0.0
-    """Standard deviation over examples of each recipe by itself."""
+    """Standard deviation over examples of the part that is each recipe's own."""
     seed: int = 0
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
-        """Return the evaluation of the examples that are asked for."""
+        """Return the evaluation of the proposal's examples."""
         genome = self.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
-        found = {}
+        scores = {}
         for name, mean in zip(self.objectives, self.score(genome), strict=True):
             task = name.partition("/")[0]
             key = [self.seed, *task.encode()]
@@ -148,14 +148,14 @@ class Exam(Problem):
             noise = self.noise * _centred([*key, int(proposal.recipe.id[:16], 16)], self.sizes[task])
             vector = (mean + easiness + noise).astype(np.float32)
             if proposal.examples is None:
-                found[name] = vector
+                scores[name] = vector
             elif task in proposal.examples:
-                found[name] = vector[list(proposal.examples[task])]
-        return Evaluation(found)
+                scores[name] = vector[list(proposal.examples[task])]
+        return Evaluation(scores)
 
 
 def exam(problem: Problem, size: int, *, easiness: float = 0.0, noise: float = 0.0, seed: int = 0) -> Exam:
-    """Return a problem as one whose tasks have examples: `size` of the first, one more of the second, and so on."""
+    """Return `problem` with examples: `size` in the first task, one more in the second, and so on."""
     names = tuple(f"{name}/score" for name in problem.objectives)
     sizes = {name: size + i for i, name in enumerate(problem.objectives)}
     return Exam(problem.space, names, problem.score, problem.reference, problem.volume, sizes, easiness, noise, seed)
@@ -168,46 +168,46 @@ def _centred(key: Sequence[int], size: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Family(Problem):
-    """A problem for populations: what a candidate can do is made of what its parents could, as its recipe says.
+    """A problem for populations: a candidate's skills are computed from those of its parents, as its recipe says.
 
-    Hidden skills, `(24,)`, are 0 or more and together at most 8, so that nobody can have them all. An example is solved
-    by one skill above 0.5: the objective `left` has the first 16 of them, which the expert of that name begins with.
+    Hidden skills, `(24,)`, are 0 or more with a sum of at most 8, so that no candidate has all. An example is solved by
+    one skill above 0.5: the objective `left` has the first 16 examples, in which the expert `left` starts with 0.3.
     """
 
     skills: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Of each recipe evaluated so far, by its id."""
+    """Skills of each recipe evaluated so far, by its id."""
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
-        """Return the evaluation of a seed, or of a child of what was evaluated before: 0 or 1 for each example."""
-        skills = self.skills[proposal.recipe.id] = self._made(proposal.recipe)
+        """Return the evaluation of a seed, or of a child of evaluated candidates: 0 or 1 for each example."""
+        skills = self.skills[proposal.recipe.id] = self._skills_of(proposal.recipe)
         solved = (skills > 0.5).astype(np.float32)
         return Evaluation(scores={"left": solved[:16], "right": solved[16:]})
 
-    def _made(self, recipe: Recipe) -> NDArray[np.float64]:
+    def _skills_of(self, recipe: Recipe) -> NDArray[np.float64]:
         root = recipe.root
         if isinstance(root, Expert):
             return np.where((np.arange(24) < 16) == (root.expert == "left"), 0.3, 0.0)
         if isinstance(root, Member):
             return self.skills[root.member]
         assert isinstance(root, MergeNode)
-        one, other = (self._made(entry) for entry in root.merge.inputs)
+        first, second = (self._skills_of(entry) for entry in root.merge.inputs)
         rng = np.random.default_rng(root.merge.seed)
         if root.merge.method == "slerp":  # a child
             share = float(str(root.merge.parameters["t"]))
             weight = np.where(rng.random(24) < 0.5, share, 1 - share)
-            made = (1 - weight) * one + weight * other + 0.1 * rng.standard_normal(24)
+            skills = (1 - weight) * first + weight * second + 0.1 * rng.standard_normal(24)
         elif root.merge.method == "svd_mutate":
-            made = one + 0.1 * rng.random(24) * other
+            skills = first + 0.1 * rng.random(24) * second
         else:
             weights = root.merge.parameters["weight"]
             assert isinstance(weights, Tiled)
-            made = weights.values["#0"] * one + weights.values["#1"] * other
-        made = np.maximum(made, 0)
-        return np.asarray(made * min(1.0, 8 / made.sum()))
+            skills = weights.values["#0"] * first + weights.values["#1"] * second
+        skills = np.maximum(skills, 0)
+        return np.asarray(skills * min(1.0, 8 / skills.sum()))
 
 
 def family(*, specialist: bool = False) -> Family:
-    """Return the problem of two experts' descendants; a `specialist` is a third parent, whose skills mutate the child."""
+    """Return a problem of two experts' descendants; with `specialist`, a third parent's skills mutate the child."""
     seed = {"int": [0, 2**31 - 1]}
     child = {
         "merge": {

@@ -1,4 +1,4 @@
-"""What to evaluate next, where surrogates say what a candidate would score: candidates, and the volume that they may add.
+"""Infill: which candidates to evaluate next, given surrogates' predictions, and the hypervolume they are expected to add.
 
 Points are in unit coordinates, `(points, genes)`; scores, means and deviations are `(points, objectives)`. Higher is better.
 """
@@ -22,12 +22,12 @@ from evomerge import pareto
 
 Points = NDArray[np.float64]
 Predict = Callable[[Points], tuple[Points, NDArray[np.float64] | None]]
-"""Points → their predicted scores, and by how much each breaks the rules, `(points,)`: above 0 where it does. None: no rules."""
+"""Points → predicted scores, and constraint violations, `(points,)`, above 0 where violated; None without constraints."""
 
 APART = 1e-3
-"""Candidates nearer to each other in every gene, as a share of its range, are the same."""
+"""Candidates that differ by less in every gene, as a share of its range, count as the same."""
 
-_DRAWS, _DIRECTIONS = 5, 9  # powers of two: 32 draws of scores, 512 directions
+_DRAWS, _DIRECTIONS = 5, 9  # exponents of two: 32 draws of scores, 512 directions
 _SHORT_LIST = 64
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(3)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -36,43 +36,43 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 def evolve(
     algorithm: Any, predict: Predict, shape: tuple[int, int], generations: int, seed: int
 ) -> tuple[Points, Points]:
-    """Return all that one of pymoo's algorithms tries in some `generations`, and what is predicted there.
+    """Return all points that a pymoo `algorithm` tries in some `generations`, and their predicted scores.
 
-    `shape` are the numbers of genes and of objectives.
+    `shape` is (genes, objectives).
     """
     problem = Problem(n_var=shape[0], n_obj=shape[1], xl=0.0, xu=1.0)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     tried: list[tuple[Points, Points]] = []
     for _ in range(generations):
         population = algorithm.ask()
-        if population is None:  # no child is new
+        if population is None:  # no offspring is new
             break
         points = population.get("X")
-        scores, broken = predict(points)
+        scores, violations = predict(points)
         tried.append((points, scores))
-        # pymoo puts whoever breaks a rule behind all others, whatever the scores.
-        penalty = 0.0 if broken is None else 1e6 * np.maximum(broken, 0)[:, None]
+        # A penalty that ranks violating points behind all others, whatever their scores.
+        penalty = 0.0 if violations is None else 1e6 * np.maximum(violations, 0)[:, None]
         Evaluator().eval(StaticProblem(problem, F=penalty - scores), population)
         algorithm.tell(infills=population)
     return np.concatenate([points for points, _ in tried]), np.concatenate([scores for _, scores in tried])
 
 
 def candidates(predict: Predict, best: Points, shape: tuple[int, int], seed: int) -> Points:
-    """Return points that may be worth evaluating: all over the cube, around the `best` so far, and on the predicted front.
+    """Return candidates over the whole cube, around the `best` so far, and on the predicted front.
 
-    1,024 of Sobol's; of each of the best, eight neighbours at steps of 0.02 and 0.1; and all that NSGA-II tries on the
-    predictions in 25 generations of 100, from the best of these.
+    1,024 Sobol points; eight neighbours of each of the best, at steps of 0.02 and 0.1; and all that NSGA-II tries on the
+    predictions in 25 generations of 100, starting from the best of these.
     """
     genes, objectives = shape
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    all_over = qmc.Sobol(genes, seed=rng).random_base2(10)
+    sobol = qmc.Sobol(genes, seed=rng).random_base2(10)
     around = np.repeat(best, 8, axis=0)
     steps = np.where(np.arange(len(around)) % 2, 0.1, 0.02)[:, None]
     moved = rng.random(around.shape) < max(0.3, 1 / genes)
     around = np.clip(around + moved * steps * rng.standard_normal(around.shape), 0, 1)
-    first = np.concatenate([best, around, all_over])
-    scores, broken = predict(first)
-    allowed = np.ones(len(first), bool) if broken is None else broken <= 0
+    first = np.concatenate([best, around, sobol])
+    scores, violations = predict(first)
+    allowed = np.ones(len(first), bool) if violations is None else violations <= 0
     if allowed.any():
         start = first[allowed][spread(scores[allowed], 100)]
         start = np.concatenate([start, first[: 100 - len(start)]])
@@ -85,7 +85,7 @@ def candidates(predict: Predict, best: Points, shape: tuple[int, int], seed: int
 def spread(scores: Points, count: int) -> NDArray[np.intp]:
     """Return at most `count` different rows of a front, from end to end.
 
-    Each objective's best, then each next the farthest from all before, in units of the objectives' ranges.
+    First each objective's best, then repeatedly the row farthest from all before, in units of the objectives' ranges.
     """
     if len(scores) == 0:
         return np.array([], dtype=np.intp)
@@ -100,31 +100,32 @@ def spread(scores: Points, count: int) -> NDArray[np.intp]:
 
 
 def reference_point(scores: Points, predicted: Points) -> NDArray[np.float64]:
-    """Return the nadir of the evaluated and of the predicted front, less a tenth of their range, `(objectives,)`.
+    """Return the nadir of the evaluated and of the predicted front, minus a tenth of their range, `(objectives,)`.
 
-    The predicted front is in it because a candidate below the reference adds nothing: the evaluated front could not grow
-    beyond its ends. An objective in which the fronts are equal takes the range of all `scores`; one alone, their lowest.
+    The predicted front is included because a candidate below the reference adds nothing: without it the evaluated front
+    could not grow beyond its ends. An objective with a range of 0 takes the range of all `scores`. A single objective's
+    reference is its lowest score.
     """
     if scores.shape[1] == 1:
         return np.asarray(scores.min(axis=0))
-    fronts = np.concatenate([found[pareto.nondominated(found)] for found in (scores, predicted)])
+    fronts = np.concatenate([rows[pareto.nondominated(rows)] for rows in (scores, predicted)])
     spans = np.ptp(fronts, axis=0)
     spans = np.where(spans > 0, spans, np.ptp(scores, axis=0))
     return np.asarray(fronts.min(axis=0) - 0.1 * spans)
 
 
 class Volume:
-    """The hypervolume above a `reference` r, of scores y in any number T of objectives, as a mean over directions λ.
+    """The hypervolume above a `reference` r of scores y in T objectives, as a mean over directions λ.
 
         volume = c_T · mean over λ of max over y of min over t of ((y_t - r_t)₊ / λ_t)^T,   c_T = π^(T/2) / (2^T Γ(T/2 + 1)),
 
-    with λ uniform on the part of the unit sphere where all coordinates are positive (Deng & Zhang 2019; Golovin & Zhang
-    2020). The 512 directions are quasi-random and always the same, so that differences are far surer than volumes. Not to
-    be confused with `pareto.hypervolume`, which is exact, and takes one front at a time.
+    with λ uniform on the positive part of the unit sphere (Deng & Zhang 2019; Golovin & Zhang 2020). The 512 directions are
+    quasi-random and fixed, so that differences are far more precise than volumes. Not to be confused with
+    `pareto.hypervolume`, which is exact and takes one front at a time.
     """
 
     def __init__(self, scores: Points, reference: NDArray[np.float64], seed: int) -> None:
-        """Take the directions in units of the ranges of `scores` above the reference."""
+        """Scale the directions by the ranges of `scores`, `(points, objectives)`, above the reference."""
         objectives = len(reference)
         rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
         directions = np.maximum(np.abs(_normal(objectives, _DIRECTIONS if objectives > 1 else 0, rng)), 1e-9)
@@ -133,12 +134,12 @@ class Volume:
         unit = scores.max(axis=0) - reference
         self._unit = np.where(unit > 0, unit, 1.0)
         ball = math.pi ** (objectives / 2) / (2**objectives * math.gamma(objectives / 2 + 1))
-        self.whole = float(ball * self._unit.prod())
+        self.scale = float(ball * self._unit.prod())
 
     def along(self, scores: Points) -> Points:
-        """Return what each of the scores, `(..., objectives)`, dominates along each direction: `(..., directions)`.
+        """Return the part of the volume that each of the scores, `(..., objectives)`, dominates along each direction.
 
-        The volume of several is `whole` times the mean of their maximum.
+        That is `(..., directions)`. The volume of several scores is `scale` times the mean of their maximum.
         """
         lengths = np.full((*scores.shape[:-1], len(self._directions)), np.inf)
         for column, (low, unit) in enumerate(zip(self._reference, self._unit, strict=True)):
@@ -147,59 +148,59 @@ class Volume:
         return np.asarray(lengths ** len(self._unit))
 
     def of(self, scores: Points) -> float:
-        """Return the volume that scores, `(points, objectives)`, dominate together."""
-        return self.whole * float(self.along(scores).max(axis=0).mean())
+        """Return the volume that `scores`, `(points, objectives)`, dominate together."""
+        return self.scale * float(self.along(scores).max(axis=0).mean())
 
 
 def choose(
     points: Points, means: Points, deviations: Points, scores: Points, volume: Volume, size: int, seed: int
 ) -> tuple[NDArray[np.intp], float]:
-    """Return the rows of at most `size` points that are expected to add most `volume` to `scores`, and how much together.
+    """Return the rows of at most `size` points with the largest expected improvement of the `volume` of `scores`, and its size.
 
-    One by one, each next given those before, which are in flight: their scores are drawn, and the expectation is over the
-    draws. Draws are quasi-random, the same for every candidate, so that neighbours of one in flight promise little. Only a
-    short list is drawn for: it is made by a quadrature on which all objectives deviate alike.
+    Greedy: each next point is chosen given those before, whose scores are drawn from their predictions; the expectation is over
+    the draws. Draws are quasi-random and the same for every candidate, so that neighbours of a chosen point add little. Only a
+    short list is drawn for, ranked by a quadrature along which all objectives deviate alike.
     """
     draws = _normal(scores.shape[1], _DRAWS, np.random.default_rng(np.random.SeedSequence([seed, 3])))
-    known = volume.along(scores).max(axis=0)
+    evaluated = volume.along(scores).max(axis=0)
     rough = [volume.along(means + node * deviations) for node in _NODES]
-    flying = np.broadcast_to(known, (len(draws), len(known)))
+    pending = np.broadcast_to(evaluated, (len(draws), len(evaluated)))
     chosen: list[int] = []
     free = np.ones(len(points), bool)
     while len(chosen) < size and free.any():
-        so_far = flying.mean(axis=0)
-        parts = [w * np.maximum(found - so_far, 0).mean(axis=1) for w, found in zip(_WEIGHTS, rough, strict=True)]
+        so_far = pending.mean(axis=0)
+        parts = [w * np.maximum(along - so_far, 0).mean(axis=1) for w, along in zip(_WEIGHTS, rough, strict=True)]
         listed = np.argsort(np.where(free, -np.sum(parts, axis=0), 1.0), kind="stable")[: min(_SHORT_LIST, free.sum())]
         drawn = volume.along(means[listed, None] + draws * deviations[listed, None])  # (listed, draws, directions)
-        best = int(np.argmax([np.maximum(found - flying, 0).mean() for found in drawn]))
+        best = int(np.argmax([np.maximum(along - pending, 0).mean() for along in drawn]))
         chosen.append(int(listed[best]))
-        flying = np.maximum(flying, drawn[best])
+        pending = np.maximum(pending, drawn[best])
         free &= np.abs(points - points[chosen[-1]]).max(axis=1) > APART
-    return np.array(chosen, dtype=np.intp), volume.whole * float(flying.mean() - known.mean())
+    return np.array(chosen, dtype=np.intp), volume.scale * float(pending.mean() - evaluated.mean())
 
 
 def noise_floor(scores: Points, errors: Points, volume: Volume, size: int) -> float:
-    """Return how uncertain the `volume` is that `size` of the evaluated front's points contribute.
+    """Return the standard error of the `volume` that `size` of the evaluated front's points contribute.
 
-    Each score of each point of the front is moved up by its standard error, `errors` `(points, objectives)`, alone: the root
-    of the sum of squares of what that adds to the volume, over the `size` points where it is most. A gain below it is lost
-    in the choice of examples.
+    Each score of each point of the front is moved up by its standard error, `errors` `(points, objectives)`, one at a time;
+    the result is the root of the sum of squares of the added volumes, over the `size` points where these are largest. A
+    smaller gain cannot be told from the choice of examples.
     """
     front = np.flatnonzero(pareto.nondominated(scores))
     front = front[spread(scores[front], 200)]
-    known = volume.along(scores[front]).max(axis=0)
+    dominated = volume.along(scores[front]).max(axis=0)
     moves = []
     for row in front:
         moved = volume.along(scores[row] + np.diag(errors[row]))
-        moves.append(float(((np.maximum(moved - known, 0).mean(axis=1)) ** 2).sum()))
-    return volume.whole * math.sqrt(sum(sorted(moves)[-size:]))
+        moves.append(float(((np.maximum(moved - dominated, 0).mean(axis=1)) ** 2).sum()))
+    return volume.scale * math.sqrt(sum(sorted(moves)[-size:]))
 
 
 def paired_errors(points: Points, scores: Points) -> NDArray[np.float64]:
     """Return the standard error of each candidate's difference to its nearest neighbour: `(points,)`.
 
-    `scores` are those of each example, `(points, examples)`: standard deviation of their differences / √examples, so 0 for
-    one example, of which nothing is known.
+    `scores` are those of each example, `(points, examples)`; the error is the standard deviation of their differences /
+    √examples, and 0 for one example.
     """
     away = cdist(points, points)
     np.fill_diagonal(away, np.inf)
@@ -209,18 +210,18 @@ def paired_errors(points: Points, scores: Points) -> NDArray[np.float64]:
 
 
 def nearer_to_failures(points: Points, failed: Points, succeeded: Points) -> NDArray[np.bool_]:
-    """Return which points are nearer to a candidate that failed than to any that succeeded, bool `(points,)`."""
+    """Return which points are nearer to a `failed` candidate than to any that `succeeded`, bool `(points,)`."""
     if not len(failed):
         return np.zeros(len(points), bool)
     return np.asarray(cdist(points, failed).min(axis=1) < cdist(points, succeeded).min(axis=1))
 
 
 def is_new(points: Points, tried: Points) -> NDArray[np.bool_]:
-    """Return which points differ from all that were `tried` by more than `APART` in a gene, bool `(points,)`."""
+    """Return which points differ from all `tried` ones by more than `APART` in some gene, bool `(points,)`."""
     return np.asarray(cdist(points, tried, "chebyshev").min(axis=1) > APART)
 
 
 def _normal(columns: int, power: int, rng: np.random.Generator) -> Points:
-    """Return 2^power quasi-random draws of so many standard normal numbers."""
+    """Return quasi-random standard normal draws, `(2^power, columns)`."""
     uniform = qmc.Sobol(columns, seed=rng).random_base2(power)
     return np.asarray(ndtri(np.clip(uniform, 1e-6, 1 - 1e-6)))

@@ -165,7 +165,7 @@ def test_candidates_reach_the_predicted_front_where_they_are_allowed():
     assert (found == infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)).all()
 
 
-def test_whoever_breaks_a_rule_dies_out():
+def test_points_that_violate_a_constraint_die_out():
     algorithm = NSGA2(pop_size=20, output=None)
     points, _ = infill.evolve(algorithm, lambda x: (x, x.sum(axis=1) - 1), (2, 2), 20, 0)
     assert (points[-20:].sum(axis=1) <= 1).mean() > 0.5 > (points[:20].sum(axis=1) <= 0.5).mean()
