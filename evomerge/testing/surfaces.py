@@ -7,6 +7,7 @@ from evomerge.search import Generational, Surfaced
 from evomerge.search.fronts.surface import Surface
 from evomerge.testing.drivers import drive
 from evomerge.testing.problems import Problem, two_spheres
+from evomerge.trial import Proposal
 
 
 class SurfaceSuite:
@@ -73,7 +74,7 @@ class SurfaceSuite:
         problem = self.problem()
         plain = drive(self.make(problem, 1), problem.evaluate, self.budget)
         driver = self.make(problem, 1)
-        proposals = []
+        proposals: list[Proposal] = []
         while len(proposals) < self.budget:
             more = drive(driver, problem.evaluate, 7)
             if not more:
