@@ -1,6 +1,6 @@
-"""The surface of a study whose driver leaves one: what its surrogates say of merges that nobody has evaluated.
+"""The surface of a study whose driver leaves one: predicted scores of merges that were not evaluated.
 
-Nothing here evaluates anything. Whether what is predicted holds, `measure.verify` finds out.
+Nothing here evaluates a merge; `measure.verify` checks a prediction.
 """
 
 import math
@@ -21,37 +21,37 @@ from evomerge.surrogate import NORMAL_90, Surrogate
 from evomerge.trial import Evaluation, Proposal
 
 _SAME = 1e-9
-"""Recipes nearer to each other in every gene, as a share of its range, differ by rounding alone."""
+"""Recipes that differ by less in every gene, as a share of its range, differ only by rounding."""
 
 Population = Sequence[tuple[Proposal, Evaluation]]
-"""What was evaluated, in order of number: `Study.population`."""
+"""The evaluated candidates, in order of number: `Study.population`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One merge, and what it is expected to score. Not to be confused with a `Candidate`, which was measured."""
+    """One merge and its predicted scores. Not to be confused with a `Candidate`, which was measured."""
 
     recipe: Recipe
     scores: Mapping[str, tuple[float, float]]
     """Objective → predicted mean of the searched metric on the search split, and half its 90% interval."""
     fits: Mapping[str, Surrogate]
-    """Objective → what predicted it."""
+    """Objective → its surrogate."""
     best_for_all: bool
-    """Whether there is a merge that is best for all objectives, as far as can be told."""
+    """Whether one merge is best for all objectives, as far as the surrogates can tell."""
     evaluated: bool
-    """Whether the search evaluated this very merge: then its score there is no test of the prediction."""
+    """Whether the search evaluated this merge: its score there is then no test of the prediction."""
 
 
 def has_surface(study: Study) -> bool:
-    """Tell whether the study's driver is one that leaves a surface."""
+    """Return whether the study's driver leaves a surface."""
     return _breeder(study) is not None
 
 
 def read(study: Study, population: Population) -> Surface:
-    """Return the surface that `study` has after this `population`. Raises `StudyError` for a study of another driver.
+    """Return the surface of `study` after this `population`. Raises `StudyError` for a driver that leaves none.
 
-    It is what a replay of the journal would leave, without fitting and choosing each batch again: a surface depends on what
-    was evaluated, and not on how that was found.
+    It equals that of a replayed search, without fitting and choosing each batch again: a surface depends only on the
+    evaluations.
     """
     breeder = _breeder(study)
     if breeder is None:
@@ -67,11 +67,10 @@ def read(study: Study, population: Population) -> Surface:
 
 
 def ask(study: Study, population: Population, surface: Surface, preference: Preference) -> Prediction:
-    """Return the merge of the `population`'s surface that is wanted, by the rules for a measured front, applied to predicted scores.
+    """Return the surface's merge for a `preference`, by the rules for a measured front, applied to predicted scores.
 
-    Without a preference: the merge that is best for all objectives, where there is one, else the best mean. All are in
-    units of the searched metric, the one that is predicted. Raises `StudyError` where the surface must not be relied on,
-    or where nothing on it satisfies.
+    Without a preference: the merge that is best for all objectives, where there is one, else the best mean. Scores are in
+    units of the searched metric. Raises `StudyError` where the surface is refused, or no merge satisfies the preference.
     """
     if surface.refused is not None:
         msg = (
@@ -83,8 +82,9 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
     fits = dict(zip(parts.tasks, (surface.fits[name] for name in parts.searched), strict=True))
     if surface.best_for_all is not None and not preference.is_set:
         genome = surface.best_for_all
-        found = [fit.predict(parts.space.to_unit(genome[None])) for fit in fits.values()]
-        pairs = [(float(mean[0]), float(deviation[0])) for mean, deviation in found]
+        unit = parts.space.to_unit(genome[None])
+        predicted = [(*fit.predict(unit), fit.widening) for fit in fits.values()]
+        pairs = [(float(mean[0]), widening * float(deviation[0])) for mean, deviation, widening in predicted]
     else:
         row = preference.row(surface.means, list(parts.tasks))
         genome = surface.genomes[row]
@@ -97,7 +97,7 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
         if evaluation.error is None
         and np.abs(parts.space.to_unit(parts.space.encode(proposal.recipe)) - unit).max() < _SAME
     )
-    evaluated = next(same, None)  # what was paid for is not paid for again, for a last bit that rounding changed
+    evaluated = next(same, None)  # reuse its evaluation, although rounding may have changed a last bit
     return Prediction(
         recipe=parts.space.decode(genome) if evaluated is None else evaluated,
         scores=scores,
@@ -108,7 +108,7 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
 
 
 def data(study: Study, population: Population, surface: Surface) -> Shown:
-    """Return the surface of a `population` as plain data, its intervals as half their width."""
+    """Return the surface of a `population` as plain data, intervals as half their width."""
     parts = study.parts
     good = [evaluation for _, evaluation in population if evaluation.error is None]
     best = surface.best_for_all
@@ -139,5 +139,5 @@ def _fit(fit: Surrogate) -> ObjectiveFit:
 
 
 def _breeder(study: Study) -> Surfaced | None:
-    """Return a fresh breeder of the study's space, which has learnt nothing; None for a driver without a surface."""
+    """Return a fresh breeder of the study's space; None for a driver without a surface."""
     return surfaced(study.parts.new_driver(study.settings.seed))

@@ -1,4 +1,4 @@
-"""Pictures of a surface: the predicted front with its intervals, and how well predictions were borne out."""
+"""Figures of a surface: the predicted front with its intervals, and left-out predictions against measured scores."""
 
 import itertools
 from pathlib import Path
@@ -23,26 +23,26 @@ _EVALUATED: dict[str, Any] = {
     "markeredgewidth": 0.9,
 }  # fmt: skip
 _COLUMNS = 3
-_MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
+_MOST_PAIRS = 6  # scatter plots of pairs stay readable for up to four objectives
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write `surface.png` and `predicted.png` into the study's `folder`, where there is something to draw; else remove them."""
+    """Write `surface.png` and `predicted.png` into the study's `folder`, or remove those without anything to draw."""
     for name, figure in (("surface.png", front(results)), ("predicted.png", predicted(results))):
         if figure is None:
-            (folder / name).unlink(missing_ok=True)  # of a surface that fewer evaluations left
+            (folder / name).unlink(missing_ok=True)  # left by an earlier surface
         else:
             files.write(folder / name, figures.png(figure))
 
 
 def front(results: Results) -> Figure | None:
-    """Draw the predicted front and what was evaluated, a panel for each pair of objectives, the band being 90% intervals.
+    """Draw the predicted front, its 90% intervals and the evaluated candidates, one panel for each pair of objectives.
 
-    None for one objective or more than four, and where the surface must not be relied on.
+    None for one objective or more than four, and where the surface is refused.
     """
-    found = results.surface
+    surface = results.surface
     pairs = list(itertools.combinations(range(len(results.objectives)), 2))
-    if found is None or found.refused is not None or not 0 < len(pairs) <= _MOST_PAIRS:
+    if surface is None or surface.refused is not None or not 0 < len(pairs) <= _MOST_PAIRS:
         return None
     columns = min(len(pairs), _COLUMNS)
     rows = len(pairs) // columns
@@ -50,7 +50,7 @@ def front(results: Results) -> Figure | None:
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, pair in zip(panels, pairs, strict=True):
-        _panel(axes, results, found, pair)
+        _panel(axes, results, surface, pair)
     others = " (colour: the other objective)" if len(results.objectives) == 3 else ""
     handles = [
         Line2D([], [], **_EVALUATED),
@@ -66,32 +66,34 @@ def front(results: Results) -> Figure | None:
 
 
 def predicted(results: Results) -> Figure | None:
-    """Draw each candidate's prediction from all the others against what it scored, a panel for each objective that varies."""
-    found = results.surface
-    if found is None or not found.fits:
+    """Draw each candidate's prediction from all the others against its score, one panel for each objective that varies."""
+    surface = results.surface
+    if surface is None or not surface.fits:
         return None
-    columns = min(len(found.fits), _COLUMNS)
-    rows = -(-len(found.fits) // columns)
+    columns = min(len(surface.fits), _COLUMNS)
+    rows = -(-len(surface.fits) // columns)
     figure = Figure(
         figsize=(3.8 * columns if columns > 1 else 4.8, 3.9 * rows + 0.3), layout=ConstrainedLayoutEngine(w_pad=0.1)
     )
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(found.fits) :]:
+    for axes in panels[len(surface.fits) :]:
         axes.set_visible(False)
     named = {objective.name: objective for objective in results.objectives}
-    for axes, (name, fit) in zip(panels, found.fits.items(), strict=False):
+    for axes, (name, fit) in zip(panels, surface.fits.items(), strict=False):
         _against(axes, named[name], fit)
     return figure
 
 
-def _panel(axes: Axes, results: Results, found: Surface, pair: tuple[int, int]) -> None:
+def _panel(axes: Axes, results: Results, surface: Surface, pair: tuple[int, int]) -> None:
     figures.style(axes)
     chosen = [results.objectives[i] for i in pair]
     factors = np.array([_factor(objective) for objective in results.objectives])
-    evaluated, means, widths = (factors * np.array(table) for table in (found.evaluated, found.means, found.widths))
+    evaluated, means, widths = (
+        factors * np.array(table) for table in (surface.evaluated, surface.means, surface.widths)
+    )
     across, up = pair
     (x, dx), (y, dy) = ((means[:, i], widths[:, i]) for i in pair)
-    # Rectangles of one opaque colour: together they are the band, however much they overlap.
+    # Rectangles of one opaque colour form the band, wherever they overlap.
     corners = [np.stack([x + i * dx, y + j * dy], axis=1) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
     axes.add_collection(PolyCollection(list(np.stack(corners, axis=1)), facecolor=_BAND, edgecolor=_BAND, zorder=1))
     _points(axes, results, means, pair)
@@ -102,7 +104,7 @@ def _panel(axes: Axes, results: Results, found: Surface, pair: tuple[int, int]) 
 
 
 def _points(axes: Axes, results: Results, means: NDArray[np.float64], pair: tuple[int, int]) -> None:
-    """Draw the predicted front, joined where it is a line; of three objectives, coloured by the one that is no axis."""
+    """Draw the predicted front, joined for two objectives, for three coloured by the one without an axis."""
     x, y = means[:, pair[0]], means[:, pair[1]]
     if len(results.objectives) == 2:
         order = np.argsort(x, kind="stable")
@@ -120,7 +122,7 @@ def _points(axes: Axes, results: Results, means: NDArray[np.float64], pair: tupl
 
 
 def _against(axes: Axes, objective: Objective, fit: ObjectiveFit) -> None:
-    """Draw left-out predictions with 90% intervals over what was measured; on the line they are right."""
+    """Draw left-out predictions with 90% intervals over measured scores; the dashed line is equality."""
     figures.style(axes)
     factor = _factor(objective)
     measured, mean, width = (factor * np.array(row) for row in (fit.measured, fit.predicted, fit.widths))

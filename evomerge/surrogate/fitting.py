@@ -62,8 +62,13 @@ class Surrogate:
     With it, 90% of the left-out errors lie within `NORMAL_90` deviations. It is between 1/2 and 4, and with fewer than 30
     candidates at least 1.
     """
+    widening: float
+    """Factor of published intervals beyond `factor`: see `_widening`. `predict`, and so a search, does not include it."""
     coverage: float
-    """Share of candidates whose score lies in the 90% interval of `left_out`, with the factor of the other candidates."""
+    """Share of candidates whose score lies in the 90% interval of `left_out`, with the factor of the other candidates.
+
+    It is optimistic where there are few more candidates than unknowns, since the rung was chosen for its left-out errors.
+    """
     standard_error: float
     """Median over candidates of the standard error of the mean score: standard deviation over examples / √examples.
 
@@ -126,10 +131,14 @@ def fit(
             raise SurrogateError(msg)
     errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in fitted.items()}
     ladder = {name: float(np.sqrt(np.mean(squares))) for name, squares in errors.items()}
-    return judge(unit, table, fitted[_choose(errors)], ladder)
+    name = _choose(errors)
+    widening = 1.0 if name == Margins.name else _widening(*unit.shape)
+    return judge(unit, table, fitted[name], ladder, widening)
 
 
-def judge(points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float] | None = None) -> Surrogate:
+def judge(
+    points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float] | None = None, widening: float = 1.0
+) -> Surrogate:
     """Return the surrogate of a fitted `rung`: its predictions calibrated, and its accuracy measured.
 
     `points`, `(n, genes)` in unit coordinates, are those of `rung.left_out`; `scores` were measured there, `(n, examples)`.
@@ -150,6 +159,7 @@ def judge(points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float
         r2=float(1 - np.sum((values - mean) ** 2) / np.sum((values - values.mean()) ** 2)),
         rmse=rmse,
         factor=_factor(sizes),
+        widening=widening,
         coverage=float(np.mean(sizes <= NORMAL_90 * np.array(others))),
         standard_error=float(np.median(errors)),
         ladder={rung.name: rmse} if ladder is None else ladder,
@@ -247,3 +257,16 @@ def _factor(sizes: NDArray[np.float64]) -> float:
     rank = min(math.ceil(0.9 * (len(sizes) + 1)), len(sizes))
     smallest = _SMALLEST_FACTOR if len(sizes) >= _MANY else 1.0
     return float(np.clip(np.sort(sizes)[rank - 1] / NORMAL_90, smallest, _LARGEST_FACTOR))
+
+
+def _widening(candidates: int, genes: int) -> float:
+    """Return the factor of published intervals: 1 + 1 / (2 (n - p)) for n candidates and p unknowns, 1 for n ≤ p.
+
+    Choosing rung, warp and ridge by left-out errors makes these smaller than the errors at new points, most where n - p is
+    small. Measured on the accuracies and log-likelihoods of tiny networks with 2 to 5 genes (60 networks each, 128 new
+    points), where least squares was chosen: for n - p = 1, 2, 3, 4 and 6, 90% intervals cover 85, 87, 88, 90 and 92% without the
+    factor (while `coverage` is 99 to 96%), and 91, 91, 91, 92 and 93% with it. Margins (93% or more) and MAP's quadratic (88% at
+    n - p = 1, else 89% or more) need none. At n = p those of the log-loss quadratic cover 67%, and no factor would help.
+    """
+    spare = candidates - unknowns(genes)
+    return 1 + 0.5 / spare if spare > 0 else 1.0

@@ -109,6 +109,33 @@ def test_intervals_hold_what_was_held_out(rung, genes):
     assert 0.75 <= np.mean(inside) <= 0.99
 
 
+def test_published_intervals_of_few_candidates_hold_nine_of_ten_new_scores():
+    # n - p = 2: the rung was chosen for its left-out errors, which are smaller than those at new points.
+    inside = []
+    new = surrogate.design(3, [], 64, 999)
+    for seed in range(40):
+        bed = Bed(3, seed)
+        points = surrogate.design(3, bed.known, 12, seed)
+        fitted = surrogate.fit(points, right(bed.evaluate(points)[0]), bounds=ACCURACY)
+        assert fitted.widening == 1.25
+        mean, deviation = fitted.predict(new)
+        errors = np.abs(right(bed.evaluate(new)[0]).mean(axis=1) - mean) / (surrogate.NORMAL_90 * deviation)
+        inside.append([np.mean(errors <= 1), np.mean(errors <= fitted.widening), fitted.coverage])
+    plain, widened, claimed = np.mean(inside, axis=0)
+    assert plain < 0.89 < 0.95 < claimed
+    assert 0.88 <= widened <= 0.95
+
+
+def test_published_intervals_are_not_widened_for_margins_and_for_fewer_candidates_than_unknowns():
+    for count in (6, 8):
+        points = surrogate.design(2, [], count, 0)
+        margins, _ = Bed(2, 0).evaluate(points)
+        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=["margins"])
+        assert fitted.widening == 1
+    points = surrogate.design(3, [], 10, 0)
+    assert surrogate.fit(points, quadratic_scores(points), rungs=["quadratic + Matérn"]).widening == 1
+
+
 def test_deviations_grow_away_from_what_was_evaluated():
     points = surrogate.design(3, [], 30, 0) * 0.3
     margins, _ = Bed(3, 0).evaluate(points)

@@ -158,6 +158,7 @@ class Front:
         means[:, varying], deviations[:, varying] = _predict(fits, candidates)
         trusted = self._excess(fits, deviations[:, varying]) <= 0
         trusted[: len(points)] = True
+        deviations[:, varying] *= [fit.widening for fit in fits.values()]
         shared = surrogate.best_for_all(list(fits.values()), self._seed) if len(fits) > 1 else None
         return make_surface(
             self._space,
