@@ -1,11 +1,11 @@
 """Item response: a candidate's mean score over all examples, estimated from its scores on a few of them.
 
-A two-parameter logistic model in several dimensions (Reckase 2009) is fitted on the candidates that a study evaluated on
-all examples: candidate i is right on example j with probability expit(a_j·θ_i - b_j), of its ability θ and the example's
-discrimination a and difficulty b. A new candidate's ability is estimated from what it was scored on, and what it was not
-scored on is predicted (p-IRT of Maia Polo et al. 2024, arXiv 2402.14992; for merges MERGE3, Mencattini et al. 2025,
-arXiv 2502.10436, whose model is fitted on published models instead). Not to be confused with a surrogate, which predicts
-from the genes a candidate that was not scored at all. Scores are of right and wrong; higher is better.
+A multidimensional two-parameter logistic model (Reckase 2009), fitted to candidates that were evaluated on all examples:
+candidate i is right on example j with probability expit(a_j·θ_i - b_j), of its ability θ and the example's discrimination
+a and difficulty b. A new candidate's ability is estimated from its scores, and its other scores are predicted (p-IRT of
+Maia Polo et al. 2024, arXiv 2402.14992; for merges MERGE3, Mencattini et al. 2025, arXiv 2502.10436, whose model is fitted
+to published models instead). Not to be confused with a surrogate, which predicts from the genes, without any score.
+Scores are right and wrong; higher is better.
 """
 
 import math
@@ -24,30 +24,30 @@ Values = NDArray[np.float64]
 NORMAL_95 = 1.959963984540054
 """Half the width of a 95% interval, in standard deviations of a normal distribution."""
 
-_LEAST = 10
-"""Candidates below which no interval can be checked: the largest of n left-out errors holds a new one with n / (n + 1)."""
+_FEWEST = 10
+"""Fewest candidates for an interval: the largest of n left-out errors bounds a new one with probability n / (n + 1)."""
 _FOLDS = 5
 _DISCRIMINATION = 2.0
-"""Prior mean of discriminations along the first axis; along the others it is 0. Their prior deviation is 1."""
+"""Prior mean of discriminations along the first axis; it is 0 along the others. Their prior deviation is 1."""
 _DIFFICULTY = 2.0
 """Prior deviation of difficulties."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """What an item-response model knows of each example."""
+    """The parameters of examples in an item-response model."""
 
     discriminations: Values
     """`(examples, dimensions)`."""
     difficulties: Values
-    """`(examples,)`, logits at ability 0, higher is harder."""
+    """`(examples,)`, minus the logits at ability 0: higher is harder."""
 
-    def only(self, numbers: NDArray[np.intp]) -> "Examples":
-        """Return these examples alone."""
-        return Examples(self.discriminations[numbers], self.difficulties[numbers])
+    def only(self, indices: NDArray[np.intp]) -> "Examples":
+        """Return the examples at `indices`."""
+        return Examples(self.discriminations[indices], self.difficulties[indices])
 
     def right(self, abilities: Values) -> Values:
-        """Return the probabilities of right answers, `(candidates, examples)`, at `abilities`, `(candidates, dimensions)`."""
+        """Return the probabilities of right answers, `(candidates, examples)`, for `abilities`, `(candidates, dimensions)`."""
         return np.asarray(expit(abilities @ self.discriminations.T - self.difficulties))
 
     def locate(self, scores: Values) -> tuple[Values, Values]:
@@ -63,7 +63,7 @@ class Examples:
             downhill = (self.right(abilities) - scores) @ slopes + abilities
             steps = self._covariances(abilities) @ downhill[..., None]
             sizes = np.ones((len(scores), 1))
-            for _ in range(30):  # the loss is convex, but a whole step may go too far
+            for _ in range(30):  # the loss is convex, but a full Newton step may overshoot
                 moved = abilities - sizes * steps[..., 0]
                 after = self._losses(moved, scores)
                 far = after > losses + 1e-9 * (1 + np.abs(losses))
@@ -105,40 +105,40 @@ class Model:
 
     examples: Examples
     abilities: Values
-    """Those of the candidates that it was fitted on, `(candidates, dimensions)`."""
+    """Abilities of the fitted candidates, `(candidates, dimensions)`."""
     responses: Values
-    """What it was fitted on, `(candidates, examples)`."""
+    """Scores of the fitted candidates, `(candidates, examples)`."""
     folds: Sequence[tuple[NDArray[np.intp], Examples]]
-    """Candidates, and what is known of the examples from the other candidates alone. Each candidate is in one fold."""
+    """Rows of candidates, and the examples as fitted to the other candidates. Each candidate is in one fold."""
 
     def estimate(self, examples: ArrayLike, scores: ArrayLike) -> tuple[Values, Values]:
         """Return a new candidate's mean score over all examples and its standard deviation, from `scores` on `examples`.
 
-        `examples` are numbers of columns, `(m,)`; `scores` are `(m,)`, or `(candidates, m)` of several, and the results
-        `()` or `(candidates,)`. Known scores count as they are. The variance is that of the unknown ones, independent
-        given the ability, and of the ability (delta method), times `factor` squared. With all examples known, the mean is
-        exact and the deviation 0. Raises `SurrogateError`.
+        `examples` are column indices, `(m,)`; `scores` are `(m,)`, or `(candidates, m)`, and the results `()` or
+        `(candidates,)`. Measured scores are used unchanged. The variance is that of the other scores, independent given the
+        ability, and of the ability (delta method), times `factor` squared. With all examples measured, the mean is exact
+        and the deviation 0. Raises `SurrogateError`.
         """
-        numbers, given = self._scored(examples, scores)
-        mean, deviation = self.examples.estimate(numbers, np.atleast_2d(given))
-        shape = given.shape[:-1]
-        return mean.reshape(shape), self.factor(numbers) * deviation.reshape(shape)
+        indices, table = self._scored(examples, scores)
+        mean, deviation = self.examples.estimate(indices, np.atleast_2d(table))
+        shape = table.shape[:-1]
+        return mean.reshape(shape), self.factor(indices) * deviation.reshape(shape)
 
     def factor(self, examples: ArrayLike) -> float:
-        """Return by how much deviations are widened for candidates scored on these `examples`, `(m,)`; 1 at least.
+        """Return the calibration factor, 1 or more, of deviations for candidates scored on these `examples`, `(m,)`.
 
-        The model is not the truth: responses are not independent given an ability, and the examples' parameters are
-        estimates. So each fitted candidate is estimated from its own scores on the same examples, by parameters fitted
-        without it. The factor makes 95% intervals hold as many of these as hold a new candidate with 95% if it is drawn
-        as they were (Vovk et al. 2005): the ⌈0.95 (n + 1)⌉-th smallest error, in deviations, or the largest of few. A
-        search that moves far from what was fitted is not held by it.
+        Responses are not independent given an ability, and the examples' parameters are estimates. So each fitted
+        candidate is estimated from its scores on the same examples, by parameters fitted without it. The factor is the
+        ⌈0.95 (n + 1)⌉-th smallest of these errors, in deviations, or the largest of few: 95% intervals then hold a new
+        candidate with probability 95%, if it is drawn like the others (Vovk et al. 2005). For a search that moves far
+        from the fitted candidates they may not.
         """
-        numbers = self._numbers("examples", examples)
-        if len(numbers) == self.responses.shape[1]:
+        indices = self._indices("examples", examples)
+        if len(indices) == self.responses.shape[1]:
             return 1.0
         sizes = []
-        for rows, known in self.folds:
-            mean, deviation = known.estimate(numbers, self.responses[np.ix_(rows, numbers)])
+        for rows, fitted in self.folds:
+            mean, deviation = fitted.estimate(indices, self.responses[np.ix_(rows, indices)])
             sizes.append(np.abs(self.responses[rows].mean(axis=1) - mean) / deviation)
         errors = np.sort(np.concatenate(sizes))
         rank = min(math.ceil(0.95 * (len(errors) + 1)), len(errors))
@@ -146,24 +146,24 @@ class Model:
 
     def locate(self, examples: ArrayLike, scores: ArrayLike) -> Values:
         """Return abilities, `(candidates, dimensions)`, from `scores` on `examples` as in `estimate`."""
-        numbers, given = self._scored(examples, scores)
-        return self.examples.only(numbers).locate(np.atleast_2d(given))[0]
+        indices, table = self._scored(examples, scores)
+        return self.examples.only(indices).locate(np.atleast_2d(table))[0]
 
     def anchors(self, count: int, seen: ArrayLike = (), abilities: ArrayLike | None = None) -> NDArray[np.intp]:
-        """Return the next `count` examples to score candidates on, `(count,)`, the most telling first.
+        """Return the next `count` examples to score candidates on, `(count,)`, the most informative first.
 
-        `seen` are those that are scored anyway. `abilities`, `(candidates, dimensions)`, are where it matters, None for
-        those of the fitted candidates; for a candidate that is scored by and by, its own from `locate`. Greedy: each next
-        example is the one that most lowers the variance of `estimate`, averaged over the abilities,
+        `seen` examples are scored anyway. The variance is averaged over `abilities`, `(candidates, dimensions)`, by default
+        those of the fitted candidates; for one candidate that is scored step by step, pass its own from `locate`. Greedy:
+        each next example is the one that most lowers the variance of `estimate`, by
 
             Cov(y, mean)² / Var(y) = w (gᵀC a + 1/n)² / (1 + w aᵀC a),    w = p (1 - p),
 
-        of the linearised model: C is the ability's covariance given what is seen, g the slope of the mean by the unseen.
-        Not to be confused with D-optimal examples (the determinant of Fisher's information), which are sharp whatever they
-        say about the mean: on the digits zoo, errors from those are 1.3 to 1.7 times as large. Ties go to the first.
-        Raises `SurrogateError`.
+        in the linearised model, where C is the ability's covariance given the seen examples and g the derivative of the
+        mean of the others by the ability. Not to be confused with D-optimal examples (by the determinant of Fisher's
+        information), which ignore the mean: on the digits zoo their errors are 1.3 to 1.7 times as large. Ties go to the
+        first. Raises `SurrogateError`.
         """
-        taken = self._numbers("seen", seen)
+        taken = self._indices("seen", seen)
         slopes = self.examples.discriminations
         total, dimensions = slopes.shape
         where = self.abilities if abilities is None else np.asarray(abilities, dtype=np.float64)
@@ -171,7 +171,7 @@ class Model:
             msg = f"abilities: expected finite numbers of shape (candidates, {dimensions}), got shape {where.shape}"
             raise SurrogateError(msg)
         if not 0 <= count <= total - len(taken):
-            msg = f"count: expected 0 to {total - len(taken)}, the examples that are not seen, got {count}"
+            msg = f"count: expected 0 to {total - len(taken)}, the number of unseen examples, got {count}"
             raise SurrogateError(msg)
         right = self.examples.right(where)
         luck = right * (1 - right)
@@ -194,25 +194,25 @@ class Model:
         return np.array(chosen, dtype=np.intp)
 
     def _scored(self, examples: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.intp], Values]:
-        """Return the numbers of examples, and the scores on them. Raises `SurrogateError`."""
-        numbers = self._numbers("examples", examples)
-        given = np.asarray(scores, dtype=np.float64)
-        if given.ndim not in {1, 2} or given.shape[-1] != len(numbers):
-            msg = f"scores: expected shape ({len(numbers)},) or (candidates, {len(numbers)}), one for each of the examples, got {given.shape}"
+        """Return the indices of examples, and the scores on them. Raises `SurrogateError`."""
+        indices = self._indices("examples", examples)
+        table = np.asarray(scores, dtype=np.float64)
+        if table.ndim not in {1, 2} or table.shape[-1] != len(indices):
+            msg = f"scores: expected shape ({len(indices)},) or (candidates, {len(indices)}), one for each of the examples, got {table.shape}"
             raise SurrogateError(msg)
-        _check("scores", given)
-        return numbers, given
+        _check("scores", table)
+        return indices, table
 
-    def _numbers(self, what: str, given: ArrayLike) -> NDArray[np.intp]:
-        """Return the numbers of examples, each once. Raises `SurrogateError`."""
-        values = np.asarray(given)
+    def _indices(self, what: str, examples: ArrayLike) -> NDArray[np.intp]:
+        """Return the indices of examples. Raises `SurrogateError` unless they are different integers in range."""
+        values = np.asarray(examples)
         total = self.responses.shape[1]
-        whole = values.size == 0 or np.issubdtype(values.dtype, np.integer)
-        if values.ndim != 1 or not whole or len(np.unique(values)) != len(values):
-            msg = f"{what}: expected whole numbers of examples, each once, shape (m,), got {values.dtype} of shape {values.shape}"
+        integer = values.size == 0 or np.issubdtype(values.dtype, np.integer)
+        if values.ndim != 1 or not integer or len(np.unique(values)) != len(values):
+            msg = f"{what}: expected integer indices of examples, each once, shape (m,), got {values.dtype} of shape {values.shape}"
             raise SurrogateError(msg)
         if len(values) and not 0 <= values.min() <= values.max() < total:
-            msg = f"{what}: expected numbers in [0, {total - 1}], got [{values.min()}, {values.max()}]"
+            msg = f"{what}: expected indices in [0, {total - 1}], got [{values.min()}, {values.max()}]"
             raise SurrogateError(msg)
         return values.astype(np.intp)
 
@@ -220,35 +220,35 @@ class Model:
 def fit(responses: ArrayLike, dimensions: int = 6) -> Model:
     """Return the model of `responses`, `(candidates, examples)`: 1 for right, 0 for wrong, or a share of right answers.
 
-    The most probable abilities, discriminations and difficulties under normal priors, N(0, I), N(2 e₁, I) and N(0, 2²):
-    they keep finite what all or no candidates are right on, and they let an ability have more `dimensions` than it needs.
-    On the digits zoo estimates get better up to about six, and no worse beyond; on simulated responses that need but one,
-    six cost up to a fifth in error. There are at most as many as candidates or examples. The same responses give the
-    same model. Raises `SurrogateError`.
+    Abilities, discriminations and difficulties are the most probable under normal priors, N(0, I), N(2 e₁, I) and
+    N(0, 2²), which keep the parameters of examples finite that all or no candidates solve, and allow more `dimensions` than needed:
+    on the digits zoo estimates improve up to about six and get no worse beyond; on simulated responses of one dimension,
+    six raise the error by up to a fifth. There are at most as many dimensions as candidates or examples. The same
+    responses give the same model. Raises `SurrogateError`.
     """
     table = np.asarray(responses, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] == 0:
         msg = f"responses: expected shape (candidates, examples), got {table.shape}"
         raise SurrogateError(msg)
     _check("responses", table)
-    if len(table) < _LEAST:
-        msg = f"responses: {len(table)} candidates; an item-response model needs {_LEAST} or more that were evaluated on all examples"
+    if len(table) < _FEWEST:
+        msg = f"responses: {len(table)} candidates; an item-response model needs {_FEWEST} or more evaluated on all examples"
         raise SurrogateError(msg)
     if dimensions < 1:
         msg = f"dimensions: expected 1 or more, got {dimensions}"
         raise SurrogateError(msg)
     abilities, examples = _start(table, dimensions)
     abilities, examples = _fit(table, abilities, examples)
-    numbers = np.arange(len(table))
+    rows = np.arange(len(table))
     folds = []
     for fold in range(_FOLDS):
-        held = numbers % _FOLDS == fold
-        folds.append((numbers[held], _fit(table[~held], *_start(table[~held], dimensions))[1]))
+        held = rows % _FOLDS == fold
+        folds.append((rows[held], _fit(table[~held], *_start(table[~held], dimensions))[1]))
     return Model(examples, abilities, table, folds)
 
 
 def _start(table: Values, dimensions: int) -> tuple[Values, Examples]:
-    """Return where the optimiser begins: the candidates' logits along the first axis, singular vectors of the rest."""
+    """Return the optimiser's start: the candidates' logits along the first axis, singular vectors of the rest."""
     candidates, total = table.shape
     levels = _logits(table.sum(axis=1), total)
     first = levels - levels.mean()
@@ -256,25 +256,25 @@ def _start(table: Values, dimensions: int) -> tuple[Values, Examples]:
     centred = table - table.mean(axis=0)
     rest = centred - np.outer(first, first @ centred) / max(float(first @ first), 1e-9)
     left, singular, axes = np.linalg.svd(rest, full_matrices=False)
-    kept = min(dimensions, candidates, total) - 1
-    signs = np.where(axes[:kept].sum(axis=1) < 0, -1.0, 1.0)  # a singular vector has none of its own
-    abilities = np.column_stack([first, left[:, :kept] * signs * math.sqrt(candidates)])
-    shares = (signs * singular[:kept])[:, None] * axes[:kept] / math.sqrt(candidates)
+    others = min(dimensions, candidates, total) - 1
+    signs = np.where(axes[:others].sum(axis=1) < 0, -1.0, 1.0)  # a singular vector's sign is arbitrary
+    abilities = np.column_stack([first, left[:, :others] * signs * math.sqrt(candidates)])
+    shares = (signs * singular[:others])[:, None] * axes[:others] / math.sqrt(candidates)
     slopes = 4 * shares  # d logit p / dp is 4 at 1/2
     discriminations = np.column_stack([np.full(total, _DISCRIMINATION), slopes.T])
     return abilities, Examples(discriminations, -_logits(table.sum(axis=0), candidates))
 
 
 def _fit(table: Values, abilities: Values, examples: Examples) -> tuple[Values, Examples]:
-    """Return the most probable abilities and examples, by L-BFGS-B from those given."""
+    """Return the most probable abilities and examples, by L-BFGS-B from a start."""
     shape = (*table.shape, abilities.shape[1])
 
     def loss(values: Values) -> tuple[float, Values]:
         return _loss(values, table, shape[2])
 
     start = np.concatenate([abilities.ravel(), examples.discriminations.ravel(), examples.difficulties])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-6})
-    return _parts(found.x, shape)
+    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-6})
+    return _parts(result.x, shape)
 
 
 def _loss(values: Values, table: Values, dimensions: int) -> tuple[float, Values]:
@@ -303,10 +303,10 @@ def _logits(right: Values, total: int) -> Values:
 
 
 def _check(what: str, scores: Values) -> None:
-    """Raise `SurrogateError` for scores that are not of right and wrong."""
+    """Raise `SurrogateError` unless scores are finite and in [0, 1]."""
     if not np.isfinite(scores).all():
         msg = f"{what}: expected finite numbers; leave failed evaluations out"
         raise SurrogateError(msg)
     if scores.size and (scores.min() < 0 or scores.max() > 1):
-        msg = f"{what} lie in [{scores.min():g}, {scores.max():g}]; an item-response model is of right and wrong: expected scores in [0, 1], such as accuracy, no log-likelihoods or margins"
+        msg = f"{what} lie in [{scores.min():g}, {scores.max():g}]; an item-response model takes right and wrong: expected scores in [0, 1], such as accuracy, no log-likelihoods or margins"
         raise SurrogateError(msg)

@@ -296,11 +296,11 @@ def test_dimensions_are_one_or_more():
         ([0, 1], [1.0], "expected shape \\(2,\\) or \\(candidates, 2\\), .* got \\(1,\\)"),
         ([0, 1], [1.0, 1.5], "scores lie in \\[1, 1.5\\]"),
         ([0, 1], [1.0, np.inf], "scores: expected finite"),
-        ([0, 160], [1.0, 1.0], "numbers in \\[0, 159\\], got \\[0, 160\\]"),
-        ([-1], [1.0], "numbers in \\[0, 159\\], got \\[-1, -1\\]"),
+        ([0, 160], [1.0, 1.0], "indices in \\[0, 159\\], got \\[0, 160\\]"),
+        ([-1], [1.0], "indices in \\[0, 159\\], got \\[-1, -1\\]"),
         ([4, 4], [1.0, 1.0], "each once"),
-        ([0.5], [1.0], "whole numbers"),
-        ([True], [1.0], "whole numbers"),
+        ([0.5], [1.0], "integer indices"),
+        ([True], [1.0], "integer indices"),
     ],
 )
 def test_scores_that_do_not_go_with_the_examples_are_refused(examples, scores, expected):
