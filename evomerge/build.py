@@ -1,6 +1,6 @@
 """build(recipe, pool) -> Checkpoint: the only interpreter of recipes.
 
-It is lazy: a tensor is merged when it is asked for, so a merge larger than memory streams to disk, and a worker writes a
+It is lazy: a tensor is merged when it is read, so a merge larger than memory streams to disk, and a worker writes a
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
@@ -20,18 +20,18 @@ from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recip
 
 
 class Builder:
-    """Builds the recipes of one pool, and keeps what does not depend on any recipe's numbers."""
+    """Builds the recipes of one pool, and caches what is independent of a recipe's parameters."""
 
     def __init__(self, pool: Pool, *, search: bool = False, members: Members | None = None) -> None:
         """Build from `pool`, and from a study's earlier candidates `members`.
 
-        For a `search`, which builds many candidates, what an adapter changes is kept on disk whole.
+        For a `search`, which builds many candidates, the tensors an adapter changes are cached on disk.
         """
         self.pool = pool
         self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
         self._search = search
-        self._again: dict[str, HeldCheckpoint] = {}  # ancestors that are being made again
+        self._rebuilt: dict[str, HeldCheckpoint] = {}  # ancestors that are being rebuilt
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
@@ -51,30 +51,31 @@ class Builder:
                 return self._stacked(stack)
 
     def known_as(self, recipe: Recipe) -> Recipe:
-        """Return the recipe of the pool's own model that `recipe`, an earlier candidate, is; any other as it is."""
+        """Return the pool's model that an earlier candidate equals, as a recipe; any other recipe unchanged."""
         if not isinstance(recipe.root, Member):
             return recipe
-        own = recipe_of(recipe.root.member, self.members.lineage)
-        return own if isinstance(own.root, Base | Expert) else recipe
+        candidate = recipe_of(recipe.root.member, self.members.lineage)
+        return candidate if isinstance(candidate.root, Base | Expert) else recipe
 
     def _member(self, identity: str) -> Checkpoint:
-        """Return an earlier candidate's checkpoint: one of the pool's, or weights that are kept, or made again now."""
-        own = recipe_of(identity, self.members.lineage)
-        if isinstance(own.root, Base | Expert):
-            return self.build(own)
-        kept = self._again.get(identity) or self.members.find(identity)
-        if kept is not None:
-            return kept
-        recipes = {one: recipe_of(one, self.members.lineage) for one in (*self.members.missing(own), identity)}
+        """Return an earlier candidate's checkpoint: a model of the pool, kept weights, or weights rebuilt now."""
+        candidate = recipe_of(identity, self.members.lineage)
+        if isinstance(candidate.root, Base | Expert):
+            return self.build(candidate)
+        held = self._rebuilt.get(identity) or self.members.find(identity)
+        if held is not None:
+            return held
+        missing = (*self.members.missing(candidate), identity)
+        recipes = {member: recipe_of(member, self.members.lineage) for member in missing}
         last = {parent: child for child, recipe in recipes.items() for parent in recipe.members}
-        for one, recipe in recipes.items():
-            kept = self._again[one] = self.members.keep(one, self.build(recipe))
-            for parent in recipe.members:  # an ancestor is in memory until its last child is made
-                if last[parent] == one:
-                    self._again.pop(parent, None)
-        del self._again[identity]
-        assert kept is not None
-        return kept
+        for member, recipe in recipes.items():
+            held = self._rebuilt[member] = self.members.keep(member, self.build(recipe))
+            for parent in recipe.members:  # an ancestor is in memory until its last child is built
+                if last[parent] == member:
+                    self._rebuilt.pop(parent, None)
+        del self._rebuilt[identity]
+        assert held is not None
+        return held
 
     def _stacked(self, stack: Stack) -> Stacked:
         """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
@@ -87,13 +88,13 @@ class Builder:
             raise RecipeError(msg)
         sources: dict[str, Checkpoint] = {}
 
-        def made(recipe: Recipe) -> Checkpoint:
+        def source(recipe: Recipe) -> Checkpoint:
             if recipe.id not in sources:
                 sources[recipe.id] = self.build(recipe)
             return sources[recipe.id]
 
-        layers = [StackedLayer(made(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
-        return Stacked(layers, made(stack.rest), stack.rest.id, prefix)
+        layers = [StackedLayer(source(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
+        return Stacked(layers, source(stack.rest), stack.rest.id, prefix)
 
     def load(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
         """Return an input's tensor: of a nested merge before its cast, of a folder as it is stored."""
@@ -113,11 +114,11 @@ class Builder:
 
 
 COMPILED = 32_000_000
-"""Numbers of a model from which on compiling its merges, which takes some seconds, is won back by the first few."""
+"""Minimum number of a model's parameters for which compiling its merges, which takes seconds, pays off in the first few."""
 
 
 def _content(recipe: Recipe, pool: Pool) -> str:
-    """Return what an input is by content: the digest of one of the pool's own models, the id of a nested merge."""
+    """Return the content id of an input: the digest of a model of the pool, or the recipe id of a nested merge."""
     match recipe.root:
         case Base():
             return pool.digests["base"]
@@ -135,9 +136,9 @@ class _Inputs:
         self._checkpoints = (builder.pool.base, *checkpoints)
         pool = builder.pool
         self.names = pool.merged
-        own = [builder.known_as(inner) for inner in merge.inputs]
-        self.ids = [pool.digests["base"], *(_content(inner, pool) for inner in own)]
-        self.nested = {i for i, inner in enumerate(own, 1) if not isinstance(inner.root, Base | Expert)}
+        recipes = [builder.known_as(inner) for inner in merge.inputs]
+        self.ids = [pool.digests["base"], *(_content(recipe, pool) for recipe in recipes)]
+        self.nested = {i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)}
 
     def place(self, name: str) -> Place:
         return self._builder.pool.layout.place(name)
@@ -148,7 +149,7 @@ class _Inputs:
 
 
 class Merged:
-    """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged on demand."""
+    """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged when they are read."""
 
     def __init__(self, merge: Merge, builder: Builder) -> None:
         """Prepare to merge. Raises `RecipeError`."""
@@ -181,6 +182,10 @@ class Merged:
         else:
             out.copy_(self.tensor(name))
 
+    def densities(self) -> dict[str, float]:
+        """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
+        return self._pipeline.densities()
+
     def forget(self) -> None:
         """Close the files of the pool that this merge reads."""
         self._pool.base.forget()
@@ -210,11 +215,7 @@ def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
     different = first_difference(pool.base.info, stack.info)
     scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
     if different or scaled:
-        what = (
-            f"has {len(stack.layers)} layers and a scale of {scaled[0]:g}"
-            if scaled
-            else f"has {len(stack.layers)} layers"
-        )
+        what = f"has {len(stack.layers)} layers" + (f" and a scale of {scaled[0]:g}" if scaled else "")
         msg = (
             f"merge: the input {label} is a stack that {what}; only stacks of the base's {pool.layout.blocks} layers "
             "without scales can be merged: stack a merge instead"

@@ -1,4 +1,4 @@
-"""Building: a recipe and a pool give one checkpoint, the same bytes whoever asks, how, and in which order."""
+"""Building: a recipe and a pool give one checkpoint, the same bytes in any order, on any number of threads or shards."""
 
 import json
 

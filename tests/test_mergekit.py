@@ -1,4 +1,4 @@
-"""Equality with mergekit 0.1.5 (`pip install 'evomerge[peers]'`), called through its public functions on tensors.
+"""Equality with mergekit 0.1.5 (requirements-peers.txt), called through its public functions on tensors.
 
 Both define alike, and give the same numbers up to the rounding of fp32 sums in another order (`CLOSE` of a tensor's largest
 magnitude; `ARC` where it sums an angle's cosine in fp32 and we in fp64): linear, task_arithmetic, slerp, nuslerp,
@@ -7,17 +7,18 @@ and what they multiply by to restore the L1 norm.
 
 They differ, each shown by a test below, where mergekit
 
-- truncates: it keeps int(density·n), we the nearest whole number, at least one ("truncates");
-- keeps exactly as many elements as it is told, equals chosen by its sort; we keep all equals of the smallest kept ("equals");
-- takes a vote of zero for +, where TIES' paper lets nobody win; `undecided: positive` does as it does ("undecided");
+- truncates: it keeps int(density·n), we the nearest integer, at least one ("truncates");
+- keeps an exact number of elements, equals chosen by its sort; we keep all equals of the smallest kept, or with
+  `equals: first` an exact number, equals chosen by index ("equals");
+- takes a vote of zero for +, where TIES' paper has no sign; `undecided: positive` is the same ("undecided");
 - has other defaults: thresholds by tensor for TIES where the paper trims the whole model (`scope: tensor`), L1 norms for DARE and
   DELLA where the papers divide by the probability (`rescale: l1`), no mean but a sum for its dare_ties (`reduce: sum`);
 - draws the noise of DARE and DELLA from torch's generator in the order of execution; ours is keyed ("noise");
 - refuses a DELLA window outside of (0, 1), which we cut, and rows of one element, which have no ranks ("window");
-- goes along the chord where |cos| > 0.9995, where an arc is still well defined ("chord"), and where two vectors are
-  anti-parallel, in which case their middle is no model; we refuse ("anti-parallel");
-- knows no weights for the Karcher mean, stops it after 10 steps, and keeps unit vectors in the dtype of the weights, which
-  is rough in bf16 ("karcher");
+- takes the chord where |cos| > 0.9995, where an arc is still well defined ("chord"), also between anti-parallel vectors,
+  whose middle is zero; we refuse those ("anti-parallel");
+- has no weights for the Karcher mean, stops it after 10 steps, and keeps unit vectors in the dtype of the weights, which
+  is inaccurate in bf16 ("karcher");
 - does not keep Model Stock between the base and the mean: opposite experts lead away from them ("stock");
 - divides by the sum of weights even if that is zero: linear is not finite; ours is the base ("linear");
 - adds task vectors in the dtype of the weights; we in fp32, cast once ("bf16");
@@ -82,7 +83,7 @@ def ours(method, base, experts, **parameters):
 
 
 def theirs(method, base, experts, **parameters):
-    """Merge by mergekit; `base` is None for a method that is not told of any."""
+    """Merge by mergekit; `base` is None for a method without a base."""
     models = dict(zip(labels(experts), experts, strict=True))
     given = {
         key: dict(zip(models, value, strict=True)) if isinstance(value, tuple) else value
@@ -103,9 +104,6 @@ def vectors(*rows, dtype=torch.float32):
     """Return models of one tensor each: a base of zeros, and experts that are their own task vectors."""
     experts = [{"w": torch.tensor(row, dtype=dtype)} for row in rows]
     return {"w": torch.zeros_like(experts[0]["w"])}, experts
-
-
-# -- where both define the same ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -232,9 +230,6 @@ def test_nearswap_is_equal(t):
     assert gap(ours("nearswap", base, experts, t=t), theirs("nearswap", base, experts, t=t)) < CLOSE
 
 
-# -- where they differ -------------------------------------------------------------------------------------------------
-
-
 def kept(method, base, experts, density, **ties):
     """Return how many elements of the first task vector are left by us, and by mergekit."""
     alone = {"weight": 1.0, "density": density, "lambda": 1.0}
@@ -265,8 +260,11 @@ def test_mergekit_truncates_how_many_sce_selects():
     assert counts == [4, 3]
 
 
-def test_we_keep_all_equals_of_the_smallest_kept_and_mergekit_as_many_as_it_is_told():
-    assert kept("ties", *vectors([3.0, 1.0, -1.0, 1.0, 1.0, 1.0]), 0.5) == [6, 3]
+def test_all_equals_of_the_smallest_kept_are_kept_by_default_and_an_exact_number_by_mergekit():
+    models = vectors([3.0, 1.0, -1.0, 1.0, 1.0, 1.0])
+    assert kept("ties", *models, 0.5) == [6, 3]
+    exact = ours("ties", *models, weight=1.0, density=0.5, scope="tensor", equals="first", **{"lambda": 1.0})
+    assert exact["w"].tolist() == [3.0, 1.0, -1.0, 0.0, 0.0, 0.0]
 
 
 def test_breadcrumbs_of_small_tensors_are_not_lost_by_this_mergekit():
@@ -274,7 +272,7 @@ def test_breadcrumbs_of_small_tensors_are_not_lost_by_this_mergekit():
     assert kept("breadcrumbs", base, experts, 0.5, gamma=0.01) == [2, 2]
 
 
-def test_undecided_votes_are_positive_in_mergekit_and_nobody_s_in_ours():
+def test_undecided_votes_are_positive_in_mergekit_and_zero_in_ours():
     base, experts = vectors([2.0], [-3.0], [1.0])
     ties = {"weight": 1.0, "density": 1.0, "lambda": 1.0}
     assert theirs("ties", base, experts, **ties)["w"].tolist() == [1.5]
@@ -352,7 +350,7 @@ def ulps(found, exact):
     return float(((found.double() - rounded.double()).abs() / unit).max())
 
 
-def test_karcher_is_rough_in_mergekit_s_bf16():
+def test_karcher_is_inaccurate_in_mergekit_s_bf16():
     base, experts = llama(step=1.0)
     short = [{name: tensor.bfloat16() for name, tensor in expert.items()} for expert in experts]
     exact = theirs("karcher", None, [{k: v.double() for k, v in one.items()} for one in short], max_iter=100, tol=1e-12)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evomerge import codecs, merging, strict_yaml, tasks, zoo
-from evomerge.build import Builder
+from evomerge.build import Builder, Merged
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
@@ -60,7 +60,8 @@ def merge(
     for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
         merging.check(candidate)
     # Building a member would build its ancestors; it has the base's tensors.
-    info = (pool.base if recipe.members else Builder(pool).build(recipe)).info.values()
+    built = pool.base if recipe.members else Builder(pool).build(recipe)
+    info = built.info.values()
     size = sum(entry.nbytes for entry in info) / 2**30
     elements = sum(entry.numel for entry in info)
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
@@ -69,6 +70,9 @@ def merge(
         console.print(f"would write {out}")
         return
     export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
+    if isinstance(built, Merged) and (densities := built.densities()):
+        shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
+        console.print(f"elements of the task vectors left by the edits: {shares}")
     console.print(f"merged checkpoint: {out}")
 
 

@@ -46,6 +46,17 @@ class Composition:
 
     def upto(self, stop: int, piece: Piece, bound: list[Bound]) -> Rows:
         """Return what stage number `stop` reads: the rows after the edits before it, or the one row Δ of a post stage."""
+        rows, field, delta = self._through(stop, piece, bound)
+        if stop == len(self.steps) or STAGES[self.steps[stop][0]].role == "post":
+            return [_reduced(rows, field, self.reduce) if delta is None else delta]
+        return rows
+
+    def edited(self, piece: Piece, bound: list[Bound]) -> Rows:
+        """Return the rows after all edits."""
+        return self._through(len(self.steps), piece, bound)[0]
+
+    def _through(self, stop: int, piece: Piece, bound: list[Bound]) -> tuple[Rows, Rows | None, Tensor | None]:
+        """Return rows, field and Δ after the first `stop` stages, as far as there are such."""
         rows = piece.raw
         field: Rows | None = None
         delta: Tensor | None = None
@@ -59,9 +70,7 @@ class Composition:
             else:
                 delta = _reduced(rows, field, self.reduce) if delta is None else delta
                 delta = stage.apply(piece, delta, constants, dict(words))
-        if stop == len(self.steps) or STAGES[self.steps[stop][0]].role == "post":
-            return [_reduced(rows, field, self.reduce) if delta is None else delta]
-        return rows
+        return rows, field, delta
 
     def run(self, base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
         """Merge parts `(n,)` of the base and of the inputs, from element `start` on, into `out` `(n,)` of any float dtype."""

@@ -1,4 +1,4 @@
-"""Parameters of stages and methods: what each may be, and its value for one tensor and one input."""
+"""Parameters of stages and methods: their valid values, and the value for one tensor and one input."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from evomerge.recipe import Place, Tiled
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parameter:
-    """What one parameter of a stage may be. `low` and `high` are what is valid; `search` is the range worth searching.
+    """One parameter of a stage. `low` and `high` bound its valid values; `search` is the range to search.
 
-    A parameter with `choices` is one of these words, or, where it has bounds too, a number. `per_input` parameters may
-    differ from input to input (`per: [expert]`).
+    A parameter with `choices` is one of these words, or, if it has bounds too, a number. `per_input` parameters may differ
+    between inputs (`per: [expert]`).
     """
 
     about: str
@@ -61,11 +61,11 @@ class Parameter:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """The valid values, in words for an error."""
         words = f"one of {', '.join(self.choices)}" if self.choices else ""
         if self.is_word:
             return words
-        number = f"a {'whole ' if self.integer else ''}number in [{self.low:g}, {self.high:g}]"
+        number = f"{'an integer' if self.integer else 'a number'} in [{self.low:g}, {self.high:g}]"
         return f"{number}, or {words}" if words else number
 
 

@@ -1,8 +1,8 @@
-"""Exact selection of the k-th largest of very many numbers, without sorting them for every question.
+"""Exact selection of the k-th largest of very many numbers, without sorting them for every query.
 
 A radix of two digits: a float32 has a key of 32 bits in the same order, of which the upper half picks a bin and the lower
-half a number in it. `Ranked` answers from tables that were sorted once, tensor by tensor, for any union of tensors;
-`Streamed` answers about numbers that exist only for one candidate, in two passes and in memory that does not grow with them.
+half a number in it. `Ranked` reads tables that were sorted once, tensor by tensor, for any union of tensors; `Streamed`
+reads numbers that exist only for one candidate, in two passes and constant memory.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +17,9 @@ Table = dict[str, torch.Tensor]
 
 
 def rank(numel: int, streams: Iterable[Iterable[torch.Tensor]]) -> Table:
-    """Return the table of streams of `numel` numbers each: 2 bytes a number, and a little for the bins that occur.
+    """Return the sorted table of streams of `numel` numbers each: 2 bytes a number, and a little for each bin that occurs.
 
-    A stream comes in float32 chunks; one stream's keys, 4 bytes a number, are in memory at a time.
+    A stream is float32 chunks; one stream's keys, 4 bytes a number, are in memory at a time.
     """
     table: Table = {}
     for i, chunks in enumerate(streams):
@@ -38,7 +38,7 @@ def rank(numel: int, streams: Iterable[Iterable[torch.Tensor]]) -> Table:
 
 
 class Ranked:
-    """The numbers of K parallel streams, whose tables by tensor were made before."""
+    """The numbers of K parallel streams, from their tables by tensor."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
         """Join the tables of one or more tensors."""
@@ -51,11 +51,11 @@ class Ranked:
 
     @property
     def count(self) -> int:
-        """How many numbers each stream has."""
+        """Number of elements of each stream."""
         return int(self._counts[0].sum())
 
     def largest(self, ks: Sequence[int]) -> list[float]:
-        """Return each stream's k-th largest number; infinity for k = 0: nothing is as large."""
+        """Return each stream's k-th largest number; infinity for k = 0."""
         return [self._largest(i, min(k, self.count)) if k > 0 and self.count else np.inf for i, k in enumerate(ks)]
 
     def _largest(self, i: int, k: int) -> float:
@@ -73,10 +73,10 @@ class Ranked:
 
 
 class Streamed:
-    """The numbers of K parallel streams that are read once to count them, and once more for each question."""
+    """The numbers of K parallel streams, read once to count them and once more for each query."""
 
     def __init__(self, chunks: Callable[[], Iterable[Sequence[torch.Tensor]]]) -> None:
-        """Count the streams that `chunks` starts: rows float32 `(n,)`, each n as it comes, the same at every pass."""
+        """Count the streams that `chunks` starts: rows float32 `(n,)` of any lengths, the same at every pass."""
         self._chunks = chunks
         self._counts: list[NDArray[np.int64]] = []
         for rows in chunks():
@@ -86,33 +86,33 @@ class Streamed:
 
     @property
     def count(self) -> int:
-        """How many numbers each stream has."""
+        """Number of elements of each stream."""
         return int(self._counts[0].sum()) if self._counts else 0
 
     def largest(self, ks: Sequence[int]) -> list[float]:
-        """Return each stream's k-th largest number; infinity for k = 0: nothing is as large."""
+        """Return each stream's k-th largest number; infinity for k = 0."""
         places = {i: _bin(self._counts[i], min(k, self.count)) for i, k in enumerate(ks) if k > 0 and self.count}
         inside = {i: np.zeros(_BINS, dtype=np.int64) for i in places}
         for rows in self._chunks() if places else ():
             for i in inside:
                 keys = _keys(rows[i])
                 inside[i] += np.bincount(keys[keys >> 16 == places[i][0]] & 0xFFFF, minlength=_BINS)
-        found = [np.inf] * len(ks)
+        largest = [np.inf] * len(ks)
         for i, (upper, above) in places.items():
             lower, _ = _bin(inside[i], min(ks[i], self.count) - above)
-            found[i] = _number(upper, lower)
-        return found
+            largest[i] = _number(upper, lower)
+        return largest
 
 
 def _bin(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
-    """Return the bin that holds the k-th largest, and how many numbers lie in the bins above it."""
+    """Return the bin of the k-th largest, and the count of the bins above it."""
     from_top = np.cumsum(counts[::-1])
     at = int(np.searchsorted(from_top, k))
     return _BINS - 1 - at, int(from_top[at - 1]) if at else 0
 
 
 def _keys(row: torch.Tensor) -> NDArray[np.uint32]:
-    """Return numbers of 32 bits in the order of the float32 numbers; -0 counts as 0."""
+    """Return 32-bit keys in the order of the float32 numbers; -0 counts as 0."""
     bits = (row + 0.0).contiguous().numpy().view(np.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.uint32) ^ np.uint32(0x80000000)
 

@@ -1,4 +1,4 @@
-"""What every stage and every method promises, and merging in memory."""
+"""Conformance suites of stages and methods, and merging in memory."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def merge_tensors(
     store: Store | None = None,
     compile: bool = False,  # noqa: A002  # torch's word
 ) -> dict[str, torch.Tensor]:
-    """Return the merge `recipe` of tensors in memory, in `dtype` or the base's own."""
+    """Return the merge `recipe` of tensors in memory, in `dtype`, else the base's."""
     node = recipe.root
     assert isinstance(node, MergeNode), "a recipe of a merge"
     pipeline = Pipeline(node.merge, InMemory(base, inputs), store or Store(), compile=compile)
@@ -64,9 +64,9 @@ def merge_tensors(
 
 
 def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Return random fp32 tensors as a model of four blocks has them, odd shapes too; near `like` where that is given.
+    """Return the random fp32 tensors of a model of four blocks; near `like`, if that is given.
 
-    There are zeros of both signs, a tensor longer than a block of the pipeline, and ones of no dimension, of one element
+    There are zeros of both signs, a tensor longer than a chunk of the pipeline, and tensors of no dimension, of one element
     and of none.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -86,12 +86,12 @@ def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> d
         }
     tensors = {}
     for name, shape in shapes.items():
-        made = torch.randn(shape, generator=generator)
+        tensor = torch.randn(shape, generator=generator)
         if like is not None:
-            made = torch.where(like[name] == 0, 0.0, like[name] + 0.1 * made)
-        elif made.dim() == 2:  # matrices have zeros of both signs in their first row
-            made[:1] = torch.tensor([0.0, -0.0] * made.shape[1])[: made.shape[1]]
-        tensors[name] = made
+            tensor = torch.where(like[name] == 0, 0.0, like[name] + 0.1 * tensor)
+        elif tensor.dim() == 2:  # matrices have zeros of both signs in their first row
+            tensor[:1] = torch.tensor([0.0, -0.0] * tensor.shape[1])[: tensor.shape[1]]
+        tensors[name] = tensor
     return tensors
 
 
@@ -101,18 +101,18 @@ def inputs_of(method: str) -> int:
 
 
 class StageSuite:
-    """What every stage of a merge must keep, as pytest tests. Subclass it and set `name`."""
+    """Promises of every stage, as pytest tests. Subclass it and set `name`."""
 
     name = ""
     symmetric = True
-    """Whether the inputs may change places."""
+    """Whether the inputs may be permuted."""
 
     def stage(self) -> Stage:
         """Return the stage."""
         return STAGES[self.name]
 
     def apply(self, stack: torch.Tensor, labels: Sequence[str]) -> list[torch.Tensor]:
-        """Return what the stage makes of a vector's task vectors `(K, n)` with its default parameters: rows, or one Δ."""
+        """Return the stage's result for task vectors `(K, n)`, with its default parameters: rows, or one Δ."""
         stage = self.stage()
         tensor = "layers.0.mlp.weight"
         recipe = Recipe.parse({"merge": {"inputs": list(labels), "stages": {stage.role: [self.name]}}})
@@ -122,14 +122,14 @@ class StageSuite:
         site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor), tuple(labels), 0)
         words = {name: str(spec.default) for name, spec in stage.parameters.items() if spec.is_word}
         piece = Piece(list(stack.clone()), torch.tensor(-(2**31), dtype=torch.int32))
-        given = list(stack.clone())
-        found = stage.apply(piece, given[0] if stage.role == "post" else given, pipeline.bound(0, site), words)
-        assert torch.equal(torch.stack(piece.raw), stack), "a stage must not write into what it is given"
-        assert torch.equal(torch.stack(given), stack), "a stage must not write into what it is given"
-        return [found] if stage.role == "post" else list(found)
+        rows = list(stack.clone())
+        result = stage.apply(piece, rows[0] if stage.role == "post" else rows, pipeline.bound(0, site), words)
+        assert torch.equal(torch.stack(piece.raw), stack), "a stage must not write into its arguments"
+        assert torch.equal(torch.stack(rows), stack), "a stage must not write into its arguments"
+        return [result] if stage.role == "post" else list(result)
 
     def stack(self, columns: int = 40) -> torch.Tensor:
-        """Return task vectors, fp32 `(K, columns)`, for as many inputs as the stage takes."""
+        """Return task vectors, fp32 `(K, columns)`, as many as the stage takes."""
         generator = torch.Generator().manual_seed(columns)
         return torch.randn(self.stage().arity[1] or 3, columns, generator=generator)
 
@@ -137,8 +137,8 @@ class StageSuite:
         """Return the names of the inputs of `stack`."""
         return [f"expert {i}" for i in range(len(self.stack()))]
 
-    def test_parameters_say_what_they_are(self) -> None:
-        """Each has words, a valid default, and a range worth searching inside of what is valid."""
+    def test_parameters_are_described_and_searchable(self) -> None:
+        """Each has a description, a valid default, and a valid range to search."""
         assert self.stage().about
         for name, spec in self.stage().parameters.items():
             assert spec.about
@@ -160,8 +160,8 @@ class StageSuite:
                 assert row.dtype == torch.float32
                 assert torch.isfinite(row).all()
 
-    def test_zeros_and_extremes_are_survived(self) -> None:
-        """A task vector of zeros, and numbers near the ends of fp32's range, give finite numbers."""
+    def test_zeros_and_extremes_give_finite_numbers(self) -> None:
+        """Task vectors of zeros, and numbers near the ends of fp32's range."""
         for scale in (0.0, 1e-38, 1e15):
             assert all(torch.isfinite(row).all() for row in self.apply(self.stack() * scale, self.labels()))
 
@@ -172,8 +172,8 @@ class StageSuite:
             torch.manual_seed(1)
             assert torch.equal(torch.stack(self.apply(self.stack(), self.labels())), expected)
 
-    def test_inputs_may_change_places(self) -> None:
-        """With its label, an input takes its result along."""
+    def test_inputs_may_be_permuted(self) -> None:
+        """A permutation of the inputs and their labels permutes the results."""
         if not self.symmetric or self.stage().role == "post":
             return
         order = list(reversed(range(len(self.labels()))))
@@ -183,13 +183,13 @@ class StageSuite:
 
 
 class MethodSuite:
-    """What every method of the table must keep, as pytest tests. Subclass it and set `name`."""
+    """Promises of every method, as pytest tests. Subclass it and set `name`."""
 
     name = ""
     symmetric = True
-    """Whether the inputs may change places, up to fp32's rounding."""
+    """Whether the inputs may be permuted, up to fp32's rounding."""
     normalises = False
-    """Whether inputs that are all equal give that input, whatever their number."""
+    """Whether equal inputs give that input, for any number of them."""
 
     def models(self) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
         """Return a base, and as many inputs near it as the method takes."""
@@ -205,7 +205,7 @@ class MethodSuite:
         return [f"expert{i}" for i in range(inputs)]
 
     def reached(self, weights: Sequence[float]) -> Recipe | None:
-        """Return the recipe that is to give the base and these weights of the task vectors, if there is one."""
+        """Return a recipe of the base plus these weights of the task vectors, if the method has one."""
         labels = self.labels(len(weights))
         parameters = METHODS[self.name].reach(dict(zip(labels, weights, strict=True)))
         if parameters is None:
@@ -217,7 +217,7 @@ class MethodSuite:
         return self.recipe(len(weights), tables)
 
     def test_known_weights_give_the_base_bit_for_bit(self) -> None:
-        """Where the method can express the base, it is the base, zeros of either sign included."""
+        """If the method can express the base, its merge is the base, zeros of either sign included."""
         base, inputs = self.models()
         recipe = self.reached([0.0] * len(inputs))
         if recipe is None:
@@ -226,7 +226,7 @@ class MethodSuite:
             assert tensor.numpy().tobytes() == base[name].numpy().tobytes(), name
 
     def test_known_weights_give_each_input_and_the_mean(self) -> None:
-        """Where the method can express an input alone or the mean, it is that, up to fp32's rounding."""
+        """If the method can express one input or the mean, its merge is that, up to fp32's rounding."""
         base, inputs = self.models()
         count = len(inputs)
         wanted = [[float(i == k) for i in range(count)] for k in range(count)] + [[1.0 / count] * count]
@@ -248,8 +248,8 @@ class MethodSuite:
         for name, tensor in found.items():
             assert torch.allclose(tensor, inputs[0][name], rtol=1e-6, atol=1e-6), name
 
-    def test_inputs_may_change_places(self) -> None:
-        """The order in which inputs are named does not matter, up to fp32's rounding."""
+    def test_inputs_may_be_permuted(self) -> None:
+        """The order of the inputs changes nothing, up to fp32's rounding."""
         if not self.symmetric:
             return
         base, inputs = self.models()

@@ -50,6 +50,8 @@ CASES = {
     "pcb": {"variant": "es", "ratio": 0.2, "clip": 0.01, "lambda": 0.7},
     "pcb of pcb.py": {"variant": "pcb", "ratio": 0.2, "clip": 0.01, "lambda": 0.7},
     "pcb of pcb-merging.py": {"variant": "merging", "ratio": 0.2, "clip": 1e-4, "lambda": 0.7},
+    "pcb of pcb.py, clipped more": {"variant": "pcb", "ratio": 0.3, "clip": 0.2, "lambda": 0.7},
+    "pcb of pcb-merging.py, clipped more": {"variant": "merging", "ratio": 0.3, "clip": 0.2, "lambda": 0.7},
     "pcb of the paper": {"variant": "paper", "ratio": 0.25, "clip": 0.0, "lambda": 0.7, "factor": [0.8, 1.2, 1.0]},
     "consensus": {"weight": MIX, "threshold": 0.4, "agree": 2, "lambda": 0.7},
     "consensus_ties": {"weight": MIX, "density": 0.25, "threshold": 0.4, "agree": 2, "lambda": 0.7},

@@ -194,3 +194,39 @@ def test_rows_that_change_places_in_all_models_change_places_in_the_merge(method
     expected = run(method, None, models[1:], base=models[0])
     found = run(method, None, turned[1:], base=turned[0])
     assert_same(found, {name: t[orders[name]] for name, t in expected.items()}, 1e-5)
+
+
+CANCELLING = [
+    (0.3, 0.6, -0.9),
+    (-0.9, 0.3, 0.6),
+    (0.1, 0.2, -0.3),
+    (7.0, 0.7, -7.7),
+    (1e-3, -3e-3, 2e-3),
+    (1.0, 0.0, -1.0),
+]
+"""Weights that sum to zero, but not exactly in float32 or float64."""
+
+
+@pytest.mark.parametrize("weights", CANCELLING)
+@pytest.mark.parametrize("reduce", ["sum", "solve"])
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if "weight" in method.parameters and name != "sce"]
+)
+def test_weights_that_cancel_are_never_divided_by(method, reduce, weights):
+    """No result is farther from the base than the models and weights are large; 0.3, 0.6 and -0.9 once gave 2.5e7.
+
+    Those of `sce` are multiplied by energies, so that they do not cancel.
+    """
+    count = inputs_of(method)
+    weights = weights if count == 3 else (weights[0], -weights[0])
+    base, inputs = MODELS[0], MODELS[1][:count]
+    table = {"per": ["expert"], "values": dict(zip(LABELS, weights, strict=False))}
+    parameters = {"weight": table, "reduce": reduce, **({"drop": 0.0} if "drop" in METHODS[method].parameters else {})}
+    found = run(method, parameters, inputs)
+    size = max(float(t.abs().max()) for model in (base, *inputs) for t in model.values() if t.numel())
+    assert all(float(tensor.abs().max()) < 100 * size for tensor in found.values() if tensor.numel())
+
+
+def test_linear_of_weights_that_cancel_is_the_base():
+    table = {"per": ["expert"], "values": {"a": 0.3, "b": 0.6, "c": -0.9}}
+    assert content(run("linear", {"weight": table})) == content(MODELS[0])

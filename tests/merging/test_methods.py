@@ -138,7 +138,7 @@ def test_layer_swap_by_hand(parameters, expected):
         ),
         (
             {"method": "layer_swap", "inputs": ["a", "b"], "parameters": {"top": 1.5}},
-            r"`top` is 1.5; expected a whole number in \[0, 10000\]",
+            r"`top` is 1.5; expected an integer in \[0, 10000\]",
         ),
         ({"method": "slerp", "inputs": ["a", "b", "c"]}, "`slerp` takes exactly 2 inputs, got 3: a, b, c"),
         ({"inputs": ["a"], "stages": {"weigh": ["slerp"]}}, "`slerp` takes exactly 2 inputs, got 1: a"),

@@ -86,13 +86,13 @@ def test_a_word_among_numbers():
             mixed.check("alpha", value)
 
 
-def test_whole_numbers():
-    whole = Parameter("a count", 1, 0, 9, integer=True)
+def test_integers():
+    count = Parameter("a count", 1, 0, 9, integer=True)
     for value in (0, 3, 9, 3.0):
-        whole.check("agree", value)
+        count.check("agree", value)
     for value in (0.5, 10, -1, True):
-        with pytest.raises(RecipeError, match=r"expected a whole number in \[0, 9\]"):
-            whole.check("agree", value)
+        with pytest.raises(RecipeError, match=r"expected an integer in \[0, 9\]"):
+            count.check("agree", value)
 
 
 def test_missing_kind_and_too_many_groups_say_so():

@@ -1,4 +1,4 @@
-"""The pipeline: tensor by tensor and block by block it gives what the whole model at once would."""
+"""The pipeline: tensor by tensor and chunk by chunk it gives the result for the complete model."""
 
 import numpy as np
 import pytest
@@ -63,12 +63,12 @@ def test_what_was_prepared_for_other_candidates_does_not_change_a_byte(method, d
 
 
 BY_SUMS = {"iso_c", "iso_cts", "lines", "opcm", "pcb", "sce"}
-"""Methods that measure a sum over blocks, whose last bit may differ with their length."""
+"""Methods that measure a sum over chunks; its last bit depends on their length."""
 
 
 @every_method
-def test_length_of_blocks_does_not_matter(monkeypatch, method):
-    """Streamed in small blocks, a model is merged as if it were held whole; so a machine's caches are nobody's concern."""
+def test_length_of_chunks_changes_nothing(monkeypatch, method):
+    """Streamed in small chunks, the result is that of complete tensors."""
     recipe = merge(method, LABELS, seed=4)
     found = []
     for length in (1000, 1 << 30):
@@ -93,7 +93,7 @@ def test_a_tensor_is_read_in_place(monkeypatch):
 
 
 def test_frozen_tensors_are_not_merged_at_all():
-    """Where all task vectors are zero, the base is copied: no noise, no threshold, no singular vectors."""
+    """Where all task vectors are zero, the base is copied: no noise, threshold or singular vectors."""
     frozen = [{**model, "embed.weight": BASE["embed.weight"]} for model in INPUTS]
     for method in METHODS:
         if METHODS[method].origin == "base":

@@ -1,4 +1,4 @@
-"""What is prepared of a pool: made once, found again in the next session, and never believed when it is broken."""
+"""The store: tables are prepared once, reused in the next session, and prepared again if a file is damaged."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def passes(monkeypatch):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder where tensors of any size are worth a file."""
-    monkeypatch.setattr(prepared, "_WORTH", 1)
+    monkeypatch.setattr(prepared, "_MIN_ELEMENTS", 1)
     return tmp_path / "prepared"
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_kept_for_nested_merges(folder):
 
 
 def test_old_measures_are_forgotten(monkeypatch):
-    monkeypatch.setattr(prepared, "_KEPT", 2)
+    monkeypatch.setattr(prepared, "_MAX_MEASURES", 2)
     store, made = Store(), []
     for key in ("one", "two", "one", "three", "one"):
         store.measure(key, lambda key=key: made.append(key))

@@ -1,9 +1,13 @@
 """Edits by size and by disagreement: worked examples."""
 
+import numpy as np
 import pytest
+import torch
 from merging.vectors import each, fix_noise, staged
 
-from evomerge.merging import STAGES
+from evomerge.merging import STAGES, Pipeline, Store, pipeline
+from evomerge.recipe import Recipe, merge
+from evomerge.testing import InMemory, merge_tensors
 
 
 def test_trim_keeps_the_largest_and_all_equals_of_the_smallest_kept():
@@ -96,3 +100,52 @@ def test_select_counts_only_what_varies():
 def test_every_edit_can_stand_alone():
     rows = [[1.0, -2.0, 3.0], [0.5, 2.0, -1.0]]
     assert all(len(staged(rows, edit=[name])) == 3 for name, stage in STAGES.items() if stage.role == "edit")
+
+
+def test_the_first_of_equals_are_kept_by_index():
+    row = [1.0, -1.0, 2.0, 1.0, -1.0, 0.0]
+    assert staged([row], edit=[{"trim": {"density": 0.5, "equals": "first"}}]) == [1, -1, 2, 0, 0, 0]
+    crumbs = {"density": 0.5, "gamma": 0.34, "equals": "first"}  # 2 and the first 1 are too large
+    assert staged([row], edit=[{"breadcrumbs": crumbs}]) == [0, -1, 0, 1, -1, 0]
+    rows = [[1.0, 2.0, 3.0, 4.0], [3.0, 4.0, 3.0, 6.0]]  # variances 1, 1, 0 and 1, half of three is 2
+    assert staged(rows, edit=[{"select": {"select": 0.5, "equals": "first"}}]) == [4, 6, 0, 0]
+
+
+def stable(models, density, taken):
+    """Return by a stable sort over all tensors which elements are among the largest; `taken` is the share above them."""
+    sizes = np.concatenate([np.abs(model.numpy().ravel()) for model in models.values()])
+    top, count = int(taken * len(sizes)), max(round(density * len(sizes)), 1)
+    mask = np.zeros(len(sizes), dtype=bool)
+    mask[np.argsort(-sizes, kind="stable")[top : top + count]] = True
+    return mask
+
+
+@pytest.mark.parametrize("before", [[], [{"dare": {"drop": 0, "rescale": "none"}}]])
+@pytest.mark.parametrize(("density", "gamma"), [(0.05, 0.0), (0.5, 0.1), (0.001, 0.9), (0.9, 0.05)])
+def test_exactly_the_fraction_is_kept_of_a_model_in_bf16(monkeypatch, before, density, gamma):
+    """Of 8 values, in chunks of any length, with the rows as they are or as another edit leaves them."""
+    monkeypatch.setattr(pipeline, "CHUNK", 100)
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"a": (40, 9), "layers.0.mlp.weight": (100, 7), "layers.1.mlp.bias": (1,), "none": (0, 3), "head": (333,)}
+    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tau = {name: torch.randint(1, 9, shape, generator=generator) / 4 for name, shape in shapes.items()}
+    size = sum(tensor.numel() for tensor in tau.values())
+    for name, taken in (("trim", 0.0), ("breadcrumbs", gamma)):
+        cut = {"gamma": gamma} if name == "breadcrumbs" else {}
+        edit = {name: {"density": density, "scope": "model", "equals": "first", **cut}}
+        stages = {"edit": [*before, edit]}
+        recipe = Recipe.parse({"merge": {"inputs": ["x"], "stages": stages}})
+        found = merge_tensors(recipe, base, [tau])
+        kept = np.concatenate([(tensor != 0).numpy().ravel() for tensor in found.values()])
+        assert (kept == stable(tau, density, min(taken, 1 - density))).all()
+        share = Pipeline(recipe.root.merge, InMemory(base, [tau]), Store()).densities()["x"]
+        assert share * size == pytest.approx(kept.sum())
+
+
+def test_realised_densities_are_those_of_each_input():
+    """All equals of the smallest kept are kept: 3 of 4; of distinct sizes 1 of 4."""
+    base = {"t": torch.zeros(4)}
+    inputs = [{"t": torch.tensor(row)} for row in ([1.0, -1.0, 1.0, 0.5], [4.0, 3.0, 2.0, 1.0])]
+    for method, expected in (("ties", {"a": 0.75, "b": 0.25}), ("linear", {}), ("iso_c", {})):
+        recipe = merge(method, ["a", "b"], {"density": 0.25} if expected else {})
+        assert Pipeline(recipe.root.merge, InMemory(base, inputs), Store()).densities() == expected

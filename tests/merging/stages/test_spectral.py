@@ -79,6 +79,20 @@ def test_iso_cts_without_own_directions_is_iso_c():
     assert merged("iso_cts", rows, {"common": 0.5}) != merged("iso_c", rows)
 
 
+def test_iso_cts_splits_ranks_as_the_authors_code_does():
+    """Rank 20, 5 inputs, common 0.8: int(16) common directions leave 4, rounded to 1 for each input: 15 common and 5·1.
+
+    Each input has 2 in the first 15 places of its diagonal, which sum to 10, 3 in a place of its own and -2 in the next
+    input's: there the sum is 1. The mean of 15 values 10 and 5 values 3 is 8.25; of the sum's alone it would be 7.75.
+    """
+    diagonals = [[2.0] * 15 + [0.0] * 5 for _ in range(5)]
+    for i, diagonal in enumerate(diagonals):
+        diagonal[15 + i], diagonal[15 + (i + 1) % 5] = 3.0, -2.0
+    rows = [np.diag(diagonal).tolist() for diagonal in diagonals]
+    assert np.array(merged("iso_cts", rows)) == close(8.25 * np.eye(20), 1e-5)
+    assert np.array(merged("iso_c", rows)) == close(7.75 * np.eye(20), 1e-5)
+
+
 def test_iso_is_the_mean_of_what_is_no_matrix():
     assert merged("iso_c", [[1.0, 2.0], [3.0, -2.0]]) == [2, 0]
 
