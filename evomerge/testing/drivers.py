@@ -38,6 +38,13 @@ def drive(
         driver.tell(arrived, evaluate(arrived))
 
 
+def _ask(driver: Driver) -> Proposal:
+    """Return the next proposal, which must not be None."""
+    proposal = driver.ask()
+    assert proposal is not None
+    return proposal
+
+
 def _ids(proposals: Sequence[Proposal]) -> list[tuple[int, str]]:
     return [(proposal.number, proposal.recipe.id) for proposal in proposals]
 
@@ -91,9 +98,7 @@ class DriverSuite:
         assert _ids(drive(second, problem.evaluate, self.budget // 2, slots=3, shuffle=0)) == _ids(recorded)
         for _ in range(self.budget // 4):
             assert first.members() == second.members()
-            one, other = first.ask(), second.ask()
-            assert one is not None
-            assert other is not None
+            one, other = _ask(first), _ask(second)
             assert _ids([one]) == _ids([other])
             first.tell(one, problem.evaluate(one))
             second.tell(other, problem.evaluate(other))
@@ -237,8 +242,7 @@ class SteadySuite(DriverSuite):
         driver = self.make(problem, 8)
         pending: dict[int, Proposal] = {}
         for number in range(self.budget):
-            proposal = driver.ask()
-            assert proposal is not None
+            proposal = _ask(driver)
             assert proposal.number == number
             pending[number] = proposal
             others = [other for other in pending if other != self.sure]
@@ -292,8 +296,7 @@ class PopulationSuite(SteadySuite):
         driver = self.make(problem, 0)
         for number in range(self.budget):
             before = driver.members()
-            proposal = driver.ask()
-            assert proposal is not None
+            proposal = _ask(driver)
             assert proposal.number == number
             if number < self.sure:
                 assert proposal.recipe == expert(("left", "right")[number])
@@ -313,13 +316,11 @@ class PopulationSuite(SteadySuite):
         problem = self.problem()
         expected = _ids(drive(self.make(problem, 4), problem.evaluate, 20))
         driver = self.make(problem, 4)
-        seeds = [driver.ask(), driver.ask()]
-        asked = [seed for seed in seeds if seed is not None]
+        asked = [_ask(driver), _ask(driver)]
         for seed in asked[:]:
             assert driver.ask() is None
             driver.tell(seed, problem.evaluate(seed))
-        asked += [proposal for _ in range(18) if (proposal := driver.ask()) is not None]
-        assert len(asked) == 20
+        asked += [_ask(driver) for _ in range(18)]
         assert _ids(asked)[:3] == expected[:3]
         assert len({proposal.recipe.id for proposal in asked}) == 20
 
@@ -346,9 +347,7 @@ class PopulationSuite(SteadySuite):
         """A crossover takes two seeds."""
         problem = self.problem()
         driver = self.make(problem, 0)
-        one, other = driver.ask(), driver.ask()
-        assert one is not None
-        assert other is not None
+        one, other = _ask(driver), _ask(driver)
         driver.tell(other, Evaluation(error="out of memory"))
         assert driver.ask() is None
         driver.tell(one, problem.evaluate(one))

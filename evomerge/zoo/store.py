@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from evomerge import files
 from evomerge.errors import ZooError
@@ -99,16 +99,14 @@ class Zoo:
         return self.folder / "tasks" / task / "train.jsonl"
 
 
-class _Pool(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Pool(BaseModel, extra="forbid"):
     base: str
     experts: dict[str, str]
 
 
-class _Manifest(BaseModel):
+class _Manifest(BaseModel, extra="forbid"):
     """`zoo.json`; its paths are relative to its folder, so that a zoo can be moved."""
 
-    model_config = ConfigDict(extra="forbid")
     name: str
     about: str
     seed: int

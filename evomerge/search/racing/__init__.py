@@ -30,7 +30,7 @@ the task's first objective (`Model.anchors`), chosen once per round. A long sear
 """
 
 from evomerge.search.racing.driver import Racing
-from evomerge.search.racing.estimators import Estimator, Regression
+from evomerge.search.racing.estimators import Regression
 from evomerge.search.racing.settings import RACED, RacingSettings
 
-__all__ = ["RACED", "Estimator", "Racing", "RacingSettings", "Regression"]
+__all__ = ["RACED", "Racing", "RacingSettings", "Regression"]

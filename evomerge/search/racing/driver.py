@@ -30,7 +30,7 @@ class Racing:
     Its proposals are parts of candidates, with numbers counted by itself; no example of a recipe is asked for twice, except
     after a failure. The inner driver is told of all its candidates in order of number at the end of the round, so that nothing
     depends on the order of arrival or on the number of workers. For a stopped candidate it is told an *estimate* of the mean of
-    each objective (see `Estimator`), a vector of one number. Estimates never leave the search; only drivers that use nothing
+    each objective (see `Regression`), a vector of one number. Estimates never leave the search; only drivers that use nothing
     but means, `RACED`, can be raced. A candidate fails if any of its parts fails.
 
     Each rung merges the candidate again: where merging costs as much as scoring, rungs save little.
@@ -112,7 +112,7 @@ class Racing:
             raise DriverError(msg)
         self._pending.remove(proposal.number)
         candidate = self._race.candidates[proposal.recipe.id]
-        scores = {name: vector for name, vector in evaluation.scores.items() if name in self._setup.objectives}
+        scores = {name: vector for name, vector in evaluation.scores.items() if name in self._setup.metrics}
         if evaluation.error is not None:
             candidate.error = evaluation.error
         elif not all(np.isfinite(vector).all() for vector in scores.values()):
@@ -172,7 +172,7 @@ class Racing:
         candidate = race.candidates[identity]
         if candidate.estimate is None:
             return Evaluation(error=candidate.error)
-        means = zip(self._setup.objectives, candidate.estimate, strict=True)
+        means = zip(self._setup.metrics, candidate.estimate, strict=True)
         return Evaluation({name: np.array([mean], np.float32) for name, mean in means})
 
 

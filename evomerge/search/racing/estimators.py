@@ -1,7 +1,6 @@
-"""Estimates of candidates' means over all examples from their scores on some, of one objective."""
+"""An estimator of candidates' means over all examples, from their scores on some, of one objective."""
 
 import math
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +10,8 @@ from evomerge.search.racing.settings import FOLDS, NOISE, SHIFT
 Scores = NDArray[np.float64]
 
 
-class Estimator(Protocol):
-    """Estimates candidates' means over all examples of one objective; fitted to the scores of complete candidates."""
-
-    def estimate(self, examples: NDArray[np.intp], scores: Scores, /) -> tuple[Scores, Scores]:
-        """Return estimated means and their standard deviations, both `(candidates,)`.
-
-        `scores`, `(candidates, m)`, are those on `examples`, `(m,)`. With all examples the mean is exact and the deviation 0.
-        """
-        ...
-
-
 class Regression:
-    """An `Estimator`: the best linear prediction of the missing scores from the available ones (Goldberger 1962).
+    """The best linear prediction of the missing scores from the available ones (Goldberger 1962).
 
     Candidates' score vectors are modelled with the mean and the covariance of the complete candidates', independent noise per
     example, and a common shift with a wide prior. A new candidate is thus predicted from the complete candidates with similar
@@ -41,9 +29,9 @@ class Regression:
         self._left_out = [(complete[fold == k], _Linear(complete[fold != k])) for k in range(folds)]
 
     def estimate(self, examples: NDArray[np.intp], scores: Scores) -> tuple[Scores, Scores]:
-        """Return estimated means and their standard deviations, both `(candidates,)`, as `Estimator` says.
+        """Return means and their standard deviations, both `(candidates,)`, from `scores`, `(candidates, m)`, on `examples`.
 
-        Deviations are the model's times the root mean square of the standardised errors of the cross-validation and one
+        With all examples the mean is exact and the deviation 0. Deviations are the model's times the root mean square of the standardised errors of the cross-validation and one
         further error of 1, which keeps them above 0 where all candidates are equal.
         """
         means, deviation = self._linear.predict(examples, scores)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evomerge import pareto
 from evomerge.search.fronts.front import fit_surrogates
-from evomerge.search.racing.estimators import Estimator, Regression, Scores
+from evomerge.search.racing.estimators import Regression, Scores
 from evomerge.search.racing.settings import MAX_COMPLETE, RacingSettings
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response
@@ -20,26 +20,19 @@ from evomerge.trial import Evaluation, Examples, Metric, Proposal, ScoreTable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """What all rounds of a study have in common."""
+    """What all rounds of a study have in common.
+
+    `space` is None for a race without surrogates. `metrics` has the objectives as keys and `tasks` their tasks. By task, `sizes`
+    are numbers of search examples and `order` permutations of them. `draws` are standard normal, `(draws, objectives)`.
+    """
 
     settings: RacingSettings
     space: SearchSpace | None
-    """The space whose genes surrogates take; None for a race without surrogates."""
     metrics: Mapping[str, Metric]
-    """Objective → its metric."""
     tasks: tuple[str, ...]
-    """The task of each objective."""
     sizes: Mapping[str, int]
-    """Task → number of its search examples."""
     order: Mapping[str, NDArray[np.intp]]
-    """Task → permutation of its examples."""
     draws: Scores
-    """Standard normal, `(draws, objectives)`."""
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives."""
-        return tuple(self.metrics)
 
     @property
     def everything(self) -> dict[str, tuple[int, ...]]:
@@ -54,34 +47,33 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Criteria:
-    """What the candidates of a round are compared by, from the complete candidates alone."""
+    """What the candidates of a round are compared by, from the complete candidates alone.
+
+    `rungs` are the examples of each rung, each a subset of the next one's; the last rung has all. `complete` is the number of
+    complete candidates. `thresholds`, `(rivals, objectives)`, are the rivals' means plus the tolerance: a competitive candidate
+    exceeds each row in some objective. `estimators` are one per objective, `surrogates` by objective, without the constant ones.
+    """
 
     rungs: Sequence[Examples]
-    """The examples of each rung, each a subset of the next one's; the last rung has all."""
     complete: int = 0
-    """How many complete candidates there were."""
     thresholds: Scores = field(default_factory=lambda: np.empty((0, 0)))
-    """Each rival's means plus the tolerance, `(rivals, objectives)`: a competitive candidate exceeds each in some objective."""
-    estimators: Sequence[Estimator] = ()
-    """One per objective."""
+    estimators: Sequence[Regression | item_response.Model] = ()
     surrogates: Mapping[str, Surrogate] = field(default_factory=dict)
-    """By objective; without the constant ones."""
 
 
 @on_one_thread
 def fit_criteria(setup: Setup, complete: Sequence[tuple[Proposal, Evaluation]], tolerance: float) -> Criteria:
     """Return the criteria by the `complete` candidates; `tolerance` is in standard errors."""
     latest = complete[-MAX_COMPLETE:]
-    tables = [np.array([scored.scores[name] for _, scored in latest], np.float64) for name in setup.objectives]
-    estimators: list[Estimator]
+    tables = [np.array([scored.scores[name] for _, scored in latest], np.float64) for name in setup.metrics]
+    estimators: Sequence[Regression | item_response.Model]
     models: dict[str, item_response.Model] = {}
-    if setup.settings.estimator == "item_response":
-        fits = [item_response.fit(table) for table in tables]
-        models = dict(zip(reversed(setup.tasks), reversed(fits), strict=True))
-        estimators = [*fits]
-    else:
+    if setup.settings.estimator == "regression":
         estimators = [Regression(table) for table in tables]
-    vectors = [[scored.scores[name] for name in setup.objectives] for _, scored in complete]
+    else:
+        estimators = fits = [item_response.fit(table) for table in tables]
+        models = dict(zip(reversed(setup.tasks), reversed(fits), strict=True))
+    vectors = [[scored.scores[name] for name in setup.metrics] for _, scored in complete]
     means = np.array([[vector.mean(dtype=np.float64) for vector in row] for row in vectors])
     front = np.flatnonzero(pareto.nondominated(means))
     errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in vectors[i]] for i in front]
@@ -151,7 +143,7 @@ class Race:
         self.proposals = proposals
         self.queue: deque[Proposal] = deque()
         """Parts of this rung that are yet to be asked for."""
-        unknown = np.zeros(len(setup.objectives)), np.full(len(setup.objectives), math.inf)
+        unknown = np.zeros(len(setup.metrics)), np.full(len(setup.metrics), math.inf)
         self.candidates: dict[str, Candidate] = {}
         for proposal in proposals:
             identity = proposal.recipe.id
@@ -205,7 +197,7 @@ class Race:
         unknown = np.zeros(len(candidates)), np.full(len(candidates), math.inf)
         surrogates = self._criteria.surrogates
         predictions = [
-            surrogates[name].predict(points) if name in surrogates else unknown for name in self._setup.objectives
+            surrogates[name].predict(points) if name in surrogates else unknown for name in self._setup.metrics
         ]
         means, deviations = (np.stack(part, axis=1) for part in zip(*predictions, strict=True))
         for candidate, mean, deviation in zip(candidates, means, np.maximum(deviations, 1e-12), strict=True):
@@ -218,7 +210,7 @@ class Race:
         estimates = [
             estimator.estimate(np.array(seen[task], np.intp), np.array([scores[name] for scores in taken], np.float64))
             for name, task, estimator in zip(
-                self._setup.objectives, self._setup.tasks, self._criteria.estimators, strict=True
+                self._setup.metrics, self._setup.tasks, self._criteria.estimators, strict=True
             )
         ]
         means, errors = (np.stack(part, axis=1) for part in zip(*estimates, strict=True))
