@@ -135,7 +135,7 @@ def _scores(results: Results, candidate: Candidate) -> str:
         cells = [wording.interval(model.report[o.name], o.report) for o in results.objectives]
         lines.append(f"| {name} | {' | '.join(cells)} | {wording.interval(model.mean, mean)} |")
     sizes = ", ".join(f"{_plain(o.name)} {o.examples[1]}" for o in results.objectives)
-    lines.append(f"\nUnseen examples: {sizes}. In brackets: 95% bootstrap intervals over them.\n")
+    lines.append(f"\nUnseen examples: {sizes}. In brackets: 95% intervals over them, each by itself.\n")
     return "\n".join(lines)
 
 

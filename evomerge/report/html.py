@@ -81,7 +81,7 @@ def page(results: Results, folder: Path) -> str:
 <h2>The front, on unseen examples</h2>
 {_image(figures.front_figure(results), "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>
-<p class="muted">In brackets and as bars: 95% bootstrap intervals over the unseen examples. The picked merge, marked, has the
+<p class="muted">In brackets and as bars: 95% intervals over the unseen examples. The picked merge, marked, has the
 best mean score on the search examples.</p>
 {_scores(results)}
 <h2>Export a merge</h2>

@@ -86,6 +86,9 @@ def measure(
         shown[f"best {scale}"] = references[scale]
         rivals[f"best single scale ({scale.removeprefix('scale ')})"] = f"best {scale}"
 
+    rivals = {what: name for what, name in rivals.items() if name in shown}
+    level = 1 - (1 - bootstrap.LEVEL) / (len(rivals) + 1)
+
     def compare(name: str, theirs: Candidate) -> Comparison:
         pair = known[picked.recipe_id, "report"].scores, known[theirs.recipe_id, "report"].scores
         return Comparison(
@@ -93,7 +96,8 @@ def measure(
             worse=name,
             values=(picked.mean[0], theirs.mean[0]),
             what="mean",
-            difference=bootstrap.difference(*pair, draws),
+            difference=bootstrap.difference(*pair, draws, level),
+            level=level,
         )
 
     def volume(recipes: Sequence[Recipe]) -> float:
@@ -108,6 +112,7 @@ def measure(
         [known[recipe.id, "report"].scores for recipe in references.values()],
         corner,
         draws,
+        level=level,
     )
     seconds, damaged = costs.totals(study.folder)
     return Results(
@@ -142,13 +147,14 @@ def measure(
         references=references_shown,
         unscored=unscored,
         comparisons=(
-            *(compare(what, references_shown[name]) for what, name in rivals.items() if name in references_shown),
+            *(compare(what, references_shown[name]) for what, name in rivals.items()),
             Comparison(
                 better="searched front",
                 worse="base, experts, average and scale sweep together",
                 values=(volumes["front"], volumes["references"]),
                 what="hypervolume",
                 difference=against,
+                level=level,
             ),
         ),
         **_population(study, len(population)),
@@ -192,8 +198,8 @@ def verify(
 def _draws(study: Study, objectives: Sequence[str]) -> bootstrap.Resamples:
     """Return the resamples of the report split's examples for these of the study's objectives, `task/metric`."""
     tasks, settings = study.parts.tasks, study.settings
-    sizes = {key: tasks[key.rpartition("/")[0]].size("report") for key in objectives}
-    return bootstrap.resamples(sizes, settings.report.resamples, settings.seed)
+    keys = {name: tasks[name.rpartition("/")[0]].example_keys("report") for name in objectives}
+    return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
 
 def _candidate(name: str, recipe: Recipe, known: Known, parts: Parts, draws: bootstrap.Resamples) -> Candidate:

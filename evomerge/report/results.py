@@ -52,6 +52,8 @@ class Comparison(_Data):
     what: str
     """`mean` over objectives of the reported metric, or `hypervolume`."""
     difference: Interval
+    level: float = 0.95
+    """Of the interval: above 95% where several comparisons share the 5% of errors (Bonferroni)."""
 
     @property
     def verdict(self) -> str:

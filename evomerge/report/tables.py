@@ -92,11 +92,20 @@ def sentences(results: Results) -> list[str]:
     raced = f"; {results.stopped} lost their race before; {results.spent:g} evaluations' worth of examples in all"
     said.append(
         f"{results.evaluations} candidates were evaluated{failed}{raced * bool(results.stopped)}. Search scores chose the front; "
-        "every score shown was measured on examples that the search never saw."
+        f"every score shown was measured on examples that the search never saw. {levels(results)}"
     )
     if results.damaged_costs:
         said.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
     return said
+
+
+def levels(results: Results) -> str:
+    """Return what the intervals of the comparisons and those of the scores promise."""
+    scores = "each interval of a score covers with 95% by itself"
+    if len(results.comparisons) < 2:
+        return f"{scores.capitalize()}."
+    level = f"{100 * results.comparisons[0].level:.1f}%"
+    return f"The intervals of the comparisons cover with {level} each, and so with 95% together (Bonferroni); {scores}."
 
 
 def unscored(results: Results) -> list[str]:
@@ -143,7 +152,7 @@ def _verdict(results: Results, comparison: Comparison) -> str:
 
 def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
     """Return a table with an empty line between what needs no search and what the search found."""
-    table = Table(title="On unseen examples, with 95% intervals", **_STYLE)
+    table = Table(title="On unseen examples, each with its 95% interval", **_STYLE)
     table.add_column("model")
     for objective in results.objectives:
         table.add_column(Text(f"{objective.name}\n{wording.metric(objective.report)}"), justify="right")

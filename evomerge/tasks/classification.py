@@ -89,6 +89,7 @@ class Classification(SplitTask):
             settings,
             metrics=choose_metrics(settings.metrics, settings.keep_margins),
             sizes={split: len(columns[settings.label]) for split, columns in splits.items()},
+            inputs={split: columns[settings.input] for split, columns in splits.items()},
         )
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)

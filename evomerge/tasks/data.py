@@ -24,7 +24,7 @@ def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], f
     for split, path in paths.items():
         if not splits[split][columns[0]]:
             raise task_error(task, f"a task without examples: expected at least one for `{split}` in {path}")
-    searched, reported = (_digests(splits[split]) for split in ("search", "report"))
+    searched, reported = (digests(zip(*splits[split].values(), strict=True)) for split in ("search", "report"))
     shared = set(searched) & set(reported)
     if shared:
         first = next(i for i, digest in enumerate(reported) if digest in shared)
@@ -133,10 +133,9 @@ def _package_missing(task: str, path: Path, package: str) -> TaskError:
     return task_error(task, f"reading {path} needs the package {package}; type: pip install 'evomerge[data]'")
 
 
-def _digests(columns: Columns) -> list[bytes]:
-    """Return the sha256 of each example's values in all columns."""
-    rows = zip(*columns.values(), strict=True)
-    return [hashlib.sha256(json.dumps(row, default=str).encode()).digest() for row in rows]
+def digests(values: Iterable[Any]) -> list[str]:
+    """Return the hexadecimal sha256 of each value."""
+    return [hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest() for value in values]
 
 
 def _shown(value: Any) -> str:

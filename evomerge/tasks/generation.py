@@ -60,6 +60,7 @@ class Generation(SplitTask):
             settings,
             metrics=(ACCURACY, LOG_LIKELIHOOD),
             sizes={split: len(columns[settings.prompt]) for split, columns in splits.items()},
+            inputs={split: columns[settings.prompt] for split, columns in splits.items()},
         )
         self._settings = settings
         self._pattern = self._compiled()

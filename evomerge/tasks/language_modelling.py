@@ -43,6 +43,7 @@ class LanguageModelling(SplitTask):
             settings,
             metrics=(LOG_LIKELIHOOD,),
             sizes={split: len(columns[settings.text]) for split, columns in splits.items()},
+            inputs={split: columns[settings.text] for split, columns in splits.items()},
         )
         self._settings = settings
         self._texts = {split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()}

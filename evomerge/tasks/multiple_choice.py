@@ -56,6 +56,7 @@ class MultipleChoice(SplitTask):
             settings,
             metrics=choose_metrics(settings.metrics, settings.keep_margins),
             sizes={split: len(values[settings.answer]) for split, values in splits.items()},
+            inputs={split: values[settings.prompt] for split, values in splits.items()},
         )
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}

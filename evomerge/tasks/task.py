@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
-from evomerge.tasks.data import task_error
+from evomerge.tasks.data import digests, task_error
 from evomerge.trial import Metric, Split
 
 Vector = NDArray[np.float32]
@@ -60,6 +60,9 @@ class Task(Protocol):
     def size(self, split: Split) -> int:
         """Return the number of examples in `split`, at least 1."""
 
+    def example_keys(self, split: Split) -> list[str]:
+        """Return a key for each example of `split`; examples of any tasks that have the same key are the same example."""
+
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the scores of `model` on the examples of `split` with these indices, in that order; None means all.
 
@@ -79,15 +82,23 @@ class TaskSettings(BaseModel):
     """The metric to search; None takes the kind's default."""
     report_metric: str | None = None
     """The metric to report; None takes the kind's default."""
+    group: str | None = None
+    """Tasks of one group have the same examples, row for row, each with changed inputs; intervals then draw them together."""
 
 
 class SplitTask(ABC):
     """Base of tasks with a fixed number of examples in each split. Abstract: a subclass writes `score`."""
 
     def __init__(
-        self, name: str, settings: TaskSettings, *, metrics: Sequence[Metric], sizes: Mapping[Split, int]
+        self,
+        name: str,
+        settings: TaskSettings,
+        *,
+        metrics: Sequence[Metric],
+        sizes: Mapping[Split, int],
+        inputs: Mapping[Split, Sequence[Any]] | None = None,
     ) -> None:
-        """Declare the `metrics` and the number of examples in each split.
+        """Declare the `metrics`, the number of examples in each split, and the examples' inputs, where they are known.
 
         By default the first smooth metric is searched and the first other one reported. Raises `TaskError` if the
         settings name another metric than these.
@@ -99,10 +110,18 @@ class SplitTask(ABC):
         self.search_metric = self._checked_name("search_metric", settings.search_metric or smooth.name)
         self.report_metric = self._checked_name("report_metric", settings.report_metric or other.name)
         self._sizes = dict(sizes)
+        self._group = settings.group
+        self._digests = {split: digests(values) for split, values in (inputs or {}).items()}
 
     def size(self, split: Split) -> int:
         """Return the number of examples in `split`."""
         return self._sizes[split]
+
+    def example_keys(self, split: Split) -> list[str]:
+        """Return what identifies each example of `split`: its place in the `group`, or its input, or else its place here."""
+        if self._group is None and self._digests:
+            return self._digests[split]
+        return [f"{self._group or self.name}\n{i}" for i in range(self.size(split))]
 
     @abstractmethod
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

@@ -29,6 +29,14 @@ class TaskSuite:
             assert metric.low < metric.high
         assert min(task.size("search"), task.size("report")) > 2  # the suite scores subsets
 
+    def test_one_key_for_each_example(self, tmp_path: Path) -> None:
+        """The same task made again has the same keys."""
+        (task, _), (again, _) = self.make(tmp_path), self.make(tmp_path)
+        splits: tuple[Split, ...] = ("search", "report")
+        for split in splits:
+            assert len(task.example_keys(split)) == task.size(split)
+            assert task.example_keys(split) == again.example_keys(split)
+
     def test_one_score_for_each_example(self, tmp_path: Path) -> None:
         """Vectors are float32, one entry per example, and in the declared range; tables have one row per example."""
         task, model = self.make(tmp_path)

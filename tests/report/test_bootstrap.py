@@ -32,8 +32,8 @@ def test_95_percent_of_intervals_hold_the_truth():
 
 
 def test_mean_weighs_objectives_alike_whatever_their_number_of_examples():
-    scores = {"a": np.ones(10, np.float32), "b": np.zeros(90, np.float32)}
-    assert bootstrap.mean_interval(scores, bootstrap.resamples({"a": 10, "b": 90}, n=50)) == (0.5, 0.5, 0.5)
+    scores = {"a": np.full(10, 2, np.float32), "b": np.full(90, 3, np.float32)}
+    assert bootstrap.mean_interval(scores, bootstrap.resamples({"a": 10, "b": 90}, n=50)) == (2.5, 2.5, 2.5)
 
 
 def test_mean_of_two_objectives_has_the_variance_of_independent_draws():
@@ -72,6 +72,76 @@ def test_resamples_of_a_task_do_not_depend_on_the_other_tasks():
     np.testing.assert_array_equal(bootstrap.resamples({"a": 30, "b": 30}, n=20).counts["b"], alone)
 
 
+def coverage(truth: float, draw, interval, repeats: int = 300) -> float:
+    """Return the share of seeded repeats in which the interval of drawn scores contains the truth."""
+    generator = np.random.default_rng(0)
+    ends = [interval(draw(generator)) for _ in range(repeats)]
+    return sum(low <= truth <= high for _, low, high in ends) / repeats
+
+
+@pytest.mark.parametrize("of", ["mean", "difference"])
+def test_intervals_of_tasks_that_share_examples_contain_the_truth(of):
+    """Four views of the same 60 examples: their mean varies as one task's, twice as much as that of four separate tasks."""
+    tasks, keys = "abcd", [f"image {i}" for i in range(60)]
+    shared, apart = (bootstrap.resamples(dict.fromkeys(tasks, examples), n=300) for examples in (keys, 60))
+
+    def draw(generator):
+        image = generator.normal(size=60)
+        return {task: (image + 0.2 * generator.normal(size=60)).astype(np.float32) for task in tasks}
+
+    def interval(draws):
+        zero = dict.fromkeys(tasks, np.zeros(60, np.float32) + 0.5)
+        return lambda scores: (
+            bootstrap.mean_interval(scores, draws) if of == "mean" else bootstrap.difference(scores, zero, draws)
+        )
+
+    truth = 0.0 if of == "mean" else -0.5
+    assert coverage(truth, draw, interval(shared)) >= 0.9
+    assert coverage(truth, draw, interval(apart)) < 0.75
+
+
+def test_tasks_connected_by_shared_examples_draw_them_together():
+    keys = {"a": ["1", "2", "3"], "b": ["3", "4", "5", "5"], "c": ["5", "6"], "d": 2}
+    counts = bootstrap.resamples(keys, n=40).counts
+    np.testing.assert_array_equal(counts["a"][:, 2], counts["b"][:, 0])
+    np.testing.assert_array_equal(counts["b"][:, 2], counts["b"][:, 3])
+    np.testing.assert_array_equal(counts["b"][:, 2], counts["c"][:, 0])
+    assert all(table.any(axis=1).all() for table in counts.values()), "every resample has an example of every task"
+    np.testing.assert_array_equal(counts["d"], bootstrap.resamples({"d": 2}, n=40).counts["d"])
+
+
+@pytest.mark.parametrize(("examples", "tasks"), [(20, 1), (50, 1), (20, 4), (50, 4)])
+def test_intervals_of_nearly_perfect_shares_contain_the_truth(examples, tasks):
+    """Percentile intervals contain p = 0.98 in 31% of cases for 20 examples of one task, and in 64% for 50."""
+    draws = bootstrap.resamples(dict.fromkeys("abcd"[:tasks], examples), n=200)
+
+    def draw(generator):
+        return {task: (generator.random(examples) < 0.98).astype(np.float32) for task in draws.counts}
+
+    assert coverage(0.98, draw, lambda scores: bootstrap.mean_interval(scores, draws)) >= 0.92
+    assert coverage(0.98, draw, lambda scores: bootstrap.intervals(scores, draws)["a"]) >= 0.95
+
+
+def test_intervals_of_differences_of_nearly_perfect_shares_contain_the_truth():
+    draws = bootstrap.resamples({"a": 50, "b": 50}, n=200)
+
+    def draw(generator):
+        hard = {task: generator.random(50) for task in "ab"}
+        return [{task: (hard[task] < p).astype(np.float32) for task in "ab"} for p in (0.99, 0.95)]
+
+    assert coverage(0.04, draw, lambda pair: bootstrap.difference(*pair, draws)) >= 0.94
+
+
+def test_interval_of_a_share_by_hand():
+    # Clopper-Pearson ends solve P(X >= 19) = 0.025 and P(X <= 19) = 0.025 for X ~ Binomial(20, p); at 20 of 20 the low
+    # end is 0.025^(1/20).
+    value, low, high = bootstrap.share_interval(0.95, 20)
+    assert value == 0.95
+    assert 20 * low**19 * (1 - low) + low**20 == pytest.approx(0.025)
+    assert 1 - high**20 == pytest.approx(0.025)
+    assert bootstrap.share_interval(1.0, 20) == (1.0, pytest.approx(0.025 ** (1 / 20)), 1.0)
+
+
 def test_metrics_of_one_task_share_their_resamples_and_tasks_do_not():
     counts = bootstrap.resamples({"a/accuracy": 30, "a/log_likelihood": 30, "b/accuracy": 30}, n=20).counts
     np.testing.assert_array_equal(counts["a/accuracy"], counts["a/log_likelihood"])
@@ -91,10 +161,10 @@ def test_resampled_means_keep_small_differences_of_large_scores():
     np.testing.assert_allclose(draws.means(scores)[:, 0], exact, rtol=0, atol=1e-8)
 
 
-def models(accuracies: list[tuple[float, float]], seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Return 0/1 scores of models whose examples are equally hard for all of them."""
-    hard = np.random.default_rng(seed).random((2, 300))
-    noise = np.random.default_rng(seed + 1).normal(0, 0.05, (len(accuracies), 2, 300))
+def models(accuracies: list[tuple[float, float]], seed: int = 0, examples: int = 300) -> list[dict[str, np.ndarray]]:
+    """Return 0/1 scores of models on the same examples, which are equally hard for all."""
+    hard = np.random.default_rng(seed).random((2, examples))
+    noise = np.random.default_rng(seed + 1).normal(0, 0.05, (len(accuracies), 2, examples))
     return [
         {task: (hard[i] + noise[k, i] < pair[i]).astype(np.float32) for i, task in enumerate("ab")}
         for k, pair in enumerate(accuracies)
@@ -125,6 +195,25 @@ def test_many_copies_of_one_noisy_model_are_seldom_called_a_better_front():
         alike = models([(0.7, 0.7)] * 14, seed=100 * seed)
         better += bootstrap.hypervolume_difference(alike[:10], alike[10:], point, draws)[1] > 0
     assert better <= 8, "the luck of many points passes for a better front"
+
+
+@pytest.mark.parametrize(
+    ("references", "copied"),
+    [
+        pytest.param([(0.35, 0.35), (0.6, 0.3), (0.3, 0.6), (0.7, 0.7)], [3], id="the best"),
+        pytest.param([(0.35, 0.35), (0.75, 0.25), (0.25, 0.75), (0.6, 0.6), (0.68, 0.5)], [1, 2, 3, 4], id="all"),
+    ],
+)
+def test_front_of_copies_of_references_is_called_better_in_at_most_5_percent_of_cases(references, copied):
+    """Sixteen models equal in truth to references, at the level of three comparisons; by resampling alone, at 95%: 18% and 25%."""
+    front = np.resize(np.array(references)[copied], (16, 2)).tolist()
+    draws = bootstrap.resamples({"a": 200, "b": 200}, n=200)
+    better = 0
+    for seed in range(60):
+        alike = models([*front, *references], seed=1000 * seed, examples=200)
+        gap = bootstrap.hypervolume_difference(alike[:16], alike[16:], {"a": 0.2, "b": 0.2}, draws, level=1 - 0.05 / 3)
+        better += gap[1] > 0
+    assert better / 60 <= 0.05
 
 
 def test_hypervolume_difference_follows_the_objectives_by_name():

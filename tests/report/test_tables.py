@@ -88,3 +88,14 @@ def test_point_stands_beside_what_needs_no_search(results):
 def test_names_in_brackets_are_no_markup(build):
     text = printed(*tables.summary(build(2, merges=5, rename=lambda name: f"[red]{name}")))
     assert "[red]base" in text
+
+
+def test_levels_of_intervals_are_stated(results):
+    one, *more = results.comparisons
+    level = 1 - 0.05 / 3
+    three = results.model_copy(
+        update={"comparisons": tuple(c.model_copy(update={"level": level}) for c in (one, *more))}
+    )
+    assert "comparisons cover with 98.3% each, and so with 95% together (Bonferroni)" in tables.sentences(three)[-1]
+    alone = results.model_copy(update={"comparisons": (one,)})
+    assert tables.sentences(alone)[-1].endswith("Each interval of a score covers with 95% by itself.")

@@ -166,3 +166,15 @@ def test_metrics_of_functions_have_the_range_of_their_name_or_a_declared_one(fol
     assert declared.score(None, "search").scores["gain"].tolist() == [0.5, 0.5, 0.5]
     with pytest.raises(TaskError, match=r"unknown key `metrics\.gain\.highest`; did you mean `high`"):
         make("some", {**settings, "metrics": {"gain": {"highest": 1}}}, folder)
+
+
+def test_equal_inputs_and_rows_of_a_group_have_equal_keys(folder):
+    one, two, grouped, other = (
+        make(name, LM | extra, folder)
+        for name, extra in (("one", {}), ("two", {}), ("a", {"group": "digits"}), ("b", {"group": "digits"}))
+    )
+    assert one.example_keys("search") == two.example_keys("search")
+    assert not set(one.example_keys("search")) & set(one.example_keys("report"))
+    assert grouped.example_keys("report") == other.example_keys("report") == ["digits\n0"]
+    counted = {"kind": "callable", "function": "math:fsum", "search": 2, "report": 3}
+    assert make("c", counted, folder).example_keys("report") == ["c\n0", "c\n1", "c\n2"]
