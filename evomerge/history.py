@@ -8,7 +8,6 @@ from pathlib import Path
 
 from evomerge import journal
 from evomerge.errors import StudyError
-from evomerge.journal import Ask
 from evomerge.trial import Evaluation, Proposal, ScoreTable, Split
 
 Completed = list[tuple[Proposal, Evaluation]]
@@ -29,21 +28,18 @@ class History:
     """Number of scored search examples, in units of a full evaluation: the used budget."""
 
     @classmethod
-    def read(cls, path: Path, sizes: Mapping[Split, Mapping[str, int]] | None = None) -> "History":
+    def read(
+        cls, path: Path, sizes: Mapping[Split, Mapping[str, int]] | None = None, *, retried: bool = False
+    ) -> "History":
         """Read the journal at `path`.
 
         When all examples of a recipe are scored, its parts become one evaluation under the number of the last part; a part
         that failed is a failed evaluation. `sizes` are the numbers of examples of each task, by split; without them, a
-        journal with parts is a `StudyError`.
+        journal with parts is a `StudyError`. `retried` is that of `journal.events`.
         """
-        asks: dict[int, Proposal] = {}
-        tells: dict[int, Evaluation] = {}
-        for event in journal.read(path):
-            if isinstance(event, Ask):
-                asks[event.number] = Proposal(event.number, event.recipe, split=event.split, examples=event.examples)
-            else:
-                tells[event.number] = event.evaluation
-        completed = [(asks[number], tells[number]) for number in sorted(tells)]
+        events = journal.events(path, retried=retried)
+        completed = [(proposal, evaluation) for proposal, evaluation in events if evaluation is not None]
+        completed.sort(key=lambda pair: pair[0].number)
         population: Completed = []
         tables: dict[tuple[str, Split], ScoreTable] = {}
         last: dict[tuple[str, Split], int] = {}

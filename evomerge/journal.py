@@ -1,13 +1,13 @@
 """Journal: the append-only record of a study, and its only truth. Resume is replay.
 
-One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` is with the operating system before any work on
-it begins, a `tell` before anybody acts on it: a result that was acknowledged survives any kill. On disk it is at once, too,
-but no more than once a second: what is told in between is synced together, a second later at most. So a power cut costs the
-last second of results, which are evaluated again. A last line that was torn is cut off at the next opening; a damaged line in
-the middle is refused.
+One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` reaches the operating system before any work on
+it begins, a `tell` before anything acts on it: a recorded result survives the death of the process. Results are synced to
+disk at most once a second, so a power cut costs the last second of results, which are evaluated again. A torn last line is cut
+off at the next opening; a damaged line in the middle is refused.
 
-The bytes depend only on what was asked and told, in order: no clock, no host. Arrival order may differ between runs with
-several workers; `canonical` is the form that may not.
+The bytes depend only on what was asked and told, in order, not on the clock or the host. Arrival order may differ between
+runs with several workers; `canonical` is the form that does not. Format 2 records have the `genome` of an ask, as base64 of
+little-endian float64; those of format 1 have none. A journal may hold both.
 """
 
 import errno
@@ -22,23 +22,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
+
 from evomerge import files
 from evomerge.errors import JournalError
-from evomerge.recipe import Recipe
-from evomerge.trial import Evaluation, Examples, Proposal, Split
+from evomerge.recipe import Recipe, describe
+from evomerge.recipe.validation import FrozenModel
+from evomerge.trial import Evaluation, Proposal, Split, from_base64, to_base64
 
-_GROUP = 1.0
-"""Seconds whose results are synced together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """The record that a proposal was made."""
-
-    number: int
-    recipe: Recipe
-    split: Split
-    examples: Examples | None = None
+_SYNC_INTERVAL = 1.0
+"""Seconds between syncs: results that come in between are synced together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +51,28 @@ class Journal:
         self.path = path
         fresh = not path.exists()
         if not fresh:
-            good = sum(len(line) for _, line, _ in _lines(path))
+            size = sum(len(line) for line, _ in _lines(path))
             with path.open("r+b") as file:
-                file.truncate(good)
+                file.truncate(size)
         self._file = path.open("ab", buffering=0)
-        self._synced = -_GROUP  # when the last sync was
-        self._late: threading.Timer | None = None  # what will sync the results of this second
+        self._synced = -_SYNC_INTERVAL  # time of the last sync
+        self._timer: threading.Timer | None = None  # of the next sync, if one is due
         self._open = threading.Lock()  # held while the file must not be closed
-        self._failure: OSError | None = None  # of a late sync
+        self._failure: OSError | None = None  # of a sync by the timer
         if fresh:
             files.sync(path.parent)
 
     def ask(self, proposal: Proposal) -> None:
         """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
-        # The recipe's canonical JSON goes in as it is: to read and write it again would be most of the cost.
-        split = "" if proposal.split == "search" else f',"split":"{proposal.split}"'
-        examples = "" if proposal.examples is None else f',"examples":{_compact(dict(proposal.examples))}'
-        body = f'{{"ask":{proposal.number},"recipe":{proposal.recipe.json}{split}{examples}}}'
-        self._append(body, durable=False)
+        # The recipe's canonical JSON is inserted as it is: parsing and writing it again would be most of the cost.
+        parts = [f'"ask":{proposal.number},"recipe":{proposal.recipe.json}']
+        if proposal.split != "search":
+            parts.append(f'"split":"{proposal.split}"')
+        if proposal.examples is not None:
+            parts.append(f'"examples":{_compact(dict(proposal.examples))}')
+        if proposal.genome is not None:
+            parts.append(f'"genome":"{to_base64(proposal.genome, np.float64)}"')
+        self._append(f"{{{','.join(parts)}}}", durable=False)
 
     def tell(self, number: int, evaluation: Evaluation) -> None:
         """Record an evaluation. It reaches the operating system before this returns, and the disk within a second."""
@@ -86,10 +84,10 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        late = self._late
-        if late is not None:
-            late.cancel()
-            self._sync_late()
+        timer = self._timer
+        if timer is not None:
+            timer.cancel()
+            self._sync_now()
         with self._open:
             self._file.close()
         if kind is None:
@@ -97,10 +95,12 @@ class Journal:
 
     def _append(self, body: str, *, durable: bool) -> None:
         self._check()
-        line = _frame(body.encode())
+        content = body.encode()
+        line = b"%08x %s\n" % (zlib.crc32(content), content)
         start = self._file.seek(0, os.SEEK_END)
         try:
-            self._write(line)
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # cut off like any other failure
             if durable:
                 self._sync()
         except OSError as error:
@@ -111,19 +111,19 @@ class Journal:
             raise self._error(error) from error
 
     def _sync(self) -> None:
-        """Sync now, or with what else is told within the second after the last sync."""
-        if self._late is not None:
+        """Sync now, or when the interval since the last sync is over."""
+        if self._timer is not None:
             return
-        if time.monotonic() - self._synced >= _GROUP:
+        if time.monotonic() - self._synced >= _SYNC_INTERVAL:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
             return
-        self._late = threading.Timer(_GROUP, self._sync_late)
-        self._late.daemon = True
-        self._late.start()
+        self._timer = threading.Timer(_SYNC_INTERVAL, self._sync_now)
+        self._timer.daemon = True
+        self._timer.start()
 
-    def _sync_late(self) -> None:
-        self._late = None  # what is told from here on is not synced by this
+    def _sync_now(self) -> None:
+        self._timer = None  # this sync does not cover later results
         with self._open:
             if not self._file.closed:
                 try:
@@ -133,58 +133,121 @@ class Journal:
         self._synced = time.monotonic()
 
     def _check(self) -> None:
-        """Raise what a late sync has met."""
+        """Raise the failure of a sync by the timer, if there was one."""
         if self._failure is not None:
             raise self._error(self._failure) from self._failure
 
     def _error(self, error: OSError) -> JournalError:
         return JournalError(
-            f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: mend it, then `evomerge resume`"
+            f"{self.path}: cannot write ({error.strerror}); nothing acknowledged is lost: fix the cause, then `evomerge resume`"
         )
 
-    def _write(self, line: bytes) -> None:
-        if self._file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def read(path: Path) -> list[Proposal | Tell]:
+    """Return the records of a journal, without a torn last line. Raises `JournalError` naming a line that is not valid."""
+    if not path.exists():
+        return []
+    return [_record(path, number, body) for number, (_, body) in enumerate(_lines(path), start=1)]
 
 
-def read(path: Path) -> list[Ask | Tell]:
-    """Return the records of a journal, without a torn last line. Raises `JournalError` if it is damaged."""
-    return [_record(path, number, data) for number, _, data in _lines(path)] if path.exists() else []
+def events(path: Path, *, retried: bool = False) -> Iterator[tuple[Proposal, Evaluation | None]]:
+    """Yield each proposal of a journal when it is asked, with None, and again with its evaluation.
+
+    Proposals are numbered from 0 without a gap; each is evaluated at most once. With `retried`, one without an evaluation
+    may be asked again, as a report does that was interrupted. Raises `JournalError` naming a line that is out of order.
+    """
+    pending: dict[int, Proposal] = {}
+    count = 0
+    for line, record in enumerate(read(path), start=1):
+        if isinstance(record, Tell):
+            if record.number not in pending:
+                msg = f"{path}: line {line} is the result of proposal {record.number}, which is not pending; lines are missing, doubled or swapped: {_RESTORE}"
+                raise JournalError(msg)
+            yield pending.pop(record.number), record.evaluation
+            continue
+        if record.number != count and not (retried and record.number in pending):
+            msg = f"{path}: line {line} is proposal {record.number}, expected proposal {count}; lines are missing, doubled or swapped: {_RESTORE}"
+            raise JournalError(msg)
+        count = max(count, record.number + 1)
+        pending[record.number] = record
+        yield record, None
 
 
 def canonical(path: Path) -> bytes:
     """Return the journal with each number's ask and tell together, in order of number: equal for equal searches."""
-    keyed = [((data.get("ask", data.get("tell")), "tell" in data), line) for _, line, data in _lines(path)]
-    return b"".join(line for _, line in sorted(keyed, key=lambda entry: entry[0]))
+    records = [(record.number, isinstance(record, Tell)) for record in read(path)]
+    keyed = zip(records, (line for line, _ in _lines(path)), strict=True)
+    return b"".join(line for _, line in sorted(keyed))
 
 
-def _frame(body: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(body), body)
+_RESTORE = "restore the file from a copy, or cut it before that line to lose what follows"
+
+
+def _record(path: Path, line: int, body: bytes) -> Proposal | Tell:
+    try:
+        data = json.loads(body)
+        if isinstance(data, dict) and "ask" in data:
+            return _ask(data)
+        if isinstance(data, dict) and "tell" in data:
+            return _tell(data)
+    except (ValueError, RecursionError) as error:  # also RecipeError, and those of json, base64, pydantic and numpy
+        cause = describe(error, "record", {}) if isinstance(error, ValidationError) else error
+        msg = f"{path}: line {line} is no valid record ({cause}); {_RESTORE}"
+        raise JournalError(msg) from None
+    kind = ", ".join(data) if isinstance(data, dict) else repr(data)[:40]
+    msg = f"{path}: line {line} is of a kind unknown to this version ({kind}); install the newer evomerge"
+    raise JournalError(msg)
+
+
+def _ask(data: dict[str, Any]) -> Proposal:
+    record = _AskRecord.model_validate(data)
+    genome = None if record.genome is None else from_base64(record.genome, np.float64)
+    examples = None
+    if record.examples is not None:
+        examples = {task: tuple(indices) for task, indices in record.examples.items()}
+    return Proposal(record.ask, Recipe.parse(record.recipe), genome, record.split, examples)
+
+
+def _tell(data: dict[str, Any]) -> Tell:
+    record = _TellRecord.model_validate(data)
+    if (record.error is None) == (record.scores is None):
+        msg = "expected either `scores` or `error`"
+        raise ValueError(msg)
+    return Tell(record.tell, Evaluation.from_json(data))
+
+
+class _AskRecord(FrozenModel, strict=True):
+    ask: NonNegativeInt
+    recipe: Any
+    split: Split = "search"
+    examples: dict[str, list[NonNegativeInt]] | None = None
+    genome: str | None = None
+
+
+class _Columns(FrozenModel, strict=True):
+    columns: PositiveInt
+    rows: str
+
+
+class _TellRecord(FrozenModel, strict=True):
+    tell: NonNegativeInt
+    error: str | None = None
+    scores: dict[str, str] | None = None
+    outputs: dict[str, _Columns] | None = None
 
 
 def _compact(data: dict[str, Any]) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _record(path: Path, number: int, data: dict[str, Any]) -> Ask | Tell:
-    if "ask" in data:
-        part = data.get("examples")
-        examples = None if part is None else {task: tuple(numbers) for task, numbers in part.items()}
-        return Ask(data["ask"], Recipe.parse(data["recipe"]), data.get("split", "search"), examples)
-    if "tell" in data:
-        return Tell(data["tell"], Evaluation.from_json(data))
-    msg = f"{path}: line {number} is of a kind unknown to this version ({', '.join(data)}); install the newer evomerge"
-    raise JournalError(msg)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Yield each whole line's number, bytes and data."""
+def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each complete line, and the body in it. Raises `JournalError` for one whose checksum is wrong."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                return  # torn by a kill in mid-write: it was never acknowledged
+                return  # torn by a kill during the write: it was never acknowledged
             body = line[9:-1]
             if line[:9] != b"%08x " % zlib.crc32(body):
-                msg = f"{path}: line {number} is damaged; restore the file from a copy, or cut it before that line to lose what follows"
+                msg = f"{path}: line {number} is damaged; {_RESTORE}"
                 raise JournalError(msg)
-            yield number, line, json.loads(body)
+            yield line, body

@@ -22,7 +22,7 @@ from rich.console import Console
 from evomerge import costs, evaluate, files, journal, pareto
 from evomerge.errors import StudyError
 from evomerge.history import Completed, History, cost, digest
-from evomerge.journal import Ask, Journal
+from evomerge.journal import Journal
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe, describe
 from evomerge.search import Driver
@@ -189,14 +189,13 @@ class Study:
         Raises `StudyError` if the driver proposes anything other than the recorded recipe and examples.
         """
         pending: dict[int, Proposal] = {}
-        for event in journal.read(self.journal_path):
-            if isinstance(event, Ask):
-                proposal = pending[event.number] = self._matching(event, driver.ask())
-                yield proposal, None
+        for recorded, evaluation in journal.events(self.journal_path):
+            if evaluation is None:
+                proposal = pending[recorded.number] = self._matching(recorded, driver.ask())
             else:
-                proposal = pending.pop(event.number)
-                driver.tell(proposal, event.evaluation)
-                yield proposal, event.evaluation
+                proposal = pending.pop(recorded.number)
+                driver.tell(proposal, evaluation)
+            yield proposal, evaluation
 
     def evaluator(self) -> evaluate.CachingEvaluator:
         """Return a new evaluator for these settings. The caller closes it."""
@@ -213,7 +212,7 @@ class Study:
 
     def lineage(self) -> dict[str, Recipe]:
         """Return the recipes of all candidates by id, from which candidates that are merges of others can be built again."""
-        return {event.recipe.id: event.recipe for event in journal.read(self.journal_path) if isinstance(event, Ask)}
+        return {proposal.recipe.id: proposal.recipe for proposal, _ in journal.events(self.journal_path)}
 
     def history(self) -> History:
         """Return all evaluations so far."""
@@ -247,17 +246,17 @@ class Study:
             file.flush()
             yield
 
-    def _matching(self, event: Ask, proposal: Proposal | None) -> Proposal:
+    def _matching(self, recorded: Proposal, proposal: Proposal | None) -> Proposal:
         """Return the driver's proposal. Raises `StudyError` if it is not the recorded one."""
         what = "another recipe than the recorded one"
-        if proposal is not None and (proposal.number, proposal.recipe) == (event.number, event.recipe):
-            if proposal.examples == event.examples:
+        if proposal is not None and (proposal.number, proposal.recipe) == (recorded.number, recorded.recipe):
+            if proposal.examples == recorded.examples:
                 return proposal
             what = "other examples than the recorded ones"
         then, now = _read_header(self.folder).versions, versions()
         changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
         msg = (
-            f"{self.journal_path}: replaying proposal {event.number} gave {what}; "
+            f"{self.journal_path}: replaying proposal {recorded.number} gave {what}; "
             f"{'changed since: ' + ', '.join(changed) if changed else 'no version has changed: please report this'}; "
             "install the recorded versions, or start a new study"
         )

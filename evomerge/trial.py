@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,10 +13,12 @@ from evomerge.errors import EvaluatorError
 from evomerge.recipe import Recipe
 
 Split = Literal["search", "report"]
-"""Which disjoint examples of a task are scored: those that a search may look at, or those that it never sees."""
+"""Which disjoint examples of a task are scored: those that a search may use, or those that it never sees."""
 
 Examples = Mapping[str, tuple[int, ...]]
-"""Task → numbers of some of its examples in a split, each once. A task that is not named has none."""
+"""Task → indices of some of its examples in a split, each once. A task that is not named has none."""
+
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,10 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """A candidate that somebody wants evaluated.
+    """A candidate to be evaluated.
 
-    `number` counts a study's asks from 0. `genome` is the driver's encoding, float64 `(genes,)`, or None where a recipe
-    came from elsewhere. `examples` are those to score, in this order; None means all examples of all tasks.
+    `number` counts a study's asks from 0. `genome` is the driver's encoding, float64 `(genes,)`, or None for a recipe from
+    elsewhere. `examples` are those to score, in this order; None means all examples of all tasks.
     """
 
     number: int
@@ -67,17 +69,21 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """What an evaluation found: score vectors, or the reason why there are none. Higher is better everywhere.
+    """The result of a proposal: score vectors, or the reason why there are none. Higher is better everywhere.
 
-    `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split, or of the examples that were
-    asked for, where these are a part. `outputs` maps `task/name` to tables that were asked for, float32 `(examples, columns)`,
-    in the same order. `seconds` says where the time went and is no part of the result.
+    `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split, or of the proposal's examples.
+    `outputs` maps `task/name` to tables, float32 `(examples, columns)`, in the same order. `seconds` says where the time
+    went and is not part of the result. What is not valid Unicode in `error` (a lone surrogate) is escaped.
     """
 
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     error: str | None = None
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            object.__setattr__(self, "error", self.error.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     @classmethod
     def of(cls, scores: Mapping[str, ArrayLike]) -> "Evaluation":
@@ -97,98 +103,106 @@ class Evaluation:
         return np.array([self.scores[name].mean(dtype=np.float64) for name in objectives])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result (all but the time) as JSON data; `from_json` gives back the same bytes."""
+        """Return the result (without the time) as JSON data; `from_json` gives back the same bytes."""
         if self.error is not None:
             return {"error": self.error}
-        data: dict[str, Any] = {"scores": {name: _encode(vector) for name, vector in sorted(self.scores.items())}}
+        data: dict[str, Any] = {
+            "scores": {name: to_base64(vector, np.float32) for name, vector in sorted(self.scores.items())}
+        }
         if self.outputs:
-            tables = sorted(self.outputs.items())
-            data["outputs"] = {name: {"columns": table.shape[1], "rows": _encode(table)} for name, table in tables}
+            data["outputs"] = {
+                name: {"columns": table.shape[1], "rows": to_base64(table, np.float32)}
+                for name, table in sorted(self.outputs.items())
+            }
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Return the evaluation that `to_json` wrote."""
-        scores = {name: _decode(text) for name, text in data.get("scores", {}).items()}
+        """Return the evaluation that `to_json` wrote. Raises `ValueError` for text that is not base64 of such an array."""
+        scores = {name: from_base64(text, np.float32) for name, text in data.get("scores", {}).items()}
         tables = data.get("outputs", {}).items()
-        outputs = {name: _decode(table["rows"]).reshape(-1, table["columns"]) for name, table in tables}
+        outputs = {name: from_base64(table["rows"], np.float32).reshape(-1, table["columns"]) for name, table in tables}
         return cls(scores=scores, error=data.get("error"), outputs=outputs)
 
 
 class ScoreTable:
-    """What is known of one recipe on one split, example by example: parts of its evaluation, put together.
+    """The scores of one recipe on one split, example by example, collected from evaluations of parts of the examples.
 
-    Not to be confused with an `Evaluation`, which answers one proposal.
+    Not to be confused with an `Evaluation`, which is the result of one proposal.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
-        """Know nothing yet of tasks that have `sizes` examples, by name."""
-        self._known = {task: np.zeros(size, dtype=np.bool_) for task, size in sizes.items()}
-        # By `task/metric`, (examples,), and outputs by `task/name`, (examples, columns); 0 where not known.
-        self._scores: dict[str, NDArray[np.float32]] = {}
+        """Start empty, for tasks that have `sizes` examples, by name."""
+        self._scored = {task: np.zeros(size, dtype=np.bool_) for task, size in sizes.items()}
+        # By `task/metric`, (examples,), and outputs by `task/name`, (examples, columns); 0 where not scored.
+        self._arrays: dict[str, NDArray[np.float32]] = {}
 
     @property
     def complete(self) -> bool:
-        """Whether every example of every task is known."""
-        return all(known.all() for known in self._known.values())
+        """Whether every example of every task is scored."""
+        return all(scored.all() for scored in self._scored.values())
 
     @property
     def examples(self) -> dict[str, tuple[int, ...]]:
-        """Which examples are known, in the order of the split."""
-        return {task: tuple(np.flatnonzero(known).tolist()) for task, known in self._known.items()}
+        """The scored examples, in the order of the split."""
+        return {task: tuple(np.flatnonzero(scored).tolist()) for task, scored in self._scored.items()}
 
     def add(self, examples: Examples | None, evaluation: Evaluation) -> None:
-        """Take in an evaluation of these `examples` (None: of all). Where a score was known before, that one stays.
+        """Add an evaluation of these `examples` (None: of all). An example that is already scored keeps its score.
 
         Raises `EvaluatorError` for scores that are not one for each of the examples.
         """
         arrays = {**evaluation.scores, **evaluation.outputs}
-        for task, numbers in self._asked(examples).items():
-            known, rows = self._known[task], np.array(numbers, dtype=np.intp)
-            found = {name: array for name, array in arrays.items() if _task(name) == task}
-            before = {name for name in self._scores if _task(name) == task} or found.keys()
+        for task, indices in self._indices(examples).items():
+            scored, rows = self._scored[task], np.array(indices, dtype=np.intp)
+            new = {name: array for name, array in arrays.items() if _task(name) == task}
+            expected = {name for name in self._arrays if _task(name) == task} or new.keys()
             wrong = [
                 name
-                for name, array in found.items()
+                for name, array in new.items()
                 if array.shape[:1] != rows.shape or array.ndim != (1 if name in evaluation.scores else 2)
             ]
-            if not found or found.keys() != before or wrong:
-                shapes = {name: array.shape for name, array in found.items()}
-                msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(before)}; got {shapes}"
+            if not new or new.keys() != expected or wrong:
+                shapes = {name: array.shape for name, array in new.items()}
+                msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(expected)}; got {shapes}"
                 raise EvaluatorError(msg)
-            new = ~known[rows]
-            for name, array in found.items():
-                empty = np.zeros((len(known), *array.shape[1:]), np.float32)
-                self._scores.setdefault(name, empty)[rows[new]] = array[new]
-            known[rows] = True
+            fresh = ~scored[rows]
+            for name, array in new.items():
+                empty = np.zeros((len(scored), *array.shape[1:]), np.float32)
+                self._arrays.setdefault(name, empty)[rows[fresh]] = array[fresh]
+            scored[rows] = True
 
     def missing(self, examples: Examples | None) -> dict[str, tuple[int, ...]]:
-        """Return which of the `examples` (None: of all) are not known, in their order; tasks without any are left out."""
-        left = {}
-        for task, numbers in self._asked(examples).items():
-            known = np.flatnonzero(self._known.get(task, ()))
-            left[task] = tuple(np.array(numbers, dtype=np.intp)[~np.isin(numbers, known)].tolist())
-        return {task: numbers for task, numbers in left.items() if numbers}
+        """Return which of the `examples` (None: of all) are not scored, in their order; tasks without any are left out."""
+        missing = {}
+        for task, indices in self._indices(examples).items():
+            scored = np.flatnonzero(self._scored.get(task, ()))
+            missing[task] = tuple(np.array(indices, dtype=np.intp)[~np.isin(indices, scored)].tolist())
+        return {task: indices for task, indices in missing.items() if indices}
 
     def take(self, examples: Examples | None = None) -> Evaluation:
-        """Return the evaluation of these `examples` (None: of all) in their order. All of them must be known."""
-        rows = {task: np.array(numbers, dtype=np.intp) for task, numbers in self._asked(examples).items()}
-        found = {name: array[rows[_task(name)]] for name, array in self._scores.items() if _task(name) in rows}
-        scores = {name: array for name, array in found.items() if array.ndim == 1}
-        return Evaluation(scores, outputs={name: array for name, array in found.items() if name not in scores})
+        """Return the evaluation of these `examples` (None: of all) in their order. All of them must be scored."""
+        rows = {task: np.array(indices, dtype=np.intp) for task, indices in self._indices(examples).items()}
+        arrays = {name: array[rows[_task(name)]] for name, array in self._arrays.items() if _task(name) in rows}
+        scores = {name: array for name, array in arrays.items() if array.ndim == 1}
+        return Evaluation(scores, outputs={name: array for name, array in arrays.items() if name not in scores})
 
-    def _asked(self, examples: Examples | None) -> Examples:
-        whole = {task: tuple(range(len(known))) for task, known in self._known.items()}
-        return whole if examples is None else examples
+    def _indices(self, examples: Examples | None) -> Examples:
+        if examples is not None:
+            return examples
+        return {task: tuple(range(len(scored))) for task, scored in self._scored.items()}
+
+
+def to_base64(array: NDArray[Any], dtype: type[_Float]) -> str:
+    """Return the bytes of the array, as little-endian `dtype`, as base64."""
+    return base64.b64encode(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()).decode("ascii")
+
+
+def from_base64(text: str, dtype: type[_Float]) -> NDArray[_Float]:
+    """Return the flat array that `to_base64` wrote. Raises `ValueError` if it did not."""
+    little = np.dtype(dtype).newbyteorder("<")
+    return np.frombuffer(base64.b64decode(text, validate=True), little).astype(dtype, copy=False)
 
 
 def _task(objective: str) -> str:
     return objective.rpartition("/")[0]
-
-
-def _encode(vector: NDArray[np.float32]) -> str:
-    return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
-
-
-def _decode(text: str) -> NDArray[np.float32]:
-    return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float32, copy=False)

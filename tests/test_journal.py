@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import evaluations, recipes
+from strategies import evaluations, genomes, plain, recipes
 
 from evomerge import journal
 from evomerge.errors import JournalError
-from evomerge.journal import Ask, Journal, Tell
-from evomerge.recipe import Recipe, expert
+from evomerge.journal import Journal, Tell
+from evomerge.recipe import Recipe, base, expert
 from evomerge.trial import Evaluation, Proposal
 
 
@@ -39,7 +39,9 @@ def filled(path, count=4):
 def content(path):
     """Return the records in a form that can be compared."""
     return [
-        (r.number, r.recipe.json, r.split) if isinstance(r, Ask) else (r.number, json.dumps(r.evaluation.to_json()))
+        (r.number, r.recipe.json, r.split)
+        if isinstance(r, Proposal)
+        else (r.number, json.dumps(r.evaluation.to_json()))
         for r in journal.read(path)
     ]
 
@@ -48,19 +50,21 @@ def test_missing_journal_is_empty(tmp_path):
     assert journal.read(tmp_path / "none.jl") == []
 
 
-@given(st.lists(st.tuples(recipes(), evaluations, st.sampled_from(["search", "report"])), max_size=4))
+@given(st.lists(st.tuples(recipes(), evaluations, st.sampled_from(["search", "report"]), genomes(3)), max_size=4))
 def test_records_read_back(tmp_path_factory, entries):
     path = tmp_path_factory.mktemp("journal") / "journal.jl"
     with Journal(path) as record:
-        for number, (data, scores, split) in enumerate(entries):
-            record.ask(Proposal(number, Recipe.parse(data), split=split))
+        for number, (data, scores, split, genome) in enumerate(entries):
+            record.ask(Proposal(number, Recipe.parse(data), genome, split))
             record.tell(number, Evaluation(scores=scores))
-    found = journal.read(path)
-    for number, (data, scores, split) in enumerate(entries):
-        ask, tell = found[2 * number : 2 * number + 2]
-        assert isinstance(ask, Ask)
+    records = journal.read(path)
+    for number, (data, scores, split, genome) in enumerate(entries):
+        ask, tell = records[2 * number : 2 * number + 2]
+        assert isinstance(ask, Proposal)
         assert isinstance(tell, Tell)
         assert (ask.number, ask.recipe, ask.split) == (number, Recipe.parse(data), split)
+        assert ask.genome.dtype == np.float64
+        assert ask.genome.tobytes() == genome.tobytes()
         assert tell.number == number
         assert {name: v.tobytes() for name, v in tell.evaluation.scores.items()} == {
             n: v.tobytes() for n, v in scores.items()
@@ -113,7 +117,7 @@ def test_results_are_on_disk_before_anybody_acts_on_them(tmp_path, synced):
 
 
 def test_results_of_one_second_are_synced_together_whatever_follows(tmp_path, synced, monkeypatch):
-    monkeypatch.setattr(journal, "_GROUP", 0.2)
+    monkeypatch.setattr(journal, "_SYNC_INTERVAL", 0.2)
     path = tmp_path / "a.jl"
     with Journal(path) as record:
         record.tell(0, Evaluation(error="killed"))
@@ -129,7 +133,7 @@ def test_results_of_one_second_are_synced_together_whatever_follows(tmp_path, sy
 
 
 def test_what_was_told_last_is_synced_when_the_journal_closes(tmp_path, synced, monkeypatch):
-    monkeypatch.setattr(journal, "_GROUP", 3600)
+    monkeypatch.setattr(journal, "_SYNC_INTERVAL", 3600)
     with Journal(tmp_path / "a.jl") as record:
         record.tell(0, Evaluation(error="killed"))
         record.tell(1, Evaluation(error="killed"))
@@ -149,7 +153,7 @@ def test_sync_that_fails_late_is_an_error_of_the_next_record_or_of_closing(tmp_p
 
     for closes in (False, True):
         monkeypatch.undo()
-        monkeypatch.setattr(journal, "_GROUP", 3600 if closes else 0.01)
+        monkeypatch.setattr(journal, "_SYNC_INTERVAL", 3600 if closes else 0.01)
         record = Journal(tmp_path / f"{closes}.jl")
         record.tell(0, Evaluation(error="killed"))
         monkeypatch.setattr(os, "fsync", full)
@@ -194,6 +198,108 @@ def test_records_of_a_later_version_are_refused(tmp_path):
     (tmp_path / "a.jl").write_bytes(b"%08x %s\n" % (zlib.crc32(body), body))
     with pytest.raises(JournalError, match=r"line 1 is of a kind unknown to this version \(prune\)"):
         journal.read(tmp_path / "a.jl")
+
+
+def framed(*bodies):
+    """Return the lines of a journal with these bodies and the right checksums."""
+    return b"".join(b"%08x %s\n" % (zlib.crc32(body), body) for body in map(str.encode, bodies))
+
+
+ASK, TELL = '{"ask":%d,"recipe":"base"}', '{"tell":%d,"error":"x"}'
+
+
+def test_genomes_are_little_endian_float64_and_journals_without_them_go_on(tmp_path):
+    path = tmp_path / "a.jl"
+    path.write_bytes(framed(ASK % 0, TELL % 0))  # format 1
+    with Journal(path) as record:
+        record.ask(Proposal(1, expert("maths"), np.array([1.0, -2.0])))
+    # 1.0 is 3ff0000000000000, -2.0 is c000000000000000 (IEEE 754), lowest byte first
+    assert path.read_bytes().endswith(b'{"ask":1,"recipe":{"expert":"maths"},"genome":"AAAAAAAA8D8AAAAAAAAAwA=="}\n')
+    first, _, second = journal.read(path)
+    assert first.genome is None
+    assert second.genome.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("1.5", "of a kind unknown to this version"),
+        ("[1]", "of a kind unknown"),
+        ("{", "no valid record"),
+        ("[" * 100_000, "no valid record"),
+        ('{"ask":2}', "`recipe` is missing"),
+        (
+            '{"ask":true,"recipe":"base"}',
+            "`ask`: expected an integer, got True",
+        ),
+        ('{"ask":-1,"recipe":"base"}', "greater than or equal to 0"),
+        ('{"ask":0,"recipe":{"marge":1}}', "did you mean `merge`"),
+        ('{"ask":0,"recipe":"base","split":"test"}', "`split`"),
+        ('{"ask":0,"recipe":"base","examples":{"t":"ab"}}', "`examples.t`"),
+        ('{"ask":0,"recipe":"base","genome":[1]}', "`genome`: expected a word"),
+        ('{"ask":0,"recipe":"base","genome":"AAAA"}', "no valid record"),
+        ('{"ask":0,"recipe":"base","genom":"AAAA"}', "unknown key `genom`"),
+        ('{"tell":0}', "expected either `scores` or `error`"),
+        ('{"tell":0,"scores":1}', "`scores`: expected a mapping"),
+        ('{"tell":0,"scores":{"t/score":"base"}}', "no valid record"),
+        ('{"tell":0,"scores":{"t/score":"ba%e"}}', "no valid record"),
+        ('{"tell":0,"scores":{},"outputs":{"t/o":{"columns":3,"rows":"AAAAAA=="}}}', "no valid record"),
+        ('{"tell":0,"error":5}', "`error`: expected a word"),
+    ],
+)
+def test_records_that_no_version_writes_are_refused_with_their_line(tmp_path, body, message):
+    path = tmp_path / "a.jl"
+    path.write_bytes(framed(ASK % 0, body))
+    for attempt in (journal.read, journal.canonical, lambda path: list(journal.events(path))):
+        with pytest.raises(JournalError, match=f"line 2 is .*({message})"):
+            attempt(path)
+
+
+@given(plain | st.fixed_dictionaries({"tell": st.integers() | plain}, optional={"scores": plain, "error": plain}))
+def test_any_record_with_the_right_checksum_is_read_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("journal") / "journal.jl"
+    path.write_bytes(framed(json.dumps(data)))
+    with contextlib.suppress(JournalError):
+        journal.read(path)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "line"),
+    [
+        ((TELL % 0,), 1),  # its ask is missing
+        ((ASK % 1,), 1),
+        ((ASK % 0, ASK % 2), 2),
+        ((ASK % 0, ASK % 0), 2),  # doubled
+        ((ASK % 0, TELL % 0, TELL % 0), 3),
+        ((ASK % 0, TELL % 0, ASK % 0), 3),
+        ((ASK % 0, TELL % 1, ASK % 1), 2),  # swapped
+    ],
+)
+def test_missing_doubled_and_swapped_lines_are_refused(tmp_path, bodies, line):
+    (tmp_path / "a.jl").write_bytes(framed(*bodies))
+    with pytest.raises(JournalError, match=rf"a.jl: line {line} is .*; lines are missing, doubled or swapped: restore"):
+        list(journal.events(tmp_path / "a.jl"))
+
+
+def test_events_give_each_proposal_again_with_its_evaluation(tmp_path):
+    path = tmp_path / "a.jl"
+    path.write_bytes(framed(ASK % 0, ASK % 1, TELL % 1, TELL % 0))
+    events = [(proposal.number, evaluation and evaluation.error) for proposal, evaluation in journal.events(path)]
+    assert events == [(0, None), (1, None), (1, "x"), (0, "x")]
+
+
+def test_interrupted_report_may_ask_again_for_what_has_no_result(tmp_path):
+    path = tmp_path / "a.jl"
+    path.write_bytes(framed(ASK % 0, ASK % 1, TELL % 0, '{"ask":1,"recipe":{"expert":"maths"}}', TELL % 1, ASK % 2))
+    recipes = [proposal.recipe for proposal, evaluation in journal.events(path, retried=True) if evaluation]
+    assert recipes == [base(), expert("maths")]
+
+
+def test_error_text_that_is_no_unicode_is_recorded_escaped(tmp_path):
+    path = tmp_path / "a.jl"
+    with Journal(path) as record:
+        record.tell(0, Evaluation(error="x \ud800 é"))
+    assert journal.read(path)[0].evaluation.error == "x \\ud800 é"
 
 
 def run(code, *arguments, **more):

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import random
+import re
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -299,6 +301,27 @@ def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(setting
 def _size(folder):
     path = folder / "journal.jl"
     return path.stat().st_size if path.exists() else 0
+
+
+def test_journal_without_genomes_is_resumed_and_shown_as_one_with_them(settings, tmp_path):
+    search = settings(evaluations=24)
+    new = Study.create(tmp_path / "new", search)
+    new.run(CachingEvaluator(FromIds()))
+    old = Study.create(tmp_path / "old", search)
+    bodies = [
+        re.sub(rb',"genome":"[^"]*"', b"", line[9:-1])
+        for line in new.journal_path.read_bytes().splitlines(keepends=True)
+    ]
+    lines = [b"%08x %s\n" % (zlib.crc32(body), body) for body in bodies[:21]]
+    old.journal_path.write_bytes(b"".join(lines))
+    old.run(CachingEvaluator(FromIds()))
+    assert old.journal_path.read_bytes().splitlines(keepends=True)[:21] == lines
+    assert digest(old.history().completed) == digest(new.history().completed)
+    genomes = [[proposal.genome for proposal, _ in study.population()] for study in (old, new)]
+    assert [genome is None for genome in genomes[0]] == [True] * 11 + [False] * 13
+    for (proposal, _), genome in zip(old.population(), genomes[1], strict=True):
+        assert genome is not None
+        np.testing.assert_array_equal(old.parts.space.genome_of(proposal), genome)
 
 
 @pytest.mark.ray

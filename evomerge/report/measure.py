@@ -278,7 +278,7 @@ def _score(
     Returns the errors of those that failed; they are tried again the next time.
     """
     path = study.folder / "report.jl"
-    recorded = History.read(path).population
+    recorded = History.read(path, retried=True).population
     known.update({(p.recipe.id, p.split): e for p, e in recorded if e.error is None})
     todo = [(recipe, split) for recipe, split in dict.fromkeys(wanted) if (recipe.id, split) not in known]
     if not todo:

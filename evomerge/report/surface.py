@@ -62,7 +62,7 @@ def read(study: Study, population: Population) -> Surface:
         )
         raise StudyError(msg)
     space = study.parts.space
-    genomes = np.array([space.encode(proposal.recipe) for proposal, _ in population]).reshape(-1, len(space.genes))
+    genomes = np.array([space.genome_of(proposal) for proposal, _ in population]).reshape(-1, len(space.genes))
     return breeder.surface(genomes, [evaluation for _, evaluation in population])
 
 
@@ -95,7 +95,7 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
         proposal.recipe
         for proposal, evaluation in population
         if evaluation.error is None
-        and np.abs(parts.space.to_unit(parts.space.encode(proposal.recipe)) - unit).max() < _SAME
+        and np.abs(parts.space.to_unit(parts.space.genome_of(proposal)) - unit).max() < _SAME
     )
     evaluated = next(same, None)  # reuse its evaluation, although rounding may have changed a last bit
     return Prediction(

@@ -28,6 +28,7 @@ from evomerge.recipe import (
 )
 from evomerge.space import nested
 from evomerge.space.holes import Gene, Genome, Hole, Kind, find_holes, name_of, read_range, unwrapped, within
+from evomerge.trial import Proposal
 
 _ABSENT = object()
 
@@ -149,6 +150,10 @@ class SearchSpace:
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
             raise SpaceError(msg)
         return genome
+
+    def genome_of(self, proposal: Proposal) -> Genome:
+        """Return a proposal's genome, float64 `(genes,)`; one recorded without it (journals of format 1) is encoded."""
+        return self.encode(proposal.recipe) if proposal.genome is None else proposal.genome
 
     def landmarks(self) -> dict[str, Genome]:
         """Return genomes worth trying first: `init`, and those that give exactly the base, each expert and the mean.

@@ -28,7 +28,7 @@ class Problem:
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
         """Return the evaluation of a proposal: one example for each objective."""
-        genome = self.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+        genome = self.space.genome_of(proposal)
         scores = {
             name: np.array([score], dtype=np.float32)
             for name, score in zip(self.objectives, self.score(genome), strict=True)
@@ -139,7 +139,7 @@ class Exam(Problem):
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
         """Return the evaluation of the proposal's examples."""
-        genome = self.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+        genome = self.space.genome_of(proposal)
         scores = {}
         for name, mean in zip(self.objectives, self.score(genome), strict=True):
             task = name.partition("/")[0]

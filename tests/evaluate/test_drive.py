@@ -2,7 +2,7 @@
 
 from evomerge import journal
 from evomerge.evaluate import Evaluator, drive
-from evomerge.journal import Ask, Journal
+from evomerge.journal import Journal
 from evomerge.recipe import base
 from evomerge.trial import Evaluation, Proposal
 
@@ -17,7 +17,7 @@ class LastFirst(Evaluator):
         self.longest = 0
 
     def submit(self, proposal):
-        assert proposal.number in [event.number for event in journal.read(self.path) if isinstance(event, Ask)]
+        assert proposal.number in [event.number for event in journal.read(self.path) if isinstance(event, Proposal)]
         assert self.lineage[proposal.recipe.id] == proposal.recipe
         self.queue.append(proposal.number)
         self.longest = max(self.longest, len(self.queue))
