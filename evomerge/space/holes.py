@@ -1,16 +1,19 @@
-"""What a hole is: where it stands in a template, what it may hold, and the genes that it makes."""
+"""Holes of a template, and the genes that they expand to."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import NODES, Json, Recipe, canonical_json, short_forms
+from evomerge.recipe import NODES, Json, Recipe, axis_size, canonical_json, check_axes, short_forms
+from evomerge.recipe.form import KeyPath, ShortForm
+from evomerge.recipe.layer_path import LayerPath
+from evomerge.space import nested
 
 Genome = NDArray[np.float64]
 Kind = Literal["float", "int", "choice", "bit"]
@@ -22,7 +25,7 @@ _HUGE = 1e300
 
 @dataclass(frozen=True, slots=True)
 class Gene:
-    """One number of a genome. For a choice, `low` is 0, `high` the last option's index and `init` an index; a bit is 0 or 1."""
+    """One number of a genome. For a choice it is the index of an option, for a bit 0 or 1."""
 
     name: str
     kind: Kind
@@ -32,22 +35,21 @@ class Gene:
     log: bool = False
     choices: tuple[Json, ...] = ()
     sd: float | None = None
-    """Standard deviation around `init` where the gene is drawn at random; None draws evenly over the range."""
+    """Standard deviation around `init` of a random gene; None draws uniformly over the range."""
 
     def value(self, number: float) -> Json:
-        """Return what goes into the recipe for the gene's `number`, clipped into the gene's range."""
-        clipped = min(max(number, self.low), self.high)
+        """Return the recipe's value for the gene's `number`, clipped into the range."""
         if self.kind == "float":
-            return float(clipped)
-        whole = self.rounded(number)
-        return self.choices[whole] if self.kind == "choice" else bool(whole) if self.kind == "bit" else whole
+            return float(min(max(number, self.low), self.high))
+        integer = self.rounded(number)
+        return self.choices[integer] if self.kind == "choice" else bool(integer) if self.kind == "bit" else integer
 
     def rounded(self, number: float) -> int:
-        """Return the whole number nearest to `number` in the gene's range."""
+        """Return the integer nearest to `number` in the gene's range."""
         return math.floor(min(max(number, self.low), self.high) + 0.5)
 
     def number(self, value: Any) -> float:
-        """Return the number whose `value` is `value`; the inverse of `value`. Raises `SpaceError` outside the range."""
+        """Return the number for a recipe's value, the inverse of `value`. Raises `SpaceError` outside the range."""
         if self.kind == "choice":
             for index, option in enumerate(self.choices):
                 if _fits(option, unwrapped(value, option)):
@@ -71,28 +73,106 @@ class Gene:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Where a hole is in the template (`path`), and which of the genome's numbers fill it."""
+    """The place of a hole in the template, and of its genes in the genome. Not to be confused with its content, a mapping."""
 
-    path: short_forms.Where
-    # (number of the hole, its option) of each choice around it, from the outside in
+    path: KeyPath
     within: tuple[tuple[int, int], ...]
-    choice: bool  # one choice for all, whose options may have holes
+    """(index of the hole, option) of each choice around it, from the outside in."""
+    choice: bool
+    """Whether it is a choice without `per`, whose options may have holes."""
     per: tuple[str, ...]
-    axes: tuple[tuple[str | int, ...], ...]  # the keys along each axis of `per`
+    axes: tuple[tuple[str | int, ...], ...]
+    """The keys along each axis of `per`."""
     start: int
+    """The index of its first gene."""
 
     @property
-    def keys(self) -> list[short_forms.Where]:
-        """One key into the table for each gene; the one key () when the hole is not tiled."""
+    def keys(self) -> list[KeyPath]:
+        """One key into the table for each gene; the key () for a hole that is not tiled."""
         return list(itertools.product(*self.axes))
 
     @property
     def genes(self) -> slice:
-        """The hole's part of the genome."""
+        """The slice of the genome."""
         return slice(self.start, self.start + math.prod(len(axis) for axis in self.axes))
 
 
-def read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, tuple[Json, ...]]:
+def expand(
+    hole: Mapping[str, Any],
+    name: str,
+    labels: tuple[str, ...],
+    form: ShortForm | None,
+    key: str,
+    kinds: Sequence[str],
+    blocks: int | None,
+) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
+    """Return the genes of a hole and the keys along each axis of its `per`. Raises `SpaceError` or `RecipeError`.
+
+    `labels` are those of the merge around it. `form` is the short form that it is the value of `key` in, or None.
+    """
+    kind, low, high, choices = _read_range(name, hole)
+    if kind == "bit" and not (isinstance(form, LayerPath) and key == "include" and hole.get("per")):
+        msg = (
+            f"hole `{name}`: a bit stands at the `include` of a stack's `path`; type {{bit: first, per: [slot]}} there"
+        )
+        raise SpaceError(msg)
+    init, log, sd = hole.get("init"), hole.get("log", False), hole.get("sd")
+    if not isinstance(log, bool) or (log and (kind == "choice" or low <= 0)):
+        msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
+        raise SpaceError(msg)
+    if init is None:
+        middle = math.sqrt(low * high) if log else (low + high) / 2
+        by_kind = {"float": middle, "int": round(middle), "bit": hole.get("bit")}
+        init = choices[0] if kind == "choice" else by_kind[kind]
+    if sd is not None and (
+        kind != "float" or log or isinstance(sd, bool) or not isinstance(sd, int | float) or not 0 < sd < math.inf
+    ):
+        msg = f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`"
+        raise SpaceError(msg)
+    axes: list[list[tuple[str | int, str]]] = []
+    if "per" in hole and form is not None:
+        axes = [list(enumerate(texts)) for texts in form.cells(key, hole["per"], blocks or 0)]
+    elif "per" in hole:
+        check_axes(hole["per"])
+        axes = [_axis(name, axis, labels, kinds, blocks) for axis in hole["per"]]
+    cells = list(itertools.product(*axes))
+    gene = Gene(name, kind, low, high, low, log, choices, sd)
+    if kind == "bit" and init == "first" and isinstance(form, LayerPath):
+        starts = [float(first) for first in form.first(blocks or 0)]
+    else:
+        starts = [gene.number(init)] * len(cells)
+    genes = [
+        replace(gene, name=name + (f"[{','.join(text for _, text in cell)}]" if cell else ""), init=start)
+        for cell, start in zip(cells, starts, strict=True)
+    ]
+    return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
+
+
+def _axis(
+    name: str, axis: str, labels: tuple[str, ...], kinds: Sequence[str], blocks: int | None
+) -> list[tuple[str | int, str]]:
+    """Return the key and the name of each cell along an axis of the hole `name`."""
+    if axis == "expert":
+        if not labels:
+            msg = f"hole `{name}`: `per: [expert]` stands outside any merge; expected it among a merge's parameters"
+            raise SpaceError(msg)
+        return [(label, label) for label in labels]
+    if axis == "kind":
+        return [(kind, kind) for kind in kinds]
+    size, word = axis_size(axis), axis.partition("/")[0]
+    if word == "block" and blocks is not None and size > blocks:
+        msg = f"hole `{name}`: `{axis}` makes {size} groups, but the model has {blocks} blocks; type `block/{blocks}` or less"
+        raise SpaceError(msg)
+    return [(i, f"{word} {i}") for i in range(size)]
+
+
+def form_around(template: Any, path: KeyPath) -> ShortForm | None:
+    """Return the short form of which the value at `path` is a direct value, not part of a source; None if there is none."""
+    inside = path[-3:-1] in (("stack", "path"), ("stack", "swap"))
+    return short_forms.form_of(nested.get(template, path[:-2])) if inside else None
+
+
+def _read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, tuple[Json, ...]]:
     """Return a hole's kind, its lowest and highest number, and a choice's options. Raises `SpaceError`."""
     for key in hole:
         if key not in HOLES + _OPTIONS:
@@ -134,9 +214,9 @@ def read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float, 
 
 
 def find_holes(
-    data: Any, path: short_forms.Where, labels: tuple[str, ...]
-) -> Iterator[tuple[short_forms.Where, tuple[str, ...], Mapping[str, Any]]]:
-    """Yield each hole's path, the labels of the inputs of the merge around it, and its content, in order."""
+    data: Any, path: KeyPath, labels: tuple[str, ...]
+) -> Iterator[tuple[KeyPath, tuple[str, ...], Mapping[str, Any]]]:
+    """Yield the path of each hole, the labels of the merge around it, and its content, in order."""
     if isinstance(data, Mapping):
         if any(kind in data for kind in HOLES):
             yield path, labels, data
@@ -161,18 +241,18 @@ def _labels(inputs: list[Any]) -> tuple[str, ...]:
     return tuple(label(i, entry) for i, entry in enumerate(inputs))
 
 
-def within(path: short_forms.Where, places: list[short_forms.Where]) -> tuple[tuple[int, int], ...]:
-    """Return (number of the hole, option) of each choice that `path` leads through."""
-    found = []
+def choices_around(path: KeyPath, places: list[KeyPath]) -> tuple[tuple[int, int], ...]:
+    """Return (index of the hole, option) of each choice that `path` leads through."""
+    choices = []
     for length in range(len(path) - 1):
         option = path[length + 1]
         if path[:length] in places and path[length] == "choice" and isinstance(option, int):
-            found.append((places.index(path[:length]), option))
-    return tuple(found)
+            choices.append((places.index(path[:length]), option))
+    return tuple(choices)
 
 
-def name_of(path: short_forms.Where, places: list[short_forms.Where]) -> str:
-    """Return the shortest tail of `path`, in dots, that no other hole shares."""
+def name_of(path: KeyPath, places: list[KeyPath]) -> str:
+    """Return the shortest dotted suffix of `path` that no other hole has."""
     words = [str(part) for part in path if part != "parameters"]
     others = [[str(part) for part in other if part != "parameters"] for other in places if other != path]
     for size in range(1, len(words) + 1):
@@ -182,12 +262,12 @@ def name_of(path: short_forms.Where, places: list[short_forms.Where]) -> str:
 
 
 def unwrapped(value: Any, option: Any) -> Any:
-    """Return the one entry of a recipe's list where the space has that entry alone, as of stages."""
+    """Return the entry of a list of one, such as stages, if the space has that entry without the list."""
     return value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(option, list) else value
 
 
 def _fits(option: Any, value: Any) -> bool:
-    """Tell whether `value`, from a recipe, is what a recipe makes of `option`, with any numbers in the option's holes."""
+    """Return whether `value`, from a recipe, is `option` with any values in its holes."""
     if isinstance(option, Mapping):
         if any(kind in option for kind in HOLES):
             return value is not None
@@ -199,8 +279,8 @@ def _fits(option: Any, value: Any) -> bool:
 
 
 def _alike(option: Json, value: Any) -> bool:
-    """Tell whether `value`, from a recipe, is what a recipe makes of `option`."""
-    if isinstance(value, Mapping) and set(value) <= set(NODES):  # what an option may be short for
+    """Return whether `value`, from a recipe, is `option`, which may be written in a short form."""
+    if isinstance(value, Mapping) and set(value) <= set(NODES):
         try:
             return Recipe.parse(option) == Recipe.parse(value)
         except RecipeError:

@@ -1,16 +1,17 @@
-"""Templates and recipes as nested mappings and lists: looking into them, filling them, comparing them."""
+"""Templates and recipes as nested mappings and lists: reading, filling and comparing them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import SpaceError
-from evomerge.recipe import Json, short_forms
+from evomerge.recipe import Json
+from evomerge.recipe.form import IDLE, KeyPath
 
 
-def get(data: Any, path: short_forms.Where) -> Any:
-    """Return what is at `path`, `short_forms.IDLE` where the path leads into that, and None where there is nothing."""
+def get(data: Any, path: KeyPath) -> Any:
+    """Return the value at `path`; `IDLE` if the path leads into that, None if there is no such place."""
     for part in path:
-        if data is short_forms.IDLE:
+        if data is IDLE:
             break
         try:
             data = data[part]
@@ -19,8 +20,8 @@ def get(data: Any, path: short_forms.Where) -> Any:
     return data
 
 
-def put(data: Any, path: short_forms.Where, value: Any) -> Any:
-    """Return a copy of `data` with `value` at `path`; what lies off the path is shared."""
+def put(data: Any, path: KeyPath, value: Any) -> Any:
+    """Return a copy of `data` with `value` at `path`; everything off the path is shared."""
     if not path:
         return value
     head, rest = path[0], path[1:]
@@ -30,14 +31,14 @@ def put(data: Any, path: short_forms.Where, value: Any) -> Any:
 
 
 def table(axes: Sequence[Sequence[str | int]], values: Iterator[Json]) -> Any:
-    """Nest `values`, which come in the order of the axes' product, as `Tiled.values` wants them."""
+    """Return `values`, in the order of the product of the axes, nested as in `Tiled.values`."""
     if not axes:
         return next(values)
     entries = [table(axes[1:], values) for _ in axes[0]]
     return entries if isinstance(axes[0][0], int) else dict(zip(axes[0], entries, strict=True))
 
 
-def cell(value: Any, per: tuple[str, ...], key: short_forms.Where) -> Any:
+def cell(value: Any, per: tuple[str, ...], key: KeyPath) -> Any:
     """Return the entry of `value` (a number, or a table over the same axes) at `key`."""
     if isinstance(value, Mapping) and "per" in value:
         if tuple(value["per"]) != per:
@@ -47,8 +48,8 @@ def cell(value: Any, per: tuple[str, ...], key: short_forms.Where) -> Any:
     return value
 
 
-def same(left: Any, right: Any, holes: set[short_forms.Where], path: short_forms.Where = ()) -> bool:
-    """Tell whether two recipes' data agree everywhere but at the holes."""
+def same(left: Any, right: Any, holes: set[KeyPath], path: KeyPath = ()) -> bool:
+    """Return whether the data of two recipes are equal everywhere except in the holes."""
     if path in holes:
         return True
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -61,7 +62,7 @@ def same(left: Any, right: Any, holes: set[short_forms.Where], path: short_forms
 
 
 def parents(template: Any) -> Iterator[str]:
-    """Yield what a template calls the earlier candidates that it crosses: any word in place of a member's id."""
+    """Yield a template's names for the earlier candidates that it merges: words in place of members' ids."""
     if isinstance(template, Mapping):
         if isinstance(name := template.get("member"), str) and len(template) == 1:
             yield name
@@ -72,12 +73,12 @@ def parents(template: Any) -> Iterator[str]:
             yield from parents(value)
 
 
-def born(data: Any, parents: Mapping[str, str]) -> Any:
-    """Return filled data with the ids of its parents."""
+def with_parents(data: Any, ids: Mapping[str, str]) -> Any:
+    """Return filled data with the `ids` of its parents in place of their names."""
     if isinstance(data, Mapping):
-        if len(data) == 1 and data.get("member") in parents:
-            return {"member": parents[data["member"]]}
-        return {key: born(value, parents) for key, value in data.items()}
+        if len(data) == 1 and data.get("member") in ids:
+            return {"member": ids[data["member"]]}
+        return {key: with_parents(value, ids) for key, value in data.items()}
     if isinstance(data, list):
-        return [born(value, parents) for value in data]
+        return [with_parents(value, ids) for value in data]
     return data

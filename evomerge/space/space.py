@@ -1,4 +1,4 @@
-"""SearchSpace: decodes genomes into recipes, encodes recipes as genomes, and knows which are worth trying first."""
+"""SearchSpace: decodes genomes into recipes, and encodes known recipes as genomes."""
 
 import copy
 import hashlib
@@ -20,21 +20,21 @@ from evomerge.recipe import (
     MergeNode,
     Place,
     Recipe,
-    axis_size,
-    check_axes,
     describe,
     expand_inputs,
     short_forms,
 )
+from evomerge.recipe.form import IDLE, KeyPath
+from evomerge.recipe.layer_path import LayerPath
 from evomerge.space import nested
-from evomerge.space.holes import Gene, Genome, Hole, Kind, find_holes, name_of, read_range, unwrapped, within
+from evomerge.space.holes import Gene, Genome, Hole, choices_around, expand, find_holes, form_around, name_of, unwrapped
 from evomerge.trial import Proposal
 
 _ABSENT = object()
 
 
 class SpaceFile(BaseModel):
-    """The YAML form of a search space: a recipe with holes, and the driver that suits it, where it needs another than usual."""
+    """The YAML form of a search space: a recipe with holes, and a driver where the default does not suit it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,8 +58,8 @@ class SearchSpace:
     ) -> None:
         """Read `template`, a recipe with holes as parsed YAML, for a pool with these `experts`.
 
-        `kinds` are the kinds of tensor that the model has, `blocks` its number of blocks: they decide how many genes
-        `per: [kind]` makes, and refuse `block/N` finer than the model. Raises `SpaceError` or `RecipeError`.
+        `kinds` are the kinds of tensor of the model, for the genes of `per: [kind]`; `blocks` is its number of blocks, the
+        largest N of `block/N`. Raises `SpaceError` or `RecipeError`.
         """
         self.about = about
         self.driver = driver
@@ -77,12 +77,15 @@ class SearchSpace:
             raise SpaceError(msg)
         genes: list[Gene] = []
         holes: list[Hole] = []
-        found = list(find_holes(self._template, (), ()))
-        places = [path for path, _, _ in found]
-        for path, labels, hole in found:
-            expanded, axes = self._expand(name_of(path, places), labels, hole, path)
-            per = tuple(hole.get("per", ()))
-            holes.append(Hole(path, within(path, places), "choice" in hole and not per, per, axes, len(genes)))
+        contents = list(find_holes(self._template, (), ()))
+        places = [path for path, _, _ in contents]
+        for path, labels, content in contents:
+            form = form_around(self._template, path)
+            key = str(path[-1]) if path else ""
+            expanded, axes = expand(content, name_of(path, places), labels, form, key, self._kinds, blocks)
+            per = tuple(content.get("per", ()))
+            around = choices_around(path, places)
+            holes.append(Hole(path, around, "choice" in content and not per, per, axes, len(genes)))
             genes.extend(expanded)
         if not genes:
             msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
@@ -95,14 +98,12 @@ class SearchSpace:
     def parse(
         cls, data: Any, *, experts: Sequence[str], kinds: Sequence[str] = KINDS, blocks: int | None = None
     ) -> "SearchSpace":
-        """Return the space that `data`, the content of a space file (`about`, `driver`, `recipe`), spells."""
+        """Return the space described by `data`, the content of a space file. Raises `SpaceError` or `RecipeError`."""
         try:
             file = SpaceFile.model_validate(data)
         except ValidationError as error:
             raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
         return cls(file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver)
-
-    # -- genome and recipe ---------------------------------------------------------------------------------------------
 
     @cached_property
     def lower(self) -> Genome:
@@ -120,10 +121,10 @@ class SearchSpace:
         return np.array([gene.init for gene in self.genes])
 
     def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
-        """Return the recipe of a genome, float64 `(genes,)`. Total: any finite genome is clipped into the box.
+        """Return the recipe of a genome, float64 `(genes,)`; any finite genome is clipped into the box.
 
-        `parents` are the ids of earlier candidates, one for each of the space's `parents`, in that order. Raises `SpaceError`
-        on a wrong length or a number that is not finite.
+        `parents` are the ids of earlier candidates, one for each of the space's `parents`. Raises `SpaceError` for a wrong
+        length or a number that is not finite.
         """
         if len(parents) != len(self.parents):
             msg = f"the space crosses {len(self.parents)} earlier candidates, got {len(parents)}"
@@ -136,12 +137,14 @@ class SearchSpace:
             msg = f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite"
             raise SpaceError(msg)
         filled = self._spelled(self._fill(genome.tolist()))
-        return Recipe.parse(nested.born(filled, dict(zip(self.parents, parents, strict=True))) if parents else filled)
+        return Recipe.parse(
+            nested.with_parents(filled, dict(zip(self.parents, parents, strict=True))) if parents else filled
+        )
 
     def encode(self, recipe: Recipe) -> Genome:
-        """Return the genome that decodes to `recipe`. A number where the space has a table is spread over the table.
+        """Return a genome that decodes to `recipe`. A number where the space has a table is spread over the table.
 
-        Raises `SpaceError` if the recipe is not in the space.
+        It is for recipes that no genome is recorded of. Raises `SpaceError` if the recipe is not in the space.
         """
         data = recipe.explicit
         genome = self._numbers((), self._folded((), data))
@@ -156,16 +159,16 @@ class SearchSpace:
         return self.encode(proposal.recipe) if proposal.genome is None else proposal.genome
 
     def landmarks(self) -> dict[str, Genome]:
-        """Return genomes worth trying first: `init`, and those that give exactly the base, each expert and the mean.
+        """Return known genomes by name: `init`, and those of the base, each expert and the mean if the space has them.
 
-        Only what the space can express is there: a space of normalised averages has no base. A stack's are the stacks of
-        all layers of one model: the base, an expert, or a source.
+        For example, a space of normalised averages has no base. For stacks, they are all layers of one model: the base, an
+        expert, or a source.
         """
         if self.parents:
             return {}
         marks = {"init": self.initial}
         if isinstance(stack := nested.get(self._template, ("stack",)), Mapping) and self._blocks is not None:
-            return marks | self._whole_models(stack)
+            return marks | self._stacks_of_one_model(stack)
         root = nested.get(self._template, ("merge",))
         if not isinstance(root, Mapping) or not isinstance(root.get("method"), str):
             return marks
@@ -174,21 +177,19 @@ class SearchSpace:
         if not isinstance(inputs, MergeNode) or not all(isinstance(r.root, Expert) for r in inputs.merge.inputs):
             return marks
         labels = inputs.merge.labels
-        wanted: dict[str, dict[str, float]] = {"base": dict.fromkeys(labels, 0.0)}
+        weights: dict[str, dict[str, float]] = {"base": dict.fromkeys(labels, 0.0)}
         for label in labels:
-            wanted[f"expert {label}"] = {**dict.fromkeys(labels, 0.0), label: 1.0}
-        wanted["mean"] = dict.fromkeys(labels, 1.0 / len(labels))
-        for name, weights in wanted.items():
-            parameters = method.reach(weights)
+            weights[f"expert {label}"] = {**dict.fromkeys(labels, 0.0), label: 1.0}
+        weights["mean"] = dict.fromkeys(labels, 1.0 / len(labels))
+        for name, by_input in weights.items():
+            parameters = method.reach(by_input)
             genome = None if parameters is None else self._place(parameters)
             if genome is not None:
                 marks[name] = genome
         return marks
 
-    # -- unit cube -----------------------------------------------------------------------------------------------------
-
     def to_unit(self, genome: Genome) -> Genome:
-        """Map genomes `(..., genes)` into the unit cube, logarithmically where a gene asks for it."""
+        """Map genomes `(..., genes)` into the unit cube; genes with `log` logarithmically."""
         low, span, log = self._scale
         return (np.where(log, np.log(np.maximum(genome, 1e-300)), genome) - low) / span
 
@@ -200,12 +201,12 @@ class SearchSpace:
 
     @cached_property
     def integer(self) -> NDArray[np.bool_]:
-        """Which genes only take whole numbers (int, choice and bit), bool `(genes,)`."""
+        """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
         return np.array([gene.kind != "float" for gene in self.genes])
 
     @cached_property
     def log(self) -> NDArray[np.bool_]:
-        """Which genes are on a logarithmic scale, bool `(genes,)`."""
+        """Which genes have a logarithmic scale, bool `(genes,)`."""
         return np.array([gene.log for gene in self.genes])
 
     @cached_property
@@ -215,72 +216,10 @@ class SearchSpace:
         high = np.array([math.log(gene.high) if gene.log else gene.high for gene in self.genes])
         return low, np.where(high > low, high - low, 1.0), log
 
-    # -- inside --------------------------------------------------------------------------------------------------------
-
-    def _expand(
-        self, name: str, labels: tuple[str, ...], hole: Mapping[str, Any], path: short_forms.Where
-    ) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
-        kind, low, high, choices = read_range(name, hole)
-        form = self._form(name, path, kind, hole.get("per"))
-        init, log = hole.get("init"), hole.get("log", False)
-        if not isinstance(log, bool) or (log and (kind == "choice" or low <= 0)):
-            msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
-            raise SpaceError(msg)
-        if init is None:
-            middle = math.sqrt(low * high) if log else (low + high) / 2
-            by_kind = {"float": middle, "int": round(middle), "bit": hole.get("bit")}
-            init = choices[0] if kind == "choice" else by_kind[kind]
-        sd = hole.get("sd")
-        if sd is not None and (
-            kind != "float" or log or isinstance(sd, bool) or not isinstance(sd, int | float) or not 0 < sd < math.inf
-        ):
-            msg = f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`"
-            raise SpaceError(msg)
-        axes: list[list[tuple[str | int, str]]] = []
-        if "per" in hole and form is not None:
-            axes = [list(enumerate(texts)) for texts in form.cells(str(path[-1]), hole["per"], self._blocks or 0)]
-        elif "per" in hole:
-            check_axes(hole["per"])
-            axes = [self._axis(name, axis, labels) for axis in hole["per"]]
-        cells = list(itertools.product(*axes))
-        gene = Gene(name, kind, low, high, low, log, choices)
-        if kind == "bit" and init == "first" and isinstance(form, short_forms.Path):
-            starts = [float(first) for first in form.first(self._blocks or 0)]
-        else:
-            starts = [gene.number(init)] * len(cells)
-        genes = []
-        for cell, start in zip(cells, starts, strict=True):
-            suffix = f"[{','.join(text for _, text in cell)}]" if cell else ""
-            genes.append(Gene(name + suffix, kind, low, high, start, log, choices, sd))
-        return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
-
-    def _form(self, name: str, path: short_forms.Where, kind: Kind, per: Any) -> short_forms.Form | None:
-        """Return the short form of a stack that the hole at `path` is in, itself and not in a source; None for others."""
-        inside = path[-3:-1] in (("stack", "path"), ("stack", "swap"))
-        form = short_forms.form_of(nested.get(self._template, path[:-2])) if inside else None
-        if kind == "bit" and not (isinstance(form, short_forms.Path) and path[-1] == "include" and per):
-            msg = f"hole `{name}`: a bit stands at the `include` of a stack's `path`; type {{bit: first, per: [slot]}} there"
-            raise SpaceError(msg)
-        return form
-
-    def _axis(self, name: str, axis: str, labels: tuple[str, ...]) -> list[tuple[str | int, str]]:
-        if axis == "expert":
-            if not labels:
-                msg = f"hole `{name}`: `per: [expert]` stands outside any merge; expected it among a merge's parameters"
-                raise SpaceError(msg)
-            return [(label, label) for label in labels]
-        if axis == "kind":
-            return [(kind, kind) for kind in self._kinds]
-        size, word = axis_size(axis), axis.partition("/")[0]
-        if word == "block" and self._blocks is not None and size > self._blocks:
-            msg = f"hole `{name}`: `{axis}` makes {size} groups, but the model has {self._blocks} blocks; type `block/{self._blocks}` or less"
-            raise SpaceError(msg)
-        return [(i, f"{word} {i}") for i in range(size)]
-
-    def _fill(self, genome: Sequence[float], place: short_forms.Where = ()) -> Any:
-        """Return what is at `place` in the template, with its holes filled."""
+    def _fill(self, genome: Sequence[float], place: KeyPath = ()) -> Any:
+        """Return the template at `place` with its holes filled."""
         data = nested.get(self._template, place)
-        for hole in reversed(self._holes):  # those inside of a choice's option before the choice
+        for hole in reversed(self._holes):  # holes in a choice's options before the choice
             if hole.path[: len(place)] != place:
                 continue
             path = hole.path[len(place) :]
@@ -296,24 +235,24 @@ class SearchSpace:
         return data
 
     def _spelled(self, data: Any) -> Any:
-        """Return filled data with its stacks within their bounds and spelled out."""
+        """Return filled data with its short forms within their bounds and spelled out."""
         if not self._stacked or self._blocks is None:
             return data
         return short_forms.spell_out(short_forms.fit(data, self._blocks), self._blocks)
 
-    def _folded(self, place: short_forms.Where, data: Any) -> Any:
+    def _folded(self, place: KeyPath, data: Any) -> Any:
         """Return a recipe's data in the form of the template at `place`. Raises `SpaceError`."""
         if not self._stacked or self._blocks is None:
             return data
-        return short_forms.fold(nested.get(self._template, place), data, self._blocks, self._suits, place)
+        return short_forms.fold(nested.get(self._template, place), data, self._blocks, self._fits, place)
 
-    def _numbers(self, place: short_forms.Where, data: Any) -> Genome:
-        """Return the genome that has in the holes at `place` what `data` has there, and `initial` in all others.
+    def _numbers(self, place: KeyPath, data: Any) -> Genome:
+        """Return the genome with the values of `data` in the holes at `place`, and `initial` in all others.
 
         Raises `SpaceError` for a value that a hole cannot have.
         """
         genome = self.initial.copy()
-        values: dict[int, Any] = {}  # what the recipe has in each hole
+        values: dict[int, Any] = {}  # the recipe's value at each hole
         for number, hole in enumerate(self._holes):
             if hole.path[: len(place)] != place:
                 continue
@@ -330,12 +269,12 @@ class SearchSpace:
                 values[number] = nested.get(data, path)
             for i, key in enumerate(hole.keys, start=hole.start):
                 cell = nested.cell(values[number], hole.per, key)
-                if cell is not short_forms.IDLE:
+                if cell is not IDLE:
                     genome[i] = self.genes[i].number(cell)
         return genome
 
-    def _suits(self, place: short_forms.Where, value: Any) -> bool:
-        """Tell whether `value` is the template at `place` with its holes filled, or one cell of the table that is there."""
+    def _fits(self, place: KeyPath, value: Any) -> bool:
+        """Return whether `value` is the template at `place` with its holes filled, or one cell of the table there."""
         table = next((hole for hole in self._holes if hole.path == place and hole.per), None)
         try:
             if table is not None:
@@ -346,52 +285,51 @@ class SearchSpace:
         except (SpaceError, RecipeError):
             return False
 
-    def _whole_models(self, stack: Mapping[str, Any]) -> dict[str, Genome]:
-        """Return the genomes that put all layers of one model into the stack, those that the space has."""
+    def _stacks_of_one_model(self, stack: Mapping[str, Any]) -> dict[str, Genome]:
+        """Return the genomes that stack all layers of one model, as far as they are in the space."""
         data = self._fill(self.initial.tolist())
         form = short_forms.form_of(stack)
         if form is None or self._blocks is None:
             return {}
         rest = self._spelled(data)["stack"]["rest"]
         models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self.experts}
-        if isinstance(form, short_forms.Path):
+        if isinstance(form, LayerPath):
             models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
         marks = {}
         for name, model in models.items():
             slots = [{"source": model, "layer": layer} for layer in range(self._blocks)]
-            whole = {"stack": {"slots": slots, "rest": rest}}
             try:
-                marks[f"layers of {name}"] = self.encode(Recipe.parse(self._spelled(whole)))
+                recipe = Recipe.parse(self._spelled({"stack": {"slots": slots, "rest": rest}}))
+                marks[f"layers of {name}"] = self.encode(recipe)
             except SpaceError:
                 continue
         return marks
 
     def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
-        """Return the genome whose recipe has these `parameters` at its root, or None if the space has no such point."""
+        """Return the genome whose recipe is a merge with these `parameters`; None if the space has none."""
         genome = self.initial.copy()
         holes = {hole.path[-1]: hole for hole in self._holes if hole.path[:-1] == ("merge", "parameters")}
         fixed = nested.get(self._template, ("merge", "parameters")) or {}
         defaults = merging.METHODS[nested.get(self._template, ("merge", "method"))].parameters
-        for name, wanted in parameters.items():
+        for name, value in parameters.items():
             if name not in holes:
-                if fixed.get(name, defaults[name].default) != wanted:
+                if fixed.get(name, defaults[name].default) != value:
                     return None
                 continue
             hole = holes[name]
-            by_input = wanted if isinstance(wanted, Mapping) else {}
+            by_input = value if isinstance(value, Mapping) else {}
             if "expert" not in hole.per and len(set(by_input.values())) > 1:
                 return None
             for i, key in enumerate(hole.keys, start=hole.start):
                 label = key[hole.per.index("expert")] if "expert" in hole.per else next(iter(by_input), None)
-                value = by_input.get(str(label), wanted)
                 try:
-                    genome[i] = self.genes[i].number(value)
+                    genome[i] = self.genes[i].number(by_input.get(str(label), value))
                 except SpaceError:
                     return None
         return genome
 
     def _check_everywhere(self) -> None:
-        """Decode each hole's extremes and all combinations of choices, so that `decode` is total before any search."""
+        """Check the recipes of each hole's bounds and of the combinations of choices, so that no error comes during a search."""
         points = [self.initial]
         for hole in self._holes:
             for bound in (self.lower, self.upper):
@@ -407,14 +345,14 @@ class SearchSpace:
             for hole, option in zip(choices, combination, strict=True):
                 point[hole.genes] = option
             points.append(point)
-        # Whether the tables fit the model does not depend on the numbers in them: one point tells.
+        # Whether the tables fit the model does not depend on their values: the first point is enough.
         blocks = self._blocks or 0
         places = [Place(block, blocks, kind) for block in range(blocks) for kind in self._kinds]
         dummies = {name: hashlib.sha256(name.encode()).hexdigest() for name in self.parents}
         for i, point in enumerate(points):
             try:
                 filled = self._spelled(self._fill(point.tolist()))
-                recipe = Recipe.parse(nested.born(filled, dummies), experts=self.experts)
+                recipe = Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
                 merging.check(recipe, () if i else places)
             except RecipeError as error:
                 msg = f"search space: some of its points are no valid recipe: {error}"

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import RecipeError, SpaceError
 from evomerge.recipe import Recipe, short_forms
+from evomerge.recipe.form import IDLE
 
 BLOCKS = 4
 
@@ -22,8 +23,8 @@ def on(*slots, count=8):
     return {"per": ["slot"], "values": [t in slots for t in range(count)]}
 
 
-def hops(data, blocks=BLOCKS):
-    """The hops as words, `maths0` for layer 0 of maths, and their scales."""
+def layers(data, blocks=BLOCKS):
+    """The layers as words, `maths0` for layer 0 of maths, and their scales."""
     stack = Recipe.parse(short_forms.spell_out(data, blocks)).root.stack
     return [f"{next(iter(slot.source.experts), 'base')}{slot.layer}" for slot in stack.slots]
 
@@ -37,20 +38,20 @@ CODE = ["code0", "code1", "code2", "code3"]
 
 
 def test_path_is_the_included_slots_in_order():
-    assert hops(path(include=on(0, 2, 5, 6), ends=False)) == ["maths0", "maths2", "code1", "code2"]
-    assert hops(path(ends=False)) == MATHS + CODE
-    assert hops(path(ends=False, repeat=2)) == 2 * (MATHS + CODE)
-    assert hops(path(include=on(2, 10, count=16), repeat=2, ends=False)) == ["maths2", "maths2"]
+    assert layers(path(include=on(0, 2, 5, 6), ends=False)) == ["maths0", "maths2", "code1", "code2"]
+    assert layers(path(ends=False)) == MATHS + CODE
+    assert layers(path(ends=False, repeat=2)) == 2 * (MATHS + CODE)
+    assert layers(path(include=on(2, 10, count=16), repeat=2, ends=False)) == ["maths2", "maths2"]
 
 
 def test_ends_are_put_where_they_are_not_yet():
-    assert hops(path(include=on(5))) == ["maths0", "code1", "maths3"]
-    assert hops(path(include=on(0, 5))) == ["maths0", "code1", "maths3"]
-    assert hops(path(include=on(0, 1, 2, 3))) == MATHS
-    assert hops(path(include=on())) == ["maths0", "maths3"]
-    assert hops(path(include=on(0, 1, 2, 3, 4))) == [*MATHS, "code0", "maths3"]
-    assert hops(path(include=on(8, 11, count=16), repeat=2)) == ["maths0", "maths3"]
-    assert hops(path(include=on(count=2)), blocks=1) == ["maths0"]
+    assert layers(path(include=on(5))) == ["maths0", "code1", "maths3"]
+    assert layers(path(include=on(0, 5))) == ["maths0", "code1", "maths3"]
+    assert layers(path(include=on(0, 1, 2, 3))) == MATHS
+    assert layers(path(include=on())) == ["maths0", "maths3"]
+    assert layers(path(include=on(0, 1, 2, 3, 4))) == [*MATHS, "code0", "maths3"]
+    assert layers(path(include=on(8, 11, count=16), repeat=2)) == ["maths0", "maths3"]
+    assert layers(path(include=on(count=2)), blocks=1) == ["maths0"]
 
 
 def test_paths_that_are_the_same_have_the_same_id():
@@ -66,18 +67,18 @@ def test_scales_are_one_number_or_by_slot():
     assert scales(path(include=on(1, 3, 4), scale=by_slot, ends=False)) == [0.2, 0.4, 0.5]
 
 
-def test_scales_over_pairs_of_layers_are_those_of_the_hop_from_one_to_the_other():
+def test_scales_over_pairs_of_layers_belong_to_consecutive_layers():
     matrix = {"per": ["from", "to"], "values": [[10 * a + b for b in range(8)] for a in range(8)]}
     assert scales(path(include=on(0, 5), scale=matrix)) == [1, 5, 53]  # maths 0 → code 1 → maths 3
     assert scales(path(include=on(8, 9, count=16), repeat=2, scale=matrix, ends=False)) == [1, 1]
 
 
 def test_swap_is_every_layer_once():
-    assert hops(swap(source="code")) == CODE
+    assert layers(swap(source="code")) == CODE
     by_layer = {"per": ["layer"], "values": ["maths", "base", "code", {"expert": "code"}]}
-    assert hops(swap(source=by_layer)) == ["maths0", "base1", "code2", "code3"]
+    assert layers(swap(source=by_layer)) == ["maths0", "base1", "code2", "code3"]
     groups = {"per": ["block/2"], "values": ["maths", "code"]}
-    assert hops(swap(source=groups)) == ["maths0", "maths1", "code2", "code3"]
+    assert layers(swap(source=groups)) == ["maths0", "maths1", "code2", "code3"]
     assert scales(swap(source=groups, scale={"per": ["block/2"], "values": [1, 2]})) == [1, 1, 2, 2]
 
 
@@ -121,7 +122,7 @@ def forms(draw):
 def test_any_path_can_be_made_to_keep_its_bounds(drawn):
     data, blocks, (fewest, most) = drawn
     fitted = short_forms.fit(data, blocks)
-    found = hops(fitted, blocks)
+    found = layers(fitted, blocks)
     form = data["stack"]["path"]
     assert len(found) >= (fewest if "shortest" in form else 1)
     assert len(found) <= (most if "longest" in form else len(form["include"]["values"]) + 1)
@@ -135,28 +136,28 @@ def test_any_path_can_be_made_to_keep_its_bounds(drawn):
     assert short_forms.spell_out(fitted, blocks) == expected  # what is within its bounds is left alone
 
 
-def test_too_long_a_path_keeps_its_first_hops_and_its_last():
+def test_too_long_a_path_keeps_its_first_layers_and_its_last():
     assert (
-        hops(short_forms.fit(path(longest=1.25), BLOCKS)) == MATHS
+        layers(short_forms.fit(path(longest=1.25), BLOCKS)) == MATHS
     )  # with code 0 it would be six, for maths 3 at the end
     long = path(include=on(1, 2, 4, 5, 6, 7), longest=1.25)
-    assert hops(short_forms.fit(long, BLOCKS)) == ["maths0", "maths1", "maths2", "code0", "maths3"]
+    assert layers(short_forms.fit(long, BLOCKS)) == ["maths0", "maths1", "maths2", "code0", "maths3"]
 
 
 def test_too_short_a_path_gets_the_first_sources_first_layers():
     short = path(include=on(7), shortest=1.25)
-    assert hops(short_forms.fit(short, BLOCKS)) == ["maths0", "maths1", "maths2", "code3", "maths3"]
+    assert layers(short_forms.fit(short, BLOCKS)) == ["maths0", "maths1", "maths2", "code3", "maths3"]
 
 
 def test_depth_that_is_fixed_moves_the_last_layer_to_the_end():
     fixed = path(include=on(0, 1, 2, 3), shortest=1.25, longest=1.25)
-    assert hops(short_forms.fit(fixed, BLOCKS)) == ["maths0", "maths1", "maths2", "code0", "maths3"]
+    assert layers(short_forms.fit(fixed, BLOCKS)) == ["maths0", "maths1", "maths2", "code0", "maths3"]
 
 
 WRONG = [
-    ("too long", path(longest=1.25), "path has 9 hops; expected 2 to 5 over a model of 4 layers: include fewer slots"),
-    ("too short", path(include=on(), shortest=0.75), "path has 2 hops; expected 3 to 9 .* include more slots, or change"),
-    ("nothing at all", path(include=on(), ends=False), "the path has 0 hops; expected 1 to 9"),
+    ("too long", path(longest=1.25), "path has 9 layers; expected 2 to 5 over a model of 4 layers: include fewer slots"),
+    ("too short", path(include=on(), shortest=0.75), "path has 2 layers; expected 3 to 9 .* include more slots, or change"),
+    ("nothing at all", path(include=on(), ends=False), "the path has 0 layers; expected 1 to 9"),
     ("no room for the ends", path(longest=0.25), "`longest` is 0.25, which is 1 of 4 layers; type 0.5 or more"),
     ("bounds that cross", path(shortest=1, longest=0.5), "`shortest` is 1.0, which is 4 .* at most 2; type 0.5 or less"),
     ("more than there is", path(shortest=3), "a path has at most 8; type 2 or less"),
@@ -209,7 +210,7 @@ def test_only_models_with_blocks_have_stacks():
         short_forms.spell_out(path(), 0)
 
 
-def test_one_layer_cannot_be_a_path_of_a_fixed_number_of_hops():
+def test_one_layer_cannot_be_a_path_of_a_fixed_number_of_layers():
     with pytest.raises(RecipeError, match="type `ends: false`"):
         short_forms.fit(path(include=on(count=2), shortest=2, longest=2), 1)
 
@@ -240,7 +241,7 @@ def test_folding_finds_the_slots_again_and_leaves_idle_what_does_nothing():
     by_slot = {"per": ["slot"], "values": [0.1 * t for t in range(8)]}
     found = folded(template, path(include=on(0, 5), scale=by_slot))["stack"]["path"]
     assert found["include"] == on(0, 5)
-    assert found["scale"]["values"] == [0, *[short_forms.IDLE] * 4, 0.5, short_forms.IDLE, short_forms.IDLE]
+    assert found["scale"]["values"] == [0, *[IDLE] * 4, 0.5, IDLE, IDLE]
     matrix = path(include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["from", "to"]})
     values = [[0.5] * 8 for _ in range(8)]
     found = folded(matrix, path(include=on(0, 5), scale={"per": ["from", "to"], "values": values}))["stack"]["path"]
@@ -262,7 +263,7 @@ def test_stacks_that_are_no_path_are_refused():
         folded(groups, swap(source={"per": ["layer"], "values": ["maths", "code", "code", "code"]}))
 
 
-def test_one_hop_twice_with_two_scales_is_refused_where_the_space_has_one():
+def test_one_pair_of_layers_with_two_scales_is_refused_where_the_space_has_one():
     template = path(
         repeat=3, ends=False, include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["from", "to"]}
     )
