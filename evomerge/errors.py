@@ -1,6 +1,6 @@
-"""The exceptions of evomerge: one small tree, each also the builtin that a caller would expect.
+"""The exceptions of evomerge: one small tree, in which each is also a builtin exception.
 
-Every message says what was expected, what came, and what to type. The command line prints it and exits with code 2.
+Every message gives what was expected, what came, and what to type. The command line prints it and exits with code 2.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class EvomergeError(Exception):
-    """Something that the user can mend. Not to be confused with a bug, which is any other exception."""
+    """An error that the user can fix. Not to be confused with a bug, which is any other exception."""
 
 
 class RecipeError(EvomergeError, ValueError):
@@ -16,7 +16,7 @@ class RecipeError(EvomergeError, ValueError):
 
 
 class SpaceError(EvomergeError, ValueError):
-    """A search space is not valid, or a recipe does not lie in it."""
+    """A search space is not valid, or a recipe is not in it."""
 
 
 class CheckpointError(EvomergeError, ValueError):
@@ -28,7 +28,7 @@ class PoolError(EvomergeError, ValueError):
 
 
 class ModelError(EvomergeError, ValueError):
-    """A checkpoint cannot be made into a runnable model."""
+    """A checkpoint cannot be loaded as a runnable model."""
 
 
 class TaskError(EvomergeError, ValueError):
@@ -40,7 +40,7 @@ class DriverError(EvomergeError, ValueError):
 
 
 class SurrogateError(EvomergeError, ValueError):
-    """A response surface or an item-response model cannot be fitted to what is given, or a design cannot identify it."""
+    """A surrogate cannot be fitted to the data, or the design cannot identify it."""
 
 
 class JournalError(EvomergeError, RuntimeError):
@@ -52,7 +52,7 @@ class StudyError(EvomergeError, RuntimeError):
 
 
 class EvaluatorError(EvomergeError, RuntimeError):
-    """Candidates cannot be evaluated at all. Not to be confused with one candidate's failure, an `Evaluation.error`."""
+    """No candidate can be evaluated. Not to be confused with the failure of one candidate, an `Evaluation.error`."""
 
 
 class ZooError(EvomergeError, RuntimeError):
@@ -64,7 +64,7 @@ class PluginError(EvomergeError, ImportError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the words that end an error about an unknown name: the nearest known one, or all of them."""
+    """Return the end of a message about an unknown name: the nearest known name, or all of them."""
     names = sorted(known)
     longer = [other for other in names if name and other.startswith(name)]
     close = longer or difflib.get_close_matches(name, names, n=1)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and where evomerge keeps what it can make again."""
+"""Atomic writing of files and folders, and the cache folder."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder` that takes its place when the block ends well."""
+    """Yield a temporary folder beside `folder`, which replaces it if the block ends without an exception."""
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield new
@@ -48,7 +48,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
+    """Sync the content of a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

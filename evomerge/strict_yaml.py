@@ -1,6 +1,6 @@
-"""YAML as people mean it: duplicate keys are errors, `1e-4` is a number, `no` is a word, and no tag runs code.
+"""Strict YAML: duplicate keys are errors, `1e-4` is a number, `no` is a word, and no tag runs code.
 
-What is read is what JSON could hold: keys are words, and there are no dates, sets, anchors or includes.
+The data is what JSON can hold: keys are words, and there are no dates, sets, anchors or includes.
 """
 
 import re
@@ -12,19 +12,19 @@ import yaml
 
 from evomerge.errors import EvomergeError
 
-_LARGEST = 4_000_000  # characters; a recipe with 100,000 numbers is half of it
+_LARGEST = 4_000_000  # characters; a recipe with 100,000 numbers has half as many
 _TAG = "tag:yaml.org,2002:"
 
 
 class YamlError(EvomergeError, ValueError):
-    """A YAML text is not valid, or not unambiguous."""
+    """A YAML text is not valid, or is ambiguous."""
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2, no duplicate keys and no aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # A few aliases of aliases are enough to make a short text larger than any memory once it is walked.
+        # Aliases of aliases can expand a short text to more than any memory holds.
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]  # the library has no types here
             msg = f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out"
@@ -50,16 +50,16 @@ for _tag, _pattern, _first in _RESOLVERS:
 def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
         raise _not_a("a mapping", node)
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise _not_a("a word as the key", key_node)
         key = str(key_node.value)
-        if key in found:
+        if key in data:
             msg = f"line {key_node.start_mark.line + 1}: key `{key}` is written twice; keep one"
             raise YamlError(msg)
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        data[key] = loader.construct_object(value_node, deep=True)
+    return data
 
 
 _WORDS = {"null": "nothing", "bool": "true or false", "int": "an integer", "float": "a number", "str": "a word"}
@@ -70,21 +70,17 @@ def _number_or_word(loader: _Loader, node: yaml.Node) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise _not_a(_WORDS[kind], node)
     try:
-        # PyYAML reads 010 as an octal number; everybody else as ten
+        # PyYAML reads 010 as octal; YAML 1.2 as ten
         return int(node.value) if kind == "int" else yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
     except (ValueError, LookupError):  # such as `!!int word`, or a number of 5,000 digits
         raise _not_a(_WORDS[kind], node) from None
 
 
 def _not_a(expected: str, node: yaml.Node) -> YamlError:
-    found = (
-        repr(node.value[:40])
-        if isinstance(node, yaml.ScalarNode)
-        else "a list"
-        if isinstance(node, yaml.SequenceNode)
-        else "a mapping"
-    )
-    return YamlError(f"line {node.start_mark.line + 1}: expected {expected}, got {found}")
+    got = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+    if isinstance(node, yaml.ScalarNode):
+        got = repr(node.value[:40])
+    return YamlError(f"line {node.start_mark.line + 1}: expected {expected}, got {got}")
 
 
 _Loader.yaml_constructors = {
@@ -97,7 +93,7 @@ for _kind in _WORDS:
 
 
 def parse(text: str, where: str) -> Any:
-    """Return the data of one YAML document. `where` (a file's name) begins every error. Raises `YamlError`."""
+    """Return the data of one YAML document. Messages begin with `where`, a file's name. Raises `YamlError`."""
     if len(text) > _LARGEST:
         msg = f"{where}: {len(text)} characters; expected at most {_LARGEST}"
         raise YamlError(msg)
@@ -110,12 +106,12 @@ def parse(text: str, where: str) -> Any:
         msg = f"{where}: {error}"
         raise YamlError(msg) from None
     except RecursionError:
-        msg = f"{where}: nested too deep to be a recipe, a space or a study"
+        msg = f"{where}: nested too deep for a recipe, a space or a study"
         raise YamlError(msg) from None
 
 
 def read(path: Path) -> Any:
-    """Return the data in the YAML file at `path`. Raises `YamlError`, also where it cannot be read."""
+    """Return the data in the YAML file at `path`. Raises `YamlError`, also if it cannot be read."""
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -133,7 +129,7 @@ def text(data: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever `parse` (or YAML 1.1) would not read back as a word, and writes flat lists on one line."""
+    """Quotes words that `parse` or YAML 1.1 would read as something else, and writes flat lists on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -145,7 +141,7 @@ def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
 
 
 def _str(dumper: _Dumper, value: str) -> yaml.ScalarNode:
-    # PyYAML folds Unicode's line breaks away unless they are escaped, which only double quotes do
+    # PyYAML removes Unicode line breaks unless they are escaped, which needs double quotes
     return dumper.represent_scalar(f"{_TAG}str", value, style='"' if re.search("[\x85\u2028\u2029]", value) else None)
 
 

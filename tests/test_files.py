@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files are replaced atomically."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from evomerge import files
 
 
-def test_content_is_replaced_whole(tmp_path):
+def test_content_is_replaced_atomically(tmp_path):
     target = tmp_path / "new" / "a.json"
     files.write(target, "é")
     assert target.read_bytes() == "é".encode()
@@ -18,7 +18,7 @@ def test_content_is_replaced_whole(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+def test_failure_leaves_the_old_content_and_no_temporary_file(tmp_path, monkeypatch):
     target = tmp_path / "a"
     files.write(target, "old")
 
@@ -33,7 +33,7 @@ def test_failure_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
 
 
 def test_readers_of_the_old_file_keep_it(tmp_path):
-    """The new file is another one: what has the old one mapped does not see its bytes change."""
+    """The new file is another one: a process that has the old one open does not see its bytes change."""
     target = tmp_path / "a"
     files.write(target, "old")
     with target.open() as reader:
@@ -42,7 +42,7 @@ def test_readers_of_the_old_file_keep_it(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, "", "relative/path"])
-def test_cache_is_in_the_home_where_xdg_says_nothing_valid(monkeypatch, value):
+def test_cache_is_in_the_home_folder_by_default(monkeypatch, value):
     if value is None:
         monkeypatch.delenv("XDG_CACHE_HOME")
     else:
@@ -50,6 +50,6 @@ def test_cache_is_in_the_home_where_xdg_says_nothing_valid(monkeypatch, value):
     assert files.cache() == Path.home() / ".cache" / "evomerge"
 
 
-def test_cache_is_where_xdg_says(monkeypatch, tmp_path):
+def test_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert files.cache() == tmp_path / "evomerge"

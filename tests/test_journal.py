@@ -1,4 +1,4 @@
-"""The journal: what was acknowledged survives every kill, and damage is never read as data."""
+"""The journal: acknowledged records survive every kill, and damage is never read as data."""
 
 import contextlib
 import errno
@@ -71,7 +71,7 @@ def test_records_read_back(tmp_path_factory, entries):
         }
 
 
-def test_only_a_part_names_its_examples(tmp_path):
+def test_only_proposals_of_a_part_have_examples(tmp_path):
     with Journal(tmp_path / "a.jl") as record:
         record.ask(Proposal(0, expert("maths")))
         record.ask(Proposal(1, expert("maths"), examples={"t": (7, 2), "a": (0,)}))
@@ -107,7 +107,7 @@ def synced(monkeypatch):
     return sizes
 
 
-def test_results_are_on_disk_before_anybody_acts_on_them(tmp_path, synced):
+def test_results_are_on_disk_before_tell_returns(tmp_path, synced):
     with Journal(tmp_path / "a.jl") as record:
         synced.clear()  # of the folder, when the file is new
         record.ask(Proposal(0, expert("maths")))
@@ -127,12 +127,12 @@ def test_results_of_one_second_are_synced_together_whatever_follows(tmp_path, sy
             assert len(journal.read(path)) == number + 1  # with the operating system: a kill cannot take it
         deadline = time.monotonic() + 20
         while synced[-1:] != [path.stat().st_size] and time.monotonic() < deadline:
-            time.sleep(0.01)  # nobody tells or asks any more
+            time.sleep(0.01)  # without another record
         assert synced[-1] == path.stat().st_size
         assert len(synced) < 25
 
 
-def test_what_was_told_last_is_synced_when_the_journal_closes(tmp_path, synced, monkeypatch):
+def test_last_results_are_synced_when_the_journal_closes(tmp_path, synced, monkeypatch):
     monkeypatch.setattr(journal, "_SYNC_INTERVAL", 3600)
     with Journal(tmp_path / "a.jl") as record:
         record.tell(0, Evaluation(error="killed"))
@@ -147,7 +147,7 @@ def tell_on(record):
         record.tell(number, Evaluation(error="killed"))
 
 
-def test_sync_that_fails_late_is_an_error_of_the_next_record_or_of_closing(tmp_path, monkeypatch):
+def test_failure_of_a_late_sync_is_raised_by_the_next_record_or_on_closing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.EIO, "broken disk")
 

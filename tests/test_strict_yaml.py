@@ -1,4 +1,4 @@
-"""YAML as people mean it."""
+"""Strict YAML."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ from evomerge.strict_yaml import YamlError, parse, text
         ("!!str 1", "1"),
     ],
 )
-def test_scalars_mean_what_they_look_like(written, meant):
+def test_scalars_follow_yaml_1_2(written, meant):
     found = parse(f"key: {written}", "f")["key"]
     assert found == meant
     assert type(found) is type(meant)
@@ -75,13 +75,13 @@ def test_keys_are_words():
         ("#" * 4_000_001, "4000001 characters; expected at most 4000000"),
     ],
 )
-def test_what_is_ambiguous_or_dangerous_is_refused(written, message):
+def test_ambiguous_or_dangerous_text_is_refused(written, message):
     with pytest.raises(YamlError, match=message):
         parse(written, "study.yaml")
 
 
-def test_alias_bombs_do_not_go_off():
-    """Thirty aliases of aliases: 2^30 numbers, once somebody walks over them."""
+def test_aliases_of_aliases_are_refused():
+    """Thirty aliases of aliases would expand to 2^30 numbers."""
     lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
     with pytest.raises(YamlError, match="alias"):
         parse("\n".join(lines), "f")
@@ -94,13 +94,13 @@ def test_any_text_is_read_or_refused(written):
 
 
 @given(plain)
-def test_what_is_written_reads_back(data):
+def test_written_data_reads_back(data):
     found = parse(text(data), "f")
     assert found == data
     assert json.dumps(found) == json.dumps(data)  # True is not 1
 
 
-def test_files_that_cannot_be_read_say_so(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(YamlError, match=r"none.yaml: cannot be read \(No such file"):
         strict_yaml.read(tmp_path / "none.yaml")
     with pytest.raises(YamlError, match="Is a directory"):

@@ -1,4 +1,4 @@
-"""What travels between search and evaluation keeps every bit."""
+"""Proposals and evaluations keep every bit in JSON, and parts of scores add up."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_outputs_come_back_with_their_bytes_and_shape():
         assert found[name].tobytes() == expected.tobytes()
 
 
-def test_parts_of_outputs_are_put_together_with_those_of_scores():
+def test_parts_of_outputs_and_scores_are_assembled():
     scores, table = np.arange(4, dtype=np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)
     known = ScoreTable({"a": 4})
     for part in ((3, 1), (0, 2)):
@@ -58,7 +58,7 @@ def test_parts_of_outputs_are_put_together_with_those_of_scores():
     np.testing.assert_array_equal(known.take({"a": (2, 1)}).outputs["a/margins"], table[[2, 1]])
 
 
-def test_means_are_taken_in_the_order_asked_for():
+def test_means_are_in_the_order_of_the_objectives():
     scores = {"a": np.array([1, 2], np.float32), "b": np.array([1e8, 1, -1e8], np.float32)}
     found = Evaluation(scores=scores).means(["b", "a"])
     assert found.dtype == np.float64
@@ -69,7 +69,7 @@ def test_means_of_a_failure_are_nan():
     assert np.isnan(Evaluation(error="killed").means(["a", "b"])).all()
 
 
-def test_parts_add_up_to_the_whole_and_say_what_is_missing():
+def test_parts_add_up_to_a_complete_table_with_the_missing_examples_listed():
     known = ScoreTable({"a": 3, "b": 2})
     known.add({"a": (2, 0)}, Evaluation({"a/m": np.array([2, 0.5], np.float32)}))
     assert known.examples == {"a": (0, 2), "b": ()}
@@ -88,7 +88,7 @@ def test_parts_add_up_to_the_whole_and_say_what_is_missing():
 @pytest.mark.parametrize(
     "scores", [{}, {"a/m": [1.0]}, {"a/m": [[1.0], [2.0]]}, {"a/k": [1.0, 2.0]}, {"a/m": [1.0, 2.0], "a/k": [1.0, 2.0]}]
 )
-def test_scores_of_other_examples_or_metrics_than_asked_for_are_refused(scores):
+def test_scores_of_other_examples_or_metrics_are_refused(scores):
     known = ScoreTable({"a": 3})
     known.add({"a": (2,)}, Evaluation({"a/m": np.ones(1, np.float32)}))
     evaluation = Evaluation({name: np.array(vector, np.float32) for name, vector in scores.items()})

@@ -1,4 +1,4 @@
-"""What a merged model is: recipes, their nodes and tiling, and short forms of stacks. No torch.
+"""Recipes of merged models: their nodes, tiling, and the short forms of stacks. No torch.
 
 A recipe is a small, frozen, serialisable expression. Not to be confused with a search space, which is a recipe with holes.
 """

@@ -11,17 +11,16 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.recipe.validation import TAG, FrozenModel
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
-"""Kinds of tensor that a parameter can be tiled over."""
+"""Kinds of tensor, the axis `kind`."""
 
 _AXIS = re.compile(r"expert|kind|(block|depth)/([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor is in the model: in which of how many blocks, and of what kind.
+    """The place of a tensor in a model: its block, the number of `blocks`, and its kind.
 
-    Tensors outside the stack of blocks count with its nearest end: embeddings with block 0, the rest with the last block;
-    `inside` tells them apart.
+    Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last.
     """
 
     block: int
@@ -48,7 +47,7 @@ class Tiled(FrozenModel):
         return self
 
     def at(self, place: Place, label: str | None) -> bool | int | float | str:
-        """Return the entry for a tensor at `place` of the input named `label`. Raises `RecipeError` if there is none."""
+        """Return the entry for a tensor at `place` and the input `label`. Raises `RecipeError` if there is none."""
         value: bool | int | float | str = _look_up(self.values, self.per, place, label)
         return value
 
@@ -124,13 +123,15 @@ def _check_table(values: Any, per: Sequence[str], where: str) -> None:
     if not isinstance(values, list | tuple) or len(values) != axis_size(axis):
         msg = f"`{where}` is {values!r}; expected a list of {axis_size(axis)} entries for `{axis}`"
         raise RecipeError(msg)
-    if len(per) > 1 or any(type(inner) is not float for inner in values):  # the common table, of floats, is done here
+    if len(per) > 1 or any(
+        type(inner) is not float for inner in values
+    ):  # a list of floats, the usual table, needs no calls
         for i, inner in enumerate(values):
             _check_table(inner, per[1:], f"{where}[{i}]")
 
 
 def _tables(table: Any, depth: int) -> Iterator[Mapping[Any, Any]]:
-    """Yield the mappings that lie `depth` levels inside of a nested table."""
+    """Yield the mappings `depth` levels inside a nested table."""
     if depth == 0:
         yield table
         return

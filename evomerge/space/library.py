@@ -1,4 +1,4 @@
-"""Search spaces to begin with: those that come with evomerge, and one for each merge method."""
+"""Search spaces to start from: those shipped with evomerge, and one for each merge method."""
 
 import json
 from importlib.resources import files
@@ -11,7 +11,7 @@ from evomerge.errors import SpaceError, nearest
 
 
 def shipped() -> dict[str, Traversable]:
-    """Return the search spaces that come with evomerge, by name."""
+    """Return the shipped search spaces by name."""
     folder = files("evomerge.search_spaces")
     return {
         entry.name.removesuffix(".yaml"): entry
@@ -21,9 +21,9 @@ def shipped() -> dict[str, Traversable]:
 
 
 def from_method(name: str) -> str:
-    """Return the YAML of a search space with a hole for each parameter of a method that is worth searching.
+    """Return the YAML of a search space with a hole for each parameter of a method that has a range to search.
 
-    Raises `SpaceError` for an unknown method, and for one that has nothing to search.
+    Raises `SpaceError` for an unknown method, and for one without such parameters.
     """
     if name not in merging.METHODS:
         msg = f"no merge method `{name}`; {nearest(name, merging.METHODS)}"
@@ -31,7 +31,7 @@ def from_method(name: str) -> str:
     method = merging.METHODS[name]
     parameters = {key: spec for key, spec in method.parameters.items() if key != "reduce"}
     if not any(spec.search for spec in parameters.values()):
-        msg = f"the method `{name}` has no parameter to search; merge with it as it is"
+        msg = f"the method `{name}` has no parameter to search; use it in a recipe"
         raise SpaceError(msg)
     lines = [
         f"about: {json.dumps(f'Parameters of {name}: {method.about}.', ensure_ascii=False)}",
@@ -60,11 +60,11 @@ def from_method(name: str) -> str:
 
 def read(source: str | Path) -> Any:
     """Return the parsed content of a space file: a shipped one by name, or any by path. Raises `SpaceError`."""
-    known = shipped()
-    if str(source) in known:
-        return strict_yaml.parse(known[str(source)].read_text(encoding="utf-8"), str(source))
+    spaces = shipped()
+    if str(source) in spaces:
+        return strict_yaml.parse(spaces[str(source)].read_text(encoding="utf-8"), str(source))
     path = Path(source)
     if not path.exists():
-        msg = f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), known)}"
+        msg = f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), spaces)}"
         raise SpaceError(msg)
     return strict_yaml.read(path)

@@ -43,7 +43,7 @@ def test_ways_to_write_one_recipe_have_one_id(other):
     assert Recipe.parse(other, experts=["maths", "code"]).id == Recipe.parse(ties()).id
 
 
-def test_whole_floats_are_integers_and_order_of_keys_is_nothing():
+def test_floats_of_integer_value_are_integers_and_keys_are_sorted():
     one = Recipe.parse(ties(parameters={"density": 1.0, "lambda": -0.0}))
     assert one.id == Recipe.parse(ties(parameters={"lambda": 0, "density": 1})).id
     assert (
@@ -119,7 +119,7 @@ def test_members_are_those_of_all_nested_recipes():
     assert Recipe.parse(data).root.merge.labels == ("#0", "law", "#2")
 
 
-def test_beginnings_are_equal_as_far_as_stacks_are():
+def test_prefix_digests_are_equal_as_far_as_stacks_are():
     one = stack(("a", 0), ("a", 1), ("b", 2, 0.5), ("a", 3)).prefix_digests
     assert len(set(one)) == 4
     for other, shared in [
@@ -215,7 +215,7 @@ def test_wrong_recipes_say_what_is_wrong_and_what_to_type(data, message):
         Recipe.parse(data)
 
 
-def test_experts_that_the_pool_lacks_are_named():
+def test_unknown_experts_are_named():
     with pytest.raises(RecipeError, match="the pool has no expert `mats`; did you mean `maths`"):
         Recipe.parse({"merge": {"method": "ties", "inputs": ["mats"]}}, experts=["maths", "code"])
 
@@ -235,7 +235,7 @@ def test_any_data_is_a_recipe_or_a_recipe_error(data):
         _ = Recipe.parse(data).id
 
 
-def test_errors_are_also_the_builtin_that_a_caller_expects():
+def test_errors_are_also_builtin_exceptions():
     assert issubclass(RecipeError, EvomergeError)
     assert issubclass(RecipeError, ValueError)
 

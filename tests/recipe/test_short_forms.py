@@ -44,7 +44,7 @@ def test_path_is_the_included_slots_in_order():
     assert layers(path(include=on(2, 10, count=16), repeat=2, ends=False)) == ["maths2", "maths2"]
 
 
-def test_ends_are_put_where_they_are_not_yet():
+def test_ends_are_added_where_they_are_missing():
     assert layers(path(include=on(5))) == ["maths0", "code1", "maths3"]
     assert layers(path(include=on(0, 5))) == ["maths0", "code1", "maths3"]
     assert layers(path(include=on(0, 1, 2, 3))) == MATHS
@@ -54,7 +54,7 @@ def test_ends_are_put_where_they_are_not_yet():
     assert layers(path(include=on(count=2)), blocks=1) == ["maths0"]
 
 
-def test_paths_that_are_the_same_have_the_same_id():
+def test_equal_paths_have_equal_ids():
     same = (on(5), on(0, 5), {**on(5)})
     assert len({Recipe.parse(short_forms.spell_out(path(include=include), BLOCKS)).id for include in same}) == 1
 
@@ -91,7 +91,7 @@ def test_stacks_nest_in_sources_and_inputs():
     assert short_forms.spell_out(merge, BLOCKS)["merge"]["inputs"][0] == short_forms.spell_out(whole, BLOCKS)
 
 
-def test_what_has_no_short_form_stays_as_it_is():
+def test_data_without_short_forms_is_unchanged():
     slots = {"stack": {"rest": "base", "slots": [{"source": "maths", "layer": 3}, {"source": "base", "layer": 0}]}}
     merge = {"merge": {"method": "ties", "inputs": ["maths", slots], "parameters": {"weight": 0.3}}}
     for data in ("base", {"expert": "maths"}, slots, merge):
@@ -215,9 +215,6 @@ def test_one_layer_cannot_be_a_path_of_a_fixed_number_of_layers():
         short_forms.fit(path(include=on(count=2), shortest=2, longest=2), 1)
 
 
-# -- the way back --
-
-
 def whole(template):
     """Suits: a source is the template's own, any number is a cell."""
 
@@ -236,7 +233,7 @@ def folded(template, data):
     )
 
 
-def test_folding_finds_the_slots_again_and_leaves_idle_what_does_nothing():
+def test_folding_gives_the_included_slots_and_leaves_the_others_idle():
     template = path(include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["slot"]})
     by_slot = {"per": ["slot"], "values": [0.1 * t for t in range(8)]}
     found = folded(template, path(include=on(0, 5), scale=by_slot))["stack"]["path"]
@@ -272,7 +269,7 @@ def test_one_pair_of_layers_with_two_scales_is_refused_where_the_space_has_one()
         folded(template, {"stack": {"rest": "base", "slots": slots}})
 
 
-def test_rest_of_a_path_is_its_first_sources_unless_said_otherwise():
+def test_rest_of_a_path_is_by_default_its_first_source():
     path = {"sources": ["maths", "code"], "include": True}
     assert short_forms.spell_out({"stack": {"path": path}}, 3)["stack"]["rest"] == "maths"
     assert short_forms.spell_out({"stack": {"path": path, "rest": "code"}}, 3)["stack"]["rest"] == "code"

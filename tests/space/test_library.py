@@ -1,4 +1,4 @@
-"""Search spaces to begin with: each suits any pool that it says it suits."""
+"""Shipped search spaces, and those made from methods."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def test_log_genes_are_uniform_in_their_logarithm():
     assert searched.initial == pytest.approx(0.1)
 
 
-def test_genes_are_named_by_what_they_tile():
+def test_genes_are_named_by_their_cells():
     searched = of({"weight": {"float": [0, 1], "per": ["expert", "block/2"]}, "density": {"float": [0.1, 1]}}, blocks=4)
     assert [gene.name for gene in searched.genes] == [
         "weight[maths,block 0]",
@@ -74,14 +74,14 @@ def test_genes_are_named_by_what_they_tile():
     }
 
 
-def test_holes_of_one_name_are_told_apart():
+def test_holes_of_one_name_have_different_gene_names():
     inner = {"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": {"float": [0, 1]}}}}
     template = {"merge": {"method": "ties", "inputs": [inner, "maths"], "parameters": {"weight": {"float": [0, 1]}}}}
     names = [gene.name for gene in SearchSpace(template, experts=EXPERTS).genes]
     assert len(set(names)) == 2
 
 
-def test_choices_and_integers_decode_to_what_they_stand_for():
+def test_choices_and_integers_decode_to_their_values():
     template = {
         "merge": {
             "method": {"choice": ["ties", "dare_ties", "linear"]},
@@ -100,7 +100,7 @@ def test_choices_and_integers_decode_to_what_they_stand_for():
         assert searched.encode(searched.decode(np.array([2, seed]))).tolist() == [2, seed]
 
 
-def test_a_whole_recipe_can_be_a_choice():
+def test_a_recipe_can_be_an_option():
     mean = {"merge": {"method": "linear", "inputs": list(EXPERTS)}}
     template = {
         "merge": {"method": "linear", "inputs": ["maths", {"choice": ["code", "base", mean]}], "seed": {"int": [0, 1]}}
@@ -111,7 +111,7 @@ def test_a_whole_recipe_can_be_a_choice():
         assert searched.encode(searched.decode(genome)).tolist() == genome.tolist()
 
 
-def test_choices_that_look_alike_are_told_apart():
+def test_similar_options_are_distinguished():
     template = {"merge": {"inputs": ["maths"], "stages": {"post": [{"scale": {"lambda": {"choice": [0, 1, 0.5]}}}]}}}
     searched = SearchSpace(template, experts=EXPERTS)
     assert [searched.encode(searched.decode(np.array([float(i)]))).item() for i in range(3)] == [0, 1, 2]
@@ -159,7 +159,7 @@ def test_recipes_outside_of_the_space_are_refused(data, message):
 
 
 @pytest.mark.parametrize("genome", [np.array([np.nan]), np.array([np.inf]), np.zeros(2), np.zeros((1, 1)), np.zeros(0)])
-def test_genomes_that_are_none_are_refused(genome):
+def test_invalid_genomes_are_refused(genome):
     with pytest.raises(SpaceError, match=r"`weight` is not finite|shape \(1,\)"):
         of({"weight": {"float": [0, 1]}}).decode(genome)
 
@@ -276,10 +276,7 @@ def test_wrong_space_files_say_what_is_wrong(data, message):
         SearchSpace.parse(data, experts=EXPERTS)
 
 
-# -- landmarks --
-
-
-def test_landmarks_are_what_their_names_say():
+def test_landmarks_are_the_models_of_their_names():
     searched = of(
         {"weight": {"float": [0, 1], "per": ["expert", "kind"]}, "lambda": {"float": [0.5, 2]}}, "task_arithmetic"
     )
@@ -383,12 +380,9 @@ def test_genes_of_options_not_chosen_do_nothing():
     assert searched.decode(one) == searched.decode(other)
 
 
-def test_bad_numbers_inside_an_option_are_found_before_any_search():
+def test_invalid_ranges_inside_an_option_are_refused_before_any_search():
     with pytest.raises(SpaceError, match=r"`density`.*expected a number in \[0, 1\]"):
         staged({"choice": ["none", {"trim": {"density": {"float": [0.5, 2]}}}]})
-
-
-# -- stacks --
 
 
 def stacked(blocks=4, experts=EXPERTS, rest="base", **stack):
@@ -456,7 +450,7 @@ def test_genomes_of_one_path_are_one_recipe():
     assert searched.decode(first).id == searched.decode(searched.initial).id
 
 
-def test_landmarks_of_stacks_are_whole_models():
+def test_landmarks_of_stacks_are_all_layers_of_one_model():
     swapped = stacked(swap={"source": {"choice": ["base", "code"], "per": ["layer"]}})
     assert list(swapped.landmarks()) == ["init", "layers of base", "layers of code"]
     path = {"sources": "experts", "include": BITS, "scale": {"float": [0.5, 1.5], "init": 0.8, "per": ["slot"]}}
@@ -552,7 +546,7 @@ def test_the_papers_own_space_is_affordable():
     assert set(searched.landmarks()) == {"init", "layers of maths"}
 
 
-def test_space_that_crosses_earlier_candidates_is_filled_with_their_ids():
+def test_names_of_earlier_candidates_are_filled_with_their_ids():
     template = {
         "merge": {
             "method": "slerp",
