@@ -37,16 +37,17 @@ def form_of(stack: Mapping[str, Any]) -> ShortForm | None:
         raise RecipeError(describe(error, f"stack {names[0]}", {"": tuple(schema.model_fields)})) from None
 
 
-def stacks(data: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the content of each stack in a recipe's data, or in a template."""
+def mappings(data: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield each mapping in nested data, outer ones first."""
     if isinstance(data, Mapping):
-        if isinstance(data.get("stack"), Mapping):
-            yield data["stack"]
-        for value in data.values():
-            yield from stacks(value)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from stacks(value)
+        yield data
+    for value in data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else ():
+        yield from mappings(value)
+
+
+def stacks(data: Any) -> list[Mapping[str, Any]]:
+    """Return the content of each stack in a recipe's data, or in a template."""
+    return [entry["stack"] for entry in mappings(data) if isinstance(entry.get("stack"), Mapping)]
 
 
 def spell_out(data: Any, blocks: int) -> Any:

@@ -61,18 +61,6 @@ def same(left: Any, right: Any, holes: set[KeyPath], path: KeyPath = ()) -> bool
     return bool(left == right)
 
 
-def parents(template: Any) -> Iterator[str]:
-    """Yield a template's names for the earlier candidates that it merges: words in place of members' ids."""
-    if isinstance(template, Mapping):
-        if isinstance(name := template.get("member"), str) and len(template) == 1:
-            yield name
-        for value in template.values():
-            yield from parents(value)
-    elif isinstance(template, list):
-        for value in template:
-            yield from parents(value)
-
-
 def with_parents(data: Any, ids: Mapping[str, str]) -> Any:
     """Return filled data with the `ids` of its parents in place of their names."""
     if isinstance(data, Mapping):

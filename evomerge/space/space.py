@@ -64,11 +64,15 @@ class SearchSpace:
         self.about = about
         self.driver = driver
         self._template = expand_inputs(copy.deepcopy(template), experts)
-        self.parents = tuple(dict.fromkeys(nested.parents(self._template)))
+        members = [
+            data["member"] for data in short_forms.mappings(self._template) if len(data) == 1 and "member" in data
+        ]
+        self.parents = tuple(dict.fromkeys(name for name in members if isinstance(name, str)))
+        """Names of the earlier candidates that it merges: words in place of members' ids."""
         self._kinds = tuple(kinds)
         self._blocks = blocks
         self.experts = tuple(experts)
-        stacks = list(short_forms.stacks(self._template))
+        stacks = short_forms.stacks(self._template)
         self._stacked = bool(stacks)
         if blocks is None and any(short_forms.form_of(stack) for stack in stacks):
             msg = (
@@ -91,6 +95,13 @@ class SearchSpace:
             msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
             raise SpaceError(msg)
         self.genes: tuple[Gene, ...] = tuple(genes)
+        self.lower: Genome = np.array([gene.low for gene in genes])
+        self.upper: Genome = np.array([gene.high for gene in genes])
+        self.initial: Genome = np.array([gene.init for gene in genes])
+        self.log: NDArray[np.bool_] = np.array([gene.log for gene in genes])
+        """Which genes have a logarithmic scale, bool `(genes,)`."""
+        self.integer: NDArray[np.bool_] = np.array([gene.kind != "float" for gene in genes])
+        """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
         self._holes = tuple(holes)
         self._check_everywhere()
 
@@ -104,21 +115,6 @@ class SearchSpace:
         except ValidationError as error:
             raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
         return cls(file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver)
-
-    @cached_property
-    def lower(self) -> Genome:
-        """Lower bounds, float64 `(genes,)`."""
-        return np.array([gene.low for gene in self.genes])
-
-    @cached_property
-    def upper(self) -> Genome:
-        """Upper bounds, float64 `(genes,)`."""
-        return np.array([gene.high for gene in self.genes])
-
-    @cached_property
-    def initial(self) -> Genome:
-        """The genome of every hole's `init`, float64 `(genes,)`."""
-        return np.array([gene.init for gene in self.genes])
 
     def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a genome, float64 `(genes,)`; any finite genome is clipped into the box.
@@ -198,16 +194,6 @@ class SearchSpace:
         low, span, log = self._scale
         raw = low + np.clip(unit, 0.0, 1.0) * span
         return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
-
-    @cached_property
-    def integer(self) -> NDArray[np.bool_]:
-        """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
-        return np.array([gene.kind != "float" for gene in self.genes])
-
-    @cached_property
-    def log(self) -> NDArray[np.bool_]:
-        """Which genes have a logarithmic scale, bool `(genes,)`."""
-        return np.array([gene.log for gene in self.genes])
 
     @cached_property
     def _scale(self) -> tuple[Genome, Genome, NDArray[np.bool_]]:
