@@ -232,7 +232,10 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
         "data_digests": {name: _data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
-        "tasks": {name: dict(entry) for name, entry in parts.setup.tasks.items()},
+        "tasks": {  # a `group` changes the report's intervals, no score
+            name: {key: value for key, value in entry.items() if key != "group"}
+            for name, entry in parts.setup.tasks.items()
+        },
     }
 
 

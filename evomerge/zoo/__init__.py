@@ -45,7 +45,7 @@ def load(name: str, *, folder: Path | None = None, seed: int = 0, small: bool = 
     if not place.exists():
         msg = f"the zoo `{name}` (seed {seed}) is not built: expected it at `{place}`; type: evomerge zoo build {name}"
         raise ZooError(msg + (f" --seed {seed}" if seed else ""))
-    return read(place)
+    return read(place, plan.group)
 
 
 def find_or_build(
@@ -60,7 +60,7 @@ def find_or_build(
     """Return the zoo `name`; build it unless it exists."""
     plan, parent = _plan(name, small, text), _parent(folder)
     place = plan.folder(parent, seed)
-    return read(place) if place.exists() else publish(plan, parent, seed, progress)
+    return read(place, plan.group) if place.exists() else publish(plan, parent, seed, progress)
 
 
 def _parent(folder: Path | None) -> Path:

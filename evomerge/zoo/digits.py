@@ -51,7 +51,8 @@ def plan(*, small: bool = False) -> Plan:
         about="a tiny vision transformer on scikit-learn's 8x8 digits; experts for turned, inverted, shifted "
         "and mirrored digits",
         experts=tuple(VIEWS),
-        settings=asdict(settings) | {"group": "digits"},
+        settings=asdict(settings),
+        group="digits",
         packages=("torch", "transformers", "scikit-learn"),
         licences={"scikit-learn digits (UCI optical recognition of handwritten digits)": "BSD-3-Clause / CC BY 4.0"},
         make=lambda folder, seed, progress: _make(settings, folder, seed, progress),
@@ -121,7 +122,6 @@ def _write_task(folder: Path, name: str, images: Tensor, labels: Tensor, splits:
         "report": files["report"],
         "input": "pixels",
         "label": "label",
-        "group": "digits",
     }
 
 

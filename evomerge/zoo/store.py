@@ -57,6 +57,8 @@ class Plan:
     packages: tuple[str, ...]
     licences: Mapping[str, str]
     make: Callable[[Path, int, Progress], Contents]
+    group: str | None = None
+    """`group` of all tasks, added on reading: their examples are the same, row for row."""
 
     def digest(self, seed: int) -> str:
         """Return the sha256 (hexadecimal) of the settings, the seed and the package versions."""
@@ -159,10 +161,10 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
             final.rename(scratch / "old")
         new.rename(final)
     progress(1.0, "built")
-    return read(final)
+    return read(final, plan.group)
 
 
-def read(folder: Path) -> Zoo:
+def read(folder: Path, group: str | None = None) -> Zoo:
     """Return the zoo in `folder`. Raises `ZooError` if there is none, or if its manifest is not valid."""
     path = folder / MANIFEST
     try:
@@ -186,6 +188,7 @@ def read(folder: Path) -> Zoo:
         },
         tasks={
             name: {key: str(root / value) if key in _FILE_KEYS else value for key, value in task.items()}
+            | ({} if group is None else {"group": group})
             for name, task in manifest.tasks.items()
         },
         figures=manifest.figures,
