@@ -52,8 +52,8 @@ class Composition:
         return rows
 
     def edited(self, piece: Piece, bound: list[Bound]) -> Rows:
-        """Return the rows after all edits."""
-        return self._through(len(self.steps), piece, bound)[0]
+        """Return the rows after the edits among the first stages, those with `bound` values."""
+        return self._through(len(bound), piece, bound)[0]
 
     def _through(self, stop: int, piece: Piece, bound: list[Bound]) -> tuple[Rows, Rows | None, Tensor | None]:
         """Return rows, field and Δ after the first `stop` stages, as far as there are such."""

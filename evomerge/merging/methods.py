@@ -34,11 +34,11 @@ from evomerge.recipe import Merge
 
 Weights = Mapping[str, float]
 
-REDUCE = Parameter(
+REDUCE = Parameter.word(
     "`sum`: ΣP∘D; `solve`: ΣP∘D / ΣP, 0 where the weights cancel (for signs, the disjoint mean); `max`: the largest |P∘D|",
     "sum",
-    choices=("sum", "solve", "max"),
-    per_input=False,
+    "solve",
+    "max",
 )
 
 

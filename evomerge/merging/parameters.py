@@ -26,6 +26,11 @@ class Parameter:
     choices: tuple[str, ...] = ()
     per_input: bool = True
 
+    @classmethod
+    def word(cls, about: str, *choices: str) -> "Parameter":
+        """Return a parameter that is one of `choices` for all inputs; the first is the default."""
+        return cls(about, choices[0], choices=choices, per_input=False)
+
     @property
     def is_word(self) -> bool:
         """Whether the parameter is never a number."""

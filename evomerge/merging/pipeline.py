@@ -128,13 +128,13 @@ class Pipeline:
         It may differ from a `density` asked for: all equals of the smallest kept are kept, and some task vectors have more
         zeros. Reads the model once.
         """
-        edits = [stage for stage in self._stages if stage.role == "edit"]
-        if not edits or any(stage.joins for stage in edits):
+        edits = [step for step, stage in enumerate(self._stages, 1) if stage.role == "edit"]
+        if not edits or any(stage.joins for stage in self._stages):
             return {}
         kept, count = [0] * len(self._labels), 0
         for tensor in self.names[None]:
             site = self._site(tensor)
-            bound = [self.bound(step, site) for step in range(len(self._stages))] if site.numel else []
+            bound = [self.bound(step, site) for step in range(edits[-1])] if site.numel else []
             for chunk in self.chunks(0, tensor):
                 parts = [part(values, chunk.span) for values in bound]
                 rows = self._compositions[site.place].edited(chunk.piece, parts)

@@ -35,12 +35,7 @@ _STRAIGHT = 1e-6
 _NO_LENGTH = 1e-8
 """Directions whose weighted mean is shorter than this share of the weights cancel."""
 
-SCOPE = Parameter(
-    "over what angles are taken: each tensor, or the whole model",
-    "tensor",
-    choices=("tensor", "model"),
-    per_input=False,
-)
+SCOPE = Parameter.word("over what angles are taken: each tensor, or the whole model", "tensor", "model")
 
 
 def gram(rows: Rows) -> Array:

@@ -56,9 +56,10 @@ def _scores(rows: Rows, raw: Rows, bound: Bound, variant: str) -> Rows:
     sizes = _normalised(_sizes(rows), bound)
     signed = [torch.copysign(size, row) for size, row in zip(sizes, rows, strict=True)]
     scores = []
+    agreed = [[tanh(signed[i] * signed[j]) for j in range(i + 1)] for i in range(inputs)] if variant == "es" else []
     for i in range(inputs):
         if variant == "es":
-            inter = total([tanh(signed[i] * other) for other in signed])
+            inter = total([agreed[max(i, j)][min(i, j)] for j in range(inputs)])
         else:
             inter = tanh(raw[i] * total(raw if variant == "merging" else signed))
         scores.append(exp(inputs * (sizes[i] * sizes[i])) * inter)
@@ -100,12 +101,13 @@ BALANCE = {
         _balance,
         {
             "ratio": Parameter("fraction of each task vector that is kept", 0.05, 0.0, 1.0, (0.02, 0.5)),
-            "variant": Parameter(
+            "variant": Parameter.word(
                 "which definition: the `paper`'s, or that of the released files pcb-merging.py (`merging`), pcb.py (`pcb`) or "
                 "pcb_ES.py (`es`); `merging` and `pcb` take the cross term on task vectors before any edit",
                 "es",
-                choices=("es", "paper", "merging", "pcb"),
-                per_input=False,
+                "paper",
+                "merging",
+                "pcb",
             ),
         },
         measure=Measurement(_balance_measure),

@@ -136,17 +136,14 @@ CROSSOVER = {
                 (0.0, 1.0),
                 per_input=False,
             ),
-            "angle": Parameter(
-                "one angle of the `whole` vectors (released code), or each `part`'s own (paper)",
-                "whole",
-                choices=("whole", "part"),
-                per_input=False,
+            "angle": Parameter.word(
+                "one angle of the `whole` vectors (released code), or each `part`'s own (paper)", "whole", "part"
             ),
-            "over": Parameter(
+            "over": Parameter.word(
                 "the flattened parameters: of the whole model, of the tensors of each kind, or of each tensor",
                 "model",
-                choices=("model", "kind", "tensor"),
-                per_input=False,
+                "kind",
+                "tensor",
             ),
         },
         prepare=Preparation(_prepare),

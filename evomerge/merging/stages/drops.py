@@ -26,11 +26,11 @@ from evomerge.merging.stage import (
 )
 from evomerge.merging.stages.edits import complete
 
-RESCALE = Parameter(
+RESCALE = Parameter.word(
     "`inverse`: by 1 / the probability of being kept (paper); `l1`: to each tensor's L1 norm (mergekit); `none`",
     "inverse",
-    choices=("inverse", "l1", "none"),
-    per_input=False,
+    "l1",
+    "none",
 )
 
 
@@ -176,7 +176,7 @@ DROPS = {
         {
             "density": Parameter("mean probability of being kept", 0.7, 0.0, 1.0, (0.1, 0.9)),
             "epsilon": Parameter("half the width of the window of probabilities", 0.07, 0.0, 0.5, (0.0, 0.1)),
-            "scope": Parameter("over what magnitudes are ranked", "row", choices=("row", "tensor"), per_input=False),
+            "scope": Parameter.word("over what magnitudes are ranked", "row", "tensor"),
             "rescale": RESCALE,
         },
         prepare=Preparation(_rank_rows, lambda site, values: (values["scope"], site.seed, *site.labels)),

@@ -25,19 +25,15 @@ from evomerge.merging.stage import (
     total,
 )
 
-SCOPE = Parameter(
-    "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)",
-    "model",
-    choices=("model", "tensor"),
-    per_input=False,
+SCOPE = Parameter.word(
+    "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)", "model", "tensor"
 )
-EQUALS = Parameter(
+EQUALS = Parameter.word(
     "of elements as large as the smallest kept, `all` are kept, which in bf16 may be many more than the fraction; or only the "
     "`first`, in the order of tensors and indices, so that exactly the fraction is kept (mergekit keeps as many, in its sort's "
     "order)",
     "all",
-    choices=("all", "first"),
-    per_input=False,
+    "first",
 )
 
 

@@ -105,12 +105,7 @@ WEIGHTS = {
         {
             "metric": Parameter("metric of each input, positive, such as its loss or its step", 1.0, 1e-30, 1e30),
             "power": Parameter("power: 0 is the plain average", 1.0, 0.0, 100.0, (0.0, 8.0), per_input=False),
-            "better": Parameter(
-                "`lower` for a loss, `higher` for a score or a step",
-                "lower",
-                choices=("lower", "higher"),
-                per_input=False,
-            ),
+            "better": Parameter.word("`lower` for a loss, `higher` for a score or a step", "lower", "higher"),
         },
         bind=_by_metric,
     ),
@@ -120,18 +115,13 @@ WEIGHTS = {
         _elect,
         {
             "weight": WEIGHT,
-            "elect": Parameter(
-                "`mass`: sign of the sum (paper); `count`: majority of signs",
-                "mass",
-                choices=("mass", "count"),
-                per_input=False,
-            ),
-            "undecided": Parameter(
+            "elect": Parameter.word("`mass`: sign of the sum (paper); `count`: majority of signs", "mass", "count"),
+            "undecided": Parameter.word(
                 "the sign where the vote is zero: `none`, so that the element is 0 (paper), `positive` (mergekit), or the model's "
                 "`majority` (the paper's code)",
                 "none",
-                choices=("none", "positive", "majority"),
-                per_input=False,
+                "positive",
+                "majority",
             ),
         },
         measure=Measurement(_majority, lambda values: "model" if values["undecided"] == "majority" else None),
@@ -155,12 +145,9 @@ WEIGHTS = {
             "transition": Parameter(
                 "blocks of each transition zone", 1, 0, 10_000, (0, 2), integer=True, per_input=False
             ),
-            "outside": Parameter(
-                "input that gives embeddings, final norm and head",
-                "second",
-                choices=("first", "second"),
-                per_input=False,
-            ),
+            "outside": Parameter.word(
+                "input that gives embeddings, final norm and head", "first", "second"
+            ).with_default("second"),
         },
         bind=_swap_bind,
         arity=(2, 2),
