@@ -21,13 +21,13 @@ def dominates(a, b):
 
 
 @given(clouds)
-def test_front_is_what_no_other_point_dominates(points):
+def test_front_has_the_points_that_no_other_point_dominates(points):
     expected = [not any(dominates(other, point) for other in points) for point in points]
     assert pareto.nondominated(points).tolist() == expected
 
 
 @given(clouds)
-def test_hypervolume_is_the_number_of_unit_boxes_below_points_with_whole_coordinates(points):
+def test_hypervolume_of_integer_points_is_the_number_of_unit_boxes_below_them(points):
     m = points.shape[1]
     boxes = itertools.product(range(5), repeat=m)
     expected = sum(any((np.array(box) < point).all() for point in points) for box in boxes)
@@ -35,10 +35,35 @@ def test_hypervolume_is_the_number_of_unit_boxes_below_points_with_whole_coordin
 
 
 @given(clouds)
-def test_hypervolume_history_is_the_hypervolume_of_each_beginning(points):
+def test_hypervolume_history_has_the_hypervolume_of_each_prefix(points):
     reference = np.zeros(points.shape[1])
     expected = [pareto.hypervolume(points[: i + 1], reference) for i in range(len(points))]
     np.testing.assert_allclose(pareto.hypervolume_history(points, reference), expected)
+
+
+def test_front_of_more_objectives_than_moocore_takes():
+    points = np.random.default_rng(0).integers(0, 3, (40, 33)).astype(float)
+    points[20:, 3:] = points[20:, :1]  # so that some points dominate others
+    points[7, 2] = np.nan
+    wide, narrow = points, np.delete(points, slice(20, 30), axis=1)  # 20 to 29 are copies of column 0 or noise
+    for table in (wide, narrow):
+        rows = np.isfinite(table).all(axis=1)
+        expected = [
+            bool(row) and not any(dominates(other, point) for other in table[rows])
+            for row, point in zip(rows, table, strict=True)
+        ]
+        assert 0 < sum(expected) < 40
+        assert pareto.nondominated(table).tolist() == expected
+    assert not pareto.affordable(1, 33)
+    with pytest.raises(StudyError, match="expected at most 31 objectives, got 33"):
+        pareto.hypervolume(wide, np.zeros(33))
+
+
+def test_hypervolumes_that_take_hours_are_not_affordable():
+    assert pareto.affordable(100_000, 4)
+    assert pareto.affordable(16, 10, repeats=4000)
+    assert not pareto.affordable(300, 10)
+    assert not pareto.affordable(60, 31)
 
 
 def test_hypervolume_by_hand():
@@ -98,11 +123,20 @@ def test_pick_takes_the_better_mean_among_equals():
     assert pareto.pick([[1, 0], [0, 1]], NAMES, weights={"maths": 1, "code": 1}) == 0
 
 
+@pytest.mark.parametrize("way", ["weights", "floors", "wish"])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_pick_refuses_numbers_that_are_not_finite(way, number):
+    with pytest.raises(StudyError, match=rf"pick: {way.rstrip('s')} code={number:g}; expected a "):
+        pareto.pick(FRONT, NAMES, **{way: {"maths": 0.5, "code": number}})
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ({}, "exactly one of weights, floors and wish, got none"),
         ({"weights": {"maths": 1}, "wish": {"code": 1}}, "got weights and wish"),
+        ({"weights": {"maths": 1, "code": -0.1}}, "weight code=-0.1; expected a number of 0 or more"),
+        ({"weights": {"maths": 0, "code": 0}}, "all weights are 0; expected at least one above 0, such as maths=1"),
         ({"weights": {"mats": 1}}, "unknown objective `mats`; did you mean `maths`?"),
         ({"floors": {"maths": 0.1}, "best": "cod"}, "unknown objective `cod`; did you mean `code`?"),
         ({"weights": {"maths": 1}, "best": "code"}, "`best` (code) goes with floors"),
@@ -127,12 +161,12 @@ def test_subset_takes_the_largest_gain_first_and_stops_when_nothing_adds():
 
 
 @given(clouds, st.integers(1, 3))
-def test_subset_has_most_of_what_the_best_choice_has(points, size):
+def test_subset_has_most_of_the_best_choices_volume(points, size):
     reference = np.zeros(points.shape[1])
-    found = pareto.hypervolume(points[pareto.subset(points, reference, size)], reference)
+    volume = pareto.hypervolume(points[pareto.subset(points, reference, size)], reference)
     choices = itertools.combinations(range(len(points)), min(size, len(points)))
     best = max((pareto.hypervolume(points[list(choice)], reference) for choice in choices), default=0)
-    assert found >= (1 - 1 / np.e) * best - 1e-9
+    assert volume >= (1 - 1 / np.e) * best - 1e-9
 
 
 @pytest.mark.parametrize("reference", [[0], [0, 0, 0], [0, np.nan]])
@@ -141,30 +175,27 @@ def test_reference_of_another_shape_is_refused(reference):
         pareto.hypervolume([[1, 1]], reference)
 
 
-# -- Tchebycheff --
-
-INWARDS = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.2, 0.2]])
-NAMES = ["maths", "code"]
+CONCAVE = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.2, 0.2]])
 
 
-def test_tchebycheff_reaches_the_point_where_a_front_bends_inwards_and_no_weighted_sum_does():
+def test_tchebycheff_reaches_a_concave_front_and_weighted_sums_do_not():
     # By hand: equal weights make the worst gaps 0.5, 0.3 and 0.5; nine to one makes them 0.9, 0.54 and 0.1.
-    assert pareto.tchebycheff(INWARDS, NAMES, {"maths": 1, "code": 1}) == 1
-    assert pareto.tchebycheff(INWARDS, NAMES, {"maths": 9, "code": 1}) == 2
-    sums = {pareto.pick(INWARDS, NAMES, weights={"maths": w, "code": 1 - w}) for w in np.linspace(0.01, 0.99, 50)}
+    assert pareto.tchebycheff(CONCAVE, NAMES, {"maths": 1, "code": 1}) == 1
+    assert pareto.tchebycheff(CONCAVE, NAMES, {"maths": 9, "code": 1}) == 2
+    sums = {pareto.pick(CONCAVE, NAMES, weights={"maths": w, "code": 1 - w}) for w in np.linspace(0.01, 0.99, 50)}
     assert sums == {0, 2}
 
 
-def test_tchebycheff_tells_points_of_one_worst_gap_apart_by_their_sum():
+def test_tchebycheff_breaks_ties_of_the_largest_gap_by_the_sum_of_gaps():
     # By hand: the fourth and the fifth have the worst gap 0.25, and gaps of 1.5 and 1.2 together.
     points = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0.5, 0.9, 0.4]])
     assert pareto.tchebycheff(points, ["a", "b", "c"], {"a": 1, "b": 1}) == 4
 
 
-def test_tchebycheff_is_in_units_of_the_front_and_does_not_see_what_is_dominated():
-    scaled = INWARDS * [1000, 0.001] + [5, -7]
+def test_tchebycheff_is_in_units_of_the_front_and_ignores_dominated_points():
+    scaled = CONCAVE * [1000, 0.001] + [5, -7]
     assert pareto.tchebycheff(scaled, NAMES, {"maths": 1, "code": 1}) == 1
-    worse = np.concatenate([INWARDS, [[-50.0, -50.0]]])  # would stretch the range, were it in the front
+    worse = np.concatenate([CONCAVE, [[-50.0, -50.0]]])  # would stretch the range, were it in the front
     assert pareto.tchebycheff(worse, NAMES, {"maths": 9, "code": 1}) == 2
 
 
@@ -184,6 +215,6 @@ def test_tchebycheff_chooses_from_the_front(scores):
         ({"maths": 0, "code": 0}, "all Tchebycheff weights are 0"),
     ],
 )
-def test_tchebycheff_weights_that_say_nothing_are_refused(weights, message):
+def test_invalid_tchebycheff_weights_are_refused(weights, message):
     with pytest.raises(StudyError, match=message.replace("?", r"\?")):
-        pareto.tchebycheff(INWARDS, NAMES, weights)
+        pareto.tchebycheff(CONCAVE, NAMES, weights)
