@@ -22,7 +22,7 @@ from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import History, digest
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe
-from evomerge.report import html, measure, tables
+from evomerge.report import html, measure, replay, tables
 from evomerge.report.export import export
 from evomerge.settings import StudySettings
 from evomerge.study import Study
@@ -623,7 +623,7 @@ def test_a_long_search_has_200_evenly_spaced_diagnostics_equal_to_its_drivers(dr
     study.run(
         CachingEvaluator(FromIds(slots=3, seed=1)), lambda proposal, evaluation: seen.append(study.driver.diagnostics())
     )
-    fields = measure._population(study, 430)
+    fields = replay.population(study, 430)
     points = fields["diagnostics"].evaluations
     assert (len(points), points[0], points[-1]) == (200, 1, 430)
     assert set(np.diff(points).tolist()) == {2, 3}
@@ -631,7 +631,7 @@ def test_a_long_search_has_200_evenly_spaced_diagnostics_equal_to_its_drivers(dr
     assert fields["diagnostics"].entropy == tuple(seen[count - 1]["entropy"] for count in points)
     assert fields["diagnostics"].members == len(study.driver.members())
     assert [len(cells.elites) for cells in fields["cells"]] == [len(cells.elites) for cells in study.driver.maps()]
-    assert measure._population(study, 100)["diagnostics"].coverage[-1] == seen[99]["coverage"]
+    assert replay.population(study, 100)["diagnostics"].coverage[-1] == seen[99]["coverage"]
 
 
 def test_scores_outside_the_unit_interval_have_coverage_but_no_entropy(settings, small_digits, tmp_path):
@@ -640,7 +640,7 @@ def test_scores_outside_the_unit_interval_have_coverage_but_no_entropy(settings,
     study = Study.create(tmp_path / "study", settings(space="natural_niches", driver=driver, tasks=tasks))
     with study.evaluator() as evaluator:
         study.run(evaluator)
-    diagnostics = measure._population(study, 30)["diagnostics"]
+    diagnostics = replay.population(study, 30)["diagnostics"]
     assert diagnostics.entropy is None
     assert all(coverage < 0 for coverage in diagnostics.coverage)
 

@@ -56,8 +56,11 @@ def front(results: Results, path: Path) -> None:
 
 
 def hypervolume(results: Results, path: Path) -> None:
-    """Write the PNG of the search split's hypervolume against the number of evaluations."""
-    files.write(path, png(hypervolume_figure(results)))
+    """Write the PNG of the search split's hypervolume against the number of evaluations; remove it without hypervolumes."""
+    if (figure := hypervolume_figure(results)) is None:
+        path.unlink(missing_ok=True)
+    else:
+        files.write(path, png(figure))
 
 
 def png(figure: Figure) -> bytes:
@@ -97,8 +100,10 @@ def front_figure(results: Results) -> Figure:
     return figure
 
 
-def hypervolume_figure(results: Results) -> Figure:
-    """Draw the hypervolume of all candidates so far, on the search split, with the references' level."""
+def hypervolume_figure(results: Results) -> Figure | None:
+    """Draw the hypervolume of the candidates so far, on the search split, with the references' level; None without them."""
+    if results.hypervolume is None:
+        return None
     figure = NotebookFigure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     style(axes)

@@ -93,9 +93,7 @@ best mean score on the search examples.</p>
 <details><summary>Settings of the study</summary><pre>{escape(strict_yaml.text(dict(results.study)))}</pre></details>
 <h2>Recipes</h2>
 {_recipes(results)}
-<h2>How the search got there</h2>
-{_image(figures.hypervolume_figure(results), "Hypervolume on the search examples against evaluations")}
-{_population(results)}{_surface(results, study)}<h2>Where the time went</h2>
+{_progress(results)}{_population(results)}{_surface(results, study)}<h2>Where the time went</h2>
 <table>{costs}</table>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
@@ -106,6 +104,14 @@ def _image(figure: Figure, text: str) -> str:
     data = base64.b64encode(figures.png(figure)).decode("ascii")
     width = round(float(figure.get_figwidth()) * 96)  # as large as it was drawn, not as many pixels as it has
     return f'<img width="{width}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def _progress(results: Results) -> str:
+    """Return the section on the hypervolume along the search; empty without hypervolumes."""
+    if (figure := figures.hypervolume_figure(results)) is None:
+        return ""
+    image = _image(figure, "Hypervolume on the search examples against evaluations")
+    return f"<h2>Progress of the search</h2>\n{image}\n"
 
 
 def _scores(results: Results) -> str:

@@ -182,7 +182,8 @@ class Results(_Data):
     spent: float
     """Of the budget: all scores of search examples, in units of a whole evaluation."""
     objectives: tuple[Objective, ...]
-    hypervolume: Hypervolume
+    hypervolume: Hypervolume | None
+    """None where it would take too long: see `pareto.affordable`."""
     front: tuple[Candidate, ...]
     picked: str
     """Recipe id of the front's point that was picked by default: the best mean on the search split."""
@@ -229,7 +230,9 @@ class Results(_Data):
             "digest": self.digest,
             "evaluations": self.evaluations,
             "objectives": [objective.name for objective in self.objectives],
-            "hypervolume": {"search": self.hypervolume.search, "report": self.hypervolume.report},
+            "hypervolume": {
+                split: self.hypervolume and getattr(self.hypervolume, split) for split in ("search", "report")
+            },
             "front": [
                 {
                     "recipe_id": point.recipe_id,

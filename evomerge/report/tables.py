@@ -84,6 +84,8 @@ def sentences(results: Results) -> list[str]:
     """Return the verdicts in words, what became of a population or a surface, and what was searched and failed."""
     said = [_verdict(results, comparison) for comparison in results.comparisons]
     said += unscored(results)
+    if results.hypervolume is None:
+        said.append(f"Hypervolumes of {len(results.objectives)} objectives would take too long, and are not compared.")
     if (became := population(results)) is not None:
         said.append(became)
     if (asked := surface(results)) is not None:

@@ -1,0 +1,120 @@
+"""Scorer: evaluations of recipes on both splits; a recipe that the search or a report has scored is not scored again.
+
+What it scores goes into the study's `report.jl`, a journal like the search's.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from evomerge import costs, pareto
+from evomerge.errors import StudyError
+from evomerge.evaluate import Evaluator, drive
+from evomerge.history import History
+from evomerge.journal import Journal
+from evomerge.recipe import Recipe
+from evomerge.report import bootstrap
+from evomerge.report.results import Candidate
+from evomerge.study import Study
+from evomerge.trial import Evaluation, Proposal, Split
+
+Watch = Callable[[int, int], None]
+"""Called with the number of evaluations that are completed and that of all."""
+
+
+class Scorer:
+    """Scores recipes for one report of a study."""
+
+    def __init__(
+        self,
+        study: Study,
+        population: Iterable[tuple[Proposal, Evaluation]],
+        evaluator: Evaluator | None = None,
+        watch: Watch = lambda done, total: None,
+    ) -> None:
+        """Start with the evaluations of the search's `population`; make an evaluator if there is none and one is needed."""
+        self.parts = study.parts
+        self.failures: dict[str, str] = {}
+        """Name of a model → why it could not be scored."""
+        self._study, self._evaluator, self._watch = study, evaluator, watch
+        self._evaluations = {(p.recipe.id, p.split): e for p, e in population if e.error is None}
+
+    def attempt(
+        self, wanted: Sequence[tuple[Recipe, Split]], evaluator: Evaluator | None = None
+    ) -> dict[tuple[str, Split], str]:
+        """Score the `wanted` recipes that have no scores on their split. Returns the errors, by recipe id and split."""
+        path = self._study.folder / "report.jl"
+        recorded = History.read(path).population
+        self._evaluations |= {(p.recipe.id, p.split): e for p, e in recorded if e.error is None}
+        missing = [pair for pair in dict.fromkeys(wanted) if (pair[0].id, pair[1]) not in self._evaluations]
+        if not missing:
+            return {}
+        evaluator = evaluator or self._evaluator
+        if evaluator is None:
+            with self._study.evaluator() as started:
+                return self.attempt(missing, started)
+        errors: dict[tuple[str, Split], str] = {}
+        with self._study.lock("report.lock"), Journal(path) as journal:
+            start = max((p.number for p, _ in recorded), default=-1) + 1
+            proposals = (Proposal(start + i, recipe, split=split) for i, (recipe, split) in enumerate(missing))
+            completed = drive(evaluator, journal, lambda: next(proposals, None))
+            for done, (proposal, evaluation) in enumerate(completed, start=1):
+                costs.append(self._study.folder, proposal, evaluation)
+                key = proposal.recipe.id, proposal.split
+                if evaluation.error is None:
+                    self._evaluations[key] = evaluation
+                else:
+                    errors[key] = evaluation.error
+                self._watch(done, len(missing))
+        return errors
+
+    def score(self, models: Mapping[str, Recipe], split: Split) -> dict[str, Recipe]:
+        """Return those of the models that have scores on all examples of `split`; the others are in `failures`.
+
+        Models that failed in an earlier report are tried again.
+        """
+        errors = self.attempt([(recipe, split) for recipe in models.values()])
+        reasons = {name: errors.get((recipe.id, split)) for name, recipe in models.items()}
+        self.failures |= {name: reason for name, reason in reasons.items() if reason is not None}
+        return {name: recipe for name, recipe in models.items() if reasons[name] is None}
+
+    def require(self, models: dict[str, Recipe], what: str, split: Split) -> dict[str, Recipe]:
+        """Return `models`. Raises `StudyError` if there are none."""
+        if not models:
+            msg = f"no {what} can be scored on the {split} split; the last failure: {list(self.failures.values())[-1]}"
+            raise StudyError(msg)
+        return models
+
+    def scores(self, recipe_id: str, split: Split = "report") -> bootstrap.Scores:
+        """Return the score vectors of a scored recipe."""
+        return self._evaluations[recipe_id, split].scores
+
+    def means(self, recipes: Iterable[Recipe], split: Split) -> pareto.Points:
+        """Return the objectives' means, `(recipes, objectives)`: searched metrics on `search`, reported ones on `report`."""
+        objectives = self.parts.searched if split == "search" else self.parts.reported
+        return np.array([self._evaluations[recipe.id, split].means(objectives) for recipe in recipes])
+
+    def draws(self, objectives: Sequence[str]) -> bootstrap.Resamples:
+        """Return the resamples of the report split's examples for these objectives, `task/metric`."""
+        tasks, settings = self.parts.tasks, self._study.settings
+        keys = {name: tasks[name.rpartition("/")[0]].example_keys("report") for name in objectives}
+        return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
+
+    @cached_property
+    def reported(self) -> bootstrap.Resamples:
+        """The resamples for the reported objectives."""
+        return self.draws(self.parts.reported)
+
+    def candidate(self, name: str, recipe: Recipe) -> Candidate:
+        """Return the scores of a recipe on both splits, those on the report split with intervals."""
+        scores = self.scores(recipe.id)
+        intervals = bootstrap.intervals(scores, self.reported)
+        return Candidate(
+            name=name,
+            recipe_id=recipe.id,
+            recipe=recipe.data,
+            search=dict(zip(self.parts.tasks, self.means([recipe], "search")[0].tolist(), strict=True)),
+            report={task: intervals[key] for task, key in zip(self.parts.tasks, self.parts.reported, strict=True)},
+            mean=bootstrap.mean_interval(scores, self.reported),
+        )
