@@ -7,7 +7,9 @@ same files, which the operating system holds in memory once.
 
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -246,6 +248,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
         options |= {"_node_ip_address": _LOOPBACK}
     elif address != "auto":
         check_authentication(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with _start_errors(f"no Ray cluster at `{address}`"):
             ray.init(address, **options)
@@ -254,6 +257,9 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
     except EvaluatorError:
         ray.shutdown()
         raise
+    finally:  # Ray installs its own, which aborts the process
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     return True
 
 

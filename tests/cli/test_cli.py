@@ -347,10 +347,14 @@ def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
     assert f"the path has {2 * blocks} hops; expected 2 to {blocks}" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_exits_with_130_and_says_how_to_resume(number, study_file, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.ray)],
+)
+def test_an_interrupted_run_exits_with_130_and_says_how_to_resume(number, workers, study_file, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "evomerge", "run", study_file, "-o", out, "--evaluations", "100000"]
+    command = [sys.executable, "-m", "evomerge", "run", study_file, "-o", out]
+    command += ["--evaluations", "100000", "--workers", str(workers)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         journal = out / "journal.jl"
         while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
