@@ -20,27 +20,17 @@ if TYPE_CHECKING:
     from evomerge.trial import Evaluation, Proposal
 
 _HOMES = {
-    "Box": "space",
-    "Builder": "build",
-    "Driver": "search",
-    "Evaluation": "trial",
-    "EvomergeError": "errors",
-    "LiveModel": "models",
-    "Pool": "checkpoints.pool",
-    "Proposal": "trial",
-    "Recipe": "recipe",
-    "SearchSpace": "space",
-    "Study": "study",
-    "asks": "search",
-    "create_study": "api",
-    "driver": "search",
-    "export": "api",
-    "merge": "recipe",
-    "pick": "api",
-    "results": "api",
-    "task": "api",
+    "api": ("create_study", "export", "pick", "results", "task"),
+    "build": ("Builder",),
+    "checkpoints.pool": ("Pool",),
+    "errors": ("EvomergeError",),
+    "models": ("LiveModel",),
+    "recipe": ("Recipe", "merge"),
+    "search": ("Driver", "asks", "driver"),
+    "space": ("Box", "SearchSpace"),
+    "study": ("Study",),
+    "trial": ("Evaluation", "Proposal"),
 }
-_OTHER_NAMES = {"driver": "make"}
 
 __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "create_study",
@@ -66,13 +56,14 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), _OTHER_NAMES.get(name, name))
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{home}"), "make" if name == "driver" else name)
+            globals()[name] = value
+            return value
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -1,18 +1,20 @@
 """The Python API: studies, results and checkpoints from a script or a notebook. `import evomerge` exports it.
 
-The command line works on the same studies: one that is created here is resumed and shown there, and the reverse, unless its
-tasks are Python functions.
+The command line resumes and shows the same studies, and the reverse, unless their tasks are Python functions.
 """
 
+import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from evomerge import files
 from evomerge.checkpoints.pool import Pool
-from evomerge.errors import StudyError
-from evomerge.models.loaded import folder_of
+from evomerge.errors import ModelError, StudyError
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe
 from evomerge.report import choose, measure
@@ -44,12 +46,7 @@ def create_study(
     Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks.
     """
     tasks = tasks or {}
-    data = {
-        **settings,
-        "pool": _with_folders(pool),
-        "space": space,
-        "tasks": {name: dict(task) for name, task in tasks.items()},
-    }
+    data = settings | {"pool": _with_folders(pool), "space": space, "tasks": {key: dict(tasks[key]) for key in tasks}}
     python_tasks = {name: task for name, task in tasks.items() if isinstance(task, PythonTask)}
     return Study.create(Path(folder), StudySettings.parse(data, "create_study", Path.cwd()), python_tasks=python_tasks)
 
@@ -92,10 +89,7 @@ def pick(
     Candidates are chosen by their scores on the search examples. The preferences are those of `evomerge pick`. Raises
     `StudyError` for two preferences, and where no candidate satisfies the floors.
     """
-    preference = choose.Preference(
-        weights=weights, floors=floors, best=best, wish=wish, tchebycheff=tchebycheff, knee=knee
-    )
-    return choose.choose(study, results, preference)
+    return choose.choose(study, results, choose.Preference(weights, floors, best, wish, tchebycheff, knee))
 
 
 def export(
@@ -117,14 +111,41 @@ def _with_folders(pool: Mapping[str, Any]) -> dict[str, Any]:
     """Return pool settings with loaded models replaced by checkpoint folders."""
     settings = {key: value for key, value in pool.items() if key != "tokenizer"}
     if "tokenizer" in pool and isinstance(pool.get("base"), str | Path):
-        msg = "pool: `tokenizer` goes with a base that is loaded; a checkpoint folder has its own"
-        raise StudyError(msg)
+        raise StudyError("pool: `tokenizer` goes with a base that is loaded; a checkpoint folder has its own")
     if "base" in settings:
-        settings["base"] = _folder(settings["base"], pool.get("tokenizer"))
+        settings["base"] = str(_folder_of(settings["base"], pool.get("tokenizer")))
     if isinstance(settings.get("experts"), Mapping):
-        settings["experts"] = {name: _folder(model) for name, model in settings["experts"].items()}
+        settings["experts"] = {name: str(_folder_of(model)) for name, model in settings["experts"].items()}
     return settings
 
 
-def _folder(model: Any, tokenizer: Any = None) -> str:
-    return str(model) if isinstance(model, str | Path) else str(folder_of(model, tokenizer))
+def _folder_of(model: Any, tokenizer: Any = None) -> Path:
+    """Return a checkpoint folder with a transformers `model` and its `tokenizer`. A path is returned as it is.
+
+    The folder is in the cache, named by a digest of its content: the same model is written once. Raises `ModelError` for an
+    object that has no `save_pretrained`.
+    """
+    if isinstance(model, str | Path):
+        return Path(model)
+    parts = [model] if tokenizer is None else [model, tokenizer]
+    for value in parts:
+        if not hasattr(value, "save_pretrained"):
+            msg = (
+                f"expected a checkpoint folder, or a transformers model or tokenizer that is loaded, got {type(value).__name__}; "
+                "save other modules as safetensors, and give the study `module: FILE.py:FUNCTION`"
+            )
+            raise ModelError(msg)
+    parent = files.cache() / "loaded"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        folder = Path(scratch) / "model"
+        for value in parts:
+            value.save_pretrained(folder)
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            with file.open("rb") as content:
+                digest.update(f"{file.name}\n{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        place = parent / digest.hexdigest()[:32]
+        if not place.exists():
+            shutil.move(folder, place)
+    return place

@@ -106,19 +106,16 @@ class StudySettings(_Part):
         if (pool.zoo is None) == (pool.base is None) or (pool.zoo is not None and pool.experts):
             msg = f"{where} `pool`: expected either `zoo: NAME`, or `base: FOLDER` and `experts: {{NAME: FOLDER}}`"
             raise StudyError(msg)
-        absolute = {
-            "base": pool.base and str((folder / pool.base).resolve()),
-            "experts": {name: str((folder / path).resolve()) for name, path in pool.experts.items()},
-            "module": pool.module and str((folder / pool.module).resolve()),
-        }
+
+        def absolute(path: str) -> str:
+            return str((folder / path).resolve())
+
+        folders: dict[str, Any] = {"experts": {name: absolute(path) for name, path in pool.experts.items()}}
+        folders |= {"base": pool.base and absolute(pool.base), "module": pool.module and absolute(pool.module)}
+        update = {"pool": pool.model_copy(update=folders), "folder": absolute(settings.folder)}
         source = settings.space
         if isinstance(source, str):
-            source = space.read(source if source in space.shipped() else folder / source)
-        update = {
-            "pool": pool.model_copy(update=absolute),
-            "space": source,
-            "folder": str((folder / settings.folder).resolve()),
-        }
+            update["space"] = space.read(source if source in space.shipped() else folder / source)
         return settings.model_copy(update=update)
 
 
@@ -151,25 +148,15 @@ class Parts:
         """Number of examples of each task, by split."""
         return {split: {name: task.size(split) for name, task in self.tasks.items()} for split in get_args(Split)}
 
-    @property
-    def full_size(self) -> int:
-        """Number of examples of a full evaluation on the search split."""
-        return sum(self.sizes["search"].values())
-
-    @property
-    def initial(self) -> Recipe:
-        """The recipe of the space's `init`, with the base for all members."""
-        return _initial(self.space)
-
     def new_driver(self, seed: int) -> Driver:
         """Return a fresh driver."""
-        metrics = {
-            f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in self.tasks.items()
-        }
-        return search.make(self.driver, self.space, metrics, seed, self.sizes["search"])
+        metrics = [task.metrics[task.search_metric] for task in self.tasks.values()]
+        objectives = dict(zip(self.searched, metrics, strict=True))
+        return search.make(self.driver, self.space, objectives, seed, self.sizes["search"])
 
 
-def _initial(space: SearchSpace) -> Recipe:
+def initial_recipe(space: SearchSpace) -> Recipe:
+    """Return the recipe of the space's `init`, with the base for all members."""
     return space.decode(space.initial, [base_recipe().id for _ in space.parents])
 
 
@@ -180,12 +167,12 @@ def open_parts(
 ) -> Parts:
     """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names."""
     models = settings.pool
-    task_settings: dict[str, Mapping[str, Any]] = dict(settings.tasks)
+    task_settings: Mapping[str, Mapping[str, Any]] = settings.tasks
     if models.zoo is not None:
         embedded = zoo.load(models.zoo, seed=models.zoo_seed)
         base, experts = embedded.pool["base"], embedded.pool["experts"]
         task_settings = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
-        task_settings = task_settings or {name: dict(entry) for name, entry in embedded.tasks.items()}
+        task_settings = task_settings or embedded.tasks
     else:
         base, experts = str(models.base), models.experts
     task_settings = {**task_settings, **python_tasks}
@@ -193,10 +180,9 @@ def open_parts(
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
     pool = Pool(base, experts, progress=progress)
-    search_space = SearchSpace.parse(
-        settings.space, experts=list(pool.experts), kinds=pool.layout.kinds, blocks=pool.layout.blocks
-    )
-    Builder(pool).build(_initial(search_space))  # reads no tensor: an impossible recipe is refused now
+    layout = pool.layout
+    search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], kinds=layout.kinds, blocks=layout.blocks)
+    Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
     setup = Setup(
         base=base,
@@ -242,9 +228,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
 def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
     """Return the sha256 of every file or folder of data in a task's settings, by key."""
     digests = {}
-    for key in ("search", "report", "head"):
-        if not isinstance(task.get(key), str):
-            continue
+    for key in [key for key in ("search", "report", "head") if isinstance(task.get(key), str)]:
         path = Path(settings.folder) / task[key]
         digest = hashlib.sha256()
         for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):

@@ -33,8 +33,7 @@ from evomerge.trial import Evaluation, Proposal
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_DEADLINE = 3600.0
-"""Default timeout per candidate in seconds, where workers can be stopped."""
+_DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
 
 Watcher = Callable[[Proposal, Evaluation], None]
 """Called with each evaluation, also of a part of the examples, after it is in the journal."""
@@ -106,10 +105,17 @@ class Study:
         `evaluator` the study makes its own, and shows progress unless `progress` is False.
         """
         if evaluator is None:
-            self._run_alone(watch, progress=progress)
+            total = self.settings.evaluations
+            with self.evaluator() as own, Progress("search", total, Console(quiet=not progress)) as bar:
+
+                def show(proposal: Proposal, evaluation: Evaluation) -> None:
+                    bar(min(int(self.spent), total))
+                    watch(proposal, evaluation)
+
+                self.run(own, show)
             return
         driver = self.driver = self.parts.new_driver(self.settings.seed)
-        full = self.parts.full_size
+        full = sum(self.parts.sizes["search"].values())
         pending: dict[int, Proposal] = {}
         asked = completed = 0  # examples
 
@@ -141,34 +147,18 @@ class Study:
                 self.spent = completed / full
                 watch(proposal, evaluation)
 
-    def _run_alone(self, watch: Watcher, *, progress: bool) -> None:
-        total = self.settings.evaluations
-        with self.evaluator() as evaluator, Progress("search", total, Console(quiet=not progress)) as bar:
-
-            def show(proposal: Proposal, evaluation: Evaluation) -> None:
-                bar(min(int(self.spent), total))
-                watch(proposal, evaluation)
-
-            self.run(evaluator, show)
-
     def trials(self) -> "DataFrame":
         """Return all full evaluations as a DataFrame: number, recipe id, error, mean score of each objective, genes."""
         from pandas import DataFrame
 
+        space, objectives = self.parts.space, self.parts.searched
         rows = []
         for proposal, evaluation in self.population():
-            genome = self.parts.space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
-            rows.append(
-                {
-                    "number": proposal.number,
-                    "recipe_id": proposal.recipe.id,
-                    "error": evaluation.error,
-                    **dict(zip(self.parts.searched, evaluation.means(self.parts.searched), strict=True)),
-                    **{
-                        gene.name: gene.value(value) for gene, value in zip(self.parts.space.genes, genome, strict=True)
-                    },
-                }
-            )
+            genome = space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+            row = {"number": proposal.number, "recipe_id": proposal.recipe.id, "error": evaluation.error}
+            row |= zip(objectives, evaluation.means(objectives), strict=True)
+            row |= {gene.name: gene.value(number) for gene, number in zip(space.genes, genome, strict=True)}
+            rows.append(row)
         return DataFrame(rows)
 
     def front(self) -> "DataFrame":
@@ -202,11 +192,10 @@ class Study:
         deadline = self.settings.deadline
         if deadline is None and self.settings.workers > 1:
             deadline = _DEADLINE
-        setup = self.parts.setup
-        if self.parts.space.parents:
-            setup = replace(setup, members=str(self.folder / "members"))
+        members = str(self.folder / "members") if self.parts.space.parents else None
+        setup = replace(self.parts.setup, members=members)
         evaluator = evaluate.CachingEvaluator(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
-        if self.parts.space.parents:
+        if members is not None:
             evaluator.lineage.update(self.lineage())
         return evaluator
 

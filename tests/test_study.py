@@ -210,7 +210,7 @@ def test_a_race_is_charged_by_the_example_and_only_full_evaluations_are_its_popu
     record = study.history()
     spent, completed, population = record.spent, record.completed, record.population
     asked = sum(evaluator.scored.values())
-    assert spent == seen[-1] == asked / study.parts.full_size
+    assert spent == seen[-1] == asked / sum(study.parts.sizes["search"].values())
     assert 30 <= spent < 31
     assert np.diff(seen).min() > 0
     candidates = {proposal.recipe.id for proposal, _ in completed}

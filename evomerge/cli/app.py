@@ -100,22 +100,14 @@ def pick(
     best: Annotated[str | None, typer.Option(help="With floors: the objective to be best in.")] = None,
     wish: Annotated[str | None, typer.Option(help="Nearest to these scores: `maths=0.8,code=0.6`.")] = None,
     tchebycheff: Annotated[
-        str | None,
-        typer.Option(
-            help="Importance of objectives, `maths=2,code=1`, by the augmented weighted Tchebycheff distance to the ideal: "
-            "the largest weighted gap to an objective's best is smallest."
-        ),
+        str | None, typer.Option(help="Importance of objectives: the largest weighted gap to their bests is smallest.")
     ] = None,
     knee: Annotated[
         bool, typer.Option("--knee", help="The point where giving up more of one objective gains least of another.")
     ] = False,
     from_surface: Annotated[
         bool,
-        typer.Option(
-            "--surface",
-            help="Choose among all merges that the search's surrogates predict (drivers `front`, `map`, ...), not only among those "
-            "evaluated.",
-        ),
+        typer.Option("--surface", help="Choose among all merges that surrogates predict, not only evaluated ones."),
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
@@ -123,9 +115,9 @@ def pick(
 ) -> None:
     """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
 
-    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights, Tchebycheff and the knee
-    compare the searched metric; floors and wishes are in units of the reported one, or with --surface in those of the searched one,
-    which is what surrogates predict.
+    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights, Tchebycheff (augmented) and
+    the knee compare the searched metric; floors and wishes are in units of the reported one, or with --surface in those of the
+    searched one, which the surrogates of drivers such as `front` and `map` predict.
     """
     from evomerge.cli import studies
 
@@ -148,7 +140,7 @@ def merge(
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
     from evomerge.cli import merges
 
-    merges.merge(file, out, name, base, expert or [], shard_mib << 20, dry_run=dry_run)
+    merges.merge(file, out, merges.PoolOptions(name, base, expert), shard_mib << 20, dry_run=dry_run)
 
 
 @app.command()
@@ -163,9 +155,7 @@ def compress(
     codec: Annotated[str, typer.Option(help="tall, emr, low_rank or singular.")] = "tall",
     parameter: Annotated[
         list[str] | None,
-        typer.Option(
-            "-p", "--parameter", help="NAME=VALUE, such as `lambda=0.3`, or `lambda.maths=0.3` for one expert."
-        ),
+        typer.Option("-p", "--parameter", help="NAME=VALUE: `lambda=0.3`, or `lambda.maths=0.3` for one expert."),
     ] = None,
 ) -> None:
     """Keep all experts of a pool in one small artefact, from which `evomerge decompress` restores each.
@@ -175,7 +165,7 @@ def compress(
     """
     from evomerge.cli import merges
 
-    merges.compress(out, file, name, base, expert or [], codec, parameter or [])
+    merges.compress(out, file, merges.PoolOptions(name, base, expert), codec, parameter or [])
 
 
 @app.command()

@@ -60,11 +60,7 @@ def zoos() -> None:
 def build_zoo(name: str, seed: int, *, text: Path | None = None, again: bool = False) -> None:
     """Build a zoo with progress, unless it is there."""
     console = new_console()
-    with Progress(f"zoo {name}", 100, console) as progress:
-
-        def show(done: float, doing: str) -> None:
-            progress(round(100 * done), note=doing)
-
-        make = zoo.build if again else zoo.find_or_build
-        built = make(name, seed=seed, text=text, progress=show)
+    make = zoo.build if again else zoo.find_or_build
+    with Progress(f"zoo {name}", 100, console) as bar:
+        built = make(name, seed=seed, text=text, progress=lambda done, step: bar(round(100 * done), note=step))
     console.print(f"zoo {name}: {built.folder}", soft_wrap=True)

@@ -1,8 +1,8 @@
 """Commands that write checkpoints without a search: merge, compress, decompress; and the pool that their options name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,16 +26,15 @@ from evomerge.tasks import Task
 _RECIPE_KEYS = ("pool", "recipe", "members", "about")
 
 
-def merge(
-    file: Path,
-    out: Path,
-    zoo_name: str | None,
-    base: Path | None,
-    experts: Sequence[str],
-    shard_bytes: int,
-    *,
-    dry_run: bool,
-) -> None:
+class PoolOptions(NamedTuple):
+    """The options that name a pool: a zoo, or a base and `NAME=FOLDER` for each expert. None of them: the file names it."""
+
+    zoo: str | None
+    base: Path | None
+    experts: Sequence[str] | None
+
+
+def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_run: bool) -> None:
     """Write the merge of a recipe file, or only check it."""
     console = new_console()
     if not file.is_file():
@@ -51,11 +50,10 @@ def merge(
         if key not in _RECIPE_KEYS:
             msg = f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}"
             raise RecipeError(msg)
-    pool = _open_pool(data.get("pool"), file, zoo_name, base, experts, console)
+    pool = _open_pool(data.get("pool"), file, options, console)
     names = list(pool.experts)
-    recipe = Recipe.parse(
-        short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks), experts=names
-    )
+    spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
+    recipe = Recipe.parse(spelled, experts=names)
     lineage = _read_lineage(data.get("members", {}), file)
     for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
         merging.check(candidate)
@@ -82,22 +80,13 @@ def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **opt
         export.export(recipe, pool, out, progress=progress, **options)
 
 
-def compress(
-    out: Path,
-    file: Path | None,
-    zoo_name: str | None,
-    base: Path | None,
-    experts: Sequence[str],
-    codec: str,
-    parameters: Sequence[str],
-) -> None:
+def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, parameters: Sequence[str]) -> None:
     """Write a pool as an artefact, and print sizes and losses."""
     console = new_console()
-    made = codecs.make(codec, _read_parameters(parameters))
+    chosen = codecs.make(codec, _read_parameters(parameters))
     check_free(out)
-    pool, judged, new_model = _open_pool_and_tasks(file, zoo_name, base, experts, console)
-    model = new_model() if judged else None
-    compression = codecs.compress(pool, made, out, judged, model, lambda what, total: Progress(what, total, console))
+    pool, judged, model = _open_pool_and_tasks(file, options, console)
+    compression = codecs.compress(pool, chosen, out, judged, model, lambda what, total: Progress(what, total, console))
     artefact = compression.artefact
     for name, values in artefact.constants.items():
         pairs = zip(artefact.experts, values, strict=True)
@@ -110,11 +99,8 @@ def compress(
         f"ratio {artefact.nbytes / size:.4f}, by the formula {artefact.formula / size:.4f}"
     )
     console.print(_loss_table(compression.losses))
-    console.print(
-        f"artefact: {out}, `evomerge decompress {out} EXPERT -o FOLDER` writes an expert back",
-        markup=False,
-        soft_wrap=True,
-    )
+    hint = f"`evomerge decompress {out} EXPERT -o FOLDER` writes an expert back"
+    console.print(f"artefact: {out}, {hint}", markup=False, soft_wrap=True)
 
 
 def decompress(folder: Path, expert: str, out: Path) -> None:
@@ -141,54 +127,44 @@ def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
     return lineage
 
 
-def _open_pool(
-    data: Any, file: Path, zoo_name: str | None, base: Path | None, experts: Sequence[str], console: Console
-) -> Pool:
+def _open_pool(data: Any, file: Path, options: PoolOptions, console: Console) -> Pool:
     """Return the pool of a zoo, of the options, or of the file's `pool`, in this order."""
     progress = step_printer(console)
-    if zoo_name is not None:
-        built = zoo.load(zoo_name)
+    if options.zoo is not None:
+        built = zoo.load(options.zoo)
         return Pool(built.pool["base"], built.pool["experts"], progress=progress)
-    if base is not None or experts:
-        pairs = [entry.partition("=") for entry in experts]
-        if base is None or not all(equals for _, equals, _ in pairs):
-            msg = "a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`"
-            raise RecipeError(msg)
-        return Pool(base, {name: path for name, _, path in pairs}, progress=progress)
+    if any(options):
+        pairs = [entry.partition("=") for entry in options.experts or ()]
+        if options.base is None or not all(equals for _, equals, _ in pairs):
+            raise RecipeError("a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`")
+        return Pool(options.base, {name: path for name, _, path in pairs}, progress=progress)
     if not isinstance(data, dict) or set(data) != {"base", "experts"} or not isinstance(data["experts"], dict):
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
-    folder = file.parent
-    return Pool(
-        folder / data["base"], {name: folder / path for name, path in data["experts"].items()}, progress=progress
-    )
+    folders = {name: file.parent / path for name, path in data["experts"].items()}
+    return Pool(file.parent / data["base"], folders, progress=progress)
 
 
 def _open_pool_and_tasks(
-    file: Path | None, zoo_name: str | None, base: Path | None, experts: Sequence[str], console: Console
-) -> tuple[Pool, Mapping[str, Task], Callable[[], LiveModel]]:
-    """Return the pool, the tasks that come with it, and a function that loads the model they score."""
-    if file is None and zoo_name is None and base is None and not experts:
+    file: Path | None, options: PoolOptions, console: Console
+) -> tuple[Pool, Mapping[str, Task], LiveModel | None]:
+    """Return the pool, the tasks that come with it, and the model that they score, None without tasks."""
+    if file is None and not any(options):
         msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
         raise RecipeError(msg)
     if file is not None and not file.is_file():
         msg = f"{file}: no such file; expected a study, or YAML with `pool`"
         raise RecipeError(msg)
     data = {} if file is None else strict_yaml.read(file)
-    from_options = zoo_name is not None or base is not None or bool(experts)
-    if file is not None and not from_options and isinstance(data, dict) and "space" in data:
+    if file is not None and not any(options) and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
-        setup = parts.setup
-        return (
-            parts.pool,
-            parts.tasks,
-            lambda: LiveModel(parts.pool.base.path, setup.auto, setup.precision, module=setup.module),
-        )
+        model = LiveModel(parts.pool.base.path, parts.setup.auto, parts.setup.precision, module=parts.setup.module)
+        return parts.pool, parts.tasks, model
     listed = data.get("pool") if isinstance(data, dict) else None
-    pool = _open_pool(listed, file or Path(), zoo_name, base, experts, console)
-    settings = {} if zoo_name is None else zoo.load(zoo_name).tasks
+    pool = _open_pool(listed, file or Path(), options, console)
+    settings = {} if options.zoo is None else zoo.load(options.zoo).tasks
     judged = {name: tasks.make(name, entry, Path()) for name, entry in settings.items()}
-    return pool, judged, lambda: LiveModel(pool.base.path)
+    return pool, judged, LiveModel(pool.base.path) if judged else None
 
 
 def _read_parameters(options: Sequence[str]) -> dict[str, Any]:

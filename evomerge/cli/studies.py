@@ -17,24 +17,20 @@ from evomerge.cli.listings import build_zoo, new_console
 from evomerge.cli.merges import export_recipe
 from evomerge.errors import StudyError, nearest
 from evomerge.evaluate import CachingEvaluator, Worker
+from evomerge.models.pretrained import load_model
 from evomerge.progress import Progress, Throttled, duration, step_printer
 from evomerge.recipe import Recipe
 from evomerge.report import choose, figures, html, measure, population, surface, surface_figures, tables
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
 from evomerge.search import Population
-from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.settings import Parts, StudySettings, initial_recipe, open_parts
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
 
 _DEMO: dict[str, dict[str, Any]] = {
-    "text": {
-        "space": "task_arithmetic_per_block",
-        "driver": {"kind": "nsga2", "population": 16},
-        "evaluations": 120,
-        "report": {"front": 16},
-    },
-    "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
+    "text": {"driver": {"kind": "nsga2", "population": 16}, "evaluations": 120, "report": {"front": 16}},
+    "digits": {"evaluations": 300},
 }
 
 
@@ -46,8 +42,8 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
         raise StudyError(msg)
     build_zoo(name, 0)
     precision = str(zoo.fast_precision()).removeprefix("torch.")
-    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "precision": precision, **_DEMO[name]}
-    settings = StudySettings.parse(data, "demo", Path.cwd())
+    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "space": "task_arithmetic_per_block", "precision": precision}
+    settings = StudySettings.parse(data | _DEMO[name], "demo", Path.cwd())
     settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4))
     study = Study.create(out, settings, step_printer(console))
     _describe(study.parts, settings, console)
@@ -55,8 +51,9 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
     merged = out / f"merged-{results.picked[:8]}"
     if not merged.exists():
         point = next(point for point in results.front if point.recipe_id == results.picked)
-        _export_point(study, results, point, merged, console)
-    console.print(f"merged checkpoint: {merged} (transformers loads it: {_load(study.parts, merged)})")
+        _export(study, Recipe.parse(point.recipe), merged, console, results, point)
+    loaded = type(load_model(merged, study.parts.setup.auto or "AutoModel")).__name__
+    console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})")
     console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}")
 
 
@@ -100,33 +97,37 @@ def read_preference(
     weights: str | None, floors: str | None, best: str | None, wish: str | None, tchebycheff: str | None, *, knee: bool
 ) -> choose.Preference:
     """Return the preference that the options of `pick` spell. Raises `StudyError`."""
-    return choose.Preference(
-        weights=_pairs(weights),
-        floors=_pairs(floors),
-        best=best,
-        wish=_pairs(wish),
-        tchebycheff=_pairs(tchebycheff),
-        knee=knee,
-    )
+    return choose.Preference(_pairs(weights), _pairs(floors), best, _pairs(wish), _pairs(tchebycheff), knee)
 
 
 def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_surface: bool, verify: bool) -> None:
     """Choose a point of a study's front or surface, and export it to `out` if given."""
     console = new_console()
     if verify and not from_surface:
-        msg = "pick: `--verify` goes with `--surface`; points of the front are evaluated already"
-        raise StudyError(msg)
+        raise StudyError("pick: `--verify` goes with `--surface`; points of the front are evaluated already")
     study = Study.open(folder)
     if from_surface:
-        _pick_from_surface(study, preference, out, console, verify=verify)
-        return
-    results = _report(study, console)
-    point = choose.choose(study, results, preference)
-    console.print(tables.point(results, point))
+        if out is not None:
+            check_free(out)
+        evaluated = study.population()
+        prediction = surface.ask(study, evaluated, surface.read(study, evaluated), preference)
+        verified = None
+        if verify:
+            with Progress("verify", 2, console) as progress:
+                verified = measure.verify(study, prediction.recipe, watch=progress)
+        for part in tables.prediction(prediction, study.parts.tasks, verified):
+            console.print(part)
+        recipe, point = prediction.recipe, None if verified is None else verified.candidate
+        results = None if point is None or out is None else _report(study, console)
+    else:
+        results = _report(study, console)
+        point = choose.choose(study, results, preference)
+        console.print(tables.point(results, point))
+        recipe = Recipe.parse(point.recipe)
     if out is None:
-        console.print(strict_yaml.text(Recipe.parse(point.recipe).data), end="", markup=False)
+        console.print(strict_yaml.text(recipe.data), end="", markup=False)
         return
-    _export_point(study, results, point, out, console)
+    _export(study, recipe, out, console, results, point)
     console.print(f"merged checkpoint: {out}")
 
 
@@ -159,18 +160,19 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
 
 
 def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
-    """Evaluate the space's initial recipe, and print the cost of one evaluation and of the whole search."""
+    """Evaluate the space's initial recipe, and print the cost of one evaluation and of the search."""
     worker = Worker(parts.setup)
-    worker.evaluate(parts.initial, "search")  # the first evaluation also reads the model and the data
-    evaluation = worker.evaluate(parts.initial, "search")
+    recipe = initial_recipe(parts.space)
+    worker.evaluate(recipe)  # the first evaluation also reads the model and the data
+    evaluation = worker.evaluate(recipe)
     if evaluation.error is not None:
         msg = f"the space's initial recipe cannot be evaluated: {evaluation.error}"
         raise StudyError(msg)
     each = sum(evaluation.seconds.values())
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
     console.print(f"one evaluation: {duration(each)} ({steps})")
-    total = each * settings.evaluations / settings.workers
-    console.print(f"the search: about {duration(total)} with {settings.workers} workers; nothing was written")
+    total = duration(each * settings.evaluations / settings.workers)
+    console.print(f"the search: about {total} with {settings.workers} workers; nothing was written")
 
 
 def _search_and_report(study: Study, console: Console) -> Results:
@@ -193,7 +195,7 @@ def _search_and_report(study: Study, console: Console) -> Results:
 
 
 def _coverage(study: Study) -> str:
-    """Return how well a population covers the examples at present, after a comma; nothing for other searches."""
+    """Return a population's coverage of the examples so far, after a comma; empty for other searches."""
     diagnostics = study.driver.diagnostics() if isinstance(study.driver, Population) else {}
     return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
 
@@ -219,54 +221,21 @@ def _print(results: Results, folder: Path, console: Console) -> None:
     console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
 
 
-def _pick_from_surface(
-    study: Study, preference: choose.Preference, out: Path | None, console: Console, *, verify: bool
+def _export(
+    study: Study, recipe: Recipe, out: Path, console: Console, results: Results | None, point: Candidate | None
 ) -> None:
-    if out is not None:
-        check_free(out)
-    evaluated = study.population()
-    prediction = surface.ask(study, evaluated, surface.read(study, evaluated), preference)
-    verified = None
-    if verify:
-        with Progress("verify", 2, console) as progress:
-            verified = measure.verify(study, prediction.recipe, watch=progress)
-    for part in tables.prediction(prediction, study.parts.tasks, verified):
-        console.print(part)
-    if out is None:
-        console.print(strict_yaml.text(prediction.recipe.data), end="", markup=False)
-        return
-    if verified is None:
-        export_recipe(prediction.recipe, study.parts.pool, out, console)
-    else:
-        _export_point(study, _report(study, console), verified.candidate, out, console)
-    console.print(f"merged checkpoint: {out}")
-
-
-def _export_point(study: Study, results: Results, point: Candidate, out: Path, console: Console) -> None:
-    recipe = Recipe.parse(point.recipe)
     lineage = study.lineage() if recipe.members else {}
     export_recipe(recipe, study.parts.pool, out, console, lineage=lineage, results=results, candidate=point)
 
 
-def _load(parts: Parts, folder: Path) -> str:
-    """Load a checkpoint with transformers, and return its class's name."""
-    from evomerge.models.pretrained import load_model
-
-    return type(load_model(folder, parts.setup.auto or "AutoModel")).__name__
-
-
 def _pairs(text: str | None) -> dict[str, float] | None:
     """Return `maths=2,code=1` as a mapping."""
-    if text is None:
-        return None
     pairs = {}
-    for part in text.split(","):
-        name, equals, number = part.partition("=")
+    for part in text.split(",") if text is not None else ():
+        name, _, number = part.partition("=")
         try:
             pairs[name.strip()] = float(number)
         except ValueError:
-            equals = ""
-        if not equals:
             msg = f"{part!r}: expected OBJECTIVE=NUMBER, such as `maths=0.8`"
-            raise StudyError(msg)
-    return pairs
+            raise StudyError(msg) from None
+    return pairs or None

@@ -6,8 +6,7 @@ loop over an evaluator and a journal.
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.caching import CachingEvaluator
-from evomerge.evaluate.drive import drive
-from evomerge.evaluate.evaluator import Evaluator
+from evomerge.evaluate.evaluator import Evaluator, drive
 from evomerge.evaluate.serial import Serial
 from evomerge.evaluate.worker import Setup, Worker
 

@@ -60,7 +60,7 @@ class CachingEvaluator(Evaluator):
             self._waiting[key].append(proposal)
             return
         missing = proposal.examples
-        if proposal.examples is None and key in self._complete:
+        if missing is None and key in self._complete:
             self._answers.append((proposal.number, self._complete[key]))
             return
         if proposal.examples is not None or key in self._parts:
@@ -103,8 +103,7 @@ class CachingEvaluator(Evaluator):
         if key in self._parts:
             return self._parts[key]
         if self._sizes is None:
-            msg = "a proposal names examples; expected `sizes`: type CachingEvaluator(evaluator, sizes)"
-            raise EvaluatorError(msg)
+            raise EvaluatorError("a proposal names examples; expected `sizes`: type CachingEvaluator(evaluator, sizes)")
         table = ScoreTable(self._sizes[key[1]])
         if key in self._complete:
             table.add(None, self._complete[key])

@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,8 @@ import numpy as np
 
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
-from evomerge.evaluate.authentication import check_authentication
 from evomerge.evaluate.evaluator import Evaluator
-from evomerge.evaluate.remote import RemoteWorker
-from evomerge.evaluate.retries import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
-from evomerge.evaluate.worker import Setup, describe
+from evomerge.evaluate.worker import RemoteWorker, Setup, describe
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 
@@ -36,6 +34,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError
+
+ATTEMPTS = 3
+"""Number of lost workers after which a candidate fails."""
+OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
+"""Causes for which two lost workers are enough, because each attempt is expensive."""
 
 _STACKS = 16  # recent stacks per worker, of which it may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
@@ -62,11 +65,11 @@ class RayEvaluator(Evaluator):
         self.lineage: dict[str, Recipe] = {}
         members = None if setup.members is None else Path(setup.members).resolve()
         self._members = Members(0, members)
-        self._setup = replace(
-            setup, folder=str(Path(setup.folder).resolve()), members=None if members is None else str(members)
-        )
+        folder = str(Path(setup.folder).resolve())
+        self._setup = replace(setup, folder=folder, members=None if members is None else str(members))
         self._deadline = math.inf if deadline is None else deadline
-        self._queue: deque[_Job] = deque()
+        self._queue: deque[Proposal] = deque()
+        self._causes: dict[int, list[str]] = {}  # of each proposal that lost workers, by number
         self._finished: deque[tuple[int, Evaluation]] = deque()
         self._failed_starts = 0  # in a row
         self._slots = [_Slot() for _ in range(workers)]
@@ -82,23 +85,28 @@ class RayEvaluator(Evaluator):
 
     def submit(self, proposal: Proposal) -> None:
         """Queue a proposal, and start it if a worker is free."""
-        self._queue.append(_Job(proposal))
+        self._queue.append(proposal)
         self._dispatch()
 
     def wait(self) -> tuple[int, Evaluation]:
         """Return the first evaluation that finishes."""
-        if not (self._finished or self._queue or any(slot.job for slot in self._slots)):
-            msg = "no proposal is pending; submit one before waiting"
-            raise EvaluatorError(msg)
+        if not (self._finished or self._queue or any(slot.proposal for slot in self._slots)):
+            raise EvaluatorError("no proposal is pending; submit one before waiting")
         while not self._finished:
             self._dispatch()
             busy = {slot.future: slot for slot in self._slots if slot.future is not None}
-            ray.wait(list(busy), num_returns=1, timeout=self._timeout())
+            due = min(slot.due for slot in self._slots)
+            timeout = None if math.isinf(due) else max(due - time.monotonic(), 0.0)
+            ray.wait(list(busy), num_returns=1, timeout=timeout)
             ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
             for future in ready:  # before overdue workers are killed: a result that is ready counts as in time
                 self._collect(busy[future])
-            self._kill_overdue()
-        return self._finished.popleft()
+            for slot in self._slots:
+                if time.monotonic() >= slot.due:
+                    self._replace(slot, DEADLINE)
+        number, evaluation = self._finished.popleft()
+        self._causes.pop(number, None)
+        return number, evaluation
 
     def retain(self, members: Collection[str]) -> None:
         """Delete the weights of all earlier candidates except these from the disk; in memory workers replace the oldest."""
@@ -118,27 +126,24 @@ class RayEvaluator(Evaluator):
 
     def _start(self, slot: "_Slot") -> None:
         """Start a new worker in a slot; its future is ready when its model is loaded."""
-        slot.actor = _ACTOR.options(
-            num_cpus=self._setup.threads,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._setup.threads)}},
-        ).remote(self._setup)
-        slot.future, slot.job, slot.due = slot.actor.prepare.remote(), None, time.monotonic() + _START_SECONDS
+        threads = self._setup.threads
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        slot.actor = _ACTOR.options(num_cpus=threads, runtime_env=environment).remote(self._setup)
+        slot.future, slot.proposal, slot.due = slot.actor.prepare.remote(), None, time.monotonic() + _START_SECONDS
         slot.recent.clear()
         slot.prefixes = frozenset()
 
     def _dispatch(self) -> None:
-        """Start queued jobs in free slots; each time the pair of slot and job with most layers in common."""
+        """Start queued proposals in free slots; each time the pair of slot and proposal with most layers in common."""
         while self._queue and (free := [slot for slot in self._slots if slot.future is None]):
-            jobs = self._queue if self._queue[0].proposal.recipe.prefix_digests else [self._queue[0]]
-            pairs = ((slot, job) for job in jobs for slot in free)
-            slot, job = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in the queue
-            self._queue.remove(job)
-            slot.take(job, self._deadline)
-            recipe, examples = job.proposal.recipe, job.proposal.examples
+            queue = self._queue if self._queue[0].recipe.prefix_digests else [self._queue[0]]
+            pairs = ((slot, proposal) for proposal in queue for slot in free)
+            slot, proposal = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in the queue
+            self._queue.remove(proposal)
+            slot.take(proposal, self._deadline)
+            recipe, examples = proposal.recipe, proposal.examples and dict(proposal.examples)
             lineage = {key: parent.json for key, parent in ancestors(recipe, self.lineage, self._members.on_disk)}
-            slot.future = slot.actor.evaluate.remote(
-                recipe.json, job.proposal.split, examples and dict(examples), lineage
-            )
+            slot.future = slot.actor.evaluate.remote(recipe.json, proposal.split, examples, lineage)
 
     def _collect(self, slot: "_Slot") -> None:
         """Take the result of a slot whose future is ready, or replace its worker."""
@@ -147,9 +152,9 @@ class RayEvaluator(Evaluator):
         except RayError as error:
             self._replace(slot, OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else type(error).__name__)
             return
-        job, slot.future, slot.job, slot.due = slot.job, None, None, math.inf
-        if job is not None:
-            self._finished.append((job.proposal.number, _copied(answer)))
+        proposal, slot.future, slot.proposal, slot.due = slot.proposal, None, None, math.inf
+        if proposal is not None:
+            self._finished.append((proposal.number, _copied(answer)))
         elif answer is not None:
             msg = f"the workers cannot start: {answer}"
             raise EvaluatorError(msg)
@@ -159,8 +164,8 @@ class RayEvaluator(Evaluator):
     def _replace(self, slot: "_Slot", cause: str) -> None:
         """Replace the lost worker of a slot; queue its candidate again, or give up on it."""
         ray.kill(slot.actor)
-        job = slot.job
-        if job is None:
+        proposal = slot.proposal
+        if proposal is None:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
                 msg = (
@@ -169,55 +174,52 @@ class RayEvaluator(Evaluator):
                 )
                 raise EvaluatorError(msg)
         else:
-            job.causes.append(cause)
-            error = final_error(job.causes, self._deadline)
+            causes = self._causes.setdefault(proposal.number, [])
+            causes.append(cause)
+            error = final_error(causes, self._deadline)
             if error is None:
-                self._queue.appendleft(job)
+                self._queue.appendleft(proposal)
             else:
-                self._finished.append((job.proposal.number, Evaluation(error=error)))
+                self._finished.append((proposal.number, Evaluation(error=error)))
         self._start(slot)
-
-    def _timeout(self) -> float | None:
-        """Return the seconds until the next deadline, None if there is none."""
-        end = min(slot.due for slot in self._slots)
-        return None if math.isinf(end) else max(end - time.monotonic(), 0.0)
-
-    def _kill_overdue(self) -> None:
-        for slot in self._slots:
-            if time.monotonic() >= slot.due:
-                self._replace(slot, DEADLINE)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A pending proposal, and the causes for which it lost workers so far."""
-
-    proposal: Proposal
-    causes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """Room for one worker: starting (future, no job), busy (both) or free (neither)."""
+    """Room for one worker: starting (future, no proposal), busy (both) or free (neither)."""
 
     actor: Any = None
     future: Any = None
-    job: _Job | None = None
+    proposal: Proposal | None = None
     due: float = math.inf
     """The time by which the future must be ready."""
     recent: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_STACKS))
     prefixes: frozenset[str] = frozenset()
     """The union of `recent`, prefix digests of this worker's last stacks."""
 
-    def take(self, job: _Job, deadline: float) -> None:
-        """Start a job now, with `deadline` in seconds."""
-        self.job, self.due = job, time.monotonic() + deadline
-        self.recent.append(job.proposal.recipe.prefix_digests)
+    def take(self, proposal: Proposal, deadline: float) -> None:
+        """Hold a proposal from now on, for `deadline` seconds."""
+        self.proposal, self.due = proposal, time.monotonic() + deadline
+        self.recent.append(proposal.recipe.prefix_digests)
         self.prefixes = frozenset().union(*self.recent)
 
-    def shared(self, job: _Job) -> int:
-        """Return how many leading layers a job's stack has in common with a recent one of this slot."""
-        return sum(prefix in self.prefixes for prefix in job.proposal.recipe.prefix_digests)
+    def shared(self, proposal: Proposal) -> int:
+        """Return how many leading layers a proposal's stack has in common with a recent one of this slot."""
+        return sum(prefix in self.prefixes for prefix in proposal.recipe.prefix_digests)
+
+
+def final_error(causes: Sequence[str], deadline: float) -> str | None:
+    """Return the error of a candidate that lost workers for these `causes`, or None if it is to be tried again.
+
+    `deadline` is in seconds.
+    """
+    if causes.count(OUT_OF_MEMORY) > 1:
+        return f"{OUT_OF_MEMORY}: the worker was killed twice on this candidate; use fewer workers"
+    if causes.count(DEADLINE) > 1:
+        return f"no result within the {DEADLINE} of {deadline:g} seconds, twice"
+    if len(causes) >= ATTEMPTS:
+        return f"worker died {len(causes)} times on this candidate: {', '.join(dict.fromkeys(causes))}"
+    return None
 
 
 _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(RemoteWorker)
@@ -225,11 +227,10 @@ _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(RemoteWorker)
 
 def _copied(evaluation: Evaluation) -> Evaluation:
     """Return the evaluation copied out of Ray's shared memory."""
-    return replace(
-        evaluation,
-        scores={name: np.array(vector) for name, vector in evaluation.scores.items()},
-        outputs={name: np.array(table) for name, table in evaluation.outputs.items()},
+    scores, outputs = (
+        {name: np.array(table) for name, table in tables.items()} for tables in (evaluation.scores, evaluation.outputs)
     )
+    return replace(evaluation, scores=scores, outputs=outputs)
 
 
 def connect(address: str | None = None, cpus: int = 1) -> bool:
@@ -245,7 +246,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-        options |= {"_node_ip_address": _LOOPBACK}
+        options["_node_ip_address"] = _LOOPBACK
     elif address != "auto":
         check_authentication(address)
     handler = signal.getsignal(signal.SIGTERM)
@@ -261,6 +262,24 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return True
+
+
+def check_authentication(address: str) -> None:
+    """Raise `EvaluatorError` unless the cluster at `address` (`host:port`) is local or requires a token.
+
+    Ray's sockets listen on every interface, and only token authentication protects them (CVE-2023-48022).
+    """
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        msg = (
+            f"the Ray cluster at {address} is open to its network; expected token authentication: "
+            "type RAY_AUTH_MODE=token before `ray start` and before this command"
+        )
+        raise EvaluatorError(msg)
 
 
 @contextmanager

@@ -10,12 +10,11 @@ from evomerge.trial import Evaluation, Proposal
 
 
 class Serial(Evaluator):
-    """Evaluates during `wait`. There is no second process to start, but a candidate that kills its process ends the study."""
+    """Evaluates during `wait`, in this process: nothing to start, but a candidate that kills its process ends the study."""
 
     slots = 1
 
     def __init__(self, setup: Setup) -> None:
-        """Evaluate with `setup`. Nothing is loaded before the first evaluation."""
         self._worker = Worker(setup)
         self.lineage = self._worker.members.lineage
         self._queue: deque[Proposal] = deque()
@@ -27,8 +26,7 @@ class Serial(Evaluator):
     def wait(self) -> tuple[int, Evaluation]:
         """Evaluate the proposal that was submitted first."""
         if not self._queue:
-            msg = "no proposal is pending; submit one before waiting"
-            raise EvaluatorError(msg)
+            raise EvaluatorError("no proposal is pending; submit one before waiting")
         proposal = self._queue.popleft()
         return proposal.number, self._worker.evaluate(proposal.recipe, proposal.split, proposal.examples)
 

@@ -4,8 +4,11 @@ An error of a candidate becomes its `Evaluation.error`. An error of the setup is
 fail with it.
 """
 
+import json
+import os
 import random
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,12 +42,10 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 class Setup:
     """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
-    `base` and the values of `experts` are checkpoint folders, `tasks` are settings by name; their relative paths start at
-    `folder`. Models compute in `precision`, with `threads` (another number changes the last bits of scores). `auto` is the
-    transformers class that chooses the model's class, None for that of its config; `module` (`FILE.py:FUNCTION`) makes
-    the model instead. `shared_mib` is each worker's memory for hidden states that stacks with equal first layers share; it
-    changes no score. `members` is the folder for weights of candidates, where later ones may be merges of them, with up
-    to `members_mib` of them in each worker's memory; None keeps no weights.
+    Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
+    `module`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
+    candidates, where later ones may be merges of them, with up to `members_mib` MiB of them in each worker's memory;
+    None keeps no weights.
     """
 
     base: str
@@ -70,9 +71,12 @@ class Worker:
         self.members = Members(setup.members_mib << 20, folder, shared=not alone)
         self._loaded: _Loaded | None = None
 
-    def prepare(self) -> None:
+    def prepare(self) -> "_Loaded":
         """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
-        self._load()
+        if self._loaded is None:
+            with _reproducible(self.setup.threads):
+                self._loaded = _Loaded(self.setup, self.members)
+        return self._loaded
 
     def evaluate(self, recipe: Recipe, split: Split = "search", examples: Examples | None = None) -> Evaluation:
         """Return the recipe's scores on `examples` (None: on all), or the error of this candidate.
@@ -80,7 +84,7 @@ class Worker:
         `seconds` of the result are those of `decode` (reading the recipe), `merge` (building it into the
         model) and `score`. Raises the exceptions of `prepare`, and KeyboardInterrupt.
         """
-        loaded = self._load()
+        loaded = self.prepare()
         scores: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         seconds: dict[str, float] = {}
@@ -89,13 +93,10 @@ class Worker:
                 with _timed(seconds, "decode"):
                     checkpoint = _checked(loaded.builder.build(recipe))
                 with _timed(seconds, "merge"):
-                    if (
-                        self.setup.members is not None
-                        and split == "search"
-                        and not isinstance(recipe.root, Base | Expert)
-                    ):
-                        kept = self.members.keep(recipe.id, checkpoint)
-                        checkpoint = checkpoint if isinstance(checkpoint, Stacked) else kept
+                    keeps = self.setup.members is not None and split == "search"
+                    if keeps and not isinstance(recipe.root, Base | Expert):
+                        member = self.members.keep(recipe.id, checkpoint)
+                        checkpoint = checkpoint if isinstance(checkpoint, Stacked) else member
                     loaded.model.write(checkpoint)
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
@@ -113,13 +114,32 @@ class Worker:
     @property
     def layers(self) -> Count:
         """How many layers were run for the last candidate, and how many were skipped, if it was a stack."""
-        return self._load().model.prefixes.count
+        return self.prepare().model.prefixes.count
 
-    def _load(self) -> "_Loaded":
-        if self._loaded is None:
-            with _reproducible(self.setup.threads):
-                self._loaded = _Loaded(self.setup, self.members)
-        return self._loaded
+
+class RemoteWorker:
+    """A worker alone in its process, for `evaluate.ray`. What it takes and returns can be sent: recipe JSON in, scores out."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Let SIGTERM end the process, so this must run in its main thread."""
+        # Python's own way, SystemExit, would look like an error of the candidate.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+        self._worker = Worker(setup, alone=False)
+
+    def prepare(self) -> str | None:
+        """Load models and tasks. Return None, or the error as text (exceptions may not be picklable)."""
+        try:
+            self._worker.prepare()
+        except Exception as error:  # noqa: BLE001  # models and tasks may raise anything
+            return describe(error)
+        return None
+
+    def evaluate(self, recipe: str, split: Split, examples: Examples | None, lineage: Mapping[str, str]) -> Evaluation:
+        """Return the evaluation of a recipe in JSON. `lineage` has the recipes of its ancestors, in JSON, by id."""
+        for identity, ancestor in lineage.items():
+            if identity not in self._worker.members.lineage:
+                self._worker.members.lineage[identity] = Recipe.parse(json.loads(ancestor))
+        return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples)
 
 
 class _Loaded:
@@ -215,12 +235,8 @@ def _reproducible(threads: int) -> Iterator[None]:
     that a driver in the same process searches as it would beside worker processes.
     """
     kernels: Any = torch.utils.deterministic
-    state = (
-        torch.get_num_threads(),
-        torch.get_deterministic_debug_mode(),
-        kernels.fill_uninitialized_memory,
-    )
     numpy: Any = np.random
+    state = torch.get_num_threads(), torch.get_deterministic_debug_mode(), kernels.fill_uninitialized_memory
     generators = random.getstate(), numpy.get_bit_generator()
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")

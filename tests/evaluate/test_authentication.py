@@ -3,7 +3,7 @@
 import pytest
 
 from evomerge.errors import EvaluatorError
-from evomerge.evaluate.authentication import check_authentication
+from evomerge.evaluate.ray import check_authentication
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "127.0.0.2:6379", "localhost:6379", "[::1]:6379"])

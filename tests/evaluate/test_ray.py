@@ -159,19 +159,19 @@ def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
 
     def submit(number):
         evaluator.submit(Proposal(number, STACKS[number]))
-        return [slot.job and slot.job.proposal.number for slot in (one, two)]
+        return [slot.proposal and slot.proposal.number for slot in (one, two)]
 
     assert submit(0) == [0, None]
     assert submit(1) == [0, 1]
     assert submit(2) == [0, 1]  # no slot is free
     assert submit(3) == [0, 1]
-    two.job = two.future = None
+    two.proposal = two.future = None
     evaluator._dispatch()
-    assert two.job.proposal.number == 2
+    assert two.proposal.number == 2
     one.job = one.future = None
     evaluator._dispatch()
     assert one.job.proposal.number == 3
-    one.job = one.future = two.job = two.future = None
+    one.job = one.future = two.proposal = two.future = None
     assert submit(1) == [None, 1]  # the second slot had this stack
 
 

@@ -78,7 +78,7 @@ def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monke
         drawn = [torch.rand(1).item(), random.random(), np.random.random()]  # noqa: NPY002  # the global generators are what must not change
         return SimpleNamespace(scores={"drawn": np.array(drawn, np.float32)}, outputs={})
 
-    monkeypatch.setattr(worker._load(), "tasks", [SimpleNamespace(name="chance", score=score)])
+    monkeypatch.setattr(worker.prepare(), "tasks", [SimpleNamespace(name="chance", score=score)])
     first = worker.evaluate(mean()).scores["chance/drawn"]
     assert (worker.evaluate(mean(0.5)).scores["chance/drawn"] == first).all()
 
@@ -86,7 +86,7 @@ def test_random_tasks_are_the_same_for_every_candidate_and_process(worker, monke
 def test_outputs_are_named_after_their_task(worker, monkeypatch):
     result = SimpleNamespace(scores={"a": np.zeros(2, np.float32)}, outputs={"margins": np.ones((2, 3), np.float32)})
     monkeypatch.setattr(
-        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
+        worker.prepare(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
     )
     assert worker.evaluate(mean()).outputs["t/margins"].shape == (2, 3)
 
@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite_are_named(worker, monkeypatch):
 
     expected = worker.evaluate(mean()).to_json()
     with monkeypatch.context() as patch:
-        patch.setattr(worker._load().builder, "build", lambda recipe: Overflowing(worker.setup.base))
+        patch.setattr(worker.prepare().builder, "build", lambda recipe: Overflowing(worker.setup.base))
         error = worker.evaluate(mean()).error
     assert error == "FloatingPointError: the merged tensor `classifier.weight` holds NaN or infinity"
     assert worker.evaluate(mean()).to_json() == expected
@@ -118,7 +118,7 @@ def test_large_finite_weights_are_finite():
 def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
     result = SimpleNamespace(scores={"a": np.array([0, np.nan, np.inf], np.float32)}, outputs={})
     monkeypatch.setattr(
-        worker._load(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
+        worker.prepare(), "tasks", [SimpleNamespace(name="t", score=lambda model, split, examples: result)]
     )
     assert worker.evaluate(mean()).error == (
         "FloatingPointError: task `t`, metric `a`: example 1 scored nan (2 of 3 are not finite)"
