@@ -78,8 +78,7 @@ def log_likelihoods(task: str, model: LiveModel, sequences: Sequence[Continuatio
         ).logits
         for row, i in enumerate(positions):
             start, end = sequences[i].start, len(sequences[i].tokens)
-            predicted = logits[row, start - 1 : end - 1].float()
-            targets = ids[row, start:end].to(model.device)
+            predicted, targets = logits[row, start - 1 : end - 1].float(), ids[row, start:end].to(model.device)
             sums[i] = -cross_entropy(predicted, targets, reduction="none").double().sum().item()
     return sums
 

@@ -51,12 +51,8 @@ class ClassificationSettings(TaskSettings):
     at most half the error. Costs four bytes for each example and class in each candidate's record."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Examples that run together: their positions among those scored, and the model's keyword arguments."""
-
-    positions: Tensor
-    inputs: Mapping[str, Tensor]
+_Batch = tuple[Tensor, Mapping[str, Tensor]]
+"""Examples that run together: their positions among those scored, and the model's keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +67,15 @@ class Head:
     mean: Tensor
     scale: Tensor
 
-    def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return logits `(batch, classes)` for hidden states `(batch, tokens, width)` and their mask `(batch, tokens)`."""
-        weights = mask.to(hidden)[:, :, None]
-        pooled = (hidden * weights).sum(1) / weights.sum(1)
-        return self.scale * normalize(pooled - self.mean, dim=1) @ self.weight.T + self.bias
+    def __call__(self, state: Tensor) -> Tensor:
+        """Return logits `(batch, classes)` for mean hidden states `(batch, width)`."""
+        return self.scale * normalize(state - self.mean, dim=1) @ self.weight.T + self.bias
+
+
+def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean without padding, `(batch, width)`, of hidden states `(batch, tokens, width)`; `mask` is 0 at padding."""
+    weights = mask.to(hidden)[:, :, None]
+    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 class Classification(SplitTask):
@@ -84,13 +84,9 @@ class Classification(SplitTask):
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:
         """Read and check the examples and the head. Raises `TaskError`."""
         splits = read_splits(name, settings.search, settings.report, (settings.input, settings.label), folder)
-        super().__init__(
-            name,
-            settings,
-            metrics=choose_metrics(settings.metrics, settings.keep_margins),
-            sizes={split: len(columns[settings.label]) for split, columns in splits.items()},
-            inputs={split: columns[settings.input] for split, columns in splits.items()},
-        )
+        inputs = {split: columns[settings.input] for split, columns in splits.items()}
+        sizes = {split: len(values) for split, values in inputs.items()}
+        super().__init__(name, settings, choose_metrics(settings.metrics, settings.keep_margins), sizes, inputs)
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
         classes = None if self._head is None else len(self._head.weight)
@@ -129,29 +125,29 @@ class Classification(SplitTask):
         inputs = self._inputs[split]
         if isinstance(inputs, Tensor):
             return [
-                _Batch(torch.tensor(positions), {"pixel_values": inputs[[indices[i] for i in positions]]})
+                (torch.tensor(positions), {"pixel_values": inputs[[indices[i] for i in positions]]})
                 for positions in by_length([0] * len(indices), self._settings.batch)
             ]
         tokens = self._tokenised(model, split, inputs)
-        batches = []
+        batches: list[_Batch] = []
         for positions in by_length([len(tokens[index]) for index in indices], self._settings.batch):
             ids, mask = pad([tokens[indices[i]] for i in positions], model.tokenizer.pad_token_id)
-            batches.append(_Batch(torch.tensor(positions), {"input_ids": ids, "attention_mask": mask}))
+            batches.append((torch.tensor(positions), {"input_ids": ids, "attention_mask": mask}))
         return batches
 
     def _logits(self, model: LiveModel, batches: Sequence[_Batch]) -> Tensor:
         """Return the logits of the examples, fp32 `(examples, classes)` on the CPU."""
         precision = PRECISIONS[model.precision]
         parts = []
-        for batch in batches:
-            inputs = {
+        for _, inputs in batches:
+            moved = {
                 name: tensor.to(model.device, precision if tensor.is_floating_point() else tensor.dtype)
-                for name, tensor in batch.inputs.items()
+                for name, tensor in inputs.items()
             }
-            parts.append(self._run(model, inputs))
+            parts.append(self._run(model, moved))
         by_batch = torch.cat(parts)
         logits = torch.empty_like(by_batch)
-        logits[torch.cat([batch.positions for batch in batches])] = by_batch
+        logits[torch.cat([positions for positions, _ in batches])] = by_batch
         return logits
 
     def _run(self, model: LiveModel, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -171,10 +167,10 @@ class Classification(SplitTask):
             msg = f"the head expects hidden states of width {width}, the model's have {hidden.shape[2]}"
             raise task_error(self.name, msg)
         mask = inputs["attention_mask"].cpu() if "attention_mask" in inputs else torch.ones(hidden.shape[:2])
-        return self._head(hidden, mask)
+        return self._head(mean_state(hidden, mask))
 
     def _tokenised(self, model: LiveModel, split: Split, inputs: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of all texts of a split; tokenised once for all candidates of a base."""
+        """Return the token ids of all texts of a split, computed once for all candidates of a base."""
         key = (split, model.folder)
         if key not in self._tokens:
             tokens = model.tokenizer(list(inputs), truncation=True, max_length=self._settings.max_length)["input_ids"]
@@ -184,10 +180,7 @@ class Classification(SplitTask):
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    right = (logits.argmax(1) == labels).float()
-    if bool(logits.sum().isfinite()):  # then every logit is finite
-        return right
-    return torch.where(logits.isfinite().all(1), right, torch.nan)
+    return torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan)
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -229,16 +222,11 @@ def _read_head(task: str, path: Path) -> Head:
     if weight is None or weight.ndim != 2:  # (classes, width)
         raise task_error(task, f"{path}: expected a tensor `weight` of shape (classes, width)")
     classes, width = weight.shape
-    shapes: dict[str, Any] = {"bias": (classes,), "mean": (width,), "scale": ()}
+    defaults = {"weight": weight, "bias": torch.zeros(classes), "mean": torch.zeros(width), "scale": torch.ones(())}
     for name, tensor in tensors.items():
-        expected = tuple(shapes.get(name, weight.shape))
-        if tuple(tensor.shape) != expected and not (name == "scale" and tensor.numel() == 1):
+        expected = defaults[name].shape
+        if tensor.shape != expected and not (name == "scale" and tensor.numel() == 1):
             raise task_error(task, f"{path}: expected `{name}` of shape {list(expected)}, got {list(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
             raise task_error(task, f"{path}: `{name}` has elements that are not finite")
-    return Head(
-        weight,
-        tensors.get("bias", torch.zeros(classes)),
-        tensors.get("mean", torch.zeros(width)),
-        tensors.get("scale", torch.ones(())).reshape(()),
-    )
+    return Head(*(tensors.get(name, default).reshape(default.shape) for name, default in defaults.items()))

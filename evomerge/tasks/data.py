@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,13 @@ def class_numbers(task: str, column: str, values: Sequence[Any], ends: Iterable[
 
 
 def _read(task: str, path: Path, columns: Sequence[str]) -> Columns:
-    if not path.exists():
-        msg = f"no such file or folder: {path}; expected examples as .jsonl, .parquet, or a folder saved by `datasets`"
-        raise task_error(task, msg)
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_jsonl}
     if path.is_dir():
         return _read_folder(task, path, columns)
-    if path.suffix == ".parquet":
-        return _read_parquet(task, path, columns)
-    if path.suffix in (".jsonl", ".json"):
-        return _read_jsonl(task, path, columns)
-    raise task_error(task, f"{path}: expected examples as .jsonl, .parquet, or a folder saved by `datasets`")
+    if path.exists() and path.suffix in readers:
+        return readers[path.suffix](task, path, columns)
+    came = str(path) if path.exists() else f"no such file or folder: {path}"
+    raise task_error(task, f"{came}; expected examples as .jsonl, .parquet, or a folder saved by `datasets`")
 
 
 def _read_jsonl(task: str, path: Path, columns: Sequence[str]) -> Columns:
@@ -122,11 +119,10 @@ def _read_folder(task: str, path: Path, columns: Sequence[str]) -> Columns:
     return {column: list(data.with_format(None)[column]) for column in columns}
 
 
-def _check_columns(task: str, where: str, columns: Sequence[str], known: Iterable[str]) -> None:
-    have = list(known)
+def _check_columns(task: str, where: str, columns: Sequence[str], known: Collection[str]) -> None:
     for column in columns:
-        if column not in have:
-            raise task_error(task, f"{where}: no column `{column}`; {nearest(column, have)}")
+        if column not in known:
+            raise task_error(task, f"{where}: no column `{column}`; {nearest(column, known)}")
 
 
 def _package_missing(task: str, path: Path, package: str) -> TaskError:

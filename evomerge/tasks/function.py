@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.data import task_error
@@ -16,10 +16,8 @@ from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
 
-class Range(BaseModel):
+class Range(BaseModel, extra="forbid", frozen=True):
     """Lowest and highest mean score of a metric, infinite where there is none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: float = -math.inf
     high: float = math.inf
@@ -60,12 +58,8 @@ class Function(SplitTask):
         self, name: str, settings: FunctionSettings, folder: Path, function: Callable[..., Any] | None = None
     ) -> None:
         """Take the `function`, or import the one that the settings name. Raises `TaskError`."""
-        super().__init__(
-            name,
-            settings,
-            metrics=[Metric(name, bounds.low, bounds.high) for name, bounds in settings.metrics.items()],
-            sizes={"search": settings.search, "report": settings.report},
-        )
+        metrics = [Metric(metric, bounds.low, bounds.high) for metric, bounds in settings.metrics.items()]
+        super().__init__(name, settings, metrics, {"search": settings.search, "report": settings.report})
         self._where = settings.function
         self._function = function or _imported(name, settings.function, folder)
 

@@ -55,13 +55,9 @@ class Generation(SplitTask):
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         splits = read_splits(name, settings.search, settings.report, (settings.prompt, settings.answer), folder)
-        super().__init__(
-            name,
-            settings,
-            metrics=(ACCURACY, LOG_LIKELIHOOD),
-            sizes={split: len(columns[settings.prompt]) for split, columns in splits.items()},
-            inputs={split: columns[settings.prompt] for split, columns in splits.items()},
-        )
+        inputs = {split: columns[settings.prompt] for split, columns in splits.items()}
+        sizes = {split: len(values) for split, values in inputs.items()}
+        super().__init__(name, settings, (ACCURACY, LOG_LIKELIHOOD), sizes, inputs)
         self._settings = settings
         self._pattern = self._compiled()
         self._prompts, self._answers = (

@@ -51,13 +51,9 @@ class MultipleChoice(SplitTask):
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.choices, settings.answer)
         splits = read_splits(name, settings.search, settings.report, columns, folder)
-        super().__init__(
-            name,
-            settings,
-            metrics=choose_metrics(settings.metrics, settings.keep_margins),
-            sizes={split: len(values[settings.answer]) for split, values in splits.items()},
-            inputs={split: values[settings.prompt] for split, values in splits.items()},
-        )
+        inputs = {split: values[settings.prompt] for split, values in splits.items()}
+        sizes = {split: len(values) for split, values in inputs.items()}
+        super().__init__(name, settings, choose_metrics(settings.metrics, settings.keep_margins), sizes, inputs)
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}
         self._choices: dict[Split, list[list[str]]] = {}
@@ -99,11 +95,11 @@ class MultipleChoice(SplitTask):
         return Scores(scores, {"margins": margins} if self._settings.keep_margins else {})
 
     def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
-        encoded = []
-        for prompt, choices in zip(self._prompts[split], self._choices[split], strict=True):
-            answers = [self._settings.separator + choice for choice in choices]
-            encoded.append(continuations(self.name, model, [prompt] * len(choices), answers, self._settings.max_length))
-        return encoded
+        separator, limit = self._settings.separator, self._settings.max_length
+        return [
+            continuations(self.name, model, [prompt] * len(choices), [separator + choice for choice in choices], limit)
+            for prompt, choices in zip(self._prompts[split], self._choices[split], strict=True)
+        ]
 
     def _lengths(self, choices: Sequence[str], sequences: Sequence[Continuation]) -> list[int]:
         match self._settings.normalise:

@@ -3,8 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from evomerge.tasks.task import Task
 from evomerge.trial import Split
 
 
-class PythonTask(Mapping[str, Any]):
+class PythonTask(UserDict[str, Any]):
     """A function that scores a model, with its examples. Not a `Task` yet: a study gives it its name.
 
     As a mapping it is the settings that identify it in a study's record: the function's name, and a digest of its source and
@@ -35,41 +35,24 @@ class PythonTask(Mapping[str, Any]):
         """
         self.function = function
         self.examples: Mapping[Split, Sequence[Any]] = {"search": list(search), "report": list(report)}
-        self.metrics = tuple(metrics)
-        for split, given in self.examples.items():
-            if not given:
+        for split, examples in self.examples.items():
+            if not examples:
                 msg = f"`{split}` has no examples; expected at least one, such as `{split}=questions[:200]`"
                 raise TaskError(msg)
-
-    @cached_property
-    def _settings(self) -> dict[str, Any]:
         try:
-            source = inspect.getsource(self.function)
+            source = inspect.getsource(function)
         except (OSError, TypeError):  # typed at a prompt, or built in
-            code = getattr(self.function, "__code__", None)
+            code = getattr(function, "__code__", None)
             source = "" if code is None else code.co_code.hex()
-        examples = json.dumps(dict(self.examples), default=repr)
-        return {
-            "kind": "python",
-            "function": f"{self.function.__module__}:{getattr(self.function, '__qualname__', 'function')}",
-            "digest": hashlib.sha256(f"{source}\n{examples}".encode()).hexdigest(),
-            "metrics": list(self.metrics),
-        }
-
-    def __getitem__(self, key: str) -> Any:
-        return self._settings[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._settings)
-
-    def __len__(self) -> int:
-        return len(self._settings)
+        digest = hashlib.sha256(f"{source}\n{json.dumps(self.examples, default=repr)}".encode()).hexdigest()
+        where = f"{function.__module__}:{getattr(function, '__qualname__', 'function')}"
+        super().__init__(kind="python", function=where, digest=digest, metrics=list(metrics))
 
     def make(self, name: str) -> Task:
         """Return the task of this `name`."""
         sizes = {split: len(examples) for split, examples in self.examples.items()}
         settings = FunctionSettings.model_validate(
-            {"kind": "callable", "function": "python:task", "metrics": self.metrics, **sizes}
+            {"kind": "callable", "function": "python:task", "metrics": self["metrics"], **sizes}
         )
         return Function(name, settings, Path(), self._score)
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
@@ -72,10 +72,8 @@ class Task(Protocol):
         """
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(BaseModel, extra="forbid", frozen=True):
     """The settings that every kind of task has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     search_metric: str | None = None
@@ -93,7 +91,6 @@ class SplitTask(ABC):
         self,
         name: str,
         settings: TaskSettings,
-        *,
         metrics: Sequence[Metric],
         sizes: Mapping[Split, int],
         inputs: Mapping[Split, Sequence[Any]] | None = None,
@@ -130,7 +127,7 @@ class SplitTask(ABC):
     def indices(self, split: Split, examples: Sequence[int] | None) -> list[int]:
         """Return the indices of the examples to score. Raises `TaskError` for one that is not in the split."""
         size = self.size(split)
-        chosen = list(range(size)) if examples is None else [int(index) for index in examples]
+        chosen = [int(index) for index in (range(size) if examples is None else examples)]
         for index in chosen:
             if not 0 <= index < size:
                 raise task_error(self.name, f"example {index} of the {split} split; it has examples 0 to {size - 1}")

@@ -4,6 +4,7 @@
 and JSONL files; to a study it is a pool like any other.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evomerge.errors import ZooError, nearest
@@ -15,9 +16,17 @@ from evomerge.zoo.training import fast_precision
 __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "fast_precision", "find_or_build", "load", "names"]
 
 
+_PLANS: dict[str, Callable[[bool, Path | None], Plan]] = {
+    "text": lambda small, text: text_zoo.plan(small=small),
+    "text4": lambda small, text: text_zoo.plan(small=small, four=True),
+    "digits": lambda small, text: digits.plan(small=small),
+    "language": lambda small, text: language.plan(text, small=small),
+}
+
+
 def names() -> list[str]:
     """Return the names of the zoos; the default of the demo is the first."""
-    return ["text", "text4", "digits", "language"]
+    return list(_PLANS)
 
 
 def build(
@@ -35,13 +44,13 @@ def build(
     `small` reduces data and training, for tests. `text` is a folder of German plain text for the zoo `language`. Raises
     `ZooError` with the package to install if data is missing.
     """
-    return publish(_plan(name, small, text), _parent(folder), seed, progress)
+    return publish(_plan(name, small, text), folder or cache_folder(), seed, progress)
 
 
 def load(name: str, *, folder: Path | None = None, seed: int = 0, small: bool = False, text: Path | None = None) -> Zoo:
     """Return an existing zoo, built with the same arguments. Raises `ZooError` with the command to build it."""
     plan = _plan(name, small, text)
-    place = plan.folder(_parent(folder), seed)
+    place = plan.folder(folder or cache_folder(), seed)
     if not place.exists():
         msg = f"the zoo `{name}` (seed {seed}) is not built: expected it at `{place}`; type: evomerge zoo build {name}"
         raise ZooError(msg + (f" --seed {seed}" if seed else ""))
@@ -58,25 +67,13 @@ def find_or_build(
     text: Path | None = None,
 ) -> Zoo:
     """Return the zoo `name`; build it unless it exists."""
-    plan, parent = _plan(name, small, text), _parent(folder)
+    plan, parent = _plan(name, small, text), folder or cache_folder()
     place = plan.folder(parent, seed)
     return read(place, plan.group) if place.exists() else publish(plan, parent, seed, progress)
 
 
-def _parent(folder: Path | None) -> Path:
-    return cache_folder() if folder is None else Path(folder)
-
-
 def _plan(name: str, small: bool, text: Path | None) -> Plan:
-    match name:
-        case "digits":
-            return digits.plan(small=small)
-        case "text":
-            return text_zoo.plan(small=small)
-        case "text4":
-            return text_zoo.plan(small=small, four=True)
-        case "language":
-            return language.plan(text, small=small)
-        case _:
-            msg = f"there is no zoo `{name}`; {nearest(name, names())}"
-            raise ZooError(msg)
+    if name not in _PLANS:
+        msg = f"there is no zoo `{name}`; {nearest(name, _PLANS)}"
+        raise ZooError(msg)
+    return _PLANS[name](small, text)

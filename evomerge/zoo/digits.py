@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import new_model, save_model
-from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
+from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_splits
 from evomerge.zoo.training import reproducible, train
 
 # Of images `(examples, 1, 8, 8)`, with values from 0 (paper) to 1 (ink).
@@ -70,20 +70,32 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
     figures: dict[str, Any] = {"accuracy": {}}
     with reproducible(seed):
         progress(0.0, "training the base on plain digits")
-        base = new_model(_config(settings), "AutoModelForImageClassification")
+        base = new_model(
+            {
+                "model_type": "vit",
+                "image_size": 8,
+                "patch_size": 4,
+                "num_channels": 1,
+                "hidden_size": settings.width,
+                "num_hidden_layers": settings.layers,
+                "num_attention_heads": 4,
+                "intermediate_size": 2 * settings.width,
+                "num_labels": 10,
+            },
+            "AutoModelForImageClassification",
+        )
         chosen = splits["train"]
         _fit(base, images[chosen], labels[chosen], settings, settings.base_steps, settings.base_rate, seed)
         save_model(base, folder / "base")
         for number, (name, view) in enumerate(VIEWS.items()):
             progress((1.5 + number) / (2 + len(VIEWS)), f"training the expert for {name} digits")
-            seen = view(images)
-            expert = copy.deepcopy(base)
+            seen, expert = view(images), copy.deepcopy(base)
             steps, rate = settings.expert_steps, settings.expert_rate
             _fit(expert, seen[chosen], labels[chosen], settings, steps, rate, seed + 1 + number)
             save_model(expert, folder / "experts" / name)
+            models = {"base": base, "expert": expert}
             figures["accuracy"][name] = {
-                "base": _accuracy(base, seen[search], labels[search]),
-                "expert": _accuracy(expert, seen[search], labels[search]),
+                key: _accuracy(model, seen[search], labels[search]) for key, model in models.items()
             }
     return Contents(tasks=tasks, figures=figures)
 
@@ -99,44 +111,19 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
 
 
-def _config(settings: Settings) -> dict[str, Any]:
-    return {
-        "model_type": "vit",
-        "image_size": 8,
-        "patch_size": 4,
-        "num_channels": 1,
-        "hidden_size": settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": 4,
-        "intermediate_size": 2 * settings.width,
-        "num_labels": 10,
-    }
-
-
 def _write_task(folder: Path, name: str, images: Tensor, labels: Tensor, splits: dict[str, Tensor]) -> TaskConfig:
     rows = [{"pixels": image.tolist(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
-    files = {split: write_rows(folder, name, split, [rows[i] for i in chosen]) for split, chosen in splits.items()}
-    return {
-        "kind": "classification",
-        "search": files["search"],
-        "report": files["report"],
-        "input": "pixels",
-        "label": "label",
-    }
+    files = write_splits(folder, name, {split: [rows[i] for i in chosen] for split, chosen in splits.items()})
+    return {"kind": "classification", **files, "input": "pixels", "label": "label"}
 
 
 def _fit(
     model: torch.nn.Module, images: Tensor, labels: Tensor, settings: Settings, steps: int, rate: float, seed: int
 ) -> None:
-    train(
-        model,
-        lambda chosen: cross_entropy(model(pixel_values=images[chosen]).logits, labels[chosen]),
-        examples=len(labels),
-        steps=steps,
-        batch=settings.batch,
-        rate=rate,
-        seed=seed,
-    )
+    def loss(chosen: Tensor) -> Tensor:
+        return cross_entropy(model(pixel_values=images[chosen]).logits, labels[chosen])
+
+    train(model, loss, examples=len(labels), steps=steps, batch=settings.batch, rate=rate, seed=seed)
 
 
 @torch.inference_mode()

