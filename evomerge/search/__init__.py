@@ -132,16 +132,13 @@ def make(
         msg = f"driver: expected one or more different objectives, got {list(objectives)}"
         raise DriverError(msg)
     least, most = POPULATIONS.get(kind, (0, 0))
-    if kind in POPULATIONS and not least <= len(space.parents) <= most:
+    if not least <= len(space.parents) <= most:
+        suited = [name for name, (low, high) in POPULATIONS.items() if low <= len(space.parents) <= high]
         msg = (
             f"driver `{kind}` crosses {least} or {most} earlier candidates, and the space has {len(space.parents)}; give it "
             "two, such as `inputs: [{member: mother}, {member: father}]`, or choose another `kind`"
-        )
-        raise DriverError(msg)
-    if kind not in POPULATIONS and space.parents:
-        suited = [name for name, (low, high) in POPULATIONS.items() if low <= len(space.parents) <= high]
-        msg = (
-            f"driver `{kind}` uses no earlier candidates, and the space crosses {', '.join(space.parents)}; "
+            if kind in POPULATIONS
+            else f"driver `{kind}` uses no earlier candidates, and the space crosses {', '.join(space.parents)}; "
             f"type `kind: {(*suited, 'niches')[0]}`"
         )
         raise DriverError(msg)

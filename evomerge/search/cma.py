@@ -1,37 +1,29 @@
 """CMA-ES: one objective, by adapting a normal distribution (Hansen, arXiv 1604.00772).
 
 Up to `separable_above` genes the covariance is full, beyond it is diagonal (sep-CMA-ES, Ros & Hansen 2008). Spaces with int,
-choice or bit genes use CatCMA with margin (arXiv 2504.07884). Its covariance is always full, which costs some 3 ms a
-candidate at 100 float genes and 180 ms at 1,000. With more than `separable_above` float genes, discrete genes are therefore
-relaxed: each is a float gene with thresholds, as in the data-flow paper (arXiv 2403.13187), for plain CMA-ES. A bit starts two
-standard deviations from its threshold, so that 1 candidate in 44 has it flipped.
-
-The search runs in the unit cube. Without discrete genes, a sample outside of the cube is reflected at its faces: the
-reflected point is evaluated and recorded, CMA-ES learns from the sample, and so its landscape has no edges. (`cmaes` would
-resample, which hardly ends in many dimensions.) CatCMA with margin clips to the cube and penalises the distance, as its
-paper does.
+choice or bit genes use CatCMA with margin (arXiv 2504.07884). Its covariance is always full: 180 ms a candidate at 1,000
+float genes, 3 ms at 100. With more than `separable_above` float genes, discrete genes are therefore relaxed: each is a float
+gene with thresholds (as in the data-flow paper, arXiv 2403.13187) for plain CMA-ES.
 
 When CMA-ES has converged or degenerated, it restarts at the best candidate so far with twice the population
 (IPOP-CMA-ES, Auger & Hansen 2005, restarts at a random point), so that a large budget is used up.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import cmaes
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_integers
 from evomerge.space import Gene, Genome, SearchSpace
 from evomerge.trial import Evaluation
 
 
-class CmaSettings(BaseModel):
+class CmaSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches by CMA-ES."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["cma"] = "cma"
     seed_known: bool = True
@@ -60,12 +52,12 @@ class Cma:
         self._seed = seed
         self._settings = settings
         self._weights = read_weights(objectives, settings.weights)
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        self._known = known_recipes(space, settings.seed_known)
         self._queue = self._known
         self._start = space.initial
         self._best = -np.inf
         self._restarts = 0
-        self._sampler: _Sampler | None = None
+        self._sampler: _Normal | _Mixed | None = None
 
     def __str__(self) -> str:
         sampler = self._make_sampler()
@@ -89,14 +81,11 @@ class Cma:
         if values.max() > self._best:
             self._best = float(values.max())
             self._start = genomes[int(values.argmax())]
-        if self._sampler is None:
-            return
-        self._sampler.learn(values)
-        if self._sampler.converged:
+        if self._sampler is not None and self._sampler.learn(values):
             self._restarts += 1
             self._sampler = self._make_sampler()
 
-    def _make_sampler(self) -> "_Sampler":
+    def _make_sampler(self) -> "_Normal | _Mixed":
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         genes = len(self._space.genes)
         default = 4 + int(3 * np.log(genes))  # eq. 48 (arXiv 1604.00772)
@@ -108,25 +97,17 @@ class Cma:
         return _Normal(self._space, self._start, self._settings.sigma, size, seed, separable=genes > most)
 
 
-class _Sampler(Protocol):
-    """One run of CMA-ES. `learn` takes a value, higher is better, for each row of the last `draw`."""
-
-    population: int
-    converged: bool
-
-    def draw(self) -> Genomes: ...
-
-    def learn(self, values: NDArray[np.float64]) -> None: ...
-
-
 class _Normal:
-    """CMA-ES over float genes; discrete genes are rounded."""
+    """CMA-ES over float genes; discrete genes are rounded.
+
+    A sample outside of the unit cube is reflected at its faces: the reflected point is evaluated and recorded, CMA-ES learns
+    from the sample, and so its landscape has no edges. (`cmaes` would resample, which hardly ends in many dimensions.)
+    """
 
     def __init__(
         self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int, *, separable: bool
     ) -> None:
         self.population = population
-        self.converged = False
         self._space = space
         bits = np.array([gene.kind == "bit" for gene in space.genes])
         included = np.clip(0.5 + np.where(start > 0.5, 2, -2) * sigma, 0, 1)
@@ -145,17 +126,20 @@ class _Normal:
         reflected = 1.0 - np.abs(np.mod(np.array(self._samples), 2.0) - 1.0)
         return round_integers(self._space, self._space.from_unit(reflected))
 
-    def learn(self, values: NDArray[np.float64]) -> None:
+    def learn(self, values: NDArray[np.float64]) -> bool:
+        """Take the value, higher is better, of each row of the last `draw`; return whether the run has converged."""
         self._cma.tell(list(zip(self._samples, -values, strict=True)))
-        self.converged = self._cma.should_stop()
+        return bool(self._cma.should_stop())
 
 
 class _Mixed:
-    """CatCMA with margin (arXiv 2504.07884): ints are levels in the unit cube; choices, bits and binary ints are categories."""
+    """CatCMA with margin (arXiv 2504.07884): ints are levels in the unit cube; choices, bits and binary ints are categories.
+
+    It clips to the unit cube and penalises the distance, as its paper does.
+    """
 
     def __init__(self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int) -> None:
         self.population = population
-        self.converged = False
         self._space = space
         levels = [_levels(gene) for gene in space.genes]
         kinds = [
@@ -190,26 +174,24 @@ class _Mixed:
     def draw(self) -> Genomes:
         self._samples = [self._cma.ask() for _ in range(self.population)]
         unit = np.zeros((self.population, len(self._space.genes)))
-        for row, sample in zip(unit, self._samples, strict=True):
-            if len(self._floats):
-                row[self._floats] = sample.x
-            if len(self._ints):
-                row[self._ints] = sample.z
+        if len(self._floats):
+            unit[:, self._floats] = [sample.x for sample in self._samples]
+        if len(self._ints):
+            unit[:, self._ints] = [sample.z for sample in self._samples]
         genomes = self._space.from_unit(unit)
         genomes[:, self._ints] = np.floor(genomes[:, self._ints] + 0.5)
-        for genome, sample in zip(genomes, self._samples, strict=True):
-            if len(self._categories):
-                genome[self._categories] = self._space.lower[self._categories] + sample.c.argmax(axis=1)
+        if len(self._categories):
+            chosen = [sample.c.argmax(axis=1) for sample in self._samples]
+            genomes[:, self._categories] = self._space.lower[self._categories] + chosen
         return genomes
 
-    def learn(self, values: NDArray[np.float64]) -> None:
+    def learn(self, values: NDArray[np.float64]) -> bool:
+        """As `_Normal.learn`; a run without float and int genes never converges."""
         # CMA-ES only uses ranks, but CatCMA's penalty for leaving the box scales with the interquartile range of the values,
         # and is NaN where all are equal, as scores of discrete recipes can be. Ranks always differ.
-        ranks = np.empty(len(values))
-        ranks[np.argsort(-values, kind="stable")] = np.arange(len(values))
+        ranks = np.argsort(np.argsort(-values, kind="stable")).astype(np.float64)
         self._cma.tell(list(zip(self._samples, ranks, strict=True)))
-        if len(self._floats) or len(self._ints):
-            self.converged = self._cma.should_stop()
+        return bool(len(self._floats) or len(self._ints)) and bool(self._cma.should_stop())
 
     def _steps(self, index: np.intp, levels: int) -> list[float]:
         """Return the values of an int gene in unit coordinates."""
@@ -219,5 +201,5 @@ class _Mixed:
 
 
 def _levels(gene: Gene) -> int:
-    """Return the number of values of a discrete gene; 0 for a float gene."""
+    """Return the number of values of a gene; 0 for a float gene."""
     return 0 if gene.kind == "float" else int(gene.high - gene.low) + 1

@@ -50,18 +50,15 @@ class Driver(Protocol):
 
     def ask(self) -> Proposal | None:
         """Return the next candidate to evaluate, or None."""
-        ...
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Take the `evaluation` of a `proposal` that `ask` returned."""
-        ...
 
     def members(self) -> tuple[str, ...]:
         """Return the ids of the candidates whose weights later proposals may use.
 
         Empty for a driver whose candidates are made of the pool's models only. Pending proposals name theirs in their recipes.
         """
-        ...
 
 
 def asks(driver: Driver, budget: int) -> Iterator[Proposal]:
@@ -96,14 +93,12 @@ class Breeder(Protocol):
 
         Called again without `learn` in between while no candidate of the study has succeeded.
         """
-        ...
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Learn from the last generation, row by row: its `means`, all finite, and the `evaluations` behind them.
 
         A failed row has an `error`, and substitutes for its means (see `Generational`).
         """
-        ...
 
 
 class Generational:
@@ -133,9 +128,7 @@ class Generational:
     def ask(self) -> Proposal | None:
         """Return the next candidate of the generation, or None while the rest of it is being evaluated."""
         if self._asked == len(self._generation) == len(self._completed) and not self._over:
-            self._first += self._asked
-            self._asked = 0
-            self._completed = {}
+            self._first, self._asked, self._completed = self._first + self._asked, 0, {}
             self._generation = self.breeder.draw()
             self._over = len(self._generation) == 0
         if self._asked == len(self._generation):
@@ -190,12 +183,15 @@ def propose(space: SearchSpace, number: int, genome: Genome, parents: Sequence[s
     return Proposal(number, space.decode(genome, parents), genome)
 
 
-def known_recipes(space: SearchSpace) -> Genomes:
-    """Return the genomes of the space's landmarks, in order, without duplicate recipes: `(landmarks, genes)`."""
+def known_recipes(space: SearchSpace, wanted: bool = True) -> Genomes:
+    """Return the genomes of the space's landmarks, in order, without duplicate recipes: `(landmarks, genes)`.
+
+    No rows unless they are `wanted`.
+    """
     by_id: dict[str, Genome] = {}
-    for genome in space.landmarks().values():
+    for genome in space.landmarks().values() if wanted else ():
         by_id.setdefault(space.decode(genome).id, genome)
-    return np.array(list(by_id.values()))
+    return np.array(list(by_id.values())).reshape(-1, len(space.genes))
 
 
 def round_integers(space: SearchSpace, genomes: Genomes) -> Genomes:
@@ -229,10 +225,7 @@ def read_metrics(
     An objective without a declared metric gets that of its name (`Metric.named`). Raises `DriverError`.
     """
     bounds = bounds or {}
-    for name in bounds:
-        if name not in objectives:
-            msg = f"driver `bounds`: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise DriverError(msg)
+    _check_names("bounds", bounds, objectives)
     metrics = {}
     for name in objectives:
         metric = objectives[name] if isinstance(objectives, Mapping) else Metric.named(name.rpartition("/")[2])
@@ -268,10 +261,8 @@ def read_weights(objectives: Collection[str], given: Mapping[str, float] | None)
     """
     if given is None:
         return np.full(len(objectives), 1 / len(objectives))
+    _check_names("weights", given, objectives)
     for name, weight in given.items():
-        if name not in objectives:
-            msg = f"driver `weights`: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise DriverError(msg)
         if not (np.isfinite(weight) and weight >= 0):
             msg = f"driver `weights`: `{name}` is {weight}; expected a number of 0 or more"
             raise DriverError(msg)
@@ -281,3 +272,10 @@ def read_weights(objectives: Collection[str], given: Mapping[str, float] | None)
         raise DriverError(msg)
     shares: NDArray[np.float64] = weights / weights.sum()
     return shares
+
+
+def _check_names(key: str, names: Collection[str], objectives: Collection[str]) -> None:
+    for name in names:
+        if name not in objectives:
+            msg = f"driver `{key}`: unknown objective `{name}`; {nearest(name, objectives)}"
+            raise DriverError(msg)

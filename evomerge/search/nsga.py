@@ -6,13 +6,14 @@ generation is the known recipes, filled up by a Latin hypercube. Its bits are ne
 path's slots makes no working model.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.core.evaluator import Evaluator
@@ -32,10 +33,8 @@ from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation
 
 
-class NsgaSettings(BaseModel):
+class NsgaSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches by NSGA-II or NSGA-III."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["nsga2", "nsga3"] = "nsga2"
     seed_known: bool = True
@@ -54,7 +53,7 @@ class Nsga:
             raise DriverError(msg)
         self._space = space
         self._settings = settings
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        self._known = known_recipes(space, settings.seed_known)
         self._queue = self._known
         self._filler = np.random.default_rng(np.random.SeedSequence([seed, 0]))
         self._problem = Problem(n_var=len(space.genes), n_obj=len(objectives), xl=0.0, xu=1.0)
@@ -103,19 +102,12 @@ class Nsga:
 def _algorithm(space: SearchSpace, objectives: int, settings: NsgaSettings) -> Any:
     choices = np.flatnonzero([gene.kind in ("choice", "bit") for gene in space.genes])
     options = space.upper[choices] + 1
-    common = {
-        "pop_size": settings.population,
-        "mutation": _Mutation(choices, options),
-        "repair": _Rounding(space),
-        "output": None,
-    }
+    operators = {"mutation": _Mutation(choices, options), "repair": _Rounding(space), "output": None}
+    size = settings.population
     if settings.kind == "nsga2":
-        return NSGA2(crossover=_Crossover(choices, eta=15, prob=0.9), **common)
-    return NSGA3(
-        reference_directions(objectives, settings.population),
-        crossover=_Crossover(choices, eta=30, prob=1.0),
-        **common,
-    )
+        return NSGA2(pop_size=size, crossover=_Crossover(choices, eta=15, prob=0.9), **operators)
+    directions = reference_directions(objectives, size)
+    return NSGA3(directions, pop_size=size, crossover=_Crossover(choices, eta=30, prob=1.0), **operators)
 
 
 def reference_directions(objectives: int, population: int) -> NDArray[np.float64]:
@@ -138,10 +130,7 @@ def reference_directions(objectives: int, population: int) -> NDArray[np.float64
 
 def _partitions(objectives: int, points: int) -> int:
     """Return the number of parts into which each axis can be cut such that the lattice has at most `points` points."""
-    count = 0
-    while math.comb(count + objectives, objectives - 1) <= points:
-        count += 1
-    return count
+    return next(count for count in itertools.count() if math.comb(count + objectives, objectives - 1) > points)
 
 
 class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types

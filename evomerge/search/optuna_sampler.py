@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, known_recipes
@@ -26,10 +26,8 @@ _SAMPLERS: dict[str, tuple[type[optuna.samplers.BaseSampler], dict[str, Any]]] =
 }
 
 
-class OptunaSettings(BaseModel):
+class OptunaSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches by one of Optuna's samplers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["tpe", "gp", "qmc"] = "tpe"
     seed_known: bool = True
@@ -50,7 +48,7 @@ class Optuna:
         """
         self._space = space
         self._settings = settings
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, len(space.genes)))
+        self._known = known_recipes(space, settings.seed_known)
         self._queue = self._known
         self._distributions = {str(i): _distribution(gene) for i, gene in enumerate(space.genes)}
         self._asked: list[optuna.Trial] = []
@@ -66,8 +64,7 @@ class Optuna:
 
     def __str__(self) -> str:
         name = _SAMPLERS[self._settings.kind][0].__name__
-        batch = self._settings.batch
-        return f"optuna {name}, {batch} candidates at once, after {len(self._known)} known recipes"
+        return f"optuna {name}, {self._settings.batch} candidates at once, after {len(self._known)} known recipes"
 
     def draw(self) -> Genomes:
         """Return the known recipes first, then batches from the sampler."""
@@ -92,14 +89,9 @@ class Optuna:
 
     def _known_trial(self, genome: Genome, means: Means) -> optuna.trial.FrozenTrial:
         """Return the finished trial of a known recipe, which Optuna did not propose."""
-        values = [
-            float(x) if gene.kind == "float" else int(x) for gene, x in zip(self._space.genes, genome, strict=True)
-        ]
-        return optuna.trial.create_trial(
-            params=dict(zip(self._distributions, values, strict=True)),
-            distributions=self._distributions,
-            values=means.tolist(),
-        )
+        genes = zip(self._distributions, self._space.genes, genome, strict=True)
+        params = {name: float(x) if gene.kind == "float" else int(x) for name, gene, x in genes}
+        return optuna.trial.create_trial(params=params, distributions=self._distributions, values=means.tolist())
 
 
 def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:

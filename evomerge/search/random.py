@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from evomerge.search.driver import known_recipes, latin_hypercube, propose
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
 
-class RandomSettings(BaseModel):
+class RandomSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches at random."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["random"] = "random"
     seed_known: bool = True
@@ -28,7 +26,7 @@ class Random:
         """Search `space`; the objectives are not used."""
         self._space = space
         self._seed = seed
-        self._known = list(known_recipes(space)) if settings.seed_known else []
+        self._known = known_recipes(space, settings.seed_known)
         self._asked = 0
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
@@ -72,8 +72,10 @@ class Task(Protocol):
         """
 
 
-class TaskSettings(BaseModel, extra="forbid", frozen=True):
+class TaskSettings(BaseModel):
     """The settings that every kind of task has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     search_metric: str | None = None

@@ -281,7 +281,8 @@ def _scores(model: nn.Module, sequences: tuple[Tensor, Tensor]) -> tuple[float, 
     Greedy decoding gives the answer exactly if each of its tokens is the most likely one after those before it.
     """
     nats, scored, correct = 0.0, 0, 0
-    for tokens, ends in zip(*(part.split(8) for part in sequences), strict=True):
+    for start in range(0, len(sequences[0]), 8):
+        tokens, ends = (part[start : start + 8] for part in sequences)
         logits, targets = _logits(model, tokens), ends[:, 1:]
         nats -= float(cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
         scored += int((targets >= 0).sum())
