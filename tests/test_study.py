@@ -401,7 +401,7 @@ def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_name
         "best single scale",
         "base, experts, average and scale sweep together",
     ]
-    [said] = tables.unscored(results)
+    [said] = tables.missing(results)
     assert said == f"Could not be scored, and is in nothing above: {', '.join(results.unscored)}: out of luck."
     assert said in tables.sentences(results)
     assert said in html.page(results, study.folder)

@@ -55,7 +55,7 @@ def page(results: Results, folder: Path) -> str:
         f'<li class="{comparison.verdict.split()[0]}">{escape(text)}</li>'
         for comparison, text in zip(results.comparisons, said, strict=False)
     )
-    missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.unscored(results))
+    missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.missing(results))
     facts = {
         "candidates evaluated": f"{results.evaluations}"
         + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"

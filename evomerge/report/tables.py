@@ -83,9 +83,7 @@ def surface(results: Results) -> str | None:
 def sentences(results: Results) -> list[str]:
     """Return the verdicts in words, what became of a population or a surface, and what was searched and failed."""
     said = [_verdict(results, comparison) for comparison in results.comparisons]
-    said += unscored(results)
-    if results.hypervolume is None:
-        said.append(f"Hypervolumes of {len(results.objectives)} objectives would take too long, and are not compared.")
+    said += missing(results)
     if (became := population(results)) is not None:
         said.append(became)
     if (asked := surface(results)) is not None:
@@ -110,14 +108,19 @@ def levels(results: Results) -> str:
     return f"The intervals of the comparisons cover with {level} each, and so with 95% together (Bonferroni); {scores}."
 
 
-def unscored(results: Results) -> list[str]:
-    """Return what is missing because it could not be scored, several models of one failure together."""
+def missing(results: Results) -> list[str]:
+    """Return what could not be scored, with the models of one failure together, and what would take too long."""
     reasons: dict[str, list[str]] = {}
     for name, why in results.unscored.items():
         reasons.setdefault(why, []).append(name)
-    return [
+    sentences = [
         f"Could not be scored, and is in nothing above: {', '.join(names)}: {why}." for why, names in reasons.items()
     ]
+    if results.hypervolume is None:
+        sentences.append(
+            f"Hypervolumes of {len(results.objectives)} objectives would take too long, and are not compared."
+        )
+    return sentences
 
 
 def population(results: Results) -> str | None:
