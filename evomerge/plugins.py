@@ -56,9 +56,8 @@ class Table(Mapping[str, T]):
         for point in entry_points(group=self._group):
             if point.name in self._built_in or point.name in points:
                 other = "evomerge" if point.name in self._built_in else _distribution(points[point.name])
-                raise self._error(
-                    point, f"{other} has that name already; uninstall one of them, or rename the entry point"
-                )
+                msg = f"{other} has that name already; uninstall one of them, or rename the entry point"
+                raise self._error(point, msg)
             points[point.name] = point
         return points
 
@@ -77,7 +76,7 @@ class Table(Mapping[str, T]):
 
 
 def is_settings_and_factory(entry: Any) -> bool:
-    """Tell whether an entry is `(settings model, function)`, as those of drivers and tasks are."""
+    """Return whether an entry is `(settings model, function)`, as those of drivers and tasks are."""
     match entry:
         case (type() as settings, function):
             return issubclass(settings, BaseModel) and callable(function)
@@ -85,6 +84,5 @@ def is_settings_and_factory(entry: Any) -> bool:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return (
-        "an unnamed distribution" if point.dist is None else f"the distribution {point.dist.name} {point.dist.version}"
-    )
+    source = point.dist
+    return "an unnamed distribution" if source is None else f"the distribution {source.name} {source.version}"

@@ -106,15 +106,12 @@ class Evaluation:
         """Return the result (without the time) as JSON data; `from_json` gives back the same bytes."""
         if self.error is not None:
             return {"error": self.error}
-        data: dict[str, Any] = {
-            "scores": {name: to_base64(vector, np.float32) for name, vector in sorted(self.scores.items())}
+        scores = {name: to_base64(vector, np.float32) for name, vector in sorted(self.scores.items())}
+        outputs = {
+            name: {"columns": table.shape[1], "rows": to_base64(table, np.float32)}
+            for name, table in sorted(self.outputs.items())
         }
-        if self.outputs:
-            data["outputs"] = {
-                name: {"columns": table.shape[1], "rows": to_base64(table, np.float32)}
-                for name, table in sorted(self.outputs.items())
-            }
-        return data
+        return {"scores": scores, "outputs": outputs} if outputs else {"scores": scores}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
@@ -157,13 +154,10 @@ class ScoreTable:
             scored, rows = self._scored[task], np.array(indices, dtype=np.intp)
             new = {name: array for name, array in arrays.items() if _task(name) == task}
             expected = {name for name in self._arrays if _task(name) == task} or new.keys()
-            wrong = [
-                name
-                for name, array in new.items()
-                if array.shape[:1] != rows.shape or array.ndim != (1 if name in evaluation.scores else 2)
-            ]
+            shapes = {name: array.shape for name, array in new.items()}
+            dimensions = {name: 1 if name in evaluation.scores else 2 for name in new}
+            wrong = [name for name in new if shapes[name][:1] != rows.shape or len(shapes[name]) != dimensions[name]]
             if not new or new.keys() != expected or wrong:
-                shapes = {name: array.shape for name, array in new.items()}
                 msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(expected)}; got {shapes}"
                 raise EvaluatorError(msg)
             fresh = ~scored[rows]
@@ -176,9 +170,10 @@ class ScoreTable:
         """Return which of the `examples` (None: of all) are not scored, in their order; tasks without any are left out."""
         missing = {}
         for task, indices in self._indices(examples).items():
-            scored = np.flatnonzero(self._scored.get(task, ()))
-            missing[task] = tuple(np.array(indices, dtype=np.intp)[~np.isin(indices, scored)].tolist())
-        return {task: indices for task, indices in missing.items() if indices}
+            unscored = ~np.isin(indices, np.flatnonzero(self._scored.get(task, ())))
+            if unscored.any():
+                missing[task] = tuple(np.array(indices, dtype=np.intp)[unscored].tolist())
+        return missing
 
     def take(self, examples: Examples | None = None) -> Evaluation:
         """Return the evaluation of these `examples` (None: of all) in their order. All of them must be scored."""

@@ -33,7 +33,6 @@ from evomerge.trial import Metric
 
 __all__ = [
     "KINDS",
-    "POPULATIONS",
     "Archive",
     "Breeder",
     "CellMap",

@@ -194,7 +194,6 @@ class _Mixed:
         return bool(len(self._floats) or len(self._ints)) and bool(self._cma.should_stop())
 
     def _steps(self, index: np.intp, levels: int) -> list[float]:
-        """Return the values of an int gene in unit coordinates."""
         genomes = np.tile(self._space.lower, (levels, 1))
         genomes[:, index] += np.arange(levels)
         return [float(unit) for unit in self._space.to_unit(genomes)[:, index]]

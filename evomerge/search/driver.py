@@ -1,7 +1,6 @@
 """The driver protocol, and the part that all generational drivers share.
 
-A driver proposes candidates and learns from their evaluations. Not to be confused with the study, which counts the budget,
-writes the journal and runs the evaluations.
+Not to be confused with the study, which counts the budget, writes the journal and runs the evaluations.
 """
 
 import dataclasses
@@ -71,12 +70,6 @@ def asks(driver: Driver, budget: int) -> Iterator[Proposal]:
         for proposal in asks(driver, budget=200):
             score = -function(**space.values(proposal.genome))
             driver.tell(proposal, Evaluation.of({"score": score}))
-
-    With eight proposals pending at once:
-
-        while batch := list(asks(driver, budget=8)):
-            for proposal, score in zip(batch, executor.map(score_of, batch)):
-                driver.tell(proposal, Evaluation.of({"score": score}))
     """
     for _ in range(budget):
         proposal = driver.ask()
@@ -133,9 +126,8 @@ class Generational:
             self._over = len(self._generation) == 0
         if self._asked == len(self._generation):
             return None
-        proposal = propose(self._space, self._first + self._asked, self._generation[self._asked])
         self._asked += 1
-        return proposal
+        return propose(self._space, self._first + self._asked - 1, self._generation[self._asked - 1])
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Record the evaluation; the breeder learns when the generation is completed.
@@ -257,7 +249,7 @@ def check_bounds(
 def read_weights(objectives: Collection[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
     """Return weights of the objectives, `(objectives,)` with sum 1, for a driver that maximises one weighted mean.
 
-    `given` maps objectives to weights of 0 or more, 0 for the others; None means equal weights. Raises `DriverError`.
+    `given` has weights of 0 or more, 0 where left out; None means equal weights. Raises `DriverError`.
     """
     if given is None:
         return np.full(len(objectives), 1 / len(objectives))

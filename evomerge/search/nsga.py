@@ -114,8 +114,7 @@ def reference_directions(objectives: int, population: int) -> NDArray[np.float64
     """Return at most `population` directions over the unit simplex, `(directions, objectives)`.
 
     The lattice of Das & Dennis (1998), as fine as the population allows. If it has no point inside of the simplex, a second
-    layer half-way to the centre is added (Deb & Jain 2014). Raises `DriverError` if the population is smaller than the number
-    of objectives.
+    layer half-way to the centre is added (Deb & Jain 2014). Raises `DriverError` for fewer candidates than objectives.
     """
     outer = _partitions(objectives, population)
     if outer == 0:

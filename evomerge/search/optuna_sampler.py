@@ -1,8 +1,7 @@
 """Optuna's samplers in batches of a fixed size: TPE (Bergstra et al. 2011), Gaussian process, quasi-Monte Carlo (Sobol).
 
 Practical limits: some 50 genes for TPE (one second a candidate at 1,000 genes and 400 candidates, far more with several
-objectives), 20 genes and 200 candidates for the Gaussian process. Optuna's overhead is 0.03 s a candidate at 1,000 genes. For
-more genes use `cma` or `nsga2`.
+objectives), 20 genes and 200 candidates for the Gaussian process. For more genes use `cma` or `nsga2`.
 """
 
 import warnings
@@ -88,7 +87,6 @@ class Optuna:
         self._asked = []
 
     def _known_trial(self, genome: Genome, means: Means) -> optuna.trial.FrozenTrial:
-        """Return the finished trial of a known recipe, which Optuna did not propose."""
         genes = zip(self._distributions, self._space.genes, genome, strict=True)
         params = {name: float(x) if gene.kind == "float" else int(x) for name, gene, x in genes}
         return optuna.trial.create_trial(params=params, distributions=self._distributions, values=means.tolist())

@@ -80,10 +80,8 @@ class Generation(SplitTask):
         if key not in self._encoded:
             prompts = [prompt + self._settings.separator for prompt in self._prompts[split]]
             limit = self._settings.max_length
-            self._encoded[key] = (
-                [tokens[-limit:] for tokens in encode(model, prompts)],
-                continuations(self.name, model, prompts, self._answers[split], limit),
-            )
+            answers = continuations(self.name, model, prompts, self._answers[split], limit)
+            self._encoded[key] = ([tokens[-limit:] for tokens in encode(model, prompts)], answers)
         tokens, answers = self._encoded[key]
         sequences = [answers[index] for index in indices]
         sums = log_likelihoods(self.name, model, sequences, self._settings.batch)

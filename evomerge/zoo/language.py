@@ -1,8 +1,7 @@
 """The `language` zoo: SmolLM2-135M, and experts for German, for Python source and for sums of two-digit numbers.
 
-It is for experiments on layers and on language models, is built in minutes and evaluated in seconds. The German text is a folder
-of the user or the system's German manual pages, the Python source the interpreter's library. A fourth task has no
-expert: sums in German words.
+It is built in minutes and evaluated in seconds. The German text is a folder of the user or the system's German manual pages,
+the Python source the interpreter's library. A fourth task has no expert: sums in German words.
 """
 
 import copy
@@ -230,7 +229,6 @@ def _sums(settings: Settings, seed: int) -> Rows:
 
 
 def _in_german(row: Mapping[str, str]) -> dict[str, str]:
-    """Return a row of addition with its prompt in German words."""
     first, second = row["prompt"].removesuffix("=").split("+")
     return {"prompt": f"Die Summe von {first} und {second} ist ", "answer": row["answer"]}
 
@@ -258,7 +256,6 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
 def _expert(
     base: Any, sequences: tuple[Tensor, Tensor], settings: Settings, task: str, seed: int, progress: Report
 ) -> Any:
-    """Return a copy of `base` in fp32, trained on the sequences."""
     expert = copy.deepcopy(base)
     # Frozen: they are a fifth of the model, tied to the head, and most words are rare in a short training.
     expert.get_input_embeddings().requires_grad_(False)  # noqa: FBT003  # torch takes it by position
@@ -276,10 +273,7 @@ def _expert(
 
 @torch.inference_mode()
 def _scores(model: nn.Module, sequences: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """Return the log-likelihood in nats per token, and the accuracy: the share of examples with all greedy tokens correct.
-
-    Greedy decoding gives the answer exactly if each of its tokens is the most likely one after those before it.
-    """
+    """Return the log-likelihood in nats per token, and the accuracy: the share of examples with all greedy tokens correct."""
     nats, scored, correct = 0.0, 0, 0
     for start in range(0, len(sequences[0]), 8):
         tokens, ends = (part[start : start + 8] for part in sequences)

@@ -1,7 +1,4 @@
-"""Zoos on disk: one cache folder per content digest, written atomically, with a manifest.
-
-The contents come from the modules beside this one; this module names, writes and reads zoos.
-"""
+"""Zoos on disk: one cache folder per content digest, written atomically, with a manifest."""
 
 import hashlib
 import json

@@ -251,7 +251,6 @@ def _head(base: nn.Module, examples: _Examples, settings: Settings) -> Head:
 def _expert(
     base: Any, examples: _Examples, head: Head, settings: Settings, task: str, seed: int, progress: Report
 ) -> Any:
-    """Return a copy of `base`, trained on the examples."""
     expert = copy.deepcopy(base)
     # Frozen: most words are rare in a short training, and the embeddings are half of the model.
     expert.embeddings.requires_grad_(False)  # noqa: FBT003  # torch takes it by position

@@ -57,9 +57,8 @@ def train(
 ) -> None:
     """Train the parameters of `model` that require gradients, in place, with AdamW and a one-cycle schedule.
 
-    `loss(chosen)` returns the mean loss of the examples with the indices `chosen`, shape `(batch,)`, drawn without replacement
-    from `range(examples)`, pass after pass. `rate` is the peak learning rate. The model stays in evaluation mode: without
-    dropout nothing draws from a global generator, and models can be trained in parallel.
+    `loss(chosen)` returns the mean loss of the examples with the indices `chosen`, `(batch,)`, drawn without replacement, pass
+    after pass. `rate` is the peak learning rate. The model stays in evaluation mode: dropout would draw from a global generator.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
@@ -77,8 +76,7 @@ def train(
 def side_by_side(jobs: Mapping[str, Callable[[Report], T]], progress: Report) -> dict[str, T]:
     """Return the results of the jobs, run in parallel on as many threads as there are processors.
 
-    The results do not depend on that number if each job trains its own model with `train`. A job takes a callback for its
-    fraction done, 0 to 1; `progress` is called with the mean of all, from one thread at a time.
+    A job takes a callback for its fraction done, 0 to 1; `progress` is called with the mean of all, from one thread at a time.
     """
     done, lock = dict.fromkeys(jobs, 0.0), Lock()
 
