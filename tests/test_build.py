@@ -8,6 +8,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from pools import Models, write_pool
 from strategies import recipes
+from tiny_models import TINY, tiny_model
 
 from evomerge.build import Builder
 from evomerge.checkpoints.folder import Folder
@@ -16,7 +17,7 @@ from evomerge.checkpoints.save import save
 from evomerge.errors import RecipeError
 from evomerge.merging import METHODS
 from evomerge.recipe import Recipe, base, expert, merge
-from evomerge.testing import TINY, inputs_of, merge_tensors, tiny_model
+from evomerge.testing import inputs_of, merge_tensors
 
 EXPERTS = ["maths", "code", "prose"]
 

@@ -1,6 +1,6 @@
 """Search problems with known answers that score genomes directly, without models or merging."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,17 +57,6 @@ def toy_space(genes: int = 8) -> SearchSpace:
     )
 
 
-def sphere(genes: int = 8) -> Problem:
-    """Return a problem of one objective whose best score, 0, is where every gene is 0.3."""
-    return Problem(
-        toy_space(genes),
-        ("sphere",),
-        lambda x: -np.mean((x - 0.3) ** 2, keepdims=True),
-        np.array([-0.25]),
-        0.25,
-    )
-
-
 def two_spheres(genes: int = 8) -> Problem:
     """Return a problem of two objectives: the (negated) distances to 1/4 and to 3/4 in all genes.
 
@@ -81,89 +70,6 @@ def two_spheres(genes: int = 8) -> Problem:
         np.array([-0.25, -0.25]),
         5 / 96,
     )
-
-
-def three_corners(genes: int = 6) -> Problem:
-    """Return a problem of three objectives, the distances to the base and both experts: optimal is their triangle."""
-    corners = np.zeros((3, genes))
-    corners[1, : genes // 2], corners[2, genes // 2 :] = 1.0, 1.0
-    return Problem(
-        toy_space(genes),
-        ("base", "left", "right"),
-        lambda x: -np.mean((corners - x) ** 2, axis=1),
-        np.full(3, -1.0),
-    )
-
-
-def mixed() -> Problem:
-    """Return a problem of two objectives with float, log-scaled, int and choice genes.
-
-    Optimal are the second method, seed 7, density 0.1, and any weight, the only gene in which the objectives conflict.
-    """
-    space = SearchSpace(
-        {
-            "merge": {
-                "method": {"choice": ["ties", "dare_ties"]},
-                "inputs": "experts",
-                "parameters": {"weight": {"float": [0, 1]}, "density": {"float": [0.01, 1], "log": True}},
-                "seed": {"int": [0, 9]},
-            }
-        },
-        experts=("left", "right"),
-    )
-    names = [gene.name for gene in space.genes]
-    method, weight, density, seed = (names.index(name) for name in ("method", "weight", "density", "seed"))
-
-    def score(x: Genome) -> NDArray[np.float64]:
-        shared = (x[method] != 1) + abs(x[seed] - 7) / 9 + abs(np.log10(x[density]) + 1) / 2
-        return -np.array([shared + x[weight], shared + 1 - x[weight]])
-
-    return Problem(space, ("light", "heavy"), score, np.array([-2.0, -2.0]), 3.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Exam(Problem):
-    """A problem whose tasks have many examples, some of which can be evaluated. Objectives are named `task/score`.
-
-    A recipe's score on an example is its mean, plus the example's easiness, plus noise of recipe and example. Over all
-    examples of a task easiness and noise sum to 0: the mean of a full evaluation is that of `score`, in float32.
-    """
-
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """Number of examples of each task."""
-    easiness: float = 0.0
-    """Standard deviation over examples of the part that all recipes share, which pairing removes."""
-    noise: float = 0.0
-    """Standard deviation over examples of the part that is each recipe's own."""
-    seed: int = 0
-
-    def evaluate(self, proposal: Proposal) -> Evaluation:
-        """Return the evaluation of the proposal's examples."""
-        genome = self.space.genome_of(proposal)
-        scores = {}
-        for name, mean in zip(self.objectives, self.score(genome), strict=True):
-            task = name.partition("/")[0]
-            key = [self.seed, *task.encode()]
-            easiness = self.easiness * _centred(key, self.sizes[task])
-            noise = self.noise * _centred([*key, int(proposal.recipe.id[:16], 16)], self.sizes[task])
-            vector = (mean + easiness + noise).astype(np.float32)
-            if proposal.examples is None:
-                scores[name] = vector
-            elif task in proposal.examples:
-                scores[name] = vector[list(proposal.examples[task])]
-        return Evaluation(scores)
-
-
-def exam(problem: Problem, size: int, *, easiness: float = 0.0, noise: float = 0.0, seed: int = 0) -> Exam:
-    """Return `problem` with examples: `size` in the first task, one more in the second, and so on."""
-    names = tuple(f"{name}/score" for name in problem.objectives)
-    sizes = {name: size + i for i, name in enumerate(problem.objectives)}
-    return Exam(problem.space, names, problem.score, problem.reference, problem.volume, sizes, easiness, noise, seed)
-
-
-def _centred(key: Sequence[int], size: int) -> NDArray[np.float64]:
-    drawn = np.random.default_rng(np.random.SeedSequence(key)).standard_normal(size)
-    return np.asarray(drawn - drawn.mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import transformers
 from adapters import UP, Q, base_tensors, draw, exact, factors, same_bytes, write_adapter
 from pools import write_checkpoint
 from safetensors.torch import load_file
+from tiny_models import tiny_model
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
@@ -16,7 +17,7 @@ from evomerge.errors import CheckpointError
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe, expert, merge
 from evomerge.report.export import export
-from evomerge.testing import merge_tensors, tiny_model
+from evomerge.testing import merge_tensors
 
 A, B = (f"base_model.model.{Q}.lora_{x}.weight" for x in "AB")
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 from pools import Models, write_pool
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model
 
 from evomerge import codecs
 from evomerge.checkpoints.folder import CheckpointError
@@ -15,7 +16,6 @@ from evomerge.checkpoints.save import save
 from evomerge.codecs import Artefact, encode
 from evomerge.codecs.artefact import Preview
 from evomerge.errors import PoolError, RecipeError
-from evomerge.testing import tiny_model
 
 
 def formula(codec, base, experts):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY, tiny_model
 
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
@@ -14,7 +15,6 @@ from evomerge.models.assembly import per_layer
 from evomerge.models.prefixes import choose
 from evomerge.models.pretrained import load_model
 from evomerge.recipe import Recipe
-from evomerge.testing import TINY, tiny_model
 
 LAYERS = 3
 CAUSAL = [name for name, (_, auto) in TINY.items() if auto == "AutoModelForCausalLM"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY, tiny_model
 
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
@@ -10,7 +11,6 @@ from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models import LiveModel
 from evomerge.models.folding import TOLERANCE, Change, Folded, fold
 from evomerge.recipe import Recipe
-from evomerge.testing import TINY, tiny_model
 
 LAYERS = [("a", 0), ("b", 2), ("b", 2), ("base", 1), ("a", 2)]
 POWERS = (2.0, 1.0, 0.5, 0.25, 8.0)

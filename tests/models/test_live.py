@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY, tiny_model
 
 from evomerge import recipe
 from evomerge.build import Builder
@@ -14,7 +15,6 @@ from evomerge.checkpoints.save import save
 from evomerge.errors import CheckpointError, ModelError
 from evomerge.models import LiveModel
 from evomerge.models.pretrained import load_model, new_model, save_model
-from evomerge.testing import TINY, tiny_model
 
 
 def inputs(architecture):

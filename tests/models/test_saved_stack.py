@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from tiny_models import TINY, tiny_model
 
 from evomerge.errors import ModelError
 from evomerge.models import load_stack
 from evomerge.models.pretrained import load_model
 from evomerge.models.saved_stack import SCALES, stack_config
-from evomerge.testing import TINY, tiny_model
 
 KEPT = {"name_or_path": "mine", "unknown": [1, 2], "torch_dtype": "bfloat16"}
 

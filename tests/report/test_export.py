@@ -11,6 +11,7 @@ import pytest
 import torch
 from pools import Models, write_pool
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY, tiny_model
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
@@ -21,7 +22,6 @@ from evomerge.models.folding import TOLERANCE
 from evomerge.models.saved_stack import SCALES
 from evomerge.recipe import Recipe, merge
 from evomerge.report.export import export
-from evomerge.testing import TINY, tiny_model
 
 ARCHITECTURES = ("llama", "gpt2", "bert", "vit", "qwen3", "gemma")
 LAYERS = (("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1))

@@ -3,12 +3,12 @@
 import cmaes
 import numpy as np
 import pytest
-from problems import bits
+from problems import bits, mixed, sphere
 
 from evomerge import search
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.space import SearchSpace
-from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
+from evomerge.testing import drive, toy_space, two_spheres
 from evomerge.trial import Evaluation
 
 

@@ -3,19 +3,10 @@
 from typing import ClassVar
 
 import numpy as np
-from problems import bits
+from problems import bits, mixed, sphere, three_corners
 
 from evomerge import search
-from evomerge.testing import (
-    DecodedSuite,
-    GenomeSuite,
-    PopulationSuite,
-    SteadySuite,
-    family,
-    mixed,
-    sphere,
-    three_corners,
-)
+from evomerge.testing import DecodedSuite, GenomeSuite, PopulationSuite, SteadySuite, family
 
 
 class Made:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from problems import mixed
 from scipy.stats import truncnorm
 
 from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational, known_recipes, latin_hypercube, read_metrics
 from evomerge.space import Box
-from evomerge.testing import drive, family, mixed, toy_space, two_spheres
+from evomerge.testing import drive, family, toy_space, two_spheres
 from evomerge.trial import Evaluation, Metric, Proposal
 
 GENOME_KINDS = [

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from problems import bits
+from problems import bits, mixed, three_corners
 
 from evomerge import pareto, search
 from evomerge.errors import DriverError
 from evomerge.search.nsga import reference_directions
 from evomerge.space import SearchSpace
-from evomerge.testing import drive, mixed, three_corners, two_spheres
+from evomerge.testing import drive, two_spheres
 from evomerge.trial import Evaluation
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import optuna
 import pytest
-from problems import bits
+from problems import bits, mixed, sphere
 
 from evomerge import search
-from evomerge.testing import drive, mixed, sphere, toy_space, two_spheres
+from evomerge.testing import drive, toy_space, two_spheres
 from evomerge.trial import Evaluation
 
 

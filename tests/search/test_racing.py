@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import exam, sphere
 
 from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.racing import Racing, RacingSettings, Regression
 from evomerge.space import SearchSpace
 from evomerge.surrogate import item_response
-from evomerge.testing import GenomeSuite, drive, exam, sphere, toy_space, two_spheres
+from evomerge.testing import GenomeSuite, drive, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal, ScoreTable
 
 NSGA = {"kind": "nsga2", "population": 12}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import mixed, sphere
 
 from evomerge import recipe, search, space
 from evomerge.errors import DriverError
@@ -14,7 +15,7 @@ from evomerge.search.swarm import steer
 from evomerge.settings import StudySettings
 from evomerge.space import SearchSpace
 from evomerge.study import Study
-from evomerge.testing import Problem, drive, mixed, sphere, toy_space, two_spheres
+from evomerge.testing import Problem, drive, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal
 
 EXPERTS = ("maths", "code", "prose")

@@ -1,9 +1,9 @@
 """Models of a few thousand random parameters, and examples for them."""
 
 import pytest
+from tiny_models import tiny_model
 
 from evomerge.models import LiveModel
-from evomerge.testing import tiny_model
 
 
 @pytest.fixture(scope="session")

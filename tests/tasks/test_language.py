@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from rows import write_jsonl
+from tiny_models import tiny_model, tiny_tokenizer
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
 from evomerge.tasks import make
-from evomerge.testing import tiny_model, tiny_tokenizer
 
 
 def task(folder, kind, rows, **settings):

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import mixed, sphere
 
 from evomerge import search, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings, Bins, squared_errors
 from evomerge.surrogate.map_quadratic import SquashedQuadratic, fit_map_quadratic
-from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, sphere, toy_space, two_spheres
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal
 
 

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from problems import mixed, sphere
 from scipy.stats import qmc
 
 from evomerge import pareto, search, surrogate
@@ -11,7 +12,7 @@ from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts.front import Front, FrontSettings
 from evomerge.space import SearchSpace
-from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, sphere, toy_space, two_spheres
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, toy_space, two_spheres
 from evomerge.trial import Evaluation
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from problems import mixed, sphere, three_corners
 from pydantic import ValidationError
 
 from evomerge import pareto, surrogate
@@ -11,7 +12,7 @@ from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.quadratic import predicted_front
 from evomerge.space import SearchSpace
 from evomerge.surrogate.map_quadratic import MapQuadratic, SquashedQuadratic, fit_map_quadratic
-from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, sphere, three_corners, two_spheres
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, two_spheres
 from evomerge.trial import Evaluation
 
 

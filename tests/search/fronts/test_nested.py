@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from problems import mixed
 
 from evomerge import pareto, search
 from evomerge.errors import DriverError
@@ -10,7 +11,7 @@ from evomerge.search.fronts import nested
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
 from evomerge.search.fronts.tree import minimise, preferences
 from evomerge.space import SearchSpace
-from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, mixed, toy_space
+from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, toy_space
 from evomerge.trial import Evaluation
 
 
