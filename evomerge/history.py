@@ -45,21 +45,20 @@ class History:
         last: dict[tuple[str, Split], int] = {}
         for proposal, evaluation in completed:
             key = proposal.recipe.id, proposal.split
-            if proposal.examples is None or evaluation.error is not None:
-                last.pop(key, None)
-                population.append((replace(proposal, examples=None), evaluation))
-                continue
-            if sizes is None:
-                msg = f"proposal {proposal.number} is of a part of the examples; expected `sizes`, such as `study.parts.sizes`"
-                raise StudyError(msg)
-            table = tables.setdefault(key, ScoreTable(sizes[proposal.split]))
-            if table.complete:
-                continue
-            table.add(proposal.examples, evaluation)
-            last[key] = proposal.number
-            if table.complete:
-                del last[key]
-                population.append((replace(proposal, examples=None), table.take()))
+            if proposal.examples is not None and evaluation.error is None:
+                if sizes is None:
+                    msg = f"proposal {proposal.number} is of a part of the examples; expected `sizes`, such as `study.parts.sizes`"
+                    raise StudyError(msg)
+                table = tables.setdefault(key, ScoreTable(sizes[proposal.split]))
+                if table.complete:
+                    continue
+                table.add(proposal.examples, evaluation)
+                last[key] = proposal.number
+                if not table.complete:
+                    continue
+                evaluation = table.take()  # noqa: PLW2901  # the parts are one evaluation
+            last.pop(key, None)
+            population.append((replace(proposal, examples=None), evaluation))
         full = 1 if sizes is None else sum(sizes["search"].values())
         spent = sum(cost(proposal, full) for proposal, _ in completed) / full
         return cls(completed, population, tuple(sorted(last.values())), spent)

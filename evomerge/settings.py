@@ -93,11 +93,8 @@ class StudySettings(_Part):
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
         """Return the settings in `data`, whose relative paths start at `folder`. Every error begins with `where`."""
-        known = {
-            "": tuple(cls.model_fields),
-            "pool": tuple(PoolSettings.model_fields),
-            "report": tuple(ReportSettings.model_fields),
-        }
+        models: dict[str, type[BaseModel]] = {"": cls, "pool": PoolSettings, "report": ReportSettings}
+        known = {key: tuple(model.model_fields) for key, model in models.items()}
         try:
             settings = cls.model_validate(data)
         except ValidationError as error:
@@ -184,17 +181,8 @@ def open_parts(
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], kinds=layout.kinds, blocks=layout.blocks)
     Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
-    setup = Setup(
-        base=base,
-        experts=experts,
-        tasks=task_settings,
-        folder=settings.folder,
-        precision=settings.precision,
-        threads=settings.threads,
-        auto=models.auto,
-        module=models.module,
-        shared_mib=settings.shared_mib,
-    )
+    shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
+    setup = Setup(base, experts, task_settings, auto=models.auto, module=models.module, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     objectives = [f"{name}/{task.search_metric}" for name, task in opened.items()]
     driver = settings.driver or search_space.driver or search.default(search_space, objectives)

@@ -293,7 +293,6 @@ def _needed(driver: Driver, pending: Iterable[Proposal]) -> set[str]:
 
 
 def _differences(then: Any, now: Any, where: str) -> Iterator[str]:
-    """Yield one line for each leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted(then.keys() | now.keys()):
             yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)

@@ -56,15 +56,11 @@ def demo(
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="The study's YAML.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The study's directory; by default runs/NAME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Study directory; by default runs/NAME.")] = None,
     evaluations: Evaluations = None,
     workers: Workers = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, evaluate one candidate to see its cost, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the cost, and stop.")] = False,
 ) -> None:
     """Search as a study file says. A directory that holds the same study is resumed."""
     from evomerge.cli import studies
@@ -106,8 +102,7 @@ def pick(
         bool, typer.Option("--knee", help="The point where giving up more of one objective gains least of another.")
     ] = False,
     from_surface: Annotated[
-        bool,
-        typer.Option("--surface", help="Choose among all merges that surrogates predict, not only evaluated ones."),
+        bool, typer.Option("--surface", help="Choose among all merges that surrogates predict, not only the front.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
@@ -133,9 +128,7 @@ def merge(
     base: Base = None,
     expert: Experts = None,
     shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print what would be written.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be written.")] = False,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
     from evomerge.cli import merges
@@ -146,9 +139,7 @@ def merge(
 @app.command()
 def compress(
     out: Out,
-    file: Annotated[
-        Path | None, typer.Argument(help="A study, whose tasks then measure the loss; or any YAML with `pool`.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="Study (its tasks measure the loss) or YAML with `pool`.")] = None,
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
@@ -183,9 +174,7 @@ def decompress(
 @app.command()
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
-    from_method: Annotated[
-        str | None, typer.Option("--from-method", help="Print a space of all parameters of a merge method.")
-    ] = None,
+    from_method: Annotated[str | None, typer.Option(help="Print a space of all parameters of a merge method.")] = None,
 ) -> None:
     """List the shipped search spaces and the merge methods; or print a space to start your own from."""
     from evomerge.cli import listings

@@ -185,7 +185,6 @@ def _read_parameters(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _loss_table(losses: Sequence[codecs.Loss]) -> Table:
-    """Return the table of each expert's losses."""
     scored = ("task", "expert scores", "decoded", "retention") if any(loss.scores for loss in losses) else ()
     table = Table("expert", "relative error", "cosine", *scored, box=None)
     for loss in losses:

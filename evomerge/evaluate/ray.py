@@ -290,9 +290,8 @@ def _start_errors(what: str) -> Iterator[None]:
     except EvaluatorError:
         raise
     except Exception as error:
-        msg = (
-            f"{what}: {describe(error)}; try again when the machine is less busy, or type --workers 1 to do without Ray"
-        )
+        advice = "try again when the machine is less busy, or type --workers 1 to do without Ray"
+        msg = f"{what}: {describe(error)}; {advice}"
         raise EvaluatorError(msg) from error
 
 

@@ -147,12 +147,11 @@ class _Loaded:
 
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
-        pool = Pool(folder / setup.base, {name: folder / path for name, path in setup.experts.items()})
+        base, shared = folder / setup.base, setup.shared_mib << 20
+        pool = Pool(base, {name: folder / path for name, path in setup.experts.items()})
         self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = LiveModel(
-            folder / setup.base, setup.auto, setup.precision, shared=setup.shared_mib << 20, module=setup.module
-        )
+        self.model = LiveModel(base, setup.auto, setup.precision, shared=shared, module=setup.module)
 
     def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
         """Return the tasks to score, each with the indices of its examples; None is all of them. Raises `TaskError`."""

@@ -168,10 +168,10 @@ def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
     two.proposal = two.future = None
     evaluator._dispatch()
     assert two.proposal.number == 2
-    one.job = one.future = None
+    one.proposal = one.future = None
     evaluator._dispatch()
-    assert one.job.proposal.number == 3
-    one.job = one.future = two.proposal = two.future = None
+    assert one.proposal.number == 3
+    one.proposal = one.future = two.proposal = two.future = None
     assert submit(1) == [None, 1]  # the second slot had this stack
 
 
