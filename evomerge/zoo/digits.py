@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from evomerge.errors import ZooError
@@ -66,7 +66,15 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
     ends = (settings.train, settings.train + settings.search)
     splits = dict(zip(SPLITS, (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]), strict=True))
     tasks = {name: _write_task(folder, name, view(images), labels, splits) for name, view in VIEWS.items()}
-    search = splits["search"]
+    chosen, search = splits["train"], splits["search"]
+    trained, searched = labels[chosen], labels[search]
+
+    def fit(model: nn.Module, inputs: Tensor, steps: int, rate: float, seed: int) -> None:
+        def loss(rows: Tensor) -> Tensor:
+            return cross_entropy(model(pixel_values=inputs[rows]).logits, trained[rows])
+
+        train(model, loss, examples=len(trained), steps=steps, batch=settings.batch, rate=rate, seed=seed)
+
     figures: dict[str, Any] = {"accuracy": {}}
     with reproducible(seed):
         progress(0.0, "training the base on plain digits")
@@ -84,19 +92,15 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
             },
             "AutoModelForImageClassification",
         )
-        chosen = splits["train"]
-        _fit(base, images[chosen], labels[chosen], settings, settings.base_steps, settings.base_rate, seed)
+        fit(base, images[chosen], settings.base_steps, settings.base_rate, seed)
         save_model(base, folder / "base")
         for number, (name, view) in enumerate(VIEWS.items()):
             progress((1.5 + number) / (2 + len(VIEWS)), f"training the expert for {name} digits")
             seen, expert = view(images), copy.deepcopy(base)
-            steps, rate = settings.expert_steps, settings.expert_rate
-            _fit(expert, seen[chosen], labels[chosen], settings, steps, rate, seed + 1 + number)
+            fit(expert, seen[chosen], settings.expert_steps, settings.expert_rate, seed + 1 + number)
             save_model(expert, folder / "experts" / name)
             models = {"base": base, "expert": expert}
-            figures["accuracy"][name] = {
-                key: _accuracy(model, seen[search], labels[search]) for key, model in models.items()
-            }
+            figures["accuracy"][name] = {key: _accuracy(model, seen[search], searched) for key, model in models.items()}
     return Contents(tasks=tasks, figures=figures)
 
 
@@ -117,15 +121,6 @@ def _write_task(folder: Path, name: str, images: Tensor, labels: Tensor, splits:
     return {"kind": "classification", **files, "input": "pixels", "label": "label"}
 
 
-def _fit(
-    model: torch.nn.Module, images: Tensor, labels: Tensor, settings: Settings, steps: int, rate: float, seed: int
-) -> None:
-    def loss(chosen: Tensor) -> Tensor:
-        return cross_entropy(model(pixel_values=images[chosen]).logits, labels[chosen])
-
-    train(model, loss, examples=len(labels), steps=steps, batch=settings.batch, rate=rate, seed=seed)
-
-
 @torch.inference_mode()
-def _accuracy(model: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
+def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return round(float((model(pixel_values=images).logits.argmax(-1) == labels).double().mean()), 4)
