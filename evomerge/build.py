@@ -10,7 +10,7 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Checkpoint, first_difference
+from evomerge.checkpoints.folder import Checkpoint, differences
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
@@ -148,7 +148,7 @@ class _Inputs:
         return base, tensors
 
 
-class Merged:
+class Merged(Checkpoint):
     """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged when they are read."""
 
     def __init__(self, merge: Merge, builder: Builder) -> None:
@@ -180,7 +180,7 @@ class Merged:
         if direct and self.source(name) in self._pool.merged:
             self._pipeline.write(self.source(name), out)
         else:
-            out.copy_(self.tensor(name))
+            super().write(name, out)
 
     def densities(self) -> dict[str, float]:
         """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
@@ -212,7 +212,7 @@ class Merged:
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
     """Raise `RecipeError` unless a stack has the tensors of the base, and no scales, which are in no tensor."""
-    different = first_difference(pool.base.info, stack.info)
+    different = differences(pool.base.info, stack.info)
     scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
     if different or scaled:
         what = f"has {len(stack.layers)} layers" + (f" and a scale of {scaled[0]:g}" if scaled else "")

@@ -113,22 +113,17 @@ class Adapter(Checkpoint):
         return tensor
 
     def _targets(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-        """Return the tensors that the file changes, by the names of the trained model.
-
-        The first mapping is from each weight with a product to the keys of its factors, the second from each replaced
-        tensor to its key.
-        """
+        """Return the keys of each product's factors, and the key of each replaced tensor, by names of the trained model."""
         factors: dict[str, dict[str, str]] = {}
         replaced: dict[str, str] = {}
         for key in self._stored:
             name = key.removeprefix(_WRAPPER)
             if match := _FACTOR.fullmatch(name):
                 factors.setdefault(f"{match['module']}.weight", {})[match["linear"] or match["embedding"]] = key
-            elif (
-                ".original_module." not in name
-            ):  # with `bias: all`, PEFT also stores the originals of modules_to_save,
+            elif ".original_module." not in name:
+                # With `bias: all`, PEFT also stores the originals of modules_to_save, and the new ones by a second name.
                 target = _WRAPPED.sub("", name)
-                if target == name or target not in replaced:  # and their replacements under a second name
+                if target == name or target not in replaced:
                     replaced[target] = key
         for pair in factors.values():
             if len(pair) == 1:
@@ -138,7 +133,7 @@ class Adapter(Checkpoint):
         return factors, replaced
 
     def _names_in_base(self, targets: list[str]) -> dict[str, str]:
-        """Return the base's name of each target: the target itself, or with one prefix added or removed for all targets."""
+        """Return the base's name of each target, which may have one prefix more or less, the same for all targets."""
         names = self.base.info
         edits = [("", ""), *sorted({edit for name in names for edit in _prefixes(targets[0], name)})]
         edits = [edit for edit in edits if all(target.startswith(edit[0]) for target in targets)]
@@ -160,7 +155,6 @@ class Adapter(Checkpoint):
         return dict(zip(targets, renamed[fitting[0]], strict=True))
 
     def _check_fits(self, product: Product, name: str, entry: TensorInfo) -> None:
-        """Raise `CheckpointError` unless the product has the shape of the tensor `name`, and all are floating point."""
         a, b = self._stored[product.a], self._stored[product.b]
         shape, rank = entry.shape, product.rank
         expected: list[tuple[int, ...]]
@@ -183,9 +177,9 @@ class Adapter(Checkpoint):
 
 
 def _prefixes(target: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the prefix (to drop, to add) that turns `target` into the base's `name`, if there is one.
+    """Yield the prefix (to drop, to add) that turns `target` into the base's `name`, if there is one without a number.
 
-    A prefix contains no number: modules that wrap a model have none, and another block's tensor is another tensor.
+    Modules that wrap a model have no number, and another block's tensor is another tensor.
     """
     longer, shorter = (target, name) if len(target) > len(name) else (name, target)
     prefix = longer.removesuffix(f".{shorter}")

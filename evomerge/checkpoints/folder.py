@@ -6,7 +6,7 @@ untrusted: weights load only from safetensors, headers are checked before a tens
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,25 @@ class Checkpoint(Protocol):
 
     def forget(self) -> None:
         """Close files and drop caches; the next read opens the files again."""
+
+
+class Computed(Checkpoint):
+    """A checkpoint whose tensors a function computes from those of other checkpoints."""
+
+    def __init__(
+        self, info: Mapping[str, TensorInfo], compute: Callable[[str], torch.Tensor], sources: Sequence[Checkpoint]
+    ) -> None:
+        """Take `compute(name)` for the tensor `name`, described by `info`; forgetting it forgets `sources`."""
+        self.info, self._compute, self._sources = info, compute, sources
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The computed tensor."""
+        return self._compute(name)
+
+    def forget(self) -> None:
+        """Close the files of the sources."""
+        for source in self._sources:
+            source.forget()
 
 
 class Folder(Checkpoint):
@@ -72,11 +91,7 @@ class Folder(Checkpoint):
         if not path.exists():
             msg = f"{path}: no such file; expected the model's configuration beside its weights"
             raise CheckpointError(msg)
-        config = read_json(path)
-        if not isinstance(config, dict):
-            msg = f"{path}: expected a JSON object, got {type(config).__name__}"
-            raise CheckpointError(msg)
-        return config
+        return read_object(path)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -122,8 +137,8 @@ class Folder(Checkpoint):
         index = self.path / INDEX
         if index.exists() and not (self.path / WEIGHTS).is_file():
             try:
-                pairs = [(str(name), str(shard)) for name, shard in read_json(index)["weight_map"].items()]
-            except (KeyError, TypeError, AttributeError) as error:
+                pairs = [(str(name), str(shard)) for name, shard in read_object(index)["weight_map"].items()]
+            except (KeyError, AttributeError) as error:
                 msg = f"{index}: not a safetensors index ({type(error).__name__}); download the checkpoint again"
                 raise CheckpointError(msg) from None
             grouped: dict[Path, list[str]] = {}
@@ -185,22 +200,26 @@ def open_weights(file: Path) -> Any:
         raise CheckpointError(msg) from None
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises `CheckpointError` where it cannot be read or is not JSON."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises `CheckpointError` where it cannot be read or holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror})"
         raise CheckpointError(msg) from None
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, too many digits, too deep
         msg = f"{path}: not valid JSON ({error}); download it again"
         raise CheckpointError(msg) from None
+    if not isinstance(content, dict):
+        msg = f"{path}: expected a JSON object, got {type(content).__name__}"
+        raise CheckpointError(msg)
+    return content
 
 
-def first_difference(left: Mapping[str, TensorInfo], right: Mapping[str, TensorInfo]) -> list[str]:
-    """Return the names of tensors that are only in one of two checkpoints, or that differ in shape, in order."""
-    return [
-        name
-        for name in sorted(left.keys() | right.keys())
-        if name not in left or name not in right or left[name].shape != right[name].shape
-    ]
+def differences(
+    left: Mapping[str, TensorInfo | torch.Tensor], right: Mapping[str, TensorInfo | torch.Tensor]
+) -> list[tuple[str, str, str]]:
+    """Return name, left shape and right shape, in words, of each tensor that two checkpoints do not both have alike."""
+    sides = [{name: f"shape {list(tensor.shape)}" for name, tensor in side.items()} for side in (left, right)]
+    rows = [(name, *(side.get(name, "missing") for side in sides)) for name in sorted(left.keys() | right.keys())]
+    return [(name, was, came) for name, was, came in rows if was != came]

@@ -63,45 +63,40 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             return _parse(file, path.stat().st_size)
-    except _HeaderError as error:
-        msg = f"{path}: {error}"
+    except (OSError, ValueError) as error:
+        what = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
+        msg = f"{path}: {what}"
         raise CheckpointError(msg) from None
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise CheckpointError(msg) from None
-
-
-class _HeaderError(Exception):
-    """What is wrong with a header; the message follows the file's name."""
 
 
 def _parse(file: BinaryIO, size: int) -> Header:
+    """Return the header of a file of `size` bytes. Raises `ValueError` with what is wrong, to follow the file's name."""
     start = file.read(8)
     if len(start) < 8:
         msg = f"{size} bytes; not a safetensors file"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     if start == b"version ":
-        raise _HeaderError("a Git LFS pointer, not the weights; run `git lfs pull`")
+        raise ValueError("a Git LFS pointer, not the weights; run `git lfs pull`")
     length = int.from_bytes(start, "little")
     if length > _LARGEST_HEADER:
         msg = f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     if 8 + length > size:
         msg = f"header of {length} bytes, but the file has {size}; download it again"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     try:
         text = file.read(length).decode("utf-8")
         entries = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, too many digits, too deep
         msg = f"its header is not JSON ({error})"
-        raise _HeaderError(msg) from None
+        raise ValueError(msg) from None
     if not isinstance(entries, dict):
         msg = f"its header is a {type(entries).__name__}; expected a JSON object"
-        raise _HeaderError(msg)
+        raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument
     entries.pop("__metadata__", None)
     if len(entries) > _MOST_TENSORS:
         msg = f"its header holds {len(entries)} tensors; expected at most {_MOST_TENSORS}"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     header = Header()
     data = at = 8 + length
     for name, entry in entries.items():
@@ -109,11 +104,11 @@ def _parse(file: BinaryIO, size: int) -> Header:
         header.spans[name] = data + begin, data + end
     for begin, end in sorted(header.spans.values()):
         if begin != at:
-            raise _HeaderError("its tensors overlap or leave gaps; download it again")
+            raise ValueError("its tensors overlap or leave gaps; download it again")
         at = end
     if at != size:
         msg = f"needs {at} bytes, has {size}; download it again"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     return header
 
 
@@ -122,7 +117,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         names = [name for name, _ in pairs]
         msg = f"its header names `{next(name for name in names if names.count(name) > 1)}` twice"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     return entries
 
 
@@ -131,7 +126,6 @@ def _no_constant(word: str) -> None:
 
 
 def _entry(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
-    """Return the description of one tensor, and where its bytes begin and end after the header."""
     try:
         dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
         valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
@@ -139,12 +133,12 @@ def _entry(name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
         valid = False
     if not valid:
         msg = f"its header does not describe tensor `{name}`: expected dtype, shape and data_offsets, got {str(entry)[:200]}"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     if dtype not in DTYPES:
         msg = f"tensor `{name}` has dtype {dtype}; expected one of {', '.join(DTYPES)} (quantised weights cannot be merged)"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     info = TensorInfo(shape, DTYPES[dtype])
     if end - begin != info.nbytes:
         msg = f"tensor `{name}` of shape {list(shape)} and dtype {dtype} needs {info.nbytes} bytes, the header gives it {end - begin}"
-        raise _HeaderError(msg)
+        raise ValueError(msg)
     return info, (begin, end)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from evomerge.checkpoints.folder import INDEX, WEIGHTS, read_json
+from evomerge.checkpoints.folder import INDEX, WEIGHTS, read_object
 from evomerge.checkpoints.header import TensorInfo, read_header
 from evomerge.checkpoints.patterns import matches
 from evomerge.errors import CheckpointError
@@ -121,9 +121,8 @@ def _first_match(patterns: Mapping[str, _Number] | None, module: str, default: _
 def read_config(folder: Path) -> LoraConfig:
     """Return the adapter's configuration. Raises `CheckpointError` unless it makes the weights W + s·B·A."""
     path = folder / CONFIG
-    data = read_json(path)
-    kind = data.get("peft_type") if isinstance(data, dict) else None
-    if kind != "LORA":
+    data = read_object(path)
+    if (kind := data.get("peft_type")) != "LORA":
         msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA'. If PEFT can merge this kind, {_INSTEAD}"
         raise CheckpointError(msg)
     try:

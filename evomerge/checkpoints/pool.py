@@ -16,7 +16,7 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Folder, first_difference
+from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import is_adapter
@@ -51,9 +51,10 @@ class Pool:
         self.experts = {
             name: Adapter(path, self.base) if is_adapter(path) else Folder(path) for name, path in experts.items()
         }
+        self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
-        for folder in (self.base, *self.experts.values()):
+        for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = (
                     f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be "
@@ -62,10 +63,13 @@ class Pool:
                 raise PoolError(msg)
         self.notes: list[str] = []
         self.digests: dict[str, str] = {}
+        seen: dict[str, str] = {}
         for name, folder in {"base": self.base, **self.experts}.items():
             progress(f"checking {name}")
-            self.digests[name] = fingerprint(folder)
-        self._note_duplicates()
+            digest = self.digests[name] = fingerprint(folder)
+            if digest in seen:
+                self.notes.append(f"`{name}` has exactly the weights of `{seen[digest]}`: it adds nothing to the pool")
+            seen.setdefault(digest, name)
 
     @cached_property
     def layout(self) -> Layout:
@@ -93,8 +97,7 @@ class Pool:
         for head in heads:
             for embedding in embeddings:
                 if self.base.info[head].shape == self.base.info[embedding].shape and all(
-                    torch.equal(folder.tensor(head), folder.tensor(embedding))
-                    for folder in (self.base, *self.experts.values())
+                    torch.equal(folder.tensor(head), folder.tensor(embedding)) for folder in self.models
                 ):
                     aliases[head] = embedding
         return aliases
@@ -109,21 +112,25 @@ class Pool:
         """Bytes of one checkpoint in storage."""
         return sum(entry.nbytes for entry in self.base.info.values())
 
+    def forget(self) -> None:
+        """Close the files of all models."""
+        for model in self.models:
+            model.forget()
+
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
-        differences = [
-            f"tensor `{tensor}`: {_words(expert.info.get(tensor))} in the expert, "
-            f"{_words(self.base.info.get(tensor))} in the base"
-            for tensor in first_difference(self.base.info, expert.info)
+        unlike = [
+            f"tensor `{tensor}`: {came} in the expert, {wanted} in the base"
+            for tensor, came, wanted in differences(expert.info, self.base.info)
         ]
-        if len(differences) > 1:
-            differences[1:] = [f"{len(differences) - 1} more tensors"]
+        if len(unlike) > 1:
+            unlike[1:] = [f"{len(unlike) - 1} more tensors"]
         for key in _SAME_CONFIG:
             wanted, came = self.base.config.get(key), expert.config.get(key)
             if wanted != came:
-                differences.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
-        if differences:
+                unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
+        if unlike:
             msg = (
-                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(differences)}. "
+                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. "
                 "Expected fine-tunes of the same base"
             )
             raise PoolError(msg)
@@ -134,17 +141,6 @@ class Pool:
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
-
-    def _note_duplicates(self) -> None:
-        seen: dict[str, str] = {}
-        for name, digest in self.digests.items():
-            if digest in seen:
-                self.notes.append(f"`{name}` has exactly the weights of `{seen[digest]}`: it adds nothing to the pool")
-            seen.setdefault(digest, name)
-
-
-def _words(entry: TensorInfo | None) -> str:
-    return "missing" if entry is None else f"shape {list(entry.shape)}"
 
 
 def fingerprint(folder: Folder | Adapter) -> str:

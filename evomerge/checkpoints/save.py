@@ -18,9 +18,8 @@ from evomerge.checkpoints.write_behind import write_behind
 from evomerge.errors import CheckpointError
 
 _AHEAD = 2  # tensors that are read from the disk while one is merged
-_OPEN_BYTES = (
-    64 << 20
-)  # bytes written between two closings of the sources: pages stay mapped, but opening reads a header
+# Bytes written between two closings of the sources: pages stay mapped, but opening reads a header.
+_OPEN_BYTES = 64 << 20
 SCALES = "evomerge_stack.json"
 """The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
 _NOT_COPIED = (  # ends of names: the base's weights in any form, and texts about them
@@ -95,7 +94,6 @@ def _write_shards(
     sources: Sequence[Folder],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write a file for each shard, given the names of its tensors, and the index where there are several."""
     ahead = iter([name for names in shards for name in names])
     total = sum(entry.nbytes for entry in checkpoint.info.values())
     done = closed = 0
@@ -132,7 +130,6 @@ def _write_shards(
 
 
 def _split(info: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
-    """Return the names of each shard's tensors, in the order of the file."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in info.items():
@@ -160,7 +157,6 @@ def _header(info: Mapping[str, TensorInfo]) -> bytes:
 
 
 def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
-    """Return the tensor's elements in row-major order, without a copy where it is contiguous."""
     tensor, expected = checkpoint.tensor(name).detach(), checkpoint.info[name]
     actual = TensorInfo(tuple(tensor.shape), tensor.dtype)
     if actual != expected:  # the header that is already written would be wrong

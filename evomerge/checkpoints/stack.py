@@ -27,7 +27,7 @@ class StackedLayer:
     scale: float = 1.0
 
 
-class Stacked:
+class Stacked(Checkpoint):
     """A checkpoint whose block number i is `layers[i]`; the tensors outside of blocks are those of `rest`.
 
     Not to be confused with a merge: weights are those of the sources, and no tensor contains the scales.
@@ -76,22 +76,15 @@ class Stacked:
         source, key = self._origin[name]
         return source.tensor(key)
 
-    def write(self, name: str, out: torch.Tensor) -> None:
-        """Copy the tensor into `out`."""
-        source, key = self._origin[name]
-        source.write(key, out)
-
     def forget(self) -> None:
         """Close the sources' files."""
         for source in self._sources().values():
             source.forget()
 
     def _sources(self) -> dict[int, Checkpoint]:
-        """Return each source once, by its identity."""
         return {id(source): source for source in (*(layer.source for layer in self.layers), self.rest)}
 
-    def _names(self, source: Checkpoint) -> dict[int | None, list[str]]:
-        """Return the names of a source's tensors by the number of their block, None for those in no block."""
+    def _names(self, source: Checkpoint) -> dict[int | None, list[str]]:  # by block, None for no block
         names: dict[int | None, list[str]] = {}
         for name in source.info:
             names.setdefault(block_number(name, self.prefix), []).append(name)

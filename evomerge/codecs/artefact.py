@@ -9,7 +9,7 @@ base. One that the codec does not handle (integers, and tensors that it declines
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
 from evomerge import files
-from evomerge.checkpoints.folder import INDEX, Checkpoint, Folder, read_json
+from evomerge.checkpoints.folder import INDEX, Checkpoint, Computed, Folder, read_object
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs.codec import Codec, Coded, Constants
@@ -73,28 +74,25 @@ def encode(
     experts, total = list(pool.experts), 3 * pool.nbytes  # the model is read three times
     done = 0
 
-    def vectors() -> Iterator[torch.Tensor]:
+    def finish(entry: TensorInfo) -> None:
         nonlocal done
+        pool.forget()
+        done += entry.nbytes
+        progress(done, total)
+
+    def vectors() -> Iterator[torch.Tensor]:
         for name, entry in pool.merged.items():
             for _, rows in _slices(pool, name, codec):
                 yield rows
-            for source in (pool.base, *pool.experts.values()):
-                source.forget()
-            done += entry.nbytes
-            progress(done, total)
+            finish(entry)
 
     constants = codec.constants(experts, vectors())
-    with files.new_folder(folder) as new:
-        save(
-            pool.base,
-            new / "base",
-            like=pool.base.path,
-            progress=lambda part, _: progress(pool.nbytes + part, total),
-        )
-        writer = _Writer(new / "codes")
-        coded: dict[str, dict[str, float]] = {}
-        checks: dict[str, int] = {}
-        formula, done = float(pool.nbytes), 2 * pool.nbytes
+    coded: dict[str, dict[str, float]] = {}
+    checks: dict[str, int] = {}
+    formula = float(pool.nbytes)
+
+    def codes() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal formula
         for name, entry in pool.base.info.items():
             if name not in pool.aliases:
                 checks[f"base/{name}"] = _check(pool.base.tensor(name))
@@ -103,13 +101,13 @@ def encode(
                     coded[name] = dict(encoded.figures)
                 encoded = encoded or _plain(pool, name)
                 formula += encoded.formula
-                for part, tensor in encoded.parts.items():
-                    writer.add(f"{part}/{name}", tensor)
-            for source in (pool.base, *pool.experts.values()):
-                source.forget()
-            done += entry.nbytes
-            progress(done, total)
-        checks |= writer.close()
+                yield from ((f"{part}/{name}", tensor) for part, tensor in encoded.parts.items())
+            finish(entry)
+
+    with files.new_folder(folder) as new:
+        save(pool.base, new / "base", like=pool.base.path, progress=lambda part, _: progress(pool.nbytes + part, total))
+        done = 2 * pool.nbytes
+        checks |= _write_codes(new / "codes", codes())
         manifest = _Manifest(
             version=_VERSION,
             codec=next(key for key, kind in CODECS.items() if kind is type(codec)),
@@ -165,15 +163,18 @@ class Artefact:
         written = (self.folder / _MANIFEST, *self.base.files, *(self.folder / "codes").iterdir())
         return sum(file.stat().st_size for file in written)
 
-    def decode(self, expert: str) -> "Decoded":
-        """Return the expert as a lazy checkpoint. Raises `PoolError` for an unknown expert."""
+    def decode(self, expert: str) -> Checkpoint:
+        """Return the expert as a lazy checkpoint, whose `tensor` raises `CheckpointError` if stored bytes changed.
+
+        Raises `PoolError` for an unknown expert.
+        """
         if expert not in self.experts:
             msg = f"{self.folder}: the artefact has no expert `{expert}`; {nearest(expert, self.experts)}"
             raise PoolError(msg)
-        return Decoded(self, self.experts.index(expert))
+        number = self.experts.index(expert)
+        return Computed(self.base.info, lambda name: self._tensor(name, number), (self.base, self._codes))
 
-    def tensor(self, name: str, expert: int) -> torch.Tensor:
-        """Return a tensor of expert number `expert`, in the base's dtype. Raises `CheckpointError` if stored bytes changed."""
+    def _tensor(self, name: str, expert: int) -> torch.Tensor:
         name = self._manifest.aliases.get(name, name)
         base = self._part("base", name)
         plain = f"own.{expert}"
@@ -182,11 +183,6 @@ class Artefact:
         if name not in self._manifest.coded:
             return base
         return apply(base, self._codec.decode(lambda part: self._part(part, name), expert, self.constants))
-
-    def forget(self) -> None:
-        """Close the files."""
-        self.base.forget()
-        self._codes.forget()
 
     def _part(self, part: str, name: str) -> torch.Tensor:
         key = f"{part}/{name}"
@@ -198,49 +194,21 @@ class Artefact:
         return tensor
 
 
-class Decoded(Checkpoint):
-    """The checkpoint of one expert of an artefact, with names, shapes and dtypes of the base; decoded on demand."""
-
-    def __init__(self, artefact: Artefact, expert: int) -> None:
-        """Decode expert number `expert`."""
-        self._artefact, self._expert = artefact, expert
-        self.info = artefact.base.info
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The decoded tensor, in the base's storage dtype."""
-        return self._artefact.tensor(name, self._expert)
-
-    def forget(self) -> None:
-        """Close the artefact's files."""
-        self._artefact.forget()
-
-
-class Preview(Checkpoint):
-    """The checkpoint that `Decoded` would be for an expert, computed from the pool without writing an artefact.
+def preview(pool: Pool, codec: Codec, constants: Constants, expert: int) -> Checkpoint:
+    """Return the checkpoint that an artefact would decode to for expert number `expert`, without writing an artefact.
 
     Each tensor reads all experts, so this is for trying out parameters.
     """
 
-    def __init__(self, pool: Pool, codec: Codec, constants: Constants, expert: int) -> None:
-        """Preview expert number `expert` of the pool under `codec`."""
-        self._pool, self._codec, self._constants, self._expert = pool, codec, constants, expert
-        self.info = pool.base.info
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor as it would be decoded, in the base's storage dtype."""
-        name = self._pool.aliases.get(name, name)
-        base = self._pool.base.tensor(name)
-        coded = _encode(self._pool, name, self._codec, self._constants)
+    def tensor(name: str) -> torch.Tensor:
+        name = pool.aliases.get(name, name)
+        base = pool.base.tensor(name)
+        coded = _encode(pool, name, codec, constants)
         if coded is None:
-            return _plain(self._pool, name).parts.get(f"own.{self._expert}", base)
-        if not coded.parts:
-            return base
-        return apply(base, self._codec.decode(lambda part: coded.parts[part], self._expert, self._constants))
+            return _plain(pool, name).parts.get(f"own.{expert}", base)
+        return apply(base, codec.decode(coded.parts.__getitem__, expert, constants)) if coded.parts else base
 
-    def forget(self) -> None:
-        """Close the pool's files."""
-        for folder in (self._pool.base, *self._pool.experts.values()):
-            folder.forget()
+    return Computed(pool.base.info, tensor, pool.models)
 
 
 def apply(base: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -288,7 +256,7 @@ def _plain(pool: Pool, name: str) -> Coded:
 
 def _slices(pool: Pool, name: str, codec: Codec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield a tensor of the base and its task vectors, float64 `(experts, *shape)`; flat slices for elementwise codecs."""
-    base, *experts = (source.tensor(name) for source in (pool.base, *pool.experts.values()))
+    base, *experts = (model.tensor(name) for model in pool.models)
     spans: list[Any] = [...]
     if codec.elementwise:
         base, *experts = (tensor.reshape(-1) for tensor in (base, *experts))
@@ -302,42 +270,35 @@ def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
     return torch.equal(left.to(common), right.to(common))
 
 
-class _Writer:
-    """Writes tensors one by one as a sharded checkpoint folder without configuration."""
+def _write_codes(folder: Path, codes: Iterable[tuple[str, torch.Tensor]]) -> dict[str, int]:
+    """Write tensors as a checkpoint folder without configuration, sharded if large; return the check of each tensor."""
+    folder.mkdir()
+    checks: dict[str, int] = {}
+    weight_map: dict[str, str] = {}
+    held: dict[str, torch.Tensor] = {}
+    size = 0  # bytes that are held
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._held: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._weight_map: dict[str, str] = {}
-        self._checks: dict[str, int] = {}
-
-    def add(self, key: str, tensor: torch.Tensor) -> None:
-        tensor = tensor.clone(memory_format=torch.contiguous_format)  # it may be a view of a file that is closed next
-        if self._held and self._bytes + tensor.nbytes > _SHARD:
-            self._flush()
-        self._held[key] = tensor
-        self._bytes += tensor.nbytes
-        self._checks[key] = _check(tensor)
-
-    def close(self) -> dict[str, int]:
-        """Write the remaining tensors, and the index unless there is one file; return the check of each tensor."""
-        if self._held:
-            self._flush()
-        if len(set(self._weight_map.values())) != 1:
-            index = {"metadata": {}, "weight_map": self._weight_map}
-            files.write(self._folder / INDEX, json.dumps(index, sort_keys=True))
-        files.sync(self._folder)
-        return self._checks
-
-    def _flush(self) -> None:
-        path = self._folder / f"model-{len(set(self._weight_map.values())) + 1:05d}.safetensors"
-        save_file(self._held, path)
+    def flush() -> None:
+        path = folder / f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        save_file(held, path)
         path.chmod(0o644)  # safetensors writes 0600
         files.sync(path)
-        self._weight_map |= dict.fromkeys(self._held, path.name)
-        self._held, self._bytes = {}, 0
+        weight_map.update(dict.fromkeys(held, path.name))
+        held.clear()
+
+    for key, tensor in codes:
+        if held and size + tensor.nbytes > _SHARD:
+            flush()
+            size = 0
+        size += tensor.nbytes
+        held[key] = tensor.clone(memory_format=torch.contiguous_format)  # the view of a file may be closed next
+        checks[key] = _check(tensor)
+    if held:
+        flush()
+    if len(set(weight_map.values())) != 1:
+        files.write(folder / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}, sort_keys=True))
+    files.sync(folder)
+    return checks
 
 
 def _check(tensor: torch.Tensor) -> int:
@@ -348,10 +309,9 @@ def _read(path: Path) -> _Manifest:
     if not path.is_file():
         msg = f"{path}: cannot be read; expected an artefact, a folder that `evomerge compress` wrote"
         raise CheckpointError(msg)
-    data = read_json(path)
-    version = data.get("version") if isinstance(data, dict) else None
-    if version != _VERSION:
-        msg = f"{path}: artefact version {version}; expected {_VERSION}: read it with the evomerge that wrote it, or compress again"
+    data = read_object(path)
+    if data.get("version") != _VERSION:
+        msg = f"{path}: artefact version {data.get('version')}; expected {_VERSION}: read it with the evomerge that wrote it, or compress again"
         raise CheckpointError(msg)
     codec = str(data.get("codec"))
     if codec not in CODECS:

@@ -1,22 +1,41 @@
 """compress: write a pool as an artefact, and measure the losses of each expert in its weights and, given tasks, its scores."""
 
 import itertools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
-from evomerge.codecs.artefact import Artefact, encode
+from evomerge.codecs.artefact import Artefact, encode, preview
 from evomerge.codecs.codec import Codec
-from evomerge.codecs.measure import Fidelity, choose_lambdas, fidelity, scores
 from evomerge.codecs.tall import LAMBDAS, Tall
 from evomerge.models import LiveModel
 from evomerge.tasks import Task
+from evomerge.trial import Split
+
+_SLICE = 1 << 20  # elements that are in memory as float64 at once
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """Opens the report of a step, given its name and total; the report is called with `done`, `total=None` and `note=""`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """The similarity of a decoded expert to the original.
+
+    `error` is ‖decoded - expert‖ / ‖expert - base‖ (0 is exact, 1 as far as the base), `cosine` that of the angle between
+    both task vectors. NaN where the expert is the base, or a task vector is 0.
+    """
+
+    error: float
+    cosine: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +101,46 @@ def compress(
             report(number, note=name)
     expert_bytes = sum(file.stat().st_size for expert in pool.experts.values() for file in expert.files)
     return Compression(artefact, expert_bytes, tuple(losses))
+
+
+def fidelity(pool: Pool, expert: str, decoded: Checkpoint) -> Fidelity:
+    """Return the similarity of `decoded` to the pool's `expert` over all merged tensors, in float64."""
+    sources: tuple[Checkpoint, ...] = (pool.base, pool.experts[expert], decoded)
+    residual = expected = decoded_norm = product = 0.0
+    for name in pool.merged:
+        tensors = [source.tensor(name).reshape(-1).split(_SLICE) for source in sources]  # type: ignore[no-untyped-call]  # the library has no types here
+        for base, true, came in (map(torch.Tensor.double, slices) for slices in zip(*tensors, strict=True)):
+            residual += float((came - true).square().sum())
+            expected += float((true - base).square().sum())
+            decoded_norm += float((came - base).square().sum())
+            product += float(((true - base) * (came - base)).sum())
+        for source in sources:
+            source.forget()
+    return Fidelity(
+        error=math.sqrt(residual / expected) if expected else math.nan,
+        cosine=product / math.sqrt(expected * decoded_norm) if expected and decoded_norm else math.nan,
+    )
+
+
+def scores(model: LiveModel, checkpoint: Checkpoint, tasks: Iterable[Task], split: Split) -> dict[str, float]:
+    """Write `checkpoint` into `model`, and return its mean score by task, in the split's metric. Higher is better."""
+    model.write(checkpoint)
+    means = {}
+    for task in tasks:
+        metric = task.search_metric if split == "search" else task.report_metric
+        means[task.name] = float(task.score(model, split).scores[metric].mean(dtype=np.float64))
+    return means
+
+
+def choose_lambdas(pool: Pool, judge: Callable[[str, Checkpoint], float]) -> dict[str, float]:
+    """Return by expert the λ of TALL masks whose reconstruction has the best score; the smallest among equals.
+
+    `judge(name, checkpoint)` returns the score of a reconstruction of an expert; it must use search examples only.
+    """
+    names = list(pool.experts)
+    codecs = {lam: Tall.model_validate({"lambda": lam}) for lam in LAMBDAS}
+
+    def score(k: int, lam: float) -> float:
+        return judge(names[k], preview(pool, codecs[lam], codecs[lam].constants(names, ()), k))
+
+    return {name: max(LAMBDAS, key=partial(score, k)) for k, name in enumerate(names)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.layout import block_number
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models.blocks import find_blocks
 from evomerge.models.prefixes import Prefixes
@@ -41,7 +42,8 @@ class Assembly:
         held = module.state_dict(keep_vars=True)
         self._mappings: dict[int | None, dict[str, list[TensorMapping]]] = {}
         for mapping in mappings:
-            self._mappings.setdefault(self._number(mapping.target), {}).setdefault(mapping.target, []).append(mapping)
+            layer = block_number(mapping.target, self._list)
+            self._mappings.setdefault(layer, {}).setdefault(mapping.target, []).append(mapping)
         self._outside = {target: held[target] for target in self._mappings.get(None, {})}
         self._rest = {target: place.data for target, place in self._outside.items()}
         self._weights: dict[_Part, Mapping[str, Tensor]] = {}
@@ -83,7 +85,6 @@ class Assembly:
         self._prefixes.enter(args, kwargs, caches=generates or kwargs.get("past_key_values") is not None)
 
     def _forget(self, stack: Stacked) -> None:
-        """Drop layers that only an earlier stack used, except those of the pool's models."""
         sources = {stack.rest_key: stack.rest, **{layer.key: layer.source for layer in stack.layers}}
         self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter)}
         used = {(stack.rest_key, None), *((layer.key, layer.index) for layer in stack.layers)}
@@ -117,12 +118,6 @@ class Assembly:
                 for target, mappings in self._mappings.get(layer, {}).items()
             }
         return self._weights[key, layer]
-
-    def _number(self, target: str) -> int | None:
-        """Return the number of the layer that a tensor of the module belongs to, None for none."""
-        if not target.startswith(f"{self._list}."):
-            return None
-        return int(target.removeprefix(f"{self._list}.").partition(".")[0])
 
     def _arrange(self, layers: nn.ModuleList, indices: Sequence[int]) -> None:
         """Put `layers` into the module; `indices` are the base layers whose settings in the configuration they take."""

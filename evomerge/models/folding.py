@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.checkpoints.folder import Checkpoint
-from evomerge.checkpoints.header import TensorInfo
+from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.live import LiveModel
@@ -75,32 +74,21 @@ def fold(live: LiveModel, stack: Stacked) -> Folding:
     return Folding(_changed(stack, changes), "", difference, stored)
 
 
-class Folded(Checkpoint):
-    """A checkpoint with some of its tensors changed, in fp32 with one cast to their dtype at the end.
+def folded(source: Checkpoint, changes: Mapping[str, Change], dtype: torch.dtype | None = None) -> Checkpoint:
+    """Return `source` with tensors changed by name, in fp32 with one cast to `dtype`, None for their storage dtype.
 
     In a dtype of 16 bits this rounds weights that were rounded before, unless the multiplier is a power of two.
     """
+    info = {name: replace(e, dtype=dtype) if dtype and name in changes else e for name, e in source.info.items()}
 
-    def __init__(self, source: Checkpoint, changes: Mapping[str, Change], dtype: torch.dtype | None = None) -> None:
-        """Change tensors of `source` by name, and cast them to `dtype`, None for their storage dtype."""
-        self._source = source
-        self._changes = changes
-        self.info: Mapping[str, TensorInfo] = {
-            name: replace(entry, dtype=dtype) if dtype and name in changes else entry
-            for name, entry in source.info.items()
-        }
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor, changed if there is a change for it."""
-        tensor = self._source.tensor(name)
-        if name not in self._changes:
+    def tensor(name: str) -> Tensor:
+        tensor = source.tensor(name)
+        if name not in changes:
             return tensor
-        change = self._changes[name]
-        return ((tensor.float() + change.offset) * change.multiplier - change.offset).to(self.info[name].dtype)
+        change = changes[name]
+        return ((tensor.float() + change.offset) * change.multiplier - change.offset).to(info[name].dtype)
 
-    def forget(self) -> None:
-        """Close the source's files."""
-        self._source.forget()
+    return Computed(info, tensor, (source,))
 
 
 _Changes = Mapping[int, Mapping[str, Change]]
@@ -112,7 +100,7 @@ def _changed(stack: Stacked, changes: _Changes, dtype: torch.dtype | None = None
 
     def change(source: Checkpoint, key: str, number: int) -> tuple[Checkpoint, str]:
         parts = changes.get(number)
-        return (Folded(source, parts, dtype), f"{key} {sorted(parts.items())} {dtype}") if parts else (source, key)
+        return (folded(source, parts, dtype), f"{key} {sorted(parts.items())} {dtype}") if parts else (source, key)
 
     layers = []
     for number, layer in enumerate(stack.layers):

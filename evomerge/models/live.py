@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoints.folder import Checkpoint, Folder, first_difference, read_json
+from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
@@ -101,13 +101,10 @@ class LiveModel:
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end a generated text: the tokenizer's, the configuration's, and those in `generation_config.json`."""
         path = self.folder / "generation_config.json"
-        saved = read_json(path) if path.is_file() else {}
+        saved = read_object(path).get("eos_token_id") if path.is_file() else None
+        configured = getattr(self.module.config, "eos_token_id", None)
         ends: set[int] = set()
-        for tokens in (
-            self.tokenizer.eos_token_id,
-            getattr(self.module.config, "eos_token_id", None),
-            saved.get("eos_token_id"),
-        ):
+        for tokens in (self.tokenizer.eos_token_id, configured, saved):
             ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
         return tuple(sorted(ends))
 
@@ -146,11 +143,8 @@ class LiveModel:
             self._stacked = False
             self._assembly.restore()
         info = {name: entry for name, entry in checkpoint.info.items() if entry.dtype.is_floating_point}
-        for name in first_difference(self._info, info):
-            came, wanted = (
-                str(list(side[name].shape)) if name in side else "no such tensor" for side in (info, self._info)
-            )
-            msg = f"tensor `{name}` of the candidate: expected {wanted} as in the base `{self.folder}`, got {came}"
+        for name, came, wanted in differences(info, self._info):
+            msg = f"tensor `{name}` of the candidate: {came}; expected {wanted}, as in the base `{self.folder}`"
             raise ModelError(msg)
         self._check_ties(checkpoint)
         for name, places in self._views.items():

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.folder import Folder, differences
 from evomerge.errors import ModelError, nearest
 from evomerge.models.blocks import stacks
-from evomerge.models.pretrained import auto_class, library
+from evomerge.models.pretrained import auto_class, from_pretrained, library
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,14 +48,9 @@ class UserModule:
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
         """Return a new module whose state is exactly `tensors`."""
         module = self._create()
-        state = module.state_dict()
-        for name in sorted(state.keys() | tensors.keys()):
-            came, expected = (
-                str(list(side[name].shape)) if name in side else "no such tensor" for side in (tensors, state)
-            )
-            if came != expected:
-                msg = f"{self._folder}: tensor `{name}`: expected {expected} as in the module of {self._where}, got {came}"
-                raise ModelError(msg)
+        for name, came, expected in differences(tensors, module.state_dict()):
+            msg = f"{self._folder}: tensor `{name}`: {came}; expected {expected}, as in the module of {self._where}"
+            raise ModelError(msg)
         module.load_state_dict(dict(tensors))
         return module.to(dtype).eval()
 
@@ -106,13 +101,8 @@ class Pretrained:
             if key in base.config:
                 msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
                 raise ModelError(msg)
-        try:
-            self._config = library().AutoConfig.from_pretrained(
-                base.path, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            msg = f"{self._path}: not the configuration of an architecture of transformers: {error}"
-            raise ModelError(msg) from error
+        wrong = f"{self._path}: not the configuration of an architecture of transformers"
+        self._config = from_pretrained(library().AutoConfig, base.path, wrong)
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
         self._options: dict[str, Any] = {}
 

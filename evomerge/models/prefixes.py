@@ -8,7 +8,7 @@ import hashlib
 import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,14 +38,6 @@ class _Call:
     output: Any = None
 
 
-@dataclass(slots=True)
-class _States:
-    """The hidden states after one prefix, by the digest of the inputs."""
-
-    outputs: dict[str, Any] = field(default_factory=dict)
-    nbytes: int = 0
-
-
 class Prefixes:
     """The kept hidden states, at most `budget` bytes. Where not all fit, `choose` selects the prefixes."""
 
@@ -56,7 +48,7 @@ class Prefixes:
         self._path: tuple[PrefixId, ...] = ()
         self._past: deque[tuple[PrefixId, ...]] = deque(maxlen=_HISTORY)
         self._chosen: set[PrefixId] = set()
-        self._kept: dict[PrefixId, _States] = {}
+        self._kept: dict[tuple[PrefixId, str], tuple[Any, int]] = {}  # by prefix and inputs, with the bytes
         self._call: _Call | None = None
         self._seen = 0  # bytes of hidden states after one layer, over all calls of the last stack
         self._largest = 0  # the largest of these over all stacks
@@ -64,12 +56,12 @@ class Prefixes:
     def begin(self, path: tuple[PrefixId, ...]) -> None:
         """Begin with another stack, whose prefixes are `path`."""
         self._path = path
-        self._past.append(self._path)
+        self._past.append(path)
         self._largest, self._seen = max(self._largest, self._seen), 0
         self.count = Count()
         room = self._budget // self._largest if self._largest else 0
         self._chosen = choose(self._past, room)
-        self._kept = {node: states for node, states in self._kept.items() if node in self._chosen}
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] in self._chosen}
 
     def end(self) -> None:
         """Stop: the module is no stack until the next `begin`."""
@@ -85,9 +77,8 @@ class Prefixes:
             return
         self._call = _Call(inputs)
         for fork in range(len(self._path), 0, -1):
-            states = self._kept.get(self._path[fork - 1])
-            if states is not None and inputs in states.outputs:
-                self._call.fork, self._call.output = fork, states.outputs[inputs]
+            if (key := (self._path[fork - 1], inputs)) in self._kept:
+                self._call.fork, self._call.output = fork, self._kept[key][0]
                 return
 
     def output(self, number: int) -> Any:
@@ -113,15 +104,12 @@ class Prefixes:
             self._seen += hidden.nbytes
         node = self._path[number]
         if node in self._chosen and self.nbytes + hidden.nbytes <= self._budget:
-            states = self._kept.setdefault(node, _States())
-            if call.inputs not in states.outputs:
-                states.outputs[call.inputs] = output
-                states.nbytes += hidden.nbytes
+            self._kept.setdefault((node, call.inputs), (output, hidden.nbytes))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all kept hidden states."""
-        return sum(states.nbytes for states in self._kept.values())
+        return sum(nbytes for _, nbytes in self._kept.values())
 
 
 def choose(paths: Sequence[tuple[PrefixId, ...]], room: int) -> set[PrefixId]:
@@ -174,8 +162,7 @@ def _digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     digest = hashlib.sha256()
     for name, value in (*enumerate(args), *sorted(kwargs.items())):
         if isinstance(value, Tensor):
-            text = f"{name} {value.dtype} {tuple(value.shape)}"
-            digest.update(text.encode())
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         elif value is None or isinstance(value, bool | int | float | str):
             digest.update(f"{name} {value!r}".encode())

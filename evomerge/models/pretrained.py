@@ -49,19 +49,9 @@ def load_model(
     `dtype` None keeps the dtype on disk. `options` are passed to transformers, such as `attn_implementation="eager"`.
     Raises `ModelError` where transformers cannot load a model from safetensors in the folder.
     """
-    folder = _local(folder)
-    try:
-        model = auto_class(auto).from_pretrained(
-            folder,
-            dtype="auto" if dtype is None else dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **options,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"{auto} could not load a model from `{folder}` (config.json and *.safetensors expected): {error}"
-        raise ModelError(msg) from error
+    wrong = f"{auto} could not load a model from `{folder}` (config.json and *.safetensors expected)"
+    dtype_or_stored = "auto" if dtype is None else dtype
+    model = from_pretrained(auto_class(auto), folder, wrong, dtype=dtype_or_stored, use_safetensors=True, **options)
     return cast("PreTrainedModel", model.eval())
 
 
@@ -70,15 +60,8 @@ def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTra
 
     Raises `ModelError` where the folder has none.
     """
-    folder = _local(folder)
-    try:
-        tokenizer = library().AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **options
-        )
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"no tokenizer could be loaded from `{folder}` (tokenizer.json expected): {error}"
-        raise ModelError(msg) from error
-    return cast("PreTrainedTokenizerBase", tokenizer)
+    wrong = f"no tokenizer could be loaded from `{folder}` (tokenizer.json expected)"
+    return cast("PreTrainedTokenizerBase", from_pretrained(library().AutoTokenizer, folder, wrong, **options))
 
 
 def new_model(
@@ -110,10 +93,16 @@ def save_model(
         tokenizer.save_pretrained(folder)
 
 
-def _local(folder: str | os.PathLike[str]) -> Path:
-    """Return `folder` as a path. Raises `ModelError` for a missing one, which transformers takes for a name on the hub."""
-    path = Path(folder)
-    if not path.is_dir():
-        msg = f"expected a folder with a checkpoint, but there is none at `{path}`"
+def from_pretrained(kind: Any, folder: str | os.PathLike[str], wrong: str, **options: object) -> Any:
+    """Return an object of a class `kind` of transformers, loaded from a local folder without running its code.
+
+    Raises `ModelError`, which says `wrong`. A missing folder raises, too: transformers takes it for a name on the hub.
+    """
+    if not Path(folder).is_dir():
+        msg = f"expected a folder with a checkpoint, but there is none at `{folder}`"
         raise ModelError(msg)
-    return path
+    try:
+        return kind.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{wrong}: {error}"
+        raise ModelError(msg) from error

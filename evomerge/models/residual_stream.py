@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints.layout import block_number
 from evomerge.models.blocks import find_blocks
 
 if TYPE_CHECKING:
@@ -196,8 +197,8 @@ class ResidualStream:
         return observed
 
     def _number(self, name: str) -> int:
-        inside = name.removeprefix(f"{self.list}.")
-        return OUTSIDE if inside == name else int(inside.partition(".")[0])
+        number = block_number(name, self.list)
+        return OUTSIDE if number is None else number
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 The folder is an ordinary checkpoint without code, which plain transformers loads.
 """
 
-import json
-import math
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from evomerge.checkpoints.save import SCALES
 from evomerge.errors import ModelError
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _COUNT = "num_hidden_layers"  # transformers' name; the file of an architecture may use another
+
+
+class _Scales(BaseModel):
+    model_config = ConfigDict(strict=True)
+    scales: list[FiniteFloat]
 
 
 def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
@@ -37,29 +41,21 @@ def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, 
     except KeyError as error:
         msg = f"config.json: expected a `model_type` of transformers, got {error}"
         raise ModelError(msg) from None
-    count = getattr(_parsed(config_class, config), _COUNT, None)
+    parsed = config_class.from_dict(dict(config))
+    count = getattr(parsed, _COUNT, None)
     if not isinstance(count, int):
         msg = f"config.json of type `{config['model_type']}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
         raise ModelError(msg)
-    key = config_class.attribute_map.get(_COUNT, _COUNT)
-    if _COUNT in config:
-        key = _COUNT
-    lists = {
-        name: [values[layer] for layer in layers]
-        for name, values in per_layer(_parsed(config_class, config).to_dict(), count).items()
-    }
+    key = _COUNT if _COUNT in config else config_class.attribute_map.get(_COUNT, _COUNT)
+    lists = {name: [values[layer] for layer in layers] for name, values in per_layer(parsed.to_dict(), count).items()}
     stacked = {**config, key: len(layers), **lists}
-    parsed = _parsed(config_class, stacked)
+    parsed = config_class.from_dict(dict(stacked))
     for name, value in {_COUNT: len(layers), **lists}.items():
         came = getattr(parsed, name, None)
         if (list(came) if isinstance(came, tuple) else came) != value:
             msg = f"config.json of type `{config['model_type']}`: transformers reads {came} for `{name}` instead of {value}; its stacks cannot be saved"
             raise ModelError(msg)
     return stacked
-
-
-def _parsed(config_class: Any, config: Mapping[str, Any]) -> Any:
-    return config_class.from_dict(dict(config))
 
 
 def load_stack(
@@ -76,26 +72,14 @@ def load_stack(
         blocks = find_blocks(model)
         for block, scale in zip(blocks, _scales(path, len(blocks)), strict=True):
             if scale != 1:
-                block.register_forward_pre_hook(_multiply(scale))
+                block.register_forward_pre_hook(lambda _, args, scale=scale: (args[0] * scale, *args[1:]))
     return model
 
 
-def _multiply(scale: float) -> Any:
-    def multiply(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *rest = args
-        return hidden * scale, *rest
-
-    return multiply
-
-
 def _scales(path: Path, count: int) -> list[float]:
-    """Return the `count` scales in a file."""
-    try:
-        scales = json.loads(path.read_text(encoding="utf-8"))["scales"]
-        valid = len(scales) == count and all(type(s) in (int, float) and math.isfinite(s) for s in scales)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        valid = False
-    if not valid:
-        msg = f'{path}: expected {{"scales": [{count} finite numbers, one for each layer]}}; export the stack again'
-        raise ModelError(msg)
-    return [float(scale) for scale in scales]
+    with contextlib.suppress(ValidationError):
+        scales = _Scales.model_validate_json(path.read_bytes()).scales
+        if len(scales) == count:
+            return scales
+    msg = f'{path}: expected {{"scales": [{count} finite numbers, one for each layer]}}; export the stack again'
+    raise ModelError(msg)

@@ -14,7 +14,7 @@ from evomerge.checkpoints.folder import CheckpointError
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import save
 from evomerge.codecs import Artefact, encode
-from evomerge.codecs.artefact import Preview
+from evomerge.codecs.artefact import preview
 from evomerge.errors import PoolError, RecipeError
 
 
@@ -130,9 +130,9 @@ def test_preview_equals_decoding_and_sharding_changes_nothing(codec, lora_pool, 
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
     for k, expert in enumerate(lora_pool.experts):
-        preview, decoded = Preview(lora_pool, chosen, artefact.constants, k), artefact.decode(expert)
-        for name in preview.info:
-            assert torch.equal(preview.tensor(name), decoded.tensor(name))
+        previewed, decoded = preview(lora_pool, chosen, artefact.constants, k), artefact.decode(expert)
+        for name in previewed.info:
+            assert torch.equal(previewed.tensor(name), decoded.tensor(name))
             out = torch.empty_like(decoded.tensor(name))
             decoded.write(name, out)
             assert torch.equal(out, decoded.tensor(name))

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from evomerge.checkpoints.pool import Pool
-from evomerge.codecs.measure import choose_lambdas, fidelity
+from evomerge.codecs.compression import choose_lambdas, fidelity
 
 
 def test_the_expert_has_error_0_and_the_base_error_1(pool):

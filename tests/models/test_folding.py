@@ -9,7 +9,7 @@ from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models import LiveModel
-from evomerge.models.folding import TOLERANCE, Change, Folded, fold
+from evomerge.models.folding import TOLERANCE, Change, fold, folded
 from evomerge.recipe import Recipe
 
 LAYERS = [("a", 0), ("b", 2), ("b", 2), ("base", 1), ("a", 2)]
@@ -149,13 +149,15 @@ def test_change_includes_the_offset_that_the_model_adds_to_its_weight(tmp_path):
     ).pool.base
     name = "model.norm.weight"
     weight = source.tensor(name)
-    folded = Folded(source, {name: Change(-2.0, 1.0)})
-    assert torch.equal(folded.tensor(name), (weight + 1) * -2 - 1)
+    changed = folded(source, {name: Change(-2.0, 1.0)})
+    assert torch.equal(changed.tensor(name), (weight + 1) * -2 - 1)
     out = torch.empty_like(weight)
-    folded.write(name, out)
-    assert torch.equal(out, folded.tensor(name))
-    assert folded.tensor("model.embed_tokens.weight") is source.tensor("model.embed_tokens.weight")
+    changed.write(name, out)
+    assert torch.equal(out, changed.tensor(name))
+    assert changed.tensor("model.embed_tokens.weight") is source.tensor("model.embed_tokens.weight")
     prefix = "model.layers"
     assert (
-        Stacked([StackedLayer(folded, "folded", 0)], folded, "folded", prefix).tensor(name).equal(folded.tensor(name))
+        Stacked([StackedLayer(changed, "folded", 0)], changed, "folded", prefix)
+        .tensor(name)
+        .equal(changed.tensor(name))
     )

@@ -180,10 +180,10 @@ def test_candidate_that_differs_from_the_base_is_an_error(tmp_path):
     live = LiveModel(tiny_model(tmp_path / "base", "llama"))
     before = live.module.model.norm.weight.clone()
     other = tiny_model(tmp_path / "other", "llama", intermediate_size=32)
-    with pytest.raises(ModelError, match=r"down_proj\.weight.*expected \[16, 24\].*got \[16, 32\]"):
+    with pytest.raises(ModelError, match=r"down_proj\.weight.*shape \[16, 32\]; expected shape \[16, 24\]"):
         live.write(Folder(other))
     fewer = tiny_model(tmp_path / "fewer", "llama", num_hidden_layers=1)
-    with pytest.raises(ModelError, match=r"layers\.1\..*no such tensor"):
+    with pytest.raises(ModelError, match=r"layers\.1\..*missing"):
         live.write(Folder(fewer))
     assert torch.equal(live.module.model.norm.weight, before)
 
@@ -250,3 +250,10 @@ def test_making_a_model_leaves_generator_and_streams_alone(tmp_path, capfd):
     LiveModel(base, "AutoModel")
     assert torch.equal(torch.rand(2), expected)
     assert capfd.readouterr() == ("", "")
+
+
+def test_generation_config_that_is_no_object_is_one_error(tmp_path):
+    live = LiveModel(tiny_model(tmp_path, "llama"))
+    (tmp_path / "generation_config.json").write_text("[2]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: expected a JSON object, got list"):
+        _ = live.end_tokens
