@@ -21,6 +21,7 @@ from evomerge.errors import JournalError, RecipeError, StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import History, digest
 from evomerge.models import LiveModel
+from evomerge.models.blocks import find_blocks
 from evomerge.recipe import Recipe
 from evomerge.report import html, measure, replay, tables
 from evomerge.report.export import export
@@ -506,7 +507,7 @@ def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_expo
     export(Recipe.parse(picked.recipe), study.parts.pool, tmp_path / "out", results=results, candidate=picked)
     live = LiveModel(tmp_path / "out", study.settings.pool.auto)
     layers = len(Recipe.parse(picked.recipe).prefix_digests)
-    assert len(live.blocks) == (layers or study.parts.pool.layout.blocks)
+    assert len(find_blocks(live.module)) == (layers or study.parts.pool.layout.blocks)
 
 
 def test_a_model_without_blocks_is_refused_for_stacks_before_any_work(settings, tmp_path):

@@ -24,11 +24,10 @@ _FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_emb
 
 
 class Adapter(Checkpoint):
-    """The checkpoint of a base with a LoRA adapter on it. Not to be confused with the adapter's own file of factors.
+    """The checkpoint of a base with a LoRA adapter on it. Not to be confused with the adapter's file of factors.
 
-    A weight with a product is in fp32 (fp64 where the base is), also on a base in bf16, so that nothing is rounded before
-    it is merged. A tensor that the adapter replaces (`modules_to_save`, biases) is a view of the adapter's file, any other
-    the base's tensor.
+    A weight with a product is in fp32 (fp64 where the base is), so that nothing is rounded before it is merged. A tensor
+    that the adapter replaces (`modules_to_save`, biases) is a view of the adapter's file, any other the base's tensor.
     """
 
     def __init__(self, path: str | Path, base: Folder) -> None:
@@ -48,10 +47,7 @@ class Adapter(Checkpoint):
         for name, key in self._replaced.items():
             info[name] = self._stored[key]
             if info[name].shape != base.info[name].shape:
-                msg = (
-                    f"{self.path}: tensor `{key}` has shape {list(info[name].shape)}, `{name}` of the base "
-                    f"({base.path}) {list(base.info[name].shape)}; expected an adapter trained on this base"
-                )
+                msg = f"{self.path}: tensor `{key}` has shape {list(info[name].shape)}, `{name}` of the base ({base.path}) {list(base.info[name].shape)}; expected an adapter trained on this base"
                 raise CheckpointError(msg)
         self._products: dict[str, Product] = {}
         for target, pair in factors.items():
@@ -87,11 +83,12 @@ class Adapter(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor: W + s·B·A, computed at each call, where it has a product, else a view of a file."""
-        origin = self._read(self._replaced[name]) if name in self._replaced else self.base.tensor(name)
+        origin: torch.Tensor
+        origin = self._open.get_tensor(self._replaced[name]) if name in self._replaced else self.base.tensor(name)
         if name not in self._products:
             return origin
         product = self._products[name]
-        a, b = (self._read(key).to(self.info[name].dtype).flatten(1) for key in (product.a, product.b))
+        a, b = (self._open.get_tensor(key).to(self.info[name].dtype).flatten(1) for key in (product.a, product.b))
         change = (a.T @ b.T if product.transposed else b @ a).view(origin.shape)
         # W - (0 - s·B·A), not W + s·B·A: where the product is zero of either sign, W's own zero keeps its sign.
         return torch.sub(origin, change.mul_(-product.scale).add_(0.0), out=change)
@@ -107,10 +104,6 @@ class Adapter(Checkpoint):
     @cached_property
     def _open(self) -> Any:
         return open_weights(self.path / ADAPTER_WEIGHTS)
-
-    def _read(self, key: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._open.get_tensor(key)
-        return tensor
 
     def _targets(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
         """Return the keys of each product's factors, and the key of each replaced tensor, by names of the trained model."""
@@ -147,28 +140,22 @@ class Adapter(Checkpoint):
             best = max(edits, key=lambda edit: sum(name in names for name in renamed[edit]))
             missing = [target for target, name in zip(targets, renamed[best], strict=True) if name not in names]
             more = f" ({len(missing) - 1} more tensors likewise)" if len(missing) > 1 else ""
-            msg = (
-                f"{self.path}: changes `{missing[0]}`, which the base ({self.base.path}) does not have{more}; "
-                "expected LoRA factors and complete tensors of this base's modules"
-            )
+            msg = f"{self.path}: changes `{missing[0]}`, which the base ({self.base.path}) does not have{more}; expected LoRA factors and complete tensors of this base's modules"
             raise CheckpointError(msg)
         return dict(zip(targets, renamed[fitting[0]], strict=True))
 
     def _check_fits(self, product: Product, name: str, entry: TensorInfo) -> None:
         a, b = self._stored[product.a], self._stored[product.b]
         shape, rank = entry.shape, product.rank
-        expected: list[tuple[int, ...]]
-        if product.transposed:
-            expected = [(rank, shape[0]), (shape[1], rank)] if len(shape) == 2 else []
-        else:  # a convolution's A has its kernel, and B one of size 1
-            expected = [(rank, *shape[1:]), (shape[0], rank, *(1 for _ in shape[2:]))] if len(shape) > 1 else []
+        expected: list[tuple[int, ...]] = []
+        if product.transposed and len(shape) == 2:
+            expected = [(rank, shape[0]), (shape[1], rank)]
+        elif not product.transposed and len(shape) > 1:  # a convolution's A has its kernel, and B one of size 1
+            expected = [(rank, *shape[1:]), (shape[0], rank, *(1 for _ in shape[2:]))]
         if [a.shape, b.shape] != expected:
             wanted = " and ".join(f"{letter} {list(s)}" for letter, s in zip("AB", expected, strict=False))
             transposed = " (its weights are (in, out), says the adapter)" if product.transposed else ""
-            msg = (
-                f"{self.path}: factors A {list(a.shape)} and B {list(b.shape)} of rank r = {rank} do not fit `{name}`, "
-                f"{list(shape)} in the base ({self.base.path}){transposed}; expected {wanted or 'a matrix or a convolution'}"
-            )
+            msg = f"{self.path}: factors A {list(a.shape)} and B {list(b.shape)} of rank r = {rank} do not fit `{name}`, {list(shape)} in the base ({self.base.path}){transposed}; expected {wanted or 'a matrix or a convolution'}"
             raise CheckpointError(msg)
         for what, dtype in ((f"`{name}`", entry.dtype), ("A", a.dtype), ("B", b.dtype)):
             if not dtype.is_floating_point:

@@ -44,7 +44,10 @@ class Computed(Checkpoint):
     """A checkpoint whose tensors a function computes from those of other checkpoints."""
 
     def __init__(
-        self, info: Mapping[str, TensorInfo], compute: Callable[[str], torch.Tensor], sources: Sequence[Checkpoint]
+        self,
+        info: Mapping[str, TensorInfo],
+        compute: Callable[[str], torch.Tensor],
+        sources: Sequence[Checkpoint] = (),
     ) -> None:
         """Take `compute(name)` for the tensor `name`, described by `info`; forgetting it forgets `sources`."""
         self.info, self._compute, self._sources = info, compute, sources
@@ -100,12 +103,11 @@ class Folder(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the file, in its storage dtype."""
-        if name in self._views:
-            return self._views[name]
-        file = self._file[name]
-        if file not in self._open:
-            self._open[file] = open_weights(file)
-        self._views[name] = self._open[file].get_tensor(name)
+        if name not in self._views:
+            file = self._file[name]
+            if file not in self._open:
+                self._open[file] = open_weights(file)
+            self._views[name] = self._open[file].get_tensor(name)
         return self._views[name]
 
     def read_ahead(self, name: str) -> None:

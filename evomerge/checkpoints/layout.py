@@ -47,16 +47,12 @@ class Layout:
         return self._places[name]
 
     def _place(self, name: str, entry: TensorInfo) -> Place:
-        block = self.block(name)
+        block = None if self.prefix is None else block_number(name, self.prefix)
         kind = _kind(name, len(entry.shape), inside=block is not None)
         if block is None:
             block = 0 if "embed" in name.lower() or kind == "embedding" else self.blocks - 1
             return Place(block, self.blocks, kind, inside=False)
         return Place(block, self.blocks, kind)
-
-    def block(self, name: str) -> int | None:
-        """Return the number of the tensor's block, or None outside of the stack."""
-        return None if self.prefix is None else block_number(name, self.prefix)
 
 
 def block_number(name: str, prefix: str) -> int | None:

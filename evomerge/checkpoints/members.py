@@ -12,29 +12,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.errors import RecipeError
 from evomerge.recipe import Base, Expert, Recipe, base
 
 
-class HeldCheckpoint(Checkpoint):
+class HeldCheckpoint(Computed):
     """A checkpoint whose tensors are in memory, or mapped from one file."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Hold `tensors`, which must not change."""
+        info = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        super().__init__(info, tensors.__getitem__)
         self.tensors = tensors
-        self.info: Mapping[str, TensorInfo] = {
-            name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
-        }
-        self.nbytes = sum(entry.nbytes for entry in self.info.values())
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor in its storage dtype."""
-        return self.tensors[name]
-
-    def forget(self) -> None:
-        """Do nothing: the tensors stay in memory."""
+        self.nbytes = sum(entry.nbytes for entry in info.values())
 
 
 class Members:
@@ -75,11 +67,9 @@ class Members:
 
     def retain(self, identities: Collection[str]) -> None:
         """Drop all other candidates, in memory and on disk."""
-        for identity in [identity for identity in self._held if identity not in identities]:
+        for identity in self._held.keys() - set(identities):
             del self._held[identity]
-        if self._folder is None or not self._folder.is_dir():
-            return
-        for path in self._folder.glob("[0-9a-f]*.safetensors"):
+        for path in self._folder.glob("[0-9a-f]*.safetensors") if self._folder is not None else ():
             if path.stem not in identities:
                 path.unlink(missing_ok=True)
 
@@ -139,9 +129,6 @@ def ancestors(
 def recipe_of(identity: str, lineage: Mapping[str, Recipe]) -> Recipe:
     """Return the recipe of an earlier candidate. Raises `RecipeError` where `lineage` lacks it."""
     if identity not in lineage:
-        msg = (
-            f"no candidate `{identity[:12]}…` is in the lineage, so its weights cannot be built; expected its recipe under "
-            "`members`, as in the `recipe.yaml` of an exported checkpoint"
-        )
+        msg = f"no candidate `{identity[:12]}…` is in the lineage, so its weights cannot be built; expected its recipe under `members`, as in the `recipe.yaml` of an exported checkpoint"
         raise RecipeError(msg)
     return lineage[identity]

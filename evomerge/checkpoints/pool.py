@@ -56,10 +56,7 @@ class Pool:
             self._check_alike(name, expert)
         for folder in self.models:
             if (folder.path / SCALES).exists():
-                msg = (
-                    f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be "
-                    "merged: merge the models that it was made of, or stack layers without scales"
-                )
+                msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
                 raise PoolError(msg)
         self.notes: list[str] = []
         self.digests: dict[str, str] = {}
@@ -129,10 +126,7 @@ class Pool:
             if wanted != came:
                 unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
         if unlike:
-            msg = (
-                f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. "
-                "Expected fine-tunes of the same base"
-            )
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) == 2:  # masks and counters are not

@@ -160,9 +160,6 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
     tensor, expected = checkpoint.tensor(name).detach(), checkpoint.info[name]
     actual = TensorInfo(tuple(tensor.shape), tensor.dtype)
     if actual != expected:  # the header that is already written would be wrong
-        msg = (
-            f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, "
-            f"got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
-        )
+        msg = f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data

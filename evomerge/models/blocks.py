@@ -32,10 +32,7 @@ def find_blocks(module: nn.Module) -> nn.ModuleList:
     rivals = [name for name, size in sizes.items() if size and size >= _RIVAL * largest]
     if len(rivals) != 1:
         what = ", ".join(f"`{name}` ({len(lists[name])} blocks, {sizes[name]} parameters)" for name in rivals)
-        msg = (
-            f"expected one stack of repeated blocks (a ModuleList of one class) in {type(module).__name__}, "
-            f"found {what or 'none'}"
-        )
+        msg = f"expected one stack of repeated blocks (a ModuleList of one class) in {type(module).__name__}, found {what or 'none'}"
         raise ModelError(msg)
     return lists[rivals[0]]
 

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = 2.0**-16
-"""Largest difference between the outputs of a stack and of its folded form, relative to the largest output: 128 units of
-fp32's rounding, about the sum over a few dozen layers. A norm's ε causes more where it is not small beside the mean square
-of the stream, as often in the first layers of decoders, whose embeddings are small."""
+"""Largest difference of a folded stack's outputs, relative to the largest output: 128 units of fp32's rounding, about the sum
+over a few dozen layers. A norm's ε causes more where the stream is small, as often in the first layers of decoders."""
 
 _PROBES = 4
 _TOKENS = 32
@@ -43,8 +42,8 @@ class Folding:
     """The result of folding a stack, as measured on random inputs.
 
     `stack` has the scales in its weights, in their storage dtype; it is None where that would be another model, for the
-    reason `why`. `difference` is the largest difference between outputs before the weights are rounded to that dtype,
-    `stored` after it; both are relative to the largest output, None where nothing could be run.
+    reason `why`. `difference` and `stored` are the largest differences of outputs, relative to the largest output, before
+    and after the weights are rounded to that dtype; None where nothing could be run.
     """
 
     stack: Stacked | None
@@ -117,11 +116,12 @@ def _changes(live: LiveModel, stack: Stacked, probe: Mapping[str, Tensor]) -> _C
     changes: dict[int, dict[str, Change]] = {}
 
     def take(number: int, parts: Mapping[str, Change]) -> None:
-        places = _places(live, stream.list, None if number == OUTSIDE else stack.layers[number].index)
-        start = "" if number == OUTSIDE else f"{stream.list}.{number}."
-        for target, change in parts.items():
-            for source in places[target.removeprefix(start)]:
-                changes.setdefault(number, {})[source] = change
+        index = number if number == OUTSIDE else stack.layers[number].index  # in the base
+        here, base = f"{stream.list}.{number}.", f"{stream.list}.{index}."
+        targets = {base + key.removeprefix(here) if key.startswith(here) else key: parts[key] for key in parts}
+        for mapping in live.mappings:
+            if mapping.target in targets:
+                changes.setdefault(number, {})[mapping.source] = targets[mapping.target]
 
     writers, carries = stream.writers()
     if not carries:
@@ -141,16 +141,6 @@ def _changes(live: LiveModel, stack: Stacked, probe: Mapping[str, Tensor]) -> _C
             if factor < 0:
                 take(number, stream.negated(readers.get(number, [])))
     return changes
-
-
-def _places(live: LiveModel, stack: str, layer: int | None) -> dict[str, list[str]]:
-    """Return the checkpoint's tensors by the places that they fill, in a `layer` of the base or outside of all layers."""
-    start = "" if layer is None else f"{stack}.{layer}."
-    places: dict[str, list[str]] = {}
-    for mapping in live.mappings:
-        if mapping.target.startswith(start):
-            places.setdefault(mapping.target.removeprefix(start), []).append(mapping.source)
-    return places
 
 
 def _probes(module: "PreTrainedModel") -> list[dict[str, Tensor]]:

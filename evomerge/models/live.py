@@ -1,7 +1,6 @@
-"""LiveModel: a module in memory whose weights are overwritten by one candidate after the other.
+"""LiveModel: a module in memory, created from the base's folder, whose weights each candidate overwrites.
 
-It is created once, from the base's folder. Not to be confused with `evomerge.models.pretrained`, which loads and saves
-complete models.
+Not to be confused with `evomerge.models.pretrained`, which loads and saves complete models.
 """
 
 from functools import cached_property
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
-from evomerge.models.blocks import find_blocks
 from evomerge.models.loaders import Loader, Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
@@ -47,11 +45,10 @@ class LiveModel:
         """Load the model of the checkpoint in `folder`, to compute in `precision` on `device`.
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
-        class that `config.json` names under `architectures`, and `AutoModel` where it names none. `module` names a function
-        that creates the module instead, `FILE.py:FUNCTION`: called with the folder, it returns a torch module whose state
-        has the checkpoint's names. Up to `shared` bytes of hidden states are kept for stacks that begin with the same
-        layers. Raises `ModelError` where transformers cannot load the folder, or where a parameter would not be filled from
-        the checkpoint, and `CheckpointError` where the folder cannot be read.
+        class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
+        creates the module instead: called with the folder, it returns a torch module whose state has the checkpoint's
+        names. Up to `shared` bytes of hidden states are kept for stacks that begin with the same layers. Raises
+        `ModelError` where the folder cannot be loaded or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision
@@ -77,11 +74,6 @@ class LiveModel:
     def device(self) -> torch.device:
         """The device that the model computes on."""
         return next(self.module.parameters()).device
-
-    @cached_property
-    def blocks(self) -> nn.ModuleList:
-        """The stack of repeated blocks. Raises `ModelError` where the module does not have exactly one."""
-        return find_blocks(self.module)
 
     @cached_property
     def _assembly(self) -> Assembly:
@@ -167,10 +159,9 @@ class LiveModel:
     def _bind(
         self, mappings: list[TensorMapping]
     ) -> tuple[dict[str, list[tuple[TensorMapping, Tensor]]], dict[str, str]]:
-        """Return the mappings of each tensor with views of the memory that they fill, each piece of memory once.
+        """Return each tensor's mappings with views of the memory that they fill, and tensors by a tied one that fills theirs.
 
-        The second dictionary maps a tensor to the one that fills its memory already, as in a checkpoint with both tensors
-        of a tied pair. Raises `ModelError` naming the first parameter that is not filled.
+        Raises `ModelError` naming the first parameter that is not filled.
         """
         held = self.module.state_dict()
         filled = dict.fromkeys(held, 0)

@@ -29,11 +29,9 @@ class Loader(Protocol):
 
         Raises `ModelError` naming the first tensor that is missing, has another shape, or is not used.
         """
-        ...
 
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
-        ...
 
 
 class UserModule:
@@ -107,10 +105,7 @@ class Pretrained:
         self._options: dict[str, Any] = {}
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
-        """Return a new module whose parameters are all among `tensors`; a pooler without weights is left out.
-
-        Raises `ModelError` naming the first tensor that is missing, has another shape, or is in a block but not used.
-        """
+        """Return a new module; a pooler without weights is left out, and so are tensors outside of blocks without a place."""
         module, report = self._load(tensors, dtype)
         if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
             self._options = {"add_pooling_layer": False}
@@ -118,18 +113,18 @@ class Pretrained:
         lists = [name.removeprefix(f"{module.base_model_prefix}.") for name in stacks(module)]
         for name in sorted(report["missing_keys"]):
             msg = f"the model needs a tensor `{name}`, which the checkpoint does not have; it would be random"
-            raise ModelError(self._about(msg))
+            raise self._error(msg)
         for name, came, expected in sorted(report["mismatched_keys"]):
             msg = f"expected shape {list(expected)} for `{name}`, got {list(came)}"
-            raise ModelError(self._about(msg))
+            raise self._error(msg)
         for name in sorted(report["unexpected_keys"]):
             if any(f".{stack}." in f".{name}" for stack in lists):
                 msg = f"the checkpoint has a tensor `{name}` in a block, for which the model has no place"
-                raise ModelError(self._about(msg))
+                raise self._error(msg)
         return module
 
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
+        """Return the tensors of a new module in fp32."""
         return self._load(tensors, torch.float32)[0].state_dict()
 
     def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
@@ -148,7 +143,7 @@ class Pretrained:
                 # The exception names no tensor, but the report of a failed fusion does.
                 name = next(iter(re.findall(r"destined for ([\w.]+\w)", "".join(reports))), None)
                 what = f"parameter `{name}` cannot be built from the checkpoint's tensors; is one missing?"
-                raise ModelError(self._about(str(error) if name is None else what)) from error
+                raise self._error(str(error) if name is None else what) from error
         return module, report
 
     def _named_class(self, base: Folder) -> Any:
@@ -157,8 +152,7 @@ class Pretrained:
             return self._chosen_class("AutoModel")
         named_class = getattr(library(), str(named[0]), None)
         if not (isinstance(named_class, type) and issubclass(named_class, library().PreTrainedModel)):
-            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; "
-            msg += "correct it, or give `auto`, such as AutoModelForCausalLM"
+            msg = f"{self._path}: `architectures` names `{named[0]}`, which is no model of transformers {library().__version__}; correct it, or give `auto`, such as AutoModelForCausalLM"
             raise ModelError(msg)
         return named_class
 
@@ -171,8 +165,9 @@ class Pretrained:
             msg = f"{self._path}: {auto} has no class for a model of type `{self._config.model_type}`"
             raise ModelError(msg) from error
 
-    def _about(self, what: str) -> str:
-        return f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
+    def _error(self, what: str) -> ModelError:
+        msg = f"{self._path.parent}: {what}; expected a checkpoint of {self._class.__name__}, or another `auto`"
+        return ModelError(msg)
 
 
 @contextmanager

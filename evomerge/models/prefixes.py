@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HISTORY = 64
-"""Number of past stacks from which the next fork is predicted."""
+_HISTORY = 64  # past stacks from which the next fork is predicted
 
 PrefixId = str
 """The digest of a stack's first layers, up to and including some layer: see `evomerge.recipe.prefix_digests`."""
@@ -29,15 +28,6 @@ class Count:
     spared: int = 0
 
 
-@dataclass(slots=True)
-class _Call:
-    """One pass through the module: the digest of its inputs, and the first layer that must be computed."""
-
-    inputs: str
-    fork: int = 0
-    output: Any = None
-
-
 class Prefixes:
     """The kept hidden states, at most `budget` bytes. Where not all fit, `choose` selects the prefixes."""
 
@@ -49,7 +39,9 @@ class Prefixes:
         self._past: deque[tuple[PrefixId, ...]] = deque(maxlen=_HISTORY)
         self._chosen: set[PrefixId] = set()
         self._kept: dict[tuple[PrefixId, str], tuple[Any, int]] = {}  # by prefix and inputs, with the bytes
-        self._call: _Call | None = None
+        self._inputs: str | None = None  # the digest of the inputs of this pass, None where nothing is reused
+        self._fork = 0  # the first layer that must be computed
+        self._output: Any = None  # of the layer before it
         self._seen = 0  # bytes of hidden states after one layer, over all calls of the last stack
         self._largest = 0  # the largest of these over all stacks
 
@@ -65,46 +57,40 @@ class Prefixes:
 
     def end(self) -> None:
         """Stop: the module is no stack until the next `begin`."""
-        self._path, self._call, self.count = (), None, Count()
+        self._path, self._inputs, self._fork, self._output, self.count = (), None, 0, None, Count()
 
     def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, caches: bool) -> None:
         """Begin a pass through the module with these arguments; nothing is reused if it `caches` keys and values."""
-        self._call = None
+        self._inputs, self._fork, self._output = None, 0, None
         if not self._path or caches or not self._budget:
             return
-        inputs = _digest(args, kwargs)
-        if inputs is None:
-            return
-        self._call = _Call(inputs)
-        for fork in range(len(self._path), 0, -1):
-            if (key := (self._path[fork - 1], inputs)) in self._kept:
-                self._call.fork, self._call.output = fork, self._kept[key][0]
-                return
+        self._inputs = _digest(args, kwargs)
+        for number, node in enumerate(self._path, start=1):
+            if self._inputs is not None and (node, self._inputs) in self._kept:
+                self._fork, (self._output, _) = number, self._kept[node, self._inputs]
 
     def output(self, number: int) -> Any:
         """Return the output of layer `number` if it need not be computed, else None.
 
         Before the fork, each layer passes on the kept output of the last layer before the fork.
         """
-        if self._call is None or number >= self._call.fork:
+        if number >= self._fork:
             self.count.run += 1
             return None
         self.count.spared += 1
-        return self._call.output
+        return self._output
 
     def keep(self, number: int, output: Any) -> None:
         """Keep the output of layer `number` if its prefix is selected and it fits."""
-        call = self._call
-        if call is None:
-            return
-        hidden = output if isinstance(output, Tensor) else output[0] if _is_single(output) else None
-        if hidden is None:
+        single = isinstance(output, tuple) and all(part is None for part in output[1:])
+        hidden = output[0] if single else output
+        if self._inputs is None or not isinstance(hidden, Tensor):
             return
         if number == len(self._path) - 1:
             self._seen += hidden.nbytes
         node = self._path[number]
         if node in self._chosen and self.nbytes + hidden.nbytes <= self._budget:
-            self._kept.setdefault((node, call.inputs), (output, hidden.nbytes))
+            self._kept.setdefault((node, self._inputs), (output, hidden.nbytes))
 
     @property
     def nbytes(self) -> int:
@@ -150,11 +136,6 @@ def choose(paths: Sequence[tuple[PrefixId, ...]], room: int) -> set[PrefixId]:
         through.keys() - chosen, key=lambda node: (-len(through[node]), -through[node][-1], depth[node], node)
     )
     return chosen | set(others[: room - len(chosen)])
-
-
-def _is_single(output: Any) -> bool:
-    """Return whether a layer's output is a tuple of hidden states and nothing more."""
-    return isinstance(output, tuple) and isinstance(output[0], Tensor) and all(part is None for part in output[1:])
 
 
 def _digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

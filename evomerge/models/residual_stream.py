@@ -5,8 +5,8 @@ from passes in which some of them are changed.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -104,12 +104,12 @@ class ResidualStream:
             readers.setdefault(self._number(name), []).append(name)
             return original, *args[1:]
 
-        with torch.no_grad(), _hooks() as hooks:
+        with torch.no_grad(), ExitStack() as hooks:
             for name, part in self._parts.items():
-                hooks(part.register_forward_pre_hook(lambda _, args, name=name: enter(name, args)))
+                hooks.enter_context(part.register_forward_pre_hook(lambda _, args, name=name: enter(name, args)))
                 if name in added:
-                    hooks(part.register_forward_hook(lambda _, args, output: -output))
-            hooks(self._blocks[0].register_forward_pre_hook(lambda _, args: (-args[0], *args[1:])))
+                    hooks.enter_context(part.register_forward_hook(lambda _, args, output: -output))
+            hooks.enter_context(self._blocks[0].register_forward_pre_hook(lambda _, args: (-args[0], *args[1:])))
             outputs = run(self._module, self._probe)
         if not torch.equal(outputs, run(self._module, self._probe)):
             raise NotFoldable(
@@ -182,34 +182,23 @@ class ResidualStream:
             observed.arguments[name], observed.outputs[name] = (args, kwargs), output
             return output * (0.0 if name in silent else 1.0)  # not a leaf: later parts may work in place
 
-        with torch.enable_grad(), _hooks() as hooks:
+        with torch.enable_grad(), ExitStack() as hooks:
             for name, part in self._parts.items():
-                hooks(
-                    part.register_forward_hook(
-                        lambda _, args, kwargs, output, name=name: after_part(name, args, kwargs, output),
-                        with_kwargs=True,
-                    )
+                handle = part.register_forward_hook(
+                    lambda _, args, kwargs, output, name=name: after_part(name, args, kwargs, output), with_kwargs=True
                 )
+                hooks.enter_context(handle)
             for block in self._blocks:
-                hooks(block.register_forward_pre_hook(lambda _, args: observed.before.append(args[0])))
-                hooks(block.register_forward_hook(lambda _, args, output: observed.after.append(_first(output))))
+                hooks.enter_context(block.register_forward_pre_hook(lambda _, args: observed.before.append(args[0])))
+                hooks.enter_context(
+                    block.register_forward_hook(lambda _, args, output: observed.after.append(_first(output)))
+                )
             run(self._module, self._probe)
         return observed
 
     def _number(self, name: str) -> int:
         number = block_number(name, self.list)
         return OUTSIDE if number is None else number
-
-
-@contextmanager
-def _hooks() -> Iterator[Callable[[Any], None]]:
-    """Yield a function that collects the handles of hooks, which are removed at the end."""
-    handles: list[Any] = []
-    try:
-        yield handles.append
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run(module: "PreTrainedModel", probe: Mapping[str, Tensor]) -> Tensor:

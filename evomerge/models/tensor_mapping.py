@@ -18,9 +18,8 @@ Box = tuple[slice, ...]
 Load = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 """Loads a checkpoint's tensors in fp32, and returns the module's tensors by name."""
 
-_FIRST = (
-    1 << 20
-)  # number of the first tensor, larger than any initial value of a parameter; fp32 is exact up to 1 << 24
+# Number of the first tensor, larger than any initial value of a parameter; fp32 is exact up to 1 << 24.
+_FIRST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +55,10 @@ def find_mappings(shapes: Mapping[str, tuple[int, ...]], load: Load) -> list[Ten
     for target, tensor in numbers.items():
         for number, filled in _boxes(tensor, len(names)):
             source = names[number]
-            dimensions = range(len(shapes[source]))
-            mapping = _orient(
-                source,
-                target,
-                filled,
-                [sent[i][source] for i in dimensions],
-                [seen[i][target][filled] for i in dimensions],
-            )
+            pairs = [(sent[i][source], seen[i][target][filled]) for i in range(len(shapes[source]))]
+            mapping = _orient(source, target, filled, pairs)
             if mapping is None:
-                msg = (
-                    f"tensor `{source}` of the checkpoint cannot be written into `{target}` of the model in place: "
-                    "loading does more than move it; such an architecture is not supported"
-                )
+                msg = f"tensor `{source}` of the checkpoint cannot be written into `{target}` of the model in place: loading does more than move it; such an architecture is not supported"
                 raise ModelError(msg)
             mappings.append(mapping)
     return mappings
@@ -96,16 +86,14 @@ def _boxes(numbers: Tensor, count: int) -> Iterator[tuple[int, Box]]:
             yield number, box
 
 
-def _orient(
-    source: str, target: str, filled: Box, sent: Sequence[Tensor], seen: Sequence[Tensor]
-) -> TensorMapping | None:
-    """Return the mapping that explains the coordinates `seen` in a box, one tensor per axis of the source, or None."""
-    taken = tuple(_arithmetic([int(value) for value in _values(_core(tensor))]) for tensor in seen)
-    for order in itertools.permutations(range(len(sent))):
+def _orient(source: str, target: str, filled: Box, pairs: Sequence[tuple[Tensor, Tensor]]) -> TensorMapping | None:
+    """Return the mapping that explains the coordinates in a box, as sent and as seen for each axis of the source, or None."""
+    taken = tuple(_arithmetic([int(value) for value in _values(_core(seen))]) for _, seen in pairs)
+    for order in itertools.permutations(range(len(pairs))):
         mapping = TensorMapping(source, taken, order, target, filled)
         if all(
-            probe[taken].numel() == other.numel() and _equal(mapping.cut(probe, other.shape), other)
-            for probe, other in zip(sent, seen, strict=True)
+            probe[taken].numel() == other.numel() and torch.equal(_core(mapping.cut(probe, other.shape)), _core(other))
+            for probe, other in pairs
         ):
             return mapping
     return None
@@ -121,13 +109,8 @@ def _core(tensor: Tensor) -> Tensor:
 
 
 def _values(tensor: Tensor) -> list[float]:
-    """Return the distinct values in `tensor`, ascending."""
     values: list[float] = tensor.unique().tolist()  # type: ignore[no-untyped-call]  # the library has no types here
     return values
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(_core(left), _core(right))
 
 
 def _span(mask: Tensor, axis: int) -> slice:
@@ -139,6 +122,6 @@ def _span(mask: Tensor, axis: int) -> slice:
 
 
 def _arithmetic(positions: Sequence[int]) -> slice:
-    """Return the slice from the first to the last of ascending `positions`, in steps of the first difference."""
+    """Return the slice through ascending `positions`, in steps of the first difference."""
     step = positions[1] - positions[0] if len(positions) > 1 else 1
     return slice(positions[0], positions[-1] + 1, step)

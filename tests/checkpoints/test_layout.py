@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from evomerge.checkpoints import Layout, TensorInfo
+from evomerge.checkpoints.layout import block_number
 from evomerge.recipe import Place
 
 
@@ -69,7 +70,7 @@ def test_tensors_outside_of_the_stack_belong_to_its_nearer_end():
     assert parsed.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm", inside=False)
     assert parsed.place("model.norm.weight") == Place(1, 2, "norm", inside=False)
     assert parsed.place("lm_head.weight") == Place(1, 2, "head", inside=False)
-    assert parsed.block("lm_head.weight") is None
+    assert block_number("lm_head.weight", parsed.prefix) is None
 
 
 def test_the_largest_stack_is_used_and_a_stack_has_no_gaps():

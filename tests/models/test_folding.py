@@ -9,6 +9,7 @@ from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models import LiveModel
+from evomerge.models.blocks import find_blocks
 from evomerge.models.folding import TOLERANCE, Change, fold, folded
 from evomerge.recipe import Recipe
 
@@ -140,7 +141,7 @@ def test_model_shows_anything_after_folding(tmp_path):
     world.fold(SIGNED)
     assert torch.equal(world.logits(stack), before)
     assert not world.live.module._forward_hooks
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in world.live.blocks.modules())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in find_blocks(world.live.module).modules())
 
 
 def test_change_includes_the_offset_that_the_model_adds_to_its_weight(tmp_path):

@@ -100,7 +100,7 @@ def test_bfloat16_and_integer_buffers_are_kept(net):
         ("none.py:make", "`module` must be FILE.py:FUNCTION with an existing file"),
         ("net.py", "`module` must be FILE.py:FUNCTION with an existing file"),
         ("net.py:words", "returned str; expected a torch.nn.Module"),
-        ("net.py:wide", r"tensor `first.bias`: shape [9]; expected shape [6], as in the module of"),
+        ("net.py:wide", r"tensor `first.bias`: shape [5]; expected shape [6], as in the module of"),
     ],
 )
 def test_module_that_cannot_be_created_is_refused_with_the_reason(net, where, message):
