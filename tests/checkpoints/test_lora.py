@@ -77,7 +77,7 @@ def test_folder_without_an_adapter_is_an_error_naming_the_missing_file(tmp_path)
         with pytest.raises(CheckpointError, match=r"adapter_config.json: not valid JSON"):
             Adapter(folder, base)
     (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="expected 'LORA'"):
+    with pytest.raises(CheckpointError, match="expected a JSON object, got list"):
         Adapter(folder, base)
     (folder / "adapter_config.json").write_text(json.dumps(PLAIN))
     with pytest.raises(
