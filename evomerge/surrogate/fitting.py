@@ -23,7 +23,7 @@ from evomerge.errors import SurrogateError, nearest
 from evomerge.surrogate.design import Points, unit_points, unknowns
 from evomerge.surrogate.rungs import Margins, Quadratic, Rung, Trend
 from evomerge.surrogate.threads import on_one_thread
-from evomerge.surrogate.warps import Identity, Log, Logit, Prediction, Values, Warp
+from evomerge.surrogate.warps import IDENTITY, Prediction, Values, log, logit
 
 NORMAL_90 = 1.6448536269514722
 """Half the width of a 90% interval, in standard deviations of a normal distribution."""
@@ -179,19 +179,19 @@ def _ladder(
     """Return the rungs that suit the metric, in the order that decides ties: evaluations needed, and how to fit it."""
     low, high = bounds
     enough = unknowns(points.shape[1]) + 1
-    warp: Warp = Identity()
+    warp = IDENTITY
     makers: dict[str, tuple[int, Callable[[], Rung]]] = {}
     if margins is not None:
         table = _check_margins(margins, scores)
         makers["margins"] = _FEWEST, lambda: Margins(points, values, table)
     if np.isfinite(low) and np.isfinite(high):
-        warp = Logit(low, high, scores.shape[1])
+        warp = logit(low, high, scores.shape[1])
         makers["weighted quadratic"] = enough, lambda: Quadratic("weighted quadratic", points, values, [warp])
     elif np.isfinite(low) or np.isfinite(high):
         bound, side = (low, 1) if np.isfinite(low) else (high, -1)
         # A mean score at the bound itself has no logarithm.
-        warp = Log(bound, side) if (side * (values - bound) > 0).all() else Identity()
-        warps: list[Warp] = [Identity(), warp] if isinstance(warp, Log) else [warp]
+        warps = [IDENTITY, log(bound, side)] if (side * (values - bound) > 0).all() else [IDENTITY]
+        warp = warps[-1]
         makers["log-loss quadratic"] = _FEWEST, lambda: Quadratic("log-loss quadratic", points, values, warps)
     else:
         makers["quadratic"] = enough, lambda: Quadratic("quadratic", points, values, [warp])

@@ -3,7 +3,8 @@
 A warped score is closer to a quadratic of the genes, and its noise closer to normal. Higher stays higher.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,78 +20,49 @@ _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
-class Warp(Protocol):
-    """A monotonic function of mean scores. All three methods take and return `(points,)`."""
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """A monotonic function of mean scores, its inverse, and its noise. Each takes and returns `(points,)`."""
 
-    def warp(self, values: Values) -> Values:
-        """Return the warped mean scores."""
-        ...
-
-    def unwarp(self, warped: Values) -> Values:
-        """Return the mean scores; the inverse of `warp`."""
-        ...
-
-    def noise(self, warped: Values) -> Values:
-        """Return the variance of the warped scores' noise, up to a constant factor."""
-        ...
+    warp: Callable[[Values], Values]
+    """Mean scores → warped ones."""
+    unwarp: Callable[[Values], Values]
+    """The inverse."""
+    noise: Callable[[Values], Values] = np.ones_like
+    """Warped mean scores → the variance of their noise, up to a constant factor."""
 
 
-class Identity:
-    """No warp, and the same noise everywhere."""
-
-    def warp(self, values: Values) -> Values:
-        """Return the mean scores unchanged."""
-        return values
-
-    def unwarp(self, warped: Values) -> Values:
-        """Return the mean scores unchanged."""
-        return warped
-
-    def noise(self, warped: Values) -> Values:
-        """Return 1 everywhere."""
-        return np.ones_like(warped)
+IDENTITY = Warp(lambda values: values, lambda warped: warped)
 
 
-class Log:
-    """The logarithm of the distance to one `bound`: scores above it (`side` 1) or below it (`side` -1)."""
-
-    def __init__(self, bound: float, side: int) -> None:
-        self._bound, self._side = bound, side
-
-    def warp(self, values: Values) -> Values:
-        """Return the warped mean scores."""
-        return np.asarray(np.log(self._side * (values - self._bound)))
-
-    def unwarp(self, warped: Values) -> Values:
-        """Return the mean scores."""
-        return np.asarray(self._bound + self._side * np.exp(np.clip(warped, -_LARGEST_LOG, _LARGEST_LOG)))
-
-    def noise(self, warped: Values) -> Values:
-        """Return 1 everywhere."""
-        return np.ones_like(warped)
+def log(bound: float, side: int) -> Warp:
+    """Return the logarithm of the distance to one `bound`: scores above it (`side` 1) or below it (`side` -1)."""
+    return Warp(
+        lambda values: np.asarray(np.log(side * (values - bound))),
+        lambda warped: np.asarray(bound + side * np.exp(np.clip(warped, -_LARGEST_LOG, _LARGEST_LOG))),
+    )
 
 
-class Logit:
-    """The logit of a mean score in [low, high] over `examples`, kept half an example away from the bounds."""
+def logit(low: float, high: float, examples: int) -> Warp:
+    """Return the logit of a mean score in [low, high] over `examples`, kept half an example away from the bounds.
 
-    def __init__(self, low: float, high: float, examples: int) -> None:
-        self._low, self._span, self._examples = low, high - low, examples
+    Its noise is 1 / (4 p (1 - p)): the variance of a binomial share's logit (delta method), relative to that at p = 1/2.
+    """
+    smallest = 0.5 / (examples + 1)
 
-    def warp(self, values: Values) -> Values:
-        """Return the warped mean scores."""
-        right = (values - self._low) / self._span * self._examples
-        return np.asarray(np.log((right + 0.5) / (self._examples - right + 0.5)))
+    def warp(values: Values) -> Values:
+        right = (values - low) / (high - low) * examples
+        return np.asarray(np.log((right + 0.5) / (examples - right + 0.5)))
 
-    def unwarp(self, warped: Values) -> Values:
-        """Return the mean scores."""
-        share = (expit(warped) * (self._examples + 1) - 0.5) / self._examples
-        return np.asarray(self._low + self._span * np.clip(share, 0, 1))
+    def unwarp(warped: Values) -> Values:
+        share = (expit(warped) * (examples + 1) - 0.5) / examples
+        return np.asarray(low + (high - low) * np.clip(share, 0, 1))
 
-    def noise(self, warped: Values) -> Values:
-        """Return 1 / (4 p (1 - p)): the variance of a binomial share's logit (delta method), relative to that at p = 1/2."""
-        smallest = 0.5 / (self._examples + 1)
+    def noise(warped: Values) -> Values:
         share = np.clip(expit(warped), smallest, 1 - smallest)
         return np.asarray(0.25 / (share * (1 - share)))
+
+    return Warp(warp, unwarp, noise)
 
 
 def unwarp_normal(warp: Warp, mean: Values, variance: Values) -> Prediction:

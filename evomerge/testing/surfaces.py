@@ -15,7 +15,7 @@ from evomerge.trial import Proposal
 class SurfaceSuite:
     """The contract of a `Surfaced` breeder, as pytest tests. Run `GenomeSuite` beside it, which tests the search.
 
-    Subclass and write `make`. `problem` must be one whose surface is not refused after `budget` evaluations.
+    Subclass and write `make`. `problem` must be one with a surface that is not refused after `budget` evaluations.
     """
 
     budget = 40

@@ -38,10 +38,10 @@ def settings(small_digits, **more):
 
 @pytest.fixture(scope="module")
 def study(small_digits, tmp_path_factory):
-    made = Study.create(tmp_path_factory.mktemp("front") / "run", settings(small_digits))
-    with made.evaluator() as evaluator:
-        made.run(evaluator)
-    return made
+    study = Study.create(tmp_path_factory.mktemp("front") / "run", settings(small_digits))
+    with study.evaluator() as evaluator:
+        study.run(evaluator)
+    return study
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def population(study):
 
 
 @pytest.fixture(scope="module")
-def found(study, population):
+def predicted(study, population):
     return surface.read(study, population)
 
 
@@ -59,14 +59,14 @@ def results(study):
     return measure.measure(study)
 
 
-def test_surface_is_what_a_replay_leaves(study, found):
+def test_surface_is_what_a_replay_leaves(study, predicted):
     driver = study.parts.new_driver(study.settings.seed)
     assert len(list(study.replay(driver))) == 2 * 18
     replayed = driver.breeder.surface(*driver.unfinished())
-    assert found.refused is None is replayed.refused
+    assert predicted.refused is None is replayed.refused
     for name in ("genomes", "means", "deviations"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(replayed, name))
-    assert found.recipes == replayed.recipes
+        np.testing.assert_array_equal(getattr(predicted, name), getattr(replayed, name))
+    assert predicted.recipes == replayed.recipes
 
 
 @pytest.mark.parametrize(
@@ -77,36 +77,36 @@ def test_surface_is_what_a_replay_leaves(study, found):
         {"wish": {"turned": 0.5, "inverted": 0.5}},
     ],
 )
-def test_predictions_are_chosen_by_the_rules_for_what_was_measured(wanted, study, population, found):
-    row = pareto.pick(found.means, NAMES, **wanted)
-    answer = surface.ask(study, population, found, Preference(**wanted))
-    assert answer.recipe == found.recipes[row]
+def test_predictions_are_chosen_by_the_rules_for_what_was_measured(wanted, study, population, predicted):
+    row = pareto.pick(predicted.means, NAMES, **wanted)
+    answer = surface.ask(study, population, predicted, Preference(**wanted))
+    assert answer.recipe == predicted.recipes[row]
     for column, name in enumerate(NAMES):
         mean, width = answer.scores[name]
-        assert mean == found.means[row, column]
-        assert width == pytest.approx(1.644853627 * found.deviations[row, column])
-        assert answer.fits[name] is found.fits[f"{name}/accuracy"]
+        assert mean == predicted.means[row, column]
+        assert width == pytest.approx(1.644853627 * predicted.deviations[row, column])
+        assert answer.fits[name] is predicted.fits[f"{name}/accuracy"]
 
 
-def test_floor_that_no_prediction_reaches_names_the_nearest(study, population, found):
+def test_floor_that_no_prediction_reaches_names_the_nearest(study, population, predicted):
     with pytest.raises(StudyError, match=r"no point of the front has turned ≥ 1.5; the nearest has turned 0"):
-        surface.ask(study, population, found, Preference(floors={"turned": 1.5}))
+        surface.ask(study, population, predicted, Preference(floors={"turned": 1.5}))
 
 
-def test_where_one_merge_is_best_for_all_it_is_the_answer_unless_something_else_is_wanted(study, population, found):
+def test_where_one_merge_is_best_for_all_it_is_the_answer_unless_something_else_is_wanted(study, population, predicted):
     genome = np.array([0.31, 0.47])
-    agreed = replace(found, best_for_all=genome)
+    agreed = replace(predicted, best_for_all=genome)
     answer = surface.ask(study, population, agreed, Preference())
     assert answer.best_for_all
     assert answer.recipe == study.parts.space.decode(genome)
-    mean, deviation = found.fits["inverted/accuracy"].predict(study.parts.space.to_unit(genome[None]))
+    mean, deviation = predicted.fits["inverted/accuracy"].predict(study.parts.space.to_unit(genome[None]))
     assert answer.scores["inverted"] == (mean[0], pytest.approx(1.644853627 * deviation[0]))
     knee = surface.ask(study, population, agreed, Preference(knee=True))
-    assert knee.recipe == found.recipes[pareto.knee(found.means)]
+    assert knee.recipe == predicted.recipes[pareto.knee(predicted.means)]
     assert knee.best_for_all
 
 
-def test_refused_surface_is_not_asked_and_the_reason_and_what_to_type_are_said(study, population, found):
+def test_refused_surface_is_not_asked_and_the_reason_and_what_to_type_are_said(study, population, predicted):
     few = surface.read(study, population[:3])
     assert few.refused == "3 candidates could be evaluated; expected 4 or more"
     with pytest.raises(
@@ -146,11 +146,11 @@ def test_tree_of_pairs_has_a_surface_when_it_is_complete(small_digits, tmp_path,
     assert surface.data(other, population, left).refused == left.refused
 
 
-def test_merge_that_was_evaluated_is_known_again_up_to_rounding(study, population, found):
+def test_merge_that_was_evaluated_is_known_again_up_to_rounding(study, population, predicted):
     proposal, _ = population[5]
     genome = study.parts.space.encode(proposal.recipe)
     near = np.clip(genome + 1e-12, study.parts.space.lower, study.parts.space.upper)
-    alone = replace(found, genomes=near[None], means=found.means[:1], deviations=found.deviations[:1])
+    alone = replace(predicted, genomes=near[None], means=predicted.means[:1], deviations=predicted.deviations[:1])
     answer = surface.ask(study, population, alone, Preference(knee=True))
     assert answer.evaluated
     assert answer.recipe == proposal.recipe
@@ -158,8 +158,8 @@ def test_merge_that_was_evaluated_is_known_again_up_to_rounding(study, populatio
     assert not surface.ask(study, population, far, Preference(knee=True)).evaluated
 
 
-def test_verified_numbers_are_those_of_a_worker_and_nothing_is_paid_for_twice(study, population, found):
-    answer = surface.ask(study, population, found, Preference(weights={"turned": 1, "inverted": 1}))
+def test_verified_numbers_are_those_of_a_worker_and_nothing_is_paid_for_twice(study, population, predicted):
+    answer = surface.ask(study, population, predicted, Preference(weights={"turned": 1, "inverted": 1}))
     counted = []
     verified = measure.verify(study, answer.recipe, watch=lambda done, total: counted.append((done, total)))
     worker = Worker(study.parts.setup)
@@ -171,21 +171,21 @@ def test_verified_numbers_are_those_of_a_worker_and_nothing_is_paid_for_twice(st
         assert value == report.scores[key].mean(dtype=np.float64) == verified.candidate.report[name][0]
         assert low < value < high
     assert counted[-1] == ((1, 1) if answer.evaluated else (2, 2))
-    kept = (study.folder / "report.jl").read_bytes()
+    journal = (study.folder / "report.jl").read_bytes()
     again = measure.verify(study, answer.recipe, watch=lambda done, total: pytest.fail("scored again"))
     assert again == verified
-    assert (study.folder / "report.jl").read_bytes() == kept
+    assert (study.folder / "report.jl").read_bytes() == journal
     worst, _ = min(population[5:], key=lambda pair: pair[1].means(study.parts.searched).sum())  # on no front
     measure.verify(study, worst.recipe)
     asked = History.read(study.folder / "report.jl").population
     assert [proposal.split for proposal, _ in asked if proposal.recipe == worst.recipe] == ["report"]
 
 
-def test_results_tell_the_surface_in_plain_data(results, found, population):
+def test_results_tell_the_surface_in_plain_data(results, predicted, population):
     told = results.surface
     assert told.refused is None
-    np.testing.assert_array_equal(np.array(told.means), found.means)
-    np.testing.assert_allclose(np.array(told.widths), 1.6448536269514722 * found.deviations)
+    np.testing.assert_array_equal(np.array(told.means), predicted.means)
+    np.testing.assert_allclose(np.array(told.widths), 1.6448536269514722 * predicted.deviations)
     for column, (name, fit) in enumerate(told.fits.items()):
         key = f"{name}/accuracy"
         measured = np.array([evaluation.scores[key].mean(dtype=np.float64) for _, evaluation in population])
@@ -195,11 +195,11 @@ def test_results_tell_the_surface_in_plain_data(results, found, population):
         assert fit.r2 == pytest.approx(1 - (errors**2).sum() / ((measured - measured.mean()) ** 2).sum())
     public = json.loads(json.dumps(results.public(), allow_nan=False))["surface"]
     assert set(public) == {"refused", "best_for_all", "points", "fits"}
-    assert (public["refused"], public["points"]) == (None, len(found.recipes))
+    assert (public["refused"], public["points"]) == (None, len(predicted.recipes))
     assert list(public["fits"]) == NAMES
     for name, fit in public["fits"].items():
         assert set(fit) == {"rung", "r2", "coverage", "standard_error"}
-        surrogate = found.fits[f"{name}/accuracy"]
+        surrogate = predicted.fits[f"{name}/accuracy"]
         assert (fit["rung"], fit["r2"]) == (surrogate.name, surrogate.r2)
         assert (fit["coverage"], fit["standard_error"]) == (surrogate.coverage, surrogate.standard_error)
     assert type(results).model_validate_json(results.model_dump_json()) == results
@@ -215,9 +215,6 @@ def test_page_and_sentences_say_whether_the_surface_may_be_asked(results, study)
     assert "The surface cannot be relied on: `a/b` is &lt;noise&gt;." in page
     assert page.count("<img") == 2
     assert "--surface" not in page
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

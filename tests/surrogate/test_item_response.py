@@ -41,13 +41,10 @@ def rms(errors):
 
 
 def two_tasks_in_one():
-    """Return responses of 160 candidates; whoever is right on one half of the examples need not be on the other."""
+    """Return responses of 160 candidates; being right on one half of the examples says nothing of the other half."""
     rng = np.random.default_rng(0)
     logits = 3 * rng.standard_normal((160, 2))[:, np.arange(200) % 2] - rng.standard_normal(200)
     return (rng.random(logits.shape) < expit(logits)).astype(np.float64)
-
-
-# -- what is fitted --
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -103,9 +100,6 @@ def test_one_example_is_enough_of_a_task():
     model = item_response.fit(np.arange(12)[:, None] % 2)
     assert model.abilities.shape == (12, 1)
     assert model.estimate([0], [1]) == (1, 0)
-
-
-# -- what is estimated --
 
 
 def test_estimate_is_the_most_probable_ability_s_and_its_deviation_the_delta_method_s():
@@ -193,9 +187,6 @@ def test_dimensions_that_are_needed_pay():
     assert errors[1] < 0.7 * errors[0]
 
 
-# -- how sure --
-
-
 @pytest.mark.parametrize(("dimensions", "fitted"), [(1, 6), (2, 6), (3, 1)])
 @pytest.mark.parametrize("chosen", ["at random", "anchors"])
 def test_intervals_hold_new_candidates(dimensions, fitted, chosen):
@@ -209,7 +200,7 @@ def test_intervals_hold_new_candidates(dimensions, fitted, chosen):
     assert np.mean(inside) >= 0.9
 
 
-def test_a_model_that_is_too_simple_knows_by_its_left_out_candidates():
+def test_left_out_candidates_widen_the_intervals_of_a_model_that_is_too_simple():
     responses = two_tasks_in_one()
     model = item_response.fit(responses[:60], 1)
     seen = model.anchors(60)
@@ -222,9 +213,6 @@ def test_a_model_that_is_too_simple_knows_by_its_left_out_candidates():
 def test_no_candidate_is_left_out_of_its_own_fold_twice_or_never():
     _, model = fit_bed(0)
     assert sorted(np.concatenate([rows for rows, _ in model.folds])) == list(range(40))
-
-
-# -- which examples --
 
 
 def test_the_next_anchor_is_the_one_that_most_lowers_the_variance():
@@ -258,16 +246,13 @@ def test_anchors_go_on_where_they_were():
     assert model.anchors(0).tolist() == []
 
 
-def test_anchors_depend_on_whom_they_are_for():
+def test_anchors_depend_on_the_ability():
     bed, model = fit_bed(0)
     low, high = bed.new[bed.true.argmin()], bed.new[bed.true.argmax()]
     first = model.anchors(10)
     chosen = [model.anchors(20, first, model.locate(first, one[first])) for one in (low, high)]
     easy, hard = (model.responses[:, numbers].mean() for numbers in chosen)
     assert easy > hard + 0.2
-
-
-# -- bad input --
 
 
 @pytest.mark.parametrize(

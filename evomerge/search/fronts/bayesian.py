@@ -15,20 +15,15 @@ where the prior is a bin's share of all directions; in a bin each φ_i is unifor
 candidates are evaluated and fitted, and so on until `points` are used; then, as in MAP, candidates of the quadratics'
 front. The method lowers the quadratics' errors everywhere, not only near the front.
 
-The limit is eight genes: 128 bins and 3p = 135 candidates. With nine there are 256 bins for 165, so that most scores would be
-empty. It is sparse before: the first design, 1.5p, has less than one candidate per bin with three genes, and from seven on.
-(The released code stops at six.)
+The limit is eight genes: 128 bins for 3p = 135 candidates, where nine have 256 for 165. With three genes, and from seven
+on, the first design of 1.5p has less than one candidate per bin. (The released code stops at six.)
 
-Defaults are those of the paper and its released code. These faults of the code are not reproduced, besides those in `map`:
+Defaults are those of the paper and its released code, whose faults are not reproduced (see also `map`):
 
-- a bin without candidates scores -∞ and is never explored: here it scores as the worst bin, and a bin of one candidate has
-  the largest deviation of all;
+- an empty bin scores -∞: here as the worst bin, and a bin of one candidate has the largest deviation of all;
 - each resample is drawn from the one before, 24, 20, 16, … of 30: here from all of a bin's candidates;
-- the prior is required and then ignored: here it is used;
-- errors are those of the first design in every round: here those of all evaluations;
-- results of a round overwrite those of an earlier one: here all are kept;
-- the last batch is evaluated and not fitted: here it is;
-- accuracy's sigmoid is hard-wired, and the number of objectives is that of an older fit: here both are the study's.
+- the prior is ignored, errors are those of the first design, results of a round overwrite earlier ones, and the last
+  batch is not fitted: here all are used.
 """
 
 import math
@@ -72,8 +67,7 @@ class BayesianMapSettings(BaseModel):
     validated: int | None = Field(default=None, ge=1)
     """Candidates of the quadratics' front that are evaluated. Default: p."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: [0, 1] for `accuracy`, `exact_match`
-    and `rouge…`, [null, 0] for `log_likelihood`, and no bounds for others."""
+    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
 
 
 class BayesianMap:

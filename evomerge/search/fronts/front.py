@@ -51,8 +51,7 @@ class FrontSettings(BaseModel):
     batch: int = Field(default=4, ge=1)
     """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: [0, 1] for `accuracy`, `exact_match`
-    and `rouge…`, [null, 0] for `log_likelihood`, and no bounds for others."""
+    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
     noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points

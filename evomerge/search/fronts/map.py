@@ -1,25 +1,18 @@
 """MAP (Li et al., ICLR 2025, arXiv 2406.07529): a quadratic of each objective's mean score, and the front of the quadratics.
 
-A design of about 2p candidates is evaluated, where p = (d + 1)(d + 2) / 2 is the number of unknowns of a quadratic in d
-genes; the quadratics are fitted within each objective's bounds; NSGA-III finds their front; some of it is evaluated, and
-the search ends. All of it uses unit coordinates, where an expert alone is a one-hot vector.
+A design of about 2p candidates is evaluated, with p = (d + 1)(d + 2) / 2 unknowns of a quadratic in d genes; quadratics are
+fitted within each objective's bounds; NSGA-III finds their front; some of it is evaluated. Coordinates are unit ones, in which
+an expert alone is a one-hot vector. Defaults are those of the paper and its released code, whose faults are not reproduced:
 
-Defaults are those of the paper and its released code. These faults of the code are not reproduced:
+- two levels per gene from eight genes on, where squares are straight lines (rank 37 of 45): here three or more, and the
+  rank is checked before anything is evaluated;
+- a grid without the simplex and the diagonal: here with them, the base and the mean;
+- a front searched for in [-3, 3] from a design in [0, 1]: here where the design lies, as a gene has no recipe outside its range;
+- least squares from all ones, where the sigmoid is saturated: here from the linear fit of the unsquashed scores;
+- failed fits dropped, which shifts the tasks; a hard-wired sigmoid; `--point` ignored; four or five reference
+  directions for two objectives: here every objective has its fit and bounds, and as many directions as the population allows.
 
-- the grid has two levels per gene from eight genes on, where squares are straight lines (rank 37 of 45): here three or
-  more, and the design's rank is checked before anything is evaluated;
-- grid points on the simplex and on the diagonal are left out: here they stay, with the base and the mean;
-- the front is searched for in [-3, 3] though the design lies in [0, 1]: here where the design lies. (A wider box is not
-  offered: a gene has no recipe outside its range. Widen the ranges in the space instead.)
-- nonlinear least squares starts from all ones, where the sigmoid is saturated and the fit stalls: here from the linear
-  fit of the unsquashed scores;
-- a failed fit is dropped silently, which shifts the tasks: here every objective has its fit;
-- accuracy's sigmoid is hard-wired: here bounds belong to the objective;
-- `--point` is read and ignored: here `points` is used;
-- two objectives get four or five reference directions: here as many as the population allows.
-
-The surface is as of the driver `front`: the quadratics' front, and how well each candidate is predicted from the others,
-which the paper does not measure.
+The surface is as of the driver `front`, with left-out errors, which the paper does not measure.
 """
 
 from collections.abc import Sequence
@@ -49,8 +42,7 @@ class MapSettings(BaseModel):
     validated: int | None = Field(default=None, ge=1)
     """Candidates of the quadratics' front that are evaluated. Default: p."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: [0, 1] for `accuracy`, `exact_match`
-    and `rouge…`, [null, 0] for `log_likelihood`, and no bounds for others."""
+    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
 
 
 class Map:

@@ -10,15 +10,12 @@ predictions (see `tree`) may be relied on.
 
 Differences from the paper and its released code:
 
-- the paper gives one model per preference and runs again for another: here the tree is kept, and answers any preference;
-- the code's linear scalarisation reaches only the convex hull of a front: Tchebycheff distances reach all of it;
-- the code compares per cent with shares: here scores are (score - base) / (own expert - base). The paper pairs experts
-  whose scores, each on its own tasks, are closest; in these units all of those are 1. Here the difference is the root
-  mean square of their scores on the tasks of both;
-- the code evaluates a pair on its own tasks: here each evaluation scores all tasks, which costs more of them and measures
-  how a pair changes the others;
-- the code draws 19 of 20 candidates: here 20 are new, and base, children and compromise, which lie in the same plane,
-  are in the fit too.
+- the paper runs again for each preference: here the tree is kept, and answers any preference;
+- linear scalarisation reaches only the convex hull of a front: here Tchebycheff distances reach all of it;
+- the code compares per cent with shares: here scores are (score - base) / (own expert - base). The paper pairs experts by
+  their scores on their own tasks, which are all 1 in these units: here by their scores on the tasks of both (root mean square);
+- the code evaluates a pair on its own tasks and draws 19 of 20 candidates: here all tasks are scored, 20 candidates are
+  new, and base, children and compromise are in the fit too.
 """
 
 import copy
@@ -69,8 +66,7 @@ class NestedMapSettings(BaseModel):
     weights: dict[str, float] | None = None
     """Objective → importance in the pairs' compromises, 0 for those left out. Default: all the same."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: [0, 1] for `accuracy`, `exact_match`
-    and `rouge…`, [null, 0] for `log_likelihood`, and no bounds for others."""
+    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
 
 
 class NestedMap:

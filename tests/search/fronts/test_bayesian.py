@@ -80,14 +80,14 @@ def test_search_is_a_design_rounds_and_what_is_validated():
 
 
 def test_what_is_drawn_depends_on_all_that_was_evaluated():
-    # The same first design and the same seed: the second round knows of the first.
+    # The same first design and the same seed: the second round depends on the first.
     problem = two_spheres(2)
 
     def later(proposal):
-        found = problem.evaluate(proposal)
+        evaluation = problem.evaluate(proposal)
         if proposal.number < 12:
-            return found
-        return Evaluation(scores={name: 5 * proposal.number * scores for name, scores in found.scores.items()})
+            return evaluation
+        return Evaluation(scores={name: 5 * proposal.number * scores for name, scores in evaluation.scores.items()})
 
     settings = {"initial": 12, "points": 24}
     one, other = (drive(driver(problem, **settings), told, 20) for told in (problem.evaluate, later))
@@ -134,10 +134,10 @@ def test_score_is_the_mean_error_and_half_its_deviation_over_independent_resampl
     bins = Bins(2)
     errors = np.random.default_rng(1).random(30)
     points = bins.draw(np.zeros(30, int), np.random.default_rng(0))
-    found = np.array([bins.scores(points, errors, np.random.default_rng(seed))[0] for seed in range(100)])
+    scores = np.array([bins.scores(points, errors, np.random.default_rng(seed))[0] for seed in range(100)])
     # 24 of 30 without replacement: variance of their mean s² / 24 · (1 - 24 / 30); nested subsets of down to 4 have far more.
     expected = errors.mean() + 0.5 * math.sqrt(errors.var(ddof=1) / 24 * 0.2)
-    assert found.mean() == pytest.approx(expected, rel=0.01)
+    assert scores.mean() == pytest.approx(expected, rel=0.01)
 
 
 def test_empty_bins_and_bins_of_one_can_be_explored():

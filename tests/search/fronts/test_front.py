@@ -123,7 +123,7 @@ def tiles(count, kind="float"):
     return SearchSpace({"merge": {"method": "linear", "inputs": "experts", "parameters": parameters}}, experts=["a"])
 
 
-def whole(high, weights=1):
+def int_space(high, weights=1):
     """Return a space of one int gene, and `weights` float ones."""
     merge = {"method": "dare_ties", "inputs": "experts", "seed": {"int": [0, high]}}
     merge["parameters"] = {"weight": {"float": [0, 1], "per": ["expert"]} if weights else 1.0}
@@ -195,7 +195,7 @@ def test_design_grows_with_the_square_of_the_genes_and_then_with_their_number(gr
 
 
 def test_int_genes_are_whole_and_no_candidate_is_evaluated_twice():
-    space = whole(6)
+    space = int_space(6)
     problem = Problem(
         space, ("x", "y"), lambda g: -np.array([(g[0] - 1) ** 2 + g[1], (g[0] - 4) ** 2 - g[1]]), np.zeros(2)
     )
@@ -207,7 +207,7 @@ def test_int_genes_are_whole_and_no_candidate_is_evaluated_twice():
 
 @pytest.mark.parametrize(("high", "count"), [(2, 3), (6, 7)])
 def test_space_that_is_exhausted_ends_the_search(high, count):
-    problem = Problem(whole(high, weights=0), ("x",), lambda g: -((g - 2) ** 2), np.zeros(1))
+    problem = Problem(int_space(high, weights=0), ("x",), lambda g: -((g - 2) ** 2), np.zeros(1))
     searching = driver(problem, tolerance=0)
     assert len(drive(searching, problem.evaluate, 50)) == count
     refused = searching.breeder.surface().refused
@@ -226,9 +226,9 @@ def test_fewer_examples_end_the_search_sooner():
     bed, proposals = finished()
 
     def few(proposal):
-        evaluation = bed.evaluate(proposal)
-        scores = {name: score[:40] for name, score in evaluation.scores.items()}
-        return Evaluation(scores, outputs={name: table[:40] for name, table in evaluation.outputs.items()})
+        full = bed.evaluate(proposal)
+        scores, outputs = ({name: rows[:40] for name, rows in part.items()} for part in (full.scores, full.outputs))
+        return Evaluation(scores, outputs=outputs)
 
     assert len(drive(driver(bed, batch=8), few, 100)) < len(proposals)
 
@@ -339,24 +339,17 @@ def test_surface_predicts_the_true_front(seed):
         assert fit.r2 > 0.9
 
 
-def test_surface_includes_evaluations_that_were_not_learnt():
+def test_surface_includes_evaluations_that_were_not_learnt_and_widens_intervals_of_few_candidates():
     problem = two_spheres(2)
     searching = driver(problem)
     drive(searching, problem.evaluate, 10)  # two of a batch of four
     before = searching.breeder.surface()
     assert before.fits["near"].values.shape == (8,)
     assert searching.breeder.surface(*searching.unfinished()).fits["near"].values.shape == (10,)
-    np.testing.assert_array_equal(searching.breeder.surface().means, before.means)  # nothing was kept
-
-
-def test_published_deviations_are_widened_where_few_candidates_are_left_over():
-    problem = two_spheres(2)
-    searching = driver(problem)
-    drive(searching, problem.evaluate, 8)  # p = 6: the factor is 1 + 1 / 4
-    surface = searching.breeder.surface()
-    for column, fit in enumerate(surface.fits.values()):
-        deviations = fit.predict(problem.space.to_unit(surface.genomes))[1]
-        np.testing.assert_allclose(surface.deviations[:, column], 1.25 * deviations)
+    np.testing.assert_array_equal(searching.breeder.surface().means, before.means)  # the breeder did not change
+    for column, fit in enumerate(before.fits.values()):  # p = 6: the factor is 1 + 1 / (2 · 2)
+        deviations = fit.predict(problem.space.to_unit(before.genomes))[1]
+        np.testing.assert_allclose(before.deviations[:, column], 1.25 * deviations)
 
 
 def test_scores_that_no_surface_explains_are_searched_for_three_designs_and_refused():
@@ -377,9 +370,8 @@ def test_too_few_evaluations_are_refused():
     problem = two_spheres(6)
     searching = driver(problem, points=10, tolerance=0)
     drive(searching, problem.evaluate, 10)
-    assert "10 candidates could be evaluated; expected 14 or more for 6 genes" in (
-        searching.breeder.surface().refused or ""
-    )
+    refused = searching.breeder.surface().refused or ""
+    assert "10 candidates could be evaluated; expected 14 or more for 6 genes" in refused
     assert "0 candidates could be evaluated; expected 5" in (driver(problem, points=10).breeder.surface().refused or "")
 
 
@@ -405,8 +397,7 @@ def test_score_out_of_bounds_is_refused_with_what_to_type():
     def percent(proposal):
         return Evaluation(scores={name: 100 * score for name, score in bed.plain(proposal).scores.items()})
 
-    with pytest.raises(
-        DriverError, match=r"driver `front`: objective `t0/accuracy` scores 100.*type `bounds: {t0/accuracy"
-    ):
+    expected = r"driver `front`: objective `t0/accuracy` scores 100.*type `bounds: {t0/accuracy"
+    with pytest.raises(DriverError, match=expected):
         drive(driver(bed), percent, 8)
     assert len(drive(driver(bed, bounds=dict.fromkeys(bed.objectives, (0, 100))), percent, 12)) == 12

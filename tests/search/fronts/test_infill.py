@@ -22,8 +22,8 @@ def far_apart(count):
 
 def shell(count, objectives, seed=0):
     """Return points on the positive part of the unit sphere."""
-    found = np.abs(np.random.default_rng(seed).standard_normal((count, objectives)))
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    points = np.abs(np.random.default_rng(seed).standard_normal((count, objectives)))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 6])
@@ -86,8 +86,8 @@ def test_more_spread_promises_more_beyond_the_front():
 def test_volume_is_the_hypervolume(objectives):
     scores = np.array([1.0, 10, 0.1, 3, 7])[:objectives] * shell(15, objectives)
     reference = scores.min(axis=0) - 0.1 * np.ptp(scores, axis=0)
-    found = infill.Volume(scores, reference, 0).of(scores)
-    assert found == pytest.approx(pareto.hypervolume(scores, reference), rel=0.05)
+    volume = infill.Volume(scores, reference, 0).of(scores)
+    assert volume == pytest.approx(pareto.hypervolume(scores, reference), rel=0.05)
 
 
 def test_scores_that_are_all_equal_have_no_volume_and_anything_above_them_gains():
@@ -154,15 +154,15 @@ def test_candidates_reach_the_predicted_front_where_they_are_allowed():
         scores = -((points[:, None] - middles) ** 2).sum(axis=2)
         return scores, points[:, 0] - 0.6
 
-    found = infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    scores, broken = predict(found)
+    tried = infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)
+    assert tried.min() >= 0
+    assert tried.max() <= 1
+    scores, broken = predict(tried)
     allowed = scores[broken <= 0]
     fine = middles[0] + np.linspace(0, 2 / 3, 400)[:, None] * (middles[1] - middles[0])  # as far as allowed
     true = pareto.hypervolume(predict(fine)[0], [-1.2, -1.2])
     assert pareto.hypervolume(allowed, [-1.2, -1.2]) > 0.98 * true
-    assert (found == infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)).all()
+    assert (tried == infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)).all()
 
 
 def test_points_that_violate_a_constraint_die_out():

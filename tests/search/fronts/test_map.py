@@ -97,10 +97,10 @@ def test_search_ends_after_the_design_and_what_is_validated():
 def test_fit_finds_a_quadratic_within_each_kind_of_bounds(bounds):
     true = SquashedQuadratic(coefficients(), bounds)
     points = surrogate.design(2, [], 12, 0)
-    found = fit_map_quadratic(points, true.predict(points), bounds)
-    np.testing.assert_allclose(found.coefficients, true.coefficients, atol=1e-6)
+    fitted = fit_map_quadratic(points, true.predict(points), bounds)
+    np.testing.assert_allclose(fitted.coefficients, true.coefficients, atol=1e-6)
     elsewhere = surrogate.design(2, [], 50, 1)
-    np.testing.assert_allclose(found.predict(elsewhere), true.predict(elsewhere), atol=1e-6)
+    np.testing.assert_allclose(fitted.predict(elsewhere), true.predict(elsewhere), atol=1e-6)
 
 
 def test_bounded_scores_are_the_papers_three_warps():
@@ -152,14 +152,14 @@ def test_front_of_two_spheres_is_the_line_between_their_middles():
 def test_validated_candidates_are_on_the_front_and_spread_from_end_to_end():
     problem = classifier()
     proposals = drive(driver(problem, validated=8), problem.evaluate, 100)
-    found = np.array([problem.evaluate(p).means(problem.objectives) for p in proposals[12:]])
+    scores = np.array([problem.evaluate(p).means(problem.objectives) for p in proposals[12:]])
     dense = problem.space.from_unit(surrogate.design(2, [], 2048, 0))
     best = np.array([problem.score(genome) for genome in dense])
     volume = pareto.hypervolume(best, problem.reference)
-    assert len(found) == 8
-    assert pareto.hypervolume(found, problem.reference) > 0.97 * volume
-    np.testing.assert_allclose(found.max(axis=0), best.max(axis=0), atol=0.01)
-    order = found[np.argsort(found[:, 0])] / np.ptp(best[pareto.nondominated(best)], axis=0)
+    assert len(scores) == 8
+    assert pareto.hypervolume(scores, problem.reference) > 0.97 * volume
+    np.testing.assert_allclose(scores.max(axis=0), best.max(axis=0), atol=0.01)
+    order = scores[np.argsort(scores[:, 0])] / np.ptp(best[pareto.nondominated(best)], axis=0)
     steps = np.linalg.norm(np.diff(order, axis=0), axis=1)
     assert steps.max() < 4 * steps.min()
 
@@ -270,12 +270,12 @@ def test_left_out_is_what_a_fit_of_the_others_predicts(bounds, close):
     means = SquashedQuadratic(coefficients(), bounds).predict(points) + 0.01 * np.random.default_rng(1).standard_normal(
         16
     )
-    found = MapQuadratic(points, means, bounds).left_out[0]
+    left_out = MapQuadratic(points, means, bounds).left_out[0]
     refitted = [
         fit_map_quadratic(np.delete(points, i, 0), np.delete(means, i), bounds).predict(points[i : i + 1])[0]
         for i in range(16)
     ]
-    np.testing.assert_allclose(found, refitted, atol=close)
+    np.testing.assert_allclose(left_out, refitted, atol=close)
     assert np.abs(refitted - means).max() > 5 * close  # it is no small matter which
 
 

@@ -143,8 +143,8 @@ def test_separable_problem_is_answered_near_the_true_optimum(preference, three):
     truth = problem.score(genome)
     np.testing.assert_allclose(means, truth, atol=1e-4)  # nothing interacts across pairs: the prediction is exact
     shares = np.array([preference.get(name, 0) for name in "abc"]) / sum(preference.values())
-    found = pareto.tchebycheff_distances(truth[None], tree.ideal, tree.units, shares)[0]
-    assert found < true_best(problem, shares, tree.ideal, tree.units) + 0.02
+    distance = pareto.tchebycheff_distances(truth[None], tree.ideal, tree.units, shares)[0]
+    assert distance < true_best(problem, shares, tree.ideal, tree.units) + 0.02
 
 
 def test_answers_of_four_experts_are_nearer_than_the_best_of_thousands_of_draws():
@@ -157,10 +157,10 @@ def test_answers_of_four_experts_are_nearer_than_the_best_of_thousands_of_draws(
     gains = []
     for shares in preferences(4, 15, 5):
         truth = problem.score(tree.answer(shares))[None]
-        found, best = (
+        answered, best = (
             pareto.tchebycheff_distances(scores, tree.ideal, tree.units, shares).min() for scores in (truth, blind)
         )
-        gains.append(best - found)
+        gains.append(best - answered)
     assert min(gains) > -0.002
     assert np.mean(gains) > 0.005
 
@@ -235,13 +235,13 @@ def test_surface_of_a_fresh_driver_is_that_of_the_search_whatever_the_order():
 
     searching = driver(problem)
     proposals = drive(searching, broken, 1000)
-    found = searching.breeder.surface()
+    surface = searching.breeder.surface()
     order = np.random.default_rng(0).permutation(len(proposals))
     genomes = np.array([problem.space.encode(proposals[i].recipe) for i in order])
     fresh = driver(problem).breeder
     again = fresh.surface(genomes, [broken(proposals[i]) for i in order])
     for name in ("genomes", "means", "deviations"):
-        np.testing.assert_allclose(getattr(found, name), getattr(again, name), atol=1e-12)
+        np.testing.assert_allclose(getattr(surface, name), getattr(again, name), atol=1e-12)
     assert fresh.surface().refused == "the tree is not complete: 0 of 2 pairs are known"
     part = fresh.surface(genomes[order < 45], [broken(proposals[i]) for i in order if i < 45])
     assert part.refused == "the tree is not complete: 1 of 2 pairs are known"
@@ -269,7 +269,7 @@ def test_failures_are_left_out_of_the_fits_and_replaced_until_they_are_identifie
     assert len(proposals) == known + 20 + 18 + 1 + 3
     assert len(root.scales) == 3 + 2 + 18 + 1
     expected = [problem.score(genome) for genome in root.plane(root.scales)]
-    np.testing.assert_allclose([found.means(problem.objectives) for found in root.evaluations], expected, atol=1e-6)
+    np.testing.assert_allclose([done.means(problem.objectives) for done in root.evaluations], expected, atol=1e-6)
 
 
 def test_base_and_experts_that_fail_do_not_end_the_search():
@@ -327,8 +327,10 @@ def test_experts_in_another_order_than_the_pools_keep_their_names():
 
 def test_distance_is_the_papers():
     # By hand: gaps (0.2 / 2, 0.3 / 1); 0.5 · 0.3 + 0.01 · 0.4.
-    found = pareto.tchebycheff_distances(np.array([[0.8, 0.7]]), np.ones(2), np.array([2.0, 1.0]), np.array([0.5, 0.5]))
-    np.testing.assert_allclose(found, [0.154])
+    distance = pareto.tchebycheff_distances(
+        np.array([[0.8, 0.7]]), np.ones(2), np.array([2.0, 1.0]), np.array([0.5, 0.5])
+    )
+    np.testing.assert_allclose(distance, [0.154])
 
 
 def test_least_is_found_within_the_square():
@@ -338,8 +340,8 @@ def test_least_is_found_within_the_square():
 
 
 def test_preferences_begin_with_the_corners_and_are_spread():
-    found = preferences(3, 20, 0)
-    np.testing.assert_array_equal(found[:3], np.eye(3))
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    away = np.linalg.norm(found[:, None] - found[None], axis=2)[np.triu_indices(20, 1)]
+    chosen = preferences(3, 20, 0)
+    np.testing.assert_array_equal(chosen[:3], np.eye(3))
+    np.testing.assert_allclose(chosen.sum(axis=1), 1)
+    away = np.linalg.norm(chosen[:, None] - chosen[None], axis=2)[np.triu_indices(20, 1)]
     assert away.min() > 0.15
