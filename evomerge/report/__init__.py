@@ -1,1 +1,1 @@
-"""What a study found, on examples that its search never saw: numbers, figures, a page, exported checkpoints."""
+"""Results of a study on examples that its search never used: scores, figures, a page, exported checkpoints."""

@@ -1,4 +1,4 @@
-"""model_card: the README.md of a merged checkpoint, for the hub and for whoever finds the folder in a year."""
+"""model_card: the README.md of a merged checkpoint."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from evomerge.report import family, wording
 from evomerge.report.results import Candidate, Results
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
-_LOAD = """It loads like its base; where `AutoModel` is not what you want, use the class that `config.json` names:
+_LOAD = """It loads like its base. For a model with a head, use the class that `config.json` names in place of `AutoModel`:
 
 ```python
 from transformers import AutoModel
@@ -22,9 +22,9 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("path/to/this/folder")
 ```
 """
-_LOAD_SCALED = f"""**Plain transformers loads this folder, but what it then computes is another model**: it knows nothing of `{SCALES}`, which
-says by what the residual stream is multiplied before each layer. This gives the right one; where `AutoModel` is not what you
-want, name the class that suits, such as `AutoModelForCausalLM`:
+_LOAD_SCALED = f"""**Plain transformers loads this folder, but what it then computes is another model**: it ignores `{SCALES}`, the
+factors of the residual stream before each layer. This loads the right one; for a model with a head, name its class, such as
+`AutoModelForCausalLM`:
 
 ```python
 from evomerge.models import load_stack
@@ -43,30 +43,30 @@ def model_card(
     folding: Folding | None = None,
     lineage: Mapping[str, Recipe] | None = None,
 ) -> str:
-    """Return the card of the model that `recipe` makes of the pool: the recipe, and what was measured if it was.
+    """Return the card of the model of `recipe`: its sources, its scores if they were measured, and the recipe.
 
-    `base` is the base's name and `experts` the pool's; with `results` and a `candidate` of them, its scores on unseen
-    examples stand beside those of the references. `folding` says what became of a stack's scales, `lineage` whom a
-    member of a population is made of. The front matter names
-    the base only where that is a name that the hub can hold. Names are shown as they are, never as Markdown or HTML.
+    `base` and `experts` are the pool's names. With `results` and one `candidate` of them, the card has its scores on unseen
+    examples beside those of the references. `folding` has the result of folding a stack's scales, `lineage` the ancestors of
+    a member of a population. The front matter names the base only if the hub allows the name. Names are escaped: they cannot
+    become Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
     if _HUB_NAME.fullmatch(base):
         front_matter["base_model"] = [base]
-    known = lineage or {}
-    used = family.used_experts(recipe, known)
+    lineage = lineage or {}
+    used = family.used_experts(recipe, lineage)
     unused = [name for name in experts if name not in used]
     sources = [f"the base {_plain(base)}"]
     sources += [f"the expert {_plain(name)}" for name in used]
-    made = f"Made by evomerge {version('evomerge')} from {', '.join(sources[:-1])}{' and ' * (len(sources) > 1)}{sources[-1]}."
+    origin = f"Made by evomerge {version('evomerge')} from {', '.join(sources[:-1])}{' and ' * (len(sources) > 1)}{sources[-1]}."
     if unused:
-        made += f" The pool also held {', '.join(map(_plain, unused))}, which this recipe does not use."
+        origin += f" The pool also held {', '.join(map(_plain, unused))}, which this recipe does not use."
     if recipe.members:
-        made += f" It is made of earlier candidates of its search, {len(family.tree(recipe, known))} in all: see `family.png`."
+        origin += f" It is made of earlier candidates of its search, {len(family.tree(recipe, lineage))} in all: see `family.png`."
     parts = [
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",
-        f"{made}\n",
+        f"{origin}\n",
         _LOAD if folding is None or folding.stack is not None else _LOAD_SCALED,
     ]
     if isinstance(recipe.root, StackNode):
@@ -79,7 +79,7 @@ def model_card(
 
 
 def _layers(stack: Stack, base: str) -> str:
-    """Return how many layers a stack has, and from whom which: runs of one source's layers in their own order."""
+    """Return the layers of a stack in words: their number, and their sources as runs of consecutive layers."""
 
     def name(recipe: Recipe) -> str:
         match recipe.root:
@@ -106,7 +106,7 @@ def _layers(stack: Stack, base: str) -> str:
 
 
 def _scales(stack: Stack, folding: Folding | None) -> str:
-    """Return by what a stack's residual stream is multiplied before which of its layers, and where that is written."""
+    """Return the scales of a stack's residual stream in words, and where they are stored."""
     scaled = [f"{slot.scale:g} before layer {i}" for i, slot in enumerate(stack.slots) if slot.scale != 1]
     if not scaled or folding is None:
         return "The residual stream is passed on from layer to layer unscaled.\n"
@@ -140,11 +140,11 @@ def _scores(results: Results, candidate: Candidate) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name that Markdown shows as it is, on one line, and that cannot leave its cell of a table."""
+    """Return a name escaped for Markdown, on one line, that stays within its cell of a table."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escape(" ".join(name.split()), quote=False))
 
 
 def _fenced(text: str) -> str:
-    """Return YAML in a fence that no run of backticks inside can close."""
+    """Return YAML in a fence that is longer than any run of backticks inside."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
     return f"{fence}yaml\n{text}{fence}\n"

@@ -1,4 +1,4 @@
-"""choose: one point of a front, by what somebody wants of it."""
+"""choose: one point of a front, by a preference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from evomerge.study import Study
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """What somebody wants of a front: one of weights, floors, a wish, Tchebycheff weights and the knee, or nothing."""
+    """How to choose from a front: one of weights, floors, a wish, Tchebycheff weights and the knee, or none of them."""
 
     weights: Mapping[str, float] | None = None
     floors: Mapping[str, float] | None = None
     best: str | None = None
-    """With floors: the objective to be best in."""
+    """With floors: the objective to maximise."""
     wish: Mapping[str, float] | None = None
     tchebycheff: Mapping[str, float] | None = None
     knee: bool = False
 
     @property
     def is_set(self) -> bool:
-        """Whether anything is wanted."""
+        """Whether there is any preference."""
         return bool(self.weights or self.floors or self.wish or self.tchebycheff or self.knee or self.best)
 
     def row(self, points: pareto.Points, objectives: Sequence[str]) -> int:
-        """Return the row of `points`, `(points, objectives)`, that is wanted; without a preference, the best mean.
+        """Return the preferred row of `points`, `(points, objectives)`; without a preference, that of the best mean.
 
-        Measured and predicted scores are chosen by the same rules: see `pareto.pick`, `pareto.knee` and `pareto.tchebycheff`.
-        Raises `StudyError` if no point satisfies, or if two preferences are given.
+        The rules are the same for measured and predicted scores: `pareto.pick`, `pareto.knee` and `pareto.tchebycheff`.
+        Raises `StudyError` if no point qualifies, or for two preferences.
         """
         alone = {"knee": self.knee, "tchebycheff": self.tchebycheff}
         others = {"weights": self.weights, "floors": self.floors, "wish": self.wish}
         ways = [name for name, way in {**alone, **others}.items() if way]
         if len(ways) > 1 or (self.best is not None and ways and ways[0] in alone):
-            found = " and ".join([*ways, *(["best"] if self.best is not None else [])])
-            msg = f"pick: expected one of knee, tchebycheff, weights, floors and wish, got {found}"
+            several = " and ".join([*ways, *(["best"] if self.best is not None else [])])
+            msg = f"pick: expected one of knee, tchebycheff, weights, floors and wish, got {several}"
             raise StudyError(msg)
         if self.knee:
             return pareto.knee(points)
@@ -50,23 +50,27 @@ class Preference:
 
 
 def choose(study: Study, results: Results, preference: Preference) -> Candidate:
-    """Return the front's point that is wanted; without a preference, the one picked by default.
+    """Return the preferred point of the front; without a preference, the one picked by default.
 
-    Scores on the search split choose, so that those on the report split stay a fair judgement: weights, Tchebycheff and
-    the knee compare the searched metric; floors and wishes are in units of the reported metric, and so compare that one.
-    Raises `StudyError` if no point satisfies, or if two preferences are given.
+    Only scores on the search split choose, so the scores on the report split stay unbiased. Weights, Tchebycheff weights and
+    the knee use the searched metrics; floors and wishes are in units of the reported metrics, and use those. Raises
+    `StudyError` if no point qualifies, or for two preferences.
     """
     parts = study.parts
     if not preference.is_set:
         return next(point for point in results.front if point.recipe_id == results.picked)
-    found = {proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None}
+    evaluations = {
+        proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None
+    }
     columns = parts.reported if preference.floors or preference.wish else parts.searched
-    missing = [name for name in columns if any(name not in found[point.recipe_id].scores for point in results.front)]
+    missing = [
+        name for name in columns if any(name not in evaluations[point.recipe_id].scores for point in results.front)
+    ]
     if missing:
         msg = (
             f"pick: `{missing[0]}` was not measured on the search examples, so it cannot choose; use weights or the knee, "
             "which compare what was searched, or search that metric"
         )
         raise StudyError(msg)
-    points = np.array([found[point.recipe_id].means(columns) for point in results.front])
+    points = np.array([evaluations[point.recipe_id].means(columns) for point in results.front])
     return results.front[preference.row(points, list(parts.tasks))]

@@ -1,4 +1,4 @@
-"""export: a recipe's merge as a checkpoint folder that transformers loads, with the recipe beside the weights."""
+"""export: the merge of a recipe as a checkpoint folder that transformers loads, with the recipe beside the weights."""
 
 import json
 import tempfile
@@ -35,14 +35,14 @@ def export(
     shard_bytes: int = 2 << 30,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the model that `recipe` makes of `pool` to the folder `out`, which appears whole or not at all.
+    """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
 
-    Configuration and tokenizer are the base's, but for a stack's layers in `config.json`. A stack's scales are folded into
-    its weights where that is the same model, which takes the model in memory to find out; else they are in a file of their
-    own, and the card says what that means. A candidate that is made of earlier ones needs their `lineage`, which is written
-    into `recipe.yaml`, and drawn in `family.png`. `README.md` is the model card; `recipe.yaml` is what `evomerge merge` makes the
-    same bytes from. `progress` gets bytes done and in all. Raises `RecipeError`, `CheckpointError`, or `ModelError` for a
-    stack of a model that transformers cannot make, before anything is written.
+    Configuration and tokenizer are the base's, except for the layers of a stack in `config.json`. The scales of a stack are
+    folded into its weights if that gives the same model, which is tested with the model in memory; otherwise they are in a
+    separate file, as the card explains. A candidate made of earlier ones needs their `lineage`, which is written into
+    `recipe.yaml` and drawn in `family.png`. `README.md` is the model card, and `evomerge merge recipe.yaml` writes the same
+    bytes again. `progress` gets bytes done and in all. Raises `RecipeError`, `CheckpointError`, or `ModelError` for a stack
+    that transformers cannot load, before anything is written.
     """
     check(recipe)
     check_free(out)
@@ -62,29 +62,29 @@ def _export(
     shard_bytes: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    made: Checkpoint = builder.build(recipe)
-    known = builder.members.lineage
-    used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, known))]
+    checkpoint: Checkpoint = builder.build(recipe)
+    lineage = builder.members.lineage
+    used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, lineage))]
     sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
     extra: dict[str, str | bytes] = {}
     folding = None
-    if isinstance(made, Stacked):
-        sources = []  # they know the layers by other numbers
-        config = stack_config(pool.base.config, [layer.index for layer in made.layers])
+    if isinstance(checkpoint, Stacked):
+        sources = []  # their layers have other indices
+        config = stack_config(pool.base.config, [layer.index for layer in checkpoint.layers])
         extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        scales = [layer.scale for layer in made.layers]
+        scales = [layer.scale for layer in checkpoint.layers]
         if any(scale != 1 for scale in scales):
-            folding = fold(LiveModel(pool.base.path), made)
+            folding = fold(LiveModel(pool.base.path), checkpoint)
             if folding.stack is None:
                 extra[SCALES] = json.dumps({"scales": scales}) + "\n"
             else:
-                made = folding.stack
+                checkpoint = folding.stack
     experts = {name: str(pool.experts[name].path) for name in pool.experts}
     file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
     if recipe.members:
-        file["members"] = family.tree(recipe, known)
-        extra["family.png"] = png(family.draw(recipe, known))
-    card = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding, known)
+        file["members"] = family.tree(recipe, lineage)
+        extra["family.png"] = png(family.draw(recipe, lineage))
+    card = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding, lineage)
     extra["README.md"] = card
     extra["recipe.yaml"] = strict_yaml.text(file)
-    save(made, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)
+    save(checkpoint, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)

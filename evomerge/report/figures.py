@@ -1,6 +1,6 @@
-"""Figures: the front on unseen examples, and how the search got there. PNG at 150 dots an inch.
+"""Figures: the front on unseen examples, and the progress of the search. PNG at 150 dots an inch.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; markers tell the same once more.
+Colours are those of Okabe and Ito, which suit colour-blind readers; markers differ too.
 """
 
 import io
@@ -93,8 +93,8 @@ def front_figure(results: Results) -> Figure:
     for axes, pair in zip(panels, pairs, strict=True):
         _scatter(axes, results, pair)
     _legend(figure, results)
-    figure.draw_without_rendering()  # lays the panels out: only now is it known which pixels a name would cover
-    figure.set_layout_engine("none")  # the names take no room: laying out once more would only take time
+    figure.draw_without_rendering()  # places the panels, which the positions of names depend on
+    figure.set_layout_engine("none")  # names do not change the layout
     for axes, pair in zip(panels, pairs, strict=True):
         _name(axes, figure.dpi / 72, results, pair)
     return figure
@@ -182,7 +182,7 @@ def _marks(
 
 
 def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Objective]) -> None:
-    """Write the references' names where they cover the fewest marks and other names. `unit` is pixels in a point."""
+    """Write the references' names where they overlap the fewest marks and other names. `unit` is pixels per point."""
     models = [*results.references.values(), *results.front]
     marks = axes.transData.transform([[_scaled(model, objective)[0] for objective in pair] for model in models])
     frame = axes.get_window_extent()
@@ -213,7 +213,7 @@ _OFFSETS = [
     *((-dx, dy, "right") for dx, dy in _BESIDE),
     *((0, dy, "center") for dy in (13, -13, 24, -24)),
 ]
-"""Where a name may stand beside its mark: right, up in points, and which side of the name is there."""
+"""Offsets of a name from its mark: right and up in points, and the side of the name there."""
 
 
 def _box(at: Point, offset: tuple[float, float, str], size: Point, unit: float) -> tuple[float, float, float, float]:
@@ -223,7 +223,7 @@ def _box(at: Point, offset: tuple[float, float, str], size: Point, unit: float) 
 
 
 def _parallel(axes: Axes, results: Results) -> None:
-    """Draw every model as a line over all objectives, each on its own scale from the worst model to the best."""
+    """Draw each model as a line over all objectives, each scaled from the worst model to the best."""
     models = [*results.references.values(), *results.front]
     table = np.array([[_scaled(model, objective)[0] for objective in results.objectives] for model in models])
     low, high = table.min(axis=0), table.max(axis=0)
@@ -273,7 +273,7 @@ def _legend(figure: Figure, results: Results) -> None:
 
 
 def _look(results: Results, model: Candidate) -> _Look:
-    """Return how a model is drawn, by what it is: picked, of the front, the base, an expert, or another reference."""
+    """Return the style of a model: picked, front, base, expert, or another reference."""
     if all(model is not reference for reference in results.references.values()):
         return _PICKED if model.recipe_id == results.picked else _FRONT
     if model.recipe == "base":
@@ -305,7 +305,7 @@ def _label(objective: Objective, *, lines: bool = False) -> str:
 
 
 def plain(text: str, longest: int = 32) -> str:
-    """Return a name as text that matplotlib takes literally, and cut to a length that a figure bears."""
+    """Return a name as literal text for matplotlib, cut to the `longest` length."""
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
 
@@ -316,7 +316,7 @@ def _darker(colour: str) -> str:
 
 
 def style(axes: Axes) -> None:
-    """Make a panel look like all others: a light grid, small grey numbers, no frame at the top and at the right."""
+    """Apply the common style: a light grid, small grey tick labels, no frame at the top and the right."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -49,11 +49,11 @@ def write(results: Results, folder: Path) -> None:
 
 
 def page(results: Results, folder: Path) -> str:
-    """Return the page; `folder` is the study's directory, named in the commands that it shows."""
-    said = tables.sentences(results)
+    """Return the page. The commands on it name `folder`, the study's directory."""
+    sentences = tables.sentences(results)
     items = "".join(
         f'<li class="{comparison.verdict.split()[0]}">{escape(text)}</li>'
-        for comparison, text in zip(results.comparisons, said, strict=False)
+        for comparison, text in zip(results.comparisons, sentences, strict=False)
     )
     missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.missing(results))
     facts = {
@@ -75,7 +75,7 @@ def page(results: Results, folder: Path) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(results.name)}: evomerge report</title><style>{_STYLE}</style></head><body><main>
 <h1>{escape(results.name)}</h1>
-<p class="muted">{escape(said[-1])}</p>
+<p class="muted">{escape(sentences[-1])}</p>
 <dl class="facts">{shown}</dl>
 <ul class="verdicts">{items}</ul>{missing}
 <h2>The front, on unseen examples</h2>
@@ -85,8 +85,8 @@ def page(results: Results, folder: Path) -> str:
 best mean score on the search examples.</p>
 {_scores(results)}
 <h2>Export a merge</h2>
-<p>The first line writes the picked merge as a checkpoint, the second the one that suits these weights best;
-<code>evomerge pick --help</code> tells of floors and wishes.</p>
+<p>The first line writes the picked merge as a checkpoint, the second the best one for these weights;
+<code>evomerge pick --help</code> explains floors and wishes.</p>
 <pre>{escape(commands)}</pre>
 <h2>What was searched</h2>
 {_objectives(results)}
@@ -102,7 +102,7 @@ best mean score on the search examples.</p>
 
 def _image(figure: Figure, text: str) -> str:
     data = base64.b64encode(figures.png(figure)).decode("ascii")
-    width = round(float(figure.get_figwidth()) * 96)  # as large as it was drawn, not as many pixels as it has
+    width = round(float(figure.get_figwidth()) * 96)  # the size of the figure, not its number of pixels
     return f'<img width="{width}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
@@ -115,7 +115,7 @@ def _progress(results: Results) -> str:
 
 
 def _scores(results: Results) -> str:
-    """Return the table of references and front, an interval's bar running from the column's lowest end to its highest."""
+    """Return the table of references and front; bars run from the lowest end of a column's intervals to the highest."""
     models = [*results.references.values(), *results.front]
     mean = wording.mean_metric(results)
     columns = [
@@ -144,14 +144,14 @@ def _cell(numbers: Interval, metric: str, column: list[Interval]) -> str:
 
 
 def _population(results: Results) -> str:
-    """Return the section on a population of models; nothing for any other search."""
-    became = tables.population(results)
-    if became is None:
+    """Return the section on a population of models; empty without one."""
+    text = tables.population(results)
+    if text is None:
         return ""
-    section = f"<h2>The population</h2>\n<p>{escape(became)}</p>\n"
+    section = f"<h2>The population</h2>\n<p>{escape(text)}</p>\n"
     if results.diagnostics is not None:
         section += f"""<p class="muted">On the search examples. Coverage is the mean over examples of the best member's score; entropy, in
-bits, says how much the members differ: 0 where all agree, 1 where half of them solve each example.</p>
+bits, measures how much the members differ: 0 if all agree, 1 if half of them solve each example.</p>
 {_image(population.curves(results, results.diagnostics), "Coverage and entropy of the population against evaluations")}
 """
     if results.cells:
@@ -162,35 +162,35 @@ bits, says how much the members differ: 0 where all agree, 1 where half of them 
 
 
 def _surface(results: Results, study: str) -> str:
-    """Return the section on the surface that a study's surrogates leave; nothing for any other search."""
-    said, found = tables.surface(results), results.surface
-    if said is None or found is None:
+    """Return the section on the surface of a study's surrogates; empty without one."""
+    text, predicted_front = tables.surface(results), results.surface
+    if text is None or predicted_front is None:
         return ""
-    section = f"<h2>The surface</h2>\n<p>{escape(said)}</p>\n"
-    if found.fits:
+    section = f"<h2>The surface</h2>\n<p>{escape(text)}</p>\n"
+    if predicted_front.fits:
         rows = "".join(
             f"<tr><td>{escape(o.name)}: {escape(wording.metric(o.search))}</td><td>{escape(fit.rung)}</td><td>{fit.r2:.2f}</td>"
             f"<td>{fit.coverage:.0%}</td><td>{'-' if fit.standard_error is None else wording.value(fit.standard_error, o.search)}</td></tr>"
             for o in results.objectives
-            if (fit := found.fits.get(o.name)) is not None
+            if (fit := predicted_front.fits.get(o.name)) is not None
         )
         section += (
             "<table><tr><th>objective</th><th>surrogate</th><th>R²</th><th>coverage</th><th>standard error</th></tr>"
             f"{rows}</table>\n"
         )
-    if found.refused is None:
+    if predicted_front.refused is None:
         weights = shlex.quote(",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives)))
-        section += f"""<p>It is asked at once, and <code>--verify</code> evaluates its answer:</p>
+        section += f"""<p>It predicts a merge without an evaluation; <code>--verify</code> evaluates the merge:</p>
 <pre>{escape(f"evomerge pick {study} --surface --tchebycheff {weights} --verify")}</pre>
 """
     if (front := surface_figures.front(results)) is not None:
-        section += f"""<p class="muted">Predicted on the search examples; the rings are what was measured there.</p>
+        section += f"""<p class="muted">Predictions for the search examples; rings are measured there.</p>
 {_image(front, "The predicted front with 90% intervals, and what was evaluated")}
 """
     if (predicted := surface_figures.predicted(results)) is not None:
-        section += f"""<p class="muted">Each candidate as all the others predict it, with 90% intervals; orange where they miss what was
-measured. Coverage is the share that they do not miss, with intervals calibrated on the others. The standard error is a
-candidate's, over the search examples.</p>
+        section += f"""<p class="muted">Each candidate as predicted from all others, with 90% intervals; orange where the interval misses the
+measured score. Coverage is the share of intervals that contain it, calibrated on the others. The standard error is that of
+a candidate's score, over the search examples.</p>
 {_image(predicted, "Predicted against measured scores")}
 """
     return section

@@ -1,6 +1,6 @@
-"""Pictures of a population of models: how well it covered the examples along its search, and its cells at the end.
+"""Figures of a population of models: its coverage of the examples during the search, and its cells at the end.
 
-Qualities are drawn in cividis, which colour-blind readers see nearly as others do (Nuñez, Anderton & Renslow 2018).
+Qualities are drawn in cividis, which suits colour-blind readers (Nuñez, Anderton & Renslow 2018).
 """
 
 from pathlib import Path
@@ -16,8 +16,8 @@ from evomerge import files
 from evomerge.report import figures, wording
 from evomerge.report.results import Cells, Diagnostics, Results
 
-_COLUMNS = 2  # grids side by side fill the width of a page
-_EDGES = 5  # so many spaces between the edges that are written along an axis, at most
+_COLUMNS = 2  # grids side by side
+_EDGES = 5  # intervals between labelled edges along an axis, at most
 
 
 def write(results: Results, folder: Path) -> None:
@@ -28,25 +28,25 @@ def write(results: Results, folder: Path) -> None:
         files.write(folder / "cells.png", figures.png(maps(results)))
 
 
-def curves(results: Results, found: Diagnostics) -> Figure:
+def curves(results: Results, diagnostics: Diagnostics) -> Figure:
     """Draw coverage and, where scores have one, entropy against the number of evaluations."""
     examples = sum(objective.examples[0] for objective in results.objectives)
-    panels = {f"coverage of {examples} search examples": found.coverage}
-    if found.entropy is not None:
-        panels["entropy of the members' scores (bits)"] = found.entropy
+    panels = {f"coverage of {examples} search examples": diagnostics.coverage}
+    if diagnostics.entropy is not None:
+        panels["entropy of the members' scores (bits)"] = diagnostics.entropy
     figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axes, (what, series) in zip(rows, panels.items(), strict=True):
         figures.style(axes)
-        axes.step(found.evaluations, series, where="post", color=figures.BLUE, linewidth=1.8)
-        axes.plot(found.evaluations[-1], series[-1], "o", color=figures.BLUE, markersize=4.5, clip_on=False)
+        axes.step(diagnostics.evaluations, series, where="post", color=figures.BLUE, linewidth=1.8)
+        axes.plot(diagnostics.evaluations[-1], series[-1], "o", color=figures.BLUE, markersize=4.5, clip_on=False)
         axes.annotate(
-            f"{series[-1]:.2f}", (found.evaluations[-1], series[-1]), xytext=(7, 0), textcoords="offset points",
+            f"{series[-1]:.2f}", (diagnostics.evaluations[-1], series[-1]), xytext=(7, 0), textcoords="offset points",
             va="center", fontsize=9, color=figures.INK, annotation_clip=False,
         )  # fmt: skip
         axes.set_ylabel(what, color=figures.INK)
     figure.align_ylabels()
-    rows[-1].set_xlim(1, max(found.evaluations[-1], 2))
+    rows[-1].set_xlim(1, max(diagnostics.evaluations[-1], 2))
     rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     rows[-1].set_xlabel("evaluations", color=figures.INK)
     return figure
@@ -55,7 +55,7 @@ def curves(results: Results, found: Diagnostics) -> Figure:
 def maps(results: Results) -> Figure:
     """Draw each grid of cells: colours are qualities, empty cells are blank, a star marks the best.
 
-    A grid of one axis is a strip. One of more than two is seen along the others: each cell shows the best behind it.
+    A grid of one axis is a strip. Of more than two axes the first two are shown, and each cell has the best over the others.
     """
     strips = all(len(cells.axes) < 2 for cells in results.cells)
     columns = 1 if strips else min(_COLUMNS, len(results.cells))
@@ -102,15 +102,15 @@ def _map(axes: Axes, results: Results, cells: Cells) -> None:
 
 
 def _projected(cells: Cells) -> NDArray[np.float64]:
-    """Return the best quality over all axes but the first two, NaN where no cell is filled: as many axes as that leaves."""
-    found = np.full(cells.shape[:2], np.nan)
+    """Return the best quality over all axes but the first two, `shape[:2]`, NaN where no cell is filled."""
+    best = np.full(cells.shape[:2], np.nan)
     for elite in cells.elites:
-        found[elite.cell[:2]] = np.fmax(found[elite.cell[:2]], elite.quality)
-    return found
+        best[elite.cell[:2]] = np.fmax(best[elite.cell[:2]], elite.quality)
+    return best
 
 
 def _factor(results: Results, name: str) -> float:
-    """Return by what a score of the objective `name`, or the mean of several, is multiplied to be shown."""
+    """Return the factor with which scores of the objective `name`, or means of several, are shown."""
     named = [objective for objective in results.objectives if f"{objective.name}/{objective.search}" == name]
     return 100 if all(wording.is_share(objective.search) for objective in named or results.objectives) else 1
 

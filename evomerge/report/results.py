@@ -1,4 +1,4 @@
-"""Results: what a study found, on examples that its search never saw. Plain data, written as `report.json`."""
+"""Results of a study on examples that its search never used. Plain data, written as `report.json`."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Interval = tuple[float, float, float]
-"""A value and the ends of its 95% bootstrap interval over examples: (value, low, high)."""
+"""A value and the ends of its interval over examples, 95% if nothing else is stated: (value, low, high)."""
 
 
 class _Data(BaseModel):
@@ -19,13 +19,13 @@ class _Data(BaseModel):
 
 
 class Objective(_Data):
-    """One column: a task, the metric that was searched and the one that is reported. Higher is better."""
+    """A task, its metric in the search and its metric in the report. Higher is better."""
 
     name: str
     search: str
     report: str
     examples: tuple[int, int]
-    """How many examples the search split and the report split have."""
+    """Numbers of examples of the search split and of the report split."""
 
 
 class Candidate(_Data):
@@ -43,7 +43,7 @@ class Candidate(_Data):
 
 
 class Comparison(_Data):
-    """A paired bootstrap over the same unseen examples: `better` minus `worse`, on the report split."""
+    """A paired comparison on the same unseen examples: `better` minus `worse`."""
 
     better: str
     worse: str
@@ -63,7 +63,7 @@ class Comparison(_Data):
 
 
 class Hypervolume(_Data):
-    """Hypervolumes above one reference point per split: the lowest score of any reference in each objective.
+    """Hypervolumes above one reference point per split, which has the lowest score of any reference in each objective.
 
     `search` and `report` are the front's; `search_references` and `references` those of all references taken together.
     """
@@ -79,18 +79,18 @@ class Hypervolume(_Data):
 
 
 class Diagnostics(_Data):
-    """How well a population of models covered the search examples, along its search: one entry for each point looked at.
+    """Coverage of the search examples by a population of models, at several points of its search.
 
-    See `evomerge.search.Population.diagnostics` for what coverage and entropy are.
+    `evomerge.search.Population.diagnostics` defines coverage and entropy.
     """
 
     evaluations: tuple[int, ...]
-    """How many candidates had been evaluated, in the order in which evaluations arrived; rising."""
+    """Number of evaluated candidates at each point, in the order in which evaluations arrived; increasing."""
     coverage: tuple[float, ...]
     entropy: tuple[float, ...] | None
-    """None where scores have none: some were outside of [0, 1]."""
+    """None if some scores are outside of [0, 1]."""
     members: int
-    """How many different models the population has at the end."""
+    """Number of different models in the population at the end."""
 
 
 class Elite(_Data):
@@ -105,13 +105,13 @@ class Cells(_Data):
     """One grid of cells at the end of a search, with at most one elite in each. A `CellMap` of the search as plain data."""
 
     quality: str
-    """What the elites are best at: an objective, `task/metric`, or several."""
+    """What the elites maximise: an objective, `task/metric`, or several."""
     axes: tuple[str, ...]
     """The objective of each axis."""
     edges: tuple[tuple[float, ...], ...]
-    """Along each axis, the rising edges of its cells: one more than there are cells."""
+    """Along each axis, the increasing edges of its cells: one more than cells."""
     elites: tuple[Elite, ...]
-    """In the order of their cells."""
+    """Sorted by cell."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class Cells(_Data):
 
 
 class ObjectiveFit(_Data):
-    """How well one objective is predicted: the surrogate that was chosen, and each candidate as the others predict it.
+    """The surrogate of one objective, and its prediction of each candidate from all others.
 
     Scores are means of the searched metric over the search examples.
     """
@@ -135,7 +135,7 @@ class ObjectiveFit(_Data):
     coverage: float
     """Share of the candidates whose score lies in its 90% interval."""
     standard_error: float | None
-    """Of a candidate's score, over examples; None where there is only one."""
+    """Of a candidate's score, over examples; None for a single example."""
     measured: tuple[float, ...]
     predicted: tuple[float, ...]
     widths: tuple[float, ...]
@@ -143,30 +143,30 @@ class ObjectiveFit(_Data):
 
 
 class Surface(_Data):
-    """The front as the surrogates of a study predict it. A `Surface` of the search as plain data.
+    """The front that the surrogates of a study predict: a `Surface` of the search as plain data.
 
-    Rows are points of it, columns objectives. Not to be confused with the front, which was evaluated.
+    Rows are points, columns objectives. Not to be confused with the front, which was evaluated.
     """
 
     refused: str | None
-    """Why it must not be relied on; None where it may be."""
+    """Why the surface is unreliable; None if it is reliable."""
     best_for_all: str | None = None
-    """Id of the one recipe that is best for all objectives, where they do not conflict."""
+    """Id of the recipe that is best for all objectives, if they do not conflict."""
     means: tuple[tuple[float, ...], ...] = ()
     widths: tuple[tuple[float, ...], ...] = ()
     """Half of each prediction's 90% interval."""
     evaluated: tuple[tuple[float, ...], ...] = ()
-    """What the candidates that did not fail scored."""
+    """Scores of the candidates that did not fail."""
     fits: Mapping[str, ObjectiveFit] = {}
-    """Objective → its fit, of those that vary."""
+    """Objective → its fit, without constant objectives."""
 
 
 class Verified(_Data):
-    """What a predicted merge scores when it is evaluated."""
+    """Measured scores of a predicted merge."""
 
     candidate: Candidate
     unseen: Mapping[str, Interval]
-    """Objective → mean of the searched metric, the one that was predicted, on the report split, where that is scored there."""
+    """Objective → mean of the searched (predicted) metric on the report split, if it is scored there."""
 
 
 class Results(_Data):
@@ -180,7 +180,7 @@ class Results(_Data):
     stopped: int = 0
     """Candidates that lost their race, and were evaluated on some of the examples."""
     spent: float
-    """Of the budget: all scores of search examples, in units of a whole evaluation."""
+    """Used budget: all scores of search examples, in units of a full evaluation."""
     objectives: tuple[Objective, ...]
     hypervolume: Hypervolume | None
     """None where it would take too long: see `pareto.affordable`."""
@@ -189,16 +189,16 @@ class Results(_Data):
     """Recipe id of the front's point that was picked by default: the best mean on the search split."""
     references: Mapping[str, Candidate]
     unscored: Mapping[str, str] = {}
-    """References and models of the front that could not be scored, and why: they are in nothing else here."""
+    """References and models of the front that could not be scored, with the reasons. All other fields leave them out."""
     comparisons: tuple[Comparison, ...]
     diagnostics: Diagnostics | None = None
-    """Of a population of models that has members; None of any other search."""
+    """Only for a population of models that has members."""
     cells: tuple[Cells, ...] = ()
-    """Of a population that is kept in cells."""
+    """Only for a population in cells."""
     not_replayed: str | None = None
-    """Why the journal of a population could not be replayed, so that its diagnostics and cells are not known."""
+    """Why the journal of a population could not be replayed: it then has no diagnostics and cells."""
     surface: Surface | None = None
-    """Of a study whose driver leaves one, such as `front`; None of any other."""
+    """Only for a driver that fits surrogates of the objectives, such as `front`."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     damaged_costs: int = 0
@@ -225,37 +225,26 @@ class Results(_Data):
         return front_figure(self)
 
     def public(self) -> dict[str, Any]:
-        """Return the stable JSON form of `evomerge show --json`."""
-        found: dict[str, Any] = {
+        """Return the stable JSON form of `evomerge show --json`.
+
+        An interval is [value, low, high]; each covers with 95% by itself, not all together.
+        """
+        data: dict[str, Any] = {
             "digest": self.digest,
             "evaluations": self.evaluations,
             "objectives": [objective.name for objective in self.objectives],
             "hypervolume": {
                 split: self.hypervolume and getattr(self.hypervolume, split) for split in ("search", "report")
             },
-            "front": [
-                {
-                    "recipe_id": point.recipe_id,
-                    "search": dict(point.search),
-                    "report": {k: list(v) for k, v in point.report.items()},
-                }
-                for point in self.front
-            ],
-            "references": {
-                name: {
-                    "recipe_id": point.recipe_id,
-                    "search": dict(point.search),
-                    "report": {k: list(v) for k, v in point.report.items()},
-                }
-                for name, point in self.references.items()
-            },
+            "front": [_public(point) for point in self.front],
+            "references": {name: _public(point) for name, point in self.references.items()},
         }
         if self.unscored:
-            found["unscored"] = dict(self.unscored)
+            data["unscored"] = dict(self.unscored)
         if self.stopped:
-            found["race"] = {"stopped": self.stopped, "spent": self.spent}
+            data["race"] = {"stopped": self.stopped, "spent": self.spent}
         if self.diagnostics is not None:
-            found["population"] = {
+            data["population"] = {
                 "coverage": self.diagnostics.coverage[-1],
                 "entropy": self.diagnostics.entropy and self.diagnostics.entropy[-1],
                 "members": self.diagnostics.members,
@@ -265,18 +254,21 @@ class Results(_Data):
                 ],
             }
         if self.surface is not None:
-            found["surface"] = {
+            data["surface"] = {
                 "refused": self.surface.refused,
                 "best_for_all": self.surface.best_for_all,
                 "points": len(self.surface.means),
                 "fits": {
-                    name: {
-                        "rung": fit.rung,
-                        "r2": fit.r2,
-                        "coverage": fit.coverage,
-                        "standard_error": fit.standard_error,
-                    }
+                    name: fit.model_dump(include={"rung", "r2", "coverage", "standard_error"})
                     for name, fit in self.surface.fits.items()
                 },
             }
-        return found
+        return data
+
+
+def _public(point: Candidate) -> dict[str, Any]:
+    return {
+        "recipe_id": point.recipe_id,
+        "search": dict(point.search),
+        "report": {name: list(interval) for name, interval in point.report.items()},
+    }

@@ -1,4 +1,4 @@
-"""Tables and sentences for the terminal: what was found, on unseen examples, readable in a log file too."""
+"""Tables and sentences of results, for terminals and log files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,75 +28,76 @@ def summary(results: Results) -> list[RenderableType]:
 
 
 def point(results: Results, candidate: Candidate) -> RenderableType:
-    """Return one point beside the references that everybody has without a search."""
+    """Return the scores of one point beside those of the references."""
     shown = [results.references[name] for name in results.references if not name.startswith("expert ")]
     return _table(results, shown, [candidate])
 
 
-def prediction(found: Prediction, tasks: Mapping[str, Task], verified: Verified | None = None) -> list[RenderableType]:
-    """Return what a merge is expected to score, how far that may be relied on, and what it scores if it was `verified`."""
+def prediction(
+    predicted: Prediction, tasks: Mapping[str, Task], verified: Verified | None = None
+) -> list[RenderableType]:
+    """Return the predicted scores of a merge, how good such predictions are, and the measured scores if it is `verified`."""
     table = Table(title="Predicted on the search examples", **_STYLE)
     table.add_column("objective")
     measured = ("measured", "on unseen examples,\n95% interval") if verified is not None else ()
     for head in ("predicted,\n90% interval", *measured, "R²", "coverage"):
         table.add_column(Text(head), justify="right")
-    for name, (mean, width) in found.scores.items():
+    for name, (mean, width) in predicted.scores.items():
         metric = tasks[name].search_metric
         cells = [f"{name}: {wording.metric(metric)}", wording.within(mean, width, metric)]
         if verified is not None:
             unseen = verified.unseen.get(name)
             cells.append(wording.value(verified.candidate.search[name], metric))
             cells.append("-" if unseen is None else wording.interval(unseen, metric))
-        fit = found.fits[name]
+        fit = predicted.fits[name]
         table.add_row(*map(Text, (*cells, f"{fit.r2:.2f}", f"{fit.coverage:.0%}")))
         if verified is not None and (reported := tasks[name].report_metric) != metric:
             unseen = verified.candidate.report[name]
             table.add_row(
                 *map(Text, (f"{name}: {wording.metric(reported)}", "-", "-", wording.interval(unseen, reported)))
             )
-    said: list[RenderableType] = [table, ""]
-    if found.best_for_all:
-        said.append("One merge is best for all objectives, as far as can be told: there is no trade-off to choose.")
+    lines: list[RenderableType] = [table, ""]
+    if predicted.best_for_all:
+        lines.append("One merge is best for all objectives, within the uncertainty: there is no trade-off to choose.")
     if verified is not None:
         inside = sum(
-            abs(verified.candidate.search[name] - mean) <= width for name, (mean, width) in found.scores.items()
+            abs(verified.candidate.search[name] - mean) <= width for name, (mean, width) in predicted.scores.items()
         )
-        said.append(
-            f"Measured on the search examples, {inside} of {len(found.scores)} scores lie in their 90% intervals."
-            + (" The search had evaluated this merge, so that they are no test." if found.evaluated else "")
+        lines.append(
+            f"Measured on the search examples, {inside} of {len(predicted.scores)} scores lie in their 90% intervals."
+            + (" The search evaluated this merge, so they do not test the prediction." if predicted.evaluated else "")
         )
-    return said
+    return lines
 
 
 def surface(results: Results) -> str | None:
-    """Return whether the surface of a study may be asked, and how well it is known; None for a study without one."""
-    found = results.surface
-    if found is None:
+    """Return whether the surface of a study is reliable, and how well it predicts; None for a study without one."""
+    predicted = results.surface
+    if predicted is None:
         return None
-    if found.refused is not None:
-        return f"The surface cannot be relied on: {found.refused}."
-    fits = ", ".join(f"{name} R² {fit.r2:.2f} and coverage {fit.coverage:.0%}" for name, fit in found.fits.items())
-    shared = "" if found.best_for_all is None else " One merge is best for all objectives, as far as can be told."
-    return f"The surface may be asked, `evomerge pick … --surface`: {fits}, each candidate predicted from the others.{shared}"
+    if predicted.refused is not None:
+        return f"The surface is unreliable: {predicted.refused}."
+    fits = ", ".join(f"{name} R² {fit.r2:.2f} and coverage {fit.coverage:.0%}" for name, fit in predicted.fits.items())
+    shared = "" if predicted.best_for_all is None else " One merge is best for all objectives, within the uncertainty."
+    return f"The surface predicts merges, `evomerge pick … --surface`: {fits}, each candidate predicted from the others.{shared}"
 
 
 def sentences(results: Results) -> list[str]:
-    """Return the verdicts in words, what became of a population or a surface, and what was searched and failed."""
-    said = [_verdict(results, comparison) for comparison in results.comparisons]
-    said += missing(results)
-    if (became := population(results)) is not None:
-        said.append(became)
-    if (asked := surface(results)) is not None:
-        said.append(asked)
+    """Return the comparisons in words, the state of a population or a surface, and what was evaluated.
+
+    The first sentences are those of `Results.comparisons`, in the same order; the last one is about the evaluations.
+    """
+    lines = [_verdict(results, comparison) for comparison in results.comparisons]
+    lines += [*missing(results), *filter(None, (population(results), surface(results)))]
+    if results.damaged_costs:
+        lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
     failed = f", {results.failed} failed" if results.failed else ""
     raced = f"; {results.stopped} lost their race before; {results.spent:g} evaluations' worth of examples in all"
-    said.append(
+    lines.append(
         f"{results.evaluations} candidates were evaluated{failed}{raced * bool(results.stopped)}. Search scores chose the front; "
         f"every score shown was measured on examples that the search never saw. {levels(results)}"
     )
-    if results.damaged_costs:
-        said.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
-    return said
+    return lines
 
 
 def levels(results: Results) -> str:
@@ -124,18 +125,19 @@ def missing(results: Results) -> list[str]:
 
 
 def population(results: Results) -> str | None:
-    """Return what a population of models is like at the end; None for any other search."""
+    """Return the state of a population of models at the end; None for any other search."""
     if results.not_replayed is not None:
         return f"The population is not shown: {results.not_replayed}."
-    found = results.diagnostics
-    if found is None:
+    diagnostics = results.diagnostics
+    if diagnostics is None:
         return None
     filled = "".join(
         f"; {len(cells.elites)} of {cells.size} cells filled (best {wording.objective(cells.quality)})"
         for cells in results.cells
     )
-    entropy = None if found.entropy is None else found.entropy[-1]
-    return f"The population has {found.members} members: {wording.covered(found.coverage[-1], entropy)}{filled}."
+    entropy = None if diagnostics.entropy is None else diagnostics.entropy[-1]
+    covered = wording.covered(diagnostics.coverage[-1], entropy)
+    return f"The population has {diagnostics.members} members: {covered}{filled}."
 
 
 def _verdict(results: Results, comparison: Comparison) -> str:
@@ -144,7 +146,7 @@ def _verdict(results: Results, comparison: Comparison) -> str:
         gap = "{} [{}, {}]".format(*(wording.volume(number, sign=True) for number in comparison.difference))
         return (
             f"The {comparison.better} has hypervolume {wording.volume(mine)} on unseen examples, "
-            f"{comparison.worse} {wording.volume(theirs)}: {gap} without what many noisy points gain by luck, "
+            f"{comparison.worse} {wording.volume(theirs)}: {gap} after a correction for the chance gain of many noisy points, "
             f"{comparison.verdict}."
         )
     metric = wording.mean_metric(results)
@@ -156,7 +158,7 @@ def _verdict(results: Results, comparison: Comparison) -> str:
 
 
 def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
-    """Return a table with an empty line between what needs no search and what the search found."""
+    """Return a table of the references, an empty line, and the merges of the search."""
     table = Table(title="On unseen examples, each with its 95% interval", **_STYLE)
     table.add_column("model")
     for objective in results.objectives:

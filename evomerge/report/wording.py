@@ -1,4 +1,4 @@
-"""How numbers are shown to people: shares of examples in percent, other metrics as they are, intervals in brackets."""
+"""Scores as text: shares of examples in percent, other metrics unchanged, intervals in brackets."""
 
 from evomerge.report.results import Interval, Objective, Results
 
@@ -14,7 +14,7 @@ def metric(name: str) -> str:
 
 
 def objective(name: str) -> str:
-    """Return an objective in words: `news/log_likelihood` is `news: log likelihood`; what names none stays as it is."""
+    """Return an objective in words: `news/log_likelihood` is `news: log likelihood`; other texts are returned unchanged."""
     task, slash, _ = name.rpartition("/")
     return f"{task}: {metric(name)}" if slash else name
 
@@ -53,12 +53,12 @@ def covered(coverage: float, entropy: float | None) -> str:
 
 
 def volume(number: float, *, sign: bool = False) -> str:
-    """Return a hypervolume to four digits. Its unit, the product of the metrics' units, says little by itself."""
+    """Return a hypervolume to four digits, without its unit: the product of the metrics' units."""
     return f"{number:{'+' if sign else ''}.4g}"
 
 
 def unit(name: str) -> str:
-    """Return what goes behind a metric's name on an axis: ` (%)` for shares."""
+    """Return the unit to append to a metric's name: ` (%)` for shares."""
     return " (%)" if is_share(name) else ""
 
 

@@ -159,7 +159,7 @@ def surfaced(study_file, small_digits):
 
 def test_a_front_by_surrogates_reports_whether_its_surface_is_reliable(surfaced):
     _, out, said = surfaced
-    assert "The surface may be asked, `evomerge pick … --surface`: turned R² 0.9" in said.replace("\n", " ")
+    assert "The surface predicts merges, `evomerge pick … --surface`: turned R² 0.9" in said.replace("\n", " ")
     found = json.loads(evomerge("show", out, "--json").stdout)["surface"]
     assert set(found) == {"refused", "best_for_all", "points", "fits"}
     assert found["refused"] is None

@@ -37,16 +37,16 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
     names = [rename(task) for task in TASKS[:objectives]]
     generator = np.random.default_rng(objectives)
     draws = bootstrap.resamples(dict.fromkeys(TASKS[:objectives], EXAMPLES[1]), n=300)
-    kept: dict[str, dict[str, np.ndarray]] = {}
+    scores_of: dict[str, dict[str, np.ndarray]] = {}
 
-    def candidate(name: str, made: Recipe, accuracy: np.ndarray) -> Candidate:
+    def candidate(name: str, built: Recipe, accuracy: np.ndarray) -> Candidate:
         report = scored(accuracy, name, EXAMPLES[1], "report")
-        kept[made.id] = report
+        scores_of[built.id] = report
         searched = scored(accuracy, name, EXAMPLES[0], "search")
         return Candidate(
             name=name,
-            recipe_id=made.id,
-            recipe=made.data,
+            recipe_id=built.id,
+            recipe=built.data,
             search={task: float(np.log(vector.mean()) - 0.2) for task, vector in searched.items()},
             report=bootstrap.intervals(report, draws),
             mean=bootstrap.mean_interval(report, draws),
@@ -82,8 +82,8 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
     history = pareto.hypervolume_history(points([*references.values(), *population]), corner)
     below = dict.fromkeys(TASKS[:objectives], 0.3)
     gain = bootstrap.hypervolume_difference(
-        [kept[point.recipe_id] for point in front],
-        [kept[point.recipe_id] for point in references.values()],
+        [scores_of[point.recipe_id] for point in front],
+        [scores_of[point.recipe_id] for point in references.values()],
         below,
         draws,
         100,
@@ -121,7 +121,9 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
                     worse=f"{what}{name}",
                     values=(picked.mean[0], references[name].mean[0]),
                     what="mean",
-                    difference=bootstrap.difference(kept[picked.recipe_id], kept[references[name].recipe_id], draws),
+                    difference=bootstrap.difference(
+                        scores_of[picked.recipe_id], scores_of[references[name].recipe_id], draws
+                    ),
                 )
                 for what, name in (("plain ", rename("average")), ("", best))
             ),

@@ -13,7 +13,7 @@ def width(interval: bootstrap.Interval) -> float:
     return interval[2] - interval[1]
 
 
-def test_interval_of_a_mean_is_as_wide_as_theory_says():
+def test_interval_of_a_mean_has_the_width_of_the_normal_approximation():
     scores = {"a": normal(0, 400, mean=5, deviation=2)}
     value, low, high = bootstrap.intervals(scores, bootstrap.resamples({"a": 400}))["a"]
     assert value == pytest.approx(float(scores["a"].mean(dtype=np.float64)))
@@ -22,16 +22,16 @@ def test_interval_of_a_mean_is_as_wide_as_theory_says():
     assert (high - value) / error == pytest.approx(1.96, abs=0.15)
 
 
-def test_95_percent_of_intervals_hold_the_truth():
+def test_95_percent_of_intervals_contain_the_truth():
     draws = bootstrap.resamples({"a": 200}, n=400)
-    held = 0
+    covered = 0
     for seed in range(300):
         _, low, high = bootstrap.mean_interval({"a": normal(seed, 200)}, draws)
-        held += low <= 0 <= high
-    assert 0.91 <= held / 300 <= 0.985
+        covered += low <= 0 <= high
+    assert 0.91 <= covered / 300 <= 0.985
 
 
-def test_mean_weighs_objectives_alike_whatever_their_number_of_examples():
+def test_objectives_have_equal_weights_in_the_mean_for_any_number_of_examples():
     scores = {"a": np.full(10, 2, np.float32), "b": np.full(90, 3, np.float32)}
     assert bootstrap.mean_interval(scores, bootstrap.resamples({"a": 10, "b": 90}, n=50)) == (2.5, 2.5, 2.5)
 
@@ -44,7 +44,7 @@ def test_mean_of_two_objectives_has_the_variance_of_independent_draws():
     assert together == pytest.approx(np.hypot(width(each["a"]), width(each["b"])) / 2, rel=0.08)
 
 
-def test_paired_difference_is_narrower_than_the_models_own_intervals():
+def test_paired_difference_is_narrower_than_the_intervals_of_the_models():
     hard = normal(0, 500)
     a, b = {"t": hard + 0.1 * normal(1, 500) + 0.05}, {"t": hard + 0.1 * normal(2, 500)}
     draws = bootstrap.resamples({"t": 500})
@@ -61,7 +61,7 @@ def test_difference_changes_sign_with_its_arguments():
     assert bootstrap.difference(b, a, draws) == pytest.approx((-value, -high, -low))
 
 
-def test_same_seed_gives_the_same_resamples_and_another_seed_others():
+def test_equal_seeds_give_equal_resamples_and_other_seeds_others():
     first, again, other = (bootstrap.resamples({"t": 50}, n=20, seed=seed).counts["t"] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -181,20 +181,20 @@ def test_hypervolume_difference_has_the_sign_of_the_better_set():
     assert back == pytest.approx((-value, -high, -low))
 
 
-def test_set_against_itself_has_no_hypervolume_difference():
+def test_set_has_no_hypervolume_difference_from_itself():
     some = models([(0.8, 0.4), (0.4, 0.8)])
     draws = bootstrap.resamples({"a": 300, "b": 300}, n=50)
     assert bootstrap.hypervolume_difference(some, some, {"a": 0, "b": 0}, draws) == (0, 0, 0)
 
 
-def test_many_copies_of_one_noisy_model_are_seldom_called_a_better_front():
+def test_many_copies_of_one_noisy_model_are_rarely_called_a_better_front():
     point = {"a": 0.0, "b": 0.0}
     draws = bootstrap.resamples({"a": 300, "b": 300}, n=150)
     better = 0
     for seed in range(40):
         alike = models([(0.7, 0.7)] * 14, seed=100 * seed)
         better += bootstrap.hypervolume_difference(alike[:10], alike[10:], point, draws)[1] > 0
-    assert better <= 8, "the luck of many points passes for a better front"
+    assert better <= 8, "the chance gain of many points counts as a better front"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_task_without_examples_is_refused():
         bootstrap.resamples({"a": 0})
 
 
-def test_hypervolume_difference_needs_models_and_a_whole_point():
+def test_hypervolume_difference_needs_models_and_a_complete_point():
     draws = bootstrap.resamples({"a": 300, "b": 300}, n=3)
     some = models([(0.5, 0.5)])
     with pytest.raises(StudyError, match="the references hold no model"):

@@ -13,7 +13,7 @@ def front_matter(card: str) -> dict:
     return strict_yaml.parse(head, "card")
 
 
-def test_front_matter_is_what_the_hub_reads():
+def test_front_matter_has_the_keys_of_the_hub():
     assert front_matter(model_card(base(), "owner/model-1.5", ["a"])) == {
         "library_name": "transformers",
         "tags": ["merge", "evomerge"],
@@ -22,7 +22,7 @@ def test_front_matter_is_what_the_hub_reads():
 
 
 @pytest.mark.parametrize("name", ["two words", "a/b/c", "-x", "x\n---\nlicense: mit", ""])
-def test_base_that_the_hub_cannot_name_is_left_out_of_the_front_matter(name):
+def test_base_whose_name_the_hub_refuses_is_not_in_the_front_matter(name):
     assert "base_model" not in front_matter(model_card(base(), name, ["a"]))
 
 
@@ -62,16 +62,16 @@ def stack(*slots):
         ([(MERGE, 0), (MERGE, 1)], f"merge `{Recipe.parse(MERGE).id[:8]}` 0-1."),
     ],
 )
-def test_layers_of_a_stack_are_named_in_one_line(slots, line):
+def test_layers_of_a_stack_are_listed_in_one_line(slots, line):
     card = model_card(stack(*slots), "model", ["a", "b"])
     assert line in card
     assert "Embeddings, final norm and head are those of b." in card
     assert "unscaled" in card
 
 
-def test_folded_scales_are_told_with_what_they_changed():
-    made = stack(("a", 0), ("a", 1, -0.7))
-    card = model_card(made, "model", ["a", "b"], folding=Folding(object(), "", 2.5e-7, 1e-3))
+def test_folded_scales_are_stated_with_their_rounding():
+    recipe = stack(("a", 0), ("a", 1, -0.7))
+    card = model_card(recipe, "model", ["a", "b"], folding=Folding(object(), "", 2.5e-7, 1e-3))
     assert "multiplied by -0.7 before layer 1 (counted from 0). These scales are folded into the weights" in card
     assert "2.5e-07" in card
     assert "1.0e-03" in card
@@ -79,16 +79,16 @@ def test_folded_scales_are_told_with_what_they_changed():
     assert "load_stack" not in card
 
 
-def test_card_says_that_plain_transformers_ignores_scales_that_are_not_folded():
-    made = stack(("a", 0), ("a", 1, 0.7))
-    card = model_card(made, "model", ["a", "b"], folding=Folding(None, "the moon is full"))
+def test_card_warns_that_plain_transformers_ignores_scales_that_are_not_folded():
+    recipe = stack(("a", 0), ("a", 1, 0.7))
+    card = model_card(recipe, "model", ["a", "b"], folding=Folding(None, "the moon is full"))
     assert "Plain transformers loads this folder, but what it then computes is another model" in card
     assert "not in the weights, because the moon is full." in card
     assert 'load_stack("path/to/this/folder", "AutoModel")' in card
     assert "AutoModel.from_pretrained" not in card
 
 
-def test_scores_stand_beside_the_references_only_where_they_were_measured(results):
+def test_scores_are_shown_beside_the_references_only_if_measured(results):
     point = results.front[0]
     recipe = Recipe.parse(point.recipe)
     names = [objective.name for objective in results.objectives]

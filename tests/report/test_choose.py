@@ -1,4 +1,4 @@
-"""What somebody wants of a front: one rule at a time."""
+"""The choice of a point of a front by a preference."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from evomerge import pareto
 from evomerge.errors import StudyError
 from evomerge.report.choose import Preference
 
-INWARDS = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.2, 0.2]])
+CONCAVE = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.2, 0.2]])
 NAMES = ["maths", "code"]
 
 
-def test_each_preference_is_answered_by_its_rule_and_none_by_the_best_mean():
+def test_each_preference_has_its_rule_and_the_default_is_the_best_mean():
     points = np.array([[0.0, 1.0], [0.6, 0.7], [1.0, 0.0]])
     assert Preference().row(points, NAMES) == 1
     assert Preference(weights={"maths": 1}).row(points, NAMES) == 2
@@ -32,6 +32,6 @@ def test_each_preference_is_answered_by_its_rule_and_none_by_the_best_mean():
 )
 def test_two_preferences_are_refused(two):
     with pytest.raises(StudyError, match="expected one of knee, tchebycheff, weights, floors and wish, got"):
-        Preference(**two).row(INWARDS, NAMES)
+        Preference(**two).row(CONCAVE, NAMES)
     with pytest.raises(StudyError, match=r"`best` .* goes with floors|expected exactly one"):
-        Preference(best="maths").row(INWARDS, NAMES)
+        Preference(best="maths").row(CONCAVE, NAMES)

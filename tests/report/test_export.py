@@ -1,4 +1,4 @@
-"""What is exported is what plain transformers, in a process without evomerge, makes of the folder."""
+"""Exported folders give the same logits in plain transformers, in a process without evomerge."""
 
 import json
 import os
@@ -73,11 +73,11 @@ class Export:
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """Return exports by architecture and kind of scales, all of them run in one other process."""
+    """Return exports by architecture and kind of scales, all run in one other process."""
     root = tmp_path_factory.mktemp("exports")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found = {}
+    exported = {}
     for architecture in ARCHITECTURES:
         kinds = {"unscaled": (1e-12, UNSCALED), "mixed": (1e-12, MIXED)}
         if architecture in ("llama", "gpt2"):
@@ -96,55 +96,55 @@ def exports(tmp_path_factory):
             export(stack(scales), pool, folder)
             live.write(Builder(pool).build(stack(scales)))
             with torch.inference_mode():
-                found[architecture, kind] = Export(folder, live.module(**inputs(architecture)).logits)
+                exported[architecture, kind] = Export(folder, live.module(**inputs(architecture)).logits)
             save_file(inputs(architecture), folder / "inputs")
             (folder / "auto").write_text(TINY[architecture][1])
     torch.set_num_threads(threads)
     subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, *(str(one.folder) for one in found.values())],
+        [sys.executable, "-c", ELSEWHERE, *(str(each.folder) for each in exported.values())],
         check=True,
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )
-    return found
+    return exported
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_exported_stack_is_the_stack_in_memory_bit_for_bit(architecture, exports):
-    found = exports[architecture, "unscaled"]
-    assert torch.equal(found.elsewhere, found.logits)
-    assert "5 layers, numbered as in their sources: b 2, a 0, a 0, b 1, base 1." in found.card
-    assert not (found.folder / SCALES).exists()
+    exported = exports[architecture, "unscaled"]
+    assert torch.equal(exported.elsewhere, exported.logits)
+    assert "5 layers, numbered as in their sources: b 2, a 0, a 0, b 1, base 1." in exported.card
+    assert not (exported.folder / SCALES).exists()
 
 
 @pytest.mark.parametrize(
     ("architecture", "kind"), [*((name, "mixed") for name in ARCHITECTURES), ("llama", "powers"), ("gpt2", "powers")]
 )
 def test_exported_scales_are_folded_up_to_rounding(architecture, kind, exports):
-    found = exports[architecture, kind]
-    assert (found.elsewhere - found.logits).abs().max() <= TOLERANCE * found.logits.abs().max()
-    assert "These scales are folded into the weights" in found.card
-    assert not (found.folder / SCALES).exists()
+    exported = exports[architecture, kind]
+    assert (exported.elsewhere - exported.logits).abs().max() <= TOLERANCE * exported.logits.abs().max()
+    assert "These scales are folded into the weights" in exported.card
+    assert not (exported.folder / SCALES).exists()
     plain = exports[architecture, "unscaled"].logits
-    assert (plain - found.logits).abs().max() > 100 * TOLERANCE * found.logits.abs().max()
+    assert (plain - exported.logits).abs().max() > 100 * TOLERANCE * exported.logits.abs().max()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_scales_that_are_not_folded_stand_beside_the_weights(architecture, exports):
-    found = exports[architecture, "kept"]
-    assert json.loads((found.folder / SCALES).read_text()) == {"scales": list(POWERS)}
-    assert "what it then computes is another model" in found.card
-    assert "more than rounding does" in found.card
-    assert not torch.allclose(found.elsewhere, found.logits, atol=1e-3), "the card is right"
-    model = load_stack(found.folder, TINY[architecture][1])
+def test_scales_that_are_not_folded_are_beside_the_weights(architecture, exports):
+    exported = exports[architecture, "kept"]
+    assert json.loads((exported.folder / SCALES).read_text()) == {"scales": list(POWERS)}
+    assert "what it then computes is another model" in exported.card
+    assert "more than rounding does" in exported.card
+    assert not torch.allclose(exported.elsewhere, exported.logits, atol=1e-3), "the card is right"
+    model = load_stack(exported.folder, TINY[architecture][1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.inference_mode():
-        assert torch.equal(model(**inputs(architecture)).logits, found.logits)
+        assert torch.equal(model(**inputs(architecture)).logits, exported.logits)
     torch.set_num_threads(threads)
 
 
-def test_everything_else_in_the_configuration_stays(exports):
+def test_rest_of_the_configuration_is_unchanged(exports):
     folder = exports["llama", "unscaled"].folder
     before = json.loads((folder.parent / "llama/1e-12/base/config.json").read_text())
     assert json.loads((folder / "config.json").read_text()) == before | {"num_hidden_layers": 5}
@@ -177,7 +177,7 @@ def test_merge_keeps_the_bases_configuration_byte_for_byte(pool, tmp_path):
     ("layers", "error", "message"),
     [((("a", 0), ("a", 9)), RecipeError, "names layer 9"), ((("a", 0),), CheckpointError, "not empty")],
 )
-def test_nothing_is_written_where_something_is_wrong(layers, error, message, tmp_path):
+def test_nothing_is_written_after_an_error(layers, error, message, tmp_path):
     for seed, name in enumerate(("base", "a")):
         tiny_model(tmp_path / name, "llama", seed)
     pool, out = Pool(tmp_path / "base", {"a": tmp_path / "a"}), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""An exported member of a population carries its whole lineage: who it is made of, drawn, and enough to make it again."""
+"""An exported member of a population comes with its complete lineage, as data and as a picture."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def child(*parents, weight=0.5):
 
 
 @pytest.fixture(scope="module")
-def people():
+def members():
     maths, code, prose = (recipe.expert(name) for name in ("maths", "code", "prose"))
     one = child(maths, code, weight=0.3)
     two = child(code, prose)
@@ -36,25 +36,25 @@ def pool(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(people, pool, tmp_path_factory):
+def exported(members, pool, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "model"
-    export(people[5], pool, out, lineage={one.id: one for one in people})
+    export(members[5], pool, out, lineage={member.id: member for member in members})
     return out
 
 
-def test_export_has_the_members_weights(exported, people, pool):
-    members = Members()
-    members.lineage |= {one.id: one for one in people}
-    built = Builder(pool, members=members).build(people[5])
-    found = Folder(exported)
+def test_export_has_the_members_weights(exported, members, pool):
+    ancestors = Members()
+    ancestors.lineage |= {member.id: member for member in members}
+    built = Builder(pool, members=ancestors).build(members[5])
+    folder = Folder(exported)
     for name in built.info:
-        assert torch.equal(found.tensor(name), built.tensor(name)), name
+        assert torch.equal(folder.tensor(name), built.tensor(name)), name
 
 
-def test_export_says_who_the_ancestors_are(exported, people):
+def test_export_has_the_ancestors(exported, members):
     data = strict_yaml.read(exported / "recipe.yaml")
-    assert {Recipe.parse(own).id for own in data["members"].values()} == set(data["members"])
-    assert set(data["members"]) == {one.id for one in people[:5]}
+    assert {Recipe.parse(each).id for each in data["members"].values()} == set(data["members"])
+    assert set(data["members"]) == {member.id for member in members[:5]}
     assert (exported / "family.png").read_bytes().startswith(b"\x89PNG")
     card = (exported / "README.md").read_text()
     assert "the expert maths, the expert code and the expert prose" in card
@@ -64,14 +64,16 @@ def test_export_says_who_the_ancestors_are(exported, people):
 
 def test_merge_makes_the_same_bytes_from_the_exported_recipe(exported, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["evomerge", "merge", str(exported / "recipe.yaml"), "-o", str(tmp_path / "again")])
-    main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (exported / "model.safetensors").read_bytes()
 
 
 def test_changed_ancestor_is_refused(exported, tmp_path, monkeypatch, capsys):
     data = strict_yaml.read(exported / "recipe.yaml")
-    changed = next(own for own in data["members"].values() if "merge" in own)
+    changed = next(each for each in data["members"].values() if "merge" in each)
     changed["merge"]["parameters"]["weight"] = 0.9
     (tmp_path / "recipe.yaml").write_text(strict_yaml.text(data))
     monkeypatch.setattr("sys.argv", ["evomerge", "merge", str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "again")])
@@ -81,20 +83,19 @@ def test_changed_ancestor_is_refused(exported, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "again").exists()
 
 
-def test_member_without_its_lineage_is_refused_before_anything_is_written(people, pool, tmp_path):
+def test_member_without_its_lineage_is_refused_before_anything_is_written(members, pool, tmp_path):
     with pytest.raises(RecipeError, match="no candidate"):
-        export(people[5], pool, tmp_path / "out")
+        export(members[5], pool, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_generations_are_counted_along_the_longest_way(people):
-    known = {one.id: one for one in people}
-    found = family._generations(known)
-    assert [found[one.id] for one in people] == [0, 0, 0, 1, 1, 2, 2]
+def test_generations_are_lengths_of_longest_paths(members):
+    depths = family._generations({member.id: member for member in members})
+    assert [depths[member.id] for member in members] == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_a_very_long_line_is_drawn_as_far_as_it_can_be_seen(people):
-    line = list(people[:2])
+def test_of_many_ancestors_the_nearest_are_drawn(members):
+    line = list(members[:2])
     for _ in range(400):
         line.append(child(line[-2], line[-1]))
     figure = family.draw(line[-1], {one.id: one for one in line})

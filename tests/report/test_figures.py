@@ -35,7 +35,7 @@ def test_front_of_one_and_of_many_objectives_is_drawn(objectives, build):
     assert image[..., :3].std() > 0.05
 
 
-def test_axes_say_metric_split_and_number_of_examples(results, front):
+def test_axes_have_metric_split_and_number_of_examples(results, front):
     labels = {text for axes in front.axes for text in (axes.get_xlabel(), axes.get_ylabel())}
     assert f"{results.objectives[0].name}: accuracy (%) on 500 unseen examples" in labels
     [axes] = figures.hypervolume_figure(results).axes
@@ -50,7 +50,7 @@ def test_every_reference_is_named_in_every_scatter(results, front):
         assert {text.get_text() for text in axes.texts} == set(results.references)
 
 
-def test_picked_merge_has_a_look_of_its_own(results):
+def test_picked_merge_has_a_separate_style(results):
     looks = {figures._look(results, model) for model in results.front}
     assert looks == {figures._FRONT, figures._PICKED}
     assert not looks & {figures._look(results, model) for model in results.references.values()}
@@ -61,6 +61,6 @@ def test_same_results_give_the_same_bytes(build):
     assert figures.png(figures.front_figure(results)) == figures.png(figures.front_figure(results))
 
 
-def test_names_that_look_like_mathematics_are_drawn_as_they_are(build):
+def test_names_that_look_like_mathematics_are_drawn_literally(build):
     results = build(2, merges=8, rename=lambda name: f"{EVIL}{name}")
     assert pixels(figures.png(figures.front_figure(results))).std() > 0.05

@@ -75,7 +75,7 @@ def test_figures_are_png(evil):
         assert base64.b64decode(data).startswith(b"\x89PNG")
 
 
-def test_page_tells_verdicts_models_recipes_settings_costs_and_digest(results, page):
+def test_page_has_verdicts_models_recipes_settings_costs_and_digest(results, page):
     for sentence in tables.sentences(results):
         assert sentence in page.text
     for model in [*results.front, *results.references.values()]:
@@ -88,7 +88,7 @@ def test_page_tells_verdicts_models_recipes_settings_costs_and_digest(results, p
     assert page.text.count("(picked)") == 2, "once in the table, once among the recipes"
 
 
-def test_commands_can_be_typed_whatever_the_folder_is_called(results, page):
+def test_commands_can_be_typed_for_any_folder_name(results, page):
     commands = [shlex.split(line) for line in page.text.splitlines() if line.endswith("-o OUT")]
     assert len(commands) == 2
     for command in commands:

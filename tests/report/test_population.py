@@ -1,4 +1,4 @@
-"""Populations in the report: curves and cells are drawn as they are, and only where there is a population."""
+"""Populations in the report: curves and cells are drawn unchanged, and only for a population."""
 
 import io
 
@@ -52,7 +52,7 @@ def shown(axes):
     return np.ma.filled(np.ma.masked_invalid(mesh.get_array()).astype(float), np.nan)
 
 
-def test_curves_are_the_series_and_say_where_they_end(populated):
+def test_curves_are_the_series_and_state_their_last_value(populated):
     coverage, entropy = population.curves(populated(), DIAGNOSTICS).axes
     assert coverage.get_ylabel() == "coverage of 800 search examples"
     assert "entropy" in entropy.get_ylabel()
@@ -62,14 +62,14 @@ def test_curves_are_the_series_and_say_where_they_end(populated):
         assert [text.get_text() for text in axes.texts] == [end]
 
 
-def test_where_scores_have_no_entropy_none_is_drawn(populated):
-    found = Diagnostics(evaluations=(1,), coverage=(-1.5,), entropy=None, members=1)
-    [axes] = population.curves(populated(diagnostics=found), found).axes
+def test_missing_entropy_is_not_drawn(populated):
+    diagnostics = Diagnostics(evaluations=(1,), coverage=(-1.5,), entropy=None, members=1)
+    [axes] = population.curves(populated(diagnostics=diagnostics), diagnostics).axes
     assert "coverage" in axes.get_ylabel()
-    assert populated(diagnostics=found).public()["population"]["entropy"] is None
+    assert populated(diagnostics=diagnostics).public()["population"]["entropy"] is None
 
 
-def test_cells_are_drawn_where_they_are_and_a_star_marks_the_best(populated):
+def test_cells_are_drawn_in_place_and_a_star_marks_the_best(populated):
     axes, bar = population.maps(populated(CELLS[2])).axes
     drawn = shown(axes)
     assert drawn.shape == (10, 10)
@@ -91,7 +91,7 @@ def test_one_axis_is_a_strip(populated):
     assert len(axes.get_yticks()) == 0
 
 
-def test_of_more_axes_than_two_the_best_behind_each_cell_is_shown_and_the_title_says_so(populated):
+def test_cells_of_more_than_two_axes_show_the_best_over_the_others_as_the_title_states(populated):
     axes, *_ = population.maps(populated(CELLS[3])).axes
     drawn = shown(axes)
     assert drawn[1, 3] == -0.25
@@ -118,16 +118,16 @@ def test_projection_is_the_maximum_over_the_other_axes(axes, bins, count, seed):
     for _ in range(count):
         dense[tuple(rng.integers(bins, size=axes))] = rng.standard_normal()
     elites = {tuple(map(int, cell)): float(dense[tuple(cell)]) for cell in np.argwhere(np.isfinite(dense))}
-    found = population._projected(grid([NEWS] * axes, bins, elites))
+    projected = population._projected(grid([NEWS] * axes, bins, elites))
     expected = dense.max(axis=tuple(range(2, axes)))
-    assert np.array_equal(np.where(np.isnan(found), -np.inf, found), expected)
+    assert np.array_equal(np.where(np.isnan(projected), -np.inf, projected), expected)
 
 
 @pytest.mark.parametrize("maps", [[0], [1, 1], [2], [2, 2, 2], [3, 3], [1, 2]], ids=str)
 def test_no_label_overlaps_another_or_leaves_the_picture(maps, populated):
     figure = population.maps(populated(*(CELLS[axes] for axes in maps)))
     figure.draw_without_rendering()
-    whole = figure.get_window_extent()
+    page = figure.get_window_extent()
     boxes = []
     for axes in figure.axes:
         if not axes.axison:
@@ -140,8 +140,8 @@ def test_no_label_overlaps_another_or_leaves_the_picture(maps, populated):
         boxes += [text.get_window_extent() for text in texts if text.get_text()]
     assert len(boxes) > 5
     for i, box in enumerate(boxes):
-        assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
-        assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
+        assert page.x0 <= box.x0 <= box.x1 <= page.x1
+        assert page.y0 <= box.y0 <= box.y1 <= page.y1
         assert not any(box.overlaps(other) for other in boxes[:i])
 
 
@@ -154,7 +154,7 @@ def test_same_results_give_the_same_bytes(populated, tmp_path):
         assert imread(io.BytesIO(content), format="png")[..., :3].std() > 0.05
 
 
-def test_a_map_of_nobody_is_drawn_empty(populated):
+def test_empty_map_is_drawn_empty(populated):
     axes, *_ = population.maps(populated(grid([REUTERS, TWEETS], 4, {}))).axes
     assert np.isnan(shown(axes)).all()
     assert not axes.lines
@@ -190,7 +190,7 @@ def test_json_has_the_end_of_the_series_and_the_number_of_filled_cells(populated
     }
 
 
-def test_a_population_that_could_not_be_replayed_is_said_and_not_drawn(plain, tmp_path):
+def test_population_that_could_not_be_replayed_is_stated_and_not_drawn(plain, tmp_path):
     failed = plain.model_copy(update={"not_replayed": "journal.jl: <other> recipe"})
     page = html.page(failed, tmp_path)
     assert "The population is not shown: journal.jl: &lt;other&gt; recipe." in page

@@ -209,10 +209,10 @@ def test_page_and_sentences_say_whether_the_surface_may_be_asked(results, study)
     page = html.page(results, study.folder)
     assert page.count("<img") == 4
     assert "--surface --tchebycheff turned=2,inverted=1 --verify" in page
-    assert any(said.startswith("The surface may be asked") for said in tables.sentences(results))
+    assert any(said.startswith("The surface predicts merges") for said in tables.sentences(results))
     refused = results.model_copy(update={"surface": Surface(refused="`a/b` is <noise>")})
     page = html.page(refused, study.folder)
-    assert "The surface cannot be relied on: `a/b` is &lt;noise&gt;." in page
+    assert "The surface is unreliable: `a/b` is &lt;noise&gt;." in page
     assert page.count("<img") == 2
     assert "--surface" not in page
 

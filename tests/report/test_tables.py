@@ -39,31 +39,31 @@ def test_five_objectives_still_fit(build):
 
 def test_sentences_give_both_values_the_gap_and_the_verdict(results):
     first = results.comparisons[0]
-    said = tables.sentences(results)
+    sentences = tables.sentences(results)
     a, b = (f"{100 * value:.1f}" for value in first.values)
     gap = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in first.difference))
-    assert said[0] == (
+    assert sentences[0] == (
         f"The picked merge has mean accuracy {a} on unseen examples, the plain average {b}: {gap}, {first.verdict}."
     )
-    assert said[-1].startswith(f"{results.evaluations} candidates were evaluated, 2 failed.")
-    assert len(said) == len(results.comparisons) + 1
+    assert sentences[-1].startswith(f"{results.evaluations} candidates were evaluated, 2 failed.")
+    assert len(sentences) == len(results.comparisons) + 1
 
 
 @pytest.mark.parametrize(
     ("difference", "verdict"),
     [((0.04, 0.03, 0.05), "better"), ((0.01, -0.01, 0.03), "no difference shown"), ((-0.04, -0.05, -0.03), "worse")],
 )
-def test_verdict_is_said_in_plain_words(results, difference, verdict):
+def test_verdicts_are_plain_words(results, difference, verdict):
     for what in ("mean", "hypervolume"):
         one = Comparison(better="picked merge", worse="average", values=(0.5, 0.4), what=what, difference=difference)
-        said = tables.sentences(results.model_copy(update={"comparisons": (one,)}))
-        assert said[0].endswith(f", {verdict}.")
+        sentences = tables.sentences(results.model_copy(update={"comparisons": (one,)}))
+        assert sentences[0].endswith(f", {verdict}.")
 
 
-def test_a_race_says_how_many_lost_it_and_what_all_cost(results):
+def test_race_has_its_number_of_stopped_candidates_and_its_cost(results):
     raced = results.model_copy(update={"stopped": 7, "spent": 12.5})
-    said = " ".join(tables.sentences(raced))
-    assert "; 7 lost their race before; 12.5 evaluations' worth of examples in all" in said
+    sentences = " ".join(tables.sentences(raced))
+    assert "; 7 lost their race before; 12.5 evaluations' worth of examples in all" in sentences
     assert raced.public()["race"] == {"stopped": 7, "spent": 12.5}
     assert "race" not in results.public()
     assert "lost their race" not in " ".join(tables.sentences(results))
@@ -77,7 +77,7 @@ def test_likelihoods_are_not_shown_in_percent(build):
     assert f"{results.references['base'].mean[0]:.3f} [" in text
 
 
-def test_point_stands_beside_what_needs_no_search(results):
+def test_point_is_shown_beside_references(results):
     picked = next(point for point in results.front if point.recipe_id == results.picked)
     text = printed(tables.point(results, picked))
     assert "base" in text
@@ -85,7 +85,7 @@ def test_point_stands_beside_what_needs_no_search(results):
     assert f"{picked.name} *" in text
 
 
-def test_names_in_brackets_are_no_markup(build):
+def test_brackets_in_names_are_not_markup(build):
     text = printed(*tables.summary(build(2, merges=5, rename=lambda name: f"[red]{name}")))
     assert "[red]base" in text
 
