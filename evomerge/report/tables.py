@@ -101,7 +101,7 @@ def sentences(results: Results) -> list[str]:
 
 
 def levels(results: Results) -> str:
-    """Return what the intervals of the comparisons and those of the scores promise."""
+    """Return the confidence levels of the intervals in words."""
     scores = "each interval of a score covers with 95% by itself"
     if len(results.comparisons) < 2:
         return f"{scores.capitalize()}."
@@ -117,10 +117,8 @@ def missing(results: Results) -> list[str]:
     sentences = [
         f"Could not be scored, and is in nothing above: {', '.join(names)}: {why}." for why, names in reasons.items()
     ]
-    if results.hypervolume is None:
-        sentences.append(
-            f"Hypervolumes of {len(results.objectives)} objectives would take too long, and are not compared."
-        )
+    if all(comparison.what != "hypervolume" for comparison in results.comparisons):
+        sentences.append(f"Hypervolumes are not compared: {len(results.objectives)} objectives would take too long.")
     return sentences
 
 

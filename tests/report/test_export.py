@@ -192,6 +192,6 @@ def test_nothing_is_written_after_an_error(layers, error, message, tmp_path):
 
 def test_stack_of_a_model_that_transformers_does_not_know_is_refused(pool, tmp_path):
     recipe = Recipe.parse({"stack": {"slots": [{"source": "maths", "layer": 0}], "rest": "code"}})
-    with pytest.raises(ModelError, match="transformers knows"):
+    with pytest.raises(ModelError, match="expected a `model_type` of transformers"):
         export(recipe, pool, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -87,7 +87,7 @@ def test_study_of_many_objectives_is_reported_without_hypervolumes_that_take_too
     figures.front(results, tmp_path / "front.png")
     figures.hypervolume(results, tmp_path / "hypervolume.png")
     assert (tmp_path / "hypervolume.png").exists() == (objectives == 16)
-    stated = f"Hypervolumes of {objectives} objectives would take too long, and are not compared."
+    stated = f"Hypervolumes are not compared: {objectives} objectives would take too long."
     assert (stated in tables.sentences(results)) == (stated in page) == (objectives > 16)
 
 
