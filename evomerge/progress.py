@@ -1,7 +1,8 @@
-"""Progress that a person can watch and a log file can hold: how much is done, how long it takes, when it ends."""
+"""Progress on a terminal, in a notebook or in a log file: what is done, the elapsed time, the time left."""
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Self
 
 from rich.console import Console
@@ -63,8 +64,7 @@ class Progress:
         if not self._console.is_jupyter or self._console.quiet:
             self._console.print(line)
             return
-        from IPython.display import display
-
+        display = import_module("IPython.display").display
         data = {"text/plain": line}
         if self._notebook_line is None:
             self._notebook_line = display(data, raw=True, display_id=True)
