@@ -4,8 +4,6 @@ It is lazy: a tensor is merged when it is read, so a merge larger than memory st
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Iterable
-
 import torch
 
 from evomerge import files
@@ -177,8 +175,9 @@ class Merged(Checkpoint):
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor into `out`: directly where its dtype is the base's, else rounded to that first."""
         direct = out.is_cpu and out.dtype == self.info[name].dtype and out.is_contiguous()
-        if direct and self.source(name) in self._pool.merged:
-            self._pipeline.write(self.source(name), out)
+        source = self._pool.aliases.get(name, name)
+        if direct and source in self._pool.merged:
+            self._pipeline.write(source, out)
         else:
             super().write(name, out)
 
@@ -192,17 +191,8 @@ class Merged(Checkpoint):
         for source in self._sources:
             source.forget()
 
-    @property
-    def names(self) -> Iterable[str]:
-        """The tensors that are merged; the others are the base's."""
-        return self._pool.merged
-
-    def source(self, name: str) -> str:
-        """The tensor that `name` stands for: itself, or the one that it is tied to."""
-        return self._pool.aliases.get(name, name)
-
     def _make(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        source = self.source(name)
+        source = self._pool.aliases.get(name, name)
         if source not in self._pool.merged:
             return self._pool.base.tensor(source)
         out = torch.empty(self.info[source].shape, dtype=dtype)

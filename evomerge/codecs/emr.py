@@ -15,7 +15,7 @@ class Emr(Codec):
     """The unified vector has the sign of Σ τ_t and the largest magnitude among the experts with this sign.
 
     Expert t is decoded as base + rescale_t·(mask_t∘unified): mask_t is where its sign is the elected one, and
-    rescale_t = Σ|τ_t| / Σ|mask_t∘unified| over all tensors.
+    rescale_t = Σ|τ_t| / Σ|mask_t∘unified| over all tensors: the paper's rescaler, not that of the released code.
     """
 
     about: ClassVar[str] = "EMR: the elected task vector, a bit per element and expert, and a rescaler per expert"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from evomerge.merging.stage import Bound, Piece, Rows, Tensor, cancels, total
+from evomerge.merging.site import Bound, Piece, Rows, Tensor, cancels, total
 from evomerge.merging.stages import STAGES
 
 _log = logging.getLogger("evomerge")

@@ -36,14 +36,8 @@ Weights = Mapping[str, float]
 
 REDUCE = Parameter.word(
     "`sum`: ΣP∘D; `solve`: ΣP∘D / ΣP, 0 where the weights cancel (for signs, the disjoint mean); `max`: the largest |P∘D|",
-    "sum",
-    "solve",
-    "max",
+    ("sum", "solve", "max"),
 )
-
-
-def _unreachable(weights: Weights) -> Mapping[str, Any] | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Method:
     reduce: str = "sum"
     origin: str = "base"
     defaults: Mapping[str, float | str] | None = None
-    reach: Callable[[Weights], Mapping[str, Any] | None] = _unreachable
+    reach: Callable[[Weights], Mapping[str, Any] | None] = lambda weights: None
     """(weights by input) → parameters for which the merge is exactly base + Σ weight·(input - base), or None."""
 
     @cached_property

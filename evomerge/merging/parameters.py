@@ -27,9 +27,14 @@ class Parameter:
     per_input: bool = True
 
     @classmethod
-    def word(cls, about: str, *choices: str) -> "Parameter":
+    def word(cls, about: str, choices: tuple[str, ...]) -> "Parameter":
         """Return a parameter that is one of `choices` for all inputs; the first is the default."""
         return cls(about, choices[0], choices=choices, per_input=False)
+
+    @classmethod
+    def share(cls, about: str, default: float, search: tuple[float, float] = (0.0, 1.0)) -> "Parameter":
+        """Return a parameter that is one number in [0, 1] for all inputs."""
+        return cls(about, default, 0.0, 1.0, search, per_input=False)
 
     @property
     def is_word(self) -> bool:
@@ -76,10 +81,8 @@ class Parameter:
 
 def _entries(table: Any) -> list[Any]:
     if isinstance(table, dict):
-        return [entry for inner in table.values() for entry in _entries(inner)]
-    if isinstance(table, list | tuple):
-        return [entry for inner in table for entry in _entries(inner)]
-    return [table]
+        table = tuple(table.values())
+    return [entry for inner in table for entry in _entries(inner)] if isinstance(table, list | tuple) else [table]
 
 
 def at(value: Any, place: Place, label: str | None = None) -> Any:

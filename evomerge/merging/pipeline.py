@@ -16,7 +16,7 @@ from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.stage import Bound, Chunk, Piece, Prepared, Rows, Scope, Site, part
+from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Rows, Scope, Site, part
 from evomerge.merging.stages import STAGES
 from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
 
@@ -34,9 +34,6 @@ _spent: defaultdict[Composition, float] = defaultdict(float)
 
 _LONGEST = 1 << 30
 """Maximum number of elements for one call of the compiled form."""
-
-_INDICES = 1 << 32
-"""An element's index has 32 bits, and starts again after that many."""
 
 _FORMAT = 3
 """Part of the keys of the tables kept on disk; to be raised whenever the content of a table changes."""
@@ -90,7 +87,7 @@ class Pipeline:
             )
             for place in places
         }
-        self._shared, self._store = store, Store() if inputs.nested else store
+        self._shared, self.store = store, Store() if inputs.nested else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._adds = any(stage.adds for stage in self._stages)
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
@@ -169,7 +166,7 @@ class Pipeline:
         read = [0, *(1 + i for i in prepare.reads)] if prepare.reads is not None else range(len(self._inputs.ids))
         ids = [self._inputs.ids[i] for i in read]
         key = (_FORMAT, prepare.shared_as or name, *prepare.key(site, values), origin, *ids, tensor)
-        store = self._store if any(i in self._inputs.nested for i in read) else self._shared
+        store = self.store if any(i in self._inputs.nested for i in read) else self._shared
         return store.prepared(key, site.numel, make)
 
     def lasting(self, step: int) -> bool:
@@ -187,10 +184,6 @@ class Pipeline:
             steps = ((name, *values.items()) for name, values in self._values[place][:step])
             before = (*steps, self._compositions[place].reduce)
         return (self._about, tensor, before, *what)
-
-    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the result of `make`, cached for the search."""
-        return self._store.measure(key, make)
 
     @cached_property
     def names(self) -> Mapping[str | None, Sequence[str]]:
@@ -213,7 +206,7 @@ class Pipeline:
         if measure.fields:
             return stage.bind(site, values, measure.make(region, values))
         key = region.key(name, *values.items())
-        return stage.bind(site, values, self._store.measure(key, lambda: measure.make(region, values)))
+        return stage.bind(site, values, self.store.measure(key, lambda: measure.make(region, values)))
 
     def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
         """Return whether every task vector of the tensor is zero, as of frozen embeddings: the merge is then the base."""
@@ -221,13 +214,11 @@ class Pipeline:
         def compare() -> bool:
             return all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
 
-        return self._store.measure(("unchanged", name, *self._inputs.ids), compare)
+        return self.store.measure(("unchanged", name, *self._inputs.ids), compare)
 
     def _site(self, tensor: str) -> Site:
         """Return a tensor's site; cached, as loading the tensors of a nested merge takes long."""
-        if tensor not in self._sites:
-            self._load(tensor)
-        return self._sites[tensor]
+        return self._sites[tensor] if tensor in self._sites else self._load(tensor)[0]
 
     def _load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
         """Return a tensor's site, and the elements `(n,)` of the base and of the inputs."""
@@ -256,11 +247,10 @@ class _Region:
         return [self._pipeline.prepared(self._step, tensor) for tensor in self.tensors]
 
     def key(self, *what: Hashable) -> Hashable:
-        """Return a key of the stage's input in this region, and of `what`."""
         return self._pipeline.key(self._step, self._tensor, self._kind, *what)
 
     def remember(self, make: Callable[[], T]) -> T:
-        return self._pipeline.remember(self.key(make.__qualname__), make)
+        return self._pipeline.store.measure(self.key(make.__qualname__), make)
 
     def chunks(self) -> Iterator[Chunk]:
         for tensor in self.tensors:
@@ -285,7 +275,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _start(span: slice) -> torch.Tensor:
-    return torch.tensor(span.start % _INDICES - _INDICES // 2, dtype=torch.int32)
+    return torch.tensor(span.start % INDICES - INDICES // 2, dtype=torch.int32)
 
 
 def _spans(span: slice, length: int) -> Iterator[slice]:

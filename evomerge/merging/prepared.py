@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from evomerge.merging.stage import Prepared
+from evomerge.merging.site import Prepared
 from evomerge.recipe import canonical_json
 
 T = TypeVar("T")

@@ -37,7 +37,16 @@ def rank(numel: int, streams: Iterable[Iterable[torch.Tensor]]) -> Table:
     return table
 
 
-class Ranked:
+class _Counted:
+    _counts: list[NDArray[np.int64]]
+
+    @property
+    def count(self) -> int:
+        """Number of elements of each stream."""
+        return int(self._counts[0].sum()) if self._counts else 0
+
+
+class Ranked(_Counted):
     """The numbers of K parallel streams, from their tables by tensor."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
@@ -48,11 +57,6 @@ class Ranked:
         for table in self._tables:
             for i, counts in enumerate(self._counts):
                 counts[table[f"bins.{i}"]] += np.diff(table[f"ends.{i}"], prepend=0)
-
-    @property
-    def count(self) -> int:
-        """Number of elements of each stream."""
-        return int(self._counts[0].sum())
 
     def largest(self, ks: Sequence[int]) -> list[float]:
         """Return each stream's k-th largest number; infinity for k = 0."""
@@ -72,22 +76,17 @@ class Ranked:
         return _number(upper, lower)
 
 
-class Streamed:
+class Streamed(_Counted):
     """The numbers of K parallel streams, read once to count them and once more for each query."""
 
     def __init__(self, chunks: Callable[[], Iterable[Sequence[torch.Tensor]]]) -> None:
         """Count the streams that `chunks` starts: rows float32 `(n,)` of any lengths, the same at every pass."""
         self._chunks = chunks
-        self._counts: list[NDArray[np.int64]] = []
+        self._counts = []
         for rows in chunks():
             self._counts = self._counts or [np.zeros(_BINS, dtype=np.int64) for _ in rows]
             for i, row in enumerate(rows):
                 self._counts[i] += np.bincount(_keys(row) >> 16, minlength=_BINS)
-
-    @property
-    def count(self) -> int:
-        """Number of elements of each stream."""
-        return int(self._counts[0].sum()) if self._counts else 0
 
     def largest(self, ks: Sequence[int]) -> list[float]:
         """Return each stream's k-th largest number; infinity for k = 0."""

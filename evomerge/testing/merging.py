@@ -10,7 +10,7 @@ from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
 from evomerge.merging.pipeline import CHUNK
-from evomerge.merging.stage import Piece, Site
+from evomerge.merging.site import Piece, Site
 from evomerge.recipe import MergeNode, Place, Recipe, merge
 
 

@@ -12,18 +12,8 @@ from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import (
-    Chunks,
-    Measurement,
-    Preparation,
-    Prepared,
-    Region,
-    Rows,
-    Site,
-    Stage,
-    Values,
-    cancels,
-)
+from evomerge.merging.site import Chunks, Prepared, Region, Rows, Site, Values, cancels
+from evomerge.merging.stage import Measurement, Preparation, Stage
 from evomerge.merging.stages.weights import WEIGHT, bound_weight, measured_weight
 
 Array = NDArray[np.float64]
@@ -35,7 +25,7 @@ _STRAIGHT = 1e-6
 _NO_LENGTH = 1e-8
 """Directions whose weighted mean is shorter than this share of the weights cancel."""
 
-SCOPE = Parameter.word("over what angles are taken: each tensor, or the whole model", "tensor", "model")
+SCOPE = Parameter.word("over what angles are taken: each tensor, or the whole model", ("tensor", "model"))
 
 
 def gram(rows: Rows) -> Array:
@@ -189,9 +179,7 @@ def _arc(
         bound_weight,
         {**parameter, "scope": SCOPE},
         prepare=Preparation(_prepare, shared_as="gram"),
-        measure=Measurement(
-            _by_gram(rule, on_sphere=on_sphere), lambda values: "model" if values["scope"] == "model" else "tensor"
-        ),
+        measure=Measurement(_by_gram(rule, on_sphere=on_sphere), lambda values: values["scope"]),
         bind=measured_weight,
         arity=arity,
     )
@@ -202,7 +190,7 @@ ARCS = {
         "coefficients sin((1-t)Ω)/sin Ω and sin(tΩ)/sin Ω of two inputs, Ω the angle between them (Shoemake 1985); "
         "linear for tensors of one element or of zeros",
         lambda products, values, where: _slerp(products, values["t"], where),
-        {"t": Parameter("0 is the first input, 1 the second", 0.5, 0.0, 1.0, (0.0, 1.0), per_input=False)},
+        {"t": Parameter.share("0 is the first input, 1 the second", 0.5)},
         arity=(2, 2),
     ),
     "nuslerp": _arc(

@@ -8,8 +8,9 @@ import torch
 from evomerge.merging.arithmetic import exp, tanh
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Streamed
-from evomerge.merging.stage import Bound, Measurement, Piece, Region, Rows, Stage, Tensor, Values, Words, total
-from evomerge.merging.stages.edits import how_many
+from evomerge.merging.site import Bound, Piece, Region, Rows, Tensor, Values, total
+from evomerge.merging.stage import Measurement, Stage, Words
+from evomerge.merging.stages.edits import how_many, magnitudes
 
 
 def _spread(low: Tensor, high: Tensor) -> Tensor:
@@ -22,10 +23,6 @@ def _extremes(region: Region, of: Callable[[Rows], Rows]) -> tuple[Tensor, Tenso
     pairs = [[(row.min(), row.max()) for row in of(chunk.rows)] for chunk in region.chunks() if chunk.rows[0].numel()]
     lows, highs = (torch.stack([torch.stack([pair[end] for pair in rows]) for rows in pairs]) for end in (0, 1))
     return lows.amin(dim=0), highs.amax(dim=0)
-
-
-def _sizes(rows: Rows) -> Rows:
-    return [row.abs() for row in rows]
 
 
 def _products(rows: Rows) -> Rows:
@@ -53,7 +50,7 @@ def _scores(rows: Rows, raw: Rows, bound: Bound, variant: str) -> Rows:
             inter = total([shares[i * inputs + j] / bound["sums"][i * inputs + j] for j in range(inputs)])
             scores.append(exp(inputs * products[i * inputs + i]) / bound["intra"][i] * inter)
         return scores
-    sizes = _normalised(_sizes(rows), bound)
+    sizes = _normalised(magnitudes(rows), bound)
     signed = [torch.copysign(size, row) for size, row in zip(sizes, rows, strict=True)]
     scores = []
     agreed = [[tanh(signed[i] * signed[j]) for j in range(i + 1)] for i in range(inputs)] if variant == "es" else []
@@ -68,7 +65,7 @@ def _scores(rows: Rows, raw: Rows, bound: Bound, variant: str) -> Rows:
 
 def _balance_measure(region: Region, values: Values) -> Bound:
     variant, inputs = values["variant"], len(region.site.labels)
-    low, high = _extremes(region, _products if variant == "paper" else _sizes)
+    low, high = _extremes(region, _products if variant == "paper" else magnitudes)
     bound: Bound = {"low": low, "spread": _spread(low, high)}
     if variant == "paper":
         sums, intra = np.zeros(inputs**2), np.zeros(inputs)
@@ -104,10 +101,7 @@ BALANCE = {
             "variant": Parameter.word(
                 "which definition: the `paper`'s, or that of the released files pcb-merging.py (`merging`), pcb.py (`pcb`) or "
                 "pcb_ES.py (`es`); `merging` and `pcb` take the cross term on task vectors before any edit",
-                "es",
-                "paper",
-                "merging",
-                "pcb",
+                ("es", "paper", "merging", "pcb"),
             ),
         },
         measure=Measurement(_balance_measure),

@@ -9,20 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import (
-    Bound,
-    Chunks,
-    Measurement,
-    Piece,
-    Preparation,
-    Prepared,
-    Region,
-    Rows,
-    Site,
-    Stage,
-    Values,
-    Words,
-)
+from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words
 from evomerge.merging.stages.arcs import Array, along, angle, gram
 
 
@@ -125,25 +113,14 @@ CROSSOVER = {
         "arXiv 2508.16204, eq. 2); linear where the inputs are parallel, opposite or zero",
         _split,
         {
-            "split": Parameter(
-                "share of the elements before the split point", 0.5, 0.0, 1.0, (0.0, 1.0), per_input=False
-            ),
-            "t": Parameter(
-                "the second input's share before the split point, and the first's from there on",
-                0.5,
-                0.0,
-                1.0,
-                (0.0, 1.0),
-                per_input=False,
-            ),
+            "split": Parameter.share("share of the elements before the split point", 0.5),
+            "t": Parameter.share("the second input's share before the split point, and the first's from there on", 0.5),
             "angle": Parameter.word(
-                "one angle of the `whole` vectors (released code), or each `part`'s own (paper)", "whole", "part"
+                "one angle of the `whole` vectors (released code), or each `part`'s own (paper)", ("whole", "part")
             ),
             "over": Parameter.word(
                 "the flattened parameters: of the whole model, of the tensors of each kind, or of each tensor",
-                "model",
-                "kind",
-                "tensor",
+                ("model", "kind", "tensor"),
             ),
         },
         prepare=Preparation(_prepare),

@@ -1,5 +1,6 @@
 """Edits that drop elements of each task vector at random, and rescale the rest: DARE and DELLA."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,28 +10,13 @@ from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, keys, limit
-from evomerge.merging.stage import (
-    Bound,
-    Chunks,
-    Measurement,
-    Piece,
-    Preparation,
-    Prepared,
-    Region,
-    Rows,
-    Site,
-    Stage,
-    Values,
-    Words,
-    part,
-)
+from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, part
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words
 from evomerge.merging.stages.edits import complete
 
 RESCALE = Parameter.word(
     "`inverse`: by 1 / the probability of being kept (paper); `l1`: to each tensor's L1 norm (mergekit); `none`",
-    "inverse",
-    "l1",
-    "none",
+    ("inverse", "l1", "none"),
 )
 
 
@@ -112,7 +98,8 @@ def _ranks(magnitudes: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _width(site: Site, values: Values) -> int:
-    return max(site.numel // max(site.rows, 1) if values["scope"] == "row" else site.numel, 1)
+    """Return how many elements are ranked together: a row of a matrix, a filter of a kernel, or all."""
+    return max(math.prod(site.shape[1:] if values["scope"] == "row" and len(site.shape) > 1 else site.shape), 1)
 
 
 def _della_measure(region: Region, values: Values) -> dict[str, Any]:
@@ -176,7 +163,7 @@ DROPS = {
         {
             "density": Parameter("mean probability of being kept", 0.7, 0.0, 1.0, (0.1, 0.9)),
             "epsilon": Parameter("half the width of the window of probabilities", 0.07, 0.0, 0.5, (0.0, 0.1)),
-            "scope": Parameter.word("over what magnitudes are ranked", "row", "tensor"),
+            "scope": Parameter.word("over what magnitudes are ranked", ("row", "tensor")),
             "rescale": RESCALE,
         },
         prepare=Preparation(_rank_rows, lambda site, values: (values["scope"], site.seed, *site.labels)),

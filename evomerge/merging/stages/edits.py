@@ -8,32 +8,17 @@ import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Ranked, Streamed, rank
-from evomerge.merging.stage import (
-    Bound,
-    Chunks,
-    Measurement,
-    Piece,
-    Preparation,
-    Prepared,
-    Region,
-    Rows,
-    Scope,
-    Site,
-    Stage,
-    Values,
-    Words,
-    total,
-)
+from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words
 
 SCOPE = Parameter.word(
-    "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)", "model", "tensor"
+    "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)", ("model", "tensor")
 )
 EQUALS = Parameter.word(
     "of elements as large as the smallest kept, `all` are kept, which in bf16 may be many more than the fraction; or only the "
     "`first`, in the order of tensors and indices, so that exactly the fraction is kept (mergekit keeps as many, in its sort's "
     "order)",
-    "all",
-    "first",
+    ("all", "first"),
 )
 
 
@@ -42,20 +27,19 @@ def complete(chunks: Chunks, i: int) -> torch.Tensor:
     return torch.cat([chunk.rows[i] for chunk in chunks()])
 
 
-def _sizes(rows: Rows) -> Rows:
+def magnitudes(rows: Rows) -> Rows:
+    """Return the magnitudes of rows, `(n,)` each."""
     return [row.abs() for row in rows]
 
 
 def _rank_magnitudes(site: Site, chunks: Chunks, values: Values) -> Prepared:
-    """Prepare the sorted magnitudes of a tensor's task vectors."""
     return rank(site.numel, ((chunk.rows[i].abs() for chunk in chunks()) for i in range(len(site.labels))))
 
 
 def _magnitudes(region: Region) -> Ranked | Streamed:
-    """Return the magnitudes over a region."""
     if region.lasting:
         return region.remember(lambda: Ranked(region.prepared()))
-    return Streamed(lambda: (_sizes(chunk.rows) for chunk in region.chunks()))
+    return Streamed(lambda: (magnitudes(chunk.rows) for chunk in region.chunks()))
 
 
 def how_many(fraction: float, count: int) -> int:
@@ -122,16 +106,10 @@ def _among(piece: Piece, sizes: Rows, bound: Bound, name: str, words: Words) -> 
     return [mask & ((size > least) | (index <= last)) for mask, size, least, last in ends]
 
 
-def _trim_scope(values: Values) -> Scope | None:
-    if min(values["density"]) >= 1:
-        return None
-    return "model" if values["scope"] == "model" else "tensor"
-
-
 def _trim_measure(region: Region, values: Values) -> _Cut:
     ranked = _magnitudes(region)
     ks = [how_many(density, ranked.count) for density in values["density"]]
-    return _Cut.of(region, ranked, ks, values["equals"], _sizes)
+    return _Cut.of(region, ranked, ks, values["equals"], magnitudes)
 
 
 def _bind_cut(site: Site, values: Values, cut: _Cut | None) -> Bound:
@@ -141,7 +119,7 @@ def _bind_cut(site: Site, values: Values, cut: _Cut | None) -> Bound:
 def _trim(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     if "least" not in bound:
         return rows
-    masks = _among(piece, _sizes(rows), bound, "least", words)
+    masks = _among(piece, magnitudes(rows), bound, "least", words)
     return [torch.where(mask, row, 0.0) for mask, row in zip(masks, rows, strict=True)]
 
 
@@ -153,12 +131,12 @@ def _band_measure(region: Region, values: Values) -> tuple[_Cut, _Cut]:
         min(_share(gamma, ranked.count), ranked.count - k) for gamma, k in zip(values["gamma"], kept, strict=True)
     ]  # what is cut from the top never takes from what the density keeps
     ks = [k + t if k else 0 for k, t in zip(kept, top, strict=True)]
-    least, largest = (_Cut.of(region, ranked, counts, values["equals"], _sizes) for counts in (ks, top))
+    least, largest = (_Cut.of(region, ranked, counts, values["equals"], magnitudes) for counts in (ks, top))
     return least, largest
 
 
 def _band(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
-    sizes = _sizes(rows)
+    sizes = magnitudes(rows)
     masks = zip(*(_among(piece, sizes, bound, name, words) for name in ("least", "largest")), strict=True)
     return [torch.where(kept & ~large, row, 0.0) for (kept, large), row in zip(masks, rows, strict=True)]
 
@@ -226,7 +204,7 @@ EDITS = {
         _trim,
         {"density": _DENSITY, "scope": SCOPE, "equals": EQUALS},
         prepare=_MAGNITUDES,
-        measure=Measurement(_trim_measure, _trim_scope),
+        measure=Measurement(_trim_measure, lambda values: values["scope"] if min(values["density"]) < 1 else None),
         bind=_bind_cut,
     ),
     "breadcrumbs": Stage(
@@ -241,7 +219,7 @@ EDITS = {
             "equals": EQUALS,
         },
         prepare=_MAGNITUDES,
-        measure=Measurement(_band_measure, lambda values: "model" if values["scope"] == "model" else "tensor"),
+        measure=Measurement(_band_measure, lambda values: values["scope"]),
         bind=lambda site, values, cuts: {**cuts[0].bind(site, "least"), **cuts[1].bind(site, "largest")},
     ),
     "clip": Stage(
@@ -274,7 +252,7 @@ EDITS = {
         "keep the fraction `select` of positions where the task vectors vary most between inputs (SCE, arXiv 2408.07990)",
         _select,
         {
-            "select": Parameter("fraction of the varying positions", 1.0, 0.0, 1.0, (0.1, 1.0), per_input=False),
+            "select": Parameter.share("fraction of the varying positions", 1.0, (0.1, 1.0)),
             "equals": EQUALS,
         },
         prepare=Preparation(_rank_variance),

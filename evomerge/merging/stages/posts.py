@@ -7,12 +7,8 @@ import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import noise, own_key
-from evomerge.merging.stage import Bound, Measurement, Piece, Region, Site, Stage, Tensor, Values, Words, total
-
-
-def _scale(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
-    scaled: Tensor = delta * bound["lambda"]
-    return scaled
+from evomerge.merging.site import Bound, Piece, Region, Site, Tensor, Values, total
+from evomerge.merging.stage import Measurement, Stage, Words
 
 
 def _factor(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
@@ -76,7 +72,7 @@ POSTS = {
     "scale": Stage(
         "post",
         "multiply the merged task vector by λ (Task Arithmetic, arXiv 2212.04089)",
-        _scale,
+        lambda piece, delta, bound, words: delta * bound["lambda"],
         {"lambda": Parameter("scale of the merged task vector", 1.0, -10, 10, (0.1, 1.5), per_input=False)},
     ),
     "lines": Stage(

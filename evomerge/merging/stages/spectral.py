@@ -12,21 +12,8 @@ import torch
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, own_key, uniform
-from evomerge.merging.stage import (
-    Bound,
-    Chunks,
-    Measurement,
-    Piece,
-    Preparation,
-    Prepared,
-    Region,
-    Rows,
-    Site,
-    Stage,
-    Tensor,
-    Values,
-    Words,
-)
+from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Tensor, Values
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words
 from evomerge.merging.stages.edits import complete
 
 _NULL = 1e-6
@@ -194,13 +181,10 @@ SPECTRAL = {
         "are those of single inputs; the mean for tensors other than matrices (ISO-C, ISO-CTS, arXiv 2502.04959)",
         _prepare(_isotropise, _mean),
         {
-            "common": Parameter(
+            "common": Parameter.share(
                 "share of singular vectors that are the sum's; rounded so that the others are as many for each input",
                 1.0,
-                0.0,
-                1.0,
                 (0.5, 1.0),
-                per_input=False,
             )
         },
         joins=True,
@@ -211,7 +195,7 @@ SPECTRAL = {
         "direction; norms and tensors other than matrices are the first's (CycleQD, arXiv 2410.14735, as released: the paper "
         "mutates along the first's own task vector)",
         _mutated,
-        {"rate": Parameter("the largest share of a singular value", 0.1, 0.0, 1.0, (0.0, 0.3), per_input=False)},
+        {"rate": Parameter.share("the largest share of a singular value", 0.1, (0.0, 0.3))},
         prepare=Preparation(_factors, reads=(1,)),
         measure=Measurement(_mutation, lambda values: "tensor" if values["rate"] else None, fields=True),
         bind=lambda site, values, fields: fields or {},
@@ -223,13 +207,8 @@ SPECTRAL = {
         "embeddings and heads included, where the authors' code projects linear layers only (OPCM, arXiv 2501.09522)",
         _prepare(_project, list),
         {
-            "alpha": Parameter(
-                "share of the singular values' sum whose complete subspace is removed",
-                0.5,
-                0.0,
-                1.0,
-                (0.0, 0.9),
-                per_input=False,
+            "alpha": Parameter.share(
+                "share of the singular values' sum whose complete subspace is removed", 0.5, (0.0, 0.9)
             )
         },
     ),

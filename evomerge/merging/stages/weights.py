@@ -6,20 +6,8 @@ import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.stage import (
-    Bound,
-    Measurement,
-    Piece,
-    Region,
-    Rows,
-    Site,
-    Stage,
-    Tensor,
-    Values,
-    Words,
-    as_constants,
-    total,
-)
+from evomerge.merging.site import Bound, Piece, Region, Rows, Site, Tensor, Values, total
+from evomerge.merging.stage import Measurement, Stage, Words, as_constants
 
 WEIGHT = Parameter("weight of each input", 1.0, low=-10, high=10, search=(0.0, 1.0))
 
@@ -94,8 +82,6 @@ def _swap_bind(site: Site, values: Values, measured: None) -> Bound:
     return {"weight": torch.tensor([1.0 - second, second], dtype=torch.float32)}
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
-
 WEIGHTS = {
     "weight": Stage("weigh", "one number per input", bound_weight, {"weight": WEIGHT}),
     "metric": Stage(
@@ -105,7 +91,7 @@ WEIGHTS = {
         {
             "metric": Parameter("metric of each input, positive, such as its loss or its step", 1.0, 1e-30, 1e30),
             "power": Parameter("power: 0 is the plain average", 1.0, 0.0, 100.0, (0.0, 8.0), per_input=False),
-            "better": Parameter.word("`lower` for a loss, `higher` for a score or a step", "lower", "higher"),
+            "better": Parameter.word("`lower` for a loss, `higher` for a score or a step", ("lower", "higher")),
         },
         bind=_by_metric,
     ),
@@ -115,13 +101,11 @@ WEIGHTS = {
         _elect,
         {
             "weight": WEIGHT,
-            "elect": Parameter.word("`mass`: sign of the sum (paper); `count`: majority of signs", "mass", "count"),
+            "elect": Parameter.word("`mass`: sign of the sum (paper); `count`: majority of signs", ("mass", "count")),
             "undecided": Parameter.word(
                 "the sign where the vote is zero: `none`, so that the element is 0 (paper), `positive` (mergekit), or the model's "
                 "`majority` (the paper's code)",
-                "none",
-                "positive",
-                "majority",
+                ("none", "positive", "majority"),
             ),
         },
         measure=Measurement(_majority, lambda values: "model" if values["undecided"] == "majority" else None),
@@ -146,7 +130,7 @@ WEIGHTS = {
                 "blocks of each transition zone", 1, 0, 10_000, (0, 2), integer=True, per_input=False
             ),
             "outside": Parameter.word(
-                "input that gives embeddings, final norm and head", "first", "second"
+                "input that gives embeddings, final norm and head", ("first", "second")
             ).with_default("second"),
         },
         bind=_swap_bind,

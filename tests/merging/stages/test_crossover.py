@@ -12,7 +12,7 @@ from merging.vectors import RIGHT, merged
 
 from evomerge.errors import RecipeError
 from evomerge.merging import pipeline
-from evomerge.merging.stage import Site
+from evomerge.merging.site import Site
 from evomerge.merging.stages.crossover import CROSSOVER, elements
 from evomerge.recipe import Place, merge
 from evomerge.testing import merge_tensors

@@ -7,7 +7,7 @@ from merging.vectors import fix_noise, merged, staged
 
 from evomerge.merging import STAGES
 from evomerge.merging.randomness import bits, keys
-from evomerge.merging.stage import Chunk, Piece, Site
+from evomerge.merging.site import Chunk, Piece, Site
 from evomerge.recipe import Place
 
 

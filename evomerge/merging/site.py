@@ -1,0 +1,147 @@
+"""What stages read: a tensor's place, consecutive elements of it, and the region over which a stage measures."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import torch
+
+from evomerge.errors import RecipeError
+from evomerge.recipe import Place
+
+Tensor = torch.Tensor
+T = TypeVar("T")
+
+Rows: TypeAlias = list[Tensor]
+"""One float32 tensor for each input: `(n,)`, or `()` for a field of one number each."""
+
+Values: TypeAlias = Mapping[str, Any]
+"""A stage's parameters for one tensor: a tuple `(K,)` where per input, else one number or word."""
+
+Bound: TypeAlias = dict[str, Any]
+"""What `apply` reads: tensors are constants; a list of tensors is a field, float or integer rows as long as the tensor."""
+
+Prepared: TypeAlias = dict[str, Tensor]
+"""The tables prepared of one tensor, by name."""
+
+Scope = Literal["tensor", "kind", "model"]
+
+INDICES = 1 << 32
+"""An element's index has 32 bits, and starts again after that many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The tensor to be merged."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    place: Place
+    labels: tuple[str, ...]  # (K,)
+    seed: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def index(self, element: int, what: str, instead: str) -> int:
+        """Return an element's index as `Piece.index` counts it. Raises `RecipeError` where 32 bits do not tell elements apart."""
+        if self.numel > INDICES:
+            msg = (
+                f"{what} inside of `{self.tensor}`, whose {self.numel:,} elements are more than the 2^32 that can be told "
+                f"apart; {instead}"
+            )
+            raise RecipeError(msg)
+        return element - INDICES // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive elements of a tensor, as `apply` reads them."""
+
+    raw: Rows
+    """The task vectors before any edit, `(n,)` each."""
+    start: Tensor
+    """Index of the first element in its tensor, minus 2^31, int32 `()`."""
+
+    @property
+    def index(self) -> Tensor:
+        """Index of each element in its tensor, minus 2^31, int32 `(n,)`."""
+        return torch.arange(self.raw[0].shape[0], dtype=torch.int32) + self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive elements of a tensor, as `prepare` and `measure` read them: with the edits so far applied."""
+
+    site: Site
+    span: slice
+    piece: Piece
+    rows: Rows
+    """The rows after the edits so far; for a post stage, the one row Δ."""
+    base: Tensor
+    """The base's elements, `(n,)`, of any floating-point dtype."""
+    origin: Tensor | float
+    """What rows are counted from, float32 `(n,)` or 0."""
+
+    def task_vector(self, i: int) -> Tensor:
+        """Return the row of input `i` counted from the base, whatever the origin is, float32 `(n,)`."""
+        return self.rows[i] - (self.base.float() - self.origin)
+
+
+Chunks: TypeAlias = Callable[[], Iterator[Chunk]]
+"""Starts a pass over a tensor."""
+
+
+class Region(Protocol):
+    """The tensors over which a stage measures."""
+
+    @property
+    def site(self) -> Site:
+        """The tensor to be merged; one of the region's."""
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Names of the region's tensors, in the order of the model."""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether prepared tables are cached: they depend on the pool alone, not on the candidate."""
+
+    def prepared(self) -> Sequence[Prepared]:
+        """The tables the stage prepared, tensor by tensor."""
+
+    def remember(self, make: Callable[[], T]) -> T:
+        """Return the result of `make`, cached per input state, independent of this stage's parameters."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All elements of the region, as the stage reads them."""
+
+    def within(self, tensor: str, span: slice) -> Iterator[Chunk]:
+        """Some elements of one of the tensors, as the stage reads them."""
+
+
+def total(terms: Sequence[Any]) -> Any:
+    """Return the sum of rows or numbers in their order: a library's reduction may use another, with other last bits."""
+    result = terms[0]
+    for term in terms[1:]:
+        result = result + term
+    return result
+
+
+_EPS = 2.0**-23  # of float32
+
+
+def cancels(terms: Sequence[Any]) -> Any:
+    """Return whether rows or numbers sum to zero up to float32's rounding of them: |Σw| ≤ ε·K·Σ|w|.
+
+    Weights like 0.3, 0.6 and -0.9 sum to 6e-8 in float32. Whatever divides by a sum of weights treats it as zero then.
+    """
+    return abs(total(terms)) <= _EPS * len(terms) * total([abs(term) for term in terms])
+
+
+def part(bound: Bound, span: slice) -> Bound:
+    """Return bound values with their fields cut to some of the tensor's elements."""
+    return {name: [row[span] for row in value] if isinstance(value, list) else value for name, value in bound.items()}
