@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from evomerge import costs, evaluate, files, journal, pareto
-from evomerge.errors import StudyError
+from evomerge.errors import SpaceError, StudyError
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
 from evomerge.progress import Progress
@@ -154,10 +154,11 @@ class Study:
         space, objectives = self.parts.space, self.parts.searched
         rows = []
         for proposal, evaluation in self.population():
-            genome = space.encode(proposal.recipe) if proposal.genome is None else proposal.genome
             row = {"number": proposal.number, "recipe_id": proposal.recipe.id, "error": evaluation.error}
             row |= zip(objectives, evaluation.means(objectives), strict=True)
-            row |= {gene.name: gene.value(number) for gene, number in zip(space.genes, genome, strict=True)}
+            with suppress(SpaceError):  # a journal of format 1 has no genomes of stacks
+                genome = space.genome_of(proposal)
+                row |= {gene.name: gene.value(number) for gene, number in zip(space.genes, genome, strict=True)}
             rows.append(row)
         return DataFrame(rows)
 

@@ -3,20 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.errors import RecipeError, SpaceError, nearest
+from evomerge.errors import RecipeError, nearest
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The keys that lead to a place in nested data."""
-
-Fits: TypeAlias = Callable[[KeyPath, Any], bool]
-"""Returns whether a value can stand at a place of a template: a recipe for a source, one cell for a table."""
-
-IDLE: Final = object()
-"""What `fold` puts where nothing depends on the value."""
 
 
 class ShortForm(BaseModel, ABC):
@@ -38,10 +32,6 @@ class ShortForm(BaseModel, ABC):
     def fit(self, blocks: int) -> dict[str, Any]:
         """Return the form, as data, within its bounds. Raises `RecipeError` if it cannot be."""
 
-    @abstractmethod
-    def fold(self, slots: Sequence[Mapping[str, Any]], blocks: int, fits: Fits) -> dict[str, Any]:
-        """Return the values of this template's holes that give `slots`, `IDLE` where any would. Raises `SpaceError`."""
-
     def _data(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in self.model_fields_set}
 
@@ -59,20 +49,6 @@ class ShortForm(BaseModel, ABC):
                 raise RecipeError(msg)
         _check_cells(value.get("values"), self.cells(key, value["per"], blocks), f"{key}.values", expected)
         return value["values"]
-
-
-def is_hole(value: Any) -> bool:
-    """Return whether a value of a template is a hole, not a plain value or a filled table."""
-    return isinstance(value, Mapping) and "values" not in value
-
-
-def common(key: str, values: Sequence[Any]) -> Any:
-    """Return the value that all `values` are equal to. Raises `SpaceError` if they differ."""
-    for value in values:
-        if value != values[0]:
-            msg = f"`{key}` is {values[0]!r} and {value!r} where the space has one gene for both"
-            raise SpaceError(msg)
-    return values[0]
 
 
 def depth(source: Any, blocks: int) -> int:

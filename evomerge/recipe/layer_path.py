@@ -16,14 +16,13 @@ The layers of all sources in order, repeated, are the slots; the path is the lay
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pydantic import Field, StrictBool, StrictInt, field_validator
 
-from evomerge.errors import RecipeError, SpaceError
-from evomerge.recipe.form import IDLE, Fits, ShortForm, check_depth, common, is_hole
-from evomerge.recipe.recipe import canonical_json
+from evomerge.errors import RecipeError
+from evomerge.recipe.form import ShortForm, check_depth
 
 _EPS = 1e-9  # 1.15 · 20 is 22.999…: bounds are meant in full layers
 
@@ -38,8 +37,8 @@ class LayerPath(ShortForm):
     repeat: StrictInt = Field(default=1, ge=1)
     include: Any = True
     ends: StrictBool = True
-    shortest: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    longest: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    shortest: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
+    longest: float | None = Field(default=None, gt=0, le=1e9, allow_inf_nan=False)
 
     @field_validator("sources")
     @classmethod
@@ -108,31 +107,11 @@ class LayerPath(ShortForm):
             included.insert(free, free)
             if len(self._layers(included, blocks)) > most:  # the last layer was the end, and would come a second time
                 del included[free - 1]
-        return {**self._data(), "include": self._table(set(included).__contains__, blocks)}
-
-    def fold(self, slots: Sequence[Mapping[str, Any]], blocks: int, fits: Fits) -> dict[str, Any]:
-        """Return the values of this template's holes: each layer is the first such slot after the last layer's."""
-        recipes = {canonical_json(slot["source"]): slot["source"] for slot in slots}
-        options = [[k for k, data in recipes.items() if fits(("sources", i), data)] for i in range(len(self.sources))]
-        for sources in itertools.product(*(keys or [""] for keys in options)):
-            layers = self._matched(slots, sources, blocks, fits)
-            if layers is not None:
-                break
-        else:
-            msg = f"the stack of {len(slots)} layers is no path through the space's slots: expected its sources' layers in their order"
-            raise SpaceError(msg)
-        used = {j // blocks for _, j in layers}
-        return {
-            "sources": [recipes[key] if i in used else IDLE for i, key in enumerate(sources)],
-            "include": self._table({t for t, _ in layers}.__contains__, blocks),
-            "scale": self._folded_scale(layers, [slot["scale"] for slot in slots], blocks),
-        }
+        values = [t in set(included) for t in range(self._count(blocks))]
+        return {**self._data(), "include": {"per": ["slot"], "values": values}}
 
     def _count(self, blocks: int) -> int:
         return len(self.sources) * blocks * self.repeat
-
-    def _table(self, value: Callable[[int], Any], blocks: int) -> dict[str, Any]:
-        return {"per": ["slot"], "values": [value(t) for t in range(self._count(blocks))]}
 
     def _included(self, blocks: int) -> list[int]:
         """Return the included slots in order."""
@@ -167,55 +146,6 @@ class LayerPath(ShortForm):
             msg = f"stack: not every path over a model of one layer can be made {most} layers long; type `ends: false`"
             raise RecipeError(msg)
         return fewest, most
-
-    def _matched(
-        self, slots: Sequence[Mapping[str, Any]], sources: Sequence[str], blocks: int, fits: Fits
-    ) -> list[_Layer] | None:
-        """Return the path that gives `slots` if source i is the recipe with the JSON `sources[i]`; None if there is none."""
-        count = len(self.sources) * blocks
-        expected = [(canonical_json(slot["source"]), slot["layer"]) for slot in slots]
-        if not is_hole(self.include):
-            fixed = self._layers(self._included(blocks), blocks)
-            return fixed if expected == [(sources[j // blocks], j % blocks) for _, j in fixed] else None
-        by_slot = isinstance(self.scale, Mapping) and self.scale.get("per") == ["slot"]
-        layers: list[_Layer] = []
-        after = 0
-        for number, (slot, (key, layer)) in enumerate(zip(slots, expected, strict=True)):
-            match = next(
-                (
-                    t
-                    for t in range(after, self._count(blocks))
-                    if (sources[t % count // blocks], t % blocks) == (key, layer)
-                    and (not by_slot or self._fits_scale(t, slot["scale"], fits))
-                ),
-                None,
-            )
-            end = {0: 0, len(slots) - 1: blocks - 1}.get(number) if self.ends and key == sources[0] else None
-            added = layer == end and (slot["scale"] == 1 or not by_slot)
-            if added and number == 0 and match != 0:  # an added end leaves all slots to the layers after it
-                match = None
-            if match is None and not added:
-                return None
-            layers.append((match, layer if match is None else match % count))
-            after = after if match is None else match + 1
-        return layers
-
-    def _fits_scale(self, slot: int, scale: float, fits: Fits) -> bool:
-        return fits(("scale",), scale) if is_hole(self.scale) else bool(self.scale["values"][slot] == scale)
-
-    def _folded_scale(self, layers: Sequence[_Layer], scales: Sequence[float], blocks: int) -> Any:
-        if not is_hole(self.scale):
-            return self.scale
-        if "per" not in self.scale:
-            return common("scale", scales)
-        if self.scale["per"] == ["slot"]:
-            by_slot = dict(zip((t for t, _ in layers), scales, strict=True))
-            return self._table(lambda t: by_slot.get(t, IDLE), blocks)
-        count = len(self.sources) * blocks
-        table: list[list[Any]] = [[IDLE] * count for _ in range(count)]
-        for ((_, a), (_, b)), scale in zip(itertools.pairwise(layers), scales[1:], strict=True):
-            table[a][b] = common("scale", [scale] if table[a][b] is IDLE else [table[a][b], scale])
-        return {"per": self.scale["per"], "values": table}
 
 
 def _label(source: Any) -> str:

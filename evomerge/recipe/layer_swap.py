@@ -4,11 +4,11 @@
 [block/N], `scale` a number or a table over the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from evomerge.errors import RecipeError, SpaceError
-from evomerge.recipe.form import Fits, ShortForm, check_depth, common
+from evomerge.errors import RecipeError
+from evomerge.recipe.form import ShortForm, check_depth
 from evomerge.recipe.tiling import axis_size, check_axes
 
 
@@ -42,23 +42,6 @@ class LayerSwap(ShortForm):
     def fit(self, blocks: int) -> dict[str, Any]:
         """Return the form unchanged: it has no bounds."""
         return self._data()
-
-    def fold(self, slots: Sequence[Mapping[str, Any]], blocks: int, fits: Fits) -> dict[str, Any]:
-        """Return the values of this template's holes. Raises `SpaceError`, also for a group with two sources or scales."""
-        if [slot["layer"] for slot in slots] != list(range(blocks)):
-            msg = f"the stack's layers are not 0 to {blocks - 1}, each once and in order"
-            raise SpaceError(msg)
-        return {key: self._folded(key, [slot[key] for slot in slots], blocks) for key in ("source", "scale")}
-
-    def _folded(self, key: str, values: Sequence[Any], blocks: int) -> Any:
-        template = getattr(self, key)
-        if not isinstance(template, Mapping):
-            return template
-        if "per" not in template:
-            return common(key, values)
-        count = len(self.cells(key, template["per"], blocks)[0])
-        groups = [[v for i, v in enumerate(values) if i * count // blocks == group] for group in range(count)]
-        return {"per": template["per"], "values": [common(key, group) for group in groups]}
 
 
 def _by_layer(values: Any, blocks: int) -> list[Any]:

@@ -1,6 +1,6 @@
 """Short forms of stacks, in plain data: a `path` (`LayerPath`) or a `swap` (`LayerSwap`) in place of `slots`.
 
-`spell_out` makes slots of short forms, `fold` makes short forms of slots, `fit` keeps paths within their bounds.
+`spell_out` makes slots of short forms, `fit` keeps paths within their bounds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from evomerge.errors import RecipeError, nearest
-from evomerge.recipe.form import Fits, KeyPath, ShortForm, depth
+from evomerge.recipe.form import ShortForm, depth
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.recipe.layer_swap import LayerSwap
 from evomerge.recipe.validation import describe
@@ -78,28 +78,6 @@ def fit(data: Any, blocks: int) -> Any:
         return {key: form.fit(blocks) if form is not None and key in _FORMS else stack[key] for key in stack}
 
     return _each_stack(data, blocks, fitted)
-
-
-def fold(template: Any, data: Any, blocks: int, fits: Fits, at: KeyPath = ()) -> Any:
-    """Return `data`, a recipe's explicit data, in the form of `template`: the inverse of `spell_out`, for its holes.
-
-    `fits` is called for places in the template, which is itself at `at`. Raises `SpaceError` for a stack that the
-    template's short form does not give, whatever is in its holes.
-    """
-    if isinstance(template, Mapping) and isinstance(data, Mapping):
-        form = form_of(template["stack"]) if isinstance(template.get("stack"), Mapping) else None
-        if form is not None and isinstance(data.get("stack"), Mapping):
-            name = next(name for name in _FORMS if name in template["stack"])
-            inside = (*at, "stack", name)
-            folded = form.fold(data["stack"]["slots"], blocks, lambda below, value: fits((*inside, *below), value))
-            data = {"stack": {name: folded, "rest": data["stack"]["rest"]}}
-        return {
-            key: fold(template[key], value, blocks, fits, (*at, key)) if key in template else value
-            for key, value in data.items()
-        }
-    if isinstance(template, list) and isinstance(data, list) and len(template) == len(data):
-        return [fold(a, b, blocks, fits, (*at, i)) for i, (a, b) in enumerate(zip(template, data, strict=True))]
-    return data
 
 
 def _each_stack(data: Any, blocks: int, change: Callable[[Mapping[str, Any], ShortForm | None], dict[str, Any]]) -> Any:

@@ -13,7 +13,7 @@ from evomerge.recipe.validation import TAG, FrozenModel
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 """Kinds of tensor, the axis `kind`."""
 
-_AXIS = re.compile(r"expert|kind|(block|depth)/([1-9]\d*)")
+_AXIS = re.compile(r"expert|kind|(block|depth)/[1-9]\d{0,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def check_axes(per: Any) -> None:
         raise RecipeError(msg)
     for axis in per:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
-            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, for example `block/4`"
+            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
             raise RecipeError(msg)
     if (
         not per

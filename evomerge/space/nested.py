@@ -5,14 +5,12 @@ from typing import Any
 
 from evomerge.errors import SpaceError
 from evomerge.recipe import Json
-from evomerge.recipe.form import IDLE, KeyPath
+from evomerge.recipe.form import KeyPath
 
 
 def get(data: Any, path: KeyPath) -> Any:
-    """Return the value at `path`; `IDLE` if the path leads into that, None if there is no such place."""
+    """Return the value at `path`; None if there is no such place."""
     for part in path:
-        if data is IDLE:
-            break
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):
@@ -64,8 +62,8 @@ def same(left: Any, right: Any, holes: set[KeyPath], path: KeyPath = ()) -> bool
 def with_parents(data: Any, ids: Mapping[str, str]) -> Any:
     """Return filled data with the `ids` of its parents in place of their names."""
     if isinstance(data, Mapping):
-        if len(data) == 1 and data.get("member") in ids:
-            return {"member": ids[data["member"]]}
+        if len(data) == 1 and isinstance(name := data.get("member"), str) and name in ids:
+            return {"member": ids[name]}
         return {key: with_parents(value, ids) for key, value in data.items()}
     if isinstance(data, list):
         return [with_parents(value, ids) for value in data]

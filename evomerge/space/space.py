@@ -24,7 +24,7 @@ from evomerge.recipe import (
     expand_inputs,
     short_forms,
 )
-from evomerge.recipe.form import IDLE, KeyPath
+from evomerge.recipe.form import ShortForm
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.space import nested
 from evomerge.space.holes import Gene, Genome, Hole, choices_around, expand, find_holes, form_around, name_of, unwrapped
@@ -68,13 +68,17 @@ class SearchSpace:
             data["member"] for data in short_forms.mappings(self._template) if len(data) == 1 and "member" in data
         ]
         self.parents = tuple(dict.fromkeys(name for name in members if isinstance(name, str)))
+        if not all(map(str.isprintable, self.parents)):
+            msg = f"a `member` is one of {self.parents!r}; expected a name of printable characters"
+            raise SpaceError(msg)
         """Names of the earlier candidates that it merges: words in place of members' ids."""
         self._kinds = tuple(kinds)
         self._blocks = blocks
         self.experts = tuple(experts)
         stacks = short_forms.stacks(self._template)
         self._stacked = bool(stacks)
-        if blocks is None and any(short_forms.form_of(stack) for stack in stacks):
+        self._short = any(short_forms.form_of(stack) for stack in stacks)
+        if blocks is None and self._short:
             msg = (
                 "the space has a stack's `path` or `swap`, which depends on the model; expected its number of `blocks`"
             )
@@ -140,10 +144,14 @@ class SearchSpace:
     def encode(self, recipe: Recipe) -> Genome:
         """Return a genome that decodes to `recipe`. A number where the space has a table is spread over the table.
 
-        It is for recipes that no genome is recorded of. Raises `SpaceError` if the recipe is not in the space.
+        It is for recipes that no genome is recorded of. Raises `SpaceError` if the recipe is not in the space, and for all
+        recipes of a space with a stack's `path` or `swap`.
         """
+        if self._short:
+            msg = "the genome of a stack in a space with `path` or `swap` is only in a journal of format 2; start the study anew"
+            raise SpaceError(msg)
         data = recipe.explicit
-        genome = self._numbers((), self._folded((), data))
+        genome = self._numbers(data)
         filled = Recipe.parse(self._spelled(self._fill(genome.tolist())))
         if not nested.same(filled.explicit, data, {hole.path for hole in self._holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
@@ -163,8 +171,9 @@ class SearchSpace:
         if self.parents:
             return {}
         marks = {"init": self.initial}
-        if isinstance(stack := nested.get(self._template, ("stack",)), Mapping) and self._blocks is not None:
-            return marks | self._stacks_of_one_model(stack)
+        if isinstance(stack := nested.get(self._template, ("stack",)), Mapping):
+            form = short_forms.form_of(stack)
+            return marks if form is None else marks | self._stacks_of_one_model(form)
         root = nested.get(self._template, ("merge",))
         if not isinstance(root, Mapping) or not isinstance(root.get("method"), str):
             return marks
@@ -202,22 +211,19 @@ class SearchSpace:
         high = np.array([math.log(gene.high) if gene.log else gene.high for gene in self.genes])
         return low, np.where(high > low, high - low, 1.0), log
 
-    def _fill(self, genome: Sequence[float], place: KeyPath = ()) -> Any:
-        """Return the template at `place` with its holes filled."""
-        data = nested.get(self._template, place)
+    def _fill(self, genome: Sequence[float]) -> Any:
+        """Return the template with its holes filled."""
+        data = self._template
         for hole in reversed(self._holes):  # holes in a choice's options before the choice
-            if hole.path[: len(place)] != place:
-                continue
-            path = hole.path[len(place) :]
             values = (
                 gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
             )
             if hole.choice:  # the option with its own holes filled
                 option = self.genes[hole.start].rounded(genome[hole.start])
-                data = nested.put(data, path, nested.get(data, (*path, "choice", option)))
+                data = nested.put(data, hole.path, nested.get(data, (*hole.path, "choice", option)))
                 continue
             table = nested.table(hole.axes, values)
-            data = nested.put(data, path, {"per": list(hole.per), "values": table} if hole.per else table)
+            data = nested.put(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
 
     def _spelled(self, data: Any) -> Any:
@@ -226,23 +232,11 @@ class SearchSpace:
             return data
         return short_forms.spell_out(short_forms.fit(data, self._blocks), self._blocks)
 
-    def _folded(self, place: KeyPath, data: Any) -> Any:
-        """Return a recipe's data in the form of the template at `place`. Raises `SpaceError`."""
-        if not self._stacked or self._blocks is None:
-            return data
-        return short_forms.fold(nested.get(self._template, place), data, self._blocks, self._fits, place)
-
-    def _numbers(self, place: KeyPath, data: Any) -> Genome:
-        """Return the genome with the values of `data` in the holes at `place`, and `initial` in all others.
-
-        Raises `SpaceError` for a value that a hole cannot have.
-        """
+    def _numbers(self, data: Any) -> Genome:
+        """Return the genome with the values of `data` in its holes. Raises `SpaceError` for one that a hole cannot have."""
         genome = self.initial.copy()
         values: dict[int, Any] = {}  # the recipe's value at each hole
         for number, hole in enumerate(self._holes):
-            if hole.path[: len(place)] != place:
-                continue
-            path = hole.path[len(place) :]
             if hole.within:
                 outer, option = hole.within[-1]
                 if values[outer] is _ABSENT or genome[self._holes[outer].start] != option:
@@ -252,44 +246,63 @@ class SearchSpace:
                 template = nested.get(self._template, hole.path[:depth])
                 values[number] = nested.get(unwrapped(values[outer], template), hole.path[depth:])
             else:
-                values[number] = nested.get(data, path)
+                values[number] = nested.get(data, hole.path)
             for i, key in enumerate(hole.keys, start=hole.start):
-                cell = nested.cell(values[number], hole.per, key)
-                if cell is not IDLE:
-                    genome[i] = self.genes[i].number(cell)
+                genome[i] = self.genes[i].number(nested.cell(values[number], hole.per, key))
         return genome
 
-    def _fits(self, place: KeyPath, value: Any) -> bool:
-        """Return whether `value` is the template at `place` with its holes filled, or one cell of the table there."""
-        table = next((hole for hole in self._holes if hole.path == place and hole.per), None)
-        try:
-            if table is not None:
-                self.genes[table.start].number(value)
-                return True
-            genome = self._numbers(place, self._folded(place, value))
-            return Recipe.parse(self._spelled(self._fill(genome.tolist(), place))) == Recipe.parse(value)
-        except (SpaceError, RecipeError):
-            return False
-
-    def _stacks_of_one_model(self, stack: Mapping[str, Any]) -> dict[str, Genome]:
+    def _stacks_of_one_model(self, form: ShortForm) -> dict[str, Genome]:
         """Return the genomes that stack all layers of one model, as far as they are in the space."""
-        data = self._fill(self.initial.tolist())
-        form = short_forms.form_of(stack)
-        if form is None or self._blocks is None:
-            return {}
-        rest = self._spelled(data)["stack"]["rest"]
+        filled = self._fill(self.initial.tolist())["stack"]
         models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self.experts}
+        count = 1
         if isinstance(form, LayerPath):
-            models |= dict(zip(form.names, data["stack"]["path"]["sources"], strict=True))
+            models |= dict(zip(form.names, filled["path"]["sources"], strict=True))
+            count = len(form.sources)
+        rest = nested.get(self.decode(self.initial).data, ("stack", "rest"))
+        blocks = range(self._blocks or 0)
         marks = {}
         for name, model in models.items():
-            slots = [{"source": model, "layer": layer} for layer in range(self._blocks)]
-            try:
-                recipe = Recipe.parse(self._spelled({"stack": {"slots": slots, "rest": rest}}))
-                marks[f"layers of {name}"] = self.encode(recipe)
-            except SpaceError:
-                continue
+            slots = [{"source": model, "layer": layer} for layer in blocks]
+            recipe = Recipe.parse(self._spelled({"stack": {"slots": slots, "rest": rest}}))
+            for number in range(count):
+                genome = self._all_layers(number, model, len(blocks))
+                if genome is not None and self.decode(genome) == recipe:
+                    marks[f"layers of {name}"] = genome
+                    break
         return marks
+
+    def _all_layers(self, number: int, model: Any, blocks: int) -> Genome | None:
+        """Return the genome of all layers of source `number`, which is `model`, with scale 1; None if a gene cannot be so."""
+        genome = self.initial.copy()
+        first = number * blocks
+        layers = range(first, first + blocks)
+        for hole in self._holes:
+            keys: list[Any] = list(hole.keys)
+            for i, at in enumerate(keys, start=hole.start):
+                value: Any
+                match hole.path[1:]:
+                    case ("path", "include"):
+                        value = at[0] in layers
+                    case ("path", "sources", index) if index == number:
+                        value = model
+                    case ("swap", "source"):
+                        value = model
+                    case ("path", "scale") if hole.per == ("slot",) and at[0] not in layers:
+                        continue
+                    case ("path", "scale") if hole.per == ("from", "to") and not (
+                        at[0] in layers and at[1] == at[0] + 1 in layers
+                    ):
+                        continue
+                    case (_, "scale"):
+                        value = 1
+                    case _:
+                        continue
+                try:
+                    genome[i] = self.genes[i].number(value)
+                except SpaceError:
+                    return None
+        return genome
 
     def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
         """Return the genome whose recipe is a merge with these `parameters`; None if the space has none."""

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.errors import RecipeError, SpaceError
+from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe, short_forms
-from evomerge.recipe.form import IDLE
 
 BLOCKS = 4
 
@@ -213,60 +212,6 @@ def test_only_models_with_blocks_have_stacks():
 def test_one_layer_cannot_be_a_path_of_a_fixed_number_of_layers():
     with pytest.raises(RecipeError, match="type `ends: false`"):
         short_forms.fit(path(include=on(count=2), shortest=2, longest=2), 1)
-
-
-def whole(template):
-    """Suits: a source is the template's own, any number is a cell."""
-
-    def suits(where, value):
-        found = template
-        for part in where:
-            found = found[part]
-        return where[-1] == "scale" or Recipe.parse(found) == Recipe.parse(value)
-
-    return suits
-
-
-def folded(template, data):
-    return short_forms.fold(
-        template, Recipe.parse(short_forms.spell_out(data, BLOCKS)).explicit, BLOCKS, whole(template)
-    )
-
-
-def test_folding_gives_the_included_slots_and_leaves_the_others_idle():
-    template = path(include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["slot"]})
-    by_slot = {"per": ["slot"], "values": [0.1 * t for t in range(8)]}
-    found = folded(template, path(include=on(0, 5), scale=by_slot))["stack"]["path"]
-    assert found["include"] == on(0, 5)
-    assert found["scale"]["values"] == [0, *[IDLE] * 4, 0.5, IDLE, IDLE]
-    matrix = path(include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["from", "to"]})
-    values = [[0.5] * 8 for _ in range(8)]
-    found = folded(matrix, path(include=on(0, 5), scale={"per": ["from", "to"], "values": values}))["stack"]["path"]
-    assert {(a, b) for a in range(8) for b in range(8) if found["scale"]["values"][a][b] == 0.5} == {(0, 5), (5, 3)}
-
-
-def test_stacks_that_are_no_path_are_refused():
-    template = path(include={"bit": "first", "per": ["slot"]})
-    back = {"stack": {"rest": "base", "slots": [{"source": "maths", "layer": i} for i in (0, 2, 1, 3)]}}
-    with pytest.raises(SpaceError, match="is no path through the space's slots"):
-        folded(template, back)
-    law = {"stack": {"rest": "base", "slots": [{"source": "law", "layer": i} for i in range(4)]}}
-    with pytest.raises(SpaceError, match="is no path"):
-        folded(template, law)
-    with pytest.raises(SpaceError, match="layers are not 0 to 3"):
-        folded(swap(source={"choice": ["maths", "code"], "per": ["layer"]}), back)
-    groups = swap(source={"choice": ["maths", "code"], "per": ["block/2"]})
-    with pytest.raises(SpaceError, match="one gene for both"):
-        folded(groups, swap(source={"per": ["layer"], "values": ["maths", "code", "code", "code"]}))
-
-
-def test_one_pair_of_layers_with_two_scales_is_refused_where_the_space_has_one():
-    template = path(
-        repeat=3, ends=False, include={"bit": "first", "per": ["slot"]}, scale={"float": [0, 2], "per": ["from", "to"]}
-    )
-    slots = [{"source": "maths", "layer": i % 2, "scale": s} for i, s in enumerate((1, 0.5, 1, 0.7))]
-    with pytest.raises(SpaceError, match=r"`scale` is 0\.5 and 0\.7"):
-        folded(template, {"stack": {"rest": "base", "slots": slots}})
 
 
 def test_rest_of_a_path_is_by_default_its_first_source():

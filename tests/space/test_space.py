@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from strategies import genomes, stack_templates, templates
 
 from evomerge import merging
-from evomerge.errors import EvomergeError, SpaceError
+from evomerge.errors import EvomergeError, RecipeError, SpaceError
 from evomerge.recipe import Recipe, expert
 from evomerge.space import SearchSpace
+from evomerge.trial import Proposal
 
 EXPERTS = ("maths", "code")
 
@@ -394,7 +395,7 @@ BITS = {"bit": "first", "per": ["slot"]}
 
 @settings(max_examples=60, deadline=None)
 @given(stack_templates(EXPERTS), st.data())
-def test_any_genome_is_a_stack_and_any_such_stack_a_genome(template, data):
+def test_any_genome_is_a_stack(template, data):
     searched = SearchSpace(template, experts=EXPERTS, blocks=3)
     count = len(searched.genes)
     some = st.sets(st.integers(0, count - 1), max_size=4)
@@ -402,9 +403,7 @@ def test_any_genome_is_a_stack_and_any_such_stack_a_genome(template, data):
     flipped = sorted(data.draw(some))
     few[flipped] = (searched.lower + searched.upper - few)[flipped]
     for genome in (data.draw(genomes(count, -0.5, 2)), few, searched.lower, searched.upper, searched.initial):
-        recipe = searched.decode(genome)
-        merging.check(recipe)
-        assert searched.decode(searched.encode(recipe)) == recipe
+        merging.check(searched.decode(genome))
 
 
 def test_path_has_a_bit_for_each_slot_and_starts_as_the_first_source():
@@ -483,22 +482,17 @@ def test_stacks_nest(template):
     for _ in range(20):
         recipe = searched.decode(generator.uniform(searched.lower, searched.upper))
         merging.check(recipe)
-        assert searched.decode(searched.encode(recipe)) == recipe
+        if list(template) == ["stack"] and "slots" in template["stack"]:
+            assert searched.decode(searched.encode(recipe)) == recipe
 
 
-def test_recipes_that_are_no_stack_of_the_space_are_refused():
-    searched = stacked(path={"sources": "experts", "include": BITS, "longest": 1.25})
-
-    def of_layers(*layers, rest="base"):
-        return Recipe.parse({"stack": {"rest": rest, "slots": [{"source": "maths", "layer": i} for i in layers]}})
-
-    assert searched.decode(searched.encode(of_layers(0, 2, 3))) == of_layers(0, 2, 3)
-    for recipe in (expert("maths"), of_layers(0, 1, 2), of_layers(0, 2, 1, 3), of_layers(0, 1, 2, 3, rest="code")):
-        with pytest.raises(SpaceError):
-            searched.encode(recipe)
-    scaled = {"stack": {"rest": "base", "slots": [{"source": "maths", "layer": i, "scale": 2} for i in (0, 3)]}}
-    with pytest.raises(SpaceError):
-        searched.encode(Recipe.parse(scaled))
+def test_stacks_of_short_forms_have_no_genome_but_the_recorded_one():
+    searched = stacked(path={"sources": "experts", "include": BITS})
+    genome = searched.initial
+    recipe = searched.decode(genome)
+    assert searched.genome_of(Proposal(0, recipe, genome)) is genome
+    with pytest.raises(SpaceError, match="only in a journal of format 2; start the study anew"):
+        searched.genome_of(Proposal(0, recipe))
 
 
 WRONG_STACKS = [
@@ -521,6 +515,20 @@ WRONG_STACKS = [
 def test_wrong_stacks_are_refused_before_any_search(stack, message):
     with pytest.raises(EvomergeError, match=message):
         stacked(**stack)
+
+
+HOSTILE = {
+    "a list as a member": ({"merge": {"method": "linear", "inputs": [{"member": ["a"]}, {"member": "b"}], "parameters": {"weight": {"float": [0, 1]}}}}, "member"),
+    "half a character": ({"merge": {"method": "linear", "inputs": [{"member": "\ud800"}], "parameters": {"weight": {"float": [0, 1]}}}}, "printable characters"),
+    "a huge bound": ({"stack": {"path": {"sources": "experts", "include": BITS, "shortest": 1e308}}}, "less than or equal to"),
+    "a huge axis": ({"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": {"float": [0, 1], "per": ["depth/100000000"]}}}}, "N up to 9999"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_values_out_of_all_bounds_are_one_clear_error(template, message):
+    with pytest.raises((SpaceError, RecipeError), match=message):
+        SearchSpace(template, experts=EXPERTS, blocks=4)
 
 
 def test_short_forms_need_the_number_of_blocks():
