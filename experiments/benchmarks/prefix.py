@@ -1,6 +1,6 @@
 """What is spared by stacks that begin alike: layers that need not be run again, and the time that this wins.
 
-Two real searches over experts of the `language` zoo for sums asked in German: which layers come from whom, and a path through
+Two real searches over experts of the `language` zoo for sums asked in German: the source of each layer, and a path through
 all layers, by the shipped spaces and their drivers. Each candidate is evaluated twice in the same turn of the loop, by a worker that keeps hidden
 states and by one that does not, taking turns at going first; the scores must be the same to the bit. A layer's execution is
 one layer on one batch of examples.

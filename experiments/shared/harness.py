@@ -66,7 +66,7 @@ def main(
     parts: Sequence[str] = (),
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Run an experiment as a script, and exit: 0 done, 2 for what the user can mend.
+    """Run an experiment as a script, and exit: 0 done, 2 for an error the user can fix.
 
     `measure` does the work. While it runs, what it (or a library) prints goes to standard error: standard
     output holds the figures as one JSON object with `--json`, and else the table. `seeds` is the default of `--seeds`,
