@@ -269,16 +269,16 @@ def refer(bench: Bench, dense: tuple[list[Recipe], NDArray[np.float64]], runs: S
         [bench.score(recipe, "report").scores for recipe in chosen],
         report_corner,
         pareto.hypervolume(means, report_corner),
-        spread(scored, bench.objectives, report_corner),
+        spread(scored, bench, report_corner),
         len(dense[0]),
     )
 
 
 def spread(
-    models: Sequence[Mapping[str, NDArray[np.float32]]], objectives: Sequence[str], corner: NDArray[np.float64]
+    models: Sequence[Mapping[str, NDArray[np.float32]]], bench: Bench, corner: NDArray[np.float64]
 ) -> tuple[float, float]:
     """Return the 95 % interval, over examples, of the hypervolume of models."""
-    draws = bootstrap.resamples({name: len(models[0][name]) for name in objectives}, n=200)
+    draws = bootstrap.resamples(bench.examples("report"), n=200)
     means = np.stack([draws.means(model) for model in models], axis=1)  # (resamples, models, objectives)
     low, high = np.quantile([pareto.hypervolume(drawn, corner) for drawn in means], (0.025, 0.975))
     return float(low), float(high)
@@ -361,7 +361,7 @@ def against(
     """
     scores = [bench.score(recipe, "report").scores for recipe in models]
     point = dict(zip(bench.objectives, reference.report_corner, strict=True))
-    draws = bootstrap.resamples({name: len(rivals[0][name]) for name in bench.objectives}, n=500)
+    draws = bootstrap.resamples(bench.examples("report"), n=500)
     gap = bootstrap.hypervolume_difference(scores, rivals, point, draws)
     return [value / reference.report_volume for value in gap]
 

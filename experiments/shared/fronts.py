@@ -36,6 +36,7 @@ class Bench:
     def __init__(self, parts: Parts, folder: Path) -> None:
         self.space = parts.space
         self.objectives = parts.searched
+        self._tasks = parts.tasks
         self._worker = Worker(parts.setup)
         self.folder = folder
         self._known: dict[tuple[Split, str], Evaluation] = {}
@@ -55,6 +56,10 @@ class Bench:
             if len(self._new) >= KEPT:
                 self.save()
         return self._known[key]
+
+    def examples(self, split: Split) -> dict[str, list[str]]:
+        """Return the keys of each objective's examples, for `bootstrap.resamples`: views of one image have equal keys."""
+        return {name: self._tasks[name.rpartition("/")[0]].example_keys(split) for name in self.objectives}
 
     def means(self, recipes: Sequence[Recipe], split: Split = "search") -> Points:
         """Return mean scores, `(recipes, objectives)`: NaN for those that fail."""
