@@ -46,6 +46,14 @@ def create_study(
     Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks.
     """
     tasks = tasks or {}
+    for what, value in {
+        "pool": pool,
+        "tasks": tasks,
+        **{f"task `{name}`": task for name, task in dict(tasks).items()},
+    }.items():
+        if not isinstance(value, Mapping):
+            msg = f"{what}: expected settings as a mapping{', or evomerge.task(function, ...)' * ('task' in what)}, got {value!r}"
+            raise StudyError(msg)
     data = settings | {"pool": _with_folders(pool), "space": space, "tasks": {key: dict(tasks[key]) for key in tasks}}
     python_tasks = {name: task for name, task in tasks.items() if isinstance(task, PythonTask)}
     return Study.create(Path(folder), StudySettings.parse(data, "create_study", Path.cwd()), python_tasks=python_tasks)
@@ -89,6 +97,10 @@ def pick(
     Candidates are chosen by their scores on the search examples. The preferences are those of `evomerge pick`. Raises
     `StudyError` for two preferences, and where no candidate satisfies the floors.
     """
+    if [objective.name for objective in results.objectives] != list(study.parts.tasks):
+        names = ", ".join(objective.name for objective in results.objectives)
+        msg = f"pick: these are results of another study, of {names}; expected results of {study.folder}"
+        raise StudyError(msg)
     return choose.choose(study, results, choose.Preference(weights, floors, best, wish, tchebycheff, knee))
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 _EVERY = 10.0  # seconds between two lines of a log
@@ -34,7 +34,7 @@ class Progress:
         self._notebook_line: Any = None  # IPython's handle of the line that is shown
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()
-        note = "[dim]{task.fields[note]}"
+        note = TextColumn("{task.fields[note]}", style="dim", markup=False)
         self._bar = Bar(*amount, *times, note, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(what, total=total, note="")
 
@@ -62,7 +62,7 @@ class Progress:
 
     def _print(self, line: str) -> None:
         if not self._console.is_jupyter or self._console.quiet:
-            self._console.print(line)
+            self._console.print(line, markup=False)
             return
         display = import_module("IPython.display").display
         data = {"text/plain": line}
@@ -90,4 +90,4 @@ class Throttled:
 
 def step_printer(console: Console) -> Callable[[str], None]:
     """Return a function that prints a step as one dim line."""
-    return lambda what: console.print(f"[dim]{what}[/dim]")
+    return lambda what: console.print(what, style="dim", markup=False)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel
 
 import evomerge as em
-from evomerge.errors import ModelError, StudyError, TaskError
+from evomerge.errors import EvomergeError, ModelError, StudyError, TaskError
 
 
 def sharpness(model, examples):
@@ -130,3 +130,39 @@ def test_a_driver_searches_any_function():
         best = max(best, score)
         driver.tell(proposal, em.Evaluation.of({"score": score}))
     assert best > -1e-3
+
+
+def test_mistakes_are_one_error_that_names_them(arguments, tmp_path):
+    with pytest.raises(StudyError, match=r"task `a`: expected settings as a mapping, or evomerge.task"):
+        em.create_study(tmp_path / "run", **arguments | {"tasks": {"a": sharpness}})
+    with pytest.raises(StudyError, match="pool: expected settings"):
+        em.create_study(tmp_path / "run", **arguments | {"pool": "digits"})
+    with pytest.raises(TaskError, match="`search` has no list of examples"):
+        em.task(sharpness, search=200, report=[0.1])
+    with pytest.raises(TaskError, match="expected a function"):
+        em.task("module:function", search=[0.1], report=[0.1])
+    with pytest.raises(TaskError, match="examples have no digest"):
+        em.task(sharpness, search=[object()], report=[0.1])
+    with pytest.raises(EvomergeError, match="a list of one or more different objectives"):
+        em.driver({"kind": "cma"}, em.Box({"x": (0, 1)}), "score", seed=0)
+
+
+def test_the_digest_of_a_task_covers_arrays_and_code_without_source():
+    arrays = [em.task(sharpness, search=[np.full(2000, value)], report=[0.1]) for value in (0.0, 1.0, 0.0)]
+    assert arrays[0]["digest"] == arrays[2]["digest"] != arrays[1]["digest"]
+    typed = [em.task(eval(f"lambda model, examples: [{n}.0]"), search=[0.1], report=[0.1]) for n in (1, 2)]
+    assert typed[0]["digest"] != typed[1]["digest"]
+
+
+def test_a_task_that_switches_the_model_to_training_changes_no_later_score(arguments, tmp_path):
+    def train(model, examples):
+        model.module.train()
+        return [float(model.module.training)] * len(examples)
+
+    def training(model, examples):
+        return [float(model.module.training)] * len(examples)
+
+    tasks = {name: em.task(task, search=[0], report=[0]) for name, task in (("a", train), ("b", training))}
+    study = em.create_study(tmp_path / "run", **arguments | {"tasks": tasks, "driver": {"kind": "random"}})
+    study.run(progress=False)
+    assert set(study.trials()["b/score"]) == {0.0}

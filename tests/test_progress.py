@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from evomerge.progress import Progress, duration
+from evomerge.progress import Progress, duration, step_printer
 
 
 @pytest.fixture
@@ -54,3 +54,15 @@ def test_progress_in_a_notebook_is_one_line_that_is_updated(clock, monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0.24, "0.2 s"), (41, "41 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")])
 def test_durations_are_read_at_a_glance(seconds, text):
     assert duration(seconds) == text
+
+
+def test_notes_are_printed_as_they_are_whatever_brackets_they_have(clock):
+    output = io.StringIO()
+    note = "failed: cannot read [/tmp/x] or [bold]y"
+    with Progress("search", 1, Console(file=output, width=200)) as progress:
+        progress(1, note=note)
+    assert note in output.getvalue()
+    with Progress("search", 1, Console(file=output, width=200, force_terminal=True)) as progress:
+        progress(1, note=note)
+    step_printer(Console(file=output, width=200))("[/x]")
+    assert "[/x]" in output.getvalue()

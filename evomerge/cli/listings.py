@@ -63,4 +63,4 @@ def build_zoo(name: str, seed: int, *, text: Path | None = None, again: bool = F
     make = zoo.build if again else zoo.find_or_build
     with Progress(f"zoo {name}", 100, console) as bar:
         built = make(name, seed=seed, text=text, progress=lambda done, step: bar(round(100 * done), note=step))
-    console.print(f"zoo {name}: {built.folder}", soft_wrap=True)
+    console.print(f"zoo {name}: {built.folder}", markup=False, soft_wrap=True)

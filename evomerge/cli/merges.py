@@ -63,15 +63,19 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
     size = sum(entry.nbytes for entry in info) / 2**30
     elements = sum(entry.numel for entry in info)
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
-    console.print(f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB")
+    console.print(
+        f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB",
+        markup=False,
+        soft_wrap=True,
+    )
     if dry_run:
-        console.print(f"would write {out}")
+        console.print(f"would write {out}", markup=False, soft_wrap=True)
         return
     export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
-        console.print(f"elements of the task vectors left by the edits: {shares}")
-    console.print(f"merged checkpoint: {out}")
+        console.print(f"elements of the task vectors left by the edits: {shares}", markup=False, soft_wrap=True)
+    console.print(f"merged checkpoint: {out}", markup=False, soft_wrap=True)
 
 
 def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:
@@ -92,7 +96,9 @@ def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, par
         pairs = zip(artefact.experts, values, strict=True)
         console.print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in pairs)}", markup=False)
     for name, values in compression.figures.items():
-        console.print(f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors")
+        console.print(
+            f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors", markup=False, soft_wrap=True
+        )
     size = compression.expert_bytes
     console.print(
         f"bytes: {size:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "

@@ -53,8 +53,8 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
         point = next(point for point in results.front if point.recipe_id == results.picked)
         _export(study, Recipe.parse(point.recipe), merged, console, results, point)
     loaded = type(load_model(merged, study.parts.setup.auto or "AutoModel")).__name__
-    console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})")
-    console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}")
+    console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})", markup=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}", markup=False, soft_wrap=True)
 
 
 def run(
@@ -125,10 +125,10 @@ def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_
         console.print(tables.point(results, point))
         recipe = Recipe.parse(point.recipe)
     if out is None:
-        console.print(strict_yaml.text(recipe.data), end="", markup=False)
+        console.print(strict_yaml.text(recipe.data), end="", markup=False, soft_wrap=True)
         return
     _export(study, recipe, out, console, results, point)
-    console.print(f"merged checkpoint: {out}")
+    console.print(f"merged checkpoint: {out}", markup=False, soft_wrap=True)
 
 
 def _override(
@@ -140,7 +140,7 @@ def _override(
 
 def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     for note in parts.pool.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     genes, layout = parts.space.genes, parts.pool.layout
     rows = {
         "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} parameters, "
@@ -170,9 +170,11 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
         raise StudyError(msg)
     each = sum(evaluation.seconds.values())
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
-    console.print(f"one evaluation: {duration(each)} ({steps})")
+    console.print(f"one evaluation: {duration(each)} ({steps})", markup=False, soft_wrap=True)
     total = duration(each * settings.evaluations / settings.workers)
-    console.print(f"the search: about {total} with {settings.workers} workers; nothing was written")
+    console.print(
+        f"the search: about {total} with {settings.workers} workers; nothing was written", markup=False, soft_wrap=True
+    )
 
 
 def _search_and_report(study: Study, console: Console) -> Results:
@@ -217,8 +219,10 @@ def _print(results: Results, folder: Path, console: Console) -> None:
         console.print(part)
     for sentence in tables.sentences(results):
         console.print(sentence, markup=False)
-    console.print(f"digest {results.digest}")
-    console.print(f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
+    console.print(f"digest {results.digest}", markup=False, soft_wrap=True)
+    console.print(
+        f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`", markup=False, soft_wrap=True
+    )
 
 
 def _export(

@@ -100,6 +100,8 @@ class Worker:
                     loaded.model.write(checkpoint)
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
+                        if loaded.model.module.training:  # left so by a task of the user's: dropout would act
+                            loaded.model.module.train(mode=False)
                         result = task.score(loaded.model, split, indices)
                         for metric, vector in result.scores.items():
                             _check_scores(task.name, metric, vector)

@@ -127,8 +127,8 @@ def make(
         expected = f"expected `kind:`, one of {', '.join(KINDS)}"
         msg = f"driver: {f'unknown kind `{kind}`; {nearest(kind, KINDS)}' if kind else expected}"
         raise DriverError(msg)
-    if not objectives or len(set(objectives)) != len(objectives):
-        msg = f"driver: expected one or more different objectives, got {list(objectives)}"
+    if not objectives or isinstance(objectives, str) or len(set(objectives)) != len(objectives):
+        msg = f"driver: expected a list of one or more different objectives, got {objectives!r}"
         raise DriverError(msg)
     least, most = POPULATIONS.get(kind, (0, 0))
     if not least <= len(space.parents) <= most:

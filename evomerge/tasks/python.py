@@ -3,10 +3,13 @@
 import hashlib
 import inspect
 import json
+import marshal
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
@@ -31,21 +34,33 @@ class PythonTask(UserDict[str, Any]):
     ) -> None:
         """Take the function: `function(model, examples)` returns one score per example, or a mapping from metric to scores.
 
-        Raises `TaskError` for a split without examples.
+        Raises `TaskError` for anything but a function, a split without examples, and examples that have no digest.
         """
+        if not inspect.isfunction(function):
+            msg = f"expected a function of (model, examples), got {function!r}; wrap it in a `def`"
+            raise TaskError(msg)
+        if isinstance(metrics, str) or not metrics:
+            msg = f"`metrics` is {metrics!r}; expected a list of names, such as ['score']"
+            raise TaskError(msg)
         self.function = function
-        self.examples: Mapping[Split, Sequence[Any]] = {"search": list(search), "report": list(report)}
+        self.examples: Mapping[Split, Sequence[Any]] = {"search": search, "report": report}
         for split, examples in self.examples.items():
-            if not examples:
-                msg = f"`{split}` has no examples; expected at least one, such as `{split}=questions[:200]`"
+            if not isinstance(examples, Sequence | np.ndarray) or not len(examples):
+                msg = f"`{split}` has no list of examples; expected at least one, such as `{split}=questions[:200]`"
                 raise TaskError(msg)
         try:
             source = inspect.getsource(function)
         except (OSError, TypeError):  # typed at a prompt, or built in
-            code = getattr(function, "__code__", None)
-            source = "" if code is None else code.co_code.hex()
-        digest = hashlib.sha256(f"{source}\n{json.dumps(self.examples, default=repr)}".encode()).hexdigest()
-        where = f"{function.__module__}:{getattr(function, '__qualname__', 'function')}"
+            source = marshal.dumps(function.__code__).hex()
+        try:
+            examples_json = json.dumps(
+                {split: list(values) for split, values in self.examples.items()}, default=_digest
+            )
+        except (TypeError, ValueError) as error:
+            msg = f"examples have no digest ({error}); expected texts, numbers, arrays, or lists and mappings of them"
+            raise TaskError(msg) from None
+        digest = hashlib.sha256(f"{source}\n{examples_json}".encode()).hexdigest()
+        where = f"{function.__module__}:{function.__qualname__}"
         super().__init__(kind="python", function=where, digest=digest, metrics=list(metrics))
 
     def make(self, name: str) -> Task:
@@ -58,3 +73,12 @@ class PythonTask(UserDict[str, Any]):
 
     def _score(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Any:
         return self.function(model, [self.examples[split][index] for index in indices])
+
+
+def _digest(value: Any) -> list[str]:
+    """Return shape, dtype and content of an array or tensor as JSON data. Raises `TypeError` for other objects."""
+    array = np.asarray(value)
+    if array.dtype == object:
+        msg = f"{type(value).__name__} object"
+        raise TypeError(msg)
+    return [str(array.shape), str(array.dtype), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]

@@ -344,7 +344,7 @@ def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
     assert f"recipe {expected.id[:12]}:" in evomerge("merge", recipe, *arguments).stdout
     recipe.write_text("stack: {rest: base, path: {sources: experts, repeat: 2, longest: 1}}")
     done = evomerge("merge", recipe, *arguments, code=2)
-    assert f"the path has {2 * blocks} hops; expected 2 to {blocks}" in done.stderr
+    assert f"the path has {2 * blocks} layers; expected 2 to {blocks}" in done.stderr
 
 
 @pytest.mark.parametrize(
