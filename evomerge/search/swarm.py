@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, known_recipes, latin_hypercube, propose, read_weights
@@ -25,10 +25,8 @@ from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
 
-class SwarmSettings(BaseModel):
+class SwarmSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study with a particle swarm."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["swarm"] = "swarm"
     seed_known: bool | Literal["experts"] = True

@@ -32,17 +32,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.special import betainc
 
-from evomerge import surrogate
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, Objectives, known_recipes
-from evomerge.search.fronts.quadratic import Quadratics, check_size, grid_design, levels
-from evomerge.search.fronts.surface import Surface
+from evomerge.search.driver import Genomes, Means, Objectives
+from evomerge.search.fronts.quadratic import QuadraticBreeder, QuadraticSettings
 from evomerge.space import SearchSpace
 from evomerge.surrogate.map_quadratic import SquashedQuadratic
-from evomerge.trial import Evaluation
 
 _MOST_GENES = 8
 _DEVIATIONS, _TEMPERATURE = 0.5, 0.07
@@ -50,36 +47,27 @@ _RESAMPLES, _DROPPED = 30, 0.2
 _RADII = (0.2, 0.8)
 
 
-class BayesianMapSettings(BaseModel):
+class BayesianMapSettings(QuadraticSettings):
     """`driver:` of a study that searches by Bayesian MAP."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["bayesian_map"] = "bayesian_map"
-    seed_known: bool = True
-    """Evaluate the known recipes (base, each expert, mean) first, as part of the design."""
     initial: int | None = Field(default=None, ge=1)
     """Candidates of the first design. Default: 1.5p, p the unknowns of a quadratic, or p and the known recipes if these are more."""
     points: int | None = Field(default=None, ge=1)
     """Candidates before the front. Default: twice `initial`."""
     batch: int = Field(default=4, ge=1)
     """Candidates of a round; fixed, so that the search does not depend on the number of workers."""
-    validated: int | None = Field(default=None, ge=1)
-    """Candidates of the quadratics' front that are evaluated. Default: p."""
-    bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
 
 
-class BayesianMap:
+class BayesianMap(QuadraticBreeder):
     """A `Surfaced` breeder: a design, rounds of candidates where its quadratics are wrong, then candidates of their front.
 
-    Failed candidates are left out of the fit, but count towards `points`. While too few are left to identify a quadratic,
-    as many Sobol points replace them.
+    Failed candidates count towards `points`.
     """
 
     def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: BayesianMapSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` as `Map` does, and for over 8 genes."""
-        self._quadratics = Quadratics("bayesian_map", space, objectives, seed, settings.bounds)
+        super().__init__(space, objectives, seed, settings)
         genes = len(space.genes)
         if genes > _MOST_GENES:
             msg = (
@@ -87,66 +75,30 @@ class BayesianMap:
                 f"space has {genes}; tile its holes more coarsely, or type `kind: map`"
             )
             raise DriverError(msg)
-        self._space = space
-        self._seed = seed
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, genes))
-        needed = surrogate.unknowns(genes)
-        self._initial = settings.initial or max(math.ceil(1.5 * needed), needed + len(self._known))
-        check_size("bayesian_map", "initial", self._initial, genes, len(self._known))
-        self._size = settings.points or 2 * self._initial
-        if self._size < self._initial:
-            msg = f"driver `bayesian_map`: `points` is {self._size}; expected {self._initial} or more, the size of the first design"
+        self._size = self._design_size("initial", settings.initial, 1.5)
+        points = settings.points or 2 * self._size
+        if points < self._size:
+            msg = f"driver `bayesian_map`: `points` is {points}; expected {self._size} or more, the size of the first design"
             raise DriverError(msg)
         self._batch = settings.batch
-        self._count = settings.validated or needed
-        self._rounds = 0  # all generations so far
-        self._used = 0  # candidates of `points` so far
-        self._over = False
-
-    @property
-    def min_evaluations(self) -> int:
-        """Fewest evaluations from which there may be a surface."""
-        return self._quadratics.min_evaluations
+        self._extra = points - self._size
+        self._explored = 0  # of `_extra`
 
     def __str__(self) -> str:
         return (
-            f"Bayesian MAP: {len(self._known)} known recipes and {self._initial - len(self._known)} points of a grid of"
-            f" {levels(self._initial, len(self._space.genes))} levels a gene, {self._size - self._initial} more,"
+            f"Bayesian MAP: {self._describe_design()}, {self._extra} more,"
             f" {self._batch} at a time, where the quadratics are wrong, then {self._count} candidates of their front"
         )
 
-    def draw(self) -> Genomes:
-        """Return the design, then replacements of its failures if needed, then rounds, then the front, then no rows."""
-        if self._over:
-            return np.empty((0, len(self._space.genes)))
-        if self._rounds == 0:
-            genomes = grid_design("bayesian_map", self._space, self._known, self._initial, self._seed)
-            self._used = len(genomes)
-        elif not self._quadratics.identified:
-            genomes = self._quadratics.replacements(self._initial, self._rounds)
-        elif self._used < self._size:
-            genomes = self._space.from_unit(self._where_wrong(min(self._batch, self._size - self._used)))
-            self._used += len(genomes)
-        else:
-            self._over = True
-            genomes = self._space.from_unit(self._quadratics.front(self._count))
-        self._rounds += 1
-        return genomes
-
-    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Keep the successful evaluations. Raises `DriverError` for a score out of bounds."""
-        self._quadratics.learn(genomes, evaluations)
-
-    def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
-        """Return the front of the quadratics, as `Surfaced.surface` does."""
-        return self._quadratics.surface(genomes, evaluations)
-
-    def _where_wrong(self, count: int) -> Genomes:
-        """Return `count` points, unit coordinates, of bins drawn by their scores."""
+    def explore(self) -> Genomes:
+        """Return points, unit coordinates, of bins drawn by their scores."""
+        count = min(self._batch, self._extra - self._explored)
+        self._explored += count
+        if not count:
+            return self.points[:0]
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, 2, self._rounds]))
-        points, means = self._quadratics.points, self._quadratics.means
-        bins = Bins(points.shape[1])
-        scores = bins.scores(points, squared_errors(self._quadratics.fits(), points, means), rng)
+        bins = Bins(self.points.shape[1])
+        scores = bins.scores(self.points, squared_errors(self.fits(), self.points, self.means), rng)
         weights = bins.prior * np.exp((scores - scores.max()) / _TEMPERATURE)
         return bins.draw(rng.choice(len(weights), size=count, p=weights / weights.sum()), rng)
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
@@ -37,10 +37,8 @@ _PATIENCE = 3
 """A search without expected gain ends after that many times the design's size, even if its surface is refused."""
 
 
-class FrontSettings(BaseModel):
+class FrontSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches by surrogates for a front, or for the best of one objective."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["front"] = "front"
     seed_known: bool = True

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -53,10 +53,8 @@ _SURFACE_PREFERENCES = 200
 _SAME = 1e-9
 
 
-class NestedMapSettings(BaseModel):
+class NestedMapSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that searches by nested MAP."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["nested_map"] = "nested_map"
     points: int = Field(default=20, ge=7)

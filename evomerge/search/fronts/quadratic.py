@@ -1,8 +1,11 @@
-"""What MAP and Bayesian MAP share: a design on a grid, a quadratic of each objective, and the front of the quadratics."""
+"""The breeder of MAP and Bayesian MAP: a design on a grid, a quadratic of each objective, and the front of the quadratics."""
 
-from collections.abc import Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
@@ -10,7 +13,7 @@ from scipy.spatial.distance import cdist
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, read_metrics
+from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics
 from evomerge.search.fronts.infill import evolve, spread
 from evomerge.search.fronts.surface import Surface, constant_objectives, empty_surface, make_surface, reasons_to_refuse
 from evomerge.search.nsga import reference_directions
@@ -22,21 +25,36 @@ from evomerge.trial import Evaluation
 _POPULATION, _GENERATIONS = 100, 25
 
 
-class Quadratics:
-    """The successful evaluations of a search, and a quadratic of each objective fitted to them."""
+class QuadraticSettings(BaseModel):
+    """`driver:` settings that MAP and Bayesian MAP share."""
 
-    def __init__(
-        self,
-        kind: str,
-        space: SearchSpace,
-        objectives: Objectives,
-        seed: int,
-        bounds: Mapping[str, tuple[float | None, float | None]],
-    ) -> None:
-        """Fit `objectives` over `space` for the driver `kind`.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    seed_known: bool = True
+    """Evaluate the known recipes (base, each expert, mean) first, as part of the design."""
+    validated: int | None = Field(default=None, ge=1)
+    """Candidates of the quadratics' front that are evaluated. Default: p, the unknowns of a quadratic."""
+    bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
+    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
+
+
+class QuadraticBreeder(ABC):
+    """A `Surfaced` breeder: a design, what `explore` adds, then candidates of the front of the quadratics fitted to all.
+
+    Failed candidates are left out of the fits. While too few are left to identify a quadratic, as many Sobol points
+    replace them.
+    """
+
+    _size: int
+    """Candidates of the design."""
+
+    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: QuadraticSettings) -> None:
+        """Search `space` for the front of `objectives`.
 
         Raises `DriverError` for a single objective, and for genes that are not floats.
         """
+        kind = settings.kind
         for gene in space.genes:
             if gene.kind != "float":
                 msg = f"driver `{kind}` fits quadratics of float genes, and gene `{gene.name}` is {gene.kind}; fix it in the recipe, or type `kind: nsga2`"
@@ -49,44 +67,51 @@ class Quadratics:
         self._space = space
         self._objectives = tuple(objectives)
         self._seed = seed
-        self._bounds = [metric.bounds for metric in read_metrics(objectives, bounds).values()]
-        self.points: Genomes = np.empty((0, len(space.genes)))  # unit coordinates
+        self._bounds = [metric.bounds for metric in read_metrics(objectives, settings.bounds).values()]
+        self._known = known_recipes(space, settings.seed_known)
+        self._count = settings.validated or surrogate.unknowns(len(space.genes))
+        self._rounds = 0  # generations so far
+        self._over = False
+        self.points: Genomes = np.empty((0, len(space.genes)))  # those that succeeded, unit coordinates
         self.means: Means = np.empty((0, len(objectives)))
         self._succeeded: list[Evaluation] = []
+
+    @abstractmethod
+    def explore(self) -> Genomes:
+        """Return candidates between the design and the front, unit coordinates; no rows when there are no more."""
 
     @property
     def min_evaluations(self) -> int:
         """Fewest evaluations from which there may be a surface: the unknowns, and one to leave out."""
         return surrogate.unknowns(len(self._space.genes)) + 1
 
-    def learn(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> None:
+    def draw(self) -> Genomes:
+        """Return the design, then replacements of its failures if needed, then what `explore` adds, the front, and no rows."""
+        if self._over:
+            return np.empty((0, len(self._space.genes)))
+        if self._rounds == 0:
+            genomes = self._grid_design()
+        elif not surrogate.identifies(self.points):
+            lost = max(self._size - len(self.points), 1)
+            genomes = self._space.from_unit(surrogate.design(self.points.shape[1], (), lost, self._seed + self._rounds))
+        else:
+            points = self.explore()
+            self._over = len(points) == 0
+            genomes = self._space.from_unit(self._front() if self._over else points)
+        self._rounds += 1
+        return genomes
+
+    def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Keep the successful evaluations. Raises `DriverError` for a score out of bounds."""
         self.points, self._succeeded = self._with(genomes, evaluations)
         self.means = self._means(self._succeeded)
-
-    @property
-    def identified(self) -> bool:
-        """Whether the successful evaluations identify a quadratic."""
-        return surrogate.identifies(self.points)
-
-    def replacements(self, size: int, turn: int) -> Genomes:
-        """Return as many Sobol genomes as a design of `size` lost to failures, different ones each `turn`."""
-        lost = max(size - len(self.points), 1)
-        return self._space.from_unit(surrogate.design(self.points.shape[1], (), lost, self._seed + turn))
 
     def fits(self) -> list[SquashedQuadratic]:
         """Return the quadratic of each objective."""
         return self._fit(self.points, self.means)
 
-    def front(self, count: int) -> Genomes:
-        """Return at most `count` points of the fits' front, from end to end, none evaluated before: unit coordinates."""
-        points, scores = predicted_front(self.fits(), self.points.shape[1], self._seed)
-        new = cdist(points, self.points).min(axis=1) > 1e-6
-        chosen: Genomes = points[new][spread(scores[new], count)]
-        return chosen
-
-    def surface(self, genomes: Genomes | None, evaluations: Sequence[Evaluation]) -> Surface:
-        """Return the front of the fits, as `Surfaced.surface` does."""
+    def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
+        """Return the front of the quadratics, as `Surfaced.surface` does."""
         points, succeeded = self.points, self._succeeded
         if genomes is not None and len(genomes):
             points, succeeded = self._with(genomes, evaluations)
@@ -115,6 +140,48 @@ class Quadratics:
             None if shared is None else self._space.from_unit(shared),
         )
 
+    def _design_size(self, setting: str, given: int | None, share: float) -> int:
+        """Return the design's size: as `given`, or `share` · p, or p and the known recipes if these are more.
+
+        Raises `DriverError` for one too small for a quadratic, or for the known recipes.
+        """
+        genes, known = len(self._space.genes), len(self._known)
+        needed = surrogate.unknowns(genes)
+        size, smallest = given or max(math.ceil(share * needed), needed + known), max(needed, known)
+        if size < smallest:
+            msg = f"driver `{self._kind}`: `{setting}` is {size}; expected {smallest} or more, for {genes} genes and {known} known recipes"
+            raise DriverError(msg)
+        return size
+
+    def _describe_design(self) -> str:
+        genes, known = len(self._space.genes), len(self._known)
+        return f"{known} known recipes and {self._size - known} points of a grid of {_levels(self._size, genes)} levels a gene"
+
+    def _grid_design(self) -> Genomes:
+        """Return genomes that identify a quadratic: the known ones, and random points of the grid. Raises `DriverError`."""
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, 0]))
+        genes = len(self._space.genes)
+        steps = _levels(self._size, genes)
+        for _ in range(100):
+            rows = {row.round(9).tobytes(): row for row in self._space.to_unit(self._known)}
+            while len(rows) < self._size:
+                row = rng.integers(steps, size=genes) / (steps - 1)
+                rows.setdefault(row.round(9).tobytes(), row)
+            points = np.array(list(rows.values()))
+            if surrogate.identifies(points):
+                genomes = self._space.from_unit(points)
+                genomes[: len(self._known)] = self._known  # bit for bit
+                return genomes
+        msg = f"driver `{self._kind}`: no design of {self._size} points identifies a quadratic in {genes} genes; raise `points`"
+        raise DriverError(msg)
+
+    def _front(self) -> Genomes:
+        """Return candidates of the fits' front, from end to end, none evaluated before: unit coordinates."""
+        points, scores = predicted_front(self.fits(), self.points.shape[1], self._seed)
+        new = cdist(points, self.points).min(axis=1) > 1e-6
+        chosen: Genomes = points[new][spread(scores[new], self._count)]
+        return chosen
+
     def _with(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> tuple[Genomes, list[Evaluation]]:
         """Return the points and evaluations that succeeded, with those of one more generation."""
         good = [i for i, evaluation in enumerate(evaluations) if succeeds(evaluation, self._objectives)]
@@ -134,36 +201,9 @@ def succeeds(evaluation: Evaluation, objectives: Sequence[str]) -> bool:
     return evaluation.error is None and bool(np.isfinite(evaluation.means(objectives)).all())
 
 
-def check_size(kind: str, setting: str, size: int, genes: int, known: int) -> None:
-    """Raise `DriverError` for a design too small for a quadratic in so many `genes`, or for the `known` recipes."""
-    smallest = max(surrogate.unknowns(genes), known)
-    if size < smallest:
-        msg = f"driver `{kind}`: `{setting}` is {size}; expected {smallest} or more, for {genes} genes and {known} known recipes"
-        raise DriverError(msg)
-
-
-def levels(size: int, genes: int) -> int:
+def _levels(size: int, genes: int) -> int:
     """Return the levels per gene of the paper's grid for a design of `size`: ⌈(2 size)^(1 / genes)⌉, and at least 3."""
     return max(3, int(np.ceil((2 * size) ** (1 / genes) - 1e-9)))
-
-
-def grid_design(kind: str, space: SearchSpace, known: Genomes, size: int, seed: int) -> Genomes:
-    """Return `size` genomes that identify a quadratic: the `known` ones, and random points of the grid."""
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    genes = len(space.genes)
-    steps = levels(size, genes)
-    for _ in range(100):
-        rows = {row.round(9).tobytes(): row for row in space.to_unit(known)}
-        while len(rows) < size:
-            row = rng.integers(steps, size=genes) / (steps - 1)
-            rows.setdefault(row.round(9).tobytes(), row)
-        points = np.array(list(rows.values()))
-        if surrogate.identifies(points):
-            genomes = space.from_unit(points)
-            genomes[: len(known)] = known  # bit for bit
-            return genomes
-    msg = f"driver `{kind}`: no design of {size} points identifies a quadratic in {genes} genes; raise `points`"
-    raise DriverError(msg)
 
 
 def predicted_front(fits: Sequence[SquashedQuadratic], genes: int, seed: int) -> tuple[Genomes, Means]:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 RACED = ("cma", "nsga2", "nsga3", "tpe", "gp", "qmc", "random")
 """Kinds of drivers that can be raced: they use means only, and only to choose the next candidates."""
@@ -33,10 +33,8 @@ FOLDS = 5
 """Folds of the cross-validation that calibrates standard deviations."""
 
 
-class RacingSettings(BaseModel):
+class RacingSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` of a study that races the candidates of another driver."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["racing"] = "racing"
     driver: dict[str, Any]

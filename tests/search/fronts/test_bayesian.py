@@ -99,7 +99,7 @@ def test_last_batch_is_fitted():
     problem = two_spheres(2)
     searching = driver(problem, initial=8, points=12)
     proposals = drive(searching, problem.evaluate, 12)
-    np.testing.assert_allclose(searching.breeder._quadratics.points, [p.genome for p in proposals], atol=1e-12)
+    np.testing.assert_allclose(searching.breeder.points, [p.genome for p in proposals], atol=1e-12)
 
 
 @given(genes=st.integers(1, 8), seed=st.integers(0, 100))
@@ -177,7 +177,7 @@ def test_failures_are_left_out_and_replaced_until_the_quadratic_is_identified():
     searching = driver(problem, initial=8, points=12, validated=3)
     proposals = drive(searching, broken, 100)
     assert len(proposals) == 8 + 6 + 4 + 3
-    np.testing.assert_allclose(searching.breeder._quadratics.points, [p.genome for p in proposals[6:]], atol=1e-12)
+    np.testing.assert_allclose(searching.breeder.points, [p.genome for p in proposals[6:]], atol=1e-12)
 
 
 def test_surface_of_what_is_no_quadratic_is_refused():

@@ -173,7 +173,7 @@ def test_failures_are_left_out_of_the_fit():
     searching = driver(problem)
     proposals = drive(searching, broken, 12)
     fitted = [problem.evaluate(p).means(problem.objectives) for p in proposals if p.number != 3]
-    np.testing.assert_array_equal(searching.breeder._quadratics.means, fitted)  # no stand-in for the failure
+    np.testing.assert_array_equal(searching.breeder.means, fitted)  # no stand-in for the failure
 
 
 def test_failures_are_replaced_until_the_quadratic_is_identified():
