@@ -186,6 +186,13 @@ def known_recipes(space: SearchSpace, wanted: bool = True) -> Genomes:
     return np.array(list(by_id.values())).reshape(-1, len(space.genes))
 
 
+def check_in_flight(proposal: Proposal, numbers: Collection[int]) -> None:
+    """Raise `DriverError` for a `proposal` that is not among the `numbers` in flight."""
+    if proposal.number not in numbers:
+        msg = f"proposal {proposal.number} is not in flight; expected one of {sorted(numbers)}, each told once"
+        raise DriverError(msg)
+
+
 def round_integers(space: SearchSpace, genomes: Genomes) -> Genomes:
     """Return `genomes` with int, choice and bit genes rounded to the integers that they decode to."""
     return np.where(space.integer, np.floor(genomes + 0.5), genomes)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, known_recipes, latin_hypercube, propose, read_weights
+from evomerge.search.driver import Genomes, check_in_flight, known_recipes, latin_hypercube, propose, read_weights
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
@@ -114,10 +114,11 @@ class Swarm:
         self._sources = space.to_unit(self._known)
         count = max(settings.particles, len(self._known))
         generators = [self._generator(number) for number in range(count)]
-        self._starts = np.array([self._start(number, rng) for number, rng in enumerate(generators)])
+        drawn = [self._start(rng) for rng in generators[len(self._sources) :]]
+        self._starts = np.array([*self._sources, *drawn])
         self._particles = [
-            _Particle(self._starts[number], self._first_velocity(number, self._starts[number], rng))
-            for number, rng in enumerate(generators)
+            _Particle(start, self._first_velocity(index, start, generators[index]))
+            for index, start in enumerate(self._starts)
         ]
         self._asked = 0
         self._pending: dict[int, int] = {}  # number of the proposal → index of its particle
@@ -132,30 +133,27 @@ class Swarm:
 
     def ask(self) -> Proposal | None:
         """Return the next particle's start or move, or None while all are being evaluated or the search is over."""
-        number = self._asked
+        number, patience = self._asked, self._settings.patience
+        over = patience and self._best and self._stale >= patience * len(self._particles)
         if number < len(self._particles):
             index = number
-        elif self._ready and not self._over:
+        elif self._ready and not over:
             index = self._ready.popleft()
             self._move(index, self._generator(number))
         else:
             return None
         self._asked += 1
         self._pending[number] = index
-        known = self._known[number] if number < len(self._known) else None
-        genome = self._space.from_unit(self._particles[index].position) if known is None else known
-        return propose(self._space, number, genome)
+        if number < len(self._known):
+            return propose(self._space, number, self._known[number])
+        return propose(self._space, number, self._space.from_unit(self._particles[index].position))
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Update the bests and the worst; the particle may then move.
 
         Raises `DriverError` for a proposal that is not in flight.
         """
-        if proposal.number not in self._pending:
-            msg = (
-                f"proposal {proposal.number} is not in flight; expected one of {sorted(self._pending)}, each told once"
-            )
-            raise DriverError(msg)
+        check_in_flight(proposal, self._pending)
         index = self._pending.pop(proposal.number)
         self._ready.append(index)
         particle = self._particles[index]
@@ -178,68 +176,47 @@ class Swarm:
         """Return nothing: a candidate is made of its genome alone."""
         return ()
 
-    @property
-    def _over(self) -> bool:
-        patience = self._settings.patience
-        return patience is not None and self._best is not None and self._stale >= patience * len(self._particles)
-
     def _generator(self, number: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self._seed, number]))
 
-    def _start(self, number: int, rng: np.random.Generator) -> Genome:
-        """Return the position of a known recipe, or a random combination of two."""
-        if number < len(self._sources):
-            known: Genome = self._sources[number]
-            return known
+    def _start(self, rng: np.random.Generator) -> Genome:
+        """Return a random combination of two known recipes, or a random position."""
         if len(self._sources) < 2:
             return self._space.to_unit(latin_hypercube(self._space, 1, rng)[0])
         one, other = rng.choice(len(self._sources), 2, replace=False)
         share = 2 * rng.random()  # above 1, an extrapolation, half of the time
-        child: Genome = np.clip(share * self._sources[one] + (1 - share) * self._sources[other], 0, 1)
-        return child
+        return np.asarray(np.clip(share * self._sources[one] + (1 - share) * self._sources[other], 0, 1))
 
     def _first_velocity(self, index: int, start: Genome, rng: np.random.Generator) -> Genome:
         """Return the difference from `start`, of the particle `index`, to another particle's start."""
         other = int(rng.integers(len(self._starts) - 1))
-        velocity: Genome = self._starts[other + (other >= index)] - start
-        return velocity
+        return np.asarray(self._starts[other + (other >= index)] - start)
 
     def _move(self, index: int, rng: np.random.Generator) -> None:
         settings, particle = self._settings, self._particles[index]
-        if particle.best is None or self._best is None:
-            particle.position = self._start(len(self._starts), rng)
+        if particle.best is None or self._best is None or self._worst is None:
+            particle.position = self._start(rng)
             particle.velocity = self._first_velocity(index, particle.position, rng)
             return
         if particle.failed or particle.stale >= settings.restart:
             particle.position, particle.velocity = particle.best, np.zeros_like(particle.best)
+        worst = self._worst
+        if settings.worst == "current":
+            latest = [particle.latest for particle in self._particles if particle.latest is not None]
+            worst = min(latest, key=lambda pair: pair[0])
         weights = self._coefficients * (1 - rng.random(4))
-        particle.velocity = steer(
-            weights, particle.velocity, particle.position, particle.best, self._best[1], self._global_worst()
-        )
+        particle.velocity = steer(weights, particle.velocity, particle.position, particle.best, self._best[1], worst[1])
         step = max(settings.step * settings.decay**particle.moves, settings.least_step)
         particle.position = np.clip(particle.position + step * particle.velocity, 0, 1)
         particle.moves += 1
-
-    def _global_worst(self) -> Genome:
-        """Return the worst position, by the settings."""
-        worst = self._worst
-        if self._settings.worst == "current":
-            latest = [particle.latest for particle in self._particles if particle.latest is not None]
-            worst = min(latest, key=lambda pair: pair[0])
-        assert worst is not None  # a particle moves after the first success
-        return worst[1]
 
 
 def steer(
     weights: NDArray[np.float64], velocity: Genome, position: Genome, personal: Genome, best: Genome, worst: Genome
 ) -> Genome:
-    """Return the new velocity, `(genes,)`: a mean with four `weights`, 0 or more and not all 0.
-
-    Its terms are the old velocity, the differences to the `personal` and to the global `best`, and that from the `worst`.
-    """
+    """Return the new velocity, `(genes,)`: the mean of `Swarm` with four `weights`, 0 or more and not all 0."""
     terms = np.array([velocity, personal - position, best - position, position - worst])
-    new: Genome = (weights[:, None] * terms).sum(axis=0) / weights.sum()
-    return new
+    return np.asarray((weights[:, None] * terms).sum(axis=0) / weights.sum())
 
 
 def _known(space: SearchSpace, which: bool | Literal["experts"]) -> Genomes:

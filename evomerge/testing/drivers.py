@@ -39,7 +39,6 @@ def drive(
 
 
 def _ask(driver: Driver) -> Proposal:
-    """Return the next proposal, which must not be None."""
     proposal = driver.ask()
     assert proposal is not None
     return proposal
@@ -74,21 +73,36 @@ class DriverSuite:
         """Return what the driver maximises; by default the hypervolume."""
         return problem.quality(proposals)
 
+    def _search(
+        self, seed: int, evaluate: Callable[[Proposal], Evaluation] | None = None, **arrival: int
+    ) -> list[tuple[int, str]]:
+        """Return the numbers and recipes of a search with a fresh driver; `arrival` is for `drive`."""
+        problem = self.problem()
+        return _ids(drive(self.make(problem, seed), evaluate or problem.evaluate, self.budget, **arrival))
+
+    def _flaky(self, start: int) -> Callable[[Proposal], Evaluation]:
+        """Return an evaluation that fails below the number `start`, and for every third candidate."""
+        problem = self.problem()
+
+        def evaluate(proposal: Proposal) -> Evaluation:
+            if proposal.number >= self.sure and (proposal.number < start or proposal.number % 3 == 0):
+                return Evaluation(error="out of memory")
+            return problem.evaluate(proposal)
+
+        return evaluate
+
     def test_same_seed_same_search(self) -> None:
         """Two drivers with the same seed propose the same, whatever the state of the global generators."""
-        problem = self.problem()
-        expected = drive(self.make(problem, 1), problem.evaluate, self.budget)
+        expected = self._search(1)
         random.seed(5)
         np.random.seed(5)  # noqa: NPY002  # the global generator must have no effect
         before = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002  # as above
-        assert _ids(drive(self.make(problem, 1), problem.evaluate, self.budget)) == _ids(expected)
+        assert self._search(1) == expected
         assert np.random.get_state()[1].tolist() == before  # type: ignore[index]  # noqa: NPY002  # as above
 
     def test_other_seed_other_search(self) -> None:
         """Drivers with different seeds propose different candidates."""
-        problem = self.problem()
-        first, second = (_ids(drive(self.make(problem, seed), problem.evaluate, self.budget)) for seed in (1, 2))
-        assert first != second
+        assert self._search(1) != self._search(2)
 
     def test_replay_restores_the_driver(self) -> None:
         """After the same asks and tells a new driver continues as the first does."""
@@ -105,20 +119,10 @@ class DriverSuite:
 
     def test_failed_evaluations_are_survived(self) -> None:
         """The search continues, and is reproducible, with some or only failures for a long time."""
-        problem = self.problem()
         for start in (0, self.budget // 2, self.budget):
-            evaluate = self._flaky(problem, start)
-            proposals = drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)
+            proposals = self._search(6, self._flaky(start), slots=4, shuffle=0)
             assert len(proposals) == self.budget
-            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == _ids(proposals)
-
-    def _flaky(self, problem: Problem, start: int) -> Callable[[Proposal], Evaluation]:
-        def evaluate(proposal: Proposal) -> Evaluation:
-            if proposal.number >= self.sure and (proposal.number < start or proposal.number % 3 == 0):
-                return Evaluation(error="out of memory")
-            return problem.evaluate(proposal)
-
-        return evaluate
+            assert self._search(6, self._flaky(start), slots=4, shuffle=0) == proposals
 
     def test_scores_that_are_not_finite_count_as_failures(self) -> None:
         """NaN and infinite scores have the same effect."""
@@ -130,15 +134,12 @@ class DriverSuite:
                 Evaluation(scores=broken) if p.number >= self.sure and p.number % 4 == 1 else problem.evaluate(p)
             )
 
-        expected = _ids(drive(self.make(problem, 7), evaluate(np.nan), self.budget))
-        assert _ids(drive(self.make(problem, 7), evaluate(np.inf), self.budget)) == expected
+        assert self._search(7, evaluate(np.nan)) == self._search(7, evaluate(np.inf))
 
     def test_search_improves_on_its_beginning(self) -> None:
         """The quality of all candidates is above that of the first quarter."""
-        if not self.learns:
-            return
         problem = self.problem()
-        for seed in (0, 1):
+        for seed in (0, 1) if self.learns else ():
             proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
             assert self.quality(problem, proposals) > self.quality(problem, proposals[: self.budget // 2])
 
@@ -170,10 +171,8 @@ class DecodedSuite(DriverSuite):
 
     def test_search_beats_uniform_draws(self) -> None:
         """The quality is above that of as many uniform draws from the box."""
-        if not self.learns:
-            return
         problem = self.problem()
-        for seed in (0, 1):
+        for seed in (0, 1) if self.learns else ():
             proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
             uniform = np.random.default_rng(seed).random((2 * self.budget, len(problem.space.genes)))
             blind = [
@@ -188,45 +187,35 @@ class GenomeSuite(DecodedSuite):
 
     def test_number_of_slots_has_no_effect(self) -> None:
         """The search is the same with one pending candidate or many."""
-        problem = self.problem()
-        expected = _ids(drive(self.make(problem, 3), problem.evaluate, self.budget))
+        expected = self._search(3)
         for slots in (2, 7, 1000):
-            assert _ids(drive(self.make(problem, 3), problem.evaluate, self.budget, slots=slots)) == expected
+            assert self._search(3, slots=slots) == expected
 
     def test_order_of_arrival_has_no_effect(self) -> None:
         """The search is the same if evaluations arrive in another order."""
-        problem = self.problem()
-        expected = _ids(drive(self.make(problem, 3), problem.evaluate, self.budget))
+        expected = self._search(3)
         for shuffle in (0, 1):
-            proposals = drive(self.make(problem, 3), problem.evaluate, self.budget, slots=5, shuffle=shuffle)
-            assert _ids(proposals) == expected
+            assert self._search(3, slots=5, shuffle=shuffle) == expected
 
     def test_order_of_arrival_has_no_effect_with_failures(self) -> None:
         """Nor if some or all evaluations fail."""
-        problem = self.problem()
         for start in (0, self.budget // 2, self.budget):
-            evaluate = self._flaky(problem, start)
-            expected = _ids(drive(self.make(problem, 6), evaluate, self.budget))
-            assert _ids(drive(self.make(problem, 6), evaluate, self.budget, slots=4, shuffle=0)) == expected
+            expected = self._search(6, self._flaky(start))
+            assert self._search(6, self._flaky(start), slots=4, shuffle=0) == expected
 
     def test_ask_that_returns_none_changes_nothing(self) -> None:
         """Further asks while all candidates are pending have no effect on the search."""
         problem = self.problem()
-        expected = _ids(drive(self.make(problem, 4), problem.evaluate, self.budget))
         driver = self.make(problem, 4)
         asked: list[Proposal] = []
         while len(asked) < self.budget:
-            batch: list[Proposal] = []
-            while len(asked) + len(batch) < self.budget and (proposal := driver.ask()) is not None:
-                batch.append(proposal)
+            batch = list(itertools.islice(iter(driver.ask, None), self.budget - len(asked)))
+            asked += batch
             for proposal in batch:
-                if len(asked) + len(batch) < self.budget:
+                if len(asked) < self.budget:
                     assert driver.ask() is None
                 driver.tell(proposal, problem.evaluate(proposal))
-                if proposal is not batch[-1] and len(asked) + len(batch) < self.budget:
-                    assert driver.ask() is None
-            asked += batch
-        assert _ids(asked) == expected
+        assert _ids(asked) == self._search(4)
 
 
 class SteadySuite(DriverSuite):
@@ -253,15 +242,15 @@ class SteadySuite(DriverSuite):
 
     def test_replay_restores_every_state_and_the_order_of_arrival_has_an_effect(self) -> None:
         """The driver is the same after the same asks and tells, and different after others."""
-        problem = self.problem()
 
         def passed(shuffle: int) -> list[object]:
-            driver = self.make(problem, 5)
+            driver = self.make(self.problem(), 5)
             states: list[object] = []
+            flaky = self._flaky(0)
 
             def evaluate(proposal: Proposal) -> Evaluation:
                 states.append((proposal.number, proposal.recipe.id, self.state(driver)))
-                return self._flaky(problem, 0)(proposal)
+                return flaky(proposal)
 
             drive(driver, evaluate, self.budget, slots=5, shuffle=shuffle)
             return states
@@ -275,10 +264,6 @@ class PopulationSuite(SteadySuite):
 
     sure = 2
     budget = 120
-
-    def make(self, problem: Problem, seed: int) -> Population:
-        """Return a fresh driver for the problem."""
-        raise NotImplementedError
 
     def problem(self) -> Problem:
         """Return the problem to search."""
@@ -314,20 +299,19 @@ class PopulationSuite(SteadySuite):
     def test_it_waits_for_two_seeds_and_for_nothing_else(self) -> None:
         """`ask` returns None, and changes nothing, until two seeds are evaluated."""
         problem = self.problem()
-        expected = _ids(drive(self.make(problem, 4), problem.evaluate, 20))
         driver = self.make(problem, 4)
         asked = [_ask(driver), _ask(driver)]
         for seed in asked[:]:
             assert driver.ask() is None
             driver.tell(seed, problem.evaluate(seed))
         asked += [_ask(driver) for _ in range(18)]
-        assert _ids(asked)[:3] == expected[:3]
+        assert _ids(asked)[:3] == self._search(4)[:3]
         assert len({proposal.recipe.id for proposal in asked}) == 20
 
     def test_members_are_successful_candidates_and_parents_are_members(self) -> None:
         """Also with pending candidates; each member is listed once."""
-        problem = self.problem()
-        driver = self.make(problem, 2)
+        driver = self.make(self.problem(), 2)
+        evaluate = self._flaky(0)
         pending: list[Proposal] = []
         succeeded: set[str] = set()
         arrival = np.random.default_rng(0)
@@ -339,7 +323,7 @@ class PopulationSuite(SteadySuite):
                 assert set(proposal.recipe.members) <= set(before)
                 pending.append(proposal)
             arrived = pending.pop(int(arrival.integers(len(pending))))
-            evaluation = self._flaky(problem, 0)(arrived)
+            evaluation = evaluate(arrived)
             driver.tell(arrived, evaluation)
             succeeded |= set() if evaluation.error else {arrived.recipe.id}
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from evomerge import merging
 from evomerge.errors import DriverError, RecipeError
 from evomerge.recipe import Recipe
-from evomerge.search.driver import latin_hypercube, propose
+from evomerge.search.driver import check_in_flight, latin_hypercube, propose
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
@@ -156,11 +156,7 @@ class Population:
 
         Raises `DriverError` for a proposal that is not in flight, and for scores outside of the archive's range.
         """
-        if proposal.number not in self._pending:
-            msg = (
-                f"proposal {proposal.number} is not in flight; expected one of {sorted(self._pending)}, each told once"
-            )
-            raise DriverError(msg)
+        check_in_flight(proposal, self._pending)
         self._pending.remove(proposal.number)
         if evaluation.error is not None:
             self._failure = evaluation.error

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import DriverError
-from evomerge.search.driver import Driver, Generational, Objectives, read_metrics
+from evomerge.search.driver import Driver, Generational, Objectives, check_in_flight, read_metrics
 from evomerge.search.fronts.front import suits
 from evomerge.search.racing.race import Criteria, Race, Setup, fit_criteria
 from evomerge.search.racing.settings import (
@@ -105,11 +105,8 @@ class Racing:
 
         Raises `DriverError` for a proposal that is not in flight, and for scores outside of the estimator's range.
         """
-        if proposal.number not in self._pending or self._race is None:
-            msg = (
-                f"proposal {proposal.number} is not in flight; expected one of {sorted(self._pending)}, each told once"
-            )
-            raise DriverError(msg)
+        check_in_flight(proposal, self._pending)
+        assert self._race is not None
         self._pending.remove(proposal.number)
         candidate = self._race.candidates[proposal.recipe.id]
         scores = {name: vector for name, vector in evaluation.scores.items() if name in self._setup.metrics}
