@@ -11,17 +11,22 @@ from evomerge.errors import DriverError
 from evomerge.search.driver import Driver, Generational, Objectives, check_in_flight, read_metrics
 from evomerge.search.fronts.front import suits
 from evomerge.search.racing.race import Criteria, Race, Setup, fit_criteria
-from evomerge.search.racing.settings import (
-    DRAWS,
-    HALVING_PATIENCE,
-    INITIAL_TOLERANCE,
-    MIN_COMPLETE,
-    ROUND_SIZE,
-    STALE_ROUNDS,
-    RacingSettings,
-)
+from evomerge.search.racing.settings import RacingSettings
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal, ScoreTable
+
+_ROUND_SIZE = 32
+"""Candidates in a round of an inner driver that is not generational."""
+_MIN_COMPLETE = 10
+"""Minimum number of complete candidates before racing starts: fewer cannot show how far estimates err."""
+_DRAWS = 2048
+"""Normal draws by which the probability of being competitive is estimated."""
+_INITIAL_TOLERANCE = 4.0
+"""Initial tolerance of a race with surrogates, in units of the configured one."""
+_HALVING_PATIENCE = 5
+"""Consecutive rounds without a new complete candidate after which the tolerance is halved."""
+_STALE_ROUNDS = 20
+"""Consecutive rounds without anything to score after which the search is over: nothing new is left in the space."""
 
 
 class Racing:
@@ -54,7 +59,7 @@ class Racing:
             if task not in sizes:
                 msg = f"driver `racing`: objective `{name}` is of the task `{task}`; expected one of known size: {', '.join(sizes) or 'none'}"
                 raise DriverError(msg)
-        generator = np.random.default_rng(np.random.SeedSequence([seed, len(objectives)]))
+        draws = np.random.default_rng(np.random.SeedSequence([seed, len(objectives)]))
         self._setup = Setup(
             settings=settings,
             space=space if settings.surrogate and suits(space) else None,
@@ -65,10 +70,10 @@ class Racing:
                 task: np.random.default_rng(np.random.SeedSequence([seed, *task.encode()])).permutation(size)
                 for task, size in sizes.items()
             },
-            draws=generator.standard_normal((DRAWS, len(objectives))),
+            draws=draws.standard_normal((_DRAWS, len(objectives))),
         )
         self._driver = driver
-        self.tolerance = settings.tolerance * (INITIAL_TOLERANCE if self._setup.space else 1)
+        self.tolerance = settings.tolerance * (_INITIAL_TOLERANCE if self._setup.space else 1)
         """The tolerance of the current round, in standard errors."""
         self._barren = 0  # consecutive rounds without a new complete candidate
         self._partial: dict[str, ScoreTable] = {}  # scores of the recipes that are not complete, by id
@@ -92,7 +97,7 @@ class Racing:
             self._start_round()
             rounds += 1
             finest = self.tolerance <= self._setup.settings.tolerance
-            self._over |= finest and self._race is None and rounds >= STALE_ROUNDS
+            self._over |= finest and self._race is None and rounds >= _STALE_ROUNDS
         if self._race is None or not self._race.queue:
             return None
         proposal = replace(self._race.queue.popleft(), number=self._asked)
@@ -128,9 +133,9 @@ class Racing:
 
     def _start_round(self) -> None:
         """Start a round with the inner driver's next proposals; without any the search is over."""
-        size = math.inf if isinstance(self._driver, Generational) else ROUND_SIZE
-        if len(self._complete) < MIN_COMPLETE:
-            size = MIN_COMPLETE
+        size = math.inf if isinstance(self._driver, Generational) else _ROUND_SIZE
+        if len(self._complete) < _MIN_COMPLETE:
+            size = _MIN_COMPLETE
         proposals: list[Proposal] = []
         while len(proposals) < size and (proposal := self._driver.ask()) is not None:
             proposals.append(proposal)
@@ -139,7 +144,7 @@ class Racing:
         if not proposals:
             self._over = True
             return
-        if len(self._complete) >= MIN_COMPLETE and len(self._complete) > self._criteria.complete:
+        if len(self._complete) >= _MIN_COMPLETE and len(self._complete) > self._criteria.complete:
             self._criteria = fit_criteria(self._setup, list(self._complete.values()), self.tolerance)
         self._advance(Race(self._setup, self._criteria, proposals, self._partial))
 
@@ -157,7 +162,7 @@ class Racing:
         for proposal in race.proposals:
             self._driver.tell(proposal, self._result(race, proposal.recipe.id))
         self._barren = 0 if len(self._complete) > before else self._barren + 1
-        if self._barren >= HALVING_PATIENCE and self.tolerance > self._setup.settings.tolerance:
+        if self._barren >= _HALVING_PATIENCE and self.tolerance > self._setup.settings.tolerance:
             self.tolerance /= 2
             self._barren = 0
             self._criteria = replace(self._criteria, complete=0)  # fit again, with the new tolerance

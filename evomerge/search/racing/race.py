@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from evomerge import pareto
 from evomerge.search.fronts.front import fit_surrogates
 from evomerge.search.racing.estimators import Regression, Scores
-from evomerge.search.racing.settings import MAX_COMPLETE, RacingSettings
+from evomerge.search.racing.settings import RacingSettings
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response
 from evomerge.surrogate.threads import on_one_thread
 from evomerge.trial import Evaluation, Examples, Metric, Proposal, ScoreTable
+
+_MAX_COMPLETE = 100
+"""Complete candidates that estimators are fitted to: the latest, which are most like the next."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,21 +67,17 @@ class Criteria:
 @on_one_thread
 def fit_criteria(setup: Setup, complete: Sequence[tuple[Proposal, Evaluation]], tolerance: float) -> Criteria:
     """Return the criteria by the `complete` candidates; `tolerance` is in standard errors."""
-    latest = complete[-MAX_COMPLETE:]
+    latest = complete[-_MAX_COMPLETE:]
     tables = [np.array([scored.scores[name] for _, scored in latest], np.float64) for name in setup.metrics]
-    estimators: Sequence[Regression | item_response.Model]
-    models: dict[str, item_response.Model] = {}
-    if setup.settings.estimator == "regression":
-        estimators = [Regression(table) for table in tables]
-    else:
-        estimators = fits = [item_response.fit(table) for table in tables]
-        models = dict(zip(reversed(setup.tasks), reversed(fits), strict=True))
+    fit = Regression if setup.settings.estimator == "regression" else item_response.fit
+    estimators: list[Regression | item_response.Model] = [fit(table) for table in tables]
+    by_task = dict(zip(reversed(setup.tasks), reversed(estimators), strict=True))  # of the first objective
     vectors = [[scored.scores[name] for name in setup.metrics] for _, scored in complete]
     means = np.array([[vector.mean(dtype=np.float64) for vector in row] for row in vectors])
     front = np.flatnonzero(pareto.nondominated(means))
     errors = [[vector.std(dtype=np.float64) / math.sqrt(len(vector)) for vector in vectors[i]] for i in front]
-    by_task = {task: _choose_examples(setup, task, models.get(task)) for task in setup.sizes}
-    rungs = [{task: chosen[k] for task, chosen in by_task.items()} for k in range(len(setup.settings.rungs))]
+    chosen = {task: _choose_examples(setup, task, by_task.get(task)) for task in setup.sizes}
+    rungs = [{task: chosen[task][k] for task in chosen} for k in range(len(setup.settings.rungs))]
     surrogates: Mapping[str, Surrogate] = {}
     if setup.space:
         metrics = {}
@@ -96,18 +95,19 @@ def fit_criteria(setup: Setup, complete: Sequence[tuple[Proposal, Evaluation]], 
     )
 
 
-def _choose_examples(setup: Setup, task: str, model: item_response.Model | None) -> list[tuple[int, ...]]:
+def _choose_examples(
+    setup: Setup, task: str, estimator: Regression | item_response.Model | None
+) -> list[tuple[int, ...]]:
     """Return the examples of a task at each rung but the last, each a subset of the next one's."""
     order = setup.order[task]
     chosen: list[int] = []
     rungs = []
     for share in setup.settings.rungs:
         new = math.ceil(share * len(order)) - len(chosen)
-        anchors = new // 2 if model else 0
-        free = order[~np.isin(order, chosen)]
-        chosen += free[: new - anchors].tolist()
-        if model and anchors:
-            chosen += model.anchors(anchors, chosen).tolist()
+        anchors = new // 2 if isinstance(estimator, item_response.Model) else 0
+        chosen += order[~np.isin(order, chosen)][: new - anchors].tolist()
+        if isinstance(estimator, item_response.Model):
+            chosen += estimator.anchors(anchors, chosen).tolist()
         rungs.append(tuple(sorted(chosen)))
     return rungs
 
@@ -123,11 +123,6 @@ class Candidate:
     error: str | None = None
     estimate: Scores | None = None
     """The means of a stopped candidate, `(objectives,)`."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it has neither failed nor been stopped."""
-        return self.error is None and self.estimate is None
 
 
 class Race:
@@ -188,7 +183,8 @@ class Race:
                 candidate.estimate = mean
 
     def _running(self) -> list[Candidate]:
-        return [candidate for candidate in self.candidates.values() if candidate.running]
+        """Return the candidates that have neither failed nor been stopped."""
+        return [one for one in self.candidates.values() if one.error is None and one.estimate is None]
 
     def _predict(self) -> None:
         """Predict the candidates' means from their genes."""

@@ -1,4 +1,4 @@
-"""Settings of a race, and the constants that are not settings, with what they were measured on."""
+"""Settings of a race."""
 
 from typing import Any, Literal
 
@@ -6,31 +6,6 @@ from pydantic import BaseModel, Field, field_validator
 
 RACED = ("cma", "nsga2", "nsga3", "tpe", "gp", "qmc", "random")
 """Kinds of drivers that can be raced: they use means only, and only to choose the next candidates."""
-
-ROUND_SIZE = 32
-"""Candidates in a round of an inner driver that is not generational."""
-MIN_COMPLETE = 10
-"""Minimum number of complete candidates before racing starts: fewer cannot show how far estimates err."""
-MAX_COMPLETE = 100
-"""Complete candidates that estimators are fitted to: the latest, which are most like the next."""
-DRAWS = 2048
-"""Normal draws by which the probability of being competitive is estimated."""
-
-INITIAL_TOLERANCE = 4.0
-"""Initial tolerance of a race with surrogates, in units of the configured one."""
-HALVING_PATIENCE = 5
-"""Consecutive rounds without a new complete candidate after which the tolerance is halved."""
-STALE_ROUNDS = 20
-"""Consecutive rounds without anything to score after which the search is over: nothing new is left in the space."""
-
-NOISE = 0.3
-"""Variance of the noise of a single example, relative to the mean variance of scores over candidates. On the digits zoo, with 10
-to 140 complete candidates, errors are the same from 0.1 to 0.3, and at least a fifth larger at 1."""
-SHIFT = 10.0
-"""Variance of a candidate's shift common to all examples, in the same unit: large, so that the prediction of a candidate better
-than all before is not pulled towards them."""
-FOLDS = 5
-"""Folds of the cross-validation that calibrates standard deviations."""
 
 
 class RacingSettings(BaseModel, extra="forbid", frozen=True):
