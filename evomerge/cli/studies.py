@@ -20,7 +20,7 @@ from evomerge.evaluate import CachingEvaluator, Worker
 from evomerge.models.pretrained import load_model
 from evomerge.progress import Progress, Throttled, duration, step_printer
 from evomerge.recipe import Recipe
-from evomerge.report import choose, figures, html, measure, population, surface, surface_figures, tables
+from evomerge.report import choose, html, measure, surface, tables
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
 from evomerge.search import Population
@@ -206,10 +206,6 @@ def _report(study: Study, console: Console, evaluator: CachingEvaluator | None =
     with Progress("report", 1, console) as progress:
         results = measure.measure(study, evaluator, progress)
     measure.write(results, study.folder)
-    figures.front(results, study.folder / "front.png")
-    figures.hypervolume(results, study.folder / "hypervolume.png")
-    population.write(results, study.folder)
-    surface_figures.write(results, study.folder)
     html.write(results, study.folder)
     return results
 

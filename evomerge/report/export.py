@@ -49,42 +49,28 @@ def export(
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
-        _export(recipe, pool, out, Builder(pool, members=members), results, candidate, shard_bytes, progress)
-
-
-def _export(
-    recipe: Recipe,
-    pool: Pool,
-    out: Path,
-    builder: Builder,
-    results: Results | None,
-    candidate: Candidate | None,
-    shard_bytes: int,
-    progress: Callable[[int, int], None],
-) -> None:
-    checkpoint: Checkpoint = builder.build(recipe)
-    lineage = builder.members.lineage
-    used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, lineage))]
-    sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
-    extra: dict[str, str | bytes] = {}
-    folding = None
-    if isinstance(checkpoint, Stacked):
-        sources = []  # their layers have other indices
-        config = stack_config(pool.base.config, [layer.index for layer in checkpoint.layers])
-        extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        scales = [layer.scale for layer in checkpoint.layers]
-        if any(scale != 1 for scale in scales):
-            folding = fold(LiveModel(pool.base.path), checkpoint)
-            if folding.stack is None:
-                extra[SCALES] = json.dumps({"scales": scales}) + "\n"
-            else:
-                checkpoint = folding.stack
-    experts = {name: str(pool.experts[name].path) for name in pool.experts}
-    file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
-    if recipe.members:
-        file["members"] = family.tree(recipe, lineage)
-        extra["family.png"] = png(family.draw(recipe, lineage))
-    card = model_card(recipe, pool.base.path.name, list(pool.experts), results, candidate, folding, lineage)
-    extra["README.md"] = card
-    extra["recipe.yaml"] = strict_yaml.text(file)
-    save(checkpoint, out, like=pool.base.path, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)
+        checkpoint: Checkpoint = Builder(pool, members=members).build(recipe)
+        used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
+        sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
+        extra: dict[str, str | bytes] = {}
+        folding = None
+        if isinstance(checkpoint, Stacked):
+            sources = []  # their layers have other indices
+            config = stack_config(pool.base.config, [layer.index for layer in checkpoint.layers])
+            extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            scales = [layer.scale for layer in checkpoint.layers]
+            if any(scale != 1 for scale in scales):
+                folding = fold(LiveModel(pool.base.path), checkpoint)
+                if folding.stack is None:
+                    extra[SCALES] = json.dumps({"scales": scales}) + "\n"
+                else:
+                    checkpoint = folding.stack
+        experts = {name: str(folder.path) for name, folder in pool.experts.items()}
+        file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
+        if recipe.members:
+            file["members"] = family.tree(recipe, members.lineage)
+            extra["family.png"] = png(family.draw(recipe, members.lineage))
+        base = pool.base.path
+        extra["README.md"] = model_card(recipe, base.name, list(experts), results, candidate, folding, members.lineage)
+        extra["recipe.yaml"] = strict_yaml.text(file)
+        save(checkpoint, out, like=base, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)

@@ -1,6 +1,7 @@
 """family: the ancestors of a candidate, as data and as a picture."""
 
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 
 from matplotlib.figure import Figure
 
@@ -60,24 +61,8 @@ def draw(recipe: Recipe, lineage: Mapping[str, Recipe]) -> Figure:
 
 def _generations(recipes: Mapping[str, Recipe]) -> dict[str, int]:
     """Return the length of the longest path from each recipe to one without parents among them."""
+    parents = {identity: [p for p in recipe.members if p in recipes] for identity, recipe in recipes.items()}
     depths: dict[str, int] = {}
-    for identity in reversed(_ordered(recipes)):
-        depths[identity] = 1 + max((depths[p] for p in recipes[identity].members if p in recipes), default=-1)
+    for identity in TopologicalSorter(parents).static_order():
+        depths[identity] = 1 + max((depths[parent] for parent in parents[identity]), default=-1)
     return depths
-
-
-def _ordered(recipes: Mapping[str, Recipe]) -> list[str]:
-    """Return the ids of the recipes, children before their parents."""
-    children = dict.fromkeys(recipes, 0)
-    for ancestor in recipes.values():
-        for parent in ancestor.members:
-            if parent in children:
-                children[parent] += 1
-    ordered = [identity for identity, count in children.items() if count == 0]
-    for identity in ordered:
-        for parent in recipes[identity].members:
-            if parent in children:
-                children[parent] -= 1
-                if children[parent] == 0:
-                    ordered.append(parent)
-    return ordered

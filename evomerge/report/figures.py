@@ -7,7 +7,6 @@ import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from evomerge import files
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Objective, Results
 
@@ -50,19 +48,6 @@ class NotebookFigure(Figure):
         return png(self)
 
 
-def front(results: Results, path: Path) -> None:
-    """Write the PNG of the front and the references on the report split, with 95% intervals."""
-    files.write(path, png(front_figure(results)))
-
-
-def hypervolume(results: Results, path: Path) -> None:
-    """Write the PNG of the search split's hypervolume against the number of evaluations; remove it without hypervolumes."""
-    if (figure := hypervolume_figure(results)) is None:
-        path.unlink(missing_ok=True)
-    else:
-        files.write(path, png(figure))
-
-
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG: the same bytes for the same figure."""
     out = io.BytesIO()
@@ -71,7 +56,10 @@ def png(figure: Figure) -> bytes:
 
 
 def front_figure(results: Results) -> Figure:
-    """Draw the front: one scatter for two objectives; for more, every objective side by side, and up to four all pairs."""
+    """Draw the front and the references on the report split, with 95% intervals.
+
+    One scatter for two objectives; for more, every objective side by side, and up to four all pairs.
+    """
     objectives = results.objectives
     if len(objectives) == 1:
         return _one_objective(results)
@@ -293,15 +281,23 @@ def _is_expert(model: Candidate) -> bool:
 
 
 def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float]:
-    factor = 100 if wording.is_share(objective.report) else 1
-    value, low, high = model.report[objective.name]
-    return factor * value, factor * low, factor * high
+    value, low, high = (factor(objective.report) * number for number in model.report[objective.name])
+    return value, low, high
 
 
 def _label(objective: Objective, *, lines: bool = False) -> str:
-    what = f"{wording.metric(objective.report)}{wording.unit(objective.report)}"
     where = f"on {wording.examples(objective, 'report')}"
-    return f"{plain(objective.name, 18)}: {plain(what, 24)}{chr(10) if lines else ' '}{where}"
+    return f"{label(objective.name, objective.report)}{chr(10) if lines else ' '}{where}"
+
+
+def label(name: str, metric: str) -> str:
+    """Return the label of an axis: an objective's name and its `metric` with the unit."""
+    return f"{plain(name, 18)}: {plain(wording.metric(metric), 24)}{wording.unit(metric)}"
+
+
+def factor(metric: str) -> float:
+    """Return the factor with which scores of `metric` are shown: 100 for shares."""
+    return 100 if wording.is_share(metric) else 1
 
 
 def plain(text: str, longest: int = 32) -> str:

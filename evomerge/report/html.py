@@ -2,6 +2,7 @@
 
 import base64
 import shlex
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -43,9 +44,25 @@ details { margin: 6px 0; } summary { cursor: pointer; } code { background: #f3f3
 """
 
 
+_FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
+    "front": figures.front_figure,
+    "hypervolume": figures.hypervolume_figure,
+    "population": population.curves,
+    "cells": population.maps,
+    "surface": surface_figures.front,
+    "predicted": surface_figures.predicted,
+}
+
+
 def write(results: Results, folder: Path) -> None:
-    """Write `report.html` into the study's `folder`."""
+    """Write `report.html` and its figures as PNG into the study's `folder`; remove figures that have nothing to draw now."""
     files.write(folder / "report.html", page(results, folder))
+    for name, draw in _FIGURES.items():
+        path = folder / f"{name}.png"
+        if (figure := draw(results)) is None:
+            path.unlink(missing_ok=True)
+        else:
+            files.write(path, figures.png(figure))
 
 
 def page(results: Results, folder: Path) -> str:
@@ -149,14 +166,14 @@ def _population(results: Results) -> str:
     if text is None:
         return ""
     section = f"<h2>The population</h2>\n<p>{escape(text)}</p>\n"
-    if results.diagnostics is not None:
+    if (curves := population.curves(results)) is not None:
         section += f"""<p class="muted">On the search examples. Coverage is the mean over examples of the best member's score; entropy, in
 bits, measures how much the members differ: 0 if all agree, 1 if half of them solve each example.</p>
-{_image(population.curves(results, results.diagnostics), "Coverage and entropy of the population against evaluations")}
+{_image(curves, "Coverage and entropy of the population against evaluations")}
 """
-    if results.cells:
+    if (maps := population.maps(results)) is not None:
         section += f"""<p class="muted">Cells hold their best model; the star is the best of all. Empty cells are blank.</p>
-{_image(population.maps(results), "Qualities of the best models by cell")}
+{_image(maps, "Qualities of the best models by cell")}
 """
     return section
 

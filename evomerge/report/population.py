@@ -3,8 +3,6 @@
 Qualities are drawn in cividis, which suits colour-blind readers (Nuñez, Anderton & Renslow 2018).
 """
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,24 +10,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from evomerge import files
 from evomerge.report import figures, wording
-from evomerge.report.results import Cells, Diagnostics, Results
+from evomerge.report.results import Cells, Results
 
 _COLUMNS = 2  # grids side by side
 _EDGES = 5  # intervals between labelled edges along an axis, at most
 
 
-def write(results: Results, folder: Path) -> None:
-    """Write `population.png`, and `cells.png` where there are cells, into the study's `folder`; nothing without a population."""
-    if results.diagnostics is not None:
-        files.write(folder / "population.png", figures.png(curves(results, results.diagnostics)))
-    if results.cells:
-        files.write(folder / "cells.png", figures.png(maps(results)))
-
-
-def curves(results: Results, diagnostics: Diagnostics) -> Figure:
-    """Draw coverage and, where scores have one, entropy against the number of evaluations."""
+def curves(results: Results) -> Figure | None:
+    """Draw coverage and, where scores have one, entropy against the number of evaluations; None without a population."""
+    diagnostics = results.diagnostics
+    if diagnostics is None:
+        return None
     examples = sum(objective.examples[0] for objective in results.objectives)
     panels = {f"coverage of {examples} search examples": diagnostics.coverage}
     if diagnostics.entropy is not None:
@@ -52,11 +44,13 @@ def curves(results: Results, diagnostics: Diagnostics) -> Figure:
     return figure
 
 
-def maps(results: Results) -> Figure:
-    """Draw each grid of cells: colours are qualities, empty cells are blank, a star marks the best.
+def maps(results: Results) -> Figure | None:
+    """Draw each grid of cells: colours are qualities, empty cells are blank, a star marks the best. None without cells.
 
     A grid of one axis is a strip. Of more than two axes the first two are shown, and each cell has the best over the others.
     """
+    if not results.cells:
+        return None
     strips = all(len(cells.axes) < 2 for cells in results.cells)
     columns = 1 if strips else min(_COLUMNS, len(results.cells))
     rows = -(-len(results.cells) // columns)

@@ -1,7 +1,6 @@
 """Figures of a surface: the predicted front with its intervals, and left-out predictions against measured scores."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from evomerge import files
 from evomerge.report import figures, wording
 from evomerge.report.results import Objective, ObjectiveFit, Results, Surface
 
@@ -24,15 +22,6 @@ _EVALUATED: dict[str, Any] = {
 }  # fmt: skip
 _COLUMNS = 3
 _MOST_PAIRS = 6  # scatter plots of pairs stay readable for up to four objectives
-
-
-def write(results: Results, folder: Path) -> None:
-    """Write `surface.png` and `predicted.png` into the study's `folder`, or remove those without anything to draw."""
-    for name, figure in (("surface.png", front(results)), ("predicted.png", predicted(results))):
-        if figure is None:
-            (folder / name).unlink(missing_ok=True)  # left by an earlier surface
-        else:
-            files.write(folder / name, figures.png(figure))
 
 
 def front(results: Results) -> Figure | None:
@@ -87,7 +76,7 @@ def predicted(results: Results) -> Figure | None:
 def _panel(axes: Axes, results: Results, surface: Surface, pair: tuple[int, int]) -> None:
     figures.style(axes)
     chosen = [results.objectives[i] for i in pair]
-    factors = np.array([_factor(objective) for objective in results.objectives])
+    factors = np.array([figures.factor(objective.search) for objective in results.objectives])
     evaluated, means, widths = (
         factors * np.array(table) for table in (surface.evaluated, surface.means, surface.widths)
     )
@@ -100,7 +89,7 @@ def _panel(axes: Axes, results: Results, surface: Surface, pair: tuple[int, int]
     axes.plot(evaluated[:, across], evaluated[:, up], **_EVALUATED, zorder=4)
     axes.autoscale_view()
     for axis, objective in zip((axes.xaxis, axes.yaxis), chosen, strict=True):
-        axis.set_label_text(_label(objective), color=figures.INK)
+        axis.set_label_text(figures.label(objective.name, objective.search), color=figures.INK)
 
 
 def _points(axes: Axes, results: Results, means: NDArray[np.float64], pair: tuple[int, int]) -> None:
@@ -113,18 +102,19 @@ def _points(axes: Axes, results: Results, means: NDArray[np.float64], pair: tupl
     if len(results.objectives) > 3:
         axes.plot(x, y, "o", color=figures.BLUE, markersize=2.5, zorder=3)
         return
-    [third] = set(range(3)) - set(pair)
-    dots: PathCollection = axes.scatter(x, y, c=means[:, third], s=9, cmap="cividis", zorder=3, linewidths=0)
+    [hidden] = set(range(3)) - set(pair)
+    third = results.objectives[hidden]
+    dots: PathCollection = axes.scatter(x, y, c=means[:, hidden], s=9, cmap="cividis", zorder=3, linewidths=0)
     bar = axes.figure.colorbar(dots, ax=axes, location="top", pad=0.02, aspect=30)
     bar.outline.set_visible(False)
-    bar.set_label(_label(results.objectives[third]), color=figures.INK, fontsize=8.5)
+    bar.set_label(figures.label(third.name, third.search), color=figures.INK, fontsize=8.5)
     bar.ax.tick_params(length=3, colors=figures.MUTED, labelsize=8)
 
 
 def _against(axes: Axes, objective: Objective, fit: ObjectiveFit) -> None:
     """Draw left-out predictions with 90% intervals over measured scores; the dashed line is equality."""
     figures.style(axes)
-    factor = _factor(objective)
+    factor = figures.factor(objective.search)
     measured, mean, width = (factor * np.array(row) for row in (fit.measured, fit.predicted, fit.widths))
     inside = np.abs(measured - mean) <= width
     ends = [min(measured.min(), mean.min()), max(measured.max(), mean.max())]
@@ -139,11 +129,3 @@ def _against(axes: Axes, objective: Objective, fit: ObjectiveFit) -> None:
     what = f"{figures.plain(wording.metric(objective.search), 24)}{wording.unit(objective.search)}"
     axes.set_xlabel(f"measured {what}", color=figures.INK)
     axes.set_ylabel(f"predicted {what} from the others", color=figures.INK)
-
-
-def _factor(objective: Objective) -> float:
-    return 100 if wording.is_share(objective.search) else 1
-
-
-def _label(objective: Objective) -> str:
-    return f"{figures.plain(objective.name, 18)}: {figures.plain(wording.metric(objective.search), 24)}{wording.unit(objective.search)}"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from evomerge.report import figures
+from evomerge.report import figures, html
 
 EVIL = '<script>alert("1")</script>[red]$x_{|&'
 
@@ -18,11 +18,10 @@ def pixels(data: bytes) -> np.ndarray:
     return imread(io.BytesIO(data), format="png")
 
 
-@pytest.mark.parametrize("draw", [figures.front, figures.hypervolume])
-def test_figure_is_written_and_not_blank(draw, results, tmp_path):
-    path = tmp_path / "new" / "figure.png"
-    draw(results, path)
-    image = pixels(path.read_bytes())
+@pytest.mark.parametrize("name", ["front.png", "hypervolume.png"])
+def test_figure_is_written_and_not_blank(name, results, tmp_path):
+    html.write(results, tmp_path / "new")
+    image = pixels((tmp_path / "new" / name).read_bytes())
     assert image.shape[1] >= 1000, "readable at the width of a page"
     assert image[..., :3].std() > 0.05
     ink = (image[..., :3] < 0.9).any(axis=2)
