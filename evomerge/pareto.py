@@ -102,8 +102,9 @@ def knee(points: ArrayLike) -> int:
     finite.
     """
     values = _points(points)
-    front = _front(values)
-    return int(front[np.argmax(_scale(values[front]).mean(axis=1))])
+    rows = _front(values)
+    front = values[rows]
+    return int(rows[np.argmax(((front - front.min(axis=0)) / _span(front)).mean(axis=1))])
 
 
 def tchebycheff(points: ArrayLike, objectives: Sequence[str], weights: Mapping[str, float]) -> int:
@@ -247,8 +248,3 @@ def _span(front: Points) -> Points:
     """Return each objective's range over the front, or 1 where it is constant."""
     spread: Points = np.ptp(front, axis=0)
     return np.where(spread > 0, spread, 1.0)
-
-
-def _scale(front: Points) -> Points:
-    scaled: Points = (front - front.min(axis=0)) / _span(front)
-    return scaled

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
@@ -18,17 +18,14 @@ from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
 from evomerge.recipe import Recipe, describe
 from evomerge.recipe import base as base_recipe
+from evomerge.recipe.validation import FrozenModel
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
 from evomerge.trial import Split
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PoolSettings(_Part):
+class PoolSettings(FrozenModel):
     """The models: an embedded zoo by name, or folders."""
 
     zoo: str | None = None
@@ -42,7 +39,7 @@ class PoolSettings(_Part):
     module whose state dictionary has the checkpoint's names."""
 
 
-class ReportSettings(_Part):
+class ReportSettings(FrozenModel):
     """How the front is scored on unseen examples."""
 
     front: int = Field(default=24, ge=1)
@@ -53,7 +50,7 @@ class ReportSettings(_Part):
     """Bootstrap resamples of the examples."""
 
 
-class StudySettings(_Part):
+class StudySettings(FrozenModel):
     """All settings of a study file."""
 
     name: str = Field(default="study", pattern=r"^[\w.-]+$")

@@ -139,11 +139,6 @@ class ScoreTable:
         """Whether every example of every task is scored."""
         return all(scored.all() for scored in self._scored.values())
 
-    @property
-    def examples(self) -> dict[str, tuple[int, ...]]:
-        """The scored examples, in the order of the split."""
-        return {task: tuple(np.flatnonzero(scored).tolist()) for task, scored in self._scored.items()}
-
     def add(self, examples: Examples | None, evaluation: Evaluation) -> None:
         """Add an evaluation of these `examples` (None: of all). An example that is already scored keeps its score.
 
@@ -156,8 +151,8 @@ class ScoreTable:
             expected = {name for name in self._arrays if _task(name) == task} or new.keys()
             shapes = {name: array.shape for name, array in new.items()}
             dimensions = {name: 1 if name in evaluation.scores else 2 for name in new}
-            wrong = [name for name in new if shapes[name][:1] != rows.shape or len(shapes[name]) != dimensions[name]]
-            if not new or new.keys() != expected or wrong:
+            fits = all(shape[:1] == rows.shape and len(shape) == dimensions[name] for name, shape in shapes.items())
+            if not new or new.keys() != expected or not fits:
                 msg = f"task `{task}`: expected a score for each of {len(rows)} examples, {(len(rows),)}, by the metrics {sorted(expected)}; got {shapes}"
                 raise EvaluatorError(msg)
             fresh = ~scored[rows]

@@ -72,7 +72,6 @@ def test_means_of_a_failure_are_nan():
 def test_parts_add_up_to_a_complete_table_with_the_missing_examples_listed():
     known = ScoreTable({"a": 3, "b": 2})
     known.add({"a": (2, 0)}, Evaluation({"a/m": np.array([2, 0.5], np.float32)}))
-    assert known.examples == {"a": (0, 2), "b": ()}
     assert known.missing({"a": (1, 2), "b": (1,)}) == {"a": (1,), "b": (1,)}
     assert known.missing(None) == {"a": (1,), "b": (0, 1)}
     assert known.take({"a": (0, 2)}).scores["a/m"].tolist() == [0.5, 2]

@@ -17,6 +17,11 @@ def new_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line without markup and without wrapping it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 def spaces(name: str | None, from_method: str | None) -> None:
     """Print a space's YAML, or list the spaces and the methods."""
     console = new_console()
@@ -52,9 +57,9 @@ def zoos() -> None:
         try:
             built = zoo.load(name)
         except EvomergeError:
-            console.print(f"{name}: not built; type: evomerge zoo build {name}", markup=False, soft_wrap=True)
+            say(console, f"{name}: not built; type: evomerge zoo build {name}")
         else:
-            console.print(f"{name}: {built.about}\n  {built.folder}", markup=False, soft_wrap=True)
+            say(console, f"{name}: {built.about}\n  {built.folder}")
 
 
 def build_zoo(name: str, seed: int, *, text: Path | None = None, again: bool = False) -> None:
@@ -63,4 +68,4 @@ def build_zoo(name: str, seed: int, *, text: Path | None = None, again: bool = F
     make = zoo.build if again else zoo.find_or_build
     with Progress(f"zoo {name}", 100, console) as bar:
         built = make(name, seed=seed, text=text, progress=lambda done, step: bar(round(100 * done), note=step))
-    console.print(f"zoo {name}: {built.folder}", markup=False, soft_wrap=True)
+    say(console, f"zoo {name}: {built.folder}")

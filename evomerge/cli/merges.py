@@ -13,7 +13,7 @@ from evomerge.build import Builder, Merged
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
-from evomerge.cli.listings import new_console
+from evomerge.cli.listings import new_console, say
 from evomerge.errors import RecipeError, nearest
 from evomerge.models import LiveModel
 from evomerge.progress import Progress, step_printer
@@ -63,19 +63,15 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
     size = sum(entry.nbytes for entry in info) / 2**30
     elements = sum(entry.numel for entry in info)
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
-    console.print(
-        f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB")
     if dry_run:
-        console.print(f"would write {out}", markup=False, soft_wrap=True)
+        say(console, f"would write {out}")
         return
     export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
-        console.print(f"elements of the task vectors left by the edits: {shares}", markup=False, soft_wrap=True)
-    console.print(f"merged checkpoint: {out}", markup=False, soft_wrap=True)
+        say(console, f"elements of the task vectors left by the edits: {shares}")
+    say(console, f"merged checkpoint: {out}")
 
 
 def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:
@@ -96,9 +92,7 @@ def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, par
         pairs = zip(artefact.experts, values, strict=True)
         console.print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in pairs)}", markup=False)
     for name, values in compression.figures.items():
-        console.print(
-            f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors", markup=False, soft_wrap=True
-        )
+        say(console, f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors")
     size = compression.expert_bytes
     console.print(
         f"bytes: {size:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
@@ -106,7 +100,7 @@ def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, par
     )
     console.print(_loss_table(compression.losses))
     hint = f"`evomerge decompress {out} EXPERT -o FOLDER` writes an expert back"
-    console.print(f"artefact: {out}, {hint}", markup=False, soft_wrap=True)
+    say(console, f"artefact: {out}, {hint}")
 
 
 def decompress(folder: Path, expert: str, out: Path) -> None:

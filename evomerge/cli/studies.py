@@ -13,7 +13,7 @@ from rich.table import Table
 
 from evomerge import strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
-from evomerge.cli.listings import build_zoo, new_console
+from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe
 from evomerge.errors import StudyError, nearest
 from evomerge.evaluate import CachingEvaluator, Worker
@@ -53,8 +53,8 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
         point = next(point for point in results.front if point.recipe_id == results.picked)
         _export(study, Recipe.parse(point.recipe), merged, console, results, point)
     loaded = type(load_model(merged, study.parts.setup.auto or "AutoModel")).__name__
-    console.print(f"merged checkpoint: {merged} (transformers loads it: {loaded})", markup=False, soft_wrap=True)
-    console.print(f"report: {out / 'report.html'}, front: {out / 'front.png'}", markup=False, soft_wrap=True)
+    say(console, f"merged checkpoint: {merged} (transformers loads it: {loaded})")
+    say(console, f"report: {out / 'report.html'}, front: {out / 'front.png'}")
 
 
 def run(
@@ -128,7 +128,7 @@ def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_
         console.print(strict_yaml.text(recipe.data), end="", markup=False, soft_wrap=True)
         return
     _export(study, recipe, out, console, results, point)
-    console.print(f"merged checkpoint: {out}", markup=False, soft_wrap=True)
+    say(console, f"merged checkpoint: {out}")
 
 
 def _override(
@@ -140,7 +140,7 @@ def _override(
 
 def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     for note in parts.pool.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        say(console, f"note: {note}")
     genes, layout = parts.space.genes, parts.pool.layout
     rows = {
         "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} parameters, "
@@ -170,11 +170,9 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
         raise StudyError(msg)
     each = sum(evaluation.seconds.values())
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
-    console.print(f"one evaluation: {duration(each)} ({steps})", markup=False, soft_wrap=True)
+    say(console, f"one evaluation: {duration(each)} ({steps})")
     total = duration(each * settings.evaluations / settings.workers)
-    console.print(
-        f"the search: about {total} with {settings.workers} workers; nothing was written", markup=False, soft_wrap=True
-    )
+    say(console, f"the search: about {total} with {settings.workers} workers; nothing was written")
 
 
 def _search_and_report(study: Study, console: Console) -> Results:
@@ -215,10 +213,8 @@ def _print(results: Results, folder: Path, console: Console) -> None:
         console.print(part)
     for sentence in tables.sentences(results):
         console.print(sentence, markup=False)
-    console.print(f"digest {results.digest}", markup=False, soft_wrap=True)
-    console.print(
-        f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`", markup=False, soft_wrap=True
-    )
+    say(console, f"digest {results.digest}")
+    say(console, f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
 
 
 def _export(

@@ -28,7 +28,6 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import TaskError, nearest
 from evomerge.models import LiveModel
-from evomerge.models.prefixes import Count
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.trial import Evaluation, Examples, Split
 
@@ -112,11 +111,6 @@ class Worker:
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
             return Evaluation(error=describe(error), seconds=seconds)
         return Evaluation(scores=scores, outputs=outputs, seconds=seconds)
-
-    @property
-    def layers(self) -> Count:
-        """How many layers were run for the last candidate, and how many were skipped, if it was a stack."""
-        return self.prepare().model.prefixes.count
 
 
 class RemoteWorker:

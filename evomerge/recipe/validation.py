@@ -11,7 +11,7 @@ TAG = "\0"
 
 
 class FrozenModel(BaseModel):
-    """A frozen part of a recipe that refuses unknown keys."""
+    """Frozen data that refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

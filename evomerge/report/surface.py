@@ -14,7 +14,7 @@ from evomerge.recipe import Recipe
 from evomerge.report.choose import Preference
 from evomerge.report.results import ObjectiveFit
 from evomerge.report.results import Surface as Shown
-from evomerge.search import Surfaced, surfaced
+from evomerge.search import surfaced
 from evomerge.search.fronts.surface import Surface
 from evomerge.study import Study
 from evomerge.surrogate import NORMAL_90, Surrogate
@@ -44,7 +44,7 @@ class Prediction:
 
 def has_surface(study: Study) -> bool:
     """Return whether the study's driver leaves a surface."""
-    return _breeder(study) is not None
+    return surfaced(study.parts.new_driver(study.settings.seed)) is not None
 
 
 def read(study: Study, population: Population) -> Surface:
@@ -53,7 +53,7 @@ def read(study: Study, population: Population) -> Surface:
     It equals that of a replayed search, without fitting and choosing each batch again: a surface depends only on the
     evaluations.
     """
-    breeder = _breeder(study)
+    breeder = surfaced(study.parts.new_driver(study.settings.seed))
     if breeder is None:
         kind = study.parts.driver["kind"]
         msg = (
@@ -136,8 +136,3 @@ def _fit(fit: Surrogate) -> ObjectiveFit:
         predicted=tuple(fit.left_out.tolist()),
         widths=tuple((NORMAL_90 * fit.factor * fit.rung.left_out[1]).tolist()),
     )
-
-
-def _breeder(study: Study) -> Surfaced | None:
-    """Return a fresh breeder of the study's space; None for a driver without a surface."""
-    return surfaced(study.parts.new_driver(study.settings.seed))

@@ -117,9 +117,16 @@ class Classification(SplitTask):
         if int(labels.max()) >= classes:
             msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
             raise task_error(self.name, msg)
-        measures = {"accuracy": _accuracy, "log_likelihood": _log_likelihood}
-        scores = {metric: vector(measures[metric](logits, labels)) for metric in self.metrics}
-        return Scores(scores, {"margins": vector(_margins(logits, labels))} if self._settings.keep_margins else {})
+        label = labels[:, None]
+        values = {
+            "accuracy": torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan),
+            "log_likelihood": logits.log_softmax(1).gather(1, label)[:, 0],
+        }
+        scores = {metric: vector(values[metric]) for metric in self.metrics}
+        if not self._settings.keep_margins:
+            return Scores(scores)
+        margins = (logits.gather(1, label) - logits)[torch.arange(classes) != label]
+        return Scores(scores, {"margins": vector(margins.reshape(len(labels), -1))})
 
     def _batches(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[_Batch]:
         inputs = self._inputs[split]
@@ -177,20 +184,6 @@ class Classification(SplitTask):
             check_length(self.name, model, max(map(len, tokens)))
             self._tokens[key] = tokens
         return self._tokens[key]
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan)
-
-
-def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-
-
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    label = labels[:, None]
-    others = torch.arange(logits.shape[1]) != label
-    return (logits.gather(1, label) - logits)[others].reshape(len(labels), -1)
 
 
 def _inputs(task: str, column: str, values: Sequence[Any]) -> list[str] | Tensor:

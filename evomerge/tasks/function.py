@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from evomerge.models import LiveModel
+from evomerge.recipe.validation import FrozenModel
 from evomerge.tasks.data import task_error
 from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
 
-class Range(BaseModel, extra="forbid", frozen=True):
+class Range(FrozenModel):
     """Lowest and highest mean score of a metric, infinite where there is none."""
 
     low: float = -math.inf

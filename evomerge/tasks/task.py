@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
+from evomerge.recipe.validation import FrozenModel
 from evomerge.tasks.data import digests, task_error
 from evomerge.trial import Metric, Split
 
@@ -72,10 +72,8 @@ class Task(Protocol):
         """
 
 
-class TaskSettings(BaseModel):
+class TaskSettings(FrozenModel):
     """The settings that every kind of task has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     search_metric: str | None = None

@@ -15,7 +15,6 @@ from evomerge.zoo.training import fast_precision
 
 __all__ = ["Progress", "TaskConfig", "Zoo", "build", "cache_folder", "fast_precision", "find_or_build", "load", "names"]
 
-
 _PLANS: dict[str, Callable[[bool, Path | None], Plan]] = {
     "text": lambda small, text: text_zoo.plan(small=small),
     "text4": lambda small, text: text_zoo.plan(small=small, four=True),

@@ -65,7 +65,13 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
     # All views share the splits: no view of a report digit is in another split.
     ends = (settings.train, settings.train + settings.search)
     splits = dict(zip(SPLITS, (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :]), strict=True))
-    tasks = {name: _write_task(folder, name, view(images), labels, splits) for name, view in VIEWS.items()}
+    tasks: dict[str, TaskConfig] = {}
+    for name, view in VIEWS.items():
+        rows = [
+            {"pixels": image.tolist(), "label": int(label)} for image, label in zip(view(images), labels, strict=True)
+        ]
+        files = write_splits(folder, name, {split: [rows[i] for i in chosen] for split, chosen in splits.items()})
+        tasks[name] = {"kind": "classification", **files, "input": "pixels", "label": "label"}
     chosen, search = splits["train"], splits["search"]
     trained, searched = labels[chosen], labels[search]
 
@@ -101,7 +107,7 @@ def _make(settings: Settings, folder: Path, seed: int, progress: Progress) -> Co
             save_model(expert, folder / "experts" / name)
             models = {"base": base, "expert": expert}
             figures["accuracy"][name] = {key: _accuracy(model, seen[search], searched) for key, model in models.items()}
-    return Contents(tasks=tasks, figures=figures)
+    return tasks, figures
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -113,12 +119,6 @@ def _digits() -> tuple[Tensor, Tensor]:
         raise ZooError(msg) from None
     data = load_digits()
     return torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
-
-
-def _write_task(folder: Path, name: str, images: Tensor, labels: Tensor, splits: dict[str, Tensor]) -> TaskConfig:
-    rows = [{"pixels": image.tolist(), "label": int(label)} for image, label in zip(images, labels, strict=True)]
-    files = write_splits(folder, name, {split: [rows[i] for i in chosen] for split, chosen in splits.items()})
-    return {"kind": "classification", **files, "input": "pixels", "label": "label"}
 
 
 @torch.inference_mode()

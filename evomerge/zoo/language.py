@@ -142,7 +142,7 @@ def _make(settings: Settings, german: Sequence[str], folder: Path, seed: int, pr
                 figures["accuracy"][task] = {name: score[1] for name, score in scores.items()}
         for task, expert in experts.items():
             save_model(expert.to(torch.bfloat16), folder / "experts" / task, tokenizer)
-    return Contents(tasks=tasks, figures=figures)
+    return tasks, figures
 
 
 def _german(text: Path | None) -> list[str]:

@@ -26,15 +26,9 @@ _FORMAT = 1  # increment with any change of the code that changes the files of a
 _FILE_KEYS = ("search", "report", "head")
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The results of a build beside the checkpoints in `base/` and `experts/`.
-
-    `tasks` are configurations with paths relative to the folder, `figures` measurements on the search split.
-    """
-
-    tasks: dict[str, TaskConfig]
-    figures: dict[str, Any]
+Contents = tuple[dict[str, TaskConfig], dict[str, Any]]
+"""The results of a build beside the checkpoints in `base/` and `experts/`: tasks by name, with paths relative to the folder,
+and figures measured on the search split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +138,7 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
     with tempfile.TemporaryDirectory(prefix=f".{plan.name}-", dir=parent) as scratch:
         new = Path(scratch, "new")
         new.mkdir()
-        contents = plan.make(new, seed, progress)
+        tasks, figures = plan.make(new, seed, progress)
         manifest = _Manifest(
             name=plan.name,
             about=plan.about,
@@ -153,8 +147,8 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
             settings=dict(plan.settings),
             licences=dict(plan.licences),
             pool=_Pool(base="base", experts={name: f"experts/{name}" for name in plan.experts}),
-            tasks=contents.tasks,
-            figures=contents.figures,
+            tasks=tasks,
+            figures=figures,
         )
         (new / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if final.exists():

@@ -171,7 +171,7 @@ def _make(sources: Sequence[Source], settings: Settings, folder: Path, seed: int
             figures["accuracy"][task] = {
                 name: _accuracy(model, examples[task]["search"], heads[task]) for name, model in models.items()
             }
-    return Contents(tasks=tasks, figures=figures)
+    return tasks, figures
 
 
 def _splits(source: Source, tables: Path, settings: Settings, seed: int) -> dict[str, dict[str, list[dict[str, Any]]]]:

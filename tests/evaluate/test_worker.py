@@ -182,7 +182,7 @@ def test_hidden_states_that_stacks_share_change_no_score(setup):
         evaluation = sharing.evaluate(candidate)
         assert evaluation.error is None
         assert evaluation.to_json() == plain.evaluate(candidate).to_json()
-        spared += sharing.layers.spared
+        spared += sharing.prepare().model.prefixes.count.spared
     assert spared > 0
 
 

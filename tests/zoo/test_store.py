@@ -20,7 +20,7 @@ def make_tiny(folder: Path, seed: int, progress: store.Progress) -> store.Conten
     (folder / "tasks" / "rows.jsonl").write_text(f'{{"text": "seed {seed}", "label": 0}}\n')
     progress(0.5, "half way")
     task = {"kind": "classification", "search": "tasks/rows.jsonl", "report": "tasks/rows.jsonl", "max_length": 8}
-    return store.Contents(tasks={"only": task}, figures={"accuracy": {}})
+    return {"only": task}, {"accuracy": {}}
 
 
 TINY = store.Plan(
