@@ -13,8 +13,8 @@ from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Pipeline, Store
-from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Place, Recipe, Stack, StackNode
+from evomerge.merging import Inputs, Pipeline, Store
+from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 
 
 class Builder:
@@ -115,37 +115,6 @@ COMPILED = 32_000_000
 """Minimum number of a model's parameters for which compiling its merges, which takes seconds, pays off in the first few."""
 
 
-def _content(recipe: Recipe, pool: Pool) -> str:
-    """Return the content id of an input: the digest of a model of the pool, or the recipe id of a nested merge."""
-    match recipe.root:
-        case Base():
-            return pool.digests["base"]
-        case Expert(expert=name):
-            return pool.digests[name]
-        case _:
-            return recipe.id
-
-
-class _Inputs:
-    """A merge's view of its inputs."""
-
-    def __init__(self, builder: Builder, merge: Merge, checkpoints: list[Checkpoint]) -> None:
-        self._builder = builder
-        self._checkpoints = (builder.pool.base, *checkpoints)
-        pool = builder.pool
-        self.names = pool.merged
-        recipes = [builder.known_as(inner) for inner in merge.inputs]
-        self.ids = [pool.digests["base"], *(_content(recipe, pool) for recipe in recipes)]
-        self.nested = {i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)}
-
-    def place(self, name: str) -> Place:
-        return self._builder.pool.layout.place(name)
-
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        base, *tensors = (self._builder.load(checkpoint, name) for checkpoint in self._checkpoints)
-        return base, tensors
-
-
 class Merged(Checkpoint):
     """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged when they are read."""
 
@@ -156,12 +125,15 @@ class Merged(Checkpoint):
         for label, source in zip(merge.labels, self._sources, strict=True):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
-        self._pipeline = Pipeline(
-            merge,
-            _Inputs(builder, merge, self._sources),
-            builder.store,
-            compile=self._pool.parameters >= COMPILED,
+        recipes = [builder.known_as(inner) for inner in merge.inputs]
+        inputs = Inputs(
+            names=self._pool.merged,
+            ids=[self._pool.digests["base"], *(self._pool.digests.get(r.root.label or "", r.id) for r in recipes)],
+            place=self._pool.layout.place,
+            load=lambda name: [builder.load(source, name) for source in (self._pool.base, *self._sources)],
+            nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
+        self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
         self.info = self._pool.base.info
 
     def tensor(self, name: str) -> torch.Tensor:

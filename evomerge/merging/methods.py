@@ -33,11 +33,16 @@ from evomerge.plugins import Table
 from evomerge.recipe import Merge
 
 Weights = Mapping[str, float]
+Reach = Callable[[Weights], Mapping[str, Any] | None]
 
 REDUCE = Parameter.word(
     "`sum`: ΣP∘D; `solve`: ΣP∘D / ΣP, 0 where the weights cancel (for signs, the disjoint mean); `max`: the largest |P∘D|",
     ("sum", "solve", "max"),
 )
+
+
+def _nowhere(weights: Weights) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Method:
     reduce: str = "sum"
     origin: str = "base"
     defaults: Mapping[str, float | str] | None = None
-    reach: Callable[[Weights], Mapping[str, Any] | None] = lambda weights: None
+    reach: Reach = _nowhere
     """(weights by input) → parameters for which the merge is exactly base + Σ weight·(input - base), or None."""
 
     @cached_property
@@ -73,220 +78,124 @@ def _affine(weights: Weights) -> Mapping[str, Any]:
 
 
 def _average(weights: Weights) -> Mapping[str, Any] | None:
-    if abs(sum(weights.values()) - 1.0) < 1e-9:
-        return {"weight": weights, "reduce": "solve"}
-    return None
+    return {"weight": weights, "reduce": "solve"} if abs(sum(weights.values()) - 1.0) < 1e-9 else None
 
 
-def _one_input(weights: Weights) -> bool:
+def _is_one_input(weights: Weights) -> bool:
     return max(weights.values()) == 1.0 and sum(map(abs, weights.values())) == 1.0
 
 
 def _slerp_ends(weights: Weights) -> Mapping[str, Any] | None:
-    return {"t": list(weights.values())[1], "reduce": "sum"} if len(weights) == 2 and _one_input(weights) else None
-
-
-def _split_ends(weights: Weights) -> Mapping[str, Any] | None:
-    ends = _slerp_ends(weights)
-    return None if ends is None else {**ends, "split": 1.0}
-
-
-def _child(weights: Weights) -> Mapping[str, Any] | None:
-    return {"rate": 0.0, "reduce": "sum"} if list(weights.values()) == [1.0, 0.0] else None
+    return {"t": list(weights.values())[1], "reduce": "sum"} if len(weights) == 2 and _is_one_input(weights) else None
 
 
 def _alone(weights: Weights) -> Mapping[str, Any] | None:
     """Return TIES' parameters for the base or one input alone, exact without trimming; a mean is not, where signs conflict."""
-    if _one_input(weights) or not any(weights.values()):
-        return {"weight": weights, "density": 1.0, "lambda": 1.0}
-    return None
+    exact = _is_one_input(weights) or not any(weights.values())
+    return {"weight": weights, "density": 1.0, "lambda": 1.0} if exact else None
 
 
-def _undropped(reached: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    return None if reached is None else {**reached, "drop": 0.0}
+def _also(reach: Reach, name: str, value: float) -> Reach:
+    """Return `reach` with one more parameter."""
+    return lambda weights: (reached := reach(weights)) and {**reached, name: value}
 
 
-_BUILT_IN = {
-    method.name: method
-    for method in (
-        Method(
-            "linear",
-            "weighted average: Σwθ / Σw, the base where the weights cancel (model soups, arXiv 2203.05482)",
-            ("weight",),
-            reduce="solve",
-            reach=_average,
-        ),
-        Method(
-            "mwa",
-            "average of checkpoints weighted by a power of their metric (arXiv 2504.18580)",
-            ("metric",),
-            reduce="solve",
-        ),
-        Method(
-            "task_arithmetic",
-            "base + λ Σwτ (arXiv 2212.04089); a negative λ forgets",
-            ("weight", "scale"),
-            defaults={"lambda": 0.3},
-            reach=_affine,
-        ),
-        Method(
-            "lines",
-            "task arithmetic, scaled linearly with depth (LiNeS, arXiv 2410.17146)",
-            ("weight", "lines"),
-            reach=lambda weights: {"weight": weights, "alpha": 1.0, "beta": 0.0, "reduce": "sum"},
-        ),
-        Method(
-            "slerp",
-            "along the arc between two models, tensor by tensor, on raw weights (Shoemake 1985)",
-            ("slerp",),
-            origin="zero",
-            reach=_slerp_ends,
-        ),
-        Method(
-            "split_slerp",
-            "slerp at t before a split point of the flattened parameters, at 1 - t from there on (M2N2, arXiv 2508.16204); "
-            "`split` 1 or 0 is slerp at t or 1 - t everywhere",
-            ("split_slerp",),
-            origin="zero",
-            reach=_split_ends,
-        ),
-        Method(
-            "nuslerp",
-            "along the arc between two task vectors, at the second's share of the weights (mergekit)",
-            ("nuslerp",),
-        ),
-        Method(
-            "multislerp",
-            "weighted mean direction of the task vectors at their mean length (mergekit)",
-            ("multislerp",),
-        ),
-        Method(
-            "karcher",
-            "Karcher mean of the models' directions, tensor by tensor, on raw weights (Karcher 1977)",
-            ("karcher",),
-            origin="zero",
-        ),
-        Method(
-            "model_stock",
-            "between the base and the mean of the inputs, by the angles between them (Model Stock, arXiv 2403.19522)",
-            ("stock",),
-        ),
-        Method(
-            "ties",
-            "trim, elect signs, disjoint mean (arXiv 2306.01708)",
-            ("trim", "elect", "scale"),
-            reduce="solve",
-            reach=_alone,
-        ),
-        Method(
-            "dare_linear",
-            "drop and rescale, then task arithmetic (arXiv 2311.03099)",
-            ("dare", "weight", "scale"),
-            reach=lambda weights: _undropped(_affine(weights)),
-        ),
-        Method(
-            "dare_ties",
-            "drop and rescale, optionally trim, elect signs, disjoint mean (arXiv 2311.03099)",
-            ("dare", "trim", "elect", "scale"),
-            reduce="solve",
-            defaults={"density": 1.0},
-            reach=lambda weights: _undropped(_alone(weights)),
-        ),
-        Method(
-            "della",
-            "drop by rank and rescale, elect signs, disjoint mean (arXiv 2406.11617)",
-            ("della", "elect", "scale"),
-            reduce="solve",
-            defaults={"lambda": 1.1},
-        ),
-        Method(
-            "della_linear",
-            "drop by rank and rescale, then task arithmetic (arXiv 2406.11617)",
-            ("della", "weight", "scale"),
-        ),
-        Method(
-            "breadcrumbs",
-            "drop the largest and the small, then task arithmetic (arXiv 2312.06795)",
-            ("breadcrumbs", "weight", "scale"),
-            defaults={"lambda": 0.3},
-        ),
-        Method(
-            "breadcrumbs_ties",
-            "drop the largest and the small, elect signs, disjoint mean (arXiv 2312.06795)",
-            ("breadcrumbs", "elect", "scale"),
-            reduce="solve",
-        ),
-        Method(
-            "sce",
-            "select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)",
-            ("select", "energy", "elect"),
-            reduce="solve",
-            defaults={"undecided": "positive"},
-        ),
-        Method(
-            "pcb",
-            "clip outliers, balance competing parameters, drop and rescale (PCB-Merging, arXiv 2410.02396)",
-            ("clip", "balance", "multiply", "scale"),
-            reduce="solve",
-            defaults={"lambda": 1.2, "clip": 0.01},
-        ),
-        Method(
-            "consensus",
-            "task arithmetic without the elements that fewer than two tasks need (arXiv 2405.07813)",
-            ("weight", "consensus", "scale"),
-            defaults={"lambda": 0.3},
-        ),
-        Method(
-            "consensus_ties",
-            "TIES' disjoint sum without the elements that fewer than two tasks need (arXiv 2405.07813)",
-            ("trim", "elect", "consensus", "scale"),
-            defaults={"lambda": 0.3},
-        ),
-        Method(
-            "tsv",
-            "each input's first singular vectors, made orthogonal to the others' (TSV-Merge, arXiv 2412.00081)",
-            ("decorrelate", "weight", "scale"),
-        ),
-        Method(
-            "iso_c",
-            "the summed task vector with equal singular values (arXiv 2502.04959)",
-            ("isotropise", "scale"),
-        ),
-        Method(
-            "iso_cts",
-            "equal singular values over common and task-specific directions (arXiv 2502.04959)",
-            ("isotropise", "scale"),
-            defaults={"common": 0.8},
-        ),
-        Method(
-            "opcm",
-            "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",
-            ("project", "restore_norm"),
-        ),
-        Method(
-            "svd_mutate",
-            "the first input, mutated at random along the singular directions of the second's task vector (CycleQD, "
-            "arXiv 2410.14735, as released)",
-            ("svd_mutate",),
-            origin="zero",
-            reach=_child,
-        ),
-        Method(
-            "layer_swap",
-            "the first input's blocks, the second's at the bottom and the top (Layer Swapping, arXiv 2410.01335)",
-            ("swap",),
-            origin="zero",
-        ),
-        Method(
-            "nearswap",
-            "the base, moved towards the input by at most t in each element (mergekit)",
-            ("near",),
-        ),
-    )
+_REACH: Mapping[str, Reach] = {
+    "linear": _average,
+    "task_arithmetic": _affine,
+    "lines": lambda weights: {"weight": weights, "alpha": 1.0, "beta": 0.0, "reduce": "sum"},
+    "slerp": _slerp_ends,
+    "split_slerp": _also(_slerp_ends, "split", 1.0),
+    "ties": _alone,
+    "dare_linear": _also(_affine, "drop", 0.0),
+    "dare_ties": _also(_alone, "drop", 0.0),
+    "svd_mutate": lambda weights: {"rate": 0.0, "reduce": "sum"} if list(weights.values()) == [1.0, 0.0] else None,
 }
 
+_COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
+    "linear": ("weight → solve", {}),
+    "mwa": ("metric → solve", {}),
+    "task_arithmetic": ("weight → sum → scale", {"lambda": 0.3}),
+    "lines": ("weight → sum → lines", {}),
+    "slerp": ("zero → slerp → sum", {}),
+    "split_slerp": ("zero → split_slerp → sum", {}),
+    "nuslerp": ("nuslerp → sum", {}),
+    "multislerp": ("multislerp → sum", {}),
+    "karcher": ("zero → karcher → sum", {}),
+    "model_stock": ("stock → sum", {}),
+    "ties": ("trim → elect → solve → scale", {}),
+    "dare_linear": ("dare → weight → sum → scale", {}),
+    "dare_ties": ("dare → trim → elect → solve → scale", {"density": 1.0}),
+    "della": ("della → elect → solve → scale", {"lambda": 1.1}),
+    "della_linear": ("della → weight → sum → scale", {}),
+    "breadcrumbs": ("breadcrumbs → weight → sum → scale", {"lambda": 0.3}),
+    "breadcrumbs_ties": ("breadcrumbs → elect → solve → scale", {}),
+    "sce": ("select → energy → elect → solve", {"undecided": "positive"}),
+    "pcb": ("clip → balance → multiply → solve → scale", {"lambda": 1.2, "clip": 0.01}),
+    "consensus": ("weight → sum → consensus → scale", {"lambda": 0.3}),
+    "consensus_ties": ("trim → elect → sum → consensus → scale", {"lambda": 0.3}),
+    "tsv": ("decorrelate → weight → sum → scale", {}),
+    "iso_c": ("isotropise → sum → scale", {}),
+    "iso_cts": ("isotropise → sum → scale", {"common": 0.8}),
+    "opcm": ("project → sum → restore_norm", {}),
+    "svd_mutate": ("zero → svd_mutate → sum", {}),
+    "layer_swap": ("zero → swap → sum", {}),
+    "nearswap": ("near → sum", {}),
+}
+"""By name: the stages with the reduction between them, after `zero` where raw weights are merged; and defaults."""
+
+_ABOUT = {
+    "linear": "weighted average: Σwθ / Σw, the base where the weights cancel (model soups, arXiv 2203.05482)",
+    "mwa": "average of checkpoints weighted by a power of their metric (arXiv 2504.18580)",
+    "task_arithmetic": "base + λ Σwτ (arXiv 2212.04089); a negative λ forgets",
+    "lines": "task arithmetic, scaled linearly with depth (LiNeS, arXiv 2410.17146)",
+    "slerp": "along the arc between two models, tensor by tensor, on raw weights (Shoemake 1985)",
+    "split_slerp": (
+        "slerp at t before a split point of the flattened parameters, at 1 - t from there on (M2N2, arXiv 2508.16204); "
+        "`split` 1 or 0 is slerp at t or 1 - t everywhere"
+    ),
+    "nuslerp": "along the arc between two task vectors, at the second's share of the weights (mergekit)",
+    "multislerp": "weighted mean direction of the task vectors at their mean length (mergekit)",
+    "karcher": "Karcher mean of the models' directions, tensor by tensor, on raw weights (Karcher 1977)",
+    "model_stock": "between the base and the mean of the inputs, by the angles between them (Model Stock, arXiv 2403.19522)",
+    "ties": "trim, elect signs, disjoint mean (arXiv 2306.01708)",
+    "dare_linear": "drop and rescale, then task arithmetic (arXiv 2311.03099)",
+    "dare_ties": "drop and rescale, optionally trim, elect signs, disjoint mean (arXiv 2311.03099)",
+    "della": "drop by rank and rescale, elect signs, disjoint mean (arXiv 2406.11617)",
+    "della_linear": "drop by rank and rescale, then task arithmetic (arXiv 2406.11617)",
+    "breadcrumbs": "drop the largest and the small, then task arithmetic (arXiv 2312.06795)",
+    "breadcrumbs_ties": "drop the largest and the small, elect signs, disjoint mean (arXiv 2312.06795)",
+    "sce": "select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)",
+    "pcb": "clip outliers, balance competing parameters, drop and rescale (PCB-Merging, arXiv 2410.02396)",
+    "consensus": "task arithmetic without the elements that fewer than two tasks need (arXiv 2405.07813)",
+    "consensus_ties": "TIES' disjoint sum without the elements that fewer than two tasks need (arXiv 2405.07813)",
+    "tsv": "each input's first singular vectors, made orthogonal to the others' (TSV-Merge, arXiv 2412.00081)",
+    "iso_c": "the summed task vector with equal singular values (arXiv 2502.04959)",
+    "iso_cts": "equal singular values over common and task-specific directions (arXiv 2502.04959)",
+    "opcm": "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",
+    "svd_mutate": (
+        "the first input, mutated at random along the singular directions of the second's task vector (CycleQD, "
+        "arXiv 2410.14735, as released)"
+    ),
+    "layer_swap": "the first input's blocks, the second's at the bottom and the top (Layer Swapping, arXiv 2410.01335)",
+    "nearswap": "the base, moved towards the input by at most t in each element (mergekit)",
+}
+
+
+def _built_in(name: str) -> Method:
+    composition, defaults = _COMPOSITIONS[name]
+    words = composition.split(" → ")
+    (reduce,) = (word for word in words if word in REDUCE.choices)
+    stages = tuple(word for word in words if word not in ("zero", reduce))
+    origin = "zero" if words[0] == "zero" else "base"
+    return Method(name, _ABOUT[name], stages, reduce, origin, defaults, _REACH.get(name, _nowhere))
+
+
 METHODS: Mapping[str, Method] = Table(
-    "evomerge.methods", _BUILT_IN, "an evomerge.merging.Method", lambda entry: isinstance(entry, Method)
+    "evomerge.methods",
+    {name: _built_in(name) for name in _COMPOSITIONS},
+    "an evomerge.merging.Method",
+    lambda entry: isinstance(entry, Method),
 )
 
 

@@ -6,9 +6,10 @@ fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,7 +19,7 @@ from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
 from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Rows, Scope, Site, part
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled, canonical_json
+from evomerge.recipe import Merge, MergeNode, Place, Recipe
 
 CHUNK = 1 << 16
 """Elements of one chunk where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -41,26 +42,20 @@ _FORMAT = 3
 T = TypeVar("T")
 
 
-class Inputs(Protocol):
+@dataclass
+class Inputs:
     """What a merge reads: the base and the inputs, tensor by tensor."""
 
-    @property
-    def names(self) -> Iterable[str]:
-        """The floating-point tensors to merge, in the order of the base."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Content ids of the base and of the inputs, `(1 + K,)`: part of the keys of prepared tables."""
-
-    @property
-    def nested(self) -> Collection[int]:
-        """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
-
-    def place(self, name: str) -> Place:
-        """The tensor's place in the model."""
-
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The base's tensor and the inputs' `(K,)`, in the dtype they are stored in."""
+    names: Collection[str]
+    """The floating-point tensors to merge, in the order of the base."""
+    ids: Sequence[str]
+    """Content ids of the base and of the inputs, `(1 + K,)`: part of the keys of prepared tables."""
+    place: Callable[[str], Place]
+    """(name) → the tensor's place in the model."""
+    load: Callable[[str], Sequence[torch.Tensor]]
+    """(name) → the base's tensor and the inputs', `(1 + K,)`, in the dtype they are stored in."""
+    nested: Collection[int] = ()
+    """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
 
 
 class Pipeline:
@@ -77,7 +72,7 @@ class Pipeline:
         self._seed = merge.seed
         self._inputs = inputs
         self._compile = compile
-        places = {inputs.place(name) for name in inputs.names}
+        places = dict.fromkeys(inputs.place(name) for name in inputs.names)
         self._values = {place: _values(spelled, place, merge.labels) for place in places}
         self._compositions = {
             place: Composition(
@@ -92,13 +87,6 @@ class Pipeline:
         self._adds = any(stage.adds for stage in self._stages)
         self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
         self._sites: dict[str, Site] = {}
-        self._spelled = spelled
-
-    @cached_property
-    def _texts(self) -> tuple[str, ...]:
-        """The steps and the reduction, with their tables, as text: part of the keys of measurements over the model."""
-        reduction = ("reduce", {"reduce": self._spelled["reduce"]})
-        return tuple(canonical_json(_plain(step)) for step in (*self._spelled["steps"], reduction))
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape, is contiguous, and has any floating-point dtype."""
@@ -175,14 +163,14 @@ class Pipeline:
 
     def key(self, step: int, tensor: str | None, *what: Hashable) -> Hashable:
         """Return a key of a stage's input, in one tensor or in the model, and of `what`."""
-        if self.lasting(step):
-            before: tuple[Hashable, ...] = ()
-        elif tensor is None:
-            before = (*self._texts[:step], self._texts[-1])
-        else:
-            place = self._inputs.place(tensor)
-            steps = ((name, *values.items()) for name, values in self._values[place][:step])
-            before = (*steps, self._compositions[place].reduce)
+        places = () if self.lasting(step) else self._values if tensor is None else [self._inputs.place(tensor)]
+        before = tuple(
+            (
+                *((name, *values.items()) for name, values in self._values[place][:step]),
+                self._compositions[place].reduce,
+            )
+            for place in places
+        )
         return (self._about, tensor, before, *what)
 
     @cached_property
@@ -222,7 +210,7 @@ class Pipeline:
 
     def _load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
         """Return a tensor's site, and the elements `(n,)` of the base and of the inputs."""
-        base, tensors = self._inputs.load(name)
+        base, *tensors = self._inputs.load(name)
         site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self._seed)
         self._sites[name] = site
         return site, _flat(base.contiguous()), [_flat(tensor.contiguous()) for tensor in tensors]
@@ -293,11 +281,6 @@ def _values(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> 
 
 def _words(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((key, values[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
-
-
-def _plain(step: tuple[str, Mapping[str, Any]]) -> Any:
-    name, parameters = step
-    return [name, {key: value.model_dump() if isinstance(value, Tiled) else value for key, value in parameters.items()}]
 
 
 def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:

@@ -8,31 +8,21 @@ import torch
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
-from evomerge.merging import METHODS, STAGES, Pipeline, Stage, Store
+from evomerge.merging import METHODS, STAGES, Inputs, Pipeline, Stage, Store
 from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.site import Piece, Site
-from evomerge.recipe import MergeNode, Place, Recipe, merge
+from evomerge.recipe import MergeNode, Recipe, merge
 
 
-class InMemory:
+class InMemory(Inputs):
     """A base and inputs held in memory, as a merge reads them. Not to be confused with a `Pool`, which is on disk."""
 
     def __init__(self, base: Mapping[str, torch.Tensor], inputs: Sequence[Mapping[str, torch.Tensor]]) -> None:
         """Hold the tensors of a base and of each input, by name."""
-        self._base = base
-        self._inputs = inputs
-        self._layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
-        self.names = tuple(base)
-        self.ids = tuple(_digest(model) for model in (base, *inputs))
-        self.nested: frozenset[int] = frozenset()
-
-    def place(self, name: str) -> Place:
-        """Where the tensor is in the model."""
-        return self._layout.place(name)
-
-    def load(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The base's tensor and the inputs' `(K,)`."""
-        return self._base[name], [tensors[name] for tensors in self._inputs]
+        models = (base, *inputs)
+        layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
+        ids = [_digest(model) for model in models]
+        super().__init__(tuple(base), ids, layout.place, lambda name: [model[name] for model in models])
 
 
 def _digest(model: Mapping[str, torch.Tensor]) -> str:

@@ -173,17 +173,15 @@ def test_density_by_block_takes_its_threshold_over_the_whole_model():
 
 
 def test_tables_that_do_not_fit_the_model_are_refused_before_any_tensor_is_read():
-    class Unreadable(InMemory):
-        def load(self, name):
-            raise AssertionError(name)
-
+    unreadable = InMemory(BASE, INPUTS)
+    unreadable.load = pytest.fail
     for table, message in (
         ({"per": ["block/9"], "values": [1] * 9}, "the model has 4 blocks; type `block/4` or less"),
         ({"per": ["kind"], "values": {"mlp": 1}}, "no entry for"),
     ):
         recipe = merge("linear", LABELS, {"weight": table})
         with pytest.raises(RecipeError, match=message):
-            Pipeline(recipe.root.merge, Unreadable(BASE, INPUTS), Store())
+            Pipeline(recipe.root.merge, unreadable, Store())
         with pytest.raises(RecipeError, match=message):
             check(recipe, [Place(0, 4, "norm")])
 
