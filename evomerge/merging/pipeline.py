@@ -8,8 +8,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Rows, Scope, Site, part
+from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Region, Rows, Site, part
 from evomerge.merging.stages import STAGES
 from evomerge.recipe import Merge, MergeNode, Place, Recipe
 
@@ -38,8 +38,6 @@ _LONGEST = 1 << 30
 
 _FORMAT = 3
 """Part of the keys of the tables kept on disk; to be raised whenever the content of a table changes."""
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -161,8 +159,8 @@ class Pipeline:
         """Return whether a stage's input depends on the pool alone: no edit and no reduction comes before it."""
         return self._stages[step].role != "post" and all(stage.role != "edit" for stage in self._stages[:step])
 
-    def key(self, step: int, tensor: str | None, *what: Hashable) -> Hashable:
-        """Return a key of a stage's input, in one tensor or in the model, and of `what`."""
+    def _key(self, step: int, tensor: str | None, kind: str | None) -> Hashable:
+        """Return a key of a stage's input: in one tensor, else in those of a kind, else in the model."""
         places = () if self.lasting(step) else self._values if tensor is None else [self._inputs.place(tensor)]
         before = tuple(
             (
@@ -171,7 +169,7 @@ class Pipeline:
             )
             for place in places
         )
-        return (self._about, tensor, before, *what)
+        return (self._about, tensor, kind, before)
 
     @cached_property
     def names(self) -> Mapping[str | None, Sequence[str]]:
@@ -190,11 +188,22 @@ class Pipeline:
         scope = measure.over(values) if measure is not None else None
         if measure is None or scope is None:
             return stage.bind(site, values, None)
-        region = _Region(self, step, site, scope)
+        one = site.tensor if scope == "tensor" else None
+        kind = site.place.kind if scope == "kind" else None
+        tensors = [site.tensor] if one else self.names[kind]
+        key = self._key(step, one, kind)
+        region = Region(
+            site,
+            tensors,
+            self.lasting(step),
+            partial(self.prepared, step),
+            partial(self.chunks, step),
+            lambda what, make: self.store.measure((key, what), make),
+        )
         if measure.fields:
             return stage.bind(site, values, measure.make(region, values))
-        key = region.key(name, *values.items())
-        return stage.bind(site, values, self.store.measure(key, lambda: measure.make(region, values)))
+        full_key = (key, name, *values.items())
+        return stage.bind(site, values, self.store.measure(full_key, lambda: measure.make(region, values)))
 
     def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
         """Return whether every task vector of the tensor is zero, as of frozen embeddings: the merge is then the base."""
@@ -214,38 +223,6 @@ class Pipeline:
         site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self._seed)
         self._sites[name] = site
         return site, _flat(base.contiguous()), [_flat(tensor.contiguous()) for tensor in tensors]
-
-
-class _Region:
-    """The tensors over which one stage of a pipeline measures: one, those of its kind, or all."""
-
-    def __init__(self, pipeline: Pipeline, step: int, site: Site, scope: Scope) -> None:
-        self._pipeline = pipeline
-        self._step = step
-        self.site = site
-        self._tensor = site.tensor if scope == "tensor" else None
-        self._kind = site.place.kind if scope == "kind" else None
-        self.tensors: Sequence[str] = [site.tensor] if scope == "tensor" else pipeline.names[self._kind]
-
-    @property
-    def lasting(self) -> bool:
-        return self._pipeline.lasting(self._step)
-
-    def prepared(self) -> Sequence[Prepared]:
-        return [self._pipeline.prepared(self._step, tensor) for tensor in self.tensors]
-
-    def key(self, *what: Hashable) -> Hashable:
-        return self._pipeline.key(self._step, self._tensor, self._kind, *what)
-
-    def remember(self, make: Callable[[], T]) -> T:
-        return self._pipeline.store.measure(self.key(make.__qualname__), make)
-
-    def chunks(self) -> Iterator[Chunk]:
-        for tensor in self.tensors:
-            yield from self._pipeline.chunks(self._step, tensor)
-
-    def within(self, tensor: str, span: slice) -> Iterator[Chunk]:
-        return self._pipeline.chunks(self._step, tensor, span)
 
 
 def _run(

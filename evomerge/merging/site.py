@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -95,32 +95,36 @@ Chunks: TypeAlias = Callable[[], Iterator[Chunk]]
 """Starts a pass over a tensor."""
 
 
-class Region(Protocol):
-    """The tensors over which a stage measures."""
+@dataclass(frozen=True, slots=True)
+class Region:
+    """The tensors over which a stage measures: one, those of its kind, or all."""
 
-    @property
-    def site(self) -> Site:
-        """The tensor to be merged; one of the region's."""
-
-    @property
-    def tensors(self) -> Sequence[str]:
-        """Names of the region's tensors, in the order of the model."""
-
-    @property
-    def lasting(self) -> bool:
-        """Whether prepared tables are cached: they depend on the pool alone, not on the candidate."""
+    site: Site
+    """The tensor to be merged; one of the region's."""
+    tensors: Sequence[str]
+    """Names of the region's tensors, in the order of the model."""
+    lasting: bool
+    """Whether prepared tables are cached: they depend on the pool alone, not on the candidate."""
+    prepare: Callable[[str], Prepared]
+    """(tensor) → the tables the stage prepared of it."""
+    read: Callable[[str, slice | None], Iterator[Chunk]]
+    """(tensor, elements or None for all) → these elements, as the stage reads them."""
+    cache: Callable[[str, Callable[[], Any]], Any]
+    """(name, make) → the result of `make`, cached per input state, independent of this stage's parameters."""
 
     def prepared(self) -> Sequence[Prepared]:
-        """The tables the stage prepared, tensor by tensor."""
+        """Return the tables the stage prepared, tensor by tensor."""
+        return [self.prepare(tensor) for tensor in self.tensors]
 
     def remember(self, make: Callable[[], T]) -> T:
-        """Return the result of `make`, cached per input state, independent of this stage's parameters."""
+        """Return the result of `make` from the `cache`."""
+        result: T = self.cache(make.__qualname__, make)
+        return result
 
     def chunks(self) -> Iterator[Chunk]:
-        """All elements of the region, as the stage reads them."""
-
-    def within(self, tensor: str, span: slice) -> Iterator[Chunk]:
-        """Some elements of one of the tensors, as the stage reads them."""
+        """Yield all elements of the region, as the stage reads them."""
+        for tensor in self.tensors:
+            yield from self.read(tensor, None)
 
 
 def total(terms: Sequence[Any]) -> Any:

@@ -65,7 +65,7 @@ class _Flat:
 
 
 def _sum_within(region: Region, tensor: str, span: slice) -> Array:
-    return np.asarray(sum(gram(chunk.rows) for chunk in region.within(tensor, span)))
+    return np.asarray(sum(gram(chunk.rows) for chunk in region.read(tensor, span)))
 
 
 def elements(share: float, size: int) -> int:
