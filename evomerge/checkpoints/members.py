@@ -7,6 +7,7 @@ again from its lineage: the recipes of its ancestors, back to the models of the 
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import torch
@@ -78,21 +79,12 @@ class Members:
 
         Raises `RecipeError` for an ancestor that is not in the lineage.
         """
-        ordered: list[str] = []
-        seen: set[str] = set()
-        stack = [(identity, False) for identity in reversed(recipe.members)]
-        while stack:  # depth first, without recursion: a lineage may be thousands of generations long
-            identity, done = stack.pop()
-            if done:
-                ordered.append(identity)
-            elif identity not in seen:
-                seen.add(identity)
-                parent = recipe_of(identity, self.lineage)
-                if isinstance(parent.root, Base | Expert) or self.find(identity) is not None:
-                    continue
-                stack.append((identity, True))
-                stack.extend((member, False) for member in reversed(parent.members))
-        return ordered
+        graph = {
+            identity: parent.members
+            for identity, parent in ancestors(recipe, self.lineage, lambda identity: self.find(identity) is not None)
+            if not isinstance(parent.root, Base | Expert) and identity not in self._held and not self.on_disk(identity)
+        }
+        return [identity for identity in TopologicalSorter(graph).static_order() if identity in graph]
 
     def _path(self, identity: str) -> Path:
         assert self._folder is not None

@@ -1,10 +1,14 @@
 """save: write a checkpoint as a folder that transformers loads, one tensor at a time."""
 
+import contextlib
 import errno
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,13 @@ import torch
 from evomerge import files
 from evomerge.checkpoints.folder import INDEX, PICKLES, WEIGHTS, Checkpoint, Folder, check_inside
 from evomerge.checkpoints.header import DTYPES, TensorInfo
-from evomerge.checkpoints.write_behind import write_behind
 from evomerge.errors import CheckpointError
 
 _AHEAD = 2  # tensors that are read from the disk while one is merged
 # Bytes written between two closings of the sources: pages stay mapped, but opening reads a header.
 _OPEN_BYTES = 64 << 20
+# Bytes between two syncs. With many dirty pages the kernel stalls the writer for longer than the disk needs.
+_PIECE = 32 << 20
 SCALES = "evomerge_stack.json"
 """The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
 _NOT_COPIED = (  # ends of names: the base's weights in any form, and texts about them
@@ -163,3 +168,50 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
         msg = f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+
+
+@contextlib.contextmanager
+def write_behind(path: Path, most: int = 32 << 20) -> Iterator[Callable[[memoryview], None]]:
+    """Yield a function that appends bytes to the new file `path` in a separate thread; it is durable when the block ends.
+
+    The bytes must not change until then. At most `most` of them wait to be written, or one larger view: further appends
+    block. An error of the thread (`OSError`) is raised by a later append, or at the end of the `with` block. If the block
+    raises, bytes that still wait are dropped, and the file is left incomplete.
+    """
+    waiting: deque[tuple[Future[None], int]] = deque()
+    held = unsynced = 0
+    stopped = threading.Event()
+
+    def write(data: memoryview) -> None:
+        nonlocal unsynced
+        while data and not stopped.is_set():
+            written = file.write(data[: _PIECE - unsynced])
+            data = data[written:]
+            unsynced += written
+            if unsynced == _PIECE:
+                os.fsync(file.fileno())
+                unsynced = 0
+
+    def settle() -> None:
+        nonlocal held
+        future, size = waiting.popleft()
+        future.result()
+        held -= size
+
+    def append(data: memoryview) -> None:
+        nonlocal held
+        while waiting and (waiting[0][0].done() or held + data.nbytes > most):
+            settle()
+        waiting.append((thread.submit(write, data), data.nbytes))
+        held += data.nbytes
+
+    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1, "write") as thread:
+        try:
+            yield append
+            while waiting:
+                settle()
+            os.fsync(file.fileno())
+        except BaseException:
+            stopped.set()
+            thread.shutdown(cancel_futures=True)
+            raise

@@ -46,16 +46,12 @@ class Composition:
 
     def upto(self, stop: int, piece: Piece, bound: list[Bound]) -> Rows:
         """Return what stage number `stop` reads: the rows after the edits before it, or the one row Δ of a post stage."""
-        rows, field, delta = self._through(stop, piece, bound)
+        rows, field, delta = self.through(stop, piece, bound)
         if stop == len(self.steps) or STAGES[self.steps[stop][0]].role == "post":
             return [_reduced(rows, field, self.reduce) if delta is None else delta]
         return rows
 
-    def edited(self, piece: Piece, bound: list[Bound]) -> Rows:
-        """Return the rows after the edits among the first stages, those with `bound` values."""
-        return self._through(len(bound), piece, bound)[0]
-
-    def _through(self, stop: int, piece: Piece, bound: list[Bound]) -> tuple[Rows, Rows | None, Tensor | None]:
+    def through(self, stop: int, piece: Piece, bound: list[Bound]) -> tuple[Rows, Rows | None, Tensor | None]:
         """Return rows, field and Δ after the first `stop` stages, as far as there are such."""
         rows = piece.raw
         field: Rows | None = None

@@ -120,7 +120,7 @@ class Pipeline:
             bound = [self.bound(step, site) for step in range(edits[-1])] if site.numel else []
             for chunk in self.chunks(0, tensor):
                 parts = [part(values, chunk.span) for values in bound]
-                rows = self._compositions[site.place].edited(chunk.piece, parts)
+                rows, *_ = self._compositions[site.place].through(len(parts), chunk.piece, parts)
                 kept = [so_far + int(row.count_nonzero()) for so_far, row in zip(kept, rows, strict=True)]
             count += site.numel
         return {label: number / max(count, 1) for label, number in zip(self._labels, kept, strict=True)}

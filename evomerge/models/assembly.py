@@ -17,7 +17,7 @@ from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models.blocks import find_blocks
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.tensor_mapping import TensorMapping
-from evomerge.recipe import prefix_digests
+from evomerge.recipe.recipe import prefix_digests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

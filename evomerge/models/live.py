@@ -15,7 +15,7 @@ from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_ob
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
-from evomerge.models.loaders import Loader, Pretrained, UserModule
+from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
@@ -56,7 +56,7 @@ class LiveModel:
             msg = f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`"
             raise ModelError(msg)
         base = Folder(self.folder)
-        loader: Loader = Pretrained(base, auto) if module is None else UserModule(base, module)
+        loader = Pretrained(base, auto) if module is None else UserModule(base, module)
         loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
         for tensor in chain(loaded.parameters(), loaded.buffers()):
             tensor.data = tensor.data.clone()  # it may be a view of the file

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Loader(Protocol):
-    """Creates modules of one class."""
-
-    def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-        """Return a new module, in evaluation mode, whose parameters are all among `tensors`.
-
-        Raises `ModelError` naming the first tensor that is missing, has another shape, or is not used.
-        """
-
-    def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
-
-
 class UserModule:
     """Modules from a function of the user, such as a network that transformers lacks."""
 
@@ -44,7 +31,7 @@ class UserModule:
         self._function = _import(where)
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
-        """Return a new module whose state is exactly `tensors`."""
+        """Return a new module in evaluation mode, whose state is exactly `tensors`. Raises `ModelError`."""
         module = self._create()
         for name, came, expected in differences(tensors, module.state_dict()):
             msg = f"{self._folder}: tensor `{name}`: {came}; expected {expected}, as in the module of {self._where}"
@@ -53,7 +40,7 @@ class UserModule:
         return module.to(dtype).eval()
 
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors by their names in the module, which are the same; tied ones hold the last."""
+        """Return the tensors in fp32 by their names in the module, which are the same; tied ones hold the last."""
         module = self._create()
         module.load_state_dict(dict(tensors), strict=False)  # only floating-point tensors are given
         return module.state_dict()
@@ -105,7 +92,11 @@ class Pretrained:
         self._options: dict[str, Any] = {}
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
-        """Return a new module; a pooler without weights is left out, and so are tensors outside of blocks without a place."""
+        """Return a new module in evaluation mode, whose parameters are all among `tensors`.
+
+        A pooler without weights is left out, and so are tensors outside of blocks without a place. Raises `ModelError`
+        naming the first tensor that is missing, has another shape, or is not used.
+        """
         module, report = self._load(tensors, dtype)
         if report["missing_keys"] and "add_pooling_layer" in inspect.signature(self._class.__init__).parameters:
             self._options = {"add_pooling_layer": False}
@@ -124,7 +115,7 @@ class Pretrained:
         return module
 
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the tensors of a new module in fp32."""
+        """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
         return self._load(tensors, torch.float32)[0].state_dict()
 
     def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":

@@ -17,7 +17,7 @@ from torch import Tensor
 _HISTORY = 64  # past stacks from which the next fork is predicted
 
 PrefixId = str
-"""The digest of a stack's first layers, up to and including some layer: see `evomerge.recipe.prefix_digests`."""
+"""The digest of a stack's first layers, up to and including some layer: see `evomerge.recipe.recipe.prefix_digests`."""
 
 
 @dataclass(slots=True)

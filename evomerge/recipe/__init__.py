@@ -3,19 +3,9 @@
 A recipe is a small, frozen, serialisable expression. Not to be confused with a search space, which is a recipe with holes.
 """
 
-from evomerge.recipe.nodes import NODES, Base, Expert, Member, Merge, MergeNode, Slot, Stack, StackNode, Stage, Stages
-from evomerge.recipe.recipe import (
-    Json,
-    Recipe,
-    base,
-    canonical_json,
-    expand_inputs,
-    expert,
-    member,
-    merge,
-    prefix_digests,
-)
-from evomerge.recipe.tiling import KINDS, Place, Tiled, Value, axis_size, check_axes
+from evomerge.recipe.nodes import NODES, Base, Expert, Member, Merge, MergeNode, Stack, StackNode
+from evomerge.recipe.recipe import Json, Recipe, base, canonical_json, expand_inputs, expert, merge
+from evomerge.recipe.tiling import KINDS, Place, Tiled
 from evomerge.recipe.validation import describe
 
 __all__ = [
@@ -29,21 +19,13 @@ __all__ = [
     "MergeNode",
     "Place",
     "Recipe",
-    "Slot",
     "Stack",
     "StackNode",
-    "Stage",
-    "Stages",
     "Tiled",
-    "Value",
-    "axis_size",
     "base",
     "canonical_json",
-    "check_axes",
     "describe",
     "expand_inputs",
     "expert",
-    "member",
     "merge",
-    "prefix_digests",
 ]

@@ -213,11 +213,6 @@ def expert(name: str) -> Recipe:
     return Recipe.parse({"expert": name})
 
 
-def member(identity: str) -> Recipe:
-    """Return the recipe of an earlier candidate, by its recipe's id."""
-    return Recipe.parse({"member": identity})
-
-
 def merge(
     method: str, inputs: Sequence[str | Recipe], parameters: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> Recipe:

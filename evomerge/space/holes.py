@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import NODES, Json, Recipe, axis_size, canonical_json, check_axes, short_forms
+from evomerge.recipe import NODES, Json, Recipe, canonical_json, short_forms
 from evomerge.recipe.form import KeyPath, ShortForm
 from evomerge.recipe.layer_path import LayerPath
+from evomerge.recipe.tiling import axis_size, check_axes
 from evomerge.space import nested
 
 Genome = NDArray[np.float64]

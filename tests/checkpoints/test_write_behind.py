@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -10,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evomerge.checkpoints.write_behind import write_behind
+from evomerge.checkpoints.save import write_behind
 
 
 @pytest.fixture
 def gate(monkeypatch):
     """The writer's thread stops at its first sync, after eight bytes, until this is set."""
     gate, sync = threading.Event(), os.fsync
-    monkeypatch.setattr("evomerge.checkpoints.write_behind._PIECE", 8)
+    monkeypatch.setattr(sys.modules[write_behind.__module__], "_PIECE", 8)
     monkeypatch.setattr(os, "fsync", lambda handle: (gate.wait(5), sync(handle)))
     return gate
 
@@ -35,7 +36,7 @@ def write(path, views, most=32, done=lambda: None):
 def test_bytes_arrive_in_order(tmp_path, views, most, piece):
     path = tmp_path / "file"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evomerge.checkpoints.write_behind._PIECE", piece)
+        patch.setattr(sys.modules[write_behind.__module__], "_PIECE", piece)
         write(path, views, most)
     assert path.read_bytes() == b"".join(views)
     path.unlink()
@@ -65,7 +66,7 @@ def test_failure_in_the_thread_is_raised_by_a_later_append_or_at_the_end(tmp_pat
     def fail(handle):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("evomerge.checkpoints.write_behind._PIECE", 8)
+    monkeypatch.setattr(sys.modules[write_behind.__module__], "_PIECE", 8)
     monkeypatch.setattr(os, "fsync", fail)
     appended = []
     with pytest.raises(OSError, match="full"):

@@ -246,7 +246,7 @@ def test_children_are_the_recipes_directly_inside():
     nested = Recipe.parse({"stack": {"slots": slots, "rest": "base"}})
     assert nested.children == (Recipe.parse(inner), recipe.expert("code"), recipe.base())
     assert nested.children[0].children == (recipe.expert("maths"), recipe.base())
-    assert recipe.base().children == recipe.expert("a").children == recipe.member("0" * 64).children == ()
+    assert recipe.base().children == recipe.expert("a").children == Recipe.parse({"member": "0" * 64}).children == ()
 
 
 def test_recipes_need_no_torch():
