@@ -47,6 +47,18 @@ def small_digits(_own_cache):
 
 
 @pytest.fixture(scope="session")
+def cluster(_own_cache):
+    """A Ray cluster on this machine, for all tests of this process: starting one takes ten seconds."""
+    import ray
+
+    from evomerge.evaluate.ray import connect
+
+    assert connect(cpus=4)  # room for two evaluators at a time
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
 def models():
     """The tensors of a tiny base and its experts."""
     return Models.random(experts=3)

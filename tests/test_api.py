@@ -91,6 +91,7 @@ def test_a_python_function_is_a_task_and_is_part_of_what_the_study_is(arguments,
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_a_python_function_is_scored_by_two_workers_as_by_one(arguments, tmp_path):
     tasks = {"sharp": em.task(_by_value(), search=[0.0, 0.1], report=[0.2])}
     digests = []

@@ -1,12 +1,13 @@
 """Every command in the README runs, in its order, in an empty folder."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import evomerge
 
 from evomerge import strict_yaml, tasks
 
@@ -14,30 +15,46 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def blocks():
-    """The shell and Python blocks in their order, as shell; without those of `make`, which a fresh clone runs."""
+    """Return languages and texts of the blocks in their order; without that of `make`, which a fresh clone runs."""
     found = re.findall(r"```(bash|python)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return [
-        code if language == "bash" else f"python - <<'EOP'\n{code}EOP\n"
-        for language, code in found
-        if "make demo" not in code
-    ]
+    return [(language, code) for language, code in found if "make demo" not in code]
 
 
-def test_every_command_in_the_readme_runs(tmp_path):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    script = "set -euo pipefail\n" + "\n".join(blocks())
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (tmp_path / "merged" / "picked" / "model.safetensors").exists()
-    assert (tmp_path / "runs" / "digits" / "report.html").exists()
-    assert (tmp_path / "merged" / "python" / "config.json").exists()
+def run_shell(code, folder):
+    """Run a block of `evomerge` commands and of files that `cat` writes: the README has no others."""
+    commands, *others = re.split(r"^cat > (\S+) <<'EOF'\n(.*?^)EOF\n", code, flags=re.DOTALL | re.MULTILINE)
+    run_lines(commands)
+    for name, content, commands in zip(others[::3], others[1::3], others[2::3], strict=True):
+        (folder / name).write_text(content)
+        run_lines(commands)
+
+
+def run_lines(commands):
+    for line in commands.splitlines():
+        if words := shlex.split(line, comments=True):
+            assert words[0] == "evomerge"
+            evomerge(*words[1:])
+
+
+def test_every_command_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for language, code in blocks():
+        if language == "bash":
+            run_shell(code, folder)
+        else:
+            exec(code, {"__name__": "__main__"})
+    assert (folder / "merged" / "picked" / "model.safetensors").exists()
+    assert (folder / "runs" / "digits" / "report.html").exists()
+    assert (folder / "merged" / "python" / "config.json").exists()
+
+
+def test_the_command_is_installed():
+    command = Path(sys.executable).parent / "evomerge"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("evomerge ")
 
 
 def test_the_tasks_in_the_readme_are_valid(tmp_path):

@@ -326,12 +326,13 @@ def test_journal_without_genomes_is_resumed_and_shown_as_one_with_them(settings,
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("space", ["task_arithmetic", "both_spaces"])
-def test_two_ray_workers_give_the_same_search_as_one_process(space, settings, tmp_path):
-    one = Study.create(tmp_path / "one", settings(space=space, shared_mib=0))
+@pytest.mark.usefixtures("cluster")
+def test_two_ray_workers_give_the_same_search_as_one_process(settings, tmp_path):
+    """Of merges and of stacks of them, whose hidden states the workers share."""
+    one = Study.create(tmp_path / "one", settings(space="both_spaces", shared_mib=0))
     with one.evaluator() as evaluator:
         one.run(evaluator)
-    two = Study.create(tmp_path / "two", settings(space=space, workers=2))
+    two = Study.create(tmp_path / "two", settings(space="both_spaces", workers=2))
     with two.evaluator() as evaluator:
         assert evaluator.slots >= 2
         two.run(evaluator)
@@ -544,6 +545,7 @@ def test_a_resumed_population_gives_the_same_bytes_and_keeps_only_possible_paren
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_a_population_on_two_workers_is_restored_by_replay(settings, small_digits, tmp_path):
     study = Study.create(
         tmp_path / "study", _breeding(settings, small_digits, POPULATIONS[0], workers=2, evaluations=20)

@@ -1,20 +1,17 @@
 """The command line: what a user types, sees, and gets when something is wrong."""
 
-import io
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
+from commands import evomerge
 
-from evomerge.cli import main
 from evomerge.cli.merges import _read_parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
@@ -37,22 +34,6 @@ def study_file(small_digits, tmp_path_factory):
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     return folder / "study.yaml"
-
-
-def evomerge(*arguments, cwd=None, code=0):
-    """Run a command in this process, which has imported torch already; return its exit code and its output."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
-        if cwd is not None:
-            patch.chdir(cwd)
-        with pytest.raises(SystemExit) as exit_:
-            main()
-    signal.signal(signal.SIGTERM, before)
-    done = SimpleNamespace(returncode=exit_.value.code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="session")

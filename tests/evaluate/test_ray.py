@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections import deque
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -13,25 +14,19 @@ from evomerge import recipe
 from evomerge.checkpoints.members import Members
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker, make
-from evomerge.evaluate.ray import RayEvaluator, _Slot, connect
+from evomerge.evaluate.ray import RayEvaluator, _Slot
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Proposal
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 DEADLINE = 3.0
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cluster():
-    """One cluster for all: starting it takes ten seconds."""
-    assert connect(cpus=4)  # room for two evaluators at a time
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def evaluator(setup):
-    evaluator = make(setup, 2)
+def evaluator(setup, cluster, tmp_path_factory):
+    """Two workers that share hidden states and keep candidates: neither changes a score."""
+    members = tmp_path_factory.mktemp("evaluator") / "members"
+    evaluator = make(dataclasses.replace(setup, shared_mib=64, members=str(members)), 2)
     yield evaluator
     evaluator.close()
     evaluator.close()
@@ -59,7 +54,7 @@ GOOD = (recipe.base(), recipe.expert("shifted"), merge(1.0), merge(1.1))
 
 
 @pytest.fixture(scope="module")
-def storm(faulty, plan_faults):
+def storm(faulty, plan_faults, cluster):
     """Evaluations of candidates with every kind of fault, and of good ones, by recipe."""
     plan_faults({candidate: fault for fault, candidate in FAULTS.items()})
     candidates = [*FAULTS.values(), *GOOD]
@@ -175,26 +170,24 @@ def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
     assert submit(1) == [None, 1]  # the second slot had this stack
 
 
-def test_stacks_score_the_same_on_workers_that_share_hidden_states(setup):
+def test_stacks_score_the_same_on_workers_that_share_hidden_states(evaluator, setup):
     worker = Worker(setup)
-    with RayEvaluator(dataclasses.replace(setup, shared_mib=64), 2) as evaluator:
-        for number, candidate in enumerate(STACKS):
-            evaluator.submit(Proposal(number, candidate))
-        evaluations = dict(evaluator.wait() for _ in STACKS)
+    for number, candidate in enumerate(STACKS):
+        evaluator.submit(Proposal(number, candidate))
+    evaluations = dict(evaluator.wait() for _ in STACKS)
     for number, candidate in enumerate(STACKS):
         assert evaluations[number].error is None
         assert evaluations[number].to_json() == worker.evaluate(candidate).to_json()
 
 
-def test_children_score_the_same_on_any_worker_and_without_their_parents_weights(setup, generations, tmp_path):
-    setup = dataclasses.replace(setup, members=str(tmp_path / "members"))
-    worker = Worker(dataclasses.replace(setup, members=None))
-    with RayEvaluator(setup, 2) as evaluator:
-        for number, candidate in enumerate(generations):
-            evaluator.lineage[candidate.id] = worker.members.lineage[candidate.id] = candidate
-            evaluator.submit(Proposal(number, candidate))
-            _, evaluation = evaluator.wait()
-            assert evaluation.error is None
-            assert evaluation.to_json() == worker.evaluate(candidate).to_json()
-            evaluator.retain({candidate.id} if number % 2 else {candidate.id, generations[number - 1].id})
-        assert {path.stem for path in (tmp_path / "members").glob("*.safetensors")} == {generations[-1].id}
+def test_children_score_the_same_on_any_worker_and_without_their_parents_weights(evaluator, setup, generations):
+    worker = Worker(setup)
+    for number, candidate in enumerate(generations):
+        evaluator.lineage[candidate.id] = worker.members.lineage[candidate.id] = candidate
+        evaluator.submit(Proposal(number, candidate))
+        _, evaluation = evaluator.wait()
+        assert evaluation.error is None
+        assert evaluation.to_json() == worker.evaluate(candidate).to_json()
+        evaluator.retain({candidate.id} if number % 2 else {candidate.id, generations[number - 1].id})
+    folder = Path(evaluator._setup.members)
+    assert {path.stem for path in folder.glob("*.safetensors")} == {generations[-1].id}
