@@ -22,7 +22,7 @@ from evomerge.report.results import Candidate, Objective, Results
 _DPI = 150
 INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
 BLUE, VERMILION = "#0072B2", "#D55E00"
-_MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
+MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
 
 Point = tuple[float, float]
 
@@ -64,7 +64,7 @@ def front_figure(results: Results) -> Figure:
     if len(objectives) == 1:
         return _one_objective(results)
     pairs = list(itertools.combinations(objectives, 2))
-    if len(pairs) > _MOST_PAIRS:
+    if len(pairs) > MOST_PAIRS:
         figure = NotebookFigure(figsize=(10, 4.4), layout="constrained")
         _parallel(figure.subplots(), results)
         _legend(figure, results)
@@ -122,7 +122,7 @@ def hypervolume_figure(results: Results) -> Figure | None:
 
 
 def _one_objective(results: Results) -> Figure:
-    """Draw one objective as a dot plot: a row for each model."""
+    """Draw a dot plot with a row for each model."""
     [objective] = results.objectives
     models = [*results.references.values(), *results.front]
     figure = NotebookFigure(figsize=(7.2, 1.2 + 0.32 * len(models)), layout="constrained")
@@ -262,22 +262,15 @@ def _legend(figure: Figure, results: Results) -> None:
 
 def _look(results: Results, model: Candidate) -> _Look:
     """Return the style of a model: picked, front, base, expert, or another reference."""
-    if all(model is not reference for reference in results.references.values()):
-        return _PICKED if model.recipe_id == results.picked else _FRONT
-    if model.recipe == "base":
-        return _BASE
-    if _is_expert(model):
-        return _EXPERT
-    merges = [
-        reference
-        for reference in results.references.values()
-        if reference.recipe != "base" and not _is_expert(reference)
-    ]
-    return _OTHERS[next(i for i, reference in enumerate(merges) if reference is model) % len(_OTHERS)]
-
-
-def _is_expert(model: Candidate) -> bool:
-    return isinstance(model.recipe, dict) and "expert" in model.recipe
+    others = itertools.cycle(_OTHERS)
+    for reference in results.references.values():
+        look = _BASE
+        if reference.recipe != "base":
+            is_expert = isinstance(reference.recipe, dict) and "expert" in reference.recipe
+            look = _EXPERT if is_expert else next(others)
+        if reference is model:
+            return look
+    return _PICKED if model.recipe_id == results.picked else _FRONT
 
 
 def _scaled(model: Candidate, objective: Objective) -> tuple[float, float, float]:

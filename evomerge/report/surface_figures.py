@@ -21,7 +21,6 @@ _EVALUATED: dict[str, Any] = {
     "markeredgewidth": 0.9,
 }  # fmt: skip
 _COLUMNS = 3
-_MOST_PAIRS = 6  # scatter plots of pairs stay readable for up to four objectives
 
 
 def front(results: Results) -> Figure | None:
@@ -31,7 +30,7 @@ def front(results: Results) -> Figure | None:
     """
     surface = results.surface
     pairs = list(itertools.combinations(range(len(results.objectives)), 2))
-    if surface is None or surface.refused is not None or not 0 < len(pairs) <= _MOST_PAIRS:
+    if surface is None or surface.refused is not None or not 0 < len(pairs) <= figures.MOST_PAIRS:
         return None
     columns = min(len(pairs), _COLUMNS)
     rows = len(pairs) // columns

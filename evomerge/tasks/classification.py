@@ -83,19 +83,18 @@ class Classification(SplitTask):
 
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:
         """Read and check the examples and the head. Raises `TaskError`."""
-        splits = read_splits(name, settings.search, settings.report, (settings.input, settings.label), folder)
-        inputs = {split: columns[settings.input] for split, columns in splits.items()}
-        sizes = {split: len(values) for split, values in inputs.items()}
-        super().__init__(name, settings, choose_metrics(settings.metrics, settings.keep_margins), sizes, inputs)
+        columns = (settings.input, settings.label)
+        inputs, labels = read_splits(name, settings.search, settings.report, columns, folder)
+        metrics = choose_metrics(settings.metrics, settings.keep_margins)
+        super().__init__(name, settings, metrics, inputs=inputs)
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
         classes = None if self._head is None else len(self._head.weight)
         self._labels: dict[Split, Tensor] = {}
         self._inputs: dict[Split, list[str] | Tensor] = {}
-        for split, columns in splits.items():
-            labels = columns[settings.label]
-            self._labels[split] = torch.tensor(class_numbers(name, settings.label, labels, [classes] * len(labels)))
-            self._inputs[split] = _inputs(name, settings.input, columns[settings.input])
+        for split, values in labels.items():
+            self._labels[split] = torch.tensor(class_numbers(name, settings.label, values, [classes] * len(values)))
+            self._inputs[split] = _inputs(name, settings.input, inputs[split])
         self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
         self._all: dict[tuple[Split, Path], list[_Batch]] = {}  # batches of full evaluations
 

@@ -13,8 +13,10 @@ Columns = Mapping[str, list[Any]]
 """Values by column, all of one length: one entry per example."""
 
 
-def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], folder: Path) -> dict[Split, Columns]:
-    """Return the `columns` of both splits; relative paths start at `folder`.
+def read_splits(
+    task: str, search: Path, report: Path, columns: Sequence[str], folder: Path
+) -> list[dict[Split, list[Any]]]:
+    """Return the values of each of the `columns`, by split; relative paths start at `folder`.
 
     Raises `TaskError` if a file or column is missing, a split is empty, or an example is in both splits: reported scores
     would then include examples that the search has optimised.
@@ -33,7 +35,7 @@ def read_splits(task: str, search: Path, report: Path, columns: Sequence[str], f
             f"(the first is example {first} of {paths['report']}); remove them from one of the two"
         )
         raise task_error(task, msg)
-    return splits
+    return [{split: values[column] for split, values in splits.items()} for column in columns]
 
 
 def task_error(task: str, message: str) -> TaskError:

@@ -54,15 +54,14 @@ class Generation(SplitTask):
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
-        splits = read_splits(name, settings.search, settings.report, (settings.prompt, settings.answer), folder)
-        inputs = {split: columns[settings.prompt] for split, columns in splits.items()}
-        sizes = {split: len(values) for split, values in inputs.items()}
-        super().__init__(name, settings, (ACCURACY, LOG_LIKELIHOOD), sizes, inputs)
+        columns = (settings.prompt, settings.answer)
+        data = read_splits(name, settings.search, settings.report, columns, folder)
+        super().__init__(name, settings, (ACCURACY, LOG_LIKELIHOOD), inputs=data[0])
         self._settings = settings
         self._pattern = self._compiled()
         self._prompts, self._answers = (
-            {split: texts(name, column, columns[column]) for split, columns in splits.items()}
-            for column in (settings.prompt, settings.answer)
+            {split: texts(name, column, values) for split, values in splits.items()}
+            for column, splits in zip(columns, data, strict=True)
         )
         if settings.match == "last_number":
             for split, answers in self._answers.items():

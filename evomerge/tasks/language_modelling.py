@@ -37,11 +37,10 @@ class LanguageModelling(SplitTask):
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
         """Read and check the texts. Raises `TaskError`."""
-        splits = read_splits(name, settings.search, settings.report, (settings.text,), folder)
+        [splits] = read_splits(name, settings.search, settings.report, (settings.text,), folder)
+        super().__init__(name, settings, (LOG_LIKELIHOOD,), inputs=splits)
         self._settings = settings
-        self._texts = {split: texts(name, settings.text, columns[settings.text]) for split, columns in splits.items()}
-        sizes = {split: len(values) for split, values in self._texts.items()}
-        super().__init__(name, settings, (LOG_LIKELIHOOD,), sizes, self._texts)
+        self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}
         self._encoded: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

@@ -50,19 +50,18 @@ class MultipleChoice(SplitTask):
     def __init__(self, name: str, settings: MultipleChoiceSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.choices, settings.answer)
-        splits = read_splits(name, settings.search, settings.report, columns, folder)
-        inputs = {split: values[settings.prompt] for split, values in splits.items()}
-        sizes = {split: len(values) for split, values in inputs.items()}
-        super().__init__(name, settings, choose_metrics(settings.metrics, settings.keep_margins), sizes, inputs)
+        prompts, choices, answers = read_splits(name, settings.search, settings.report, columns, folder)
+        metrics = choose_metrics(settings.metrics, settings.keep_margins)
+        super().__init__(name, settings, metrics, inputs=prompts)
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}
         self._choices: dict[Split, list[list[str]]] = {}
         self._answers: dict[Split, list[int]] = {}
-        for split, values in splits.items():
-            self._prompts[split] = texts(name, settings.prompt, values[settings.prompt])
-            self._choices[split] = [self._checked(index, value) for index, value in enumerate(values[settings.choices])]
+        for split, values in prompts.items():
+            self._prompts[split] = texts(name, settings.prompt, values)
+            self._choices[split] = [self._checked(index, value) for index, value in enumerate(choices[split])]
             ends = map(len, self._choices[split])
-            self._answers[split] = class_numbers(name, settings.answer, values[settings.answer], ends)
+            self._answers[split] = class_numbers(name, settings.answer, answers[split], ends)
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

@@ -92,10 +92,10 @@ class SplitTask(ABC):
         name: str,
         settings: TaskSettings,
         metrics: Sequence[Metric],
-        sizes: Mapping[Split, int],
+        sizes: Mapping[Split, int] | None = None,
         inputs: Mapping[Split, Sequence[Any]] | None = None,
     ) -> None:
-        """Declare the `metrics`, the number of examples in each split, and the examples' inputs, where they are known.
+        """Declare the `metrics`, the number of examples in each split, or the examples' inputs, where they are known.
 
         By default the first smooth metric is searched and the first other one reported. Raises `TaskError` if the
         settings name another metric than these.
@@ -106,7 +106,7 @@ class SplitTask(ABC):
         other = next((metric for metric in metrics if not metric.smooth), metrics[0])
         self.search_metric = self._checked_name("search_metric", settings.search_metric or smooth.name)
         self.report_metric = self._checked_name("report_metric", settings.report_metric or other.name)
-        self._sizes = dict(sizes)
+        self._sizes = sizes or {split: len(values) for split, values in (inputs or {}).items()}
         self._group = settings.group
         self._digests = {split: digests(values) for split, values in (inputs or {}).items()}
 
