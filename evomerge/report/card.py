@@ -1,9 +1,10 @@
 """model_card: the README.md of a merged checkpoint."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any
 
 from evomerge import strict_yaml
@@ -90,19 +91,12 @@ def _layers(stack: Stack, base: str) -> str:
             case _:
                 return f"merge `{recipe.id[:8]}`"
 
-    def runs() -> Iterator[tuple[str, int, int]]:
-        first = 0
-        for i, slot in enumerate(stack.slots, start=1):
-            after = stack.slots[i] if i < len(stack.slots) else None
-            if after is None or (after.source.id, after.layer) != (slot.source.id, slot.layer + 1):
-                yield name(slot.source), stack.slots[first].layer, slot.layer
-                first = i
-
-    line = ", ".join(
-        f"{source} {first}" if first == last else f"{source} {first}-{last}" for source, first, last in runs()
-    )
+    parts = []
+    for _, run in groupby(enumerate(stack.slots), lambda pair: (pair[1].source.id, pair[1].layer - pair[0])):
+        slots = [slot for _, slot in run]
+        parts.append(f"{name(slots[0].source)} {slots[0].layer}" + f"-{slots[-1].layer}" * (len(slots) > 1))
     count = f"{len(stack.slots)} layer{'s' * (len(stack.slots) > 1)}"
-    return f"{count}, numbered as in their sources: {line}. Embeddings, final norm and head are those of {name(stack.rest)}.\n"
+    return f"{count}, numbered as in their sources: {', '.join(parts)}. Embeddings, final norm and head are those of {name(stack.rest)}.\n"
 
 
 def _scales(stack: Stack, folding: Folding | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -189,7 +190,7 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
         taken.append(_box((x, y), best, (width, height), unit))
         axes.annotate(
             plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
-            textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=_darker(_look(results, model).colour),
+            textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=[0.72 * part for part in to_rgb(_look(results, model).colour)],
             zorder=5, path_effects=[withStroke(linewidth=2.2, foreground="white")],
             in_layout=False,
         )  # fmt: skip
@@ -297,11 +298,6 @@ def plain(text: str, longest: int = 32) -> str:
     """Return a name as literal text for matplotlib, cut to the `longest` length."""
     short = text if len(text) <= longest else f"{text[: longest - 1]}…"
     return short.replace("$", r"\$")
-
-
-def _darker(colour: str) -> str:
-    red, green, blue = (int(int(colour[i : i + 2], 16) * 0.72) for i in (1, 3, 5))
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def style(axes: Axes) -> None:

@@ -110,7 +110,7 @@ best mean score on the search examples.</p>
 <details><summary>Settings of the study</summary><pre>{escape(strict_yaml.text(dict(results.study)))}</pre></details>
 <h2>Recipes</h2>
 {_recipes(results)}
-{_progress(results)}{_population(results)}{_surface(results, study)}<h2>Where the time went</h2>
+{_progress(results)}{_population(results)}{_surface(results, study, weights)}<h2>Where the time went</h2>
 <table>{costs}</table>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
@@ -178,7 +178,7 @@ bits, measures how much the members differ: 0 if all agree, 1 if half of them so
     return section
 
 
-def _surface(results: Results, study: str) -> str:
+def _surface(results: Results, study: str, weights: str) -> str:
     """Return the section on the surface of a study's surrogates; empty without one."""
     text, predicted_front = tables.surface(results), results.surface
     if text is None or predicted_front is None:
@@ -196,7 +196,6 @@ def _surface(results: Results, study: str) -> str:
             f"{rows}</table>\n"
         )
     if predicted_front.refused is None:
-        weights = shlex.quote(",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives)))
         section += f"""<p>It predicts a merge without an evaluation; <code>--verify</code> evaluates the merge:</p>
 <pre>{escape(f"evomerge pick {study} --surface --tchebycheff {weights} --verify")}</pre>
 """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -17,11 +18,7 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 def pad(sequences: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Return token ids and attention mask, both int64 `(sequences, longest)`, padded on the right or on the left."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), fill)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        span = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
-        ids[row, span] = torch.tensor(sequence)
-        mask[row, span] = 1
-    return ids, mask
+    side = "left" if left else "right"
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=fill, padding_side=side)
+    return ids, pad_sequence(list(map(torch.ones_like, rows)), batch_first=True, padding_side=side)

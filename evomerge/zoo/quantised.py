@@ -9,28 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import new_model
 
-# Names of tensors in a block: GGUF → transformers.
-_IN_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OUTSIDE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 # Entries of transformers' configuration → GGUF's fields `llama.*`.
 _CONFIG = {
     "vocab_size": "vocab_size",
@@ -61,21 +43,19 @@ def read_llama(path: Path) -> Any:
         msg = f"`{path}`: expected the architecture `llama`, got `{architecture}`"
         raise ZooError(msg)
     config = {key: reader.fields[f"llama.{field}"].contents() for key, field in _CONFIG.items()}
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    state: dict[str, Tensor] = {}
-    for tensor in reader.tensors:
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    rope = {"rope_type": "default", "rope_theta": reader.fields["llama.rope.freq_base"].contents()}
+    config |= {"model_type": "llama", "rope_parameters": rope, "tie_word_embeddings": "output.weight" not in stored}
+    model = new_model(config, "AutoModelForCausalLM", torch.bfloat16)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, parameter in model.named_parameters():  # without a tied head
+        tensor = stored[str(names.get_name(name, (".weight",)))]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        kind = tensor.name.split(".")[-2]
+        kind = name.split(".")[-2]
         if kind in heads:
             values = unpermuted(values, heads[kind])
-        state[_name(tensor.name)] = torch.tensor(values, dtype=torch.bfloat16)
-    tied = "lm_head.weight" not in state
-    if tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    rope = {"rope_type": "default", "rope_theta": reader.fields["llama.rope.freq_base"].contents()}
-    config = {"model_type": "llama", **config, "rope_parameters": rope, "tie_word_embeddings": tied}
-    model = new_model(config, "AutoModelForCausalLM", torch.bfloat16)
-    model.load_state_dict(state)
+        parameter.data.copy_(torch.tensor(values))
     return model
 
 
@@ -87,10 +67,3 @@ def unpermuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """
     size = weight.shape[0] // heads
     return weight.reshape(heads, size // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _name(name: str) -> str:
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    _, block, kind, suffix = name.split(".")
-    return f"model.layers.{block}.{_IN_BLOCK[kind]}.{suffix}"
