@@ -6,6 +6,7 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -90,14 +91,11 @@ class Pool:
         places = {name: self.layout.place(name).kind for name, entry in self.base.info.items() if len(entry.shape) == 2}
         heads = [name for name, kind in places.items() if kind == "head"]
         embeddings = [name for name, kind in places.items() if kind == "embedding"]
-        aliases = {}
-        for head in heads:
-            for embedding in embeddings:
-                if self.base.info[head].shape == self.base.info[embedding].shape and all(
-                    torch.equal(folder.tensor(head), folder.tensor(embedding)) for folder in self.models
-                ):
-                    aliases[head] = embedding
-        return aliases
+        return {
+            head: embedding
+            for head, embedding in itertools.product(heads, embeddings)
+            if all(torch.equal(model.tensor(head), model.tensor(embedding)) for model in self.models)
+        }
 
     @property
     def parameters(self) -> int:

@@ -3,13 +3,12 @@
 Nothing is copied: each tensor is read from its source when it is requested.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from evomerge.checkpoints.folder import Checkpoint
-from evomerge.checkpoints.header import TensorInfo
+from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.layout import block_number
 from evomerge.errors import RecipeError
 
@@ -27,7 +26,7 @@ class StackedLayer:
     scale: float = 1.0
 
 
-class Stacked(Checkpoint):
+class Stacked(Computed):
     """A checkpoint whose block number i is `layers[i]`; the tensors outside of blocks are those of `rest`.
 
     Not to be confused with a merge: weights are those of the sources, and no tensor contains the scales.
@@ -42,7 +41,7 @@ class Stacked(Checkpoint):
         self.rest = rest
         self.rest_key = rest_key
         self.prefix = prefix
-        names = {key: self._names(source) for key, source in self._sources().items()}
+        names = {key: self._names(source) for key, source in self._by_id().items()}
         self._origin = {name: (rest, name) for name in names[id(rest)].pop(None, ())}
         for number, layer in enumerate(layers):
             blocks = names[id(layer.source)]
@@ -53,13 +52,12 @@ class Stacked(Checkpoint):
             start = self.start(layer.index)
             for name in blocks[layer.index]:
                 self._origin[f"{self.start(number)}{name.removeprefix(start)}"] = (layer.source, name)
-        self.info: Mapping[str, TensorInfo] = {
-            name: source.info[key] for name, (source, key) in sorted(self._origin.items())
-        }
+        info = {name: source.info[key] for name, (source, key) in sorted(self._origin.items())}
+        super().__init__(info, self._read, tuple(self._by_id().values()))
 
     def each(self, change: Callable[[Checkpoint], Checkpoint]) -> "Stacked":
         """Return this stack with each of its sources replaced by what `change` returns for it."""
-        changed = {key: change(source) for key, source in self._sources().items()}
+        changed = {key: change(source) for key, source in self._by_id().items()}
         layers = [replace(layer, source=changed[id(layer.source)]) for layer in self.layers]
         return Stacked(layers, changed[id(self.rest)], self.rest_key, self.prefix)
 
@@ -71,17 +69,11 @@ class Stacked(Checkpoint):
         """Return the source of a tensor, and the tensor's name there."""
         return self._origin[name]
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of the source."""
+    def _read(self, name: str) -> torch.Tensor:
         source, key = self._origin[name]
         return source.tensor(key)
 
-    def forget(self) -> None:
-        """Close the sources' files."""
-        for source in self._sources().values():
-            source.forget()
-
-    def _sources(self) -> dict[int, Checkpoint]:
+    def _by_id(self) -> dict[int, Checkpoint]:
         return {id(source): source for source in (*(layer.source for layer in self.layers), self.rest)}
 
     def _names(self, source: Checkpoint) -> dict[int | None, list[str]]:  # by block, None for no block

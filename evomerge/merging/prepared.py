@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -59,12 +58,8 @@ class Store:
         tables = make()
         with contextlib.suppress(OSError):  # an unwritable cache only costs time
             file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".", dir=file.parent)
-            os.close(handle)
-            try:
-                save_file(tables, temporary)
-                Path(temporary).replace(file)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary:
+                save_file(tables, Path(temporary, name))
+                Path(temporary, name).replace(file)
             return load_file(file)  # mapped from the file, so that the tables need no memory
         return tables

@@ -1,5 +1,6 @@
 """SearchSpace: decodes genomes into recipes, and encodes known recipes as genomes."""
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -187,10 +188,10 @@ class SearchSpace:
             weights[f"expert {label}"] = {**dict.fromkeys(labels, 0.0), label: 1.0}
         weights["mean"] = dict.fromkeys(labels, 1.0 / len(labels))
         for name, by_input in weights.items():
-            parameters = method.reach(by_input)
-            genome = None if parameters is None else self._place(parameters)
-            if genome is not None:
-                marks[name] = genome
+            with contextlib.suppress(SpaceError):
+                parameters = method.reach(by_input)
+                if parameters is not None and (genome := self._place(parameters)) is not None:
+                    marks[name] = genome
         return marks
 
     def to_unit(self, genome: Genome) -> Genome:
@@ -266,14 +267,15 @@ class SearchSpace:
             slots = [{"source": model, "layer": layer} for layer in blocks]
             recipe = Recipe.parse(self._spelled({"stack": {"slots": slots, "rest": rest}}))
             for number in range(count):
-                genome = self._all_layers(number, model, len(blocks))
-                if genome is not None and self.decode(genome) == recipe:
-                    marks[f"layers of {name}"] = genome
-                    break
+                with contextlib.suppress(SpaceError):
+                    genome = self._all_layers(number, model, len(blocks))
+                    if self.decode(genome) == recipe:
+                        marks[f"layers of {name}"] = genome
+                        break
         return marks
 
-    def _all_layers(self, number: int, model: Any, blocks: int) -> Genome | None:
-        """Return the genome of all layers of source `number`, which is `model`, with scale 1; None if a gene cannot be so."""
+    def _all_layers(self, number: int, model: Any, blocks: int) -> Genome:
+        """Return the genome of all layers of source `number`, which is `model`, with scale 1. Raises `SpaceError`."""
         genome = self.initial.copy()
         first = number * blocks
         layers = range(first, first + blocks)
@@ -298,14 +300,11 @@ class SearchSpace:
                         value = 1
                     case _:
                         continue
-                try:
-                    genome[i] = self.genes[i].number(value)
-                except SpaceError:
-                    return None
+                genome[i] = self.genes[i].number(value)
         return genome
 
     def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
-        """Return the genome whose recipe is a merge with these `parameters`; None if the space has none."""
+        """Return the genome whose recipe is a merge with these `parameters`, None or `SpaceError` if the space has none."""
         genome = self.initial.copy()
         holes = {hole.path[-1]: hole for hole in self._holes if hole.path[:-1] == ("merge", "parameters")}
         fixed = nested.get(self._template, ("merge", "parameters")) or {}
@@ -321,10 +320,7 @@ class SearchSpace:
                 return None
             for i, key in enumerate(hole.keys, start=hole.start):
                 label = key[hole.per.index("expert")] if "expert" in hole.per else next(iter(by_input), None)
-                try:
-                    genome[i] = self.genes[i].number(by_input.get(str(label), value))
-                except SpaceError:
-                    return None
+                genome[i] = self.genes[i].number(by_input.get(str(label), value))
         return genome
 
     def _check_everywhere(self) -> None:

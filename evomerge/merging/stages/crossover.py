@@ -44,11 +44,6 @@ class _Flat:
         starts = dict(zip(region.tensors, [0, *ends[:-1].tolist()], strict=True))
         return cls(starts, bounds, np.concatenate([table["grams"].numpy() for table in tables]))
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(self.bounds[-1])
-
     def parts(self, region: Region, split: int) -> tuple[Array, Array]:
         """Return the inner products of the first `split` elements and of the others; reads at most one chunk."""
         at = int(np.searchsorted(self.bounds, split, side="right")) - 1  # the chunk that holds the split, if one does
@@ -79,7 +74,7 @@ def elements(share: float, size: int) -> int:
 def _split_measure(region: Region, values: Values) -> tuple[dict[str, int], int, list[Array]]:
     """Return where each tensor begins, where the second part does, and the coefficients `(K,)` in each part."""
     flat = region.remember(lambda: _Flat.of(region))
-    split, t = elements(values["split"], flat.size), values["t"]
+    split, t = elements(values["split"], int(flat.bounds[-1])), values["t"]
     grams = flat.parts(region, split) if values["angle"] == "part" else (flat.grams.sum(axis=0),) * 2
     return flat.starts, split, [along(angle(products), s) for products, s in zip(grams, (t, 1 - t), strict=True)]
 
