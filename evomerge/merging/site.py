@@ -86,10 +86,6 @@ class Chunk:
     origin: Tensor | float
     """What rows are counted from, float32 `(n,)` or 0."""
 
-    def task_vector(self, i: int) -> Tensor:
-        """Return the row of input `i` counted from the base, whatever the origin is, float32 `(n,)`."""
-        return self.rows[i] - (self.base.float() - self.origin)
-
 
 Chunks: TypeAlias = Callable[[], Iterator[Chunk]]
 """Starts a pass over a tensor."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
@@ -21,17 +22,8 @@ class InMemory(Inputs):
         """Hold the tensors of a base and of each input, by name."""
         models = (base, *inputs)
         layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
-        ids = [_digest(model) for model in models]
+        ids = [hashlib.sha256(save(dict(model))).hexdigest() for model in models]
         super().__init__(tuple(base), ids, layout.place, lambda name: [model[name] for model in models])
-
-
-def _digest(model: Mapping[str, torch.Tensor]) -> str:
-    """Return the sha256 of a model's names, shapes, dtypes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in model.items():
-        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def merge_tensors(

@@ -132,7 +132,9 @@ def _factors(site: Site, chunks: Chunks, values: Values) -> Prepared:
     """Prepare U∘Σ `(rows, r)` and Vᵀ `(r, columns)` of the second input's task vector; nothing for norms and non-matrices."""
     if len(site.shape) != 2 or not site.numel or site.place.kind == "norm":
         return {}
-    matrix = torch.cat([chunk.task_vector(1) for chunk in chunks()]).double().view(site.shape)
+    # Counted from the base, whatever the origin is.
+    vectors = [chunk.rows[1] - (chunk.base.float() - chunk.origin) for chunk in chunks()]
+    matrix = torch.cat(vectors).double().view(site.shape)
     with _one_thread():
         u, sigma, v = _svd(matrix)
     return {"left": (u * sigma).float().contiguous(), "right": v.mH.float().contiguous()}
