@@ -5,8 +5,8 @@ it begins, a `tell` before anything acts on it: a recorded result survives the d
 disk at most once a second, so a power cut costs the last second of results, which are evaluated again. A torn last line is cut
 off at the next opening; a damaged line in the middle is refused.
 
-The bytes depend only on what was asked and told, in order, not on the clock or the host. Arrival order may differ between
-runs with several workers; `canonical` is the form that does not. Format 2 records have the `genome` of an ask, as base64 of
+The bytes depend only on what was asked and told, in order, not on the clock or the host. With several workers the order of
+arrival may differ between runs; the lines do not. Format 2 records have the `genome` of an ask, as base64 of
 little-endian float64; those of format 1 have none. A journal may hold both.
 """
 
@@ -171,13 +171,6 @@ def events(path: Path, *, retried: bool = False) -> Iterator[tuple[Proposal, Eva
         count = max(count, record.number + 1)
         pending[record.number] = record
         yield record, None
-
-
-def canonical(path: Path) -> bytes:
-    """Return the journal with each number's ask and tell together, in order of number: equal for equal searches."""
-    records = [(record.number, isinstance(record, Tell)) for record in read(path)]
-    keyed = zip(records, (line for line, _ in _lines(path)), strict=True)
-    return b"".join(line for _, line in sorted(keyed))
 
 
 _RESTORE = "restore the file from a copy, or cut it before that line to lose what follows"

@@ -88,15 +88,15 @@ def test_bytes_depend_on_nothing_but_what_was_recorded(tmp_path):
     assert (tmp_path / "one.jl").read_bytes() == (tmp_path / "two.jl").read_bytes()
 
 
-def test_canonical_form_does_not_depend_on_the_order_of_arrival(tmp_path):
+def test_lines_do_not_depend_on_the_order_of_arrival(tmp_path):
     filled(tmp_path / "one.jl", 3)
     with Journal(tmp_path / "two.jl") as record:
         for number in range(3):
             record.ask(Proposal(number, expert(f"expert {number}")))
         for number in (2, 0, 1):
             record.tell(number, Evaluation(scores={"task/accuracy": np.array([number, 0.5], np.float32)}))
-    assert journal.canonical(tmp_path / "one.jl") == journal.canonical(tmp_path / "two.jl")
-    assert journal.canonical(tmp_path / "one.jl") == (tmp_path / "one.jl").read_bytes()
+    one, two = ((tmp_path / name).read_bytes().splitlines() for name in ("one.jl", "two.jl"))
+    assert sorted(one) == sorted(two)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_every_flipped_bit_in_the_middle_is_refused_with_its_line(tmp_path):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << (at % 8)
         path.write_bytes(damaged)
-        for attempt in (journal.read, journal.canonical, Journal):
+        for attempt in (journal.read, Journal):
             with pytest.raises(JournalError, match=r"damaged.jl: line [23] is damaged; restore the file from a copy"):
                 attempt(path)
         assert path.read_bytes() == bytes(damaged)  # nothing is repaired by guessing
@@ -250,7 +250,7 @@ def test_genomes_are_little_endian_float64_and_journals_without_them_go_on(tmp_p
 def test_records_that_no_version_writes_are_refused_with_their_line(tmp_path, body, message):
     path = tmp_path / "a.jl"
     path.write_bytes(framed(ASK % 0, body))
-    for attempt in (journal.read, journal.canonical, lambda path: list(journal.events(path))):
+    for attempt in (journal.read, lambda path: list(journal.events(path))):
         with pytest.raises(JournalError, match=f"line 2 is .*({message})"):
             attempt(path)
 
