@@ -11,7 +11,7 @@ demo: .venv/.run
 	$(BIN)/evomerge demo --out runs/demo
 
 test: .venv/.dev
-	$(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

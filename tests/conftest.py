@@ -16,7 +16,11 @@ settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items):
-    """Let what shares fixtures run in one process, and what starts Ray, which takes all cores, in one too."""
+    """Let what shares fixtures run in one process, and what starts Ray, which takes all cores, in one too.
+
+    The longest test is the first, so that no process waits for it in the end.
+    """
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
     for item in items:
         alone = item.get_closest_marker("ray") is not None
         item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))

@@ -276,7 +276,7 @@ def test_parts_without_sizes_and_other_examples_than_recorded_are_refused(settin
 
 def test_a_sigkill_at_random_moments_changes_no_byte_of_journal_or_front(settings, tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["evomerge.study", "evomerge.models.live"])
+    context.set_forkserver_preload(["evomerge.study", "evomerge.models.live", "transformers.models.vit.modeling_vit"])
     complete = Study.create(tmp_path / "complete", settings(evaluations=40))
     with complete.evaluator() as evaluator:
         complete.run(evaluator)

@@ -26,6 +26,7 @@ def library() -> Any:
     return transformers
 
 
+@cache  # transformers takes a tenth of a second to list its names
 def auto_class(auto: str) -> Any:
     """Return the transformers class that chooses a model's class from its configuration, such as `AutoModel`.
 

@@ -261,11 +261,14 @@ MERGE = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
+    from evomerge import build
     from evomerge.build import Builder
     from evomerge.checkpoints.save import save
     from evomerge.checkpoints.pool import Pool
     from evomerge.recipe import merge
     folder, out, method, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    if method == "ties":
+        build.COMPILED = 1 << 60  # one merge is compiled, the other runs as written
     pool = Pool(folder / "base", {name: folder / name for name in ("maths", "code")})
     recipe = merge(method, ["maths", "code"])
     built = Builder(pool).build(recipe)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge import tasks, zoo
+from evomerge import tasks
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.evaluate import Setup
@@ -16,8 +16,8 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    return zoo.build("digits", small=True, folder=tmp_path_factory.mktemp("zoo"))
+def digits(small_digits):
+    return small_digits
 
 
 @pytest.fixture(scope="session")

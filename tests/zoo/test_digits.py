@@ -12,8 +12,8 @@ from evomerge.models.pretrained import load_model
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return zoo.build("digits", folder=tmp_path_factory.mktemp("first"), seed=3, small=True)
+def built(small_digits):
+    return small_digits
 
 
 def rows(path):
@@ -29,7 +29,7 @@ def test_two_builds_with_one_seed_write_identical_files_and_restore_the_generato
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)  # the generator's state must have no effect
-    again = zoo.build("digits", folder=tmp_path, seed=3, small=True)
+    again = zoo.build("digits", folder=tmp_path, small=True)
     assert torch.equal(torch.rand(3), expected)
     assert again.folder.name == built.folder.name
     assert files(again.folder) == files(built.folder)
