@@ -269,8 +269,7 @@ def read_weights(objectives: Collection[str], given: Mapping[str, float] | None)
     if weights.sum() == 0:
         msg = f"driver `weights`: all are 0; expected at least one above 0, among {', '.join(objectives)}"
         raise DriverError(msg)
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
+    return np.asarray(weights / weights.sum())
 
 
 def _check_names(key: str, names: Collection[str], objectives: Collection[str]) -> None:

@@ -62,9 +62,8 @@ class Nsga:
         self._algorithm.setup(self._problem, termination=NoTermination(), seed=bred)
 
     def __str__(self) -> str:
-        name = {"nsga2": "NSGA-II", "nsga3": "NSGA-III"}[self._settings.kind]
-        size, known = self._settings.population, len(self._known)
-        return f"{name}, {size} candidates a generation, {known} known recipes in the first"
+        name = "NSGA-II" if self._settings.kind == "nsga2" else "NSGA-III"
+        return f"{name}, {self._settings.population} candidates a generation, {len(self._known)} known recipes in the first"
 
     def draw(self) -> Genomes:
         """Return the first generation, then offspring; no rows if no new genome can be bred."""
@@ -138,14 +137,13 @@ class _Crossover(SBX):  # type: ignore[misc]  # pymoo has no types
     def __init__(self, choices: NDArray[np.intp], **settings: float) -> None:
         super().__init__(**settings)
         self._choices = choices
-        self._uniform = UX()
 
     def _do(self, problem: Any, X: Genomes, *, random_state: Any, **kwargs: Any) -> Genomes:  # noqa: N803  # its name in pymoo
         children: Genomes = super()._do(problem, X, random_state=random_state, **kwargs)
         if len(self._choices):
-            children[:, :, self._choices] = self._uniform._do(  # noqa: SLF001  # what pymoo's own `do` calls
-                problem, X[:, :, self._choices], random_state=random_state
-            )
+            parents = X[:, :, self._choices]
+            uniform = UX()._do(problem, parents, random_state=random_state)  # noqa: SLF001  # what pymoo's own `do` calls
+            children[:, :, self._choices] = uniform
         return children
 
 

@@ -3,9 +3,8 @@
 Points are in unit coordinates, `(points, genes)`. Higher is better. `fit` chooses among the models of `rungs`.
 """
 
-from evomerge.surrogate.agreement import best_for_all
 from evomerge.surrogate.design import check_rank, design, identifies, quadratic_terms, unknowns
-from evomerge.surrogate.fitting import NORMAL_90, Surrogate, fit, judge, varies
+from evomerge.surrogate.fitting import NORMAL_90, Surrogate, best_for_all, fit, judge, predict_all, varies
 
 __all__ = [
     "NORMAL_90",
@@ -16,6 +15,7 @@ __all__ = [
     "fit",
     "identifies",
     "judge",
+    "predict_all",
     "quadratic_terms",
     "unknowns",
     "varies",

@@ -119,7 +119,12 @@ class Model:
         ability, and of the ability (delta method), times `factor` squared. With all examples measured, the mean is exact
         and the deviation 0. Raises `SurrogateError`.
         """
-        indices, table = self._scored(examples, scores)
+        indices = self._indices("examples", examples)
+        table = np.asarray(scores, dtype=np.float64)
+        if table.ndim not in {1, 2} or table.shape[-1] != len(indices):
+            msg = f"scores: expected shape ({len(indices)},) or (candidates, {len(indices)}), one for each of the examples, got {table.shape}"
+            raise SurrogateError(msg)
+        _check("scores", table)
         mean, deviation = self.examples.estimate(indices, np.atleast_2d(table))
         shape = table.shape[:-1]
         return mean.reshape(shape), self.factor(indices) * deviation.reshape(shape)
@@ -144,17 +149,11 @@ class Model:
         rank = min(math.ceil(0.95 * (len(errors) + 1)), len(errors))
         return max(1.0, float(errors[rank - 1]) / NORMAL_95)
 
-    def locate(self, examples: ArrayLike, scores: ArrayLike) -> Values:
-        """Return abilities, `(candidates, dimensions)`, from `scores` on `examples` as in `estimate`."""
-        indices, table = self._scored(examples, scores)
-        return self.examples.only(indices).locate(np.atleast_2d(table))[0]
-
-    def anchors(self, count: int, seen: ArrayLike = (), abilities: ArrayLike | None = None) -> NDArray[np.intp]:
+    def anchors(self, count: int, seen: ArrayLike = ()) -> NDArray[np.intp]:
         """Return the next `count` examples to score candidates on, `(count,)`, the most informative first.
 
-        `seen` examples are scored anyway. The variance is averaged over `abilities`, `(candidates, dimensions)`, by default
-        those of the fitted candidates; for one candidate that is scored step by step, pass its own from `locate`. Greedy:
-        each next example is the one that most lowers the variance of `estimate`, by
+        `seen` examples are scored anyway. Greedy: each next example is the one that most lowers the variance of `estimate`,
+        averaged over the fitted candidates, by
 
             Cov(y, mean)² / Var(y) = w (gᵀC a + 1/n)² / (1 + w aᵀC a),    w = p (1 - p),
 
@@ -166,14 +165,10 @@ class Model:
         taken = self._indices("seen", seen)
         slopes = self.examples.discriminations
         total, dimensions = slopes.shape
-        where = self.abilities if abilities is None else np.asarray(abilities, dtype=np.float64)
-        if where.ndim != 2 or where.shape[1] != dimensions or not len(where) or not np.isfinite(where).all():
-            msg = f"abilities: expected finite numbers of shape (candidates, {dimensions}), got shape {where.shape}"
-            raise SurrogateError(msg)
         if not 0 <= count <= total - len(taken):
             msg = f"count: expected 0 to {total - len(taken)}, the number of unseen examples, got {count}"
             raise SurrogateError(msg)
-        right = self.examples.right(where)
+        right = self.examples.right(self.abilities)
         luck = right * (1 - right)
         free = np.ones(total, dtype=np.bool_)
         free[taken] = False
@@ -192,16 +187,6 @@ class Model:
             shrink = luck[:, best] / (1 + luck[:, best] * spread[:, best])
             directions = directions - (shrink[:, None] * (step @ slopes.T))[..., None] * step[:, None, :]
         return np.array(chosen, dtype=np.intp)
-
-    def _scored(self, examples: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.intp], Values]:
-        """Return the indices of examples, and the scores on them. Raises `SurrogateError`."""
-        indices = self._indices("examples", examples)
-        table = np.asarray(scores, dtype=np.float64)
-        if table.ndim not in {1, 2} or table.shape[-1] != len(indices):
-            msg = f"scores: expected shape ({len(indices)},) or (candidates, {len(indices)}), one for each of the examples, got {table.shape}"
-            raise SurrogateError(msg)
-        _check("scores", table)
-        return indices, table
 
     def _indices(self, what: str, examples: ArrayLike) -> NDArray[np.intp]:
         """Return the indices of examples. Raises `SurrogateError` unless they are different integers in range."""
@@ -237,13 +222,12 @@ def fit(responses: ArrayLike, dimensions: int = 6) -> Model:
     if dimensions < 1:
         msg = f"dimensions: expected 1 or more, got {dimensions}"
         raise SurrogateError(msg)
-    abilities, examples = _start(table, dimensions)
-    abilities, examples = _fit(table, abilities, examples)
+    abilities, examples = _fit(table, dimensions)
     rows = np.arange(len(table))
     folds = []
     for fold in range(_FOLDS):
         held = rows % _FOLDS == fold
-        folds.append((rows[held], _fit(table[~held], *_start(table[~held], dimensions))[1]))
+        folds.append((rows[held], _fit(table[~held], dimensions)[1]))
     return Model(examples, abilities, table, folds)
 
 
@@ -265,15 +249,13 @@ def _start(table: Values, dimensions: int) -> tuple[Values, Examples]:
     return abilities, Examples(discriminations, -_logits(table.sum(axis=0), candidates))
 
 
-def _fit(table: Values, abilities: Values, examples: Examples) -> tuple[Values, Examples]:
-    """Return the most probable abilities and examples, by L-BFGS-B from a start."""
+def _fit(table: Values, dimensions: int) -> tuple[Values, Examples]:
+    """Return the most probable abilities and examples, by L-BFGS-B from `_start`."""
+    abilities, examples = _start(table, dimensions)
     shape = (*table.shape, abilities.shape[1])
-
-    def loss(values: Values) -> tuple[float, Values]:
-        return _loss(values, table, shape[2])
-
     start = np.concatenate([abilities.ravel(), examples.discriminations.ravel(), examples.difficulties])
-    result = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-6})
+    options = {"maxiter": 1000, "ftol": 1e-6}
+    result = minimize(_loss, start, (table, shape[2]), jac=True, method="L-BFGS-B", options=options)
     return _parts(result.x, shape)
 
 

@@ -290,8 +290,8 @@ class PopulationSuite(SteadySuite):
                 assert proposal.genome is not None
                 assert (proposal.genome >= problem.space.lower).all()
                 assert (proposal.genome <= problem.space.upper).all()
-                members, crossed = proposal.recipe.members, len(problem.space.parents)
-                orders = itertools.product(members, repeat=crossed)
+                members = proposal.recipe.members
+                orders = itertools.product(members, repeat=len(problem.space.parents))
                 assert any(proposal.recipe == problem.space.decode(proposal.genome, parents) for parents in orders)
                 assert set(members) <= set(before)
             driver.tell(proposal, problem.evaluate(proposal))

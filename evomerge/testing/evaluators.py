@@ -61,15 +61,13 @@ class EvaluatorSuite:
         """Indices out of range, or of a task that does not exist."""
         task = next(iter(setup.tasks))
         wrong: list[Mapping[str, tuple[int, ...]]] = [{task: (0, -1)}, {task: (10**6,)}, {f"no {task}": (0,)}]
-        evaluations = self.evaluate(
-            evaluator, [Proposal(i, base(), examples=examples) for i, examples in enumerate(wrong)]
-        )
+        proposals = [Proposal(i, base(), examples=examples) for i, examples in enumerate(wrong)]
+        evaluations = self.evaluate(evaluator, proposals)
         assert all("example" in (evaluations[i].error or "") for i in range(len(wrong)))
 
     def test_order_of_submission_does_not_matter(self, evaluator: Evaluator, setup: Setup) -> None:
         """Nor do earlier evaluations or the number of pending ones."""
-        recipes = self.recipes(setup)
-        proposals = [Proposal(10 + i, recipe) for i, recipe in enumerate(recipes)]
+        proposals = [Proposal(10 + i, recipe) for i, recipe in enumerate(self.recipes(setup))]
         at_once = self.evaluate(evaluator, proposals)
         for proposal in reversed(proposals):
             alone = self.evaluate(evaluator, [proposal])

@@ -28,12 +28,8 @@ class Problem:
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
         """Return the evaluation of a proposal: one example for each objective."""
-        genome = self.space.genome_of(proposal)
-        scores = {
-            name: np.array([score], dtype=np.float32)
-            for name, score in zip(self.objectives, self.score(genome), strict=True)
-        }
-        return Evaluation(scores=scores)
+        scores = zip(self.objectives, self.score(self.space.genome_of(proposal)), strict=True)
+        return Evaluation({name: np.array([score], np.float32) for name, score in scores})
 
     def quality(self, proposals: Sequence[Proposal]) -> float:
         """Return the hypervolume above `reference` of the proposals' scores."""
@@ -42,19 +38,10 @@ class Problem:
 
 def toy_space(genes: int = 8) -> SearchSpace:
     """Return a space of float genes in [0, 1]: two experts' weights in `genes / 2` groups of blocks."""
-    return SearchSpace(
-        {
-            "merge": {
-                "method": "task_arithmetic",
-                "inputs": "experts",
-                "parameters": {
-                    "weight": {"float": [0, 1], "per": ["expert", f"block/{genes // 2}"]},
-                    "lambda": 1.0,
-                },
-            }
-        },
-        experts=("left", "right"),
-    )
+    weight = {"float": [0, 1], "per": ["expert", f"block/{genes // 2}"]}
+    parameters = {"weight": weight, "lambda": 1.0}
+    recipe = {"merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": parameters}}
+    return SearchSpace(recipe, experts=("left", "right"))
 
 
 def two_spheres(genes: int = 8) -> Problem:
@@ -115,14 +102,8 @@ class Family(Problem):
 def family(*, specialist: bool = False) -> Family:
     """Return a problem of two experts' descendants; with `specialist`, a third parent's skills mutate the child."""
     seed = {"int": [0, 2**31 - 1]}
-    child = {
-        "merge": {
-            "method": "slerp",
-            "inputs": [{"member": "mother"}, {"member": "father"}],
-            "parameters": {"t": {"float": [0, 1]}},
-            "seed": seed,
-        }
-    }
+    parents = [{"member": "mother"}, {"member": "father"}]
+    child = {"merge": {"method": "slerp", "inputs": parents, "parameters": {"t": {"float": [0, 1]}}, "seed": seed}}
     mutant = {"merge": {"method": "svd_mutate", "inputs": [child, {"member": "specialist"}], "seed": seed}}
     space = SearchSpace(mutant if specialist else child, experts=("left", "right"))
     return Family(space, ("left", "right"), lambda genome: np.zeros(2), np.zeros(2))

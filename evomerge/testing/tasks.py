@@ -75,10 +75,9 @@ class TaskSuite:
         chosen = [task.size("search") - 1, 0]
         full, subset = task.score(model, "search"), task.score(model, "search", chosen)
         assert set(subset.scores) == set(full.scores)
-        for metric, scores in subset.scores.items():
-            np.testing.assert_allclose(scores, full.scores[metric][chosen], rtol=1e-4, atol=1e-5)
-        for name, output in subset.outputs.items():
-            np.testing.assert_allclose(output, full.outputs[name][chosen], rtol=1e-4, atol=1e-5)
+        whole = {**full.scores, **full.outputs}
+        for name, part in {**subset.scores, **subset.outputs}.items():
+            np.testing.assert_allclose(part, whole[name][chosen], rtol=1e-4, atol=1e-5)
 
     def test_unknown_examples_are_refused(self, tmp_path: Path) -> None:
         """An index outside of the split is an error."""

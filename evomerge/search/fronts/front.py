@@ -23,7 +23,7 @@ from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_integers
 from evomerge.search.fronts import infill
-from evomerge.search.fronts.surface import Surface, constant_objectives, empty_surface, make_surface, reasons_to_refuse
+from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate
 from evomerge.trial import Evaluation, Metric
@@ -80,7 +80,7 @@ class Front:
         self._metrics = read_metrics(objectives, settings.bounds)
         self._seed = seed
         self._settings = settings
-        self._known = known_recipes(space) if settings.seed_known else np.empty((0, self._genes))
+        self._known = known_recipes(space, settings.seed_known)
         usual = min(math.ceil(1.2 * surrogate.unknowns(self._genes)), _PER_GENE * (self._genes + 1))
         self._size = settings.points or max(usual, len(self._known) + 2)
         if self._size < len(self._known):
@@ -152,7 +152,7 @@ class Front:
         means = np.tile(succeeded[0].means(self._objectives), (len(candidates), 1))  # those of constant objectives
         deviations = np.zeros_like(means)
         varying = [self._objectives.index(name) for name in fits]
-        means[:, varying], deviations[:, varying] = _predict(fits, candidates)
+        means[:, varying], deviations[:, varying] = surrogate.predict_all(fits.values(), candidates)
         trusted = self._excess(fits, deviations[:, varying]) <= 0
         trusted[: len(points)] = True
         deviations[:, varying] *= [fit.widening for fit in fits.values()]
@@ -163,7 +163,8 @@ class Front:
             (means[trusted], deviations[trusted]),
             fits,
             self._objectives,
-            constant_objectives(self._objectives, fits, len(points)) + self._reasons_to_refuse(fits),
+            len(points),
+            self._reasons_to_refuse(fits),
             None if shared is None else self._genomes(shared),
         )
 
@@ -237,10 +238,10 @@ class Front:
         """Return different points that may be worth evaluating."""
 
         def predict(unit: Genomes) -> tuple[Means, NDArray[np.float64]]:
-            means, deviations = _predict(fits, self._snapped(unit))
+            means, deviations = surrogate.predict_all(fits.values(), self._snapped(unit))
             return means, self._excess(fits, deviations)
 
-        values = _predict(fits, points)[0]
+        values = surrogate.predict_all(fits.values(), points)[0]
         best = np.flatnonzero(pareto.nondominated(values))
         best = best[infill.spread(values[best], 50)]
         seed = int(np.random.SeedSequence([self._seed, generation, 99]).generate_state(1)[0])
@@ -263,9 +264,9 @@ class Front:
         hide its neighbours.
         """
         candidates = self._candidates(fits, self._points, self._generation)
-        means, deviations = _predict(fits, candidates)
+        means, deviations = surrogate.predict_all(fits.values(), candidates)
         trusted = self._excess(fits, deviations) <= 0
-        values = _predict(fits, self._points)[0]
+        values = surrogate.predict_all(fits.values(), self._points)[0]
         reference = infill.reference_point(values, means[trusted])
         allowed = trusted & infill.is_new(candidates, self._drawn)
         allowed &= ~infill.nearer_to_failures(candidates, self._failed, self._points)
@@ -304,11 +305,3 @@ def fit_surrogates(
         if surrogate.varies(scores):
             fits[name] = surrogate.fit(points, scores, bounds=metric.bounds, margins=margins)
     return fits
-
-
-def _predict(fits: Mapping[str, Surrogate], points: Genomes) -> tuple[Means, Means]:
-    """Return means and standard deviations, both `(points, objectives)`."""
-    if not len(points):
-        return np.empty((0, len(fits))), np.empty((0, len(fits)))
-    predictions = [fit.predict(points) for fit in fits.values()]
-    return np.stack([mean for mean, _ in predictions], axis=1), np.stack([sd for _, sd in predictions], axis=1)

@@ -33,14 +33,7 @@ from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, read_weights
 from evomerge.search.fronts.quadratic import succeeds
-from evomerge.search.fronts.surface import (
-    Surface,
-    constant_objectives,
-    empty_surface,
-    make_surface,
-    reasons_to_refuse,
-    smallest_coverage,
-)
+from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse, smallest_coverage
 from evomerge.search.fronts.tree import CORNERS, Node, Tree, minimise, preferences
 from evomerge.space import Genome, SearchSpace
 from evomerge.surrogate import NORMAL_90, Surrogate
@@ -99,8 +92,7 @@ class NestedMap:
         self._started = self._over = False
         self._drawn = 0  # answers drawn
         self._pending: Genomes = np.empty((0, genes))
-        # The pair and the scales of each row of `_pending`.
-        self._places: list[tuple[Node, NDArray[np.float64]]] = []
+        self._places: list[tuple[Node, NDArray[np.float64]]] = []  # pair and scales of each row of `_pending`
         self._genomes: Genomes = np.empty((0, genes))
         self._evaluations: list[Evaluation] = []  # those that succeeded
         self._answers: list[int] = []  # rows of `_genomes`
@@ -137,7 +129,7 @@ class NestedMap:
         calibration that a surface has. Raises `DriverError` before all pairs are complete.
         """
         if self.tree is None:
-            msg = f"driver `nested_map`: the tree is not complete: {self._progress()}; evaluate more"
+            msg = f"driver `nested_map`: {self._progress()}; evaluate more"
             raise DriverError(msg)
         genome = self.tree.answer(read_weights(self._objectives, preference))
         means, deviations = self.tree.predict(genome[None])
@@ -155,16 +147,17 @@ class NestedMap:
             return replayed.surface()
         tree = self.tree
         if tree is None or len(self._answers) < min(1, self._drawn):
-            return empty_surface(self._space, self._objectives, f"the tree is not complete: {self._progress()}")
+            return empty_surface(self._space, self._objectives, self._progress())
         judged = self._judged(tree)
-        reasons = constant_objectives(self._objectives, judged, len(self._genomes)) + reasons_to_refuse(judged)
         rows = tree.answers(preferences(len(self._objectives), _SURFACE_PREFERENCES, self._seed))
         rows = np.clip(rows, self._space.lower, self._space.upper)
         means, deviations = tree.predict(rows)
         for column, name in enumerate(self._objectives):
             deviations[:, column] *= judged[name].factor if name in judged else 1.0
-        reasons += self._failed_validation(judged)
-        return make_surface(self._space, rows, (means, deviations), judged, self._objectives, reasons)
+        reasons = reasons_to_refuse(judged) + self._failed_validation(judged)
+        return make_surface(
+            self._space, rows, (means, deviations), judged, self._objectives, len(self._genomes), reasons
+        )
 
     def replay(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> None:
         """Learn evaluations, in any order, as if they had been drawn and learnt generation by generation."""
@@ -206,7 +199,10 @@ class NestedMap:
         return new
 
     def _pairs(self) -> list[Node]:
-        """Return new pairs of the nodes that score most alike, the closest first; an odd node stays for the next level."""
+        """Return new pairs of the nodes that score most alike, the closest first; an odd node stays for the next level.
+
+        They have the evaluations that already lie in their planes: the base and their children.
+        """
         unknown = np.full(len(self._units), np.nan)
         scores = [unknown if node.scores is None else node.scores / self._units for node in self._nodes]
         order = []
@@ -219,18 +215,14 @@ class NestedMap:
         for _, first, second in sorted(order):
             if {first, second} <= free:
                 free -= {first, second}
-                pairs.append(self._pair((self._nodes[first], self._nodes[second])))
+                one, other = self._nodes[first], self._nodes[second]
+                pair = Node([*one.leaves, *other.leaves], (one, other), np.zeros(len(self._space.genes)))
+                for scales, genome in zip(CORNERS[:3], pair.plane(CORNERS[:3]), strict=True):
+                    same = self._rows_of(genome)
+                    if len(same):
+                        pair.add(scales, self._evaluations[same[0]])
+                pairs.append(pair)
         return pairs
-
-    def _pair(self, children: tuple[Node, Node]) -> Node:
-        """Return a new pair with the evaluations that already lie in its plane: the base and its children."""
-        leaves = [*children[0].leaves, *children[1].leaves]
-        node = Node(leaves, children, np.zeros(len(self._space.genes)))
-        for scales, genome in zip(CORNERS[:3], node.plane(CORNERS[:3]), strict=True):
-            same = self._rows_of(genome)
-            if len(same):
-                node.add(scales, self._evaluations[same[0]])
-        return node
 
     def _design(self, node: Node) -> Genomes:
         """Return a pair's design: both children in full and Sobol points, or Sobol points for those that failed."""
@@ -345,9 +337,8 @@ class NestedMap:
 
     def _progress(self) -> str:
         pairs = sum(1 for node in self._nodes for _ in node.walk())
-        if self.tree is None:
-            return f"{pairs} of {len(self._space.genes) - 1} pairs are known"
-        return "none of its answers has been evaluated"
+        known = f"{pairs} of {len(self._space.genes) - 1} pairs are known"
+        return f"the tree is not complete: {'none of its answers has been evaluated' if self.tree else known}"
 
 
 class _TreeRung:

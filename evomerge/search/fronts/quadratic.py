@@ -15,7 +15,7 @@ from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics
 from evomerge.search.fronts.infill import evolve, spread
-from evomerge.search.fronts.surface import Surface, constant_objectives, empty_surface, make_surface, reasons_to_refuse
+from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.search.nsga import reference_directions
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate
@@ -136,7 +136,8 @@ class QuadraticBreeder(ABC):
             (predicted, deviations),
             judged,
             self._objectives,
-            constant_objectives(self._objectives, judged, len(points)) + reasons_to_refuse(judged),
+            len(points),
+            reasons_to_refuse(judged),
             None if shared is None else self._space.from_unit(shared),
         )
 

@@ -61,15 +61,6 @@ class Surfaced(Breeder, Protocol):
         ...
 
 
-def constant_objectives(objectives: Sequence[str], fits: Mapping[str, Surrogate], count: int) -> list[str]:
-    """Return a line for each objective without a fit, which does not vary over `count` candidates."""
-    return [
-        f"`{name}` does not vary over {count} candidates; drop it, or search a larger space"
-        for name in objectives
-        if name not in fits
-    ]
-
-
 def smallest_coverage(count: int) -> float:
     """Return the smallest share of `count` scores expected in their 90% intervals: two standard errors below 0.9."""
     return 0.9 - 2 * math.sqrt(0.09 / count)
@@ -97,10 +88,19 @@ def make_surface(
     predicted: tuple[Means, Means],
     fits: Mapping[str, Surrogate],
     objectives: tuple[str, ...],
+    count: int,
     reasons: Sequence[str],
     best_for_all: Genome | None = None,
 ) -> Surface:
-    """Return the surface of the nondominated `genomes`; `predicted` are means and deviations, `reasons` those to refuse it."""
+    """Return the surface of the nondominated `genomes`; `predicted` are means and deviations.
+
+    `reasons` are those to refuse it. An objective without a fit, which did not vary over `count` candidates, is one more.
+    """
+    constant = [
+        f"`{name}` does not vary over {count} candidates; drop it, or search a larger space"
+        for name in objectives
+        if name not in fits
+    ]
     means, deviations = predicted
     best = np.flatnonzero(pareto.nondominated(means))
     best = best[spread(means[best], _MOST_ROWS)]
@@ -111,7 +111,7 @@ def make_surface(
         means=means[best],
         deviations=deviations[best],
         fits=fits,
-        refused="; ".join(reasons) or None,
+        refused="; ".join([*constant, *reasons]) or None,
         best_for_all=best_for_all,
     )
 

@@ -46,9 +46,6 @@ class _Elite:
     scores: Scores
 
 
-_Grid = dict[tuple[int, ...], _Elite]
-
-
 class Cycle:
     """An `Archive` of one grid for each of K objectives; it also keeps each objective's specialist.
 
@@ -84,7 +81,7 @@ class Cycle:
         self._seed_ids = frozenset(seeds)
         self._seeds: dict[str, _Elite] = {}  # evaluated without an error
         self._edges: list[NDArray[np.float64]] = []  # (bins + 1,) per objective
-        self._grids: list[_Grid] = [{} for _ in objectives]
+        self._grids: list[dict[tuple[int, ...], _Elite]] = [{} for _ in objectives]
 
     def __str__(self) -> str:
         grids, bins = len(self._objectives), " x ".join([str(self._settings.bins)] * (len(self._objectives) - 1))
@@ -106,8 +103,10 @@ class Cycle:
         elite = _Elite(member, np.array([vector.mean() for vector in vectors]), np.concatenate(vectors))
         if member in self._seed_ids:
             self._seeds[member] = elite
+            means = np.array([seed.means for seed in self._seeds.values()])
+            ends = [self._settings.ranges.get(name) or reach(means[:, k]) for k, name in enumerate(self._objectives)]
+            self._edges = [np.linspace(low, high, self._settings.bins + 1) for low, high in ends]
             elites = self._elites()
-            self._edges = self._lay_out()
             self._grids = [{} for _ in self._objectives]
             for other in elites.values():
                 self._offer(other)
@@ -119,15 +118,15 @@ class Cycle:
         If the grid has only one elite, the second parent is any other member.
         """
         active = number % len(self._grids)
-        grid = self._grids[active]
+        grid, third = self._grids[active], self._specialist(active).member
         elites = [elite.member for elite in grid.values()]
         if len(elites) > 1:
             quality = np.array([elite.means[active] for elite in grid.values()])
             weights = elite_weights(np.column_stack([quality, list(grid)]), *_FACTORS[self._settings.sampling])
             one, other = rng.choice(len(elites), 2, replace=False, p=weights / weights.sum())
-            return elites[one], elites[other], self._specialist(active).member
+            return elites[one], elites[other], third
         others = [member for member in self.members if member != elites[0]] or elites
-        return elites[0], others[int(rng.integers(len(others)))], self._specialist(active).member
+        return elites[0], others[int(rng.integers(len(others)))], third
 
     def special(self, number: int) -> Recipe | None:
         """Return the recipe θ_0 + Σ_k β_k τ_k every `aggregate` proposals, else None; τ_k is the task vector of grid k's best elite.
@@ -168,15 +167,6 @@ class Cycle:
             if cell not in grid or elite.means[k] > grid[cell].means[k]:
                 grid[cell] = elite
 
-    def _lay_out(self) -> list[NDArray[np.float64]]:
-        """Return the edges of the cells of each objective, by the seeds so far."""
-        means = np.array([seed.means for seed in self._seeds.values()])
-        edges = []
-        for k, name in enumerate(self._objectives):
-            low, high = self._settings.ranges.get(name) or reach(means[:, k])
-            edges.append(np.linspace(low, high, self._settings.bins + 1))
-        return edges
-
     def _elites(self) -> dict[str, _Elite]:
         """Return the elites of all grids by id, each once."""
         return {elite.member: elite for grid in self._grids for elite in grid.values()}
@@ -215,8 +205,7 @@ def elite_weights(values: NDArray[np.float64], low: float, high: float) -> NDArr
     """
     least, span = values.min(axis=0), np.ptp(values, axis=0)
     norm = (values - least) / np.where(span > 0, span, 1)
-    weights: NDArray[np.float64] = np.where(span > 0, low + (high - low) * norm, 1.0).prod(axis=1)
-    return weights
+    return np.asarray(np.where(span > 0, low + (high - low) * norm, 1.0).prod(axis=1))
 
 
 def _without(items: Sequence[_T], k: int) -> list[_T]:

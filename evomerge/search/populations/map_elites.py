@@ -1,7 +1,6 @@
 """MAP-Elites (Mouret & Clune 2015, arXiv 1504.04909) over a population of models: one elite per cell of a grid."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,13 +18,6 @@ class MapElitesSettings(PopulationSettings):
     """Number of cells along each of the grid's two axes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Elite:
-    member: str
-    quality: float
-    scores: Scores
-
-
 class MapElites:
     """An `Archive` with one member per cell: the candidate of the highest quality of all in that cell.
 
@@ -40,7 +32,8 @@ class MapElites:
             raise DriverError(msg)
         self._objectives = tuple(objectives)
         self._bins = settings.bins
-        self._cells: dict[tuple[int, ...], _Elite] = {}
+        self._elites: dict[tuple[int, ...], tuple[str, float]] = {}  # id and quality by cell
+        self._scores: dict[tuple[int, ...], Scores] = {}
 
     def __str__(self) -> str:
         one, other = self._objectives[:2]
@@ -49,12 +42,12 @@ class MapElites:
     @property
     def members(self) -> tuple[str, ...]:
         """Ids of the elites, in the order in which their cells were first filled."""
-        return tuple(elite.member for elite in self._cells.values())
+        return tuple(member for member, _ in self._elites.values())
 
     @property
     def scores(self) -> Scores:
         """Scores of the elites, `(members, examples)`, the objectives concatenated."""
-        return np.array([elite.scores for elite in self._cells.values()])
+        return np.array(list(self._scores.values()))
 
     def insert(self, member: str, vectors: Sequence[Scores]) -> None:
         """Add the candidate if its cell is empty or the elite there has a strictly lower quality."""
@@ -63,12 +56,13 @@ class MapElites:
         # Clipped, since a mean of 1 would be in a cell beyond the last.
         cell = tuple(int(np.clip(mean * self._bins, 0, self._bins - 1)) for mean in means[:2])
         quality = sum(means) / len(means)
-        if cell not in self._cells or quality > self._cells[cell].quality:
-            self._cells[cell] = _Elite(member, quality, np.concatenate(vectors))
+        if cell not in self._elites or quality > self._elites[cell][1]:
+            self._elites[cell] = member, quality
+            self._scores[cell] = np.concatenate(vectors)
 
     def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
         """Return two elites drawn by quality; different ones, unless there is only one."""
-        quality = np.array([elite.quality for elite in self._cells.values()])
+        quality = np.array([quality for _, quality in self._elites.values()])
         first = draw(rng, quality)
         members = self.members
         return members[first], members[draw(rng, quality, without=first)]
@@ -79,5 +73,4 @@ class MapElites:
     def maps(self) -> tuple[CellMap, ...]:
         """Return the grid."""
         edges = np.linspace(0, 1, self._bins + 1)
-        elites = {cell: (elite.member, elite.quality) for cell, elite in self._cells.items()}
-        return (CellMap("mean of all objectives", self._objectives[:2], (edges, edges), elites),)
+        return (CellMap("mean of all objectives", self._objectives[:2], (edges, edges), dict(self._elites)),)

@@ -122,11 +122,9 @@ def attraction(scores: Scores, first: int) -> Scores:
 def _rewards(scores: Scores, alpha: float) -> Scores:
     """Return c_j / z_j^alpha, `(examples,)`; 0 where no member scores."""
     total = scores.sum(axis=0)
-    rewards: Scores = scores.max(axis=0) / np.where(total > 0, total, 1) ** alpha
-    return rewards
+    return np.asarray(scores.max(axis=0) / np.where(total > 0, total, 1) ** alpha)
 
 
 def _sums(scores: Scores, rewards: Scores) -> Scores:
     """Return the weighted sum of each row, `(members,)`. Not by BLAS: equal rows must have equal sums at any position."""
-    sums: Scores = (scores * rewards).sum(axis=1)
-    return sums
+    return np.asarray((scores * rewards).sum(axis=1))
