@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_integers
-from evomerge.space import Gene, Genome, SearchSpace
+from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation
 
 
@@ -141,7 +141,7 @@ class _Mixed:
     def __init__(self, space: SearchSpace, start: Genome, sigma: float, population: int, seed: int) -> None:
         self.population = population
         self._space = space
-        levels = [_levels(gene) for gene in space.genes]
+        levels = [0 if gene.kind == "float" else int(gene.high - gene.low) + 1 for gene in space.genes]
         kinds = [
             "category" if g.kind == "choice" or n == 2 else g.kind for g, n in zip(space.genes, levels, strict=True)
         ]
@@ -197,8 +197,3 @@ class _Mixed:
         genomes = np.tile(self._space.lower, (levels, 1))
         genomes[:, index] += np.arange(levels)
         return [float(unit) for unit in self._space.to_unit(genomes)[:, index]]
-
-
-def _levels(gene: Gene) -> int:
-    """Return the number of values of a gene; 0 for a float gene."""
-    return 0 if gene.kind == "float" else int(gene.high - gene.low) + 1

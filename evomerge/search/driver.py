@@ -130,10 +130,7 @@ class Generational:
         return propose(self._space, self._first + self._asked - 1, self._generation[self._asked - 1])
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Record the evaluation; the breeder learns when the generation is completed.
-
-        Raises `DriverError` for a proposal that is not pending.
-        """
+        """Record the evaluation; the last of a generation starts `learn`. Raises `DriverError` unless the proposal is pending."""
         row = proposal.number - self._first
         if not 0 <= row < self._asked or row in self._completed:
             pending = [self._first + i for i in range(self._asked) if i not in self._completed]
@@ -176,10 +173,7 @@ def propose(space: SearchSpace, number: int, genome: Genome, parents: Sequence[s
 
 
 def known_recipes(space: SearchSpace, wanted: bool = True) -> Genomes:
-    """Return the genomes of the space's landmarks, in order, without duplicate recipes: `(landmarks, genes)`.
-
-    No rows unless they are `wanted`.
-    """
+    """Return the genomes of the landmarks, `(landmarks, genes)`, without duplicate recipes; no rows unless `wanted`."""
     by_id: dict[str, Genome] = {}
     for genome in space.landmarks().values() if wanted else ():
         by_id.setdefault(space.decode(genome).id, genome)

@@ -41,10 +41,7 @@ class Optuna:
     """A `Breeder` around an in-memory Optuna study that maximises the mean of each objective."""
 
     def __init__(self, space: SearchSpace, objectives: Collection[str], seed: int, settings: OptunaSettings) -> None:
-        """Search `space` for the optimum of one, or the front of several `objectives`.
-
-        Raises `DriverError` for `options` that the sampler does not accept.
-        """
+        """Search `space`. Raises `DriverError` for `options` that the sampler does not accept."""
         self._space = space
         self._settings = settings
         self._known = known_recipes(space, settings.seed_known)

@@ -1,13 +1,12 @@
 """Model Swarms (Feng et al., arXiv 2410.11163): particle swarm optimisation (Kennedy & Eberhart 1995) of model weights.
 
 In the paper a particle is a model, and each step adds differences of models to it. All particles are therefore affine
-combinations of the initial experts, and a swarm over one weight per expert, as in the space `model_swarm`, takes the same steps
-in weight space; each model is merged from the experts, so that rounding errors do not accumulate. In other spaces the same rule
-is applied to the genes, or to their logarithms for genes on a log scale.
+combinations of the initial experts, and a swarm over one weight per expert, as in the space `model_swarm`, takes the same steps;
+each model is merged from the experts, so that rounding errors do not accumulate. In other spaces the same rule is applied to the
+genes, or to their logarithms for genes on a log scale.
 
-The paper updates all particles at once, after all evaluations. Here the update is asynchronous: a particle moves as soon as its
-own evaluation has arrived, by the bests so far, so the order in which evaluations arrive changes the search. Positions are
-clipped to the space's box.
+The paper updates all particles at once. Here a particle moves as soon as its own evaluation has arrived, by the bests so far, so
+the order in which evaluations arrive changes the search. Positions are clipped to the space's box.
 """
 
 from collections import deque
@@ -149,10 +148,7 @@ class Swarm:
         return propose(self._space, number, self._space.from_unit(self._particles[index].position))
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Update the bests and the worst; the particle may then move.
-
-        Raises `DriverError` for a proposal that is not in flight.
-        """
+        """Update the bests and the worst. Raises `DriverError` for a proposal that is not in flight."""
         check_in_flight(proposal, self._pending)
         index = self._pending.pop(proposal.number)
         self._ready.append(index)

@@ -121,15 +121,12 @@ def fit(
         if name not in makers:
             msg = f"surrogate: no rung `{name}` for these scores and their bounds; {nearest(name, makers)}"
             raise SurrogateError(msg)
-    fitted: dict[str, Rung] = {}
-    for name, (needed, make) in makers.items():
-        if rungs is not None and name not in rungs:
-            continue
-        if len(unit) >= needed:
-            fitted[name] = make()
-        elif rungs is not None:
+        if len(unit) < makers[name][0]:
+            needed = makers[name][0]
             msg = f"rung `{name}` needs {needed} or more evaluations for {unit.shape[1]} genes, got {len(unit)}; try `quadratic + Matérn`"
             raise SurrogateError(msg)
+    names = makers if rungs is None else rungs
+    fitted = {name: make() for name, (needed, make) in makers.items() if name in names and len(unit) >= needed}
     errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in fitted.items()}
     ladder = {name: float(np.sqrt(np.mean(squares))) for name, squares in errors.items()}
     name = _choose(errors)
@@ -308,10 +305,9 @@ def _widening(candidates: int, genes: int) -> float:
     """Return the factor of published intervals: 1 + 1 / (2 (n - p)) for n candidates and p unknowns, 1 for n ≤ p.
 
     Choosing rung, warp and ridge by left-out errors makes these smaller than the errors at new points, most where n - p is
-    small. Measured on the accuracies and log-likelihoods of tiny networks with 2 to 5 genes (60 networks each, 128 new
-    points), where least squares was chosen: for n - p = 1, 2, 3, 4 and 6, 90% intervals cover 85, 87, 88, 90 and 92% without the
-    factor (while `coverage` is 99 to 96%), and 91, 91, 91, 92 and 93% with it. Margins (93% or more) and MAP's quadratic (88% at
-    n - p = 1, else 89% or more) need none. At n = p those of the log-loss quadratic cover 67%, and no factor would help.
+    small. Measured on tiny networks with 2 to 5 genes, where least squares was chosen: for n - p = 1, 2, 3, 4 and 6, 90%
+    intervals cover 85, 87, 88, 90 and 92% without the factor, and 91, 91, 91, 92 and 93% with it. Margins (93% or more) and
+    MAP's quadratic (88% at n - p = 1, else 89% or more) need none. At n = p no factor would help the log-loss quadratic.
     """
     spare = candidates - unknowns(genes)
     return 1 + 0.5 / spare if spare > 0 else 1.0

@@ -1,11 +1,10 @@
 """Item response: a candidate's mean score over all examples, estimated from its scores on a few of them.
 
-A multidimensional two-parameter logistic model (Reckase 2009), fitted to candidates that were evaluated on all examples:
-candidate i is right on example j with probability expit(a_j·θ_i - b_j), of its ability θ and the example's discrimination
-a and difficulty b. A new candidate's ability is estimated from its scores, and its other scores are predicted (p-IRT of
-Maia Polo et al. 2024, arXiv 2402.14992; for merges MERGE3, Mencattini et al. 2025, arXiv 2502.10436, whose model is fitted
-to published models instead). Not to be confused with a surrogate, which predicts from the genes, without any score.
-Scores are right and wrong; higher is better.
+A multidimensional two-parameter logistic model (Reckase 2009) of candidates that were evaluated on all examples: candidate i
+is right on example j with probability expit(a_j·θ_i - b_j), of its ability θ and the example's discrimination a and
+difficulty b. A new candidate's ability is estimated from its scores, and its other scores are predicted (p-IRT of Maia Polo
+et al. 2024, arXiv 2402.14992; for merges MERGE3, Mencattini et al. 2025, arXiv 2502.10436, whose model is fitted to published
+models instead). Not to be confused with a surrogate, which predicts from the genes. Scores are right and wrong; higher is better.
 """
 
 import math
@@ -135,8 +134,7 @@ class Model:
         Responses are not independent given an ability, and the examples' parameters are estimates. So each fitted
         candidate is estimated from its scores on the same examples, by parameters fitted without it. The factor is the
         ⌈0.95 (n + 1)⌉-th smallest of these errors, in deviations, or the largest of few: 95% intervals then hold a new
-        candidate with probability 95%, if it is drawn like the others (Vovk et al. 2005). For a search that moves far
-        from the fitted candidates they may not.
+        candidate with probability 95%, if it is drawn like the others (Vovk et al. 2005).
         """
         indices = self._indices("examples", examples)
         if len(indices) == self.responses.shape[1]:
@@ -205,11 +203,10 @@ class Model:
 def fit(responses: ArrayLike, dimensions: int = 6) -> Model:
     """Return the model of `responses`, `(candidates, examples)`: 1 for right, 0 for wrong, or a share of right answers.
 
-    Abilities, discriminations and difficulties are the most probable under normal priors, N(0, I), N(2 e₁, I) and
-    N(0, 2²), which keep the parameters of examples finite that all or no candidates solve, and allow more `dimensions` than needed:
-    on the digits zoo estimates improve up to about six and get no worse beyond; on simulated responses of one dimension,
-    six raise the error by up to a fifth. There are at most as many dimensions as candidates or examples. The same
-    responses give the same model. Raises `SurrogateError`.
+    Abilities, discriminations and difficulties are the most probable under normal priors, N(0, I), N(2 e₁, I) and N(0, 2²),
+    which keep the parameters finite of examples that all or no candidates solve, and allow more `dimensions` than needed: on
+    the digits zoo estimates improve up to about six and get no worse beyond; on simulated responses of one dimension, six
+    raise the error by up to a fifth. There are at most as many dimensions as candidates or examples. Raises `SurrogateError`.
     """
     table = np.asarray(responses, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] == 0:

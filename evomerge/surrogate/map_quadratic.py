@@ -3,6 +3,8 @@
 Not to be confused with `rungs.Quadratic`, which is fitted to warped scores with weights and ridges.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -16,6 +18,7 @@ Bounds = tuple[float, float]
 """Lowest and highest mean score, infinite where there is none."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class SquashedQuadratic:
     """A quadratic of the genes, mapped into the bounds of an objective's mean score. Higher is better.
 
@@ -23,10 +26,9 @@ class SquashedQuadratic:
     and x without bounds: the paper's three cases.
     """
 
-    def __init__(self, coefficients: Values, bounds: Bounds) -> None:
-        """Take the coefficients of `quadratic_terms`, `(unknowns,)`."""
-        self.coefficients = coefficients
-        self.bounds = bounds
+    coefficients: Values
+    """Of `quadratic_terms`, `(unknowns,)`."""
+    bounds: Bounds
 
     def predict(self, points: Points) -> Values:
         """Return the mean scores at `points`, `(points, genes)` in unit coordinates: `(points,)`."""
@@ -116,9 +118,9 @@ def _squash(values: Values, bounds: Bounds) -> tuple[Values, Values]:
 def _unsquash(means: Values, bounds: Bounds) -> NDArray[np.float64]:
     """Return values that `_squash` maps to `means`; means at a bound are first moved a hundredth of a range inside."""
     low, high = bounds
-    if np.isfinite(low) and np.isfinite(high):
+    if np.isfinite(bounds).all():
         return np.asarray(logit(np.clip((means - low) / (high - low), 0.01, 0.99)))
-    if not np.isfinite(low) and not np.isfinite(high):
+    if not np.isfinite(bounds).any():
         return means
     away = means - low if np.isfinite(low) else high - means
     away = np.maximum(away, max(0.01 * float(np.ptp(means)), 1e-12))

@@ -171,8 +171,5 @@ class LeastSquares:
 
 
 def student_factor(freedom: float) -> float:
-    """Return the factor, 1 or more, of a variance that was estimated with `freedom` degrees of freedom.
-
-    A normal distribution with the multiplied variance has the 90% interval of Student's t.
-    """
+    """Return the factor of a variance of `freedom` degrees that gives a normal the 90% interval of Student's t."""
     return float(stdtrit(max(freedom, 1.0), 0.95) / ndtri(0.95)) ** 2

@@ -175,10 +175,8 @@ class DecodedSuite(DriverSuite):
         for seed in (0, 1) if self.learns else ():
             proposals = drive(self.make(problem, seed), problem.evaluate, 2 * self.budget)
             uniform = np.random.default_rng(seed).random((2 * self.budget, len(problem.space.genes)))
-            blind = [
-                Proposal(i, problem.space.decode(genome), genome)
-                for i, genome in enumerate(problem.space.from_unit(uniform))
-            ]
+            genomes = problem.space.from_unit(uniform)
+            blind = [Proposal(i, problem.space.decode(genome), genome) for i, genome in enumerate(genomes)]
             assert self.quality(problem, proposals) > self.quality(problem, blind)
 
 

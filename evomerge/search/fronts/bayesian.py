@@ -4,19 +4,17 @@ After a part of MAP's design, the unit cube is cut into bins by direction from i
 
     x_1 = r cos φ_1, x_2 = r sin φ_1 cos φ_2, …, x_d = r sin φ_1 ⋯ sin φ_{d-1},   φ_i in [0, π/2],
 
-4 per angle up to three genes and 2 from four on. A bin's score is the mean squared error of the quadratics at its
-candidates plus 0.5 times the standard deviation of that mean over 30 resamples, each without a fifth of the candidates.
-Errors are in units of each objective's variance and averaged over objectives: one evaluation scores every task, so there
-is one design, where the paper has one for each task. Bins are drawn with
+4 per angle up to three genes and 2 from four on. A bin's score is the mean squared error of the quadratics at its candidates,
+in units of each objective's variance, averaged over objectives, plus 0.5 times the standard deviation of that mean over 30
+resamples, each without a fifth of the candidates. (The paper has a design for each task; one evaluation here scores all.) Bins
+are drawn with
 
     probability ∝ prior · exp(score / 0.07),
 
 where the prior is a bin's share of all directions; in a bin each φ_i is uniform, and r between 0.2 and 0.8. These
-candidates are evaluated and fitted, and so on until `points` are used; then, as in MAP, candidates of the quadratics'
-front. The method lowers the quadratics' errors everywhere, not only near the front.
+candidates are evaluated and fitted, and so on until `points` are used; then, as in MAP, candidates of the quadratics' front.
 
-The limit is eight genes: 128 bins for 3p = 135 candidates, where nine have 256 for 165. With three genes, and from seven
-on, the first design of 1.5p has less than one candidate per bin. (The released code stops at six.)
+The limit is eight genes: 128 bins for 3p = 135 candidates, where nine have 256 for 165. (The released code stops at six.)
 
 Defaults are those of the paper and its released code, whose faults are not reproduced (see also `map`):
 

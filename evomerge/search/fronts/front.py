@@ -3,8 +3,7 @@
 The design is the known recipes (base, experts, mean) and scrambled Sobol points. After each generation every objective
 gets the surrogate that predicts its candidates best from each other (`evomerge.surrogate`), and the next batch is the one
 with the largest expected hypervolume improvement where the surrogates are trusted. The search ends when that improvement
-is within the examples' noise and the surrogates predict well enough. It leaves a surface: the predicted front, and the
-figures that decide whether it may be relied on.
+is within the examples' noise and the surrogates predict well enough. It leaves a surface.
 
 The limit is 40 genes, where the design alone is 205 candidates and surrogates need margins (`keep_margins: true` in the
 task). For a tiny network's accuracy over the whole box, a design of 5 (d + 1) predicted R² 0.97 at 12 genes, 0.95 at 24 and
@@ -199,9 +198,7 @@ class Front:
 
     def _snapped(self, unit: Genomes) -> Genomes:
         """Return points with int genes at the integers that they decode to."""
-        if not self._space.integer.any():
-            return unit
-        return self._space.to_unit(self._genomes(unit))
+        return self._space.to_unit(self._genomes(unit)) if self._space.integer.any() else unit
 
     def _with(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> tuple[Genomes, Genomes, list[Evaluation]]:
         """Return the points that succeeded, those that failed, and the evaluations of the former, with one more generation."""

@@ -36,10 +36,7 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 def evolve(
     algorithm: Any, predict: Predict, shape: tuple[int, int], generations: int, seed: int
 ) -> tuple[Points, Points]:
-    """Return all points that a pymoo `algorithm` tries in some `generations`, and their predicted scores.
-
-    `shape` is (genes, objectives).
-    """
+    """Return all points that a pymoo `algorithm` tries, and their predicted scores; `shape` is (genes, objectives)."""
     problem = Problem(n_var=shape[0], n_obj=shape[1], xl=0.0, xu=1.0)
     algorithm.setup(problem, termination=NoTermination(), seed=seed)
     tried: list[tuple[Points, Points]] = []

@@ -2,10 +2,9 @@
 
 Every task has its expert, and every gene is the weight of one expert. The base, the experts and their mean come first.
 Then, level by level, the nodes that score most alike are paired: for nodes A and B with weights w_A and w_B, 20 candidates
-a · w_A + b · w_B with (a, b) in [0, 1]² are evaluated, without the other experts; quadratics in (a, b) are fitted; the best
-for equal preferences is the pair's compromise, is evaluated, and becomes the node above. An expert's own scale is 1. So T
-experts take T - 1 pairs, where one quadratic in T genes has about T²/2 unknowns. Pairs of one level are evaluated
-together. Last, answers to preferences spread over the simplex are evaluated: their errors decide whether the tree's
+a · w_A + b · w_B with (a, b) in [0, 1]² are evaluated; quadratics in (a, b) are fitted; the best for equal preferences is the
+pair's compromise, is evaluated, and becomes the node above. So T experts take T - 1 pairs, where one quadratic in T genes has
+about T²/2 unknowns. Last, answers to preferences spread over the simplex are evaluated: their errors decide whether the tree's
 predictions (see `tree`) may be relied on.
 
 Differences from the paper and its released code:
@@ -69,10 +68,7 @@ class NestedMap:
     """
 
     def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: NestedMapSettings) -> None:
-        """Search `space` for the front of `objectives`.
-
-        Raises `DriverError` unless each gene is the weight of one expert, and each expert has an objective.
-        """
+        """Search `space`. Raises `DriverError` unless each gene is one expert's weight and each expert has an objective."""
         genes = len(space.genes)
         experts = _experts(space, objectives)
         self._space = space
@@ -199,10 +195,7 @@ class NestedMap:
         return new
 
     def _pairs(self) -> list[Node]:
-        """Return new pairs of the nodes that score most alike, the closest first; an odd node stays for the next level.
-
-        They have the evaluations that already lie in their planes: the base and their children.
-        """
+        """Return new pairs of the nodes that score most alike, the closest first, with the evaluations that lie in their planes."""
         unknown = np.full(len(self._units), np.nan)
         scores = [unknown if node.scores is None else node.scores / self._units for node in self._nodes]
         order = []

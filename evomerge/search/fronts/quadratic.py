@@ -50,10 +50,7 @@ class QuadraticBreeder(ABC):
     """Candidates of the design."""
 
     def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: QuadraticSettings) -> None:
-        """Search `space` for the front of `objectives`.
-
-        Raises `DriverError` for a single objective, and for genes that are not floats.
-        """
+        """Search `space`. Raises `DriverError` for a single objective, and for genes that are not floats."""
         kind = settings.kind
         for gene in space.genes:
             if gene.kind != "float":
@@ -142,10 +139,7 @@ class QuadraticBreeder(ABC):
         )
 
     def _design_size(self, setting: str, given: int | None, share: float) -> int:
-        """Return the design's size: as `given`, or `share` · p, or p and the known recipes if these are more.
-
-        Raises `DriverError` for one too small for a quadratic, or for the known recipes.
-        """
+        """Return the design's size, by default `share` · p, or p and the known recipes if more. Raises `DriverError`."""
         genes, known = len(self._space.genes), len(self._known)
         needed = surrogate.unknowns(genes)
         size, smallest = given or max(math.ceil(share * needed), needed + known), max(needed, known)

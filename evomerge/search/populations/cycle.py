@@ -54,18 +54,14 @@ class Cycle:
 
     Along an axis with edges e_0 < … < e_bins a mean in (e_i, e_{i+1}] is in cell i, and a mean outside is in the first or last
     cell. Without `ranges` an axis starts 15% of its absolute value below the weakest seed's mean and ends 15% above the
-    strongest's: for positive scores the paper's 85% and 115%; for log-likelihoods from -2 to -1 it is [-2.3, -0.85]. If all
-    seeds have 0, it is [0, 1]. Seeds with nearly equal means make cells that are too fine: set `ranges` then. A late seed
-    moves the edges, and the elites are offered again.
+    strongest's: for positive scores the paper's 85% and 115%. If all seeds have 0, it is [0, 1]. Seeds with nearly equal means
+    make cells that are too fine: set `ranges` then. A late seed moves the edges, and the elites are offered again.
 
     A specialist is the seed with the best mean on an objective: the third parent, in a space with three.
     """
 
     def __init__(self, objectives: Sequence[str], settings: CycleSettings, seeds: Sequence[str]) -> None:
-        """Start with empty grids. `seeds` are the ids of the first candidates' recipes.
-
-        Raises `DriverError` for fewer than two objectives and for invalid `ranges`.
-        """
+        """Start with empty grids; `seeds` are ids of recipes. Raises `DriverError` for one objective and invalid `ranges`."""
         if len(objectives) < 2:
             msg = "driver `cycle` lays each objective's grid over the others, got one objective; type `kind: niches`, or add a task"
             raise DriverError(msg)
@@ -113,10 +109,7 @@ class Cycle:
         self._offer(elite)
 
     def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str, str]:
-        """Return two different elites of the active grid, by elite sampling, and its objective's specialist.
-
-        If the grid has only one elite, the second parent is any other member.
-        """
+        """Return two elites of the active grid, by elite sampling (or its only one and another member), and its specialist."""
         active = number % len(self._grids)
         grid, third = self._grids[active], self._specialist(active).member
         elites = [elite.member for elite in grid.values()]

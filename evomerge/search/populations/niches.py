@@ -83,10 +83,7 @@ class Niches:
             self._ids[worst] = member
 
     def choose(self, rng: np.random.Generator, number: int) -> tuple[str, str]:
-        """Return a member drawn by fitness, and another drawn by the first one's attraction to it.
-
-        If all attractions are 0 the second is drawn by fitness, too.
-        """
+        """Return a member drawn by fitness, and another by the first one's attraction to it, or by fitness if all are 0."""
         scores = self._above(self.scores)
         fit = fitness(scores, self._settings.alpha)
         first = draw(rng, fit)

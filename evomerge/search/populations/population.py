@@ -152,10 +152,7 @@ class Population:
         return propose(self._space, number, latin_hypercube(self._space, 1, rng)[0], crossed)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
-        """Offer the candidate to the archive.
-
-        Raises `DriverError` for a proposal that is not in flight, and for scores outside of the archive's range.
-        """
+        """Offer the candidate to the archive. Raises `DriverError` for a proposal not in flight, and scores out of range."""
         check_in_flight(proposal, self._pending)
         self._pending.remove(proposal.number)
         if evaluation.error is not None:
@@ -198,10 +195,7 @@ class Population:
 
 
 def draw(rng: np.random.Generator, weights: Scores, without: int | None = None) -> int:
-    """Return an index drawn in proportion to `weights` (0 or more), or uniformly if all are 0.
-
-    Never the index `without`, unless there is no other.
-    """
+    """Return an index drawn by `weights` (0 or more), or uniformly if all are 0; never `without`, unless it is the only one."""
     allowed = [i for i in range(len(weights)) if i != without] or [0]
     weights = weights[allowed]
     total = weights.sum()

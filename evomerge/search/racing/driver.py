@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from evomerge.errors import DriverError
 from evomerge.search.driver import Driver, Generational, Objectives, check_in_flight, read_metrics
 from evomerge.search.fronts.front import suits
-from evomerge.search.racing.race import Criteria, Race, Setup, fit_criteria
-from evomerge.search.racing.settings import RacingSettings
+from evomerge.search.racing.race import Criteria, Race, RacingSettings, Setup, fit_criteria
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal, ScoreTable
 
@@ -34,11 +33,9 @@ class Racing:
 
     Its proposals are parts of candidates, with numbers counted by itself; no example of a recipe is asked for twice, except
     after a failure. The inner driver is told of all its candidates in order of number at the end of the round, so that nothing
-    depends on the order of arrival or on the number of workers. For a stopped candidate it is told an *estimate* of the mean of
-    each objective (see `Regression`), a vector of one number. Estimates never leave the search; only drivers that use nothing
-    but means, `RACED`, can be raced. A candidate fails if any of its parts fails.
-
-    Each rung merges the candidate again: where merging costs as much as scoring, rungs save little.
+    depends on the order of arrival. For a stopped candidate it is told an *estimate* of the mean of each objective, a vector of
+    one number, which never leaves the search: only drivers that use nothing but means, `RACED`, can be raced. A candidate fails
+    if any of its parts fails. Each rung merges the candidate again: where merging costs as much as scoring, rungs save little.
     """
 
     def __init__(
@@ -50,28 +47,16 @@ class Racing:
         settings: RacingSettings,
         sizes: Mapping[str, int],
     ) -> None:
-        """Race the proposals of `driver`, one of `RACED`, in `space`; `sizes` has the number of search examples of each task.
-
-        Raises `DriverError` for objectives of unknown tasks.
-        """
+        """Race `driver`; `sizes` has each task's number of search examples. Raises `DriverError` for objectives of others."""
         tasks = tuple(name.rpartition("/")[0] for name in objectives)
         for name, task in zip(objectives, tasks, strict=True):
             if task not in sizes:
                 msg = f"driver `racing`: objective `{name}` is of the task `{task}`; expected one of known size: {', '.join(sizes) or 'none'}"
                 raise DriverError(msg)
-        draws = np.random.default_rng(np.random.SeedSequence([seed, len(objectives)]))
-        self._setup = Setup(
-            settings=settings,
-            space=space if settings.surrogate and suits(space) else None,
-            metrics=read_metrics(objectives),
-            tasks=tasks,
-            sizes=dict(sizes),
-            order={
-                task: np.random.default_rng(np.random.SeedSequence([seed, *task.encode()])).permutation(size)
-                for task, size in sizes.items()
-            },
-            draws=draws.standard_normal((_DRAWS, len(objectives))),
-        )
+        draws = np.random.default_rng([seed, len(objectives)]).standard_normal((_DRAWS, len(objectives)))
+        orders = {name: np.random.default_rng([seed, *name.encode()]).permutation(sizes[name]) for name in sizes}
+        inside = space if settings.surrogate and suits(space) else None
+        self._setup = Setup(settings, inside, read_metrics(objectives), tasks, dict(sizes), orders, draws)
         self._driver = driver
         self.tolerance = settings.tolerance * (_INITIAL_TOLERANCE if self._setup.space else 1)
         """The tolerance of the current round, in standard errors."""

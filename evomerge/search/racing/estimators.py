@@ -38,8 +38,8 @@ class Regression:
     def estimate(self, examples: NDArray[np.intp], scores: Scores) -> tuple[Scores, Scores]:
         """Return means and their standard deviations, both `(candidates,)`, from `scores`, `(candidates, m)`, on `examples`.
 
-        With all examples the mean is exact and the deviation 0. Deviations are the model's times the root mean square of the standardised errors of the cross-validation and one
-        further error of 1, which keeps them above 0 where all candidates are equal.
+        With all examples the mean is exact and the deviation 0. Deviations are the model's times the root mean square of the
+        standardised errors of the cross-validation and one further error of 1: above 0 where all candidates are equal.
         """
         means, deviation = self._linear.predict(examples, scores)
         if len(examples) == self._complete.shape[1]:

@@ -1,24 +1,66 @@
-"""One round of a race: the criteria that its candidates are compared by, and its state."""
+"""Settings of a race, and one round of it: the criteria that its candidates are compared by, and its state."""
 
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, field_validator
 
 from evomerge import pareto
 from evomerge.search.fronts.front import fit_surrogates
 from evomerge.search.racing.estimators import Regression, Scores
-from evomerge.search.racing.settings import RacingSettings
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response
 from evomerge.surrogate.threads import on_one_thread
 from evomerge.trial import Evaluation, Examples, Metric, Proposal, ScoreTable
 
+RACED = ("cma", "nsga2", "nsga3", "tpe", "gp", "qmc", "random")
+"""Kinds of drivers that can be raced: they use means only, and only to choose the next candidates."""
 _MAX_COMPLETE = 100
 """Complete candidates that estimators are fitted to: the latest, which are most like the next."""
+
+
+class RacingSettings(BaseModel, extra="forbid", frozen=True):
+    """`driver:` of a study that races the candidates of another driver."""
+
+    kind: Literal["racing"] = "racing"
+    driver: dict[str, Any]
+    """The driver that proposes, with its settings."""
+    rungs: tuple[float, ...] = Field(default=(0.125, 0.25, 0.5), min_length=1)
+    """Shares of each task's search examples at which candidates are compared, increasing."""
+    estimator: Literal["regression", "item_response"] = "regression"
+    """How means are estimated from scores of some examples. `item_response` needs scores in [0, 1], such as accuracy; it costs
+    about a second of CPU per objective and round."""
+    confidence: float = Field(default=0.8, gt=0.5, lt=1)
+    """1 minus the probability, over all rungs, of stopping a competitive candidate."""
+    surrogate: bool = True
+    """Estimate means from genes as well, if all are numeric and at most 40. It costs about a second of CPU per round."""
+    tolerance: float = Field(default=0.5, ge=0)
+    """By how much a competitive candidate exceeds each rival in some objective, in standard errors of the rival's full
+    evaluation (standard deviation of its scores over examples / sqrt(examples)). With 0 any improvement counts."""
+
+    @field_validator("driver")
+    @classmethod
+    def _raced(cls, driver: dict[str, Any]) -> dict[str, Any]:
+        if driver.get("kind") not in RACED:
+            msg = (
+                f"a driver of kind `{driver.get('kind')}` cannot be raced: it uses scores of examples, or exact means, and a "
+                f"race gives estimates of means; expected one of {', '.join(RACED)}"
+            )
+            raise ValueError(msg)
+        return driver
+
+    @field_validator("rungs")
+    @classmethod
+    def _increasing(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not low < high for low, high in zip((0.0, *rungs), (*rungs, 1.0), strict=True)):
+            msg = "expected rising shares between 0 and 1, such as [0.125, 0.25, 0.5]"
+            raise ValueError(msg)
+        return rungs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,10 +173,7 @@ class Race:
     def __init__(
         self, setup: Setup, criteria: Criteria, proposals: Sequence[Proposal], tables: Mapping[str, ScoreTable]
     ) -> None:
-        """Start the round of `proposals`; `tables` has the scores so far of each recipe that is not complete, by its id.
-
-        With surrogates, stop the candidates that are not competitive by their genes alone.
-        """
+        """Start the round of `proposals`; `tables` has the scores so far of each recipe that is not complete, by its id."""
         self.proposals = proposals
         self.queue: deque[Proposal] = deque()
         """Parts of this rung that are yet to be asked for."""
@@ -147,7 +186,7 @@ class Race:
         self._setup = setup
         self._criteria = criteria
         self._rung = -1  # before the first
-        if criteria.surrogates and self.candidates:
+        if criteria.surrogates and self.candidates:  # stop those that are not competitive by their genes alone
             self._predict()
             self.stop()
 
@@ -192,9 +231,8 @@ class Race:
         points = self._setup.points([candidate.proposal for candidate in candidates])
         unknown = np.zeros(len(candidates)), np.full(len(candidates), math.inf)
         surrogates = self._criteria.surrogates
-        predictions = [
-            surrogates[name].predict(points) if name in surrogates else unknown for name in self._setup.metrics
-        ]
+        names = self._setup.metrics
+        predictions = [surrogates[name].predict(points) if name in surrogates else unknown for name in names]
         means, deviations = (np.stack(part, axis=1) for part in zip(*predictions, strict=True))
         for candidate, mean, deviation in zip(candidates, means, np.maximum(deviations, 1e-12), strict=True):
             candidate.predicted = mean, deviation
@@ -203,11 +241,10 @@ class Race:
         """Return means and standard deviations from this rung's examples and the predictions, `(candidates, objectives)`."""
         seen = self._criteria.rungs[self._rung]
         taken = [candidate.scores.take(seen).scores for candidate in running]
+        objectives = zip(self._setup.metrics, self._setup.tasks, self._criteria.estimators, strict=True)
         estimates = [
             estimator.estimate(np.array(seen[task], np.intp), np.array([scores[name] for scores in taken], np.float64))
-            for name, task, estimator in zip(
-                self._setup.metrics, self._setup.tasks, self._criteria.estimators, strict=True
-            )
+            for name, task, estimator in objectives
         ]
         means, errors = (np.stack(part, axis=1) for part in zip(*estimates, strict=True))
         weight = errors**2 / (errors**2 + deviations**2)  # of the prediction
