@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -56,17 +57,37 @@ _FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
 
 def write(results: Results, folder: Path) -> None:
     """Write `report.html` and its figures as PNG into the study's `folder`; remove figures that have nothing to draw now."""
-    files.write(folder / "report.html", page(results, folder))
-    for name, draw in _FIGURES.items():
+    drawn = _draw(results)
+    files.write(folder / "report.html", _page(results, folder, drawn))
+    for name in _FIGURES:
         path = folder / f"{name}.png"
-        if (figure := draw(results)) is None:
-            path.unlink(missing_ok=True)
+        if name in drawn:
+            files.write(path, drawn[name].png)
         else:
-            files.write(path, figures.png(figure))
+            path.unlink(missing_ok=True)
 
 
 def page(results: Results, folder: Path) -> str:
     """Return the page. The commands on it name `folder`, the study's directory."""
+    return _page(results, folder, _draw(results))
+
+
+class _Image(NamedTuple):
+    """A figure as PNG, and its width on a page in pixels: the size of the figure, not its number of pixels."""
+
+    png: bytes
+    width: int
+
+
+def _draw(results: Results) -> dict[str, _Image]:
+    """Return the figures of `_FIGURES` that have something to draw, by name; drawing is what takes a report's time."""
+    drawn = {name: figure for name, draw in _FIGURES.items() if (figure := draw(results)) is not None}
+    return {
+        name: _Image(figures.png(figure), round(float(figure.get_figwidth()) * 96)) for name, figure in drawn.items()
+    }
+
+
+def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
     sentences = tables.sentences(results)
     items = "".join(
         f'<li class="{comparison.verdict.split()[0]}">{escape(text)}</li>'
@@ -96,7 +117,7 @@ def page(results: Results, folder: Path) -> str:
 <dl class="facts">{shown}</dl>
 <ul class="verdicts">{items}</ul>{missing}
 <h2>The front, on unseen examples</h2>
-{_image(figures.front_figure(results), "Scores of the front and of the references on unseen examples")}
+{_image(drawn["front"], "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>
 <p class="muted">In brackets and as bars: 95% intervals over the unseen examples. The picked merge, marked, has the
 best mean score on the search examples.</p>
@@ -110,24 +131,23 @@ best mean score on the search examples.</p>
 <details><summary>Settings of the study</summary><pre>{escape(strict_yaml.text(dict(results.study)))}</pre></details>
 <h2>Recipes</h2>
 {_recipes(results)}
-{_progress(results)}{_population(results)}{_surface(results, study, weights)}<h2>Where the time went</h2>
+{_progress(drawn)}{_population(results, drawn)}{_surface(results, study, weights, drawn)}<h2>Where the time went</h2>
 <table>{costs}</table>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 </main></body></html>
 """
 
 
-def _image(figure: Figure, text: str) -> str:
-    data = base64.b64encode(figures.png(figure)).decode("ascii")
-    width = round(float(figure.get_figwidth()) * 96)  # the size of the figure, not its number of pixels
-    return f'<img width="{width}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+def _image(image: _Image, text: str) -> str:
+    data = base64.b64encode(image.png).decode("ascii")
+    return f'<img width="{image.width}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
 
 
-def _progress(results: Results) -> str:
+def _progress(drawn: Mapping[str, _Image]) -> str:
     """Return the section on the hypervolume along the search; empty without hypervolumes."""
-    if (figure := figures.hypervolume_figure(results)) is None:
+    if "hypervolume" not in drawn:
         return ""
-    image = _image(figure, "Hypervolume on the search examples against evaluations")
+    image = _image(drawn["hypervolume"], "Hypervolume on the search examples against evaluations")
     return f"<h2>Progress of the search</h2>\n{image}\n"
 
 
@@ -160,25 +180,25 @@ def _cell(numbers: Interval, metric: str, column: list[Interval]) -> str:
     return f'{text} <small>{rest}</small><span class="bar">{bar}</span>'
 
 
-def _population(results: Results) -> str:
+def _population(results: Results, drawn: Mapping[str, _Image]) -> str:
     """Return the section on a population of models; empty without one."""
     text = tables.population(results)
     if text is None:
         return ""
     section = f"<h2>The population</h2>\n<p>{escape(text)}</p>\n"
-    if (curves := population.curves(results)) is not None:
+    if "population" in drawn:
         section += f"""<p class="muted">On the search examples. Coverage is the mean over examples of the best member's score; entropy, in
 bits, measures how much the members differ: 0 if all agree, 1 if half of them solve each example.</p>
-{_image(curves, "Coverage and entropy of the population against evaluations")}
+{_image(drawn["population"], "Coverage and entropy of the population against evaluations")}
 """
-    if (maps := population.maps(results)) is not None:
+    if "cells" in drawn:
         section += f"""<p class="muted">Cells hold their best model; the star is the best of all. Empty cells are blank.</p>
-{_image(maps, "Qualities of the best models by cell")}
+{_image(drawn["cells"], "Qualities of the best models by cell")}
 """
     return section
 
 
-def _surface(results: Results, study: str, weights: str) -> str:
+def _surface(results: Results, study: str, weights: str, drawn: Mapping[str, _Image]) -> str:
     """Return the section on the surface of a study's surrogates; empty without one."""
     text, predicted_front = tables.surface(results), results.surface
     if text is None or predicted_front is None:
@@ -199,15 +219,15 @@ def _surface(results: Results, study: str, weights: str) -> str:
         section += f"""<p>It predicts a merge without an evaluation; <code>--verify</code> evaluates the merge:</p>
 <pre>{escape(f"evomerge pick {study} --surface --tchebycheff {weights} --verify")}</pre>
 """
-    if (front := surface_figures.front(results)) is not None:
+    if "surface" in drawn:
         section += f"""<p class="muted">Predictions for the search examples; rings are measured there.</p>
-{_image(front, "The predicted front with 90% intervals, and what was evaluated")}
+{_image(drawn["surface"], "The predicted front with 90% intervals, and what was evaluated")}
 """
-    if (predicted := surface_figures.predicted(results)) is not None:
+    if "predicted" in drawn:
         section += f"""<p class="muted">Each candidate as predicted from all others, with 90% intervals; orange where the interval misses the
 measured score. Coverage is the share of intervals that contain it, calibrated on the others. The standard error is that of
 a candidate's score, over the search examples.</p>
-{_image(predicted, "Predicted against measured scores")}
+{_image(drawn["predicted"], "Predicted against measured scores")}
 """
     return section
 
