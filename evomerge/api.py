@@ -91,17 +91,19 @@ def pick(
     wish: Mapping[str, float] | None = None,
     tchebycheff: Mapping[str, float] | None = None,
     knee: bool = False,
+    anyway: bool = False,
 ) -> Candidate:
-    """Return the candidate of the front that fits a preference best; by default the one with the best mean.
+    """Return the point of the front, or the reference, that fits a preference best; by default `results.pick`.
 
-    Candidates are chosen by their scores on the search examples. The preferences are those of `evomerge pick`. Raises
-    `StudyError` for two preferences, and where no candidate satisfies the floors.
+    Models are chosen by estimates from the search examples. The preferences are those of `evomerge pick`. With `anyway`,
+    references are left out. Raises `StudyError` for two preferences, and where no model satisfies the floors.
     """
     if [objective.name for objective in results.objectives] != list(study.parts.tasks):
         names = ", ".join(objective.name for objective in results.objectives)
         msg = f"pick: these are results of another study, of {names}; expected results of {study.folder}"
         raise StudyError(msg)
-    return choose.choose(study, results, choose.Preference(weights, floors, best, wish, tchebycheff, knee))
+    preference = choose.Preference(weights, floors, best, wish, tchebycheff, knee)
+    return choose.choose(results, preference, anyway=anyway)
 
 
 def export(

@@ -46,6 +46,8 @@ class ReportSettings(FrozenModel):
     """Maximum number of points of the front to score: those that add the most hypervolume."""
     scales: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Scales of task arithmetic; the reference `best scale` is the best of them on the search split."""
+    mixtures: int | None = Field(default=None, ge=0)
+    """Number of weighted averages of the experts among the references. Default: 9 between two experts, 24 of more."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the examples."""
 

@@ -101,6 +101,12 @@ def pick(
     knee: Annotated[
         bool, typer.Option("--knee", help="The point where giving up more of one objective gains least of another.")
     ] = False,
+    candidate: Annotated[
+        int | None, typer.Option(help="The candidate of this number, as `#107` in tables and figures.", min=0)
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Choose among the search's candidates even where a reference is picked.")
+    ] = False,
     from_surface: Annotated[
         bool, typer.Option("--surface", help="Choose among all merges that surrogates predict, not only the front.")
     ] = False,
@@ -108,16 +114,17 @@ def pick(
         bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
     ] = False,
 ) -> None:
-    """Choose one point of the front, and write it as a checkpoint. Without a preference: the best mean.
+    """Choose one model, and write it as a checkpoint: a point of the front or a reference, whichever fits the preference best.
 
-    Points are chosen by their scores on the search examples, and judged by those on unseen ones. Weights, Tchebycheff (augmented) and
-    the knee compare the searched metric; floors and wishes are in units of the reported one, or with --surface in those of the
-    searched one, which the surrogates of drivers such as `front` and `map` predict.
+    Models are chosen by estimates from the search examples, of the reported metric where the search measured it, else of the
+    searched one; unseen examples only judge them. Without a preference the best mean is picked, and a reference unless a candidate of
+    the search is likely enough to be better. With --surface, preferences are in units of the searched metric, which the surrogates of
+    drivers such as `front` and `map` predict.
     """
     from evomerge.cli import studies
 
     preference = studies.read_preference(weights, floors, best, wish, tchebycheff, knee=knee)
-    studies.pick(folder, out, preference, from_surface=from_surface, verify=verify)
+    studies.pick(folder, out, preference, candidate=candidate, anyway=anyway, from_surface=from_surface, verify=verify)
 
 
 @app.command()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,7 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
     results = _search_and_report(study, console)
     merged = out / f"merged-{results.picked[:8]}"
     if not merged.exists():
-        point = next(point for point in results.front if point.recipe_id == results.picked)
-        _export(study, Recipe.parse(point.recipe), merged, console, results, point)
+        _export(study, Recipe.parse(results.pick.recipe), merged, console, results, results.pick)
     loaded = type(load_model(merged, study.parts.setup.auto or "AutoModel")).__name__
     say(console, f"merged checkpoint: {merged} (transformers loads it: {loaded})")
     say(console, f"report: {out / 'report.html'}, front: {out / 'front.png'}")
@@ -100,9 +100,20 @@ def read_preference(
     return choose.Preference(_pairs(weights), _pairs(floors), best, _pairs(wish), _pairs(tchebycheff), knee)
 
 
-def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_surface: bool, verify: bool) -> None:
-    """Choose a point of a study's front or surface, and export it to `out` if given."""
+def pick(
+    folder: Path,
+    out: Path | None,
+    preference: choose.Preference,
+    *,
+    candidate: int | None,
+    anyway: bool,
+    from_surface: bool,
+    verify: bool,
+) -> None:
+    """Choose a point of a study's front or surface, or the candidate of a number, and export it to `out` if given."""
     console = new_console()
+    if candidate is not None and (preference.is_set or from_surface):
+        raise StudyError("pick: `--candidate` names one candidate; leave out the preference and `--surface`")
     if verify and not from_surface:
         raise StudyError("pick: `--verify` goes with `--surface`; points of the front are evaluated already")
     study = Study.open(folder)
@@ -120,9 +131,14 @@ def pick(folder: Path, out: Path | None, preference: choose.Preference, *, from_
         recipe, point = prediction.recipe, None if verified is None else verified.candidate
         results = None if point is None or out is None else _report(study, console)
     else:
-        results = _report(study, console)
-        point = choose.choose(study, results, preference)
+        results = _report(study, console, also=() if candidate is None else (candidate,))
+        if candidate is not None:
+            point = next(one for one in results.front if one.name == f"#{candidate}")
+        else:
+            point = choose.choose(results, preference, anyway=anyway)
         console.print(tables.point(results, point))
+        for line in tables.reasons(results, point, default=candidate is None and not preference.is_set):
+            console.print(line, markup=False)
         recipe = Recipe.parse(point.recipe)
     if out is None:
         console.print(strict_yaml.text(recipe.data), end="", markup=False, soft_wrap=True)
@@ -200,9 +216,11 @@ def _coverage(study: Study) -> str:
     return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
 
 
-def _report(study: Study, console: Console, evaluator: CachingEvaluator | None = None) -> Results:
+def _report(
+    study: Study, console: Console, evaluator: CachingEvaluator | None = None, also: Collection[int] = ()
+) -> Results:
     with Progress("report", 1, console) as progress:
-        results = measure.measure(study, evaluator, progress)
+        results = measure.measure(study, evaluator, progress, also)
     measure.write(results, study.folder)
     html.write(results, study.folder)
     return results
@@ -211,7 +229,7 @@ def _report(study: Study, console: Console, evaluator: CachingEvaluator | None =
 def _print(results: Results, folder: Path, console: Console) -> None:
     for part in tables.summary(results):
         console.print(part)
-    for sentence in tables.sentences(results):
+    for sentence in (tables.choice(results), *tables.sentences(results)):
         console.print(sentence, markup=False)
     say(console, f"digest {results.digest}")
     say(console, f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")

@@ -109,17 +109,20 @@ def intervals(scores: Scores, draws: Resamples, level: float = LEVEL) -> dict[st
     }
 
 
-def mean_interval(scores: Scores, draws: Resamples) -> Interval:
+def mean_interval(scores: Scores, draws: Resamples, units: Sequence[float] | None = None) -> Interval:
     """Return the mean over objectives of the means over examples, with its 95% interval.
 
-    Every objective has the same weight, however many examples it has.
+    Every objective has the same weight, however many examples it has. With `units`, one for each objective, its scores are
+    first divided by its unit.
     """
-    return _combined({1.0: scores}, draws, LEVEL)
+    return _combined({1.0: scores}, draws, LEVEL, units)
 
 
-def difference(a: Scores, b: Scores, draws: Resamples, level: float = LEVEL) -> Interval:
-    """Return the mean over objectives of `a` minus that of `b`, with its paired interval: above 0 if `a` is better."""
-    return _combined({1.0: a, -1.0: b}, draws, level)
+def difference(
+    a: Scores, b: Scores, draws: Resamples, level: float = LEVEL, units: Sequence[float] | None = None
+) -> Interval:
+    """Return `mean_interval` of `a` minus that of `b`, with its paired interval: above 0 if `a` is better."""
+    return _combined({1.0: a, -1.0: b}, draws, level, units)
 
 
 def hypervolume_difference(
@@ -176,7 +179,9 @@ def hypervolume_difference(
     return 2 * d - middle, min(2 * d - high, d - by_luck), max(2 * d - low, d - against_luck)
 
 
-def _combined(models: Mapping[float, Scores], draws: Resamples, level: float) -> Interval:
+def _combined(
+    models: Mapping[float, Scores], draws: Resamples, level: float, units: Sequence[float] | None
+) -> Interval:
     """Return the sum over `models`, sign → scores, of the signed means over objectives, with its interval.
 
     The percentile interval, unless some scores are 0/1: then each mean's distances from the ends of its own interval are
@@ -185,7 +190,8 @@ def _combined(models: Mapping[float, Scores], draws: Resamples, level: float) ->
     """
     names = list(draws.counts)
     means = np.concatenate([draws.means(scores) for scores in models.values()], axis=1)
-    weights = np.repeat(list(models), len(names)) / len(names)
+    shares = 1 / np.array(units if units is not None else np.ones(len(names))) / len(names)
+    weights = np.concatenate([sign * shares for sign in models])
     value = float(weights @ [_mean(scores, name) for scores in models.values() for name in names])
     if not any(_is_binary(scores, name) for scores in models.values() for name in names):
         return interval(means @ weights, value, level)

@@ -8,7 +8,6 @@ import numpy as np
 from evomerge import pareto
 from evomerge.errors import StudyError
 from evomerge.report.results import Candidate, Results
-from evomerge.study import Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +48,15 @@ class Preference:
         return pareto.pick(points, objectives, weights=weights, floors=self.floors, best=self.best, wish=self.wish)
 
 
-def choose(study: Study, results: Results, preference: Preference) -> Candidate:
-    """Return the preferred point of the front; without a preference, the one picked by default.
+def choose(results: Results, preference: Preference, *, anyway: bool = False) -> Candidate:
+    """Return the preferred one of the front's points and the references; without a preference, the one picked by default.
 
-    Only scores on the search split choose, so the scores on the report split stay unbiased. Weights, Tchebycheff weights and
-    the knee use the searched metrics; floors and wishes are in units of the reported metrics, and use those. Raises
-    `StudyError` if no point qualifies, or for two preferences.
+    Estimates from the search split choose (`evomerge.report.estimates`), so the scores on the report split stay unbiased. With
+    `anyway`, references are left out: without a preference, the best candidate of the search. Raises `StudyError` if no model
+    qualifies, or for two preferences.
     """
-    parts = study.parts
     if not preference.is_set:
-        return next(point for point in results.front if point.recipe_id == results.picked)
-    evaluations = {
-        proposal.recipe.id: evaluation for proposal, evaluation in study.population() if evaluation.error is None
-    }
-    columns = parts.reported if preference.floors or preference.wish else parts.searched
-    missing = [
-        name for name in columns if any(name not in evaluations[point.recipe_id].scores for point in results.front)
-    ]
-    if missing:
-        msg = (
-            f"pick: `{missing[0]}` was not measured on the search examples, so it cannot choose; use weights or the knee, "
-            "which compare what was searched, or search that metric"
-        )
-        raise StudyError(msg)
-    points = np.array([evaluations[point.recipe_id].means(columns) for point in results.front])
-    return results.front[preference.row(points, list(parts.tasks))]
+        return results.model(results.choice.candidate) if anyway else results.pick
+    models: list[Candidate] = [*results.front, *(() if anyway else results.references.values())]
+    points = np.array([[*model.estimate.values()] for model in models])
+    return models[preference.row(points, [objective.name for objective in results.objectives])]

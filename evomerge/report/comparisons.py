@@ -2,41 +2,65 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from evomerge import pareto
 from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.report import bootstrap
+from evomerge.report.estimates import Estimates
 from evomerge.report.results import Candidate, Comparison
 from evomerge.report.scorer import Scorer
-from evomerge.settings import Parts
+from evomerge.settings import Parts, ReportSettings
 
 _RESAMPLES = 1000
 """Resamples of hypervolumes, at most."""
+_LINE, _SIMPLEX = 9, 24
+"""Mixtures by default: points between two experts, and convex combinations of more."""
 
 
-def references(parts: Parts, scales: Sequence[float]) -> dict[str, Recipe]:
-    """Return the references by name: the base, each expert, the plain average, and task arithmetic with each of the scales."""
+def references(parts: Parts, settings: ReportSettings) -> dict[str, Recipe]:
+    """Return the references by name: base, experts, average, task arithmetic by scale, and mixtures of the experts.
+
+    A mixture is a weighted average. Those of two experts lie evenly on the line between them; those of more are drawn
+    uniformly from the simplex, the same for every study of that many experts.
+    """
     names = list(parts.pool.experts)
+    count = settings.mixtures if settings.mixtures is not None else _LINE if len(names) == 2 else _SIMPLEX
     return {
         "base": base(),
         **{f"expert {name}": expert(name) for name in names},
         "average": merge("linear", names),
-        **{f"scale {scale:g}": merge("task_arithmetic", names, {"lambda": scale}) for scale in scales},
+        **{f"scale {scale:g}": merge("task_arithmetic", names, {"lambda": scale}) for scale in settings.scales},
+        **{
+            "mixture " + ":".join(f"{share:.2f}" for share in shares): merge(
+                "linear", names, {"weight": {"per": ["expert"], "values": dict(zip(names, shares, strict=True))}}
+            )
+            for shares in _mixtures(len(names), count)
+        },
     }
 
 
-def show(references: Mapping[str, Recipe], scorer: Scorer) -> tuple[dict[str, Recipe], dict[str, str]]:
-    """Return the references to show by name, and those to compare with: description → name.
+def _mixtures(experts: int, count: int) -> list[list[float]]:
+    """Return `count` shares of the experts, each with sum 1; the equal ones are the average, and left out."""
+    if experts == 1:
+        return []
+    if experts == 2:
+        line = np.arange(1, count + 1) / (count + 1)
+        shares = np.stack([1 - line, line], axis=1)
+    else:
+        shares = np.random.default_rng(experts).dirichlet(np.ones(experts), size=count)
+    return [row.round(4).tolist() for row in shares if np.ptp(row) > 1e-9]
 
-    Of the scales, only the best is shown: chosen as the front is, by its mean on the search split.
-    """
-    shown = {name: recipe for name, recipe in references.items() if not name.startswith("scale ")}
-    rivals = {"plain average": "average"} if "average" in shown else {}
-    scales = [name for name in references if name.startswith("scale ")]
-    if scales:
-        best = max(scales, key=lambda name: float(scorer.means([references[name]], "search").mean()))
-        shown[f"best {best}"] = references[best]
-        rivals[f"best single scale ({best.removeprefix('scale ')})"] = f"best {best}"
-    return shown, rivals
+
+def show(references: Mapping[str, Recipe], estimates: Estimates) -> dict[str, str]:
+    """Return the references to show, name → name to show: of the scales and of the mixtures, only the best is shown."""
+    shown = {name: name for name in references if not name.startswith(("scale ", "mixture "))}
+    for kind in ("scale ", "mixture "):
+        ids = {recipe.id: name for name, recipe in references.items() if name.startswith(kind)}
+        if ids:
+            best = ids[estimates.best(list(ids))]
+            shown[best] = f"best {best}"
+    return shown
 
 
 def compare(
@@ -47,7 +71,7 @@ def compare(
     references: Sequence[Recipe],
     point: pareto.Points,
 ) -> tuple[Comparison, ...]:
-    """Return the comparisons of the picked merge with each of the `rivals`, and of the hypervolumes of front and references.
+    """Return the comparisons of the picked model with each of the `rivals`, and of the hypervolumes of front and references.
 
     The hypervolumes are above `point`, `(objectives,)`, and left out where they would take too long. The comparisons share
     an error rate of 5%: with n of them, each interval is at 1 - 0.05 / n (Bonferroni).
@@ -57,13 +81,11 @@ def compare(
     level = 1 - (1 - bootstrap.LEVEL) / max(len(rivals) + affordable, 1)
     comparisons = [
         Comparison(
-            better="picked merge",
+            better="picked model",
             worse=what,
             values=(picked.mean[0], rival.mean[0]),
             what="mean",
-            difference=bootstrap.difference(
-                scorer.scores(picked.recipe_id), scorer.scores(rival.recipe_id), scorer.reported, level
-            ),
+            difference=scorer.difference(picked.recipe_id, rival.recipe_id, level),
             level=level,
         )
         for what, rival in rivals.items()
@@ -81,7 +103,7 @@ def compare(
         comparisons.append(
             Comparison(
                 better="searched front",
-                worse="base, experts, average and scale sweep together",
+                worse="best references together",
                 values=(volumes[0], volumes[1]),
                 what="hypervolume",
                 difference=gap,

@@ -115,15 +115,16 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
 <h1>{escape(results.name)}</h1>
 <p class="muted">{escape(sentences[-1])}</p>
 <dl class="facts">{shown}</dl>
+<p>{escape(tables.choice(results))}</p>
 <ul class="verdicts">{items}</ul>{missing}
 <h2>The front, on unseen examples</h2>
 {_image(drawn["front"], "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>
-<p class="muted">In brackets and as bars: 95% intervals over the unseen examples. The picked merge, marked, has the
-best mean score on the search examples.</p>
+<p class="muted">In brackets and as bars: 95% intervals over the unseen examples. The picked model is marked. The last
+column is the probability that no other candidate of the search is better for every objective.</p>
 {_scores(results)}
 <h2>Export a merge</h2>
-<p>The first line writes the picked merge as a checkpoint, the second the best one for these weights;
+<p>The first line writes the picked model as a checkpoint, the second the best one for these weights;
 <code>evomerge pick --help</code> explains floors and wishes.</p>
 <pre>{escape(commands)}</pre>
 <h2>What was searched</h2>
@@ -164,10 +165,12 @@ def _scores(results: Results) -> str:
     for i, model in enumerate(models):
         if i in (0, len(results.references)):
             group = "without a search" if i < len(results.references) else "the front"
-            rows.append(f'<tr class="group"><td colspan="{len(columns) + 1}">{group}</td></tr>')
+            rows.append(f'<tr class="group"><td colspan="{len(columns) + 2}">{group}</td></tr>')
         cells = "".join(f"<td>{_cell(values[i], metric, values)}</td>" for _, metric, values in columns)
-        chosen = ' class="picked"' if i >= len(results.references) and model.recipe_id == results.picked else ""
+        cells += f"<td>{'' if model.on_front is None else f'{model.on_front:.0%}'}</td>"
+        chosen = ' class="picked"' if model.recipe_id == results.picked else ""
         rows.append(f"<tr{chosen}><td>{escape(model.name)}{' (picked)' if chosen else ''}</td>{cells}</tr>")
+    head += "<th>on the front</th>"
     return f'<div class="scroll"><table class="scores"><tr><th>model</th>{head}</tr>{"".join(rows)}</table></div>'
 
 
@@ -253,4 +256,8 @@ def _recipes(results: Results) -> str:
         details(model, f"{model.name} (picked)" if model.recipe_id == results.picked else model.name)
         for model in sorted(results.front, key=lambda model: model.recipe_id != results.picked)
     )
-    return "".join([*front, *(details(model, name) for name, model in results.references.items())])
+    references = (
+        details(model, f"{name} (picked)" if model.recipe_id == results.picked else name)
+        for name, model in results.references.items()
+    )
+    return "".join([*front, *references])

@@ -1,9 +1,9 @@
 """measure(study) -> Results: score a study's front, and the references to compare it with, on unseen examples.
 
-The search split chooses (the front's models, the scale, the picked merge); the report split only judges.
+The search split chooses (the front's models, the references to show, the picked model); the report split only judges.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from evomerge.evaluate import Evaluator
 from evomerge.history import digest
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, comparisons, replay, surface
-from evomerge.report.results import Hypervolume, Objective, Results, Surface, Verified
+from evomerge.report.estimates import NEEDED, Estimates
+from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
 from evomerge.report.scorer import Scorer, Watch
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
@@ -22,9 +23,15 @@ from evomerge.trial import Evaluation, Proposal, Split
 Population = Sequence[tuple[Proposal, Evaluation]]
 
 
-def measure(study: Study, evaluator: Evaluator | None = None, watch: Watch = lambda done, total: None) -> Results:
+def measure(
+    study: Study,
+    evaluator: Evaluator | None = None,
+    watch: Watch = lambda done, total: None,
+    also: Collection[int] = (),
+) -> Results:
     """Return the results of `study` so far. `watch` gets the evaluations of the report that are completed, and all.
 
+    The candidates whose numbers are in `also` are shown with the front, whether they are on it or not.
     Uses `evaluator`, or makes one if anything has to be scored. References and models of the front that cannot be scored are
     left out, and named. Raises `StudyError` if nothing was evaluated, or if no reference or no model can be scored.
     """
@@ -37,18 +44,37 @@ def measure(study: Study, evaluator: Evaluator | None = None, watch: Watch = lam
         msg = f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}"
         raise StudyError(msg)
     scorer = Scorer(study, good, evaluator, watch)
-    references = scorer.score(comparisons.references(parts, settings.report.scales), "search")
-    search_point = scorer.means(scorer.require(references, "reference", "search").values(), "search").min(axis=0)
-    chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, settings.report.front)
+    tried = scorer.score(comparisons.references(parts, settings.report), "search")
+    search_point = scorer.means(scorer.require(tried, "reference", "search").values(), "search").min(axis=0)
+    estimates = scorer.estimates(tried)
+    shown = comparisons.show(tried, estimates)
+    choice = _choice(
+        estimates, [proposal.recipe.id for proposal, _ in good], {label: tried[name] for name, label in shown.items()}
+    )
+    limit = settings.report.front
+    numbers = {proposal.number: proposal.recipe for proposal, _ in good}
+    for number in also:
+        if number not in numbers:
+            msg = f"{study.folder}: no candidate {number} was evaluated on all search examples without a failure; there are {len(good)}"
+            raise StudyError(msg)
+    chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, limit, choice, estimates)
+    chosen |= {f"#{number}": numbers[number] for number in also}
+    references = {name: tried[name] for name in (*shown, *_best(tried, scorer.means(tried.values(), "search"), limit))}
     scored = scorer.score({**references, **chosen}, "report")
     references, chosen = ({name: scored[name] for name in models if name in scored} for models in (references, chosen))
     scorer.require(references, "reference", "report")
     scorer.require(chosen, "model of the front", "report")
+    scorer.scale(references)
 
-    front = [scorer.candidate(name, recipe) for name, recipe in chosen.items()]
-    picked = max(front, key=lambda point: (sum(point.search.values()), point.recipe_id))
-    shown, rivals = comparisons.show(references, scorer)
-    candidates = {name: scorer.candidate(name, recipe) for name, recipe in shown.items()}
+    chances = estimates.on_front([proposal.recipe.id for proposal, _ in good])
+    on_front = {proposal.recipe.id: float(chance) for (proposal, _), chance in zip(good, chances, strict=True)}
+    front = [scorer.candidate(name, recipe, estimates, on_front[recipe.id]) for name, recipe in chosen.items()]
+    candidates = {
+        label: scorer.candidate(label, references[name], estimates)
+        for name, label in shown.items()
+        if name in references
+    }
+    picked = _picked(choice, front, candidates)
     models = list(chosen.values()), list(references.values())
     report_point = scorer.means(models[1], "report").min(axis=0)
     seconds, damaged = costs.totals(study.folder)
@@ -71,11 +97,10 @@ def measure(study: Study, evaluator: Evaluator | None = None, watch: Watch = lam
         hypervolume=_hypervolume(scorer, population, *models, {"search": search_point, "report": report_point}),
         front=tuple(front),
         picked=picked.recipe_id,
+        choice=choice,
         references=candidates,
         unscored=scorer.failures,
-        comparisons=comparisons.compare(
-            scorer, picked, {what: candidates[name] for what, name in rivals.items()}, *models, report_point
-        ),
+        comparisons=comparisons.compare(scorer, picked, _rivals(picked, candidates, estimates), *models, report_point),
         **replay.population(study, len(population)),
         surface=_surface(study, population),
         costs=seconds,
@@ -109,23 +134,78 @@ def verify(
     )
 
 
-def _front(good: Population, searched: pareto.Points, point: pareto.Points, limit: int) -> dict[str, Recipe]:
-    """Return at most `limit` recipes of the front by `#` and number: the best mean, and those that add most hypervolume.
+def _choice(estimates: Estimates, candidates: Sequence[str], references: Mapping[str, Recipe]) -> Choice:
+    """Return the choice between the best of the search's `candidates`, by id, and the best of the `references`, by name."""
+    names = {recipe.id: name for name, recipe in references.items()}
+    ours, theirs = estimates.best(candidates), estimates.best(list(names))
+    gain, probability = estimates.gain(ours, theirs)
+    return Choice(
+        candidate=ours,
+        reference=names[theirs],
+        gain=gain,
+        probability=probability,
+        needed=NEEDED,
+        metrics=estimates.metrics,
+    )
 
-    Where hypervolumes would take too long, those with the best means.
+
+def _front(
+    good: Population,
+    searched: pareto.Points,
+    point: pareto.Points,
+    limit: int,
+    choice: Choice,
+    estimates: Estimates,
+) -> dict[str, Recipe]:
+    """Return at most `limit` recipes by `#` and number: the best candidate, and those of the front that add most hypervolume.
+
+    Where hypervolumes would take too long, those with the best estimated means.
     """
     first: dict[str, int] = {}
-    for i in np.flatnonzero(pareto.nondominated(searched)).tolist():
-        first.setdefault(good[i][0].recipe.id, i)
-    rows = sorted(first.values(), key=lambda i: -float(searched[i].mean()))
-    chosen = rows
+    for i, (proposal, _) in enumerate(good):
+        first.setdefault(proposal.recipe.id, i)
+    best = first[choice.candidate]
+    rows = sorted(
+        {first[good[i][0].recipe.id] for i in np.flatnonzero(pareto.nondominated(searched)).tolist()} - {best}
+    )
     if pareto.affordable(min(limit, len(rows)), len(point), repeats=limit * len(rows)):
-        indices = sorted(rows)
-        chosen = [
-            rows[0],
-            *(indices[j] for j in pareto.subset(searched[indices], point, limit) if indices[j] != rows[0]),
-        ]
-    return {f"#{good[i][0].number}": good[i][0].recipe for i in sorted(chosen[:limit])}
+        chosen = [rows[j] for j in pareto.subset(searched[rows], point, limit)] if rows else []
+    else:
+        chosen = sorted(rows, key=lambda i: -estimates.mean(good[i][0].recipe.id))
+    return {f"#{good[i][0].number}": good[i][0].recipe for i in sorted([best, *chosen[: limit - 1]])}
+
+
+def _best(references: Mapping[str, Recipe], searched: pareto.Points, limit: int) -> list[str]:
+    """Return the names of at most `limit` references of their front on the search split."""
+    names, rows = list(references), np.flatnonzero(pareto.nondominated(searched))
+    if len(rows) > limit and pareto.affordable(limit, searched.shape[1], repeats=limit * len(rows)):
+        rows = rows[pareto.subset(searched[rows], searched.min(axis=0), limit)]
+    return [names[i] for i in rows[:limit].tolist()]
+
+
+def _picked(choice: Choice, front: Sequence[Candidate], shown: Mapping[str, Candidate]) -> Candidate:
+    """Return the pick. Raises `StudyError` if it could not be scored on the report split."""
+    if not choice.is_candidate and choice.reference in shown:
+        return shown[choice.reference]
+    for model in front:
+        if model.recipe_id == choice.candidate:
+            return model
+    msg = "the picked model could not be scored on unseen examples; type the same command again"
+    raise StudyError(msg)
+
+
+def _rivals(picked: Candidate, shown: Mapping[str, Candidate], estimates: Estimates) -> dict[str, Candidate]:
+    """Return the references to compare the pick with: the best single model, the best reference, and the average."""
+    singles = [name for name in shown if name == "base" or name.startswith("expert ")]
+    rivals: dict[str, Candidate] = {}
+    for what, names in (("best single model", singles), ("best reference", [*shown]), ("plain average", ["average"])):
+        ids = {shown[name].recipe_id: name for name in names if name in shown}
+        if not ids:
+            continue
+        name = ids[estimates.best(list(ids))]
+        if shown[name] not in (picked, *rivals.values()):
+            rivals[what if name == "average" else f"{what} ({name})"] = shown[name]
+    return rivals
 
 
 def _hypervolume(

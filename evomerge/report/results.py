@@ -39,7 +39,12 @@ class Candidate(_Data):
     report: Mapping[str, Interval]
     """Objective → mean of the reported metric on the report split, with its interval."""
     mean: Interval
-    """Mean over objectives of `report`."""
+    """Mean over objectives of `report`. Where their metrics differ, each is first scaled: 0 is the base's score, 1 that of the
+    best expert for it."""
+    estimate: Mapping[str, float] = {}
+    """Objective → what the search examples say of its score on others: see `evomerge.report.estimates`."""
+    on_front: float | None = None
+    """Of a point of the front: the probability that no other candidate of the search dominates it."""
 
 
 class Comparison(_Data):
@@ -62,10 +67,35 @@ class Comparison(_Data):
         return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
 
 
+class Choice(_Data):
+    """The default pick: the best candidate of the search if it is likely enough better than the best reference, else that one.
+
+    Both have the best estimated mean of their kind, which the report's examples play no part in.
+    """
+
+    candidate: str
+    """Recipe id of the best candidate of the search."""
+    reference: str
+    """Name of the best reference."""
+    gain: Interval
+    """Estimated mean of the candidate minus that of the reference."""
+    probability: float
+    """That the candidate is better than the reference."""
+    needed: float
+    """The probability from which the candidate is picked."""
+    metrics: Mapping[str, str]
+    """Objective → the metric of the estimates: the reported one if the search measured it, else the searched one."""
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the pick is a candidate of the search."""
+        return self.probability >= self.needed
+
+
 class Hypervolume(_Data):
     """Hypervolumes above one reference point per split, which has the lowest score of any reference in each objective.
 
-    `search` and `report` are the front's; `search_references` and `references` those of all references taken together.
+    `search` and `report` are the front's; `search_references` and `references` those of the best references together.
     """
 
     search: float
@@ -186,7 +216,9 @@ class Results(_Data):
     """None where it would take too long: see `pareto.affordable`."""
     front: tuple[Candidate, ...]
     picked: str
-    """Recipe id of the front's point that was picked by default: the best mean on the search split."""
+    """Recipe id of the model that is picked by default: a point of the front, or a reference."""
+    choice: Choice
+    """Why it is picked."""
     references: Mapping[str, Candidate]
     unscored: Mapping[str, str] = {}
     """References and models of the front that could not be scored, with the reasons. All other fields leave them out."""
@@ -205,6 +237,15 @@ class Results(_Data):
     """Number of unreadable lines of `costs.jl`, whose seconds are not in `costs`."""
     study: Mapping[str, Any]
     """The study's settings as they were run."""
+
+    @property
+    def pick(self) -> Candidate:
+        """The model that is picked by default."""
+        return self.model(self.picked)
+
+    def model(self, recipe_id: str) -> Candidate:
+        """Return a point of the front or a reference by its recipe id."""
+        return next(one for one in (*self.front, *self.references.values()) if one.recipe_id == recipe_id)
 
     def table(self) -> "DataFrame":
         """Return the front and the references as a DataFrame, scores on unseen examples with the ends of their intervals."""
@@ -236,7 +277,13 @@ class Results(_Data):
             "hypervolume": {
                 split: self.hypervolume and getattr(self.hypervolume, split) for split in ("search", "report")
             },
-            "front": [_public(point) for point in self.front],
+            "picked": {
+                **_public(self.pick),
+                "is_candidate": self.choice.is_candidate,
+                "choice": self.choice.model_dump(),
+            },
+            "comparisons": [{**one.model_dump(), "verdict": one.verdict} for one in self.comparisons],
+            "front": [_public(point) | {"on_front": point.on_front} for point in self.front],
             "references": {name: _public(point) for name, point in self.references.items()},
         }
         if self.unscored:
@@ -268,7 +315,11 @@ class Results(_Data):
 
 def _public(point: Candidate) -> dict[str, Any]:
     return {
+        "name": point.name,
         "recipe_id": point.recipe_id,
+        "recipe": point.recipe,
         "search": dict(point.search),
+        "estimate": dict(point.estimate),
         "report": {name: list(interval) for name, interval in point.report.items()},
+        "mean": list(point.mean),
     }

@@ -13,11 +13,15 @@ from evomerge.errors import StudyError
 from evomerge.evaluate import Evaluator, drive
 from evomerge.history import History
 from evomerge.journal import Journal
-from evomerge.recipe import Recipe
+from evomerge.recipe import Base, Expert, Recipe
 from evomerge.report import bootstrap
-from evomerge.report.results import Candidate
+from evomerge.report.estimates import Estimates, estimate, scale
+from evomerge.report.results import Candidate, Interval
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
+
+_DRAWS = 200
+"""Resamples of the search examples, for the probabilities of estimates."""
 
 Watch = Callable[[int, int], None]
 """Called with the number of evaluations that are completed and that of all."""
@@ -35,6 +39,9 @@ class Scorer:
     ) -> None:
         """Start with the evaluations of the search's `population`; make an evaluator if there is none and one is needed."""
         self.parts = study.parts
+        self.origins: pareto.Points = np.zeros(len(self.parts.tasks))
+        """Score of each reported objective that counts as 0 in a mean over objectives, and the difference that counts as 1."""
+        self.units: pareto.Points = np.ones(len(self.parts.tasks))
         self.failures: dict[str, str] = {}
         """Name of a model → why it could not be scored."""
         self._study, self._evaluator, self._watch = study, evaluator, watch
@@ -101,20 +108,49 @@ class Scorer:
         keys = {name: tasks[name.rpartition("/")[0]].example_keys("report") for name in objectives}
         return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
+    def estimates(self, references: Mapping[str, Recipe]) -> Estimates:
+        """Return estimates of all models that have scores on the search split, the `references` among them."""
+        tasks, seed = self.parts.tasks, self._study.settings.seed
+        keys = {name: task.example_keys("search") for name, task in tasks.items()}
+        evaluations = {identity: one for (identity, split), one in self._evaluations.items() if split == "search"}
+        draws = bootstrap.resamples(keys, _DRAWS, seed)
+        return estimate(evaluations, tasks, draws, [recipe.id for recipe in singles(references).values()])
+
+    def scale(self, references: Mapping[str, Recipe]) -> None:
+        """Scale the objectives in means over them by the `references`, which have scores on the report split."""
+        known = singles(references) or references
+        metrics = [task.report_metric for task in self.parts.tasks.values()]
+        self.origins, self.units = scale(metrics, self.means(known.values(), "report"))
+
+    def difference(self, better: str, worse: str, level: float) -> Interval:
+        """Return the mean of one model minus that of another on the report split, with its paired interval."""
+        return bootstrap.difference(self.scores(better), self.scores(worse), self.reported, level, self.units.tolist())
+
     @cached_property
     def reported(self) -> bootstrap.Resamples:
         """The resamples for the reported objectives."""
         return self.draws(self.parts.reported)
 
-    def candidate(self, name: str, recipe: Recipe) -> Candidate:
+    def candidate(
+        self, name: str, recipe: Recipe, estimates: Estimates | None = None, on_front: float | None = None
+    ) -> Candidate:
         """Return the scores of a recipe on both splits, those on the report split with intervals."""
         scores = self.scores(recipe.id)
         intervals = bootstrap.intervals(scores, self.reported)
+        value, low, high = bootstrap.mean_interval(scores, self.reported, self.units.tolist())
+        origin = float((self.origins / self.units).mean())
         return Candidate(
             name=name,
             recipe_id=recipe.id,
             recipe=recipe.data,
             search=dict(zip(self.parts.tasks, self.means([recipe], "search")[0].tolist(), strict=True)),
             report={task: intervals[key] for task, key in zip(self.parts.tasks, self.parts.reported, strict=True)},
-            mean=bootstrap.mean_interval(scores, self.reported),
+            mean=(value - origin, low - origin, high - origin),
+            estimate={} if estimates is None else estimates.of(recipe.id),
+            on_front=on_front,
         )
+
+
+def singles(references: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """Return those of the references that are a single model of the pool: base and experts."""
+    return {name: recipe for name, recipe in references.items() if isinstance(recipe.root, Base | Expert)}

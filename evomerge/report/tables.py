@@ -20,17 +20,37 @@ _WIDE = 4
 def summary(results: Results) -> list[RenderableType]:
     """Return one table of the references and the front, each score with its 95% interval over unseen examples."""
     table = _table(results, [*results.references.values()], [*results.front])
-    return [
-        table,
-        f"The front has {len(results.front)} merges; * is the picked one, the best mean on the search examples.",
-        "",
-    ]
+    return [table, f"The front has {len(results.front)} candidates; * is the picked model.", ""]
 
 
 def point(results: Results, candidate: Candidate) -> RenderableType:
     """Return the scores of one point beside those of the references."""
-    shown = [results.references[name] for name in results.references if not name.startswith("expert ")]
+    shown = [one for name, one in results.references.items() if not name.startswith("expert ") and one != candidate]
     return _table(results, shown, [candidate])
+
+
+def choice(results: Results) -> str:
+    """Return what is picked by default, and why."""
+    chosen, metric = results.choice, wording.mean_metric(results, results.choice.metrics)
+    gain = wording.interval(chosen.gain, metric, sign=True)
+    better = f"mean {metric} {gain} above {chosen.reference}, and better with probability {chosen.probability:.2f}"
+    best = next((one.name for one in results.front if one.recipe_id == chosen.candidate), chosen.candidate[:8])
+    if chosen.is_candidate:
+        return f"Picked: {best}. By the search examples, {chosen.reference} is the best reference, and {best} is estimated at {better}."
+    return (
+        f"Picked: {results.pick.name}, a reference. No candidate of the search is likely enough to be better on other examples: "
+        f"by the search examples the best, {best}, is estimated at {better} ({chosen.needed:.2f} is needed). "
+        f"`evomerge pick … --anyway` exports {best}."
+    )
+
+
+def reasons(results: Results, candidate: Candidate, *, default: bool) -> list[str]:
+    """Return why a model is picked by default, or a warning where a reference is likely better than it."""
+    if default and candidate.recipe_id == results.picked:
+        return [choice(results)]
+    if not results.choice.is_candidate and candidate in results.front:
+        return [f"Warning: {choice(results)}"]
+    return []
 
 
 def prediction(
@@ -88,6 +108,10 @@ def sentences(results: Results) -> list[str]:
     The first sentences are those of `Results.comparisons`, in the same order; the last one is about the evaluations.
     """
     lines = [_verdict(results, comparison) for comparison in results.comparisons]
+    if len({objective.report for objective in results.objectives}) > 1:
+        lines.append(
+            "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
+        )
     lines += [*missing(results), *filter(None, (population(results), surface(results)))]
     if results.damaged_costs:
         lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
@@ -163,17 +187,22 @@ def _table(results: Results, references: list[Candidate], merges: list[Candidate
         table.add_column(Text(f"{objective.name}\n{wording.metric(objective.report)}"), justify="right")
     mean = wording.mean_metric(results)
     table.add_column(Text(f"mean\n{mean}"), justify="right")
-    narrow = len(results.objectives) > _WIDE
+    chances = any(one.on_front is not None for one in merges)
+    if chances:
+        table.add_column(Text("on the\nfront"), justify="right")
+    narrow = len(results.objectives) + chances > _WIDE
 
     def row(candidate: Candidate, mark: str) -> None:
         cells = [wording.interval(candidate.report[o.name], o.report) for o in results.objectives]
         cells.append(wording.interval(candidate.mean, mean))
+        if chances:
+            cells.append("" if candidate.on_front is None else f"{candidate.on_front:.0%}")
         table.add_row(
             Text(candidate.name + mark), *(Text(cell.replace(" ", "\n", 1) if narrow else cell) for cell in cells)
         )
 
     for candidate in references:
-        row(candidate, "")
+        row(candidate, " *" if candidate.recipe_id == results.picked else "")
     table.add_row()
     for candidate in merges:
         row(candidate, " *" if candidate.recipe_id == results.picked else "")

@@ -1,5 +1,7 @@
 """Scores as text: shares of examples in percent, other metrics unchanged, intervals in brackets."""
 
+from collections.abc import Mapping
+
 from evomerge.report.results import Interval, Objective, Results
 
 _SHARES = ("accuracy", "match")
@@ -19,10 +21,17 @@ def objective(name: str) -> str:
     return f"{task}: {metric(name)}" if slash else name
 
 
-def mean_metric(results: Results) -> str:
-    """Return the reported metric that all objectives have in common, or `score` where they differ."""
-    names = {metric(objective.report) for objective in results.objectives}
-    return names.pop() if len(names) == 1 else "score"
+def mean_metric(results: Results, metrics: Mapping[str, str] | None = None) -> str:
+    """Return the metric that all objectives have in common, or `scaled score` where they differ.
+
+    The reported ones, or those of `metrics`, by objective.
+    """
+    names = (
+        {metric(objective.report) for objective in results.objectives}
+        if metrics is None
+        else {*map(metric, metrics.values())}
+    )
+    return names.pop() if len(names) == 1 else "scaled score"
 
 
 def is_share(name: str) -> bool:

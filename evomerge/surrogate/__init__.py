@@ -3,6 +3,7 @@
 Points are in unit coordinates, `(points, genes)`. Higher is better. `fit` chooses among the models of `rungs`.
 """
 
+from evomerge.surrogate.denoise import denoise
 from evomerge.surrogate.design import check_rank, design, identifies, quadratic_terms, unknowns
 from evomerge.surrogate.fitting import NORMAL_90, Surrogate, best_for_all, fit, judge, predict_all, varies
 
@@ -11,6 +12,7 @@ __all__ = [
     "Surrogate",
     "best_for_all",
     "check_rank",
+    "denoise",
     "design",
     "fit",
     "identifies",

@@ -9,7 +9,7 @@ import pytest
 from evomerge import pareto, recipe
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
-from evomerge.report.results import Candidate, Comparison, Hypervolume, Objective, Results
+from evomerge.report.results import Candidate, Choice, Comparison, Hypervolume, Objective, Results
 
 TASKS = ("news", "reuters", "tweets", "books", "code")
 EXAMPLES = (400, 500)
@@ -113,11 +113,19 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
         ),
         front=tuple(front),
         picked=picked.recipe_id,
+        choice=Choice(
+            candidate=picked.recipe_id,
+            reference=rename("average"),
+            gain=(0.02, -0.01, 0.05),
+            probability=0.9,
+            needed=0.7,
+            metrics=dict.fromkeys(TASKS[:objectives], "accuracy"),
+        ),
         references=references,
         comparisons=(
             *(
                 Comparison(
-                    better="picked merge",
+                    better="picked model",
                     worse=f"{what}{name}",
                     values=(picked.mean[0], references[name].mean[0]),
                     what="mean",
@@ -129,7 +137,7 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
             ),
             Comparison(
                 better="searched front",
-                worse="base, experts, average and scale sweep together",
+                worse="best references together",
                 values=(volume(front), volume(list(references.values()))),
                 what="hypervolume",
                 difference=gain,
