@@ -23,7 +23,7 @@ from shared.harness import Findings, Switches, main, say, table
 from evomerge import zoo
 from evomerge.report import wording
 from evomerge.report.measure import measure as measure_study
-from evomerge.report.results import Candidate, Results
+from evomerge.report.results import Comparison, Results
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 
@@ -89,14 +89,9 @@ def search(seed: int, folder: Path, *, smoke: bool) -> Results:
         return measure_study(study, evaluator)
 
 
-def picked(results: Results) -> Candidate:
-    """Return the front's point with the best mean on the search split."""
-    return next(point for point in results.front if point.recipe_id == results.picked)
-
-
 def of_one_seed(results: Results) -> dict[str, Any]:
     """Return the figures of one seed: models and comparisons on the report split, each [value, low, high]."""
-    models = {**results.references, "picked merge": picked(results)}
+    models = {**results.references, "picked model": results.pick}
     return {
         "digest": results.digest,
         "evaluations": results.evaluations,
@@ -124,12 +119,19 @@ def of_one_seed(results: Results) -> dict[str, Any]:
     }
 
 
+def by_name(results: Results) -> dict[str, Comparison]:
+    """Return the comparisons by name; a seed has none of the pick with itself."""
+    return {against(one.better, one.worse): one for one in results.comparisons}
+
+
 def over_seeds(runs: Sequence[Results]) -> dict[str, Any]:
-    """Return each comparison over all seeds: mean, standard deviation, and the number of seeds by verdict."""
+    """Return each comparison over all seeds that have it: mean, standard deviation, and the number of seeds by verdict."""
+    found = [by_name(results) for results in runs]
     summary = {}
-    for rows in zip(*(results.comparisons for results in runs), strict=True):
+    for name in dict.fromkeys(name for one in found for name in one):
+        rows = [one[name] for one in found if name in one]
         values = np.array([row.difference[0] for row in rows])
-        summary[against(rows[0].better, rows[0].worse)] = {
+        summary[name] = {
             "what": rows[0].what,
             "mean": float(values.mean()),
             "deviation": float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -141,7 +143,7 @@ def over_seeds(runs: Sequence[Results]) -> dict[str, Any]:
 
 
 def against(better: str, worse: str) -> str:
-    """Return a comparison's name without the best scale, which differs between seeds."""
+    """Return a comparison's name without that of the reference, which differs between seeds."""
     return f"{better} - {worse.partition(' (')[0]}"
 
 
@@ -150,7 +152,7 @@ def tables(by_seed: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
     for seed, results in by_seed.items():
         reported = [objective.report for objective in results.objectives]
         share = wording.mean_metric(results)
-        models = {**results.references, "**picked merge**": picked(results)}
+        models = {**results.references, "**picked model**": results.pick}
         rows = [
             [
                 name,
@@ -167,12 +169,13 @@ def tables(by_seed: Mapping[int, Results], summary: Mapping[str, Any]) -> str:
         volume = results.hypervolume
         parts.append(
             f"Hypervolume on unseen examples: front ({len(results.front)} points) {wording.volume(volume.report)}, "
-            f"all references together {wording.volume(volume.references)}; {results.evaluations} evaluations."
+            f"best references together {wording.volume(volume.references)}; {results.evaluations} evaluations."
         )
     metric = wording.mean_metric(next(iter(by_seed.values())))
     rows = []
-    for i, (name, entry) in enumerate(summary.items()):
-        each = [shown(results.comparisons[i].difference, entry["what"], metric) for results in by_seed.values()]
+    for name, entry in summary.items():
+        ones = [by_name(results).get(name) for results in by_seed.values()]
+        each = ["" if one is None else shown(one.difference, entry["what"], metric) for one in ones]
         spread = "" if entry["deviation"] is None else f" ± {size(entry['deviation'], entry['what'], metric)}"
         mean = difference(entry["mean"], entry["what"], metric) + spread
         rows.append([name, *each, mean, f"{entry['shown_better']} of {entry['seeds']}"])
@@ -200,14 +203,16 @@ def size(number: float, what: str, metric: str) -> str:
 
 def draw(by_seed: Mapping[int, Results]) -> Figure:
     """Draw the difference of each comparison by seed, with its interval and a line at 0."""
-    first = next(iter(by_seed.values()))
-    metric = wording.mean_metric(first)
+    metric = wording.mean_metric(next(iter(by_seed.values())))
+    found = {seed: by_name(results) for seed, results in by_seed.items()}
+    names = {name: one.what for of in found.values() for name, one in of.items()}
     figure = Figure(figsize=(11, 1.6 + 0.35 * len(by_seed)), layout="constrained")
-    for i, axes in enumerate(figure.subplots(1, len(first.comparisons))):
-        one = first.comparisons[i]
-        factor = 100.0 if one.what == "mean" and wording.is_share(metric) else 1.0
-        for row, (seed, results) in enumerate(by_seed.items()):
-            value, low, high = (factor * number for number in results.comparisons[i].difference)
+    for axes, (name, what) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
+        factor = 100.0 if what == "mean" and wording.is_share(metric) else 1.0
+        for row, (seed, of) in enumerate(found.items()):
+            if name not in of:
+                continue
+            value, low, high = (factor * number for number in of[name].difference)
             axes.plot([low, high], [row, row], color="#0072B2", linewidth=1.6)
             axes.plot(value, row, marker="o", color="#0072B2")
             axes.annotate(
@@ -216,8 +221,8 @@ def draw(by_seed: Mapping[int, Results]) -> Figure:
         axes.axvline(0, color="#6b6b6b", linestyle="--", linewidth=1)
         axes.set_yticks([])
         axes.set_ylim(len(by_seed) - 0.5, -0.7)
-        axes.set_title(against(one.better, one.worse).replace(" - ", "\nminus "), fontsize=9)
-        axes.set_xlabel("hypervolume" if one.what == "hypervolume" else f"mean {metric}{wording.unit(metric)}")
+        axes.set_title(name.replace(" - ", "\nminus "), fontsize=9)
+        axes.set_xlabel("hypervolume" if what == "hypervolume" else f"mean {metric}{wording.unit(metric)}")
     return figure
 
 

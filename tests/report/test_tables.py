@@ -43,7 +43,7 @@ def test_sentences_give_both_values_the_gap_and_the_verdict(results):
     a, b = (f"{100 * value:.1f}" for value in first.values)
     gap = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in first.difference))
     assert sentences[0] == (
-        f"The picked merge has mean accuracy {a} on unseen examples, the plain average {b}: {gap}, {first.verdict}."
+        f"The picked model has mean accuracy {a} on unseen examples, the plain average {b}: {gap}, {first.verdict}."
     )
     assert sentences[-1].startswith(f"{results.evaluations} candidates were evaluated, 2 failed.")
     assert len(sentences) == len(results.comparisons) + 1
@@ -55,7 +55,7 @@ def test_sentences_give_both_values_the_gap_and_the_verdict(results):
 )
 def test_verdicts_are_plain_words(results, difference, verdict):
     for what in ("mean", "hypervolume"):
-        one = Comparison(better="picked merge", worse="average", values=(0.5, 0.4), what=what, difference=difference)
+        one = Comparison(better="picked model", worse="average", values=(0.5, 0.4), what=what, difference=difference)
         sentences = tables.sentences(results.model_copy(update={"comparisons": (one,)}))
         assert sentences[0].endswith(f", {verdict}.")
 
@@ -99,3 +99,31 @@ def test_levels_of_intervals_are_stated(results):
     assert "comparisons cover with 98.3% each, and so with 95% together (Bonferroni)" in tables.sentences(three)[-1]
     alone = results.model_copy(update={"comparisons": (one,)})
     assert tables.sentences(alone)[-1].endswith("Each interval of a score covers with 95% by itself.")
+
+
+def test_choice_says_which_model_is_picked_and_why(results):
+    text = tables.choice(results)
+    assert text.startswith(f"Picked: {results.pick.name}. By the search examples, average is the best reference")
+    assert "+2.0 [-1.0, +5.0] above average, and better with probability 0.90" in text
+    kept = results.model_copy(
+        update={
+            "picked": results.references["average"].recipe_id,
+            "choice": results.choice.model_copy(update={"probability": 0.6}),
+        }
+    )
+    text = tables.choice(kept)
+    assert text.startswith("Picked: average, a reference. No candidate of the search is likely enough to be better")
+    assert "(0.70 is needed)" in text
+    assert f"`evomerge pick … --anyway` exports {results.pick.name}." in text
+    assert "average *" in printed(*tables.summary(kept))
+    assert tables.reasons(kept, kept.front[0], default=False)[0].startswith("Warning: Picked: average")
+    assert not tables.reasons(results, results.front[0], default=False)
+
+
+def test_metrics_that_differ_are_said_to_be_scaled(build):
+    results = build(2, merges=5)
+    first, second = results.objectives
+    mixed = results.model_copy(update={"objectives": (first, second.model_copy(update={"report": "log_likelihood"}))})
+    assert any(line.startswith("The metrics differ, so each is scaled") for line in tables.sentences(mixed))
+    assert "scaled score" in printed(*tables.summary(mixed))
+    assert not any("scaled" in line for line in tables.sentences(results))
