@@ -52,7 +52,7 @@ def _denoised(scores: Table, smooth: Table | None, share: Means, means: Means) -
         slope = (coefficients[1] + 2 * coefficients[2] * x) / max(float(predictor.std()), 1e-12)
         noise = scores - scores.mean(axis=0) - slope[:, None] * (smooth - smooth.mean(axis=0))
     noise = noise - (noise @ share)[:, None]
-    by_chance = float(np.median((noise * noise) @ share)) / scores.shape[1]  # variance of a candidate's mean, over examples
+    by_chance = float(np.median((noise * noise) @ share)) / scores.shape[1]  # variance of a mean over examples
     left = means - expected
     spread = float(np.median(left * left)) / _MEDIAN
     kept = max(0.0, spread - by_chance) / spread if spread > 0 else 0.0
