@@ -46,23 +46,21 @@ def measure(
     scorer = Scorer(study, good, evaluator, watch)
     tried = scorer.score(comparisons.references(parts, settings.report), "search")
     search_point = scorer.means(scorer.require(tried, "reference", "search").values(), "search").min(axis=0)
-    estimates = scorer.estimates(tried)
+    estimates = scorer.estimates([proposal.recipe for proposal, _ in good], tried)
     shown = comparisons.show(tried, estimates)
-    choice = _choice(
-        estimates, [proposal.recipe.id for proposal, _ in good], {label: tried[name] for name, label in shown.items()}
-    )
+    best = estimates.best([proposal.recipe.id for proposal, _ in good])
     limit = settings.report.front
     numbers = {proposal.number: proposal.recipe for proposal, _ in good}
     for number in also:
         if number not in numbers:
             msg = f"{study.folder}: no candidate {number} was evaluated on all search examples without a failure; there are {len(good)}"
             raise StudyError(msg)
-    chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, limit, choice, estimates)
+    chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, limit, best, estimates)
     chosen |= {f"#{number}": numbers[number] for number in also}
     references = {name: tried[name] for name in (*shown, *_best(tried, scorer.means(tried.values(), "search"), limit))}
     scored = scorer.score({**references, **chosen}, "report")
     references, chosen = ({name: scored[name] for name in models if name in scored} for models in (references, chosen))
-    scorer.require(references, "reference", "report")
+    scorer.require({name: recipe for name, recipe in references.items() if name in shown}, "reference", "report")
     scorer.require(chosen, "model of the front", "report")
     scorer.scale(references)
 
@@ -74,7 +72,12 @@ def measure(
         for name, label in shown.items()
         if name in references
     }
-    picked = _picked(choice, front, candidates)
+    choice = _choice(estimates, front, candidates)
+    picked = (
+        next(one for one in front if one.recipe_id == choice.candidate)
+        if choice.is_candidate
+        else candidates[choice.reference]
+    )
     models = list(chosen.values()), list(references.values())
     report_point = scorer.means(models[1], "report").min(axis=0)
     seconds, damaged = costs.totals(study.folder)
@@ -134,10 +137,10 @@ def verify(
     )
 
 
-def _choice(estimates: Estimates, candidates: Sequence[str], references: Mapping[str, Recipe]) -> Choice:
-    """Return the choice between the best of the search's `candidates`, by id, and the best of the `references`, by name."""
-    names = {recipe.id: name for name, recipe in references.items()}
-    ours, theirs = estimates.best(candidates), estimates.best(list(names))
+def _choice(estimates: Estimates, front: Sequence[Candidate], references: Mapping[str, Candidate]) -> Choice:
+    """Return the choice between the best of the search's candidates, which the front holds, and the best reference."""
+    names = {reference.recipe_id: name for name, reference in references.items()}
+    ours, theirs = estimates.best([one.recipe_id for one in front]), estimates.best(list(names))
     gain, probability = estimates.gain(ours, theirs)
     return Choice(
         candidate=ours,
@@ -154,25 +157,23 @@ def _front(
     searched: pareto.Points,
     point: pareto.Points,
     limit: int,
-    choice: Choice,
+    best: str,
     estimates: Estimates,
 ) -> dict[str, Recipe]:
-    """Return at most `limit` recipes by `#` and number: the best candidate, and those of the front that add most hypervolume.
+    """Return at most `limit` recipes by `#` and number: that with the id `best`, and those of the front that add most hypervolume.
 
     Where hypervolumes would take too long, those with the best estimated means.
     """
     first: dict[str, int] = {}
     for i, (proposal, _) in enumerate(good):
         first.setdefault(proposal.recipe.id, i)
-    best = first[choice.candidate]
-    rows = sorted(
-        {first[good[i][0].recipe.id] for i in np.flatnonzero(pareto.nondominated(searched)).tolist()} - {best}
-    )
+    on_front = {first[good[i][0].recipe.id] for i in np.flatnonzero(pareto.nondominated(searched)).tolist()}
+    rows = sorted(on_front - {first[best]})
     if pareto.affordable(min(limit, len(rows)), len(point), repeats=limit * len(rows)):
         chosen = [rows[j] for j in pareto.subset(searched[rows], point, limit)] if rows else []
     else:
         chosen = sorted(rows, key=lambda i: -estimates.mean(good[i][0].recipe.id))
-    return {f"#{good[i][0].number}": good[i][0].recipe for i in sorted([best, *chosen[: limit - 1]])}
+    return {f"#{good[i][0].number}": good[i][0].recipe for i in sorted([first[best], *chosen[: limit - 1]])}
 
 
 def _best(references: Mapping[str, Recipe], searched: pareto.Points, limit: int) -> list[str]:
@@ -181,17 +182,6 @@ def _best(references: Mapping[str, Recipe], searched: pareto.Points, limit: int)
     if len(rows) > limit and pareto.affordable(limit, searched.shape[1], repeats=limit * len(rows)):
         rows = rows[pareto.subset(searched[rows], searched.min(axis=0), limit)]
     return [names[i] for i in rows[:limit].tolist()]
-
-
-def _picked(choice: Choice, front: Sequence[Candidate], shown: Mapping[str, Candidate]) -> Candidate:
-    """Return the pick. Raises `StudyError` if it could not be scored on the report split."""
-    if not choice.is_candidate and choice.reference in shown:
-        return shown[choice.reference]
-    for model in front:
-        if model.recipe_id == choice.candidate:
-            return model
-    msg = "the picked model could not be scored on unseen examples; type the same command again"
-    raise StudyError(msg)
 
 
 def _rivals(picked: Candidate, shown: Mapping[str, Candidate], estimates: Estimates) -> dict[str, Candidate]:

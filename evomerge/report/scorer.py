@@ -52,7 +52,7 @@ class Scorer:
     ) -> dict[tuple[str, Split], str]:
         """Score the `wanted` recipes that have no scores on their split. Returns the errors, by recipe id and split."""
         path = self._study.folder / "report.jl"
-        recorded = History.read(path).population
+        recorded = History.read(path, retried=True).population
         self._evaluations |= {(p.recipe.id, p.split): e for p, e in recorded if e.error is None}
         missing = [pair for pair in dict.fromkeys(wanted) if (pair[0].id, pair[1]) not in self._evaluations]
         if not missing:
@@ -108,11 +108,12 @@ class Scorer:
         keys = {name: tasks[name.rpartition("/")[0]].example_keys("report") for name in objectives}
         return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
-    def estimates(self, references: Mapping[str, Recipe]) -> Estimates:
-        """Return estimates of all models that have scores on the search split, the `references` among them."""
+    def estimates(self, candidates: Iterable[Recipe], references: Mapping[str, Recipe]) -> Estimates:
+        """Return estimates of candidates and references, which have scores on the search split. Their order has no effect."""
         tasks, seed = self.parts.tasks, self._study.settings.seed
         keys = {name: task.example_keys("search") for name, task in tasks.items()}
-        evaluations = {identity: one for (identity, split), one in self._evaluations.items() if split == "search"}
+        ids = sorted({recipe.id for recipe in (*candidates, *references.values())})
+        evaluations = {identity: self._evaluations[identity, "search"] for identity in ids}
         draws = bootstrap.resamples(keys, _DRAWS, seed)
         return estimate(evaluations, tasks, draws, [recipe.id for recipe in singles(references).values()])
 
