@@ -507,7 +507,7 @@ def test_a_shipped_space_of_layers_runs_with_its_own_driver_and_its_pick_is_expo
     study = Study.create(tmp_path / "study", settings(space=space, driver=None, evaluations=12))
     results = measure.measure(study, _searched(study))
     assert results.failed == 0
-    picked = next(point for point in results.front if point.recipe_id == results.picked)
+    picked = results.pick
     export(Recipe.parse(picked.recipe), study.parts.pool, tmp_path / "out", results=results, candidate=picked)
     live = LiveModel(tmp_path / "out", study.settings.pool.auto)
     layers = len(Recipe.parse(picked.recipe).prefix_digests)

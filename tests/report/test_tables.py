@@ -78,7 +78,7 @@ def test_likelihoods_are_not_shown_in_percent(build):
 
 
 def test_point_is_shown_beside_references(results):
-    picked = next(point for point in results.front if point.recipe_id == results.picked)
+    picked = results.pick
     text = printed(tables.point(results, picked))
     assert "base" in text
     assert "average" in text
