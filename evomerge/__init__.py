@@ -61,8 +61,7 @@ def __getattr__(name: str) -> Any:
             value = getattr(import_module(f"{__name__}.{home}"), "make" if name == "driver" else name)
             globals()[name] = value
             return value
-    msg = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(msg)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

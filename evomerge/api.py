@@ -100,8 +100,7 @@ def pick(
     """
     if [objective.name for objective in results.objectives] != list(study.parts.tasks):
         names = ", ".join(objective.name for objective in results.objectives)
-        msg = f"pick: these are results of another study, of {names}; expected results of {study.folder}"
-        raise StudyError(msg)
+        raise StudyError(f"pick: these are results of another study, of {names}; expected results of {study.folder}")
     preference = choose.Preference(weights, floors, best, wish, tchebycheff, knee)
     return choose.choose(results, preference, anyway=anyway)
 
@@ -144,11 +143,10 @@ def _folder_of(model: Any, tokenizer: Any = None) -> Path:
     parts = [model] if tokenizer is None else [model, tokenizer]
     for value in parts:
         if not hasattr(value, "save_pretrained"):
-            msg = (
+            raise ModelError(
                 f"expected a checkpoint folder, or a transformers model or tokenizer that is loaded, got {type(value).__name__}; "
                 "save other modules as safetensors, and give the study `module: FILE.py:FUNCTION`"
             )
-            raise ModelError(msg)
     parent = files.cache() / "loaded"
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as scratch:

@@ -38,8 +38,7 @@ class Builder:
                 return self.pool.base
             case Expert(expert=name):
                 if name not in self.pool.experts:
-                    msg = f"the pool has no expert `{name}`; {nearest(name, self.pool.experts)}"
-                    raise RecipeError(msg)
+                    raise RecipeError(f"the pool has no expert `{name}`; {nearest(name, self.pool.experts)}")
                 return self.pool.experts[name]
             case Member(member=identity):
                 return self._member(identity)
@@ -79,11 +78,10 @@ class Builder:
         """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
         prefix = self.pool.layout.prefix
         if prefix is None:
-            msg = (
+            raise RecipeError(
                 f"a stack needs a model with a stack of blocks, whose tensors are named like `layers.0.…`; "
                 f"{self.pool.base.path} has {', '.join(f'`{name}`' for name in list(self.pool.base.info)[:3])}, …"
             )
-            raise RecipeError(msg)
         sources: dict[str, Checkpoint] = {}
 
         def source(recipe: Recipe) -> Checkpoint:
@@ -178,8 +176,7 @@ def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
     scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
     if different or scaled:
         what = f"has {len(stack.layers)} layers" + (f" and a scale of {scaled[0]:g}" if scaled else "")
-        msg = (
+        raise RecipeError(
             f"merge: the input {label} is a stack that {what}; only stacks of the base's {pool.layout.blocks} layers "
             "without scales can be merged: stack a merge instead"
         )
-        raise RecipeError(msg)

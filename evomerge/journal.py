@@ -185,11 +185,9 @@ def _record(path: Path, line: int, body: bytes) -> Proposal | Tell:
             return _tell(data)
     except (ValueError, RecursionError) as error:  # also RecipeError, and those of json, base64, pydantic and numpy
         cause = describe(error, "record", {}) if isinstance(error, ValidationError) else error
-        msg = f"{path}: line {line} is no valid record ({cause}); {_RESTORE}"
-        raise JournalError(msg) from None
+        raise JournalError(f"{path}: line {line} is no valid record ({cause}); {_RESTORE}") from None
     kind = ", ".join(data) if isinstance(data, dict) else repr(data)[:40]
-    msg = f"{path}: line {line} is of a kind unknown to this version ({kind}); install the newer evomerge"
-    raise JournalError(msg)
+    raise JournalError(f"{path}: line {line} is of a kind unknown to this version ({kind}); install the newer evomerge")
 
 
 def _ask(data: dict[str, Any]) -> Proposal:
@@ -204,8 +202,7 @@ def _ask(data: dict[str, Any]) -> Proposal:
 def _tell(data: dict[str, Any]) -> Tell:
     record = _TellRecord.model_validate(data)
     if (record.error is None) == (record.scores is None):
-        msg = "expected either `scores` or `error`"
-        raise ValueError(msg)
+        raise ValueError("expected either `scores` or `error`")
     return Tell(record.tell, Evaluation.from_json(data))
 
 
@@ -241,6 +238,5 @@ def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
                 return  # torn by a kill during the write: it was never acknowledged
             body = line[9:-1]
             if line[:9] != b"%08x " % zlib.crc32(body):
-                msg = f"{path}: line {number} is damaged; {_RESTORE}"
-                raise JournalError(msg)
+                raise JournalError(f"{path}: line {number} is damaged; {_RESTORE}")
             yield line, body

@@ -53,8 +53,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """
     values, corner = _points(points), _reference(points, reference)
     if len(corner) > _MOST_COLUMNS:
-        msg = f"hypervolume: expected at most {_MOST_COLUMNS} objectives, got {len(corner)}"
-        raise StudyError(msg)
+        raise StudyError(f"hypervolume: expected at most {_MOST_COLUMNS} objectives, got {len(corner)}")
     above = _above(values, corner)
     return float(moocore.hypervolume(values[above], ref=corner, maximise=True)) if above.any() else 0.0
 
@@ -160,17 +159,14 @@ def pick(
     preferences = {"weights": weights, "floors": floors, "wish": wish}
     ways = [name for name, preference in preferences.items() if preference]
     if len(ways) != 1:
-        msg = f"pick: expected exactly one of weights, floors and wish, got {' and '.join(ways) or 'none'}"
-        raise StudyError(msg)
+        raise StudyError(f"pick: expected exactly one of weights, floors and wish, got {' and '.join(ways) or 'none'}")
     if values.shape[1] != len(objectives):
-        msg = f"pick: points have {values.shape[1]} scores, but the objectives are {', '.join(objectives)}"
-        raise StudyError(msg)
+        raise StudyError(f"pick: points have {values.shape[1]} scores, but the objectives are {', '.join(objectives)}")
     for what, numbers in (("weight", weights), ("floor", floors), ("wish", wish), ("best", best and {best: 0.0})):
         if numbers:
             _check(what, numbers, objectives)
     if best is not None and not floors:
-        msg = f"pick: `best` ({best}) goes with floors; expected one or more, such as {objectives[0]}=0.8"
-        raise StudyError(msg)
+        raise StudyError(f"pick: `best` ({best}) goes with floors; expected one or more, such as {objectives[0]}=0.8")
     front = _front(values)
     scores = values[front]
     if weights:
@@ -189,14 +185,12 @@ def _check(what: str, numbers: Mapping[str, float], objectives: Sequence[str]) -
     weights = what.endswith("weight")
     for name, number in numbers.items():
         if name not in objectives:
-            msg = f"pick: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise StudyError(msg)
+            raise StudyError(f"pick: unknown objective `{name}`; {nearest(name, objectives)}")
         if not np.isfinite(number) or (weights and number < 0):
             msg = f"pick: {what} {name}={number:g}; expected a {'number of 0 or more' if weights else 'finite number'}"
             raise StudyError(msg)
     if weights and not any(numbers.values()):
-        msg = f"pick: all {what}s are 0; expected at least one above 0, such as {objectives[0]}=1"
-        raise StudyError(msg)
+        raise StudyError(f"pick: all {what}s are 0; expected at least one above 0, such as {objectives[0]}=1")
 
 
 def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str, float], best: str | None) -> Points:
@@ -208,8 +202,7 @@ def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str
         near = int(np.argmin((short / _span(scores)[columns]).sum(axis=1)))
         wanted = " and ".join(f"{name} ≥ {floor:g}" for name, floor in floors.items())
         reached = ", ".join(f"{name} {score:.4g}" for name, score in zip(objectives, scores[near], strict=True))
-        msg = f"pick: no point of the front has {wanted}; the nearest has {reached}; lower a floor"
-        raise StudyError(msg)
+        raise StudyError(f"pick: no point of the front has {wanted}; the nearest has {reached}; lower a floor")
     free = [best] if best is not None else [name for name in objectives if name not in floors] or list(objectives)
     merit = scores[:, [list(objectives).index(name) for name in free]].mean(axis=1)
     return np.where(short.any(axis=1), -np.inf, merit)
@@ -218,16 +211,14 @@ def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str
 def _points(points: ArrayLike) -> Points:
     values = np.asarray(points, dtype=np.float64)
     if values.ndim != 2:
-        msg = f"points: expected shape (points, objectives), got {values.shape}"
-        raise StudyError(msg)
+        raise StudyError(f"points: expected shape (points, objectives), got {values.shape}")
     return values
 
 
 def _reference(points: ArrayLike, reference: ArrayLike) -> Points:
     corner = np.asarray(reference, dtype=np.float64)
     if corner.shape != (np.shape(points)[1],) or not np.isfinite(corner).all():
-        msg = f"reference point: expected {np.shape(points)[1]} finite numbers, got {corner.tolist()}"
-        raise StudyError(msg)
+        raise StudyError(f"reference point: expected {np.shape(points)[1]} finite numbers, got {corner.tolist()}")
     return corner
 
 
@@ -239,8 +230,7 @@ def _above(values: Points, corner: Points) -> NDArray[np.bool_]:
 def _front(values: Points) -> NDArray[np.intp]:
     front = np.flatnonzero(nondominated(values))
     if not len(front):
-        msg = f"a front needs at least one point with finite scores, got {len(values)} points without any"
-        raise StudyError(msg)
+        raise StudyError(f"a front needs at least one point with finite scores, got {len(values)} points without any")
     return front
 
 

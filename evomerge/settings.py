@@ -85,8 +85,7 @@ class StudySettings(FrozenModel):
     def read(cls, path: Path) -> "StudySettings":
         """Return the settings of a study file with absolute paths. Raises `StudyError`."""
         if not path.is_file():
-            msg = f"{path}: no such study file"
-            raise StudyError(msg)
+            raise StudyError(f"{path}: no such study file")
         return cls.parse(strict_yaml.read(path), str(path), path.parent)
 
     @classmethod
@@ -189,11 +188,10 @@ def open_parts(
     breeder = search.surfaced(parts.new_driver(settings.seed))
     if breeder is not None and settings.evaluations < breeder.min_evaluations:
         other = "nsga2" if len(objectives) > 1 else "cma"
-        msg = (
+        raise StudyError(
             f"`evaluations` is {settings.evaluations}; expected {breeder.min_evaluations} or more, the least from which driver `{driver['kind']}` "
             f"can predict a front over {len(search_space.genes)} genes; raise it, or type `driver: {{kind: {other}}}`"
         )
-        raise StudyError(msg)
     return parts
 
 

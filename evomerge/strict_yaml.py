@@ -27,8 +27,7 @@ class _Loader(yaml.SafeLoader):
         # Aliases of aliases can expand a short text to more than any memory holds.
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]  # the library has no types here
-            msg = f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out"
-            raise YamlError(msg)
+            raise YamlError(f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out")
         return super().compose_node(parent, index)
 
 
@@ -56,8 +55,7 @@ def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
             raise _not_a("a word as the key", key_node)
         key = str(key_node.value)
         if key in data:
-            msg = f"line {key_node.start_mark.line + 1}: key `{key}` is written twice; keep one"
-            raise YamlError(msg)
+            raise YamlError(f"line {key_node.start_mark.line + 1}: key `{key}` is written twice; keep one")
         data[key] = loader.construct_object(value_node, deep=True)
     return data
 
@@ -95,19 +93,15 @@ for _kind in _WORDS:
 def parse(text: str, where: str) -> Any:
     """Return the data of one YAML document. Messages begin with `where`, a file's name. Raises `YamlError`."""
     if len(text) > _LARGEST:
-        msg = f"{where}: {len(text)} characters; expected at most {_LARGEST}"
-        raise YamlError(msg)
+        raise YamlError(f"{where}: {len(text)} characters; expected at most {_LARGEST}")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  # a subclass of SafeLoader
     except yaml.YAMLError as error:
-        msg = f"{where}: not valid YAML: {' '.join(str(error).split())}"
-        raise YamlError(msg) from None
+        raise YamlError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except YamlError as error:
-        msg = f"{where}: {error}"
-        raise YamlError(msg) from None
+        raise YamlError(f"{where}: {error}") from None
     except RecursionError:
-        msg = f"{where}: nested too deep for a recipe, a space or a study"
-        raise YamlError(msg) from None
+        raise YamlError(f"{where}: nested too deep for a recipe, a space or a study") from None
 
 
 def read(path: Path) -> Any:
@@ -115,11 +109,9 @@ def read(path: Path) -> Any:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        msg = f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML"
-        raise YamlError(msg) from None
+        raise YamlError(f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML") from None
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror}); expected a YAML file"
-        raise YamlError(msg) from None
+        raise YamlError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
     return parse(content, str(path))
 
 

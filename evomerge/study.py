@@ -64,8 +64,7 @@ class Study:
         if (folder / "study.json").exists():
             return cls.open(folder, settings, progress, python_tasks)
         if folder.exists() and any(folder.iterdir()):
-            msg = f"{folder}: exists, is not empty, and is no study; give another directory with `-o`"
-            raise StudyError(msg)
+            raise StudyError(f"{folder}: exists, is not empty, and is no study; give another directory with `-o`")
         study = cls(folder, settings, open_parts(settings, progress, python_tasks))
         study._save_header()
         return study
@@ -229,8 +228,7 @@ class Study:
             except OSError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                msg = f"{self.folder}: in use by {holder}; wait for it, or stop it"
-                raise StudyError(msg) from None
+                raise StudyError(f"{self.folder}: in use by {holder}; wait for it, or stop it") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -245,12 +243,11 @@ class Study:
             what = "other examples than the recorded ones"
         then, now = _read_header(self.folder).versions, versions()
         changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
-        msg = (
+        raise StudyError(
             f"{self.journal_path}: replaying proposal {recorded.number} gave {what}; "
             f"{'changed since: ' + ', '.join(changed) if changed else 'no version has changed: please report this'}; "
             "install the recorded versions, or start a new study"
         )
-        raise StudyError(msg)
 
     def _save_header(self) -> None:
         header: dict[str, Any] = {

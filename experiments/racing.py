@@ -190,8 +190,7 @@ def drive(bed: Bed, bench: Bench, seed: int, racing: Mapping[str, Any] | None, b
     counts = sizes(bench, objectives)
     plain = search.make(bed.driver, bench.space, objectives, seed)
     if not isinstance(plain, Generational):
-        msg = f"{bed}: expected a generational driver, got {plain}"
-        raise TypeError(msg)
+        raise TypeError(f"{bed}: expected a generational driver, got {plain}")
     inner = Recorded(bench.space, objectives, plain.breeder)
     driver: Driver = inner
     if racing is not None:

@@ -55,8 +55,7 @@ class Adapter(Checkpoint):
             try:
                 product = Product.of(pair, target, len(info[name].shape), config)
             except ValueError as error:
-                msg = f"{self.path / CONFIG}: `rank_pattern` or `alpha_pattern`: {error}"
-                raise CheckpointError(msg) from None
+                raise CheckpointError(f"{self.path / CONFIG}: `rank_pattern` or `alpha_pattern`: {error}") from None
             self._products[name] = product
             self._check_fits(product, name, info[name])
             info[name] = TensorInfo(info[name].shape, torch.promote_types(info[name].dtype, torch.float32))

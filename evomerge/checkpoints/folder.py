@@ -92,8 +92,7 @@ class Folder(Checkpoint):
         """The content of `config.json`."""
         path = self.path / "config.json"
         if not path.exists():
-            msg = f"{path}: no such file; expected the model's configuration beside its weights"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"{path}: no such file; expected the model's configuration beside its weights")
         return read_object(path)
 
     @property
@@ -162,22 +161,19 @@ class Folder(Checkpoint):
         if pickles:
             msg = f"{self.path}: only pickle weights ({pickles[0]}), which can run code when read; convert them with transformers' save_pretrained and give that folder"
             raise CheckpointError(msg)
-        msg = f"{self.path}: no safetensors file; expected model.safetensors, or shards with an index"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{self.path}: no safetensors file; expected model.safetensors, or shards with an index")
 
     def _shard(self, name: str, index: Path) -> Path:
         """Return the path of a shard, whose name must be a plain file name in this folder."""
         if Path(name).name != name or name in ("", ".", ".."):
-            msg = f"{index}: names the shard {name!r}; expected a file name inside the folder, no path"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"{index}: names the shard {name!r}; expected a file name inside the folder, no path")
         path = self.path / name
         try:
             exists = path.is_file()
         except (OSError, ValueError):  # a name that is too long, or no text
             exists = False
         if not exists:
-            msg = f"{self.path}: shard {name[:200]} is missing; download the checkpoint again"
-            raise CheckpointError(msg)
+            raise CheckpointError(f"{self.path}: shard {name[:200]} is missing; download the checkpoint again")
         check_inside(path)
         return path
 
@@ -189,8 +185,7 @@ def check_inside(path: Path) -> None:
     """
     real, home = path.resolve(), path.parent.resolve()
     if not real.is_relative_to(home) and not real.is_relative_to(home.parent.parent / "blobs"):
-        msg = f"{path}: links to {real}, outside of the checkpoint's folder; put the file itself there"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{path}: links to {real}, outside of the checkpoint's folder; put the file itself there")
 
 
 def open_weights(file: Path) -> Any:
@@ -198,8 +193,7 @@ def open_weights(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        msg = f"{file}: cannot be opened ({error}); it was readable before: has it changed?"
-        raise CheckpointError(msg) from None
+        raise CheckpointError(f"{file}: cannot be opened ({error}); it was readable before: has it changed?") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -207,14 +201,11 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise CheckpointError(msg) from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, too many digits, too deep
-        msg = f"{path}: not valid JSON ({error}); download it again"
-        raise CheckpointError(msg) from None
+        raise CheckpointError(f"{path}: not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
-        msg = f"{path}: expected a JSON object, got {type(content).__name__}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
 
 

@@ -65,38 +65,32 @@ def read_header(path: Path) -> Header:
             return _parse(file, path.stat().st_size)
     except (OSError, ValueError) as error:
         what = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
-        msg = f"{path}: {what}"
-        raise CheckpointError(msg) from None
+        raise CheckpointError(f"{path}: {what}") from None
 
 
 def _parse(file: BinaryIO, size: int) -> Header:
     """Return the header of a file of `size` bytes. Raises `ValueError` with what is wrong, to follow the file's name."""
     start = file.read(8)
     if len(start) < 8:
-        msg = f"{size} bytes; not a safetensors file"
-        raise ValueError(msg)
+        raise ValueError(f"{size} bytes; not a safetensors file")
     if start == b"version ":
         raise ValueError("a Git LFS pointer, not the weights; run `git lfs pull`")
     length = int.from_bytes(start, "little")
     if length > _LARGEST_HEADER:
-        msg = f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}"
-        raise ValueError(msg)
+        raise ValueError(f"header of {length} bytes in a file of {size}; expected at most {_LARGEST_HEADER}")
     if 8 + length > size:
-        msg = f"header of {length} bytes, but the file has {size}; download it again"
-        raise ValueError(msg)
+        raise ValueError(f"header of {length} bytes, but the file has {size}; download it again")
     try:
         text = file.read(length).decode("utf-8")
         entries = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, too many digits, too deep
-        msg = f"its header is not JSON ({error})"
-        raise ValueError(msg) from None
+        raise ValueError(f"its header is not JSON ({error})") from None
     if not isinstance(entries, dict):
         msg = f"its header is a {type(entries).__name__}; expected a JSON object"
         raise ValueError(msg)  # noqa: TRY004  # the file is wrong, not an argument
     entries.pop("__metadata__", None)
     if len(entries) > _MOST_TENSORS:
-        msg = f"its header holds {len(entries)} tensors; expected at most {_MOST_TENSORS}"
-        raise ValueError(msg)
+        raise ValueError(f"its header holds {len(entries)} tensors; expected at most {_MOST_TENSORS}")
     header = Header()
     data = at = 8 + length
     for name, entry in entries.items():
@@ -107,8 +101,7 @@ def _parse(file: BinaryIO, size: int) -> Header:
             raise ValueError("its tensors overlap or leave gaps; download it again")
         at = end
     if at != size:
-        msg = f"needs {at} bytes, has {size}; download it again"
-        raise ValueError(msg)
+        raise ValueError(f"needs {at} bytes, has {size}; download it again")
     return header
 
 
@@ -116,8 +109,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         names = [name for name, _ in pairs]
-        msg = f"its header names `{next(name for name in names if names.count(name) > 1)}` twice"
-        raise ValueError(msg)
+        raise ValueError(f"its header names `{next(name for name in names if names.count(name) > 1)}` twice")
     return entries
 
 

@@ -113,8 +113,7 @@ def _first_match(patterns: Mapping[str, _Number] | None, module: str, default: _
             if (re.fullmatch if plain else matches)(rf"(.*\.)?({pattern})", module):
                 return value
         except ValueError as error:
-            msg = f"expected regular expressions, got `{pattern[:80]}` ({error})"
-            raise ValueError(msg) from None
+            raise ValueError(f"expected regular expressions, got `{pattern[:80]}` ({error})") from None
     return default
 
 
@@ -150,6 +149,5 @@ def read_stored(folder: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(msg)
     stored = read_header(weights).info
     if not stored:
-        msg = f"{weights}: holds no tensor; expected the factors of at least one module"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{weights}: holds no tensor; expected the factors of at least one module")
     return stored

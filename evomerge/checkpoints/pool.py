@@ -43,8 +43,7 @@ class Pool:
         `CheckpointError`.
         """
         if not experts:
-            msg = "the pool has no experts; expected at least one, such as `experts: {maths: path/to/maths}`"
-            raise PoolError(msg)
+            raise PoolError("the pool has no experts; expected at least one, such as `experts: {maths: path/to/maths}`")
         if "base" in experts:
             msg = "the pool has an expert named `base`, the name of the base model in recipes; give it another name"
             raise PoolError(msg)

@@ -43,8 +43,7 @@ _NOT_COPIED = (  # ends of names: the base's weights in any form, and texts abou
 def check_free(folder: Path) -> None:
     """Raise `CheckpointError` if `folder` exists, unless it is an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = f"{folder}: exists and is not empty; give another folder, or remove it first"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{folder}: exists and is not empty; give another folder, or remove it first")
 
 
 def save(

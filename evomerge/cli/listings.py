@@ -31,8 +31,7 @@ def spaces(name: str | None, from_method: str | None) -> None:
         return
     if name is not None:
         if name not in shipped:
-            msg = f"no search space `{name}`; {nearest(name, shipped)}"
-            raise StudyError(msg)
+            raise StudyError(f"no search space `{name}`; {nearest(name, shipped)}")
         console.print(shipped[name].read_text(encoding="utf-8"), end="", markup=False, soft_wrap=True)
         return
     table = Table("space", "what it searches", box=None)

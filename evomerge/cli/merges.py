@@ -38,8 +38,7 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
     """Write the merge of a recipe file, or only check it."""
     console = new_console()
     if not file.is_file():
-        msg = f"{file}: no such recipe file"
-        raise RecipeError(msg)
+        raise RecipeError(f"{file}: no such recipe file")
     data = strict_yaml.read(file)
     if isinstance(data, dict) and {"pool", "space"} <= set(data):
         msg = f"{file}: this is a study, not a recipe; type: evomerge run {file}, then evomerge pick RUN -o {out}"
@@ -48,8 +47,7 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
         data = {"recipe": data}
     for key in data:
         if key not in _RECIPE_KEYS:
-            msg = f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}"
-            raise RecipeError(msg)
+            raise RecipeError(f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}")
     pool = _open_pool(data.get("pool"), file, options, console)
     names = list(pool.experts)
     spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
@@ -116,8 +114,7 @@ def decompress(folder: Path, expert: str, out: Path) -> None:
 def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
     """Return the recipes of earlier candidates in a recipe file, by id. Raises `RecipeError` for a wrong id."""
     if not isinstance(data, dict):
-        msg = f"{file} `members`: expected a mapping from ids to recipes, got {data!r}"
-        raise RecipeError(msg)
+        raise RecipeError(f"{file} `members`: expected a mapping from ids to recipes, got {data!r}")
     lineage = {base_recipe().id: base_recipe()}
     for identity, member in data.items():
         lineage[identity] = Recipe.parse(member)
@@ -153,8 +150,7 @@ def _open_pool_and_tasks(
         msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
         raise RecipeError(msg)
     if file is not None and not file.is_file():
-        msg = f"{file}: no such file; expected a study, or YAML with `pool`"
-        raise RecipeError(msg)
+        raise RecipeError(f"{file}: no such file; expected a study, or YAML with `pool`")
     data = {} if file is None else strict_yaml.read(file)
     if file is not None and not any(options) and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
@@ -173,13 +169,11 @@ def _read_parameters(options: Sequence[str]) -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            msg = f"{option!r}: expected NAME=VALUE, such as `lambda=0.3`"
-            raise RecipeError(msg)
+            raise RecipeError(f"{option!r}: expected NAME=VALUE, such as `lambda=0.3`")
         name, dot, expert = key.partition(".")
         values = parameters.setdefault(name, {}) if dot else parameters
         if not isinstance(values, dict) or (expert if dot else name) in values:
-            msg = f"--parameter `{name}` is given twice; give one value, or one for each expert"
-            raise RecipeError(msg)
+            raise RecipeError(f"--parameter `{name}` is given twice; give one value, or one for each expert")
         values[expert if dot else name] = strict_yaml.parse(text, f"--parameter {key}")
     return parameters
 

@@ -39,8 +39,7 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
     """Build a zoo, search, report, export the picked merge, and load it with transformers."""
     console = new_console()
     if name not in _DEMO:
-        msg = f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}"
-        raise StudyError(msg)
+        raise StudyError(f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}")
     build_zoo(name, 0)
     precision = str(zoo.fast_precision()).removeprefix("torch.")
     data = {"name": f"demo-{name}", "pool": {"zoo": name}, "space": "task_arithmetic_per_block", "precision": precision}
@@ -182,8 +181,7 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
     worker.evaluate(recipe)  # the first evaluation also reads the model and the data
     evaluation = worker.evaluate(recipe)
     if evaluation.error is not None:
-        msg = f"the space's initial recipe cannot be evaluated: {evaluation.error}"
-        raise StudyError(msg)
+        raise StudyError(f"the space's initial recipe cannot be evaluated: {evaluation.error}")
     each = sum(evaluation.seconds.values())
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
     say(console, f"one evaluation: {duration(each)} ({steps})")
@@ -250,6 +248,5 @@ def _pairs(text: str | None) -> dict[str, float] | None:
         try:
             pairs[name.strip()] = float(number)
         except ValueError:
-            msg = f"{part!r}: expected OBJECTIVE=NUMBER, such as `maths=0.8`"
-            raise StudyError(msg) from None
+            raise StudyError(f"{part!r}: expected OBJECTIVE=NUMBER, such as `maths=0.8`") from None
     return pairs or None

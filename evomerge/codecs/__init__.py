@@ -21,8 +21,7 @@ __all__ = ["CODECS", "Artefact", "Codec", "Compression", "Loss", "compress", "en
 def make(name: str, parameters: Mapping[str, Any] | None = None) -> Codec:
     """Return the codec `name` with these parameters and defaults for the others. Raises `RecipeError`."""
     if name not in CODECS:
-        msg = f"no codec `{name}`; {nearest(name, CODECS)}"
-        raise RecipeError(msg)
+        raise RecipeError(f"no codec `{name}`; {nearest(name, CODECS)}")
     schema = CODECS[name]
     names = [field.alias or key for key, field in schema.model_fields.items()]
     try:

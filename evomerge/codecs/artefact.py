@@ -169,8 +169,7 @@ class Artefact:
         Raises `PoolError` for an unknown expert.
         """
         if expert not in self.experts:
-            msg = f"{self.folder}: the artefact has no expert `{expert}`; {nearest(expert, self.experts)}"
-            raise PoolError(msg)
+            raise PoolError(f"{self.folder}: the artefact has no expert `{expert}`; {nearest(expert, self.experts)}")
         number = self.experts.index(expert)
         return Computed(self.base.info, lambda name: self._tensor(name, number), (self.base, self._codes))
 
@@ -238,10 +237,9 @@ def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded 
     for part, tensor in parts.items():
         if tensor.is_floating_point():
             if not tensor.isfinite().all():
-                msg = (
+                raise PoolError(
                     f"tensor `{name}`: `{part}` does not fit into the base's {base.dtype}; convert the pool to float32"
                 )
-                raise PoolError(msg)
             parts[part] = tensor.reshape(base.shape) if codec.elementwise else tensor
     return Coded(parts, formula, figures)
 
@@ -307,16 +305,14 @@ def _check(tensor: torch.Tensor) -> int:
 
 def _read(path: Path) -> _Manifest:
     if not path.is_file():
-        msg = f"{path}: cannot be read; expected an artefact, a folder that `evomerge compress` wrote"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{path}: cannot be read; expected an artefact, a folder that `evomerge compress` wrote")
     data = read_object(path)
     if data.get("version") != _VERSION:
         msg = f"{path}: artefact version {data.get('version')}; expected {_VERSION}: read it with the evomerge that wrote it, or compress again"
         raise CheckpointError(msg)
     codec = str(data.get("codec"))
     if codec not in CODECS:
-        msg = f"{path}: unknown codec `{codec}`; {nearest(codec, CODECS)}"
-        raise CheckpointError(msg)
+        raise CheckpointError(f"{path}: unknown codec `{codec}`; {nearest(codec, CODECS)}")
     try:
         return _Manifest.model_validate(data)
     except ValidationError as error:

@@ -36,8 +36,7 @@ class Tall(Codec):
     def _numbers(cls, value: Any) -> float | dict[str, float]:
         for entry in value.values() if isinstance(value, Mapping) else [value]:
             if isinstance(entry, bool) or not isinstance(entry, int | float) or not 0 <= entry < math.inf:
-                msg = f"expected a number of at least 0, or one for each expert, got {value!r}"
-                raise ValueError(msg)
+                raise ValueError(f"expected a number of at least 0, or one for each expert, got {value!r}")
         return (
             {str(name): float(entry) for name, entry in value.items()} if isinstance(value, Mapping) else float(value)
         )
@@ -48,8 +47,7 @@ class Tall(Codec):
             return {"lambda": [self.lam] * len(experts)}
         for name in self.lam:
             if name not in experts:
-                msg = f"codec `tall` `lambda`: the pool has no expert `{name}`; {nearest(name, experts)}"
-                raise RecipeError(msg)
+                raise RecipeError(f"codec `tall` `lambda`: the pool has no expert `{name}`; {nearest(name, experts)}")
         return {"lambda": [self.lam.get(name, _DEFAULT) for name in experts]}
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded:

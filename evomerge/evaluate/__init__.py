@@ -20,8 +20,7 @@ def make(setup: Setup, workers: int = 1, deadline: float | None = None) -> Evalu
     with a deadline one worker is a Ray actor too. Raises `EvaluatorError`.
     """
     if workers < 1:
-        msg = f"`workers` must be at least 1, got {workers}; type --workers 1"
-        raise EvaluatorError(msg)
+        raise EvaluatorError(f"`workers` must be at least 1, got {workers}; type --workers 1")
     if workers == 1 and deadline is None:
         return Serial(setup)
     from evomerge.evaluate.ray import RayEvaluator  # importing ray takes a second

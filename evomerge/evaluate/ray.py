@@ -156,8 +156,7 @@ class RayEvaluator(Evaluator):
         if proposal is not None:
             self._finished.append((proposal.number, _copied(answer)))
         elif answer is not None:
-            msg = f"the workers cannot start: {answer}"
-            raise EvaluatorError(msg)
+            raise EvaluatorError(f"the workers cannot start: {answer}")
         else:
             self._failed_starts = 0
 
@@ -168,11 +167,10 @@ class RayEvaluator(Evaluator):
         if proposal is None:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
-                msg = (
+                raise EvaluatorError(
                     f"{ATTEMPTS} workers in a row did not start ({cause}); look for the reason "
                     "in Ray's logs, by default in /tmp/ray/session_latest/logs, or type --workers 1"
                 )
-                raise EvaluatorError(msg)
         else:
             causes = self._causes.setdefault(proposal.number, [])
             causes.append(cause)
@@ -275,11 +273,10 @@ def check_authentication(address: str) -> None:
     except ValueError:
         local = host == "localhost"
     if not local and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        msg = (
+        raise EvaluatorError(
             f"the Ray cluster at {address} is open to its network; expected token authentication: "
             "type RAY_AUTH_MODE=token before `ray start` and before this command"
         )
-        raise EvaluatorError(msg)
 
 
 @contextmanager
@@ -291,15 +288,13 @@ def _start_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         advice = "try again when the machine is less busy, or type --workers 1 to do without Ray"
-        msg = f"{what}: {describe(error)}; {advice}"
-        raise EvaluatorError(msg) from error
+        raise EvaluatorError(f"{what}: {describe(error)}; {advice}") from error
 
 
 def _check_size(workers: int, threads: int) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]  # the library has no types here
     if cpus < workers * threads:
-        msg = (
+        raise EvaluatorError(
             f"the Ray cluster has {cpus} CPUs, {workers} workers with {threads} threads each need "
             f"{workers * threads}; type --workers {max(cpus // threads, 1)}"
         )
-        raise EvaluatorError(msg)

@@ -156,8 +156,7 @@ class _Loaded:
         names = [task.name for task in self.tasks]
         for name in examples:
             if name not in names:
-                msg = f"examples of the unknown task `{name}`; {nearest(name, names)}"
-                raise TaskError(msg)
+                raise TaskError(f"examples of the unknown task `{name}`; {nearest(name, names)}")
         return [(task, examples[task.name]) for task in self.tasks if task.name in examples]
 
 
@@ -191,8 +190,7 @@ class _Finite:
     def _check(name: str, tensor: torch.Tensor) -> None:
         # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            msg = f"the merged tensor `{name}` holds NaN or infinity"
-            raise FloatingPointError(msg)
+            raise FloatingPointError(f"the merged tensor `{name}` holds NaN or infinity")
 
 
 def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:

@@ -206,8 +206,7 @@ def spell_out(merge: Merge) -> dict[str, Any]:
     """
     if merge.method is not None:
         if merge.method not in METHODS:
-            msg = f"unknown method `{merge.method}`; {nearest(merge.method, METHODS)}"
-            raise RecipeError(msg)
+            raise RecipeError(f"unknown method `{merge.method}`; {nearest(merge.method, METHODS)}")
         method = METHODS[merge.method]
         values = _complete(f"method `{method.name}`", method.parameters, merge.parameters)
         steps = [(name, {key: values[key] for key in STAGES[name].parameters}) for name in method.stages]
@@ -223,8 +222,7 @@ def spell_out(merge: Merge) -> dict[str, Any]:
             if name == "none":
                 continue
             if name not in names:
-                msg = f"unknown {role} stage `{name}`; {nearest(name, names)}"
-                raise RecipeError(msg)
+                raise RecipeError(f"unknown {role} stage `{name}`; {nearest(name, names)}")
             steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, parameters)))
     _check_inputs(steps, merge)
     return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps}
@@ -248,11 +246,9 @@ def _check_inputs(steps: Sequence[tuple[str, Mapping[str, Any]]], merge: Merge) 
 def _complete(where: str, specs: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in specs:
-            msg = f"{where}: unknown parameter `{name}`; {nearest(name, specs)}"
-            raise RecipeError(msg)
+            raise RecipeError(f"{where}: unknown parameter `{name}`; {nearest(name, specs)}")
         try:
             specs[name].check(name, value)
         except RecipeError as error:
-            msg = f"{where}: {error}"
-            raise RecipeError(msg) from None
+            raise RecipeError(f"{where}: {error}") from None
     return {name: given.get(name, spec.default) for name, spec in specs.items()}

@@ -49,11 +49,9 @@ class Parameter:
         """Raise `RecipeError` unless `value` (one value, or a table) is valid everywhere."""
         if isinstance(value, Tiled):
             if not self.per_input and "expert" in value.per:
-                msg = f"parameter `{name}` is one number for all inputs; remove `expert` from its `per`"
-                raise RecipeError(msg)
+                raise RecipeError(f"parameter `{name}` is one number for all inputs; remove `expert` from its `per`")
             if self.choices and any(axis.startswith("depth") for axis in value.per):
-                msg = f"parameter `{name}` is a word, which `depth/N` cannot interpolate; use `block/N`"
-                raise RecipeError(msg)
+                raise RecipeError(f"parameter `{name}` is a word, which `depth/N` cannot interpolate; use `block/N`")
             for entry in _entries(value.values):
                 self.check(name, entry)
             return
@@ -66,8 +64,7 @@ class Parameter:
             or not self.low <= value <= self.high
             or (self.integer and value != int(value))
         ):
-            msg = f"parameter `{name}` is {value!r}; expected {self.expected}"
-            raise RecipeError(msg)
+            raise RecipeError(f"parameter `{name}` is {value!r}; expected {self.expected}")
 
     @property
     def expected(self) -> str:

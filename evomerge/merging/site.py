@@ -49,11 +49,10 @@ class Site:
     def index(self, element: int, what: str, instead: str) -> int:
         """Return an element's index as `Piece.index` counts it. Raises `RecipeError` where 32 bits do not tell elements apart."""
         if self.numel > INDICES:
-            msg = (
+            raise RecipeError(
                 f"{what} inside of `{self.tensor}`, whose {self.numel:,} elements are more than the 2^32 that can be told "
                 f"apart; {instead}"
             )
-            raise RecipeError(msg)
         return element - INDICES // 2
 
 

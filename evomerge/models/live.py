@@ -53,8 +53,7 @@ class LiveModel:
         self.folder = Path(folder)
         self.precision = precision
         if precision not in PRECISIONS:
-            msg = f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`"
-            raise ModelError(msg)
+            raise ModelError(f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`")
         base = Folder(self.folder)
         loader = Pretrained(base, auto) if module is None else UserModule(base, module)
         loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
@@ -151,10 +150,9 @@ class LiveModel:
     def _check_ties(self, checkpoint: Checkpoint) -> None:
         for name, other in self._twins.items():
             if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other)):
-                msg = (
+                raise ModelError(
                     f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
                 )
-                raise ModelError(msg)
 
     def _bind(
         self, mappings: list[TensorMapping]

@@ -49,8 +49,7 @@ class UserModule:
         with torch.random.fork_rng(devices=[]):
             module = self._function(self._folder)
         if not isinstance(module, nn.Module):
-            msg = f"{self._where} returned {type(module).__name__}; expected a torch.nn.Module"
-            raise ModelError(msg)
+            raise ModelError(f"{self._where} returned {type(module).__name__}; expected a torch.nn.Module")
         return module
 
 
@@ -58,8 +57,7 @@ def _import(where: str) -> Callable[[Path], object]:
     file, _, name = where.rpartition(":")
     path = Path(file)
     if not name.isidentifier() or path.suffix != ".py" or not path.is_file():
-        msg = f"`module` must be FILE.py:FUNCTION with an existing file, got `{where}`"
-        raise ModelError(msg)
+        raise ModelError(f"`module` must be FILE.py:FUNCTION with an existing file, got `{where}`")
     spec = importlib.util.spec_from_file_location(f"evomerge_module_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -67,8 +65,7 @@ def _import(where: str) -> Callable[[Path], object]:
     try:
         spec.loader.exec_module(code)
     except Exception as error:
-        msg = f"`module`: {path} cannot be imported: {type(error).__name__}: {error}"
-        raise ModelError(msg) from error
+        raise ModelError(f"`module`: {path} cannot be imported: {type(error).__name__}: {error}") from error
     function: Callable[[Path], object] | None = getattr(code, name, None)
     if not callable(function):
         msg = f"`module`: {path} has no function `{name}`; {nearest(name, [key for key in vars(code) if not key.startswith('_')])}"

@@ -78,8 +78,7 @@ def new_model(
     try:
         model_config = library().AutoConfig.for_model(model_type, **settings)
     except ValueError as error:
-        msg = f"`model_type` must name an architecture of transformers, got `{model_type}`"
-        raise ModelError(msg) from error
+        raise ModelError(f"`model_type` must name an architecture of transformers, got `{model_type}`") from error
     model = auto_class(auto).from_config(model_config, dtype=dtype or torch.float32)
     return cast("PreTrainedModel", model.eval())
 
@@ -100,10 +99,8 @@ def from_pretrained(kind: Any, folder: str | os.PathLike[str], wrong: str, **opt
     Raises `ModelError`, which says `wrong`. A missing folder raises, too: transformers takes it for a name on the hub.
     """
     if not Path(folder).is_dir():
-        msg = f"expected a folder with a checkpoint, but there is none at `{folder}`"
-        raise ModelError(msg)
+        raise ModelError(f"expected a folder with a checkpoint, but there is none at `{folder}`")
     try:
         return kind.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
-        msg = f"{wrong}: {error}"
-        raise ModelError(msg) from error
+        raise ModelError(f"{wrong}: {error}") from error

@@ -39,8 +39,7 @@ def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, 
     try:
         config_class = library().CONFIG_MAPPING[config.get("model_type")]
     except KeyError as error:
-        msg = f"config.json: expected a `model_type` of transformers, got {error}"
-        raise ModelError(msg) from None
+        raise ModelError(f"config.json: expected a `model_type` of transformers, got {error}") from None
     parsed = config_class.from_dict(dict(config))
     count = getattr(parsed, _COUNT, None)
     if not isinstance(count, int):

@@ -45,8 +45,7 @@ class ShortForm(BaseModel, ABC):
             raise RecipeError(msg)
         for word in value:
             if word not in ("per", "values"):
-                msg = f"stack: unknown key `{key}.{word}`; {nearest(str(word), ('per', 'values'))}"
-                raise RecipeError(msg)
+                raise RecipeError(f"stack: unknown key `{key}.{word}`; {nearest(str(word), ('per', 'values'))}")
         _check_cells(value.get("values"), self.cells(key, value["per"], blocks), f"{key}.values", expected)
         return value["values"]
 
@@ -61,17 +60,15 @@ def depth(source: Any, blocks: int) -> int:
 def check_depth(source: Any, blocks: int, where: str) -> None:
     """Raise `RecipeError` unless a source has as many layers as the base."""
     if (layers := depth(source, blocks)) != blocks:
-        msg = (
+        raise RecipeError(
             f"stack: `{where}` is a stack of {layers} layers; expected {blocks}, as many as the base has: write `slots`"
         )
-        raise RecipeError(msg)
 
 
 def _check_cells(values: Any, axes: Sequence[Sequence[str]], where: str, expected: str) -> None:
     if not axes:
         if not _CHECKS[expected](values):
-            msg = f"stack: `{where}` is {values!r}; expected {expected}"
-            raise RecipeError(msg)
+            raise RecipeError(f"stack: `{where}` is {values!r}; expected {expected}")
         return
     if not isinstance(values, list) or len(values) != len(axes[0]):
         got = f"has {len(values)} entries" if isinstance(values, list) else f"is {values!r}"

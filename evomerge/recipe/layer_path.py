@@ -54,8 +54,7 @@ class LayerPath(ShortForm):
         known = {"include": [["slot"]], "scale": [["slot"], ["from", "to"]]}.get(key, [])
         if per not in known:
             expected = " or ".join(f"[{', '.join(axes)}]" for axes in known) or "no table"
-            msg = f"stack: `{key}.per` is {per!r}; expected {expected}"
-            raise RecipeError(msg)
+            raise RecipeError(f"stack: `{key}.per` is {per!r}; expected {expected}")
         layers = [f"{name} {layer}" for name in self.names for layer in range(blocks)]
         if len(per) > 1:
             return [layers, layers]
@@ -77,11 +76,10 @@ class LayerPath(ShortForm):
         fewest, most = self._bounds(blocks)
         if not fewest <= len(layers) <= most:
             more, bound = ("more", "shortest") if len(layers) < fewest else ("fewer", "longest")
-            msg = (
+            raise RecipeError(
                 f"stack: the path has {len(layers)} layers; expected {fewest} to {most} over a model of {blocks} layers: "
                 f"include {more} slots, or change `{bound}`"
             )
-            raise RecipeError(msg)
         for number, source in enumerate(self.sources):
             check_depth(source, blocks, f"path.sources[{number}]")
         scale = self._read("scale", blocks, "a finite number")
@@ -137,11 +135,10 @@ class LayerPath(ShortForm):
             msg = f"stack: `longest` is {self.longest}, which is {most} of {blocks} layers; type {math.ceil(1000 * least / blocks) / 1000:g} or more"
             raise RecipeError(msg)
         if fewest > min(slots, most):
-            msg = (
+            raise RecipeError(
                 f"stack: `shortest` is {self.shortest}, which is {fewest} of {blocks} layers, but a path has at most "
                 f"{min(slots, most)}; type {math.floor(1000 * min(slots, most) / blocks) / 1000:g} or less"
             )
-            raise RecipeError(msg)
         if self.ends and blocks == 1 and 1 < fewest == most:
             msg = f"stack: not every path over a model of one layer can be made {most} layers long; type `ends: false`"
             raise RecipeError(msg)

@@ -25,8 +25,7 @@ class LayerSwap(ShortForm):
             check_axes(per)
             if axis_size(per[0]) <= blocks:
                 return [[f"block {group}" for group in range(axis_size(per[0]))]]
-        msg = f"stack: `{key}.per` is {per!r}; expected [layer], or [block/N] with N up to {blocks}"
-        raise RecipeError(msg)
+        raise RecipeError(f"stack: `{key}.per` is {per!r}; expected [layer], or [block/N] with N up to {blocks}")
 
     def slots(self, blocks: int) -> list[dict[str, Any]]:
         """Return one slot for each layer. Raises `RecipeError`."""

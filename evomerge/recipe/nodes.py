@@ -72,8 +72,7 @@ class Member(Node):
 def _name_or_parameters(stage: Any) -> Any:
     if isinstance(stage, str) or (isinstance(stage, Mapping) and len(stage) == 1):
         return stage
-    msg = f"a stage is `name` or `name: {{parameter: value}}`; got {stage!r}"
-    raise RecipeError(msg)
+    raise RecipeError(f"a stage is `name` or `name: {{parameter: value}}`; got {stage!r}")
 
 
 Stage: TypeAlias = Annotated[
@@ -112,11 +111,9 @@ class Merge(FrozenModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.method is None) == (self.stages is None):
-            msg = "a merge needs exactly one of `method` and `stages`"
-            raise RecipeError(msg)
+            raise RecipeError("a merge needs exactly one of `method` and `stages`")
         if self.stages is not None and self.parameters:
-            msg = "`parameters` belong to a `method`; with `stages`, write each parameter inside its stage"
-            raise RecipeError(msg)
+            raise RecipeError("`parameters` belong to a `method`; with `stages`, write each parameter inside its stage")
         labels = self.labels
         if len(set(labels)) != len(labels):
             msg = f"`inputs` names an input twice: {', '.join(labels)}; give each input once and change its weight instead"

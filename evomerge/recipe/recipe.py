@@ -57,8 +57,7 @@ def _node_data(data: Any) -> Any:
     if isinstance(data, Mapping):
         got = f"keys {', '.join(map(str, data))}"
         hint = "".join(f"; `{key}`: {nearest(str(key), NODES)}" for key in list(data)[:1])
-    msg = f"a recipe is {', '.join(forms)} or {last}; got {got}{hint}"
-    raise RecipeError(msg)
+    raise RecipeError(f"a recipe is {', '.join(forms)} or {last}; got {got}{hint}")
 
 
 class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_node_data)]]):
@@ -82,8 +81,7 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         if experts is not None:
             for name in recipe.experts:
                 if name not in experts:
-                    msg = f"recipe: the pool has no expert `{name}`; {nearest(name, experts)}"
-                    raise RecipeError(msg)
+                    raise RecipeError(f"recipe: the pool has no expert `{name}`; {nearest(name, experts)}")
         return recipe
 
     @cached_property
@@ -169,8 +167,7 @@ def _canonical(data: Any) -> Any:
         if data.is_integer():
             return int(data) if abs(data) < 2**53 else data
         if not math.isfinite(data):
-            msg = f"a recipe holds the number {data}; expected finite numbers only"
-            raise RecipeError(msg)
+            raise RecipeError(f"a recipe holds the number {data}; expected finite numbers only")
         return data
     if isinstance(data, Mapping):
         return {str(key): _canonical(value) for key, value in data.items()}

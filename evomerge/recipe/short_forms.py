@@ -22,8 +22,7 @@ def form_of(stack: Mapping[str, Any]) -> ShortForm | None:
     known = ("slots", "rest", *_FORMS)
     for key in stack:
         if key not in known:
-            msg = f"stack: unknown key `{key}`; {nearest(str(key), known)}"
-            raise RecipeError(msg)
+            raise RecipeError(f"stack: unknown key `{key}`; {nearest(str(key), known)}")
     names = [name for name in _FORMS if name in stack]
     if not names:
         return None
@@ -86,8 +85,7 @@ def _each_stack(data: Any, blocks: int, change: Callable[[Mapping[str, Any], Sho
         inner = {key: _each_stack(value, blocks, change) for key, value in data.items()}
         if isinstance(stack := inner.get("stack"), Mapping):
             if blocks < 1:
-                msg = "stack: the model has no stack of blocks, whose tensors are named like `layers.0.…`"
-                raise RecipeError(msg)
+                raise RecipeError("stack: the model has no stack of blocks, whose tensors are named like `layers.0.…`")
             inner["stack"] = change(stack, form_of(stack))
         return inner
     if isinstance(data, list | tuple):

@@ -83,8 +83,7 @@ Value: TypeAlias = Annotated[
 def check_axes(per: Any) -> None:
     """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`."""
     if isinstance(per, str) or not isinstance(per, Sequence):
-        msg = f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]"
-        raise RecipeError(msg)
+        raise RecipeError(f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]")
     for axis in per:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
             msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
@@ -107,22 +106,18 @@ def _check_table(values: Any, per: Sequence[str], where: str) -> None:
     if not per:
         if isinstance(values, bool | int | float | str):
             return
-        msg = f"`{where}` is {values!r}; expected one number or name here"
-        raise RecipeError(msg)
+        raise RecipeError(f"`{where}` is {values!r}; expected one number or name here")
     axis = per[0]
     if axis in ("expert", "kind"):
         if not isinstance(values, Mapping) or not values:
-            msg = f"`{where}` is {values!r}; expected a mapping from {axis} to values"
-            raise RecipeError(msg)
+            raise RecipeError(f"`{where}` is {values!r}; expected a mapping from {axis} to values")
         for name, inner in values.items():
             if axis == "kind" and name not in KINDS:
-                msg = f"`{where}`: unknown kind of tensor {name!r}; {nearest(str(name), KINDS)}"
-                raise RecipeError(msg)
+                raise RecipeError(f"`{where}`: unknown kind of tensor {name!r}; {nearest(str(name), KINDS)}")
             _check_table(inner, per[1:], f"{where}.{name}")
         return
     if not isinstance(values, list | tuple) or len(values) != axis_size(axis):
-        msg = f"`{where}` is {values!r}; expected a list of {axis_size(axis)} entries for `{axis}`"
-        raise RecipeError(msg)
+        raise RecipeError(f"`{where}` is {values!r}; expected a list of {axis_size(axis)} entries for `{axis}`")
     if len(per) > 1 or any(
         type(inner) is not float for inner in values
     ):  # a list of floats, the usual table, needs no calls
@@ -146,8 +141,7 @@ def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) ->
     if axis in ("expert", "kind"):
         key = label if axis == "expert" else place.kind
         if key not in table:
-            msg = f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}"
-            raise RecipeError(msg)
+            raise RecipeError(f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}")
         return _look_up(table[key], per[1:], place, label)
     size = axis_size(axis)
     if axis.startswith("block"):
@@ -160,6 +154,5 @@ def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) ->
     near = _look_up(table[left], per[1:], place, label)
     far = _look_up(table[min(left + 1, size - 1)], per[1:], place, label)
     if isinstance(near, str) or isinstance(far, str):
-        msg = f"`{axis}` interpolates between {near!r} and {far!r}; expected numbers"
-        raise RecipeError(msg)
+        raise RecipeError(f"`{axis}` interpolates between {near!r} and {far!r}; expected numbers")
     return near + (far - near) * (depth - left)

@@ -45,10 +45,9 @@ class Resamples:
     def _mean(self, scores: Scores, name: str) -> NDArray[np.float64]:
         counts, vector = self.counts[name], _vector(scores, name)
         if vector.shape != counts.shape[1:]:
-            msg = (
+            raise StudyError(
                 f"objective `{name}`: expected scores of shape {counts.shape[1:]}, one per example, got {vector.shape}"
             )
-            raise StudyError(msg)
         # Centred first: float32 then keeps the digits in which models differ.
         centre = vector.mean()
         sums = (counts @ (vector - centre).astype(np.float32)).astype(np.float64)
@@ -145,12 +144,10 @@ def hypervolume_difference(
     """
     for what, models in (("front", front), ("references", references)):
         if not models:
-            msg = f"hypervolume difference: the {what} hold no model; expected at least one"
-            raise StudyError(msg)
+            raise StudyError(f"hypervolume difference: the {what} hold no model; expected at least one")
     for name in draws.counts:
         if name not in point:
-            msg = f"reference point: objective `{name}` is missing; it has {', '.join(point) or 'none'}"
-            raise StudyError(msg)
+            raise StudyError(f"reference point: objective `{name}` is missing; it has {', '.join(point) or 'none'}")
     corner = [point[name] for name in draws.counts]
     first = Resamples({name: counts[:limit] for name, counts in draws.counts.items()}, draws.distinct)
     measured, drawn = (
@@ -232,8 +229,7 @@ def _counts(tasks: Mapping[str, Sequence[str]], n: int, seed: int) -> dict[str, 
 
 def _vector(scores: Scores, name: str) -> NDArray[np.float64]:
     if name not in scores:
-        msg = f"objective `{name}` has no scores; there are {', '.join(scores) or 'none'}"
-        raise StudyError(msg)
+        raise StudyError(f"objective `{name}` has no scores; there are {', '.join(scores) or 'none'}")
     return np.asarray(scores[name], dtype=np.float64)
 
 

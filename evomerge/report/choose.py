@@ -38,8 +38,7 @@ class Preference:
         ways = [name for name, way in {**alone, **others}.items() if way]
         if len(ways) > 1 or (self.best is not None and ways and ways[0] in alone):
             several = " and ".join([*ways, *(["best"] if self.best is not None else [])])
-            msg = f"pick: expected one of knee, tchebycheff, weights, floors and wish, got {several}"
-            raise StudyError(msg)
+            raise StudyError(f"pick: expected one of knee, tchebycheff, weights, floors and wish, got {several}")
         if self.knee:
             return pareto.knee(points)
         if self.tchebycheff:

@@ -41,8 +41,7 @@ def measure(
     good = [(proposal, evaluation) for proposal, evaluation in population if evaluation.error is None]
     if not good:
         why = f"; the last failure: {population[-1][1].error}" if population else ""
-        msg = f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}"
-        raise StudyError(msg)
+        raise StudyError(f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}")
     scorer = Scorer(study, good, evaluator, watch)
     tried = scorer.score(comparisons.references(parts, settings.report), "search")
     search_point = scorer.means(scorer.require(tried, "reference", "search").values(), "search").min(axis=0)
@@ -126,8 +125,7 @@ def verify(
     """
     scorer, parts = Scorer(study, study.population(), evaluator, watch), study.parts
     for (_, split), error in scorer.attempt([(recipe, "search"), (recipe, "report")]).items():
-        msg = f"cannot score {recipe.json} on the {split} split: {error}"
-        raise StudyError(msg)
+        raise StudyError(f"cannot score {recipe.json} on the {split} split: {error}")
     scores = scorer.scores(recipe.id)
     searched = {name: key for name, key in zip(parts.tasks, parts.searched, strict=True) if key in scores}
     intervals = bootstrap.intervals(scores, scorer.draws(list(searched.values()))) if searched else {}

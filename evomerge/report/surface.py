@@ -56,11 +56,10 @@ def read(study: Study, population: Population) -> Surface:
     breeder = surfaced(study.parts.new_driver(study.settings.seed))
     if breeder is None:
         kind = study.parts.driver["kind"]
-        msg = (
+        raise StudyError(
             f"{study.folder}: only the drivers `front`, `map`, `bayesian_map` and `nested_map` leave a surface, and this study's is `{kind}`; "
             "type `evomerge pick` without `--surface`, or start a study with `driver: {kind: front}`"
         )
-        raise StudyError(msg)
     space = study.parts.space
     genomes = np.array([space.genome_of(proposal) for proposal, _ in population]).reshape(-1, len(space.genes))
     return breeder.surface(genomes, [evaluation for _, evaluation in population])
@@ -73,11 +72,10 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
     units of the searched metric. Raises `StudyError` where the surface is refused, or no merge satisfies the preference.
     """
     if surface.refused is not None:
-        msg = (
+        raise StudyError(
             f"{study.folder}: the surface cannot be relied on: {surface.refused}; type `evomerge pick {study.folder}` without "
             f"`--surface` for what was measured, or `evomerge resume {study.folder} --evaluations N` with a larger budget"
         )
-        raise StudyError(msg)
     parts = study.parts
     fits = dict(zip(parts.tasks, (surface.fits[name] for name in parts.searched), strict=True))
     if surface.best_for_all is not None and not preference.is_set:

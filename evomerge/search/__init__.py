@@ -125,22 +125,19 @@ def make(
     kind = str(settings.get("kind") or "")
     if kind not in KINDS:
         expected = f"expected `kind:`, one of {', '.join(KINDS)}"
-        msg = f"driver: {f'unknown kind `{kind}`; {nearest(kind, KINDS)}' if kind else expected}"
-        raise DriverError(msg)
+        raise DriverError(f"driver: {f'unknown kind `{kind}`; {nearest(kind, KINDS)}' if kind else expected}")
     if not objectives or isinstance(objectives, str) or len(set(objectives)) != len(objectives):
-        msg = f"driver: expected a list of one or more different objectives, got {objectives!r}"
-        raise DriverError(msg)
+        raise DriverError(f"driver: expected a list of one or more different objectives, got {objectives!r}")
     least, most = POPULATIONS.get(kind, (0, 0))
     if not least <= len(space.parents) <= most:
         suited = [name for name, (low, high) in POPULATIONS.items() if low <= len(space.parents) <= high]
-        msg = (
+        raise DriverError(
             f"driver `{kind}` crosses {least} or {most} earlier candidates, and the space has {len(space.parents)}; give it "
             "two, such as `inputs: [{member: mother}, {member: father}]`, or choose another `kind`"
             if kind in POPULATIONS
             else f"driver `{kind}` uses no earlier candidates, and the space crosses {', '.join(space.parents)}; "
             f"type `kind: {(*suited, 'niches')[0]}`"
         )
-        raise DriverError(msg)
     model, build = KINDS[kind]
     try:
         parsed = model.model_validate(settings)

@@ -134,8 +134,7 @@ class Generational:
         row = proposal.number - self._first
         if not 0 <= row < self._asked or row in self._completed:
             pending = [self._first + i for i in range(self._asked) if i not in self._completed]
-            msg = f"proposal {proposal.number} is not pending; expected one of {pending}, each told once"
-            raise DriverError(msg)
+            raise DriverError(f"proposal {proposal.number} is not pending; expected one of {pending}, each told once")
         if evaluation.error is None and not np.isfinite(evaluation.means(self._objectives)).all():
             evaluation = Evaluation(error="scores whose mean is not finite")
         self._completed[row] = evaluation
@@ -240,11 +239,10 @@ def check_bounds(
         slack = 1e-6 * max([1.0, *(abs(bound) for bound in (low, high) if np.isfinite(bound))])
         outside = values[(values < low - slack) | (values > high + slack)]
         if outside.size:
-            msg = (
+            raise DriverError(
                 f"driver `{kind}`: objective `{name}` scores {outside[0]:g}, outside of its bounds [{low:g}, {high:g}]; "
                 f"type `bounds: {{{name}: [low, high]}}`, null for no bound"
             )
-            raise DriverError(msg)
 
 
 def read_weights(objectives: Collection[str], given: Mapping[str, float] | None) -> NDArray[np.float64]:
@@ -257,17 +255,14 @@ def read_weights(objectives: Collection[str], given: Mapping[str, float] | None)
     _check_names("weights", given, objectives)
     for name, weight in given.items():
         if not (np.isfinite(weight) and weight >= 0):
-            msg = f"driver `weights`: `{name}` is {weight}; expected a number of 0 or more"
-            raise DriverError(msg)
+            raise DriverError(f"driver `weights`: `{name}` is {weight}; expected a number of 0 or more")
     weights = np.array([given.get(name, 0.0) for name in objectives])
     if weights.sum() == 0:
-        msg = f"driver `weights`: all are 0; expected at least one above 0, among {', '.join(objectives)}"
-        raise DriverError(msg)
+        raise DriverError(f"driver `weights`: all are 0; expected at least one above 0, among {', '.join(objectives)}")
     return np.asarray(weights / weights.sum())
 
 
 def _check_names(key: str, names: Collection[str], objectives: Collection[str]) -> None:
     for name in names:
         if name not in objectives:
-            msg = f"driver `{key}`: unknown objective `{name}`; {nearest(name, objectives)}"
-            raise DriverError(msg)
+            raise DriverError(f"driver `{key}`: unknown objective `{name}`; {nearest(name, objectives)}")

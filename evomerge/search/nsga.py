@@ -49,8 +49,7 @@ class Nsga:
     def __init__(self, space: SearchSpace, objectives: Collection[str], seed: int, settings: NsgaSettings) -> None:
         """Search `space` for the front of `objectives`. Raises `DriverError` for a single objective, or too many."""
         if len(objectives) < 2:  # a front needs two
-            msg = f"driver `{settings.kind}` needs two or more objectives, got one; type `kind: cma`"
-            raise DriverError(msg)
+            raise DriverError(f"driver `{settings.kind}` needs two or more objectives, got one; type `kind: cma`")
         self._space = space
         self._settings = settings
         self._known = known_recipes(space, settings.seed_known)

@@ -93,17 +93,15 @@ class Swarm:
         """Initialise the particles in `space`. Raises `DriverError` for genes other than floats and for invalid weights."""
         for gene in space.genes:
             if gene.kind != "float":
-                msg = (
+                raise DriverError(
                     f"driver `swarm` supports float genes only, and `{gene.name}` is of kind {gene.kind}; "
                     "type one of its values in its place, or `kind: cma`"
                 )
-                raise DriverError(msg)
         self._coefficients = np.array([settings.inertia, settings.cognitive, settings.social, settings.repel])
         if not self._coefficients.any():
-            msg = (
+            raise DriverError(
                 "driver `swarm`: `inertia`, `cognitive`, `social` and `repel` are all 0; expected at least one above 0"
             )
-            raise DriverError(msg)
         self._space = space
         self._objectives = tuple(objectives)
         self._weights = read_weights(objectives, settings.weights)

@@ -68,8 +68,7 @@ class Gene:
             "choice": f"one of {list(self.choices)}",
             "bit": "true or false",
         }[self.kind]
-        msg = f"gene `{self.name}`: expected {expected}, got {'nothing' if value is None else repr(value)}"
-        raise SpaceError(msg)
+        raise SpaceError(f"gene `{self.name}`: expected {expected}, got {'nothing' if value is None else repr(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +112,9 @@ def expand(
     """
     kind, low, high, choices = _read_range(name, hole)
     if kind == "bit" and not (isinstance(form, LayerPath) and key == "include" and hole.get("per")):
-        msg = (
+        raise SpaceError(
             f"hole `{name}`: a bit stands at the `include` of a stack's `path`; type {{bit: first, per: [slot]}} there"
         )
-        raise SpaceError(msg)
     init, log, sd = hole.get("init"), hole.get("log", False), hole.get("sd")
     if not isinstance(log, bool) or (log and (kind == "choice" or low <= 0)):
         msg = f"hole `{name}`: `log` is {log!r} over [{low:g}, {high:g}]; expected true or false, and a positive range for true"
@@ -128,8 +126,7 @@ def expand(
     if sd is not None and (
         kind != "float" or log or isinstance(sd, bool) or not isinstance(sd, int | float) or not 0 < sd < math.inf
     ):
-        msg = f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`"
-        raise SpaceError(msg)
+        raise SpaceError(f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`")
     axes: list[list[tuple[str | int, str]]] = []
     if "per" in hole and form is not None:
         axes = [list(enumerate(texts)) for texts in form.cells(key, hole["per"], blocks or 0)]
@@ -177,18 +174,15 @@ def _read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float,
     """Return a hole's kind, its lowest and highest number, and a choice's options. Raises `SpaceError`."""
     for key in hole:
         if key not in HOLES + _OPTIONS:
-            msg = f"hole `{name}`: unknown key `{key}`; {nearest(str(key), HOLES + _OPTIONS)}"
-            raise SpaceError(msg)
+            raise SpaceError(f"hole `{name}`: unknown key `{key}`; {nearest(str(key), HOLES + _OPTIONS)}")
     kinds = [kind for kind in HOLES if kind in hole]
     kind: Kind = kinds[0]  # type: ignore[assignment]  # one of HOLES by construction
     if len(kinds) > 1:
-        msg = f"hole `{name}`: has {' and '.join(kinds)}; expected one of them"
-        raise SpaceError(msg)
+        raise SpaceError(f"hole `{name}`: has {' and '.join(kinds)}; expected one of them")
     if kind == "choice":
         options = hole["choice"]
         if not isinstance(options, list) or len(options) < 2:
-            msg = f"hole `{name}`: `choice` is {options!r}; expected a list of two or more options"
-            raise SpaceError(msg)
+            raise SpaceError(f"hole `{name}`: `choice` is {options!r}; expected a list of two or more options")
         if "per" in hole and any(True for _ in find_holes(options, (), ())):
             msg = f"hole `{name}`: an option holds another hole, which a choice with `per` cannot have; leave out `per`"
             raise SpaceError(msg)

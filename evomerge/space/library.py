@@ -26,13 +26,11 @@ def from_method(name: str) -> str:
     Raises `SpaceError` for an unknown method, and for one without such parameters.
     """
     if name not in merging.METHODS:
-        msg = f"no merge method `{name}`; {nearest(name, merging.METHODS)}"
-        raise SpaceError(msg)
+        raise SpaceError(f"no merge method `{name}`; {nearest(name, merging.METHODS)}")
     method = merging.METHODS[name]
     parameters = {key: spec for key, spec in method.parameters.items() if key != "reduce"}
     if not any(spec.search for spec in parameters.values()):
-        msg = f"the method `{name}` has no parameter to search; use it in a recipe"
-        raise SpaceError(msg)
+        raise SpaceError(f"the method `{name}` has no parameter to search; use it in a recipe")
     lines = [
         f"about: {json.dumps(f'Parameters of {name}: {method.about}.', ensure_ascii=False)}",
         "recipe:",
@@ -65,6 +63,5 @@ def read(source: str | Path) -> Any:
         return strict_yaml.parse(spaces[str(source)].read_text(encoding="utf-8"), str(source))
     path = Path(source)
     if not path.exists():
-        msg = f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), spaces)}"
-        raise SpaceError(msg)
+        raise SpaceError(f"no search space `{source}`: neither a file nor shipped; {nearest(str(source), spaces)}")
     return strict_yaml.read(path)

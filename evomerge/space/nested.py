@@ -40,8 +40,7 @@ def cell(value: Any, per: tuple[str, ...], key: KeyPath) -> Any:
     """Return the entry of `value` (a number, or a table over the same axes) at `key`."""
     if isinstance(value, Mapping) and "per" in value:
         if tuple(value["per"]) != per:
-            msg = f"the recipe tiles a parameter over {value['per']}, the space over {list(per)}"
-            raise SpaceError(msg)
+            raise SpaceError(f"the recipe tiles a parameter over {value['per']}, the space over {list(per)}")
         return get(value["values"], key)
     return value
 

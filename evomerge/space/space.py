@@ -70,8 +70,7 @@ class SearchSpace:
         ]
         self.parents = tuple(dict.fromkeys(name for name in members if isinstance(name, str)))
         if not all(map(str.isprintable, self.parents)):
-            msg = f"a `member` is one of {self.parents!r}; expected a name of printable characters"
-            raise SpaceError(msg)
+            raise SpaceError(f"a `member` is one of {self.parents!r}; expected a name of printable characters")
         """Names of the earlier candidates that it merges: words in place of members' ids."""
         self._kinds = tuple(kinds)
         self._blocks = blocks
@@ -80,10 +79,9 @@ class SearchSpace:
         self._stacked = bool(stacks)
         self._short = any(short_forms.form_of(stack) for stack in stacks)
         if blocks is None and self._short:
-            msg = (
+            raise SpaceError(
                 "the space has a stack's `path` or `swap`, which depends on the model; expected its number of `blocks`"
             )
-            raise SpaceError(msg)
         genes: list[Gene] = []
         holes: list[Hole] = []
         contents = list(find_holes(self._template, (), ()))
@@ -97,8 +95,7 @@ class SearchSpace:
             holes.append(Hole(path, around, "choice" in content and not per, per, axes, len(genes)))
             genes.extend(expanded)
         if not genes:
-            msg = "the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`"
-            raise SpaceError(msg)
+            raise SpaceError("the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`")
         self.genes: tuple[Gene, ...] = tuple(genes)
         self.lower: Genome = np.array([gene.low for gene in genes])
         self.upper: Genome = np.array([gene.high for gene in genes])
@@ -128,15 +125,12 @@ class SearchSpace:
         length or a number that is not finite.
         """
         if len(parents) != len(self.parents):
-            msg = f"the space crosses {len(self.parents)} earlier candidates, got {len(parents)}"
-            raise SpaceError(msg)
+            raise SpaceError(f"the space crosses {len(self.parents)} earlier candidates, got {len(parents)}")
         genome = np.asarray(genome, dtype=np.float64)
         if genome.shape != (len(self.genes),):
-            msg = f"a genome of this space has shape ({len(self.genes)},), got {genome.shape}"
-            raise SpaceError(msg)
+            raise SpaceError(f"a genome of this space has shape ({len(self.genes)},), got {genome.shape}")
         if not np.isfinite(genome).all():
-            msg = f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite"
-            raise SpaceError(msg)
+            raise SpaceError(f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite")
         filled = self._spelled(self._fill(genome.tolist()))
         return Recipe.parse(
             nested.with_parents(filled, dict(zip(self.parents, parents, strict=True))) if parents else filled
@@ -350,5 +344,4 @@ class SearchSpace:
                 recipe = Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
                 merging.check(recipe, () if i else places)
             except RecipeError as error:
-                msg = f"search space: some of its points are no valid recipe: {error}"
-                raise SpaceError(msg) from None
+                raise SpaceError(f"search space: some of its points are no valid recipe: {error}") from None

@@ -78,8 +78,7 @@ def unit_points(points: ArrayLike) -> Points:
     """Return `points` as float64. Raises `SurrogateError` unless they are rows of the unit cube."""
     unit = np.asarray(points, dtype=np.float64)
     if unit.ndim != 2 or unit.shape[1] == 0:
-        msg = f"points: expected shape (points, genes), got {unit.shape}"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"points: expected shape (points, genes), got {unit.shape}")
     if not np.isfinite(unit).all():
         msg = f"points: row {int(np.argmin(np.isfinite(unit).all(axis=1)))} has a number that is not finite"
         raise SurrogateError(msg)

@@ -112,10 +112,9 @@ def fit(
         msg = f"{len(unit)} evaluations; a surrogate needs {_FEWEST} or more to be checked by leaving one out"
         raise SurrogateError(msg)
     if not varies(table):
-        msg = (
+        raise SurrogateError(
             f"all {len(unit)} candidates score {values[0]:g}: the task does not vary; drop it, or search a larger space"
         )
-        raise SurrogateError(msg)
     makers = _ladder(unit, table, values, bounds, margins)
     for name in rungs or ():
         if name not in makers:
@@ -182,8 +181,7 @@ def best_for_all(surrogates: Sequence[Surrogate], seed: int = 0) -> Points | Non
     """
     genes = {surrogate.points.shape[1] for surrogate in surrogates}
     if len(genes) != 1:
-        msg = f"expected surrogates of one space, got {sorted(genes)} genes"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"expected surrogates of one space, got {sorted(genes)} genes")
     rng = np.random.default_rng(np.random.SeedSequence([seed]))
     points = np.concatenate(
         [*(surrogate.points for surrogate in surrogates), qmc.Sobol(genes.pop(), seed=rng).random_base2(10)]
@@ -245,8 +243,7 @@ def _check_scores(scores: ArrayLike, rows: int, bounds: tuple[float, float]) -> 
     """Return `scores` as float64 `(rows, examples)`, clipped to `bounds`. Raises `SurrogateError`."""
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or len(table) != rows or table.shape[1] == 0:
-        msg = f"scores: expected shape ({rows}, examples), a row for each point, got {table.shape}"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"scores: expected shape ({rows}, examples), a row for each point, got {table.shape}")
     _check_finite("scores", table)
     low, high = bounds
     slack = 1e-6 * max([1.0, *(abs(bound) for bound in bounds if np.isfinite(bound))])
@@ -275,8 +272,7 @@ def _check_margins(margins: ArrayLike, scores: Points) -> NDArray[np.float64]:
 def _check_finite(what: str, table: NDArray[np.float64]) -> None:
     if not np.isfinite(table).all():
         row = int(np.argmin(np.isfinite(table.reshape(len(table), -1)).all(axis=1)))
-        msg = f"{what}: row {row} has numbers that are not finite; leave failed evaluations out"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"{what}: row {row} has numbers that are not finite; leave failed evaluations out")
 
 
 def _choose(errors: Mapping[str, Values]) -> str:

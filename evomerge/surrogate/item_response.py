@@ -195,8 +195,7 @@ class Model:
             msg = f"{what}: expected integer indices of examples, each once, shape (m,), got {values.dtype} of shape {values.shape}"
             raise SurrogateError(msg)
         if len(values) and not 0 <= values.min() <= values.max() < total:
-            msg = f"{what}: expected indices in [0, {total - 1}], got [{values.min()}, {values.max()}]"
-            raise SurrogateError(msg)
+            raise SurrogateError(f"{what}: expected indices in [0, {total - 1}], got [{values.min()}, {values.max()}]")
         return values.astype(np.intp)
 
 
@@ -210,15 +209,13 @@ def fit(responses: ArrayLike, dimensions: int = 6) -> Model:
     """
     table = np.asarray(responses, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] == 0:
-        msg = f"responses: expected shape (candidates, examples), got {table.shape}"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"responses: expected shape (candidates, examples), got {table.shape}")
     _check("responses", table)
     if len(table) < _FEWEST:
         msg = f"responses: {len(table)} candidates; an item-response model needs {_FEWEST} or more evaluated on all examples"
         raise SurrogateError(msg)
     if dimensions < 1:
-        msg = f"dimensions: expected 1 or more, got {dimensions}"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"dimensions: expected 1 or more, got {dimensions}")
     abilities, examples = _fit(table, dimensions)
     rows = np.arange(len(table))
     folds = []
@@ -284,8 +281,7 @@ def _logits(right: Values, total: int) -> Values:
 def _check(what: str, scores: Values) -> None:
     """Raise `SurrogateError` unless scores are finite and in [0, 1]."""
     if not np.isfinite(scores).all():
-        msg = f"{what}: expected finite numbers; leave failed evaluations out"
-        raise SurrogateError(msg)
+        raise SurrogateError(f"{what}: expected finite numbers; leave failed evaluations out")
     if scores.size and (scores.min() < 0 or scores.max() > 1):
         msg = f"{what} lie in [{scores.min():g}, {scores.max():g}]; an item-response model takes right and wrong: expected scores in [0, 1], such as accuracy, no log-likelihoods or margins"
         raise SurrogateError(msg)

@@ -37,11 +37,9 @@ class PythonTask(UserDict[str, Any]):
         Raises `TaskError` for anything but a function, a split without examples, and examples that have no digest.
         """
         if not inspect.isfunction(function):
-            msg = f"expected a function of (model, examples), got {function!r}; wrap it in a `def`"
-            raise TaskError(msg)
+            raise TaskError(f"expected a function of (model, examples), got {function!r}; wrap it in a `def`")
         if isinstance(metrics, str) or not metrics:
-            msg = f"`metrics` is {metrics!r}; expected a list of names, such as ['score']"
-            raise TaskError(msg)
+            raise TaskError(f"`metrics` is {metrics!r}; expected a list of names, such as ['score']")
         self.function = function
         self.examples: Mapping[Split, Sequence[Any]] = {"search": search, "report": report}
         for split, examples in self.examples.items():
@@ -79,6 +77,5 @@ def _digest(value: Any) -> list[str]:
     """Return shape, dtype and content of an array or tensor as JSON data. Raises `TypeError` for other objects."""
     array = np.asarray(value)
     if array.dtype == object:
-        msg = f"{type(value).__name__} object"
-        raise TypeError(msg)
+        raise TypeError(f"{type(value).__name__} object")
     return [str(array.shape), str(array.dtype), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]

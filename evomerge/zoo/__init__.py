@@ -73,6 +73,5 @@ def find_or_build(
 
 def _plan(name: str, small: bool, text: Path | None) -> Plan:
     if name not in _PLANS:
-        msg = f"there is no zoo `{name}`; {nearest(name, _PLANS)}"
-        raise ZooError(msg)
+        raise ZooError(f"there is no zoo `{name}`; {nearest(name, _PLANS)}")
     return _PLANS[name](small, text)

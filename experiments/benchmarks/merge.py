@@ -332,8 +332,7 @@ class Child:
         try:
             return self._pipe.recv(), peak
         except EOFError:
-            msg = "a merging process has died; what it said last is above"
-            raise StudyError(msg) from None
+            raise StudyError("a merging process has died; what it said last is above") from None
 
     def _anonymous(self) -> float:
         """Return the MiB of the process's memory that map no file."""

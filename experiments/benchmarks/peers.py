@@ -70,8 +70,7 @@ Scores = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     if not switches.smoke and find_spec("mergekit") is None:
-        msg = f"mergekit is not installed; type: pip install '{by_mergekit.REQUIREMENT}'"
-        raise StudyError(msg)
+        raise StudyError(f"mergekit is not installed; type: pip install '{by_mergekit.REQUIREMENT}'")
     embedded = zoo.find_or_build(
         SMOKE_ZOO if switches.smoke else ZOO, progress=lambda done, doing: say(f"{done:4.0%} {doing}")
     )
@@ -210,8 +209,7 @@ def agreement(method: str, recipe: Recipe, pool: Pool) -> dict[str, Any]:
             found["defined_otherwise"] += int(free.sum())
             allowed = SLERP_TOLERANCE if method == "slerp" else TOLERANCE
             if bool((apart[~free] > allowed * tensor.abs().max()).any()):
-                msg = f"{method}: mergekit's `{name}` differs from ours by {float(apart[~free].max()):.3g}"
-                raise StudyError(msg)
+                raise StudyError(f"{method}: mergekit's `{name}` differs from ours by {float(apart[~free].max()):.3g}")
     return found
 
 

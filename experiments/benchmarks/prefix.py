@@ -121,8 +121,7 @@ def search(space: str, seed: int, *, smoke: bool) -> Run:
                 shares: timed(workers[shares], proposal) for shares in order
             }
             if taken[True][1].to_json() != taken[False][1].to_json():
-                msg = f"candidate {number}: other scores with shared hidden states than without"
-                raise AssertionError(msg)
+                raise AssertionError(f"candidate {number}: other scores with shared hidden states than without")
             count = workers[True].layers
             found.run.append(count.run)
             found.spared.append(count.spared)

@@ -96,8 +96,7 @@ def open_bench(name: str, tasks: int, folder: Path, *, precision: str = "float32
     built = zoo.find_or_build(name, progress=lambda done, doing: say(f"{name}: {done:4.0%} {doing}"))
     names = list(built.tasks)[:tasks]
     if len(names) < tasks:
-        msg = f"the zoo {name} has {len(names)} tasks; expected {tasks}"
-        raise ValueError(msg)
+        raise ValueError(f"the zoo {name} has {len(names)} tasks; expected {tasks}")
     scored = {"metrics": ["accuracy"], "keep_margins": True, "batch": batch}
     given = {
         "name": f"{name}-{tasks}",

@@ -68,11 +68,10 @@ class BayesianMap(QuadraticBreeder):
         super().__init__(space, objectives, seed, settings)
         genes = len(space.genes)
         if genes > _MOST_GENES:
-            msg = (
+            raise DriverError(
                 f"driver `bayesian_map` reaches up to {_MOST_GENES} genes, beyond which there are more bins than candidates, and the "
                 f"space has {genes}; tile its holes more coarsely, or type `kind: map`"
             )
-            raise DriverError(msg)
         self._size = self._design_size("initial", settings.initial, 1.5)
         points = settings.points or 2 * self._size
         if points < self._size:

@@ -83,10 +83,9 @@ class Front:
         usual = min(math.ceil(1.2 * surrogate.unknowns(self._genes)), _PER_GENE * (self._genes + 1))
         self._size = settings.points or max(usual, len(self._known) + 2)
         if self._size < len(self._known):
-            msg = (
+            raise DriverError(
                 f"driver `front`: `points` is {self._size}; expected {len(self._known)} or more, for the known recipes"
             )
-            raise DriverError(msg)
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
         self._drawn: Genomes = np.empty((0, self._genes))  # all candidates so far, unit coordinates
@@ -193,8 +192,7 @@ class Front:
                 why = str(error)
             else:
                 return points
-        msg = f"driver `front`: the design does not identify a quadratic: {why}; raise `points`"
-        raise DriverError(msg)
+        raise DriverError(f"driver `front`: the design does not identify a quadratic: {why}; raise `points`")
 
     def _snapped(self, unit: Genomes) -> Genomes:
         """Return points with int genes at the integers that they decode to."""

@@ -125,8 +125,7 @@ class NestedMap:
         calibration that a surface has. Raises `DriverError` before all pairs are complete.
         """
         if self.tree is None:
-            msg = f"driver `nested_map`: {self._progress()}; evaluate more"
-            raise DriverError(msg)
+            raise DriverError(f"driver `nested_map`: {self._progress()}; evaluate more")
         genome = self.tree.answer(read_weights(self._objectives, preference))
         means, deviations = self.tree.predict(genome[None])
         return genome, means[0], deviations[0]
@@ -363,15 +362,13 @@ def _experts(space: SearchSpace, objectives: Objectives) -> list[str]:
     if len(experts) != genes or len(alone) != genes or np.any(landmarks.get("base", np.ones(1))):
         missing = [f"expert {name}" for name in alone if name not in experts] or ["base"]
         why = "" if len(alone) != genes else f", none of which makes the {missing[0]} at 0 and 1"
-        msg = (
+        raise DriverError(
             f"driver `nested_map` needs one float gene for each expert, its weight, with 0 and 1 in its range, and got {genes} genes"
             f" for {len(alone)} experts{why}; type `space: task_arithmetic`, or `kind: map`"
         )
-        raise DriverError(msg)
     if len(objectives) != genes or genes < 2:
-        msg = (
+        raise DriverError(
             f"driver `nested_map` needs an objective for each of two or more experts, got {len(objectives)} for {genes}; "
             "give every expert its task, or type `kind: map`"
         )
-        raise DriverError(msg)
     return experts

@@ -57,8 +57,7 @@ class QuadraticBreeder(ABC):
                 msg = f"driver `{kind}` fits quadratics of float genes, and gene `{gene.name}` is {gene.kind}; fix it in the recipe, or type `kind: nsga2`"
                 raise DriverError(msg)
         if len(objectives) < 2:  # a front needs two
-            msg = f"driver `{kind}` needs two or more objectives, got one; type `kind: cma`"
-            raise DriverError(msg)
+            raise DriverError(f"driver `{kind}` needs two or more objectives, got one; type `kind: cma`")
         reference_directions(len(objectives), _POPULATION)
         self._kind = kind
         self._space = space

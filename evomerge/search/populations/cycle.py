@@ -67,8 +67,7 @@ class Cycle:
             raise DriverError(msg)
         for name, (low, high) in settings.ranges.items():
             if name not in objectives:
-                msg = f"driver `cycle` `ranges`: unknown objective `{name}`; {nearest(name, objectives)}"
-                raise DriverError(msg)
+                raise DriverError(f"driver `cycle` `ranges`: unknown objective `{name}`; {nearest(name, objectives)}")
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 msg = f"driver `cycle` `ranges`: `{name}` is [{low:g}, {high:g}]; expected [low, high] with low < high"
                 raise DriverError(msg)

@@ -129,11 +129,10 @@ class Population:
         elif self._pending:
             return None
         else:
-            msg = (
+            raise DriverError(
                 f"driver: {len(self._usable)} of {seeds} seeds could be evaluated, and a crossover takes two; "
                 f"the last error: {self._failure}; fix its cause, or give other `seeds`"
             )
-            raise DriverError(msg)
         self._asked += 1
         self._pending.add(number)
         return proposal
@@ -206,11 +205,10 @@ def check_unit(objectives: Sequence[str], vectors: Sequence[Scores], instead: st
     """Raise `DriverError`, ending with what to do `instead`, unless all scores are in [0, 1]."""
     for name, vector in zip(objectives, vectors, strict=True):
         if not _in_unit(vector):
-            msg = (
+            raise DriverError(
                 f"driver: scores of `{name}` are in [{vector.min():g}, {vector.max():g}], and members compete by scores "
                 f"in [0, 1]; set the `search_metric` of the task `{name.partition('/')[0]}` to one in [0, 1], such as accuracy{instead}"
             )
-            raise DriverError(msg)
 
 
 def _in_unit(scores: Scores) -> bool:
@@ -231,13 +229,11 @@ def read_seeds(settings: PopulationSettings, space: SearchSpace) -> tuple[Recipe
             seeds.append(Recipe.parse(entry, experts=experts))
             merging.check(seeds[-1])
         except RecipeError as error:
-            msg = f"{where}: {error}"
-            raise DriverError(msg) from None
+            raise DriverError(f"{where}: {error}") from None
         if seeds[-1].members:
             msg = f"{where}: {seeds[-1].json} names an earlier candidate, and there is none before the seeds"
             raise DriverError(msg)
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         texts = ", ".join(seed.json for seed in seeds) or "none"
-        msg = f"{where}: expected two or more different recipes, got {texts}"
-        raise DriverError(msg)
+        raise DriverError(f"{where}: expected two or more different recipes, got {texts}")
     return tuple(seeds)

@@ -167,8 +167,7 @@ def _check_unit_interval(scores: Mapping[str, NDArray[np.float32]]) -> None:
     """Raise `DriverError` for scores that an item-response model does not apply to."""
     for name, vector in scores.items():
         if len(vector) and not 0 <= vector.min() <= vector.max() <= 1:
-            msg = (
+            raise DriverError(
                 f"driver `racing`: objective `{name}` has scores in [{vector.min():g}, {vector.max():g}], and an item-response "
                 "model needs right and wrong, in [0, 1]; choose a metric such as accuracy, or `estimator: regression`"
             )
-            raise DriverError(msg)

@@ -47,19 +47,17 @@ class RacingSettings(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _raced(cls, driver: dict[str, Any]) -> dict[str, Any]:
         if driver.get("kind") not in RACED:
-            msg = (
+            raise ValueError(
                 f"a driver of kind `{driver.get('kind')}` cannot be raced: it uses scores of examples, or exact means, and a "
                 f"race gives estimates of means; expected one of {', '.join(RACED)}"
             )
-            raise ValueError(msg)
         return driver
 
     @field_validator("rungs")
     @classmethod
     def _increasing(cls, rungs: tuple[float, ...]) -> tuple[float, ...]:
         if any(not low < high for low, high in zip((0.0, *rungs), (*rungs, 1.0), strict=True)):
-            msg = "expected rising shares between 0 and 1, such as [0.125, 0.25, 0.5]"
-            raise ValueError(msg)
+            raise ValueError("expected rising shares between 0 and 1, such as [0.125, 0.25, 0.5]")
         return rungs
 
 
