@@ -7,9 +7,11 @@ costs more evaluations than any search.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import cmaes
 import numpy as np
@@ -34,6 +36,7 @@ class Bench:
     """Scores recipes, each once on each split: what was scored before is read from `folder`, which belongs to one setup."""
 
     def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts = parts
         self.space = parts.space
         self.objectives = parts.searched
         self._tasks = parts.tasks
@@ -88,20 +91,28 @@ class Bench:
             self._known[split, recipe] = Evaluation(scores, outputs=outputs)
 
 
-def open_bench(name: str, tasks: int, folder: Path, *, precision: str = "float32", batch: int = 64) -> Bench:
+def open_bench(
+    name: str,
+    tasks: int,
+    folder: Path,
+    *,
+    precision: str = "float32",
+    batch: int = 64,
+    scored: Mapping[str, Any] = MappingProxyType({"metrics": ["accuracy"], "keep_margins": True}),
+) -> Bench:
     """Return what scores merges of the experts of a zoo's first `tasks` by task arithmetic, by accuracy.
 
-    What was scored is kept in `folder`, with margins. `precision` may be `fast`: the machine's fastest.
+    What was scored is kept in `folder`, with margins, or as the tasks' settings in `scored` say. `precision` may be `fast`: the
+    machine's fastest.
     """
     built = zoo.find_or_build(name, progress=lambda done, doing: say(f"{name}: {done:4.0%} {doing}"))
     names = list(built.tasks)[:tasks]
     if len(names) < tasks:
         raise ValueError(f"the zoo {name} has {len(names)} tasks; expected {tasks}")
-    scored = {"metrics": ["accuracy"], "keep_margins": True, "batch": batch}
     given = {
         "name": f"{name}-{tasks}",
         "pool": {"base": built.pool["base"], "experts": {task: built.pool["experts"][task] for task in names}},
-        "tasks": {task: {**built.tasks[task], **scored} for task in names},
+        "tasks": {task: {**built.tasks[task], "batch": batch, **scored} for task in names},
         "space": "task_arithmetic",
         "precision": str(zoo.fast_precision()).removeprefix("torch.") if precision == "fast" else precision,
     }
