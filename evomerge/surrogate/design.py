@@ -29,27 +29,26 @@ def quadratic_terms(points: ArrayLike) -> Points:
     return np.concatenate([np.ones((len(centred), 1)), centred, centred[:, rows] * centred[:, columns]], axis=1)
 
 
-def check_rank(points: ArrayLike) -> None:
+def check_rank(points: Points) -> None:
     """Raise `SurrogateError` unless `points` identify all coefficients of a quadratic."""
-    unit = unit_points(points)
-    singular = np.linalg.svd(quadratic_terms(unit), compute_uv=False)
-    needed = unknowns(unit.shape[1])
-    noise = singular.max(initial=0.0) * max(len(unit), needed) * np.finfo(np.float64).eps
+    singular = np.linalg.svd(quadratic_terms(points), compute_uv=False)
+    needed = unknowns(points.shape[1])
+    noise = singular.max(initial=0.0) * max(len(points), needed) * np.finfo(np.float64).eps
     rank = int((singular > noise).sum())
     if rank == needed:
         return
-    few = [i for i, column in enumerate(unit.T) if len(np.unique(column.round(9))) < _LEVELS]
-    if len(unit) < needed:
+    few = [i for i, column in enumerate(points.T) if len(np.unique(column.round(9))) < _LEVELS]
+    if len(points) < needed:
         why = f"evaluate {needed} or more"
     elif few:
         why = f"gene {few[0]} takes fewer than {_LEVELS} values, so that its square is a straight line; spread it over more"
     else:
         why = "some genes only change together; spread the points, such as by `design`"
-    msg = f"{len(unit)} points identify {rank} of the {needed} unknowns of a quadratic in {unit.shape[1]} genes; {why}"
+    msg = f"{len(points)} points identify {rank} of the {needed} unknowns of a quadratic in {points.shape[1]} genes; {why}"
     raise SurrogateError(msg)
 
 
-def identifies(points: ArrayLike) -> bool:
+def identifies(points: Points) -> bool:
     """Return whether `points` identify all coefficients of a quadratic."""
     try:
         check_rank(points)
@@ -59,32 +58,9 @@ def identifies(points: ArrayLike) -> bool:
 
 
 def design(genes: int, known: ArrayLike, count: int, seed: int) -> Points:
-    """Return `count` points, `(count, genes)`: the `known` ones, `(known, genes)`, then Owen-scrambled Sobol points.
-
-    Known are usually the base, the experts and their mean. Raises `SurrogateError` if there are more of them than `count`.
-    """
-    first = np.reshape(np.asarray(known, dtype=np.float64), (-1, genes)) if np.size(known) else np.empty((0, genes))
-    unit_points(first)
-    if count < len(first):
-        msg = f"design: {len(first)} known points do not fit into {count}; expected a count of {len(first)} or more"
-        raise SurrogateError(msg)
+    """Return `count` points, `(count, genes)`: the `known` ones, `(known, genes)`, at most `count`, then Owen-scrambled Sobol points."""
+    first = np.reshape(np.asarray(known, dtype=np.float64), (-1, genes))
     rng = np.random.default_rng(np.random.SeedSequence([seed]))
     # Sobol's sequence is balanced over powers of two; the beginning of one is as good as any other part.
     sobol = qmc.Sobol(genes, seed=rng).random_base2(math.ceil(math.log2(max(count - len(first), 1))))
     return np.concatenate([first, sobol[: count - len(first)]])
-
-
-def unit_points(points: ArrayLike) -> Points:
-    """Return `points` as float64. Raises `SurrogateError` unless they are rows of the unit cube."""
-    unit = np.asarray(points, dtype=np.float64)
-    if unit.ndim != 2 or unit.shape[1] == 0:
-        raise SurrogateError(f"points: expected shape (points, genes), got {unit.shape}")
-    if not np.isfinite(unit).all():
-        msg = f"points: row {int(np.argmin(np.isfinite(unit).all(axis=1)))} has a number that is not finite"
-        raise SurrogateError(msg)
-    outside = np.abs(unit - 0.5) > 0.5 + 1e-9
-    if outside.any():
-        row, gene = np.argwhere(outside)[0]
-        msg = f"points: gene {gene} of row {row} is {unit[row, gene]:g}; expected unit coordinates in [0, 1], as `space.to_unit` gives them"
-        raise SurrogateError(msg)
-    return unit

@@ -13,15 +13,14 @@
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from evomerge.errors import SurrogateError, nearest
-from evomerge.surrogate.design import Points, unit_points, unknowns
+from evomerge.surrogate.design import Points, unknowns
 from evomerge.surrogate.rungs import Margins, Quadratic, Rung, Trend
 from evomerge.surrogate.threads import on_one_thread
 from evomerge.surrogate.warps import IDENTITY, Prediction, Values, log, logit
@@ -29,8 +28,6 @@ from evomerge.surrogate.warps import IDENTITY, Prediction, Values, log, logit
 NORMAL_90 = 1.6448536269514722
 """Half the width of a 90% interval, in standard deviations of a normal distribution."""
 
-_FEWEST = 4
-"""Fewest evaluations from which leaving one out is informative."""
 _LARGEST_FACTOR = 4.0
 """Largest calibration factor. A model that needs more is wrong rather than over-confident, and its coverage shows it."""
 _SMALLEST_FACTOR = 0.5
@@ -80,57 +77,38 @@ class Surrogate:
     rung: Rung
 
     @on_one_thread
-    def predict(self, points: ArrayLike) -> Prediction:
+    def predict(self, points: Points) -> Prediction:
         """Return mean and calibrated standard deviation of the mean score at `points`, `(points, genes)`: both `(points,)`.
 
         The deviation is that of a score measured there on the same examples, noise included.
         """
-        mean, deviation = self.rung.predict(np.asarray(points, dtype=np.float64))
+        mean, deviation = self.rung.predict(points)
         return mean, self.factor * deviation
 
 
 @on_one_thread
 def fit(
-    points: ArrayLike,
-    scores: ArrayLike,
+    points: Points,
+    scores: Points,
     *,
     bounds: tuple[float, float] = (-np.inf, np.inf),
-    margins: ArrayLike | None = None,
-    rungs: Sequence[str] | None = None,
+    margins: NDArray[np.float64] | None = None,
 ) -> Surrogate:
-    """Return the surrogate of one objective, fitted to n candidates that were all evaluated.
+    """Return the surrogate of one objective, fitted to n candidates that were all evaluated, four or more.
 
-    `points` are `(n, genes)`, unit coordinates; `scores` are those of each example, `(n, examples)`, within `bounds`.
-    `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. Of the rungs that apply, or of
-    those named in `rungs`, the one with the lowest left-out error on the metric's own scale is chosen. Ties go to the margins,
-    which carry more information than the scores, and else to the simpler rung. Raises `SurrogateError`.
+    `points` are `(n, genes)`, unit coordinates; `scores` are those of each example, `(n, examples)`, clipped to `bounds`; their
+    means must vary. `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. Of the rungs
+    that apply, the one with the lowest left-out error on the metric's own scale is chosen. Ties go to the margins, which carry
+    more information than the scores, and else to the simpler rung.
     """
-    unit = unit_points(points)
-    table = _check_scores(scores, len(unit), bounds)
+    table = np.clip(scores, *bounds)
     values = table.mean(axis=1)
-    if len(unit) < _FEWEST:
-        msg = f"{len(unit)} evaluations; a surrogate needs {_FEWEST} or more to be checked by leaving one out"
-        raise SurrogateError(msg)
-    if not varies(table):
-        raise SurrogateError(
-            f"all {len(unit)} candidates score {values[0]:g}: the task does not vary; drop it, or search a larger space"
-        )
-    makers = _ladder(unit, table, values, bounds, margins)
-    for name in rungs or ():
-        if name not in makers:
-            msg = f"surrogate: no rung `{name}` for these scores and their bounds; {nearest(name, makers)}"
-            raise SurrogateError(msg)
-        if len(unit) < makers[name][0]:
-            needed = makers[name][0]
-            msg = f"rung `{name}` needs {needed} or more evaluations for {unit.shape[1]} genes, got {len(unit)}; try `quadratic + Matérn`"
-            raise SurrogateError(msg)
-    names = makers if rungs is None else rungs
-    fitted = {name: make() for name, (needed, make) in makers.items() if name in names and len(unit) >= needed}
-    errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in fitted.items()}
+    rungs = {rung.name: rung for rung in _ladder(points, table, bounds, margins)}
+    errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in rungs.items()}
     ladder = {name: float(np.sqrt(np.mean(squares))) for name, squares in errors.items()}
     name = _choose(errors)
-    widening = 1.0 if name == Margins.name else _widening(*unit.shape)
-    return judge(unit, table, fitted[name], ladder, widening)
+    widening = 1.0 if name == Margins.name else _widening(*points.shape)
+    return judge(points, table, rungs[name], ladder, widening)
 
 
 def judge(
@@ -179,13 +157,9 @@ def best_for_all(surrogates: Sequence[Surrogate], seed: int = 0) -> Points | Non
     tolerance is limited to between a hundredth and a tenth of the predictions' range, so that wide intervals do not pass for
     agreement. The highest predictions are searched for among the evaluated points and Sobol points, and around the best of these.
     """
-    genes = {surrogate.points.shape[1] for surrogate in surrogates}
-    if len(genes) != 1:
-        raise SurrogateError(f"expected surrogates of one space, got {sorted(genes)} genes")
     rng = np.random.default_rng(np.random.SeedSequence([seed]))
-    points = np.concatenate(
-        [*(surrogate.points for surrogate in surrogates), qmc.Sobol(genes.pop(), seed=rng).random_base2(10)]
-    )
+    evaluated = [surrogate.points for surrogate in surrogates]
+    points = np.concatenate([*evaluated, qmc.Sobol(evaluated[0].shape[1], seed=rng).random_base2(10)])
     means, deviations = predict_all(surrogates, points)
     spans = np.ptp(means, axis=0)
 
@@ -207,72 +181,34 @@ def best_for_all(surrogates: Sequence[Surrogate], seed: int = 0) -> Points | Non
     return points[int(distances.argmin())] if distances.min() <= 1 else None
 
 
-def varies(scores: ArrayLike) -> bool:
+def varies(scores: Points) -> bool:
     """Return whether the candidates' mean scores differ; `scores` are `(candidates, examples)`."""
-    values = np.asarray(scores, dtype=np.float64).mean(axis=1)
+    values = scores.mean(axis=1)
     return bool(np.ptp(values) > 1e-9 * max(1.0, float(np.abs(values).max())))
 
 
 def _ladder(
-    points: Points, scores: Points, values: Values, bounds: tuple[float, float], margins: ArrayLike | None
-) -> dict[str, tuple[int, Callable[[], Rung]]]:
-    """Return the rungs that suit the metric, in the order that decides ties: evaluations needed, and how to fit it."""
+    points: Points, scores: Points, bounds: tuple[float, float], margins: NDArray[np.float64] | None
+) -> list[Rung]:
+    """Return the rungs that suit the metric and the number of points, fitted, in the order that decides ties."""
     low, high = bounds
-    enough = unknowns(points.shape[1]) + 1
+    values = scores.mean(axis=1)
+    enough = len(points) > unknowns(points.shape[1])
     warp = IDENTITY
-    makers: dict[str, tuple[int, Callable[[], Rung]]] = {}
-    if margins is not None:
-        table = _check_margins(margins, scores)
-        makers["margins"] = _FEWEST, lambda: Margins(points, values, table)
+    rungs: list[Rung] = [] if margins is None else [Margins(points, values, margins)]
     if np.isfinite(low) and np.isfinite(high):
         warp = logit(low, high, scores.shape[1])
-        makers["weighted quadratic"] = enough, lambda: Quadratic("weighted quadratic", points, values, [warp])
+        if enough:
+            rungs.append(Quadratic("weighted quadratic", points, values, [warp]))
     elif np.isfinite(low) or np.isfinite(high):
         bound, side = (low, 1) if np.isfinite(low) else (high, -1)
         # A mean score at the bound itself has no logarithm.
         warps = [IDENTITY, log(bound, side)] if (side * (values - bound) > 0).all() else [IDENTITY]
         warp = warps[-1]
-        makers["log-loss quadratic"] = _FEWEST, lambda: Quadratic("log-loss quadratic", points, values, warps)
-    else:
-        makers["quadratic"] = enough, lambda: Quadratic("quadratic", points, values, [warp])
-    makers["quadratic + Matérn"] = _FEWEST, lambda: Trend(points, values, warp)
-    return makers
-
-
-def _check_scores(scores: ArrayLike, rows: int, bounds: tuple[float, float]) -> Points:
-    """Return `scores` as float64 `(rows, examples)`, clipped to `bounds`. Raises `SurrogateError`."""
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim != 2 or len(table) != rows or table.shape[1] == 0:
-        raise SurrogateError(f"scores: expected shape ({rows}, examples), a row for each point, got {table.shape}")
-    _check_finite("scores", table)
-    low, high = bounds
-    slack = 1e-6 * max([1.0, *(abs(bound) for bound in bounds if np.isfinite(bound))])
-    if not low < high or table.min() < low - slack or table.max() > high + slack:
-        msg = f"scores lie in [{table.min():g}, {table.max():g}], outside of the declared bounds [{low:g}, {high:g}]"
-        raise SurrogateError(msg)
-    return np.clip(table, low, high)
-
-
-def _check_margins(margins: ArrayLike, scores: Points) -> NDArray[np.float64]:
-    """Return `margins` as float64 `(candidates, examples, columns)`. Raises `SurrogateError` where `scores` contradict them."""
-    table = np.asarray(margins, dtype=np.float64)
-    if table.ndim != 3 or table.shape[:2] != scores.shape or ((scores != 0) & (scores != 1)).any():
-        msg = f"margins go with scores of 0 and 1, one or more for each; got {table.shape} margins for {scores.shape} scores"
-        raise SurrogateError(msg)
-    _check_finite("margins", table)
-    smallest = table.min(axis=2)
-    wrong = ((smallest > 0) & (scores == 0)) | ((smallest < 0) & (scores == 1))
-    if wrong.any():
-        row, example = np.argwhere(wrong)[0]
-        msg = f"example {example} of row {row} scores {scores[row, example]:g} at a smallest margin of {smallest[row, example]:g}; expected 1 exactly where all margins are positive"
-        raise SurrogateError(msg)
-    return table
-
-
-def _check_finite(what: str, table: NDArray[np.float64]) -> None:
-    if not np.isfinite(table).all():
-        row = int(np.argmin(np.isfinite(table.reshape(len(table), -1)).all(axis=1)))
-        raise SurrogateError(f"{what}: row {row} has numbers that are not finite; leave failed evaluations out")
+        rungs.append(Quadratic("log-loss quadratic", points, values, warps))
+    elif enough:
+        rungs.append(Quadratic("quadratic", points, values, [warp]))
+    return [*rungs, Trend(points, values, warp)]
 
 
 def _choose(errors: Mapping[str, Values]) -> str:

@@ -12,19 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
-
-from evomerge.errors import SurrogateError
 
 Values = NDArray[np.float64]
 
 NORMAL_95 = 1.959963984540054
 """Half the width of a 95% interval, in standard deviations of a normal distribution."""
 
-_FEWEST = 10
-"""Fewest candidates for an interval: the largest of n left-out errors bounds a new one with probability n / (n + 1)."""
 _FOLDS = 5
 _DISCRIMINATION = 2.0
 """Prior mean of discriminations along the first axis; it is 0 along the others. Their prior deviation is 1."""
@@ -110,25 +106,17 @@ class Model:
     folds: Sequence[tuple[NDArray[np.intp], Examples]]
     """Rows of candidates, and the examples as fitted to the other candidates. Each candidate is in one fold."""
 
-    def estimate(self, examples: ArrayLike, scores: ArrayLike) -> tuple[Values, Values]:
-        """Return a new candidate's mean score over all examples and its standard deviation, from `scores` on `examples`.
+    def estimate(self, examples: NDArray[np.intp], scores: Values) -> tuple[Values, Values]:
+        """Return new candidates' mean scores over all examples and their standard deviations, both `(candidates,)`.
 
-        `examples` are column indices, `(m,)`; `scores` are `(m,)`, or `(candidates, m)`, and the results `()` or
-        `(candidates,)`. Measured scores are used unchanged. The variance is that of the other scores, independent given the
-        ability, and of the ability (delta method), times `factor` squared. With all examples measured, the mean is exact
-        and the deviation 0. Raises `SurrogateError`.
+        `examples` are different column indices, `(m,)`; `scores` on them are `(candidates, m)`. Measured scores are used
+        unchanged. The variance is that of the other scores, independent given the ability, and of the ability (delta
+        method), times `factor` squared. With all examples measured, the mean is exact and the deviation 0.
         """
-        indices = self._indices("examples", examples)
-        table = np.asarray(scores, dtype=np.float64)
-        if table.ndim not in {1, 2} or table.shape[-1] != len(indices):
-            msg = f"scores: expected shape ({len(indices)},) or (candidates, {len(indices)}), one for each of the examples, got {table.shape}"
-            raise SurrogateError(msg)
-        _check("scores", table)
-        mean, deviation = self.examples.estimate(indices, np.atleast_2d(table))
-        shape = table.shape[:-1]
-        return mean.reshape(shape), self.factor(indices) * deviation.reshape(shape)
+        mean, deviation = self.examples.estimate(examples, scores)
+        return mean, self.factor(examples) * deviation
 
-    def factor(self, examples: ArrayLike) -> float:
+    def factor(self, examples: NDArray[np.intp]) -> float:
         """Return the calibration factor, 1 or more, of deviations for candidates scored on these `examples`, `(m,)`.
 
         Responses are not independent given an ability, and the examples' parameters are estimates. So each fitted
@@ -136,18 +124,17 @@ class Model:
         ⌈0.95 (n + 1)⌉-th smallest of these errors, in deviations, or the largest of few: 95% intervals then hold a new
         candidate with probability 95%, if it is drawn like the others (Vovk et al. 2005).
         """
-        indices = self._indices("examples", examples)
-        if len(indices) == self.responses.shape[1]:
+        if len(examples) == self.responses.shape[1]:
             return 1.0
         sizes = []
         for rows, fitted in self.folds:
-            mean, deviation = fitted.estimate(indices, self.responses[np.ix_(rows, indices)])
+            mean, deviation = fitted.estimate(examples, self.responses[np.ix_(rows, examples)])
             sizes.append(np.abs(self.responses[rows].mean(axis=1) - mean) / deviation)
         errors = np.sort(np.concatenate(sizes))
         rank = min(math.ceil(0.95 * (len(errors) + 1)), len(errors))
         return max(1.0, float(errors[rank - 1]) / NORMAL_95)
 
-    def anchors(self, count: int, seen: ArrayLike = ()) -> NDArray[np.intp]:
+    def anchors(self, count: int, seen: Sequence[int] = ()) -> NDArray[np.intp]:
         """Return the next `count` examples to score candidates on, `(count,)`, the most informative first.
 
         `seen` examples are scored anyway. Greedy: each next example is the one that most lowers the variance of `estimate`,
@@ -158,14 +145,11 @@ class Model:
         in the linearised model, where C is the ability's covariance given the seen examples and g the derivative of the
         mean of the others by the ability. Not to be confused with D-optimal examples (by the determinant of Fisher's
         information), which ignore the mean: on the digits zoo their errors are 1.3 to 1.7 times as large. Ties go to the
-        first. Raises `SurrogateError`.
+        first.
         """
-        taken = self._indices("seen", seen)
+        taken = np.array(seen, dtype=np.intp)
         slopes = self.examples.discriminations
         total, dimensions = slopes.shape
-        if not 0 <= count <= total - len(taken):
-            msg = f"count: expected 0 to {total - len(taken)}, the number of unseen examples, got {count}"
-            raise SurrogateError(msg)
         right = self.examples.right(self.abilities)
         luck = right * (1 - right)
         free = np.ones(total, dtype=np.bool_)
@@ -186,43 +170,25 @@ class Model:
             directions = directions - (shrink[:, None] * (step @ slopes.T))[..., None] * step[:, None, :]
         return np.array(chosen, dtype=np.intp)
 
-    def _indices(self, what: str, examples: ArrayLike) -> NDArray[np.intp]:
-        """Return the indices of examples. Raises `SurrogateError` unless they are different integers in range."""
-        values = np.asarray(examples)
-        total = self.responses.shape[1]
-        integer = values.size == 0 or np.issubdtype(values.dtype, np.integer)
-        if values.ndim != 1 or not integer or len(np.unique(values)) != len(values):
-            msg = f"{what}: expected integer indices of examples, each once, shape (m,), got {values.dtype} of shape {values.shape}"
-            raise SurrogateError(msg)
-        if len(values) and not 0 <= values.min() <= values.max() < total:
-            raise SurrogateError(f"{what}: expected indices in [0, {total - 1}], got [{values.min()}, {values.max()}]")
-        return values.astype(np.intp)
 
-
-def fit(responses: ArrayLike, dimensions: int = 6) -> Model:
+def fit(responses: Values, dimensions: int = 6) -> Model:
     """Return the model of `responses`, `(candidates, examples)`: 1 for right, 0 for wrong, or a share of right answers.
+
+    For an interval there must be 10 candidates or more: the largest of n left-out errors bounds a new one with probability
+    n / (n + 1).
 
     Abilities, discriminations and difficulties are the most probable under normal priors, N(0, I), N(2 e₁, I) and N(0, 2²),
     which keep the parameters finite of examples that all or no candidates solve, and allow more `dimensions` than needed: on
     the digits zoo estimates improve up to about six and get no worse beyond; on simulated responses of one dimension, six
-    raise the error by up to a fifth. There are at most as many dimensions as candidates or examples. Raises `SurrogateError`.
+    raise the error by up to a fifth. There are at most as many dimensions as candidates or examples.
     """
-    table = np.asarray(responses, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] == 0:
-        raise SurrogateError(f"responses: expected shape (candidates, examples), got {table.shape}")
-    _check("responses", table)
-    if len(table) < _FEWEST:
-        msg = f"responses: {len(table)} candidates; an item-response model needs {_FEWEST} or more evaluated on all examples"
-        raise SurrogateError(msg)
-    if dimensions < 1:
-        raise SurrogateError(f"dimensions: expected 1 or more, got {dimensions}")
-    abilities, examples = _fit(table, dimensions)
-    rows = np.arange(len(table))
+    abilities, examples = _fit(responses, dimensions)
+    rows = np.arange(len(responses))
     folds = []
     for fold in range(_FOLDS):
         held = rows % _FOLDS == fold
-        folds.append((rows[held], _fit(table[~held], dimensions)[1]))
-    return Model(examples, abilities, table, folds)
+        folds.append((rows[held], _fit(responses[~held], dimensions)[1]))
+    return Model(examples, abilities, responses, folds)
 
 
 def _start(table: Values, dimensions: int) -> tuple[Values, Examples]:
@@ -276,12 +242,3 @@ def _parts(values: Values, shape: tuple[int, int, int]) -> tuple[Values, Example
 
 def _logits(right: Values, total: int) -> Values:
     return np.asarray(np.log((right + 0.5) / (total - right + 0.5)))
-
-
-def _check(what: str, scores: Values) -> None:
-    """Raise `SurrogateError` unless scores are finite and in [0, 1]."""
-    if not np.isfinite(scores).all():
-        raise SurrogateError(f"{what}: expected finite numbers; leave failed evaluations out")
-    if scores.size and (scores.min() < 0 or scores.max() > 1):
-        msg = f"{what} lie in [{scores.min():g}, {scores.max():g}]; an item-response model takes right and wrong: expected scores in [0, 1], such as accuracy, no log-likelihoods or margins"
-        raise SurrogateError(msg)

@@ -37,19 +37,17 @@ class Process:
     # Bounds of a gene's relevance. Its start and the prior's centre are 1, the prior's spread is 1.
     _RELEVANCE = np.log([0.1, 10.0])
 
-    def __init__(self, points: Points, targets: Points, noise: Values, kernel: Values | None = None) -> None:
-        """Fit `targets`, `(points, outputs)`, whose noise variances are proportional to `noise`, `(points,)`.
-
-        `kernel` holds the logarithms of the hyperparameters, `(5 + genes,)`; None chooses them.
-        """
+    def __init__(self, points: Points, targets: Points, noise: Values) -> None:
+        """Fit `targets`, `(points, outputs)`, whose noise variances are proportional to `noise`, `(points,)`."""
         self._points = 2 * points
         self._noise = noise
         self.centre = targets.mean(axis=0)
         spread = targets.std(axis=0)
-        self.varies = spread > 1e-9 * max(float(spread.max()), 1e-300)
-        self.scale = np.where(self.varies, spread, 0.0)
-        outputs = (targets - self.centre) / np.where(self.varies, spread, 1.0)
-        self.kernel = self._choose(outputs[:, self.varies]) if kernel is None else kernel
+        varies = spread > 1e-9 * max(float(spread.max()), 1e-300)
+        self.scale = np.where(varies, spread, 0.0)
+        outputs = (targets - self.centre) / np.where(varies, spread, 1.0)
+        self.kernel = self._choose(outputs[:, varies])
+        """Logarithms of the hyperparameters, `(5 + genes,)`."""
         covariance = self._covariance(self.kernel)[0] + np.diag(np.exp(self.kernel[4]) * noise)
         self._inverse = cho_solve(cho_factor(covariance, lower=True), np.eye(len(points)))
         self._weights = self._inverse @ outputs * self.scale

@@ -1,4 +1,4 @@
-"""Item response: means estimated from few examples, how sure they are, which examples tell most; bad input."""
+"""Item response: means estimated from few examples, how sure they are, which examples tell most."""
 
 import functools
 from dataclasses import replace
@@ -11,7 +11,6 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from evomerge.errors import SurrogateError
 from evomerge.surrogate import item_response
 from evomerge.surrogate.item_response import _loss
 
@@ -70,7 +69,7 @@ def test_abilities_of_simulated_candidates_are_found_again():
 
 def test_the_same_responses_give_the_same_model():
     bed, model = fit_bed(1, 2)
-    again = item_response.fit(bed.fitted.astype(np.float32))
+    again = item_response.fit(bed.fitted.copy())
     np.testing.assert_array_equal(again.abilities, model.abilities)
     np.testing.assert_array_equal(again.anchors(20), model.anchors(20))
     np.testing.assert_array_equal(
@@ -85,22 +84,23 @@ def test_what_all_or_none_are_right_on_stays_finite():
     right = model.examples.right(model.abilities)
     assert ((right[:, :5] > 0) & (right[:, :5] < 0.2)).all()
     assert ((right[:, 5:10] > 0.8) & (right[:, 5:10] < 1)).all()
-    mean, deviation = model.estimate([0, 5, 10, 11], [[0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0]])
+    scores = np.array([[0, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0]])
+    mean, deviation = model.estimate(np.array([0, 5, 10, 11]), scores)
     assert mean[0] > mean[2] > mean[1]
     assert (np.isfinite(deviation) & (deviation > 0)).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_candidates_that_all_answer_alike_are_no_obstacle(level):
-    mean, deviation = item_response.fit(np.full((10, 8), level)).estimate([2], [level])
+    (mean,), (deviation,) = item_response.fit(np.full((10, 8), level)).estimate(np.array([2]), np.array([[level]]))
     assert mean == pytest.approx(level, abs=0.1)
     assert 0 < deviation < 0.2
 
 
 def test_one_example_is_enough_of_a_task():
-    model = item_response.fit(np.arange(12)[:, None] % 2)
+    model = item_response.fit(np.arange(12.0)[:, None] % 2)
     assert model.abilities.shape == (12, 1)
-    assert model.estimate([0], [1]) == (1, 0)
+    assert model.estimate(np.array([0]), np.array([[1]])) == (1, 0)
 
 
 def test_estimate_is_the_most_probable_ability_s_and_its_deviation_the_delta_method_s():
@@ -125,7 +125,7 @@ def test_estimate_is_the_most_probable_ability_s_and_its_deviation_the_delta_met
     right = expit(slopes[unknown] @ best - difficulties[unknown])
     variance = (right * (1 - right)).sum() / 160**2 + towards @ np.linalg.inv(np.array(second) / 4e-6) @ towards
 
-    mean, deviation = model.estimate(seen, scores)
+    (mean,), (deviation,) = model.estimate(seen, scores[None])
     assert mean == pytest.approx(total(best), abs=1e-7)
     assert deviation == pytest.approx(model.factor(seen) * np.sqrt(variance), rel=1e-4)
 
@@ -147,8 +147,8 @@ def test_estimates_do_not_depend_on_the_order_of_examples_or_candidates_and_keep
     mean, deviation = model.estimate(seen, scores)
     order = rng.permutation(count)
     for i in range(3):
-        alone = model.estimate(seen[order], scores[i, order])
-        np.testing.assert_allclose(alone, (mean[i], deviation[i]), rtol=1e-6)
+        alone = model.estimate(seen[order], scores[i : i + 1, order])
+        np.testing.assert_allclose(alone, ([mean[i]], [deviation[i]]), rtol=1e-6)
     least = scores.sum(axis=1) / 160
     assert (least < mean).all()
     assert (mean < least + (160 - count) / 160).all()
@@ -257,48 +257,3 @@ def test_anchors_depend_on_the_ability():
         chosen.append(replace(model, abilities=abilities).anchors(20, first))
     easy, hard = (model.responses[:, numbers].mean() for numbers in chosen)
     assert easy > hard + 0.2
-
-
-@pytest.mark.parametrize(
-    ("responses", "expected"),
-    [
-        (-np.ones((12, 5)), "responses lie in \\[-1, -1\\].*right and wrong.*no log-likelihoods"),
-        (np.full((12, 5), np.nan), "responses: expected finite numbers"),
-        (np.ones((9, 5)), "9 candidates; .* needs 10 or more"),
-        (np.ones(12), "expected shape \\(candidates, examples\\), got \\(12,\\)"),
-        (np.ones((12, 0)), "expected shape \\(candidates, examples\\), got \\(12, 0\\)"),
-    ],
-)
-def test_responses_that_cannot_be_fitted_are_refused(responses, expected):
-    with pytest.raises(SurrogateError, match=expected):
-        item_response.fit(responses)
-
-
-def test_dimensions_are_one_or_more():
-    with pytest.raises(SurrogateError, match="expected 1 or more, got 0"):
-        item_response.fit(np.ones((12, 5)), 0)
-
-
-@pytest.mark.parametrize(
-    ("examples", "scores", "expected"),
-    [
-        ([0, 1], [1.0], "expected shape \\(2,\\) or \\(candidates, 2\\), .* got \\(1,\\)"),
-        ([0, 1], [1.0, 1.5], "scores lie in \\[1, 1.5\\]"),
-        ([0, 1], [1.0, np.inf], "scores: expected finite"),
-        ([0, 160], [1.0, 1.0], "indices in \\[0, 159\\], got \\[0, 160\\]"),
-        ([-1], [1.0], "indices in \\[0, 159\\], got \\[-1, -1\\]"),
-        ([4, 4], [1.0, 1.0], "each once"),
-        ([0.5], [1.0], "integer indices"),
-        ([True], [1.0], "integer indices"),
-    ],
-)
-def test_scores_that_do_not_go_with_the_examples_are_refused(examples, scores, expected):
-    _, model = fit_bed(0)
-    with pytest.raises(SurrogateError, match=expected):
-        model.estimate(examples, scores)
-
-
-def test_anchors_that_cannot_be_chosen_are_refused():
-    _, model = fit_bed(0)
-    with pytest.raises(SurrogateError, match=r"count: expected 0 to 158, .* got 159"):
-        model.anchors(159, seen=[3, 4])

@@ -1,11 +1,10 @@
-"""Response surfaces: what they predict, how sure they are, which is chosen; designs; bad input."""
+"""Response surfaces: what they predict, how sure they are, which is chosen."""
 
 import numpy as np
 import pytest
 
 from evomerge import surrogate
-from evomerge.errors import SurrogateError
-from evomerge.surrogate.fitting import _choose
+from evomerge.surrogate.fitting import _choose, _ladder
 
 ACCURACY = (0.0, 1.0)
 LIKELIHOOD = (-np.inf, 0.0)
@@ -36,8 +35,8 @@ class Bed:
 
 
 def right(margins):
-    """Return which examples are right, `(points, examples)`."""
-    return (margins > 0).all(axis=2)
+    """Return which examples are right, 1 or 0, `(points, examples)`."""
+    return (margins > 0).all(axis=2).astype(float)
 
 
 def held_out(genes):
@@ -56,6 +55,15 @@ def fit_bed(genes, seed, factor=1.2):
     return bed, points, margins, likelihoods
 
 
+def fit_rung(name, points, margins):
+    """Return the surrogate of accuracy by the rung `name`, or by the chosen one if it is None."""
+    scores = right(margins)
+    if name is None:
+        return surrogate.fit(points, scores, bounds=ACCURACY, margins=margins)
+    rungs = {rung.name: rung for rung in _ladder(points, scores, ACCURACY, margins)}
+    return surrogate.judge(points, scores, rungs[name])
+
+
 def quadratic_scores(points, seed=0, examples=5):
     """Return scores without bounds, whose mean is exactly a quadratic of the genes."""
     rng = np.random.default_rng(seed)
@@ -70,8 +78,8 @@ def test_margins_predict_accuracy_better_than_a_quadratic_of_it_with_few_evaluat
         bed, points, margins, _ = fit_bed(genes, seed)
         test = held_out(genes)
         true = right(bed.evaluate(test)[0]).mean(axis=1)
-        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=["margins"])
-        plain = surrogate.fit(points, right(margins), bounds=ACCURACY, rungs=["weighted quadratic"])
+        fitted = fit_rung("margins", points, margins)
+        plain = fit_rung("weighted quadratic", points, margins)
         by_margin.append(r2(true, fitted.predict(test)[0]))
         by_quadratic.append(r2(true, plain.predict(test)[0]))
     assert np.all(np.array(by_margin) > np.array(by_quadratic))
@@ -83,7 +91,7 @@ def test_margins_predict_accuracy_better_than_a_quadratic_of_it_with_few_evaluat
 def test_log_loss_is_a_quadratic_of_the_genes(genes, factor):
     for seed in range(3):
         bed, points, _, likelihoods = fit_bed(genes, seed, factor)
-        fitted = surrogate.fit(points, likelihoods, bounds=LIKELIHOOD, rungs=["log-loss quadratic"])
+        (fitted, _) = _ladder(points, likelihoods, LIKELIHOOD, None)
         test = held_out(genes)
         assert r2(bed.evaluate(test)[1].mean(axis=1), fitted.predict(test)[0]) > 0.99
 
@@ -94,7 +102,7 @@ def test_intervals_hold_what_was_held_out(rung, genes):
     inside = []
     for seed in range(6):
         bed, points, margins, _ = fit_bed(genes, seed, 2)
-        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=[rung] if rung else None)
+        fitted = fit_rung(rung, points, margins)
         test = held_out(genes)
         mean, deviation = fitted.predict(test)
         true = right(bed.evaluate(test)[0]).mean(axis=1)
@@ -124,10 +132,10 @@ def test_published_intervals_are_not_widened_for_margins_and_for_fewer_candidate
     for count in (6, 8):
         points = surrogate.design(2, [], count, 0)
         margins, _ = Bed(2, 0).evaluate(points)
-        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins, rungs=["margins"])
-        assert fitted.widening == 1
+        fitted = surrogate.fit(points, right(margins), bounds=ACCURACY, margins=margins)
+        assert (fitted.name, fitted.widening) == ("margins", 1)
     points = surrogate.design(3, [], 10, 0)
-    assert surrogate.fit(points, quadratic_scores(points), rungs=["quadratic + Matérn"]).widening == 1
+    assert surrogate.fit(points, quadratic_scores(points)).widening == 1
 
 
 def test_deviations_grow_away_from_what_was_evaluated():
@@ -206,7 +214,7 @@ def test_noise_floor_is_the_standard_error_over_examples():
     # 0.288675, 0.288675, 0, 0.25.
     scores = np.array([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0.0]])
     points = surrogate.design(1, [], 4, 0)
-    fitted = surrogate.fit(points, scores, bounds=ACCURACY, rungs=["quadratic + Matérn"])
+    fitted = surrogate.fit(points, scores, bounds=ACCURACY)
     assert fitted.standard_error == pytest.approx(np.median([0.288675, 0.288675, 0, 0.25]), abs=1e-5)
 
 
@@ -239,57 +247,3 @@ def test_tasks_with_different_best_points_conflict():
 
 def test_ignorance_is_no_agreement():
     assert surrogate.best_for_all(peaks((0.1, 0.1), (0.9, 0.9), noise=0.3)) is None
-
-
-def bad(**changes):
-    points = surrogate.design(2, [], 12, 0)
-    scores = (quadratic_scores(points) > 0).astype(float)
-    given = {"points": points, "scores": scores, "bounds": ACCURACY} | {
-        name: change(points, scores) for name, change in changes.items()
-    }
-    return surrogate.fit(given.pop("points"), given.pop("scores"), **given)
-
-
-def spoilt(table, value):
-    copy = table.copy()
-    copy[3, 1] = value
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"points": lambda x, y: x[0]}, r"expected shape \(points, genes\)"),
-        ({"points": lambda x, y: spoilt(x, np.nan)}, "row 3 has a number that is not finite"),
-        ({"points": lambda x, y: spoilt(x, 1.5)}, "gene 1 of row 3 is 1.5; expected unit coordinates"),
-        ({"scores": lambda x, y: y[:5]}, r"expected shape \(12, examples\)"),
-        ({"scores": lambda x, y: spoilt(y, np.inf)}, "scores: row 3 has numbers that are not finite"),
-        ({"scores": lambda x, y: spoilt(y, 1.2)}, r"outside of the declared bounds \[0, 1\]"),
-        ({"scores": lambda x, y: np.ones_like(y)}, "does not vary"),
-        ({"points": lambda x, y: x[:3], "scores": lambda x, y: y[:3]}, "3 evaluations; a surrogate needs 4"),
-        (
-            {
-                "points": lambda x, y: x[:6],
-                "scores": lambda x, y: y[:6],
-                "rungs": lambda x, y: ["weighted quadratic"],
-            },
-            "`weighted quadratic` needs 7 or more evaluations for 2 genes, got 6",
-        ),
-        ({"rungs": lambda x, y: ["margin"]}, "no rung `margin`"),
-        ({"margins": lambda x, y: y[:, :2]}, r"got \(12, 2\) margins for \(12, 5\) scores"),
-        (
-            {"margins": lambda x, y: spoilt(2 * y - 1, np.nan)[..., None]},
-            "margins: row 3 has numbers that are not finite",
-        ),
-        ({"margins": lambda x, y: (1 - 2 * y)[..., None]}, "expected 1 exactly where all margins are positive"),
-    ],
-)
-def test_bad_input_is_refused_with_what_was_expected(changes, expected):
-    with pytest.raises(SurrogateError, match=expected):
-        bad(**changes)
-
-
-def test_surrogates_of_different_spaces_are_refused():
-    others = [surrogate.fit(points, quadratic_scores(points)) for points in (held_out(2), held_out(3))]
-    with pytest.raises(SurrogateError, match="surrogates of one space"):
-        surrogate.best_for_all(others)

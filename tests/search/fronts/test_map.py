@@ -12,6 +12,8 @@ from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.quadratic import predicted_front
 from evomerge.space import SearchSpace
 from evomerge.surrogate.map_quadratic import MapQuadratic, SquashedQuadratic, fit_map_quadratic
+from evomerge.surrogate.rungs import Quadratic
+from evomerge.surrogate.warps import IDENTITY
 from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, two_spheres
 from evomerge.trial import Evaluation
 
@@ -314,7 +316,7 @@ def test_figures_of_a_judged_rung_are_those_of_a_surrogate():
     scores = surrogate.quadratic_terms(points) @ coefficients() + 0.1 * np.random.default_rng(0).standard_normal(20)
     table = scores[:, None] + np.array([-1.0, 0.0, 1.0])
     ours = surrogate.judge(points, table, MapQuadratic(points, scores, (-np.inf, np.inf)))
-    ladder = surrogate.fit(points, table, rungs=["quadratic"])
+    ladder = surrogate.judge(points, table, Quadratic("quadratic", points, scores, [IDENTITY]))
     assert ours.r2 == pytest.approx(ladder.r2, abs=0.02)
     assert ours.factor == pytest.approx(ladder.factor, rel=0.1)
     assert ours.standard_error == ladder.standard_error == pytest.approx(1 / np.sqrt(3))
