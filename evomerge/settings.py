@@ -155,6 +155,16 @@ def initial_recipe(space: SearchSpace) -> Recipe:
     return space.decode(space.initial, [base_recipe().id for _ in space.parents])
 
 
+def sources(settings: StudySettings) -> tuple[str, Mapping[str, str], Mapping[str, Mapping[str, Any]]]:
+    """Return the base's folder, the experts' folders by name, and the settings of the tasks, completed by those of a zoo."""
+    models, task_settings = settings.pool, settings.tasks
+    if models.zoo is None:
+        return str(models.base), models.experts, task_settings
+    embedded = zoo.load(models.zoo, seed=models.zoo_seed)
+    completed = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
+    return embedded.pool["base"], embedded.pool["experts"], completed or embedded.tasks
+
+
 def open_parts(
     settings: StudySettings,
     progress: Callable[[str], None] = lambda step: None,
@@ -162,14 +172,7 @@ def open_parts(
 ) -> Parts:
     """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names."""
     models = settings.pool
-    task_settings: Mapping[str, Mapping[str, Any]] = settings.tasks
-    if models.zoo is not None:
-        embedded = zoo.load(models.zoo, seed=models.zoo_seed)
-        base, experts = embedded.pool["base"], embedded.pool["experts"]
-        task_settings = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
-        task_settings = task_settings or embedded.tasks
-    else:
-        base, experts = str(models.base), models.experts
+    base, experts, task_settings = sources(settings)
     task_settings = {**task_settings, **python_tasks}
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"

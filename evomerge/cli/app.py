@@ -179,6 +179,31 @@ def decompress(
 
 
 @app.command()
+def score(
+    what: Annotated[
+        Path, typer.Argument(help="A checkpoint folder, a recipe's YAML, or a study's directory.", show_default=False)
+    ],
+    tasks: Annotated[
+        Path | None, typer.Option(help="YAML with `tasks:` as in a study file, or a study file; a study has its own.")
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Of a study: its front and its references instead of its pick.")
+    ] = False,
+    name: ZooName = None,
+    base: Base = None,
+    expert: Experts = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Score models on the report examples of tasks, with 95% intervals. Nothing is written.
+
+    A recipe needs a pool, in its file or by options, as for `evomerge merge`.
+    """
+    from evomerge.cli import merges, scores
+
+    scores.score(what, tasks, merges.PoolOptions(name, base, expert), front=front, as_json=as_json)
+
+
+@app.command()
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
     from_method: Annotated[str | None, typer.Option(help="Print a space of all parameters of a merge method.")] = None,

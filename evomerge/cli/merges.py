@@ -37,24 +37,7 @@ class PoolOptions(NamedTuple):
 def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_run: bool) -> None:
     """Write the merge of a recipe file, or only check it."""
     console = new_console()
-    if not file.is_file():
-        raise RecipeError(f"{file}: no such recipe file")
-    data = strict_yaml.read(file)
-    if isinstance(data, dict) and {"pool", "space"} <= set(data):
-        msg = f"{file}: this is a study, not a recipe; type: evomerge run {file}, then evomerge pick RUN -o {out}"
-        raise RecipeError(msg)
-    if not isinstance(data, dict) or "recipe" not in data:
-        data = {"recipe": data}
-    for key in data:
-        if key not in _RECIPE_KEYS:
-            raise RecipeError(f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}")
-    pool = _open_pool(data.get("pool"), file, options, console)
-    names = list(pool.experts)
-    spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
-    recipe = Recipe.parse(spelled, experts=names)
-    lineage = _read_lineage(data.get("members", {}), file)
-    for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
-        merging.check(candidate)
+    pool, recipe, lineage = read_recipe(file, options, console, f"evomerge pick RUN -o {out}")
     # Building a member would build its ancestors; it has the base's tensors.
     built = pool.base if recipe.members else Builder(pool).build(recipe)
     info = built.info.values()
@@ -70,6 +53,31 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
         say(console, f"elements of the task vectors left by the edits: {shares}")
     say(console, f"merged checkpoint: {out}")
+
+
+def read_recipe(
+    file: Path, options: PoolOptions, console: Console, then: str
+) -> tuple[Pool, Recipe, Mapping[str, Recipe]]:
+    """Return the pool, the recipe and the lineage of a recipe file. Raises `RecipeError`, for a study with what to type `then`."""
+    if not file.is_file():
+        raise RecipeError(f"{file}: no such recipe file")
+    data = strict_yaml.read(file)
+    if isinstance(data, dict) and {"pool", "space"} <= set(data):
+        msg = f"{file}: this is a study, not a recipe; type: evomerge run {file}, then {then}"
+        raise RecipeError(msg)
+    if not isinstance(data, dict) or "recipe" not in data:
+        data = {"recipe": data}
+    for key in data:
+        if key not in _RECIPE_KEYS:
+            raise RecipeError(f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}")
+    pool = _open_pool(data.get("pool"), file, options, console)
+    names = list(pool.experts)
+    spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
+    recipe = Recipe.parse(spelled, experts=names)
+    lineage = _read_lineage(data.get("members", {}), file)
+    for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
+        merging.check(candidate)
+    return pool, recipe, lineage
 
 
 def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:

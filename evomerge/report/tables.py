@@ -1,6 +1,6 @@
 """Tables and sentences of results, for terminals and log files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Comparison, Results, Verified
+from evomerge.report.score import Scored
 from evomerge.report.surface import Prediction
 from evomerge.tasks import Task
 
@@ -27,6 +28,15 @@ def point(results: Results, candidate: Candidate) -> RenderableType:
     """Return the scores of one point beside those of the references."""
     shown = [one for name, one in results.references.items() if not name.startswith("expert ") and one != candidate]
     return _table(results, shown, [candidate])
+
+
+def scores(models: Sequence[Scored], metrics: Mapping[str, str]) -> RenderableType:
+    """Return a table of models, one a row, by the reported metric of each objective."""
+    mean = None if models[0].mean is None else wording.common_metric(metrics.values())
+    table = _empty(metrics, mean)
+    for model in models:
+        table.add_row(Text(model.name), *_cells(model, metrics, mean, narrow=len(metrics) > _WIDE))
+    return table
 
 
 def choice(results: Results) -> str:
@@ -181,25 +191,19 @@ def _verdict(results: Results, comparison: Comparison) -> str:
 
 def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
     """Return a table of the references, an empty line, and the merges of the search."""
-    table = Table(title="On unseen examples, each with its 95% interval", **_STYLE)
-    table.add_column("model")
-    for objective in results.objectives:
-        table.add_column(Text(f"{objective.name}\n{wording.metric(objective.report)}"), justify="right")
+    metrics = {objective.name: objective.report for objective in results.objectives}
     mean = wording.mean_metric(results)
-    table.add_column(Text(f"mean\n{mean}"), justify="right")
+    table = _empty(metrics, mean)
     chances = any(one.on_front is not None for one in merges)
     if chances:
         table.add_column(Text("on the\nfront"), justify="right")
-    narrow = len(results.objectives) + chances > _WIDE
+    narrow = len(metrics) + chances > _WIDE
 
     def row(candidate: Candidate, mark: str) -> None:
-        cells = [wording.interval(candidate.report[o.name], o.report) for o in results.objectives]
-        cells.append(wording.interval(candidate.mean, mean))
+        cells = _cells(candidate, metrics, mean, narrow=narrow)
         if chances:
-            cells.append("" if candidate.on_front is None else f"{candidate.on_front:.0%}")
-        table.add_row(
-            Text(candidate.name + mark), *(Text(cell.replace(" ", "\n", 1) if narrow else cell) for cell in cells)
-        )
+            cells.append(Text("" if candidate.on_front is None else f"{candidate.on_front:.0%}"))
+        table.add_row(Text(candidate.name + mark), *cells)
 
     for candidate in references:
         row(candidate, " *" if candidate.recipe_id == results.picked else "")
@@ -207,3 +211,22 @@ def _table(results: Results, references: list[Candidate], merges: list[Candidate
     for candidate in merges:
         row(candidate, " *" if candidate.recipe_id == results.picked else "")
     return table
+
+
+def _empty(metrics: Mapping[str, str], mean: str | None) -> Table:
+    """Return a table with columns for the objectives, with the metric of each, and for their mean if there is one."""
+    table = Table(title="On unseen examples, each with its 95% interval", **_STYLE)
+    table.add_column("model")
+    for name, metric in metrics.items():
+        table.add_column(Text(f"{name}\n{wording.metric(metric)}"), justify="right")
+    if mean is not None:
+        table.add_column(Text(f"mean\n{mean}"), justify="right")
+    return table
+
+
+def _cells(model: Candidate | Scored, metrics: Mapping[str, str], mean: str | None, *, narrow: bool) -> list[Text]:
+    """Return the scores of a model with their intervals, underneath in a `narrow` table."""
+    cells = [wording.interval(model.report[name], metric) for name, metric in metrics.items()]
+    if mean is not None and model.mean is not None:
+        cells.append(wording.interval(model.mean, mean))
+    return [Text(cell.replace(" ", "\n", 1) if narrow else cell) for cell in cells]

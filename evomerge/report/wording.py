@@ -1,6 +1,6 @@
 """Scores as text: shares of examples in percent, other metrics unchanged, intervals in brackets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from evomerge.report.results import Interval, Objective, Results
 
@@ -26,11 +26,13 @@ def mean_metric(results: Results, metrics: Mapping[str, str] | None = None) -> s
 
     The reported ones, or those of `metrics`, by objective.
     """
-    names = (
-        {metric(objective.report) for objective in results.objectives}
-        if metrics is None
-        else {*map(metric, metrics.values())}
-    )
+    reported = [objective.report for objective in results.objectives]
+    return common_metric(reported if metrics is None else metrics.values())
+
+
+def common_metric(metrics: Iterable[str]) -> str:
+    """Return the one metric in words, or `scaled score` for several."""
+    names = {*map(metric, metrics)}
     return names.pop() if len(names) == 1 else "scaled score"
 
 

@@ -1,0 +1,114 @@
+"""Commands that score models on unseen examples without a search: score."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from evomerge.build import Builder
+from evomerge.cli.listings import new_console, say
+from evomerge.cli.merges import PoolOptions, read_recipe
+from evomerge.errors import StudyError
+from evomerge.evaluate import Setup
+from evomerge.progress import Progress
+from evomerge.recipe import Recipe
+from evomerge.recipe import base as base_recipe
+from evomerge.report import score as scoring
+from evomerge.report import tables
+from evomerge.report.results import Results
+from evomerge.report.score import Scored
+from evomerge.settings import ReportSettings
+from evomerge.study import Study
+
+
+class _Models(NamedTuple):
+    """Recipes to score, by name, and how to build and score them."""
+
+    recipes: Mapping[str, Recipe]
+    setup: Setup
+    lineage: Mapping[str, Recipe] = MappingProxyType({})
+    settings: ReportSettings = ReportSettings()
+    seed: int = 0
+    path: Path | None = None
+    """Of a checkpoint."""
+
+
+def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: bool, as_json: bool) -> None:
+    """Score a checkpoint, a recipe, or models of a study on unseen examples of tasks."""
+    console = Console(stderr=True) if as_json else new_console()
+    fields = None if tasks_file is None else scoring.read_tasks(tasks_file)
+    if (what / "study.json").exists():
+        study = Study.open(what)
+        results = _read_report(study, console)
+        candidates = [*results.references.values(), *results.front] if front else [results.pick]
+        if fields is None:
+            metrics = {objective.name: objective.report for objective in results.objectives}
+            rows = [Scored(one.name, one.recipe_id, one.report, one.mean) for one in candidates]
+            _print(rows, metrics, console, as_json=as_json)
+            return
+        recipes = {one.name: Recipe.parse(one.recipe) for one in candidates}
+        setup = replace(study.parts.setup, tasks=fields["tasks"], folder=fields["folder"])
+        models = _Models(recipes, setup, study.lineage(), study.settings.report, study.settings.seed)
+    elif front:
+        raise StudyError(f"{what}: `--front` goes with a study's directory, and there is no study.json here")
+    elif fields is None:
+        raise StudyError(
+            f"{what}: which tasks? give `--tasks FILE`: YAML with `tasks:` as in a study file, or a study file"
+        )
+    elif what.is_dir():
+        # The base of a pool and its only expert, so that it is checked as the models of a pool are.
+        path = str(what.resolve())
+        models = _Models({str(what): base_recipe()}, Setup(path, {"model": path}, **fields), path=what)
+    else:
+        pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
+        if not recipe.members:
+            Builder(pool).build(recipe)  # reads no tensor: an impossible recipe is refused now
+        experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
+        models = _Models({str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, **fields), lineage)
+    judged = scoring.open_tasks(models.setup)
+    with Progress("score", len(models.recipes), console) as progress:
+        rows = scoring.score(
+            models.recipes, models.setup, judged, models.lineage, models.settings, models.seed, progress
+        )
+    _print(rows, scoring.reported(judged), console, as_json=as_json, path=models.path)
+
+
+def _read_report(study: Study, console: Console) -> Results:
+    """Return the last report of a study. Raises `StudyError` if there is none; a note says if the study has gone on."""
+    path = study.folder / "report.json"
+    try:
+        results = Results.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        msg = f"{path}: no report of this version yet, which says what is picked; type: evomerge show {study.folder}"
+        raise StudyError(msg) from None
+    if results.digest != study.digest():
+        say(
+            console,
+            f"note: the report is of {results.evaluations} evaluations, and there are more; type: evomerge show {study.folder}",
+        )
+    return results
+
+
+def _print(
+    rows: list[Scored], metrics: Mapping[str, str], console: Console, *, as_json: bool, path: Path | None = None
+) -> None:
+    """Print a table, or JSON that identifies a model by its recipe, a checkpoint by its `path`."""
+    if not as_json:
+        console.print(tables.scores(rows, metrics))
+        return
+    models = [
+        {
+            "name": row.name,
+            **({"recipe_id": row.recipe_id} if path is None else {"path": str(path)}),
+            "report": row.report,
+            "mean": row.mean,
+        }
+        for row in rows
+    ]
+    sys.stdout.write(json.dumps({"metrics": metrics, "models": models}, indent=2, sort_keys=True) + "\n")
