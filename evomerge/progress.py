@@ -30,7 +30,9 @@ class Progress:
     def __init__(self, what: str, total: int, console: Console) -> None:
         self._what, self._total, self._console = what, total, console
         self._start = self._last = time.monotonic()
-        self._first: int | None = None
+        self._first: tuple[float, int] | None = (
+            None  # time and amount of the first call: start-up takes part in no estimate
+        )
         self._notebook_line: Any = None  # IPython's handle of the line that is shown
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()
@@ -51,14 +53,17 @@ class Progress:
         self._bar.update(self._task, completed=done, total=self._total, note=note)
         now = time.monotonic()
         if self._first is None:
-            self._first = done - 1
+            self._first = now, done
         every = _NOTEBOOK_EVERY if self._console.is_jupyter else _EVERY
         if not self._console.is_terminal and (now - self._last > every or done == self._total):
             self._last = now
-            rate = (now - self._start) / max(done - self._first, 1)
-            end = "done" if done == self._total else f"{duration(rate * (self._total - done))} left"
-            elapsed = f"{duration(now - self._start)} elapsed"
-            self._print(f"{self._what}: {done}/{self._total}, {elapsed}, {end}{note and f', {note}'}")
+            since, first = self._first
+            parts = [f"{self._what}: {done}/{self._total}", f"{duration(now - self._start)} elapsed"]
+            if done == self._total:
+                parts.append("done")
+            elif done > first:
+                parts.append(f"{duration((now - since) / (done - first) * (self._total - done))} left")
+            self._print(", ".join([*parts, note] if note else parts))
 
     def _print(self, line: str) -> None:
         if not self._console.is_jupyter or self._console.quiet:

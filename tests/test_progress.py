@@ -66,3 +66,19 @@ def test_notes_are_printed_as_they_are_whatever_brackets_they_have(clock):
         progress(1, note=note)
     step_printer(Console(file=output, width=200))("[/x]")
     assert "[/x]" in output.getvalue()
+
+
+def test_the_time_left_is_estimated_without_the_time_before_the_first_result(clock):
+    output = io.StringIO()
+    with Progress("search", 120, Console(file=output, width=200)) as progress:
+        clock[0] += 20  # start-up
+        progress(80)  # the first result after a resume
+        for done in (81, 82):
+            clock[0] += 12
+            progress(done)
+    lines = output.getvalue().splitlines()
+    assert "left" not in lines[0]
+    assert lines[1:] == [
+        "search: 81/120, 32 s elapsed, 7 min 48 s left",
+        "search: 82/120, 44 s elapsed, 7 min 36 s left",
+    ]
