@@ -51,6 +51,10 @@ class StudyError(EvomergeError, RuntimeError):
     """A study cannot be started, resumed or reported."""
 
 
+class StudyInUseError(StudyError):
+    """Another process searches or reports the study now."""
+
+
 class EvaluatorError(EvomergeError, RuntimeError):
     """No candidate can be evaluated. Not to be confused with the failure of one candidate, an `Evaluation.error`."""
 

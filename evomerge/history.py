@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +63,12 @@ class History:
         full = 1 if sizes is None else sum(sizes["search"].values())
         spent = sum(cost(proposal, full) for proposal, _ in completed) / full
         return cls(completed, population, tuple(sorted(last.values())), spent)
+
+
+def common_failure(population: Completed) -> tuple[str, int] | None:
+    """Return the most frequent error of a population and its count; of equals the first."""
+    counts = Counter(evaluation.error for _, evaluation in population if evaluation.error is not None)
+    return next(iter(counts.most_common(1)), None)
 
 
 def cost(proposal: Proposal, full: int) -> int:

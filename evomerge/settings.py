@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,11 +207,23 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
         "data_digests": {name: _data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
+        **_code_digests(parts.setup),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
             for name, entry in parts.setup.tasks.items()
         },
     }
+
+
+def _code_digests(setup: Setup) -> dict[str, dict[str, str]]:
+    """Return the sha256 of the file of each function that the settings name; without such functions, nothing."""
+    files = {} if setup.module is None else {"module": Path(setup.module.rpartition(":")[0])}
+    for task in setup.tasks.values():
+        if task.get("kind") == "callable":
+            module = sys.modules[task["function"].partition(":")[0]]  # the task has imported it
+            files[task["function"]] = Path(str(module.__file__))
+    digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+    return {"code_digests": digests} if digests else {}
 
 
 def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:

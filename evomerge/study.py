@@ -1,7 +1,7 @@
 """Study: a directory, a driver, an evaluator and a budget. The file to read first.
 
 A study's directory holds `study.json` (its settings and identity), `journal.jl` (all proposals and evaluations: the only
-truth), `costs.jl` (the time they took), and the output of `evomerge.report`. A study is resumed by replaying its journal
+truth), `costs.jl` (the time they took), `retried.jl` (failed candidates, evaluated again), and the output of `evomerge.report`. A study is resumed by replaying its journal
 through a fresh, seeded driver, so no optimiser state is ever stored.
 """
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from evomerge import costs, evaluate, files, journal, pareto
-from evomerge.errors import SpaceError, StudyError
+from evomerge.errors import SpaceError, StudyError, StudyInUseError
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
 from evomerge.progress import Progress
@@ -85,6 +85,8 @@ class Study:
         settings = settings or header.settings
         parts = open_parts(settings, progress, python_tasks)
         now = json.loads(json.dumps(identity(settings, parts)))
+        if "code_digests" not in header.identity:  # an older version recorded none
+            now.pop("code_digests", None)
         if now != header.identity:
             lines = "\n".join(_differences(header.identity, now, ""))
             msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or give another directory with `-o`"
@@ -146,6 +148,26 @@ class Study:
                 self.spent = completed / full
                 watch(proposal, evaluation)
 
+    def retry_failed(
+        self,
+        evaluator: evaluate.CachingEvaluator,
+        watch: Watcher = lambda proposal, evaluation: None,
+    ) -> int:
+        """Evaluate the failed candidates again, for `population` and the report. Return their number.
+
+        The results go into `retried.jl`. The journal, and what the driver was told, stay as they are: a search is replayed from them.
+        """
+        failed = {
+            proposal.recipe.id: proposal.recipe for proposal, error in self.population() if error.error is not None
+        }
+        start = max((proposal.number for proposal, _ in self._retried()), default=-1) + 1
+        proposals = (Proposal(start + i, recipe) for i, recipe in enumerate(failed.values()))
+        with self.lock("report.lock"), Journal(self.folder / "retried.jl") as record:
+            for proposal, evaluation in evaluate.drive(evaluator, record, lambda: next(proposals, None)):
+                costs.append(self.folder, proposal, evaluation)
+                watch(proposal, evaluation)
+        return len(failed)
+
     def trials(self) -> "DataFrame":
         """Return all full evaluations as a DataFrame: number, recipe id, error, mean score of each objective, genes."""
         from pandas import DataFrame
@@ -204,8 +226,14 @@ class Study:
         return {proposal.recipe.id: proposal.recipe for proposal, _ in journal.events(self.journal_path)}
 
     def history(self) -> History:
-        """Return all evaluations so far."""
-        return History.read(self.journal_path, self.parts.sizes)
+        """Return all evaluations so far. In `population`, a failure that `retry_failed` could evaluate has that evaluation."""
+        history = History.read(self.journal_path, self.parts.sizes)
+        retried = {proposal.recipe.id: again for proposal, again in self._retried() if again.error is None}
+        population = [
+            (proposal, evaluation if evaluation.error is None else retried.get(proposal.recipe.id, evaluation))
+            for proposal, evaluation in history.population
+        ]
+        return replace(history, population=population)
 
     def population(self) -> Completed:
         """Return all full evaluations so far in order of number, failures included."""
@@ -220,7 +248,7 @@ class Study:
     def lock(self, name: str = "lock") -> Iterator[None]:
         """Lock the study's journal (or, with `report.lock`, its report) against all other processes.
 
-        A report may be made while a search runs. Raises `StudyError` naming the process that holds the lock.
+        A report may be made while a search runs. Raises `StudyInUseError` naming the process that holds the lock.
         """
         with (self.folder / name).open("a+") as file:
             try:
@@ -228,11 +256,24 @@ class Study:
             except OSError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise StudyError(f"{self.folder}: in use by {holder}; wait for it, or stop it") from None
+                raise StudyInUseError(f"{self.folder}: in use by {holder}; wait for it, or stop it") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    def holder(self, name: str = "lock") -> str | None:
+        """Return the process that holds a lock of the study, None if it is free."""
+        with suppress(FileNotFoundError), (self.folder / name).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+        return None
+
+    def _retried(self) -> Completed:
+        """Return the evaluations of candidates that had failed."""
+        return History.read(self.folder / "retried.jl", retried=True).population
 
     def _matching(self, recorded: Proposal, proposal: Proposal | None) -> Proposal:
         """Return the driver's proposal. Raises `StudyError` if it is not the recorded one."""

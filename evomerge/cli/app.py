@@ -69,22 +69,40 @@ def run(
 
 
 @app.command()
-def resume(folder: StudyFolder, evaluations: Evaluations = None, workers: Workers = None) -> None:
+def resume(
+    folder: StudyFolder,
+    evaluations: Evaluations = None,
+    workers: Workers = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="After the search, evaluate candidates that failed again, for the report alone."
+        ),
+    ] = False,
+) -> None:
     """Resume a study that was interrupted or killed, or extend one by a larger budget."""
     from evomerge.cli import studies
 
-    studies.resume(folder, evaluations, workers)
+    studies.resume(folder, evaluations, workers, retry_failed=retry_failed)
 
 
 @app.command()
 def show(
     folder: StudyFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write all candidates with their search scores and genes to this file, and stop."),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Report also while a search runs.")] = False,
 ) -> None:
-    """Print the front and its references, scored on examples that the search never saw; draw it; write report.html."""
+    """Print the front and its references, scored on examples that the search never saw; draw it; write report.html.
+
+    While another process searches or reports the study, this prints the search's own scores of the front, and scores nothing.
+    """
     from evomerge.cli import studies
 
-    studies.show(folder, as_json=as_json)
+    studies.show(folder, as_json=as_json, csv=csv, report=report)
 
 
 @app.command()

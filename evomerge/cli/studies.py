@@ -1,27 +1,29 @@
 """Commands on studies: demo, run, resume, show, pick."""
 
 import json
-import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import strict_yaml, zoo
+from evomerge import pareto, strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe
-from evomerge.errors import StudyError, nearest
+from evomerge.errors import StudyError, StudyInUseError, nearest
 from evomerge.evaluate import CachingEvaluator, Worker
+from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
 from evomerge.progress import Progress, Throttled, duration, step_printer
 from evomerge.recipe import Recipe
-from evomerge.report import choose, html, measure, surface, tables
+from evomerge.report import choose, html, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
 from evomerge.search import Population
@@ -48,6 +50,8 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
     study = Study.create(out, settings, step_printer(console))
     _describe(study.parts, settings, console)
     results = _search_and_report(study, console)
+    if results is None:
+        return
     merged = out / f"merged-{results.picked[:8]}"
     if not merged.exists():
         _export(study, Recipe.parse(results.pick.recipe), merged, console, results, results.pick)
@@ -72,19 +76,27 @@ def run(
     _search_and_report(study, console)
 
 
-def resume(folder: Path, evaluations: int | None, workers: int | None) -> None:
+def resume(folder: Path, evaluations: int | None, workers: int | None, *, retry_failed: bool) -> None:
     """Resume the study in a folder."""
     console = new_console()
     study = Study.open(folder, progress=step_printer(console))
     if evaluations is not None or workers is not None:
         study = Study.open(folder, _override(study.settings, evaluations, workers))
-    _search_and_report(study, console)
+    _search_and_report(study, console, retry_failed=retry_failed)
 
 
-def show(folder: Path, *, as_json: bool) -> None:
-    """Report on the study in a folder."""
+def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool) -> None:
+    """Report on the study in a folder, look at one that another process has locked, or write its candidates as CSV."""
     console = Console(stderr=True) if as_json else new_console()
     study = Study.open(folder)
+    if csv is not None:
+        study.trials().to_csv(csv, index=False)
+        say(console, f"candidates: {csv}")
+        return
+    holder = None if report else study.holder() or study.holder("report.lock")
+    if holder is not None:
+        _look(study, holder, console, as_json=as_json)
+        return
     results = _report(study, console)
     if as_json:
         sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
@@ -189,23 +201,81 @@ def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
     say(console, f"the search: about {total} with {settings.workers} workers; nothing was written")
 
 
-def _search_and_report(study: Study, console: Console) -> Results:
+def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None:
+    """Print the front of a study that the process `holder` has locked, by the scores that the search has."""
+    population, front = study.population(), study.front()
+    failed, common = sum(evaluation.error is not None for _, evaluation in population), common_failure(population)
+    if as_json:
+        data = {"in_use_by": holder, "evaluations": len(population), "failed": failed, "common_failure": common}
+        sys.stdout.write(json.dumps({**data, "front": json.loads(front.to_json(orient="records"))}, indent=2) + "\n")
+        return
+    done = f"{len(population)} of {study.settings.evaluations} evaluations, {failed} failed"
+    say(console, f"{study.folder}: in use by {holder}; {done}. On the search examples, which choose the front:")
+    table = Table("candidate", *map(wording.objective, study.parts.searched), box=None)
+    for row in front.to_dict("records"):
+        table.add_row(f"#{row['number']}", *(wording.value(row[name], name) for name in study.parts.searched))
+    console.print(table)
+    _warn(wording.failures(failed, len(population), common), console)
+    say(
+        console,
+        f"Nothing was scored for this. A report on unseen examples now: `evomerge show {study.folder} --report`",
+    )
+
+
+def _warn(warning: str | None, console: Console) -> None:
+    if warning is not None:
+        console.print(warning, markup=False, style="bold red")
+
+
+def _search_and_report(study: Study, console: Console, *, retry_failed: bool = False) -> Results | None:
+    """Search and report. Return None if another process makes the report."""
     total = study.settings.evaluations
-    best = -math.inf
-    coverage = Throttled(lambda: _coverage(study))
+    history = study.history()
+    if history.completed:
+        say(console, f"replaying {len(history.completed)} evaluations")
+    searched = study.parts.searched
+    means = [evaluation.means(searched) for _, evaluation in history.population if evaluation.error is None]
+    standing = Throttled(lambda: _standing(searched, means) + _coverage(study))
     with study.evaluator() as evaluator, Progress("search", total, console) as progress:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
-            nonlocal best
             if (complete := evaluator.lookup(proposal.recipe.id, proposal.split)) is not None:
-                best = max(best, float(complete.means(study.parts.searched).mean()))
-            note = f"failed: {evaluation.error}" if evaluation.error else f"best mean {best:.4g}" * (best > -math.inf)
-            progress(min(int(study.spent), total), note=note + coverage(now=study.spent >= total))
+                means.append(complete.means(searched))
+            now = standing(now=study.spent >= total)
+            progress(
+                min(int(study.spent), total), note=f"failed: {evaluation.error}; {now}" if evaluation.error else now
+            )
 
         study.run(evaluator, watch)
-        results = _report(study, console, evaluator)
+        try:
+            if retry_failed:
+                _retry(study, evaluator, console)
+            results = _report(study, console, evaluator)
+        except StudyInUseError as error:
+            say(console, f"search done; {error}, then type `evomerge show {study.folder}`")
+            return None
     _print(results, study.folder, console)
     return results
+
+
+def _retry(study: Study, evaluator: CachingEvaluator, console: Console) -> None:
+    failed = study.retry_failed(evaluator)
+    left = sum(evaluation.error is not None for _, evaluation in study.population())
+    say(
+        console,
+        f"{failed} failed candidates were evaluated again; {left} still fail. The search itself stays as it was.",
+    )
+
+
+def _standing(searched: Sequence[str], means: list[NDArray[np.float64]]) -> str:
+    """Return the best mean over objectives so far, or the size of the front where a mean of different metrics says nothing."""
+    if not means:
+        return ""
+    if len({*map(wording.metric, searched)}) == 1:
+        return f"best mean {max(float(row.mean()) for row in means):.4g}"
+    different = np.unique(np.array(means), axis=0)
+    means[:] = different[pareto.nondominated(different)]
+    return f"{len(means)} on the front"
 
 
 def _coverage(study: Study) -> str:
@@ -227,6 +297,7 @@ def _report(
 def _print(results: Results, folder: Path, console: Console) -> None:
     for part in tables.summary(results):
         console.print(part)
+    _warn(tables.warning(results), console)
     for sentence in (tables.choice(results), *tables.sentences(results)):
         console.print(sentence, markup=False)
     say(console, f"digest {results.digest}")

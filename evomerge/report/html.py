@@ -115,6 +115,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
 <h1>{escape(results.name)}</h1>
 <p class="muted">{escape(sentences[-1])}</p>
 <dl class="facts">{shown}</dl>
+<p><strong>{escape(tables.warning(results) or "")}</strong></p>
 <p>{escape(tables.choice(results))}</p>
 <ul class="verdicts">{items}</ul>{missing}
 <h2>The front, on unseen examples</h2>

@@ -11,7 +11,7 @@ import numpy as np
 from evomerge import costs, files, pareto
 from evomerge.errors import DriverError, StudyError, SurrogateError
 from evomerge.evaluate import Evaluator
-from evomerge.history import digest
+from evomerge.history import common_failure, digest
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, comparisons, replay, surface
 from evomerge.report.estimates import NEEDED, Estimates
@@ -87,6 +87,7 @@ def measure(
         stopped=len(history.partial),
         spent=history.spent,
         failed=len(population) - len(good),
+        common_failure=common_failure(population),
         objectives=tuple(
             Objective(
                 name=name,

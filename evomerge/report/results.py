@@ -207,6 +207,8 @@ class Results(_Data):
     evaluations: int
     """Candidates that were evaluated on all search examples, or failed."""
     failed: int
+    common_failure: tuple[str, int] | None = None
+    """The most frequent error of the failed candidates, and its count."""
     stopped: int = 0
     """Candidates that lost their race, and were evaluated on some of the examples."""
     spent: float
@@ -273,6 +275,8 @@ class Results(_Data):
         data: dict[str, Any] = {
             "digest": self.digest,
             "evaluations": self.evaluations,
+            "failed": self.failed,
+            "common_failure": self.common_failure,
             "objectives": [objective.name for objective in self.objectives],
             "hypervolume": {
                 split: self.hypervolume and getattr(self.hypervolume, split) for split in ("search", "report")
@@ -283,7 +287,9 @@ class Results(_Data):
                 "choice": self.choice.model_dump(),
             },
             "comparisons": [{**one.model_dump(), "verdict": one.verdict} for one in self.comparisons],
-            "front": [_public(point) | {"on_front": point.on_front} for point in self.front],
+            "front": [
+                _public(point) | {"number": int(point.name[1:]), "on_front": point.on_front} for point in self.front
+            ],
             "references": {name: _public(point) for name, point in self.references.items()},
         }
         if self.unscored:

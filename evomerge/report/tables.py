@@ -39,6 +39,11 @@ def scores(models: Sequence[Scored], metrics: Mapping[str, str]) -> RenderableTy
     return table
 
 
+def warning(results: Results) -> str | None:
+    """Return a warning where many candidates failed."""
+    return wording.failures(results.failed, results.evaluations, results.common_failure)
+
+
 def choice(results: Results) -> str:
     """Return what is picked by default, and why."""
     chosen, metric = results.choice, wording.mean_metric(results, results.choice.metrics)

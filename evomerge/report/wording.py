@@ -7,6 +7,9 @@ from evomerge.report.results import Interval, Objective, Results
 _SHARES = ("accuracy", "match")
 """Endings of the metrics that are a share of the examples."""
 
+MANY = 0.2
+"""Share of failed candidates from which there is a warning."""
+
 SPLITS = {"search": "search examples", "report": "unseen examples"}
 
 
@@ -56,6 +59,17 @@ def interval(numbers: Interval, name: str, *, sign: bool = False) -> str:
 def within(number: float, width: float, name: str) -> str:
     """Return a prediction with half the width of its interval: `71.2 ± 2.3`."""
     return f"{value(number, name)} ± {value(width, name)}"
+
+
+def failures(failed: int, of: int, common: tuple[str, int] | None) -> str | None:
+    """Return a warning about failed candidates where they are many, with the most frequent error; None for few."""
+    if common is None or failed < MANY * of:
+        return None
+    reason, count = common
+    return (
+        f"Warning: {failed} of {of} candidates failed ({failed / of:.0%}), {count} of them by this: {reason}. The front is of the "
+        "others. Fix the cause, then type `evomerge resume … --retry-failed`."
+    )
 
 
 def covered(coverage: float, entropy: float | None) -> str:

@@ -34,11 +34,33 @@ def test_run_prints_references_verdicts_and_progress_when_piped(finished):
 def test_show_json_prints_one_object_with_the_documented_keys(finished):
     out, _ = finished
     found = json.loads(evomerge("show", out, "--json").stdout)
-    assert set(found) == {"digest", "evaluations", "objectives", "hypervolume", "front", "references"}
+    keys = {
+        "digest",
+        "evaluations",
+        "failed",
+        "common_failure",
+        "objectives",
+        "hypervolume",
+        "picked",
+        "comparisons",
+        "front",
+    }
+    assert set(found) == keys | {"references"}
     assert set(found["hypervolume"]) == {"search", "report"}
     assert found["evaluations"] == 10
     for point in found["front"]:
-        assert set(point) == {"recipe_id", "search", "report"}
+        assert set(point) == {
+            "name",
+            "number",
+            "recipe_id",
+            "recipe",
+            "search",
+            "estimate",
+            "report",
+            "mean",
+            "on_front",
+        }
+        assert point["name"].startswith(f"#{point['number']}")
         assert set(point["search"]) == set(found["objectives"]) == set(point["report"])
         assert all(low <= value <= high for value, low, high in point["report"].values())
     assert {"base", "average"} < set(found["references"])
