@@ -31,6 +31,8 @@ from evomerge.settings import Parts, StudySettings, initial_recipe, open_parts
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
 
+_PER_GENE = 10
+"""Search examples per gene below which a study is warned of. A rule of thumb: as for coefficients of a regression."""
 _DEMO: dict[str, dict[str, Any]] = {
     "text": {"driver": {"kind": "nsga2", "population": 16}, "evaluations": 120, "report": {"front": 16}},
     "digits": {"evaluations": 300},
@@ -169,6 +171,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     for note in parts.pool.notes:
         say(console, f"note: {note}")
     genes, layout = parts.space.genes, parts.pool.layout
+    examples = sum(parts.sizes["search"].values())
     rows = {
         "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} parameters, "
         f"{layout.blocks} blocks",
@@ -177,6 +180,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
             f"{name}: {task.search_metric} on {task.size('search')}, reported {task.report_metric} on {task.size('report')} unseen"
             for name, task in parts.tasks.items()
         ),
+        "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
         "driver": f"{parts.driver['kind']}: {parts.new_driver(settings.seed)}",
         "budget": f"{settings.evaluations} evaluations, {settings.workers} workers, seed {settings.seed}",
     }
@@ -184,6 +188,12 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     for key, value in rows.items():
         table.add_row(key, escape(value))
     console.print(table)
+    if examples < _PER_GENE * len(genes):
+        say(
+            console,
+            f"warning: {len(genes)} genes meet {examples} search examples, fewer than {_PER_GENE} per gene: much of what the search "
+            "finds will be their noise. Give the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`.",
+        )
 
 
 def _price(parts: Parts, settings: StudySettings, console: Console) -> None:

@@ -34,6 +34,8 @@ class Estimates:
     """`(models, objectives)`, in the order of `metrics`."""
     draws: NDArray[np.float64]
     """The same for resamples of the search examples, `(draws, models, objectives)`."""
+    noise: float
+    """Share of the variance between the raw means of the better half of models that is the examples' noise, in [0, 1]."""
     utility: NDArray[np.float64]
     """Weight of each objective in the mean, `(objectives,)`: 1 / objectives, or 1 / (objectives x its range)."""
 
@@ -86,7 +88,7 @@ def estimate(
     """
     found = list(evaluations.values())
     measured = set.intersection(*(set(one.scores) for one in found))
-    metrics, scores, drawn = {}, [], []
+    metrics, scores, drawn, raw = {}, [], [], []
     for name, task in tasks.items():
         reported = f"{name}/{task.report_metric}" in measured
         metrics[name] = task.report_metric if reported else task.search_metric
@@ -97,7 +99,17 @@ def estimate(
         estimates = denoise(tables[0], smoothed, counts)
         scores.append(estimates[0])
         drawn.append(estimates[1:])
+        raw.append((tables[0] @ (counts / counts.sum(axis=1, keepdims=True)).T).astype(np.float64))
     rows = {identity: row for row, identity in enumerate(evaluations)}
     points = np.stack(scores, axis=1)
     _, units = scale([*metrics.values()], points[[rows[one] for one in singles] or slice(None)])
-    return Estimates(metrics, rows, points, np.stack(drawn, axis=2), 1 / units / len(units))
+    utility = 1 / units / len(units)
+    return Estimates(metrics, rows, points, np.stack(drawn, axis=2), _noise(np.stack(raw, axis=2) @ utility), utility)
+
+
+def _noise(means: NDArray[np.float64]) -> float:
+    """Return the share of noise in the variance between models, from means `(models, draws)`, the first of all examples."""
+    better = means[np.argsort(-means[:, 0], kind="stable")[: max(2, len(means) // 2)]]
+    better = better - better.mean(axis=0)
+    between = float(better[:, 0].var())
+    return min(1.0, float(better[:, 1:].var(axis=1).mean()) / between) if between > 0 else 1.0

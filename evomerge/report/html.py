@@ -117,7 +117,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
 <dl class="facts">{shown}</dl>
 <p><strong>{escape(tables.warning(results) or "")}</strong></p>
 <p>{escape(tables.choice(results))}</p>
-<ul class="verdicts">{items}</ul>{missing}
+<ul class="verdicts">{items}</ul><p class="muted">{escape(tables.noise(results))}</p>{missing}
 <h2>The front, on unseen examples</h2>
 {_image(drawn["front"], "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>

@@ -97,6 +97,7 @@ def measure(
             )
             for name, task in parts.tasks.items()
         ),
+        genes=len(parts.space.genes),
         hypervolume=_hypervolume(scorer, population, *models, {"search": search_point, "report": report_point}),
         front=tuple(front),
         picked=picked.recipe_id,
@@ -148,6 +149,7 @@ def _choice(estimates: Estimates, front: Sequence[Candidate], references: Mappin
         probability=probability,
         needed=NEEDED,
         metrics=estimates.metrics,
+        noise=estimates.noise,
     )
 
 

@@ -85,6 +85,8 @@ class Choice(_Data):
     """The probability from which the candidate is picked."""
     metrics: Mapping[str, str]
     """Objective → the metric of the estimates: the reported one if the search measured it, else the searched one."""
+    noise: float
+    """Share, in [0, 1], of the variance between the means of the better half of models that is the search examples' noise."""
 
     @property
     def is_candidate(self) -> bool:
@@ -214,6 +216,8 @@ class Results(_Data):
     spent: float
     """Used budget: all scores of search examples, in units of a full evaluation."""
     objectives: tuple[Objective, ...]
+    genes: int
+    """Number of genes that were searched."""
     hypervolume: Hypervolume | None
     """None where it would take too long: see `pareto.affordable`."""
     front: tuple[Candidate, ...]

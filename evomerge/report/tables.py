@@ -127,7 +127,7 @@ def sentences(results: Results) -> list[str]:
         lines.append(
             "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
         )
-    lines += [*missing(results), *filter(None, (population(results), surface(results)))]
+    lines += [*missing(results), noise(results), *filter(None, (population(results), surface(results)))]
     if results.damaged_costs:
         lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
     failed = f", {results.failed} failed" if results.failed else ""
@@ -137,6 +137,15 @@ def sentences(results: Results) -> list[str]:
         f"every score shown was measured on examples that the search never saw. {levels(results)}"
     )
     return lines
+
+
+def noise(results: Results) -> str:
+    """Return how many examples each gene had, and how much of the differences between candidates is noise."""
+    total = sum(objective.examples[0] for objective in results.objectives)
+    return (
+        f"{results.genes} genes were searched with {total} examples. Of the variance between the means of the better half of "
+        f"models, {results.choice.noise:.0%} is the noise of these examples; more examples or fewer genes lower it."
+    )
 
 
 def levels(results: Results) -> str:

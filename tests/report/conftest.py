@@ -102,6 +102,7 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
             Objective(name=task, search="log_likelihood", report="accuracy", examples=EXAMPLES)
             for task in TASKS[:objectives]
         ),
+        genes=18,
         hypervolume=Hypervolume(
             search=float(history[-1]),
             report=volume(front),
@@ -120,6 +121,7 @@ def build_results(objectives: int = 3, *, merges: int = 60, rename: Callable[[st
             probability=0.9,
             needed=0.7,
             metrics=dict.fromkeys(TASKS[:objectives], "accuracy"),
+            noise=0.25,
         ),
         references=references,
         comparisons=(

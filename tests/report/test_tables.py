@@ -46,7 +46,7 @@ def test_sentences_give_both_values_the_gap_and_the_verdict(results):
         f"The picked model has mean accuracy {a} on unseen examples, the plain average {b}: {gap}, {first.verdict}."
     )
     assert sentences[-1].startswith(f"{results.evaluations} candidates were evaluated, 2 failed.")
-    assert len(sentences) == len(results.comparisons) + 1
+    assert len(sentences) == len(results.comparisons) + 2
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,10 @@ def test_metrics_that_differ_are_said_to_be_scaled(build):
     assert any(line.startswith("The metrics differ, so each is scaled") for line in tables.sentences(mixed))
     assert "scaled score" in printed(*tables.summary(mixed))
     assert not any("scaled" in line for line in tables.sentences(results))
+
+
+def test_noise_of_the_search_examples_is_stated(results):
+    total = 400 * len(results.objectives)
+    assert tables.noise(results).startswith(f"18 genes were searched with {total} examples. Of the variance")
+    assert "models, 25% is the noise" in tables.noise(results)
+    assert tables.noise(results) in tables.sentences(results)
