@@ -31,8 +31,7 @@ class Layout:
         complete = [
             prefix for prefix, sizes in stacks.items() if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1
         ]
-        self.stacks = tuple(sorted(complete, key=lambda prefix: -sum(stacks[prefix].values())))
-        self.prefix = self.stacks[0] if self.stacks else None
+        self.prefix = max(complete, key=lambda prefix: sum(stacks[prefix].values()), default=None)
         self.blocks = len(stacks[self.prefix]) if self.prefix is not None else 1
         self._places = {name: self._place(name, entry) for name, entry in info.items()}
 

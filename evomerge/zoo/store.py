@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from evomerge import files
 from evomerge.errors import ZooError
@@ -66,37 +66,13 @@ class Plan:
         return parent / f"{self.name}-{self.digest(seed)[:16]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Zoo:
-    """A built zoo: a base, its experts and their tasks, ready for a study. All paths are absolute.
+class Zoo(BaseModel, extra="forbid", frozen=True):
+    """A built zoo: a base, its experts and their tasks, ready for a study.
 
-    `pool` is `{"base": PATH, "experts": {NAME: PATH}}`; `tasks` are configurations by name; `figures` has, for each task, the
-    accuracy or log-likelihood on the search split of the base and of the task's expert (of all experts, if it has none).
+    All paths are absolute; in `zoo.json` they are relative to its folder, so that a zoo can be moved. `pool` is
+    `{"base": PATH, "experts": {NAME: PATH}}`; `tasks` are configurations by name; `figures` has, for each task, the accuracy
+    or log-likelihood on the search split of the base and of the task's expert (of all experts, if it has none).
     """
-
-    name: str
-    folder: Path
-    seed: int
-    about: str
-    licences: dict[str, str]
-    pool: dict[str, Any]
-    tasks: dict[str, TaskConfig]
-    figures: dict[str, Any]
-
-    def train(self, task: str) -> Path:
-        """Return the JSONL file of the training examples of `task`."""
-        if task not in self.tasks:
-            raise ZooError(f"the zoo `{self.name}` has no task `{task}`; it has {', '.join(self.tasks)}")
-        return self.folder / "tasks" / task / "train.jsonl"
-
-
-class _Pool(BaseModel, extra="forbid"):
-    base: str
-    experts: dict[str, str]
-
-
-class _Manifest(BaseModel, extra="forbid"):
-    """`zoo.json`; its paths are relative to its folder, so that a zoo can be moved."""
 
     name: str
     about: str
@@ -104,9 +80,10 @@ class _Manifest(BaseModel, extra="forbid"):
     digest: str
     settings: dict[str, Any]
     licences: dict[str, str]
-    pool: _Pool
+    pool: dict[str, Any]
     tasks: dict[str, TaskConfig]
     figures: dict[str, Any]
+    folder: Path = Field(default=Path(), exclude=True)
 
 
 def write_splits(folder: Path, task: str, splits: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, str]:
@@ -138,18 +115,18 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
         new = Path(scratch, "new")
         new.mkdir()
         tasks, figures = plan.make(new, seed, progress)
-        manifest = _Manifest(
+        zoo = Zoo(
             name=plan.name,
             about=plan.about,
             seed=seed,
             digest=plan.digest(seed),
             settings=dict(plan.settings),
             licences=dict(plan.licences),
-            pool=_Pool(base="base", experts={name: f"experts/{name}" for name in plan.experts}),
+            pool={"base": "base", "experts": {name: f"experts/{name}" for name in plan.experts}},
             tasks=tasks,
             figures=figures,
         )
-        (new / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (new / MANIFEST).write_text(zoo.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if final.exists():
             final.rename(Path(scratch, "old"))
         new.rename(final)
@@ -161,23 +138,18 @@ def read(folder: Path, group: str | None = None) -> Zoo:
     """Return the zoo in `folder`. Raises `ZooError` if there is none, or if its manifest is not valid."""
     path = folder / MANIFEST
     try:
-        manifest = _Manifest.model_validate_json(path.read_bytes())
+        zoo = Zoo.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ZooError(f"expected a zoo with its `{MANIFEST}` at `{folder}`, but there is none") from None
     except ValidationError as error:
         msg = f"`{path}` is not a valid manifest; remove `{folder}` and build the zoo again\n{error}"
         raise ZooError(msg) from error
     root = folder.absolute()
-    return Zoo(
-        **manifest.model_dump(include={"name", "seed", "about", "licences", "figures"}),
-        folder=root,
-        pool={
-            "base": str(root / manifest.pool.base),
-            "experts": {name: str(root / path) for name, path in manifest.pool.experts.items()},
-        },
-        tasks={
-            name: {key: str(root / value) if key in _FILE_KEYS else value for key, value in task.items()}
-            | ({} if group is None else {"group": group})
-            for name, task in manifest.tasks.items()
-        },
-    )
+    experts = {name: str(root / path) for name, path in zoo.pool["experts"].items()}
+    tasks = {
+        name: {key: str(root / value) if key in _FILE_KEYS else value for key, value in task.items()}
+        | ({} if group is None else {"group": group})
+        for name, task in zoo.tasks.items()
+    }
+    pool = {"base": str(root / zoo.pool["base"]), "experts": experts}
+    return zoo.model_copy(update={"folder": root, "pool": pool, "tasks": tasks})

@@ -54,7 +54,10 @@ def test_splits_are_disjoint_across_all_views(built):
     plain = {"turned": (1, 2), "mirrored": (2,)}
     seen = {"train": set(), "search": set(), "report": set()}
     for name, axes in plain.items():
-        paths = {"train": built.train(name), **{split: built.tasks[name][split] for split in ("search", "report")}}
+        paths = {
+            "train": built.folder / f"tasks/{name}/train.jsonl",
+            **{split: built.tasks[name][split] for split in ("search", "report")},
+        }
         for split, path in paths.items():
             pixels = torch.tensor([row["pixels"] for row in rows(path)])
             seen[split] |= {tuple(image.flatten().tolist()) for image in pixels.flip([axis + 1 for axis in axes])}

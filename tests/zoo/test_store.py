@@ -108,8 +108,3 @@ def test_a_zoo_that_is_not_built_says_what_to_type(tmp_path):
 def test_an_unknown_zoo_gets_the_nearest_name():
     with pytest.raises(ZooError, match="did you mean `digits`"):
         zoo.load("digit")
-
-
-def test_an_unknown_task_gets_the_known_ones(tmp_path):
-    with pytest.raises(ZooError, match="no task `other`; it has only"):
-        store.publish(TINY, tmp_path, 0, silent).train("other")

@@ -33,7 +33,7 @@ def test_no_text_is_in_two_splits_not_even_of_different_tasks(built):
         split: {
             content
             for task, config in built.tasks.items()
-            for content in texts(built.train(task) if split == "train" else config[split])
+            for content in texts(built.folder / f"tasks/{task}/train.jsonl" if split == "train" else config[split])
         }
         for split in ("train", "search", "report")
     }

@@ -118,18 +118,6 @@ class NestedMap:
         """Keep the successful evaluations. Raises `DriverError` for a score out of bounds."""
         self._keep(evaluations)
 
-    def answer(self, preference: Mapping[str, float]) -> tuple[Genome, NDArray[np.float64], NDArray[np.float64]]:
-        """Return the merge for a `preference`, objective → importance, without evaluating anything.
-
-        That is its genome, `(genes,)`, its predicted mean scores and their standard deviations, both `(objectives,)`, before the
-        calibration that a surface has. Raises `DriverError` before all pairs are complete.
-        """
-        if self.tree is None:
-            raise DriverError(f"driver `nested_map`: {self._progress()}; evaluate more")
-        genome = self.tree.answer(read_weights(self._objectives, preference))
-        means, deviations = self.tree.predict(genome[None])
-        return genome, means[0], deviations[0]
-
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
         """Return the answers to many preferences, as `Surfaced.surface` does; `genomes` may be in any order.
 
