@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 
 from evomerge import files
@@ -38,10 +38,8 @@ _SHARD = 1 << 30  # bytes of codes that are held before they are written
 _SLICE = 1 << 20  # elements that are in memory as float64 at once; a multiple of 8, so that packed bits join
 
 
-class _Manifest(BaseModel):
+class _Manifest(BaseModel, extra="forbid", frozen=True):
     """`artefact.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: int
     codec: str

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from evomerge.errors import RecipeError, nearest
 
@@ -13,10 +13,8 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """The keys that lead to a place in nested data."""
 
 
-class ShortForm(BaseModel, ABC):
+class ShortForm(BaseModel, ABC, extra="forbid", frozen=True):
     """A short form of a stack, or the template of one, with holes in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: Any = 1.0
 

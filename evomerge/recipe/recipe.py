@@ -1,12 +1,4 @@
-"""Recipe: a small, frozen, serialisable expression that fully describes one merged model.
-
-A recipe is one of
-
-- `base`: the shared ancestor,
-- `{expert: NAME}`: one fine-tuned model of the pool,
-- `{member: ID}`: an earlier candidate of the same study, by its recipe's id,
-- `{merge: {method | stages, inputs, parameters, seed}}`: a merge of other recipes,
-- `{stack: {slots, rest}}`: layers of other recipes, one after the other.
+"""Recipe: a small, frozen, serialisable expression that fully describes one merged model, of the kinds in `nodes`.
 
 Weights are only the cache of a recipe. Its `id` is the sha256 of its canonical JSON: equal recipes have equal ids, however
 they were written. Not to be confused with a search space, which is a recipe with holes.

@@ -1,15 +1,6 @@
 """Fit response surfaces of a task's mean score, measure how well they predict, and tell whether objectives conflict at all.
 
-`fit` tries a ladder of models and chooses the one that predicts each evaluated candidate best from the others:
-
-1. `margins`, for accuracy where margins were recorded (the label's logit minus each other class's; an example is right
-   where all are positive): a Gaussian process of each margin, all with one kernel. Accuracy is a step function of the
-   genes, logits are smooth.
-2. `log-loss quadratic`, for scores with one bound, such as log-likelihoods: a quadratic of their logarithm or of
-   themselves.
-3. `weighted quadratic` (`quadratic` for scores without bounds): weighted least squares of the mean score, warped by its
-   bounds.
-4. `quadratic + Matérn`: a Gaussian process with a quadratic trend, of the same warped score.
+Of the `rungs` that suit a metric, the one that predicts each evaluated candidate best from the others is chosen.
 """
 
 import math

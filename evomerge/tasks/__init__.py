@@ -19,9 +19,9 @@ from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
 from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
 from evomerge.tasks.python import PythonTask
-from evomerge.tasks.task import Scores, SplitTask, Task, TaskSettings
+from evomerge.tasks.task import Scores, Task, TaskSettings
 
-__all__ = ["KINDS", "PythonTask", "Scores", "SplitTask", "Task", "TaskSettings", "make"]
+__all__ = ["KINDS", "PythonTask", "Scores", "Task", "TaskSettings", "make"]
 
 KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
     "evomerge.tasks",

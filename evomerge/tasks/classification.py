@@ -23,7 +23,7 @@ from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
+from evomerge.tasks.task import Scores, Task, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
 _IMAGE_AXES = 3
@@ -78,7 +78,7 @@ def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
-class Classification(SplitTask):
+class Classification(Task):
     """A task of texts or images, each with one class."""
 
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from evomerge.models import LiveModel
 from evomerge.recipe.validation import FrozenModel
 from evomerge.tasks.data import task_error
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, Vector, vector
+from evomerge.tasks.task import Scores, Task, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
 
@@ -48,7 +48,7 @@ class FunctionSettings(TaskSettings):
     """
 
 
-class Function(SplitTask):
+class Function(Task):
     """A task scored by a user's function, which also holds the examples.
 
     `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and the indices of the examples. It

@@ -14,7 +14,7 @@ from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import Continuation, check_length, continuations, encode, log_likelihoods, require_causal
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, Vector, vector
+from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, Task, TaskSettings, Vector, vector
 from evomerge.trial import Split
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -44,7 +44,7 @@ class GenerationSettings(TaskSettings):
     batch: int = Field(default=8, ge=1)
 
 
-class Generation(SplitTask):
+class Generation(Task):
     """A task of prompts, each with one right answer.
 
     `accuracy` is 1 where the generated answer matches; `log_likelihood` is that of the right answer after the prompt, in

@@ -10,7 +10,7 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, begin_tokens, log_likelihoods
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import LOG_LIKELIHOOD, Scores, SplitTask, TaskSettings, vector
+from evomerge.tasks.task import LOG_LIKELIHOOD, Scores, Task, TaskSettings, vector
 from evomerge.trial import Split
 
 
@@ -29,7 +29,7 @@ class LanguageModellingSettings(TaskSettings):
     batch: int = Field(default=8, ge=1)
 
 
-class LanguageModelling(SplitTask):
+class LanguageModelling(Task):
     """A task of texts, each scored by its log-likelihood in nats.
 
     If the tokenizer puts no begin token before a text, its first token has no context and is not scored.

@@ -11,7 +11,7 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import Scores, SplitTask, TaskSettings, choose_metrics, vector
+from evomerge.tasks.task import Scores, Task, TaskSettings, choose_metrics, vector
 from evomerge.trial import Split
 
 
@@ -40,7 +40,7 @@ class MultipleChoiceSettings(TaskSettings):
     """Also record the right choice's merit minus that of each other: driver `front` predicts accuracy from these margins."""
 
 
-class MultipleChoice(SplitTask):
+class MultipleChoice(Task):
     """A task of prompts, each with two or more choices of which one is right.
 
     A choice's merit is its log-likelihood after the prompt, divided by its length. `accuracy` is 1 where the right choice

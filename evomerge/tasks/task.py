@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,44 +34,6 @@ class Scores:
     outputs: Mapping[str, Vector] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """Scores models example by example.
-
-    A search maximises `search_metric` (preferably smooth), a report states `report_metric` (readable). An objective is
-    `task/metric`.
-    """
-
-    @property
-    def name(self) -> str:
-        """The name in the study."""
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        """The metrics that `score` can return, by name."""
-
-    @property
-    def search_metric(self) -> str:
-        """The metric that `score` always returns on the search split."""
-
-    @property
-    def report_metric(self) -> str:
-        """The metric that `score` always returns on the report split."""
-
-    def size(self, split: Split) -> int:
-        """Return the number of examples in `split`, at least 1."""
-
-    def example_keys(self, split: Split) -> list[str]:
-        """Return a key for each example of `split`; examples of any tasks that have the same key are the same example."""
-
-    def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the scores of `model` on the examples of `split` with these indices, in that order; None means all.
-
-        The same weights and examples give the same bytes. Scores of a subset equal those of a full evaluation up to
-        rounding, since the batches differ. Non-finite scores are returned unchanged. Raises `TaskError` if the model
-        cannot do the task.
-        """
-
-
 class TaskSettings(FrozenModel):
     """The settings that every kind of task has."""
 
@@ -84,8 +46,12 @@ class TaskSettings(FrozenModel):
     """Tasks of one group have the same examples, row for row, each with changed inputs; intervals then draw them together."""
 
 
-class SplitTask(ABC):
-    """Base of tasks with a fixed number of examples in each split. Abstract: a subclass writes `score`."""
+class Task(ABC):
+    """Scores models example by example. Abstract: a subclass writes `score`.
+
+    A search maximises `search_metric` (preferably smooth), a report states `report_metric` (readable); `score` always
+    returns the one on the search split, the other on the report split. An objective is `task/metric`.
+    """
 
     def __init__(
         self,
@@ -115,14 +81,22 @@ class SplitTask(ABC):
         return self._sizes[split]
 
     def example_keys(self, split: Split) -> list[str]:
-        """Return what identifies each example of `split`: its place in the `group`, or its input, or else its place here."""
+        """Return a key for each example of `split`; examples of any tasks that have the same key are the same example.
+
+        It is the example's place in the `group`, or its input, or else its place here.
+        """
         if self._group is None and self._digests:
             return self._digests[split]
         return [f"{self._group or self.name}\n{i}" for i in range(self.size(split))]
 
     @abstractmethod
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the scores of `model`; see `Task.score`."""
+        """Return the scores of `model` on the examples of `split` with these indices, in that order; None means all.
+
+        The same weights and examples give the same bytes. Scores of a subset equal those of a full evaluation up to
+        rounding, since the batches differ. Non-finite scores are returned unchanged. Raises `TaskError` if the model
+        cannot do the task.
+        """
 
     def indices(self, split: Split, examples: Sequence[int] | None) -> list[int]:
         """Return the indices of the examples to score. Raises `TaskError` for one that is not in the split."""

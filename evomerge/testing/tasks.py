@@ -12,7 +12,7 @@ from evomerge.trial import Split
 
 
 class TaskSuite:
-    """Tests of the `Task` protocol for pytest. Subclass it and write `make`."""
+    """Tests of every `Task` for pytest. Subclass it and write `make`."""
 
     def make(self, folder: Path) -> tuple[Task, LiveModel]:
         """Return a task with three or more examples in each split, and a suitable model.

@@ -8,7 +8,7 @@ from scipy.stats import qmc
 
 from evomerge.merging import Method, Stage
 from evomerge.search import Generational
-from evomerge.tasks import Scores, SplitTask, TaskSettings
+from evomerge.tasks import Scores, Task, TaskSettings
 from evomerge.trial import Metric
 
 
@@ -40,7 +40,7 @@ class ConstantSettings(TaskSettings):
     value: float
 
 
-class Constant(SplitTask):
+class Constant(Task):
     """A task on which every model scores the same."""
 
     def __init__(self, name, settings, folder):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
@@ -25,10 +25,8 @@ from evomerge.trial import Evaluation
 _POPULATION, _GENERATIONS = 100, 25
 
 
-class QuadraticSettings(BaseModel):
+class QuadraticSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` settings that MAP and Bayesian MAP share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     seed_known: bool = True

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from evomerge import merging
 from evomerge.errors import DriverError, RecipeError
@@ -27,10 +27,8 @@ _ROUNDING = 1e-6
 """Largest distance from [0, 1] of a float32 cosine or probability by rounding."""
 
 
-class PopulationSettings(BaseModel):
+class PopulationSettings(BaseModel, extra="forbid", frozen=True):
     """`driver:` settings of all drivers with a population of models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
     seeds: Any = "experts"
