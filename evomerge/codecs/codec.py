@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 Constants = Mapping[str, Sequence[float]]
 """What a codec stores once per model: by name, a value for each expert."""
@@ -33,12 +33,13 @@ class Coded:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-class Codec(BaseModel, ABC, extra="forbid", frozen=True):
+class Codec(BaseModel, ABC):
     """An encoding of K experts, with its parameters as fields. Abstract.
 
     Not to be confused with a merging method: a codec has as many outputs as inputs.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
     about: ClassVar[str]
     elementwise: ClassVar[bool]
     """Whether each element is encoded by itself, so that a tensor may be passed flat and in slices, and its parts joined."""

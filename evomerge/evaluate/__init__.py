@@ -4,7 +4,6 @@
 loop over an evaluator and a journal.
 """
 
-from evomerge.errors import EvaluatorError
 from evomerge.evaluate.caching import CachingEvaluator
 from evomerge.evaluate.evaluator import Evaluator, drive
 from evomerge.evaluate.serial import Serial
@@ -19,8 +18,6 @@ def make(setup: Setup, workers: int = 1, deadline: float | None = None) -> Evalu
     `deadline` is the maximum number of seconds per candidate, None for no limit. Enforcing it needs a second process, so
     with a deadline one worker is a Ray actor too. Raises `EvaluatorError`.
     """
-    if workers < 1:
-        raise EvaluatorError(f"`workers` must be at least 1, got {workers}; type --workers 1")
     if workers == 1 and deadline is None:
         return Serial(setup)
     from evomerge.evaluate.ray import RayEvaluator  # importing ray takes a second

@@ -5,15 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel
-
 from evomerge.errors import RecipeError, nearest
+from evomerge.recipe.validation import FrozenModel
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """The keys that lead to a place in nested data."""
 
 
-class ShortForm(BaseModel, ABC, extra="forbid", frozen=True):
+class ShortForm(FrozenModel, ABC):
     """A short form of a stack, or the template of one, with holes in it."""
 
     scale: Any = 1.0

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Serial, make
 from evomerge.testing import EvaluatorSuite
 
@@ -22,11 +21,6 @@ class TestSerial(EvaluatorSuite):
 
 def test_one_worker_is_this_process(setup):
     assert isinstance(make(setup, 1), Serial)
-
-
-def test_no_workers_are_refused(setup):
-    with pytest.raises(EvaluatorError, match="--workers 1"):
-        make(setup, 0)
 
 
 def test_ray_is_not_imported():

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError
+from evomerge.recipe.validation import FrozenModel
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics
 from evomerge.search.fronts.infill import evolve, spread
 from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
@@ -25,7 +26,7 @@ from evomerge.trial import Evaluation
 _POPULATION, _GENERATIONS = 100, 25
 
 
-class QuadraticSettings(BaseModel, extra="forbid", frozen=True):
+class QuadraticSettings(FrozenModel):
     """`driver:` settings that MAP and Bayesian MAP share."""
 
     kind: str

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from evomerge import merging
 from evomerge.errors import DriverError, RecipeError
 from evomerge.recipe import Recipe
+from evomerge.recipe.validation import FrozenModel
 from evomerge.search.driver import check_in_flight, latin_hypercube, propose
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal
@@ -27,7 +28,7 @@ _ROUNDING = 1e-6
 """Largest distance from [0, 1] of a float32 cosine or probability by rounding."""
 
 
-class PopulationSettings(BaseModel, extra="forbid", frozen=True):
+class PopulationSettings(FrozenModel):
     """`driver:` settings of all drivers with a population of models."""
 
     kind: str
