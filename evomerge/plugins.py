@@ -1,9 +1,4 @@
-"""Plug-ins: drivers, tasks, methods and stages that other installed distributions add by entry points.
-
-A distribution declares them in its `pyproject.toml`:
-
-    [project.entry-points."evomerge.drivers"]
-    my_driver = "my_package.drivers:MY_DRIVER"
+"""Plug-ins: drivers, tasks, methods and stages that other installed distributions add by entry points (see CONTRIBUTING.md).
 
 The groups are `evomerge.drivers` (an entry of `evomerge.search.KINDS`), `evomerge.tasks` (of `evomerge.tasks.KINDS`),
 `evomerge.methods` (of `evomerge.merging.METHODS`) and `evomerge.stages` (of `evomerge.merging.STAGES`).

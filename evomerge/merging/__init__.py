@@ -4,8 +4,7 @@ A merge method is a named composition of stages on one tensor's task vectors:
 
     origin, D[K, n] of task vectors (fp32) → edit* → weigh* → reduce → post* → origin + Δ
 
-`stage` defines stages, `site` what they read, `stages` holds them, `methods` is the table of compositions with the papers' defaults,
-`composition` runs one over a tensor in one pass, and `pipeline` computes its thresholds and angles before.
+`methods` is their table; `composition` runs one over a tensor in one pass, and `pipeline` computes its thresholds and angles before.
 """
 
 from evomerge.merging.methods import METHODS, Method

@@ -96,7 +96,6 @@ class Classification(Task):
             self._labels[split] = torch.tensor(class_numbers(name, settings.label, values, [classes] * len(values)))
             self._inputs[split] = _inputs(name, settings.input, inputs[split])
         self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
-        self._all: dict[tuple[Split, Path], list[_Batch]] = {}  # batches of full evaluations
 
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
@@ -104,14 +103,9 @@ class Classification(Task):
 
         `margins` are `(examples, classes - 1)`, in class order; `accuracy` is 1 where all are positive.
         """
-        labels = self._labels[split]
-        if examples is None:
-            batches = self._all.get((split, model.folder)) or self._batches(model, split, self.indices(split, None))
-            self._all[split, model.folder] = batches
-        else:
-            indices = self.indices(split, examples)
-            labels, batches = labels[indices], self._batches(model, split, indices)
-        logits = self._logits(model, batches)
+        indices = self.indices(split, examples)
+        labels = self._labels[split][indices]
+        logits = self._logits(model, self._batches(model, split, indices))
         classes = logits.shape[1]
         if int(labels.max()) >= classes:
             msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"

@@ -183,20 +183,11 @@ class DecodedSuite(DriverSuite):
 class GenomeSuite(DecodedSuite):
     """The further contract of generational drivers: the order in which evaluations arrive has no effect."""
 
-    def test_number_of_slots_has_no_effect(self) -> None:
-        """The search is the same with one pending candidate or many."""
+    def test_number_of_slots_and_order_of_arrival_have_no_effect(self) -> None:
+        """The search is the same with one pending candidate or many, in any order; also if some or all evaluations fail."""
         expected = self._search(3)
-        for slots in (2, 7, 1000):
-            assert self._search(3, slots=slots) == expected
-
-    def test_order_of_arrival_has_no_effect(self) -> None:
-        """The search is the same if evaluations arrive in another order."""
-        expected = self._search(3)
-        for shuffle in (0, 1):
-            assert self._search(3, slots=5, shuffle=shuffle) == expected
-
-    def test_order_of_arrival_has_no_effect_with_failures(self) -> None:
-        """Nor if some or all evaluations fail."""
+        for arrival in ({"slots": 2}, {"slots": 1000}, {"slots": 5, "shuffle": 0}, {"slots": 7, "shuffle": 1}):
+            assert self._search(3, None, **arrival) == expected
         for start in (0, self.budget // 2, self.budget):
             expected = self._search(6, self._flaky(start))
             assert self._search(6, self._flaky(start), slots=4, shuffle=0) == expected

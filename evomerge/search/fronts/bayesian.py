@@ -16,12 +16,8 @@ candidates are evaluated and fitted, and so on until `points` are used; then, as
 
 The limit is eight genes: 128 bins for 3p = 135 candidates, where nine have 256 for 165. (The released code stops at six.)
 
-Defaults are those of the paper and its released code, whose faults are not reproduced (see also `map`):
-
-- an empty bin scores -∞: here as the worst bin, and a bin of one candidate has the largest deviation of all;
-- each resample is drawn from the one before, 24, 20, 16, … of 30: here from all of a bin's candidates;
-- the prior is ignored, errors are those of the first design, results of a round overwrite earlier ones, and the last
-  batch is not fitted: here all are used.
+Unlike in the released code, an empty bin scores as the worst one instead of -∞, a bin of one candidate has the largest deviation
+of all, a resample is of all of a bin's candidates, the prior counts, and each round is fitted to all candidates so far.
 """
 
 import math

@@ -2,15 +2,12 @@
 
 A design of about 2p candidates is evaluated, with p = (d + 1)(d + 2) / 2 unknowns of a quadratic in d genes; quadratics are
 fitted within each objective's bounds; NSGA-III finds their front; some of it is evaluated. Coordinates are unit ones, in which
-an expert alone is a one-hot vector. Defaults are those of the paper and its released code, whose faults are not reproduced:
+an expert alone is a one-hot vector. Defaults are those of the paper and its released code, but
 
-- two levels per gene from eight genes on, where squares are straight lines (rank 37 of 45): here three or more, and the
-  rank is checked before anything is evaluated;
-- a grid without the simplex and the diagonal: here with them, the base and the mean;
-- a front searched for in [-3, 3] from a design in [0, 1]: here where the design lies, as a gene has no recipe outside its range;
-- least squares from all ones, where the sigmoid is saturated: here from the linear fit of the unsquashed scores;
-- failed fits dropped, which shifts the tasks; a hard-wired sigmoid; `--point` ignored; four or five reference
-  directions for two objectives: here every objective has its fit and bounds, and as many directions as the population allows.
+- a gene has three levels or more, where the code has two from eight genes on (rank 37 of 45);
+- the grid includes the known recipes, and the front lies where the design does, since genes have no recipe outside their range;
+- least squares start from the linear fit of the unsquashed scores, and not where the sigmoid is saturated;
+- every objective has its own fit and bounds, and as many reference directions as the population allows.
 
 The surface is as of the driver `front`, with left-out errors, which the paper does not measure.
 """
