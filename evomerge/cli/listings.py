@@ -13,8 +13,8 @@ from evomerge.progress import Progress
 
 
 def new_console() -> Console:
-    """Return the console of a command's output: as wide as the terminal, 110 columns when piped."""
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    """Return the console of a command's output: as wide as the terminal; when piped, nothing is wrapped."""
+    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
 
 
 def say(console: Console, line: str) -> None:

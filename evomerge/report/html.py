@@ -99,7 +99,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
         + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"
         * bool(results.stopped),
         "failed": f"{results.failed}",
-        "merges on the front": f"{len(results.front)}",
+        "candidates on the front": f"{len(results.front)}",
         "of work": duration(sum(results.costs.values())),
     }
     shown = "".join(f"<div><dt>{what}</dt><dd>{number}</dd></div>" for what, number in facts.items())
@@ -170,7 +170,7 @@ def _scores(results: Results) -> str:
         cells = "".join(f"<td>{_cell(values[i], metric, values)}</td>" for _, metric, values in columns)
         cells += f"<td>{'' if model.on_front is None else f'{model.on_front:.0%}'}</td>"
         chosen = ' class="picked"' if model.recipe_id == results.picked else ""
-        rows.append(f"<tr{chosen}><td>{escape(model.name)}{' (picked)' if chosen else ''}</td>{cells}</tr>")
+        rows.append(f"<tr{chosen}><td>{escape(model.label)}{' (picked)' if chosen else ''}</td>{cells}</tr>")
     head += "<th>on the front</th>"
     return f'<div class="scroll"><table class="scores"><tr><th>model</th>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -254,7 +254,7 @@ def _recipes(results: Results) -> str:
         )
 
     front = (
-        details(model, f"{model.name} (picked)" if model.recipe_id == results.picked else model.name)
+        details(model, f"{model.label} (picked)" if model.recipe_id == results.picked else model.label)
         for model in sorted(results.front, key=lambda model: model.recipe_id != results.picked)
     )
     references = (

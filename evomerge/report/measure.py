@@ -65,7 +65,12 @@ def measure(
 
     chances = estimates.on_front([proposal.recipe.id for proposal, _ in good])
     on_front = {proposal.recipe.id: float(chance) for (proposal, _), chance in zip(good, chances, strict=True)}
-    front = [scorer.candidate(name, recipe, estimates, on_front[recipe.id]) for name, recipe in chosen.items()]
+    front = [
+        scorer.candidate(name, recipe, estimates, on_front[recipe.id]).model_copy(
+            update={"equals": scorer.equal(recipe, tried)}
+        )
+        for name, recipe in chosen.items()
+    ]
     candidates = {
         label: scorer.candidate(label, references[name], estimates)
         for name, label in shown.items()

@@ -45,6 +45,13 @@ class Candidate(_Data):
     """Objective → what the search examples say of its score on others: see `evomerge.report.estimates`."""
     on_front: float | None = None
     """Of a point of the front: the probability that no other candidate of the search dominates it."""
+    equals: str | None = None
+    """Of a point of the front: a reference that scores the same on every search example, such as `base`."""
+
+    @property
+    def label(self) -> str:
+        """The name, with what it equals: `#0 = base`."""
+        return self.name if self.equals is None else f"{self.name} = {self.equals}"
 
 
 class Comparison(_Data):
@@ -292,7 +299,8 @@ class Results(_Data):
             },
             "comparisons": [{**one.model_dump(), "verdict": one.verdict} for one in self.comparisons],
             "front": [
-                _public(point) | {"number": int(point.name[1:]), "on_front": point.on_front} for point in self.front
+                _public(point) | {"number": int(point.name[1:]), "on_front": point.on_front, "equals": point.equals}
+                for point in self.front
             ],
             "references": {name: _public(point) for name, point in self.references.items()},
         }

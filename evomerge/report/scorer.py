@@ -23,6 +23,9 @@ from evomerge.trial import Evaluation, Proposal, Split
 _DRAWS = 200
 """Resamples of the search examples, for the probabilities of estimates."""
 
+_SAME = 1e-4
+"""Scores of an example that differ by less differ by rounding."""
+
 Watch = Callable[[int, int], None]
 """Called with the number of evaluations that are completed and that of all."""
 
@@ -96,6 +99,15 @@ class Scorer:
     def scores(self, recipe_id: str, split: Split = "report") -> bootstrap.Scores:
         """Return the score vectors of a scored recipe."""
         return self._evaluations[recipe_id, split].scores
+
+    def equal(self, recipe: Recipe, models: Mapping[str, Recipe]) -> str | None:
+        """Return the name of the first of the `models` that scores as `recipe` does on every search example, None without one."""
+        mine = self.scores(recipe.id, "search")
+        for name, model in models.items():
+            theirs = self.scores(model.id, "search")
+            if all(np.allclose(mine[key], theirs[key], rtol=0, atol=_SAME) for key in mine.keys() & theirs.keys()):
+                return name
+        return None
 
     def means(self, recipes: Iterable[Recipe], split: Split) -> pareto.Points:
         """Return the objectives' means, `(recipes, objectives)`: searched metrics on `search`, reported ones on `report`."""

@@ -1,9 +1,10 @@
 """Tables and sentences of results, for terminals and log files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -14,14 +15,27 @@ from evomerge.report.surface import Prediction
 from evomerge.tasks import Task
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
-_WIDE = 4
-"""Up to this many objectives the intervals fit beside their values in 110 columns; beyond, they go underneath."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitting:
+    """A table with a line for each model, or, where the console is not wide enough, with intervals underneath the scores."""
+
+    build: Callable[[str], Table]
+    """Takes the text between a score and its interval."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        one_line = self.build(" ")
+        width = console.measure(one_line, options=options.update(width=10_000)).maximum
+        yield one_line if width <= options.max_width else self.build("\n")
 
 
 def summary(results: Results) -> list[RenderableType]:
     """Return one table of the references and the front, each score with its 95% interval over unseen examples."""
     table = _table(results, [*results.references.values()], [*results.front])
-    return [table, f"The front has {len(results.front)} candidates; * is the picked model.", ""]
+    same = sum(one.equals is not None for one in results.front)
+    known = f", {same} of which score as a reference (=)" if same else ""
+    return [table, f"The front has {len(results.front)} candidates{known}; * is the picked model.", ""]
 
 
 def point(results: Results, candidate: Candidate) -> RenderableType:
@@ -33,10 +47,14 @@ def point(results: Results, candidate: Candidate) -> RenderableType:
 def scores(models: Sequence[Scored], metrics: Mapping[str, str]) -> RenderableType:
     """Return a table of models, one a row, by the reported metric of each objective."""
     mean = None if models[0].mean is None else wording.common_metric(metrics.values())
-    table = _empty(metrics, mean)
-    for model in models:
-        table.add_row(Text(model.name), *_cells(model, metrics, mean, narrow=len(metrics) > _WIDE))
-    return table
+
+    def build(separator: str) -> Table:
+        table = _empty(metrics, mean)
+        for model in models:
+            table.add_row(Text(model.name), *_cells(model, metrics, mean, separator))
+        return table
+
+    return _Fitting(build)
 
 
 def warning(results: Results) -> str | None:
@@ -203,28 +221,27 @@ def _verdict(results: Results, comparison: Comparison) -> str:
     )
 
 
-def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> Table:
+def _table(results: Results, references: list[Candidate], merges: list[Candidate]) -> RenderableType:
     """Return a table of the references, an empty line, and the merges of the search."""
     metrics = {objective.name: objective.report for objective in results.objectives}
     mean = wording.mean_metric(results)
-    table = _empty(metrics, mean)
     chances = any(one.on_front is not None for one in merges)
-    if chances:
-        table.add_column(Text("on the\nfront"), justify="right")
-    narrow = len(metrics) + chances > _WIDE
 
-    def row(candidate: Candidate, mark: str) -> None:
-        cells = _cells(candidate, metrics, mean, narrow=narrow)
+    def build(separator: str) -> Table:
+        table = _empty(metrics, mean)
         if chances:
-            cells.append(Text("" if candidate.on_front is None else f"{candidate.on_front:.0%}"))
-        table.add_row(Text(candidate.name + mark), *cells)
+            table.add_column(Text("on the\nfront"), justify="right")
+        for candidate in (*references, None, *merges):
+            if candidate is None:
+                table.add_row()
+                continue
+            cells = _cells(candidate, metrics, mean, separator)
+            if chances:
+                cells.append(Text("" if candidate.on_front is None else f"{candidate.on_front:.0%}"))
+            table.add_row(Text(candidate.label + " *" * (candidate.recipe_id == results.picked)), *cells)
+        return table
 
-    for candidate in references:
-        row(candidate, " *" if candidate.recipe_id == results.picked else "")
-    table.add_row()
-    for candidate in merges:
-        row(candidate, " *" if candidate.recipe_id == results.picked else "")
-    return table
+    return _Fitting(build)
 
 
 def _empty(metrics: Mapping[str, str], mean: str | None) -> Table:
@@ -238,9 +255,9 @@ def _empty(metrics: Mapping[str, str], mean: str | None) -> Table:
     return table
 
 
-def _cells(model: Candidate | Scored, metrics: Mapping[str, str], mean: str | None, *, narrow: bool) -> list[Text]:
-    """Return the scores of a model with their intervals, underneath in a `narrow` table."""
+def _cells(model: Candidate | Scored, metrics: Mapping[str, str], mean: str | None, separator: str) -> list[Text]:
+    """Return the scores of a model with their intervals after the `separator`."""
     cells = [wording.interval(model.report[name], metric) for name, metric in metrics.items()]
     if mean is not None and model.mean is not None:
         cells.append(wording.interval(model.mean, mean))
-    return [Text(cell.replace(" ", "\n", 1) if narrow else cell) for cell in cells]
+    return [Text(cell.replace(" ", separator, 1)) for cell in cells]

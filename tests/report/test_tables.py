@@ -134,3 +134,24 @@ def test_noise_of_the_search_examples_is_stated(results):
     assert tables.noise(results).startswith(f"18 genes were searched with {total} examples. Of the variance")
     assert "models, 25% is the noise" in tables.noise(results)
     assert tables.noise(results) in tables.sentences(results)
+
+
+def test_every_model_is_one_line_where_there_is_room_and_no_interval_is_broken_elsewhere(build):
+    results = build(5, merges=5)
+    wide = Console(file=io.StringIO(), width=10_000, highlight=False)
+    wide.print(*tables.summary(results))
+    lines = wide.file.getvalue().splitlines()
+    for model in [*results.references.values(), *results.front]:
+        [line] = [line for line in lines if line.startswith(f"{model.name} ")]
+        assert line.count("[") == line.count("]") == 6
+    narrow = printed(*tables.summary(results)).splitlines()
+    assert max(map(len, narrow)) <= 110
+    assert all(line.count("[") == line.count("]") for line in narrow)
+
+
+def test_a_candidate_that_scores_as_a_reference_is_named_as_it(results):
+    same = results.front[0].model_copy(update={"equals": "base"})
+    text = printed(*tables.summary(results.model_copy(update={"front": (same, *results.front[1:])})))
+    assert f"{same.name} = base" in text
+    assert f"{len(results.front)} candidates, 1 of which score as a reference (=)" in text
+    assert "(=)" not in printed(*tables.summary(results))
