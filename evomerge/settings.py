@@ -206,7 +206,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "driver": dict(parts.driver),
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
-        "data_digests": {name: _data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
+        "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
         **_code_digests(parts.setup),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
@@ -226,7 +226,7 @@ def _code_digests(setup: Setup) -> dict[str, dict[str, str]]:
     return {"code_digests": digests} if digests else {}
 
 
-def _data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
+def data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
     """Return the sha256 of every file or folder of data in a task's settings, by key."""
     digests = {}
     for key in [key for key in ("search", "report", "head") if isinstance(task.get(key), str)]:

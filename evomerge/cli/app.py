@@ -222,6 +222,20 @@ def score(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Study directories with the same tasks.", show_default=False),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Compare runs with the first one: the means of their picks and the hypervolumes of their fronts, on unseen examples."""
+    from evomerge.cli import scores
+
+    scores.compare(folders, as_json=as_json)
+
+
+@app.command()
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
     from_method: Annotated[str | None, typer.Option(help="Print a space of all parameters of a merge method.")] = None,

@@ -1,4 +1,4 @@
-"""Commands that score models on unseen examples without a search: score."""
+"""Commands that score models on unseen examples without a search: score, compare."""
 
 import json
 import sys
@@ -19,8 +19,8 @@ from evomerge.evaluate import Setup
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe
 from evomerge.recipe import base as base_recipe
+from evomerge.report import runs, tables
 from evomerge.report import score as scoring
-from evomerge.report import tables
 from evomerge.report.results import Results
 from evomerge.report.score import Scored
 from evomerge.settings import ReportSettings
@@ -77,6 +77,21 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
             models.recipes, models.setup, judged, models.lineage, models.settings, models.seed, progress
         )
     _print(rows, scoring.reported(judged), console, as_json=as_json, path=models.path)
+
+
+def compare(folders: list[Path], *, as_json: bool) -> None:
+    """Compare studies with the same tasks."""
+    console = Console(stderr=True) if as_json else new_console()
+    studies = [Study.open(folder) for folder in folders]
+    with Progress("report", 1, console) as progress:
+        compared, comparisons = runs.compare(studies, progress)
+    if not as_json:
+        for part in tables.runs(compared, comparisons):
+            console.print(part)
+        return
+    verdicts = [{**one.model_dump(), "verdict": one.verdict} for one in comparisons]
+    data = {"runs": [run.public() for run in compared], "comparisons": verdicts}
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 def _read_report(study: Study, console: Console) -> Results:

@@ -120,7 +120,9 @@ def mean_interval(scores: Scores, draws: Resamples, units: Sequence[float] | Non
 def difference(
     a: Scores, b: Scores, draws: Resamples, level: float = LEVEL, units: Sequence[float] | None = None
 ) -> Interval:
-    """Return `mean_interval` of `a` minus that of `b`, with its paired interval: above 0 if `a` is better."""
+    """Return `mean_interval` of `a` minus that of `b`, with its paired interval: above 0 if `a` is better, 0 if they are equal."""
+    if all(np.array_equal(a[name], b[name]) for name in draws.counts):
+        return 0.0, 0.0, 0.0  # the sums below leave rounding errors, which have a sign
     return _combined({1.0: a, -1.0: b}, draws, level, units)
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Comparison, Results, Verified
+from evomerge.report.runs import Run
 from evomerge.report.score import Scored
 from evomerge.report.surface import Prediction
 from evomerge.tasks import Task
@@ -60,6 +61,25 @@ def scores(models: Sequence[Scored], metrics: Mapping[str, str]) -> RenderableTy
 def warning(results: Results) -> str | None:
     """Return a warning where many candidates failed."""
     return wording.failures(results.failed, results.evaluations, results.common_failure)
+
+
+def runs(compared: Sequence[Run], comparisons: Sequence[Comparison]) -> list[RenderableType]:
+    """Return a table of searches, one a row, and the comparisons in words."""
+    metric = wording.mean_metric(compared[0].results)
+    table = Table(title="On unseen examples, the mean of each pick with its 95% interval", **_STYLE)
+    for head in ("run", "driver", "evaluations", "seconds\nof work", "pick", f"mean\n{metric}", "front's\nhypervolume"):
+        table.add_column(head, justify="left" if head in ("run", "driver", "pick") else "right")
+    for run in compared:
+        volume = "-" if run.hypervolume is None else wording.volume(run.hypervolume)
+        pick, mean = run.results.pick.name, wording.interval(run.mean, metric)
+        cells = run.driver, str(run.results.evaluations), f"{run.seconds:.1f}", pick, mean, volume
+        table.add_row(Text(str(run.folder)), *map(Text, cells))
+    sentences = [verdict(comparison, metric) for comparison in comparisons]
+    if len({objective.report for objective in compared[0].results.objectives}) > 1:
+        sentences.append("The metrics differ, so each is scaled before the mean, by the models of the first run.")
+    if compared[0].hypervolume is None:
+        sentences.append("Hypervolumes are not compared: so many objectives would take too long.")
+    return [table, "", *map(Text, (*sentences, levels(comparisons)))]
 
 
 def choice(results: Results) -> str:
@@ -140,7 +160,8 @@ def sentences(results: Results) -> list[str]:
 
     The first sentences are those of `Results.comparisons`, in the same order; the last one is about the evaluations.
     """
-    lines = [_verdict(results, comparison) for comparison in results.comparisons]
+    metric = wording.mean_metric(results)
+    lines = [verdict(comparison, metric) for comparison in results.comparisons]
     if len({objective.report for objective in results.objectives}) > 1:
         lines.append(
             "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
@@ -152,7 +173,7 @@ def sentences(results: Results) -> list[str]:
     raced = f"; {results.stopped} lost their race before; {results.spent:g} evaluations' worth of examples in all"
     lines.append(
         f"{results.evaluations} candidates were evaluated{failed}{raced * bool(results.stopped)}. Search scores chose the front; "
-        f"every score shown was measured on examples that the search never saw. {levels(results)}"
+        f"every score shown was measured on examples that the search never saw. {levels(results.comparisons)}"
     )
     return lines
 
@@ -166,12 +187,12 @@ def noise(results: Results) -> str:
     )
 
 
-def levels(results: Results) -> str:
+def levels(comparisons: Sequence[Comparison]) -> str:
     """Return the confidence levels of the intervals in words."""
     scores = "each interval of a score covers with 95% by itself"
-    if len(results.comparisons) < 2:
+    if len(comparisons) < 2:
         return f"{scores.capitalize()}."
-    level = f"{100 * results.comparisons[0].level:.1f}%"
+    level = f"{100 * comparisons[0].level:.1f}%"
     return f"The intervals of the comparisons cover with {level} each, and so with 95% together (Bonferroni); {scores}."
 
 
@@ -204,7 +225,8 @@ def population(results: Results) -> str | None:
     return f"The population has {diagnostics.members} members: {covered}{filled}."
 
 
-def _verdict(results: Results, comparison: Comparison) -> str:
+def verdict(comparison: Comparison, metric: str) -> str:
+    """Return a comparison in words; `metric` is that of means over objectives."""
     mine, theirs = comparison.values
     if comparison.what == "hypervolume":
         gap = "{} [{}, {}]".format(*(wording.volume(number, sign=True) for number in comparison.difference))
@@ -213,7 +235,6 @@ def _verdict(results: Results, comparison: Comparison) -> str:
             f"{comparison.worse} {wording.volume(theirs)}: {gap} after a correction for the chance gain of many noisy points, "
             f"{comparison.verdict}."
         )
-    metric = wording.mean_metric(results)
     return (
         f"The {comparison.better} has mean {metric} {wording.value(mine, metric)} on unseen examples, "
         f"the {comparison.worse} {wording.value(theirs, metric)}: "
