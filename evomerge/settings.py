@@ -207,7 +207,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
         "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
-        **_code_digests(parts.setup),
+        **code_digests(parts.setup),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
             for name, entry in parts.setup.tasks.items()
@@ -215,7 +215,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _code_digests(setup: Setup) -> dict[str, dict[str, str]]:
+def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
     """Return the sha256 of the file of each function that the settings name; without such functions, nothing."""
     files = {} if setup.module is None else {"module": Path(setup.module.rpartition(":")[0])}
     for task in setup.tasks.values():

@@ -16,7 +16,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, measure
 from evomerge.report.results import Comparison, Interval, Results
 from evomerge.report.scorer import Scorer, Watch
-from evomerge.settings import data_digest
+from evomerge.settings import code_digests, data_digest
 from evomerge.study import Study
 
 _RESAMPLES = 1000
@@ -130,12 +130,14 @@ def compare(studies: Sequence[Study], watch: Watch = lambda done, total: None) -
 
 
 def _judged(study: Study) -> dict[str, dict[str, Any]]:
-    """Return what determines the reported scores of a model, by task: settings, the metric, and digests of the data."""
+    """Return what determines the reported scores of a model, by task: settings, the metric, and digests of data and code."""
+    code = code_digests(study.parts.setup).get("code_digests", {})
     judged = {}
     for name, task in study.parts.tasks.items():
         entry = study.parts.setup.tasks[name]
         digests = data_digest(entry, study.settings)
-        settings = {**entry, **digests, "report_metric": task.report_metric}
+        function = code.get(str(entry.get("function")))
+        settings = {**entry, **digests, "report_metric": task.report_metric, "code": function}
         judged[name] = {key: value for key, value in settings.items() if key not in _NOT_JUDGED}
     return judged
 
