@@ -170,8 +170,12 @@ def open_parts(
     settings: StudySettings,
     progress: Callable[[str], None] = lambda step: None,
     python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
+    default: Mapping[str, Any] | None = None,
 ) -> Parts:
-    """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names."""
+    """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names.
+
+    `default` is the driver if the settings name none; by default that of the space, else `search.default`.
+    """
     models = settings.pool
     base, experts, task_settings = sources(settings)
     task_settings = {**task_settings, **python_tasks}
@@ -187,7 +191,7 @@ def open_parts(
     setup = Setup(base, experts, task_settings, auto=models.auto, module=models.module, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     objectives = [f"{name}/{task.search_metric}" for name, task in opened.items()]
-    driver = settings.driver or search_space.driver or search.default(search_space, objectives)
+    driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
     parts = Parts(pool, search_space, opened, setup, driver)
     breeder = search.surfaced(parts.new_driver(settings.seed))
     if breeder is not None and settings.evaluations < breeder.min_evaluations:

@@ -79,11 +79,13 @@ class Study:
     ) -> "Study":
         """Open the study in `folder` with its own settings, or with `settings` that change only `settings.CHANGEABLE`.
 
-        Changed settings are saved by `run`. Raises `StudyError` with the differences if `settings` describe another study.
+        A study whose settings named no driver keeps the one it started with, whatever the default is now. Changed settings are
+        saved by `run`. Raises `StudyError` with the differences if `settings` describe another study.
         """
         header = _read_header(folder)
         settings = settings or header.settings
-        parts = open_parts(settings, progress, python_tasks)
+        recorded = header.identity.get("driver") if header.settings.driver is None else None
+        parts = open_parts(settings, progress, python_tasks, recorded)
         now = json.loads(json.dumps(identity(settings, parts)))
         if "code_digests" not in header.identity:  # an older version recorded none
             now.pop("code_digests", None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge import costs
+from evomerge import costs, space
 from evomerge.errors import StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import digest
@@ -75,6 +75,39 @@ def test_an_old_study_resumes_with_the_digest_of_the_old_version(folder):
     assert study.journal_path.read_bytes().startswith(journal)
     study, count = _resume(folder, 24)
     assert (digest(study.history().completed), count) == (DIGESTS[24], 0), "both kinds of records are replayed"
+
+
+def test_a_study_whose_settings_named_no_driver_keeps_the_one_it_started_with(folder, tmp_path):
+    """As one from before `mixtures` was the default, of which `study.json` records `{"kind": "front"}`."""
+
+    def settings(evaluations, driver=None):
+        update = {"driver": driver, "evaluations": evaluations, "space": space.read("linear")}
+        return Study.open(folder).settings.model_copy(update=update)
+
+    def run(study):
+        study.run(CachingEvaluator(FromIds(), study.parts.sizes))
+        return study.journal_path.read_bytes()
+
+    old = Study.create(tmp_path / "front", settings(12, {"kind": "front"}))
+    content = run(old)
+    header = old.folder / "study.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"settings": settings(12).model_dump(mode="json")}))
+    lines = content.splitlines(keepends=True)
+    for cut in (0, 5, len(lines) - 2, len(lines)):
+        old.journal_path.write_bytes(b"".join(lines[:cut]))
+        assert run(Study.create(old.folder, settings(12))) == content
+    assert run(Study.create(old.folder, settings(14))).startswith(content)
+    assert Study.open(old.folder).parts.driver == {"kind": "front"}, "also after the header was saved again"
+
+
+def test_a_new_study_draws_mixtures_and_a_driver_that_was_typed_cannot_be_left_out(folder, tmp_path):
+    settings = Study.open(folder).settings.model_copy(update={"driver": None, "space": space.read("linear")})
+    new = Study.create(tmp_path / "new", settings)
+    assert new.parts.driver == {"kind": "front", "mixtures": True}
+    assert Study.open(new.folder).parts.driver == new.parts.driver
+    typed = Study.create(tmp_path / "typed", settings.model_copy(update={"driver": {"kind": "random"}}))
+    with pytest.raises(StudyError, match=r'driver.kind: was "random", is "front"'):
+        Study.open(typed.folder, settings)
 
 
 def test_an_old_report_is_shown_without_scoring_anything(folder):

@@ -150,13 +150,15 @@ def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
     """Return the settings of the default driver.
 
     `niches` if the space crosses earlier candidates, `cma` for one objective. For several, `front` with up to 40 float or
-    int genes, else `nsga2`.
+    int genes, with mixtures where the space has weights of experts, else `nsga2`.
     """
     if space.parents:
         return {"kind": "niches"}
     if len(objectives) == 1:
         return {"kind": "cma"}
-    return {"kind": "front" if suits(space) else "nsga2"}
+    if not suits(space):
+        return {"kind": "nsga2"}
+    return {"kind": "front"} if space.weights is None else {"kind": "front", "mixtures": True}
 
 
 def surfaced(driver: Driver) -> Surfaced | None:

@@ -17,6 +17,8 @@ class RandomSettings(BaseModel, extra="forbid", frozen=True):
     kind: Literal["random"] = "random"
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first."""
+    mixtures: bool = False
+    """Draw every other candidate as a mixture, where the space has weights of experts (`SearchSpace.weights`)."""
 
 
 class Random:
@@ -27,19 +29,23 @@ class Random:
         self._space = space
         self._seed = seed
         self._known = known_recipes(space, settings.seed_known)
+        self._mixtures = settings.mixtures and space.weights is not None
         self._asked = 0
 
     def __str__(self) -> str:
-        return f"random search, after {len(self._known)} known recipes"
+        half = ", every other candidate a mixture" if self._mixtures else ""
+        return f"random search, after {len(self._known)} known recipes{half}"
 
     def ask(self) -> Proposal:
-        """Return the next known recipe, then uniform draws from the box."""
+        """Return the next known recipe, then uniform draws from the box, or in turns mixtures and such draws."""
         number = self._asked
         self._asked += 1
         if number < len(self._known):
             return propose(self._space, number, self._known[number])
         rng = np.random.default_rng([self._seed, number])
-        return propose(self._space, number, latin_hypercube(self._space, 1, rng)[0])
+        genome = latin_hypercube(self._space, 1, rng)[0]
+        mixed = self._mixtures and (number - len(self._known)) % 2 == 0
+        return propose(self._space, number, self._space.mixed(genome) if mixed else genome)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Ignore the evaluation."""

@@ -29,6 +29,7 @@ from evomerge.recipe.form import ShortForm
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.space import nested
 from evomerge.space.holes import Gene, Genome, Hole, choices_around, expand, find_holes, form_around, name_of, unwrapped
+from evomerge.space.mixtures import Weights
 from evomerge.trial import Proposal
 
 _ABSENT = object()
@@ -198,6 +199,49 @@ class SearchSpace:
         low, span, log = self._scale
         raw = low + np.clip(unit, 0.0, 1.0) * span
         return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
+
+    def mixed(self, genomes: Genome) -> Genome:
+        """Map genomes `(..., genes)` of the box to those whose `weights` are mixtures; other genes stay as they are.
+
+        Genomes spread evenly over the box become mixtures spread evenly over all mixtures.
+        """
+        if self.weights is None:
+            return genomes
+        genes = self.weights.genes.ravel()
+        mixed = np.array(genomes)
+        mixed[..., genes] = self.weights.mixed(self.to_unit(genomes)[..., genes])
+        return mixed
+
+    @cached_property
+    def weights(self) -> Weights | None:
+        """The genes that weigh two or more inputs of a merge by `linear` or `task_arithmetic`, None without such genes.
+
+        A space has them if its whole recipe is such a merge, with a float hole from 0 or less for `weight`, tiled over `expert`.
+        Where it is also tiled over blocks or kinds, each tile has its own mixture.
+        """
+        merge = nested.get(self._template, ("merge",)) or {}
+        hole = next((hole for hole in self._holes if hole.path == ("merge", "parameters", "weight")), None)
+        method = merge.get("method")
+        if hole is None or "expert" not in hole.per or method not in ("linear", "task_arithmetic"):
+            return None
+        gene = self.genes[hole.start]
+        sizes = [len(axis) for axis in hole.axes]
+        indices = np.arange(hole.genes.start, hole.genes.stop).reshape(sizes)
+        genes = np.moveaxis(indices, hole.per.index("expert"), -1).reshape(-1, sizes[hole.per.index("expert")])
+        if (
+            gene.kind != "float"
+            or gene.log
+            or gene.sd is not None
+            or not gene.low <= 0 < gene.high
+            or genes.shape[1] < 2
+        ):
+            return None
+        scaled = method == "task_arithmetic"
+        scale = (
+            merge["parameters"].get("lambda", merging.METHODS[method].parameters["lambda"].default) if scaled else 1.0
+        )
+        total = 1 / scale if isinstance(scale, int | float) and scale > 0 else 1.0  # a hole's scale is drawn
+        return Weights(genes, gene.high, total, scaled)
 
     @cached_property
     def _scale(self) -> tuple[Genome, Genome, NDArray[np.bool_]]:

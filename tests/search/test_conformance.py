@@ -107,6 +107,11 @@ class TestRandom(Made, GenomeSuite):
     learns = False
 
 
+class TestRandomMixtures(Made, GenomeSuite):
+    settings: ClassVar = {"kind": "random", "mixtures": True}
+    learns = False
+
+
 class TestNiches(Made, PopulationSuite):
     settings: ClassVar = {"kind": "niches", "population": 8}
 

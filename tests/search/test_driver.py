@@ -155,17 +155,18 @@ def test_without_seed_known_the_landmarks_are_not_proposed(kind):
 @pytest.mark.parametrize(
     ("space", "objectives", "expected"),
     [
-        (mixed().space, 2, "nsga2"),
-        (two_spheres(2).space, 2, "front"),
-        (two_spheres(60).space, 2, "nsga2"),
-        (two_spheres(2).space, 1, "cma"),
-        (family().space, 2, "niches"),
+        (mixed().space, 2, {"kind": "nsga2"}),
+        (two_spheres(2).space, 2, {"kind": "front", "mixtures": True}),
+        (Box({"x": (0, 1), "y": (0, 1)}), 2, {"kind": "front"}),
+        (two_spheres(60).space, 2, {"kind": "nsga2"}),
+        (two_spheres(2).space, 1, {"kind": "cma"}),
+        (family().space, 2, {"kind": "niches"}),
     ],
 )
 def test_default_driver_depends_on_the_space_and_the_objectives(space, objectives, expected):
     names = ["a/accuracy", "b/accuracy"][:objectives]
     settings = search.default(space, names)
-    assert settings == {"kind": expected}
+    assert settings == expected
     search.make(settings, space, names, 0)
 
 

@@ -42,6 +42,8 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     kind: Literal["front"] = "front"
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first, as part of the design."""
+    mixtures: bool = False
+    """Make half of the design's other candidates mixtures, where the space has weights of experts (`SearchSpace.weights`)."""
     points: int | None = Field(default=None, ge=4)
     """Candidates of the design. Default: 1.2 p, with p = (d + 1)(d + 2) / 2 the unknowns of a quadratic in d genes, or
     5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least."""
@@ -86,6 +88,8 @@ class Front:
             raise DriverError(
                 f"driver `front`: `points` is {self._size}; expected {len(self._known)} or more, for the known recipes"
             )
+        mixtures = settings.mixtures and space.weights is not None
+        self._mixtures = (self._size - len(self._known)) // 2 if mixtures else 0
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
         self._drawn: Genomes = np.empty((0, self._genes))  # all candidates so far, unit coordinates
@@ -98,8 +102,9 @@ class Front:
         self._over = False
 
     def __str__(self) -> str:
+        mixtures = f", {self._mixtures} mixtures" if self._mixtures else ""
         return (
-            f"front by surrogates: {len(self._known)} known recipes and {len(self._first) - len(self._known)} Sobol points,"
+            f"front by surrogates: {len(self._known)} known recipes{mixtures} and {len(self._first) - len(self._known) - self._mixtures} Sobol points,"
             f" then {self._settings.batch} candidates at a time by expected hypervolume improvement, until that is noise"
         )
 
@@ -178,7 +183,11 @@ class Front:
         first = self._space.to_unit(known)
         for attempt in range(10):
             seed = int(np.random.SeedSequence([self._seed, self._generation, attempt]).generate_state(1)[0])
-            points = self._snapped(surrogate.design(self._genes, first, len(first) + 4 * count, seed))
+            points = surrogate.design(self._genes, first, len(first) + 4 * count, seed)
+            if self._generation == 0 and attempt < 5:
+                mixed = slice(len(first), len(first) + self._mixtures)
+                points[mixed] = self._space.to_unit(self._space.mixed(self._space.from_unit(points[mixed])))
+            points = self._snapped(points)
             points = points[np.sort(np.unique(points.round(9), axis=0, return_index=True)[1])]
             if self._generation > 0:  # replaces failures
                 return points[infill.is_new(points, self._drawn)][:count]

@@ -180,6 +180,31 @@ def test_design_is_the_known_recipes_and_points_that_identify_a_quadratic():
     assert "\n" not in str(searching)
 
 
+@pytest.mark.parametrize(("tasks", "groups"), [(2, 1), (3, 1), (4, 1), (2, 3)])
+def test_half_of_the_design_beside_known_recipes_can_be_mixtures(tasks, groups):
+    bed = Bed(tasks, 0, groups)
+    plain, searching = driver(bed), driver(bed, mixtures=True)
+    design = searching.breeder.draw()
+    known = searching.breeder._known
+    mixtures = (len(design) - len(known)) // 2
+    assert len(design) == len(plain.breeder.draw())
+    assert surrogate.identifies(design)
+    totals = design.reshape(len(design), tasks, groups)[len(known) :].sum(axis=1)
+    assert (totals[:mixtures] >= 1 - 1e-9).all()
+    assert np.isclose(totals[:mixtures], 1).any()
+    assert (design[: len(known)] == known).all()
+    assert f"{len(known)} known recipes, {mixtures} mixtures and {len(design) - len(known) - mixtures} Sobol" in str(
+        searching
+    )
+
+
+def test_without_weights_of_experts_mixtures_change_nothing():
+    space = int_space(6)
+    plain, searching = (Front(space, ["x"], 0, FrontSettings(mixtures=mixtures)) for mixtures in (False, True))
+    assert (plain.draw() == searching.draw()).all()
+    assert str(plain) == str(searching)
+
+
 def test_design_that_cannot_identify_a_quadratic_is_refused_before_anything_is_spent(monkeypatch):
     line = np.linspace(0, 1, 12)[:, None].repeat(2, axis=1)
     monkeypatch.setattr(surrogate, "design", lambda *given: line)
