@@ -17,7 +17,7 @@ from evomerge.surrogate import denoise
 from evomerge.tasks import Task
 from evomerge.trial import Evaluation
 
-NEEDED = 0.7
+NEEDED = 0.8
 """Probability of being better than the best reference from which a candidate of the search is picked. Chosen by
 `experiments/holds.py`: a certainty of 95% keeps the reference nearly always, and 50% loses to it too often."""
 

@@ -109,6 +109,15 @@ def test_pick_writes_a_checkpoint_that_transformers_loads_and_that_merge_reprodu
     assert "recipe" in (tmp_path / "picked" / "README.md").read_text()
 
 
+def test_pick_takes_a_candidate_by_number_and_the_best_of_the_search_anyway(finished):
+    out, _ = finished
+    rows = [line.split() for line in evomerge("pick", out, "--candidate", "0").stdout.splitlines()]
+    assert ["#0"] in [row[:1] for row in rows]
+    assert "no candidate 999 was evaluated" in evomerge("pick", out, "--candidate", "999", code=2).stderr
+    assert "`--candidate` names one candidate" in evomerge("pick", out, "--candidate", "0", "--knee", code=2).stderr
+    assert "estimated at mean accuracy" in " ".join(evomerge("pick", out, "--anyway").stdout.split())
+
+
 def test_floors_that_no_point_reaches_are_refused_naming_the_nearest(finished):
     out, _ = finished
     assert "the nearest has" in evomerge("pick", out, "--floors", "turned=1.5", code=2).stderr
