@@ -30,7 +30,7 @@ def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     A point dominates another if it is at least as high in every objective and higher in one. Of points that are equal in all
     objectives, either all are on the front or none.
     """
-    values = _points(points)
+    values = np.asarray(points, np.float64)
     mask: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
     finite = values[mask]
     if finite.shape[1] > _MOST_COLUMNS:
@@ -51,7 +51,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     Its unit is the product of the objectives' units. Points that are not above the reference in every objective add nothing.
     Raises `StudyError` for more than 31 objectives; see `affordable`.
     """
-    values, corner = _points(points), _reference(points, reference)
+    values, corner = np.asarray(points, np.float64), np.asarray(reference, np.float64)
     if len(corner) > _MOST_COLUMNS:
         raise StudyError(f"hypervolume: expected at most {_MOST_COLUMNS} objectives, got {len(corner)}")
     above = _above(values, corner)
@@ -60,7 +60,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
 
 def hypervolume_history(points: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
     """Return the hypervolume of the first 1, 2, … points, `(points,)`."""
-    values, corner = _points(points), _reference(points, reference)
+    values, corner = np.asarray(points, np.float64), np.asarray(reference, np.float64)
     history = np.zeros(len(values))
     front = values[:0]
     volume = 0.0
@@ -79,7 +79,7 @@ def subset(points: ArrayLike, reference: ArrayLike, size: int) -> NDArray[np.int
     Greedy: the next point is the one that adds most, the first among equals; at least 1 - 1/e of the best choice's volume
     (hypervolume is submodular). Stops when no point adds volume.
     """
-    values, corner = _points(points), _reference(points, reference)
+    values, corner = np.asarray(points, np.float64), np.asarray(reference, np.float64)
     chosen: list[int] = []
     volume = 0.0
     candidates = [int(i) for i in np.flatnonzero(nondominated(values) & _above(values, corner))]
@@ -100,7 +100,7 @@ def knee(points: ArrayLike) -> int:
     end. Objectives that are constant on the front do not count. Ties go to the first. Raises `StudyError` if no point is
     finite.
     """
-    values = _points(points)
+    values = np.asarray(points, np.float64)
     rows = _front(values)
     front = values[rows]
     return int(rows[np.argmax(((front - front.min(axis=0)) / _span(front)).mean(axis=1))])
@@ -116,7 +116,7 @@ def tchebycheff(points: ArrayLike, objectives: Sequence[str], weights: Mapping[s
     """
     _check("Tchebycheff weight", weights, objectives)
     shares = np.array([weights.get(name, 0.0) for name in objectives])
-    values = _points(points)
+    values = np.asarray(points, np.float64)
     rows = _front(values)
     front = values[rows]
     distances = tchebycheff_distances(front, front.max(axis=0), _span(front), shares / shares.sum())
@@ -155,13 +155,7 @@ def pick(
     Ties go to the point with the higher mean of all scores, then to the first. Raises `StudyError` for an unknown objective,
     for numbers that are not finite, for weights that are negative or all 0, and for floors that no point reaches.
     """
-    values = _points(points)
-    preferences = {"weights": weights, "floors": floors, "wish": wish}
-    ways = [name for name, preference in preferences.items() if preference]
-    if len(ways) != 1:
-        raise StudyError(f"pick: expected exactly one of weights, floors and wish, got {' and '.join(ways) or 'none'}")
-    if values.shape[1] != len(objectives):
-        raise StudyError(f"pick: points have {values.shape[1]} scores, but the objectives are {', '.join(objectives)}")
+    values = np.asarray(points, np.float64)
     for what, numbers in (("weight", weights), ("floor", floors), ("wish", wish), ("best", best and {best: 0.0})):
         if numbers:
             _check(what, numbers, objectives)
@@ -206,20 +200,6 @@ def _above_floors(scores: Points, objectives: Sequence[str], floors: Mapping[str
     free = [best] if best is not None else [name for name in objectives if name not in floors] or list(objectives)
     merit = scores[:, [list(objectives).index(name) for name in free]].mean(axis=1)
     return np.where(short.any(axis=1), -np.inf, merit)
-
-
-def _points(points: ArrayLike) -> Points:
-    values = np.asarray(points, dtype=np.float64)
-    if values.ndim != 2:
-        raise StudyError(f"points: expected shape (points, objectives), got {values.shape}")
-    return values
-
-
-def _reference(points: ArrayLike, reference: ArrayLike) -> Points:
-    corner = np.asarray(reference, dtype=np.float64)
-    if corner.shape != (np.shape(points)[1],) or not np.isfinite(corner).all():
-        raise StudyError(f"reference point: expected {np.shape(points)[1]} finite numbers, got {corner.tolist()}")
-    return corner
 
 
 def _above(values: Points, corner: Points) -> NDArray[np.bool_]:

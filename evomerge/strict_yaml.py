@@ -48,46 +48,30 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
-        raise _not_a("a mapping", node)
+        raise YamlError(f"line {node.start_mark.line + 1}: expected a mapping")
     data: dict[str, Any] = {}
     for key_node, value_node in node.value:
+        where = f"line {key_node.start_mark.line + 1}"
         if not isinstance(key_node, yaml.ScalarNode):
-            raise _not_a("a word as the key", key_node)
+            raise YamlError(f"{where}: expected a word as the key, got a list or a mapping")
         key = str(key_node.value)
         if key in data:
-            raise YamlError(f"line {key_node.start_mark.line + 1}: key `{key}` is written twice; keep one")
+            raise YamlError(f"{where}: key `{key}` is written twice; keep one")
         data[key] = loader.construct_object(value_node, deep=True)
     return data
 
 
-_WORDS = {"null": "nothing", "bool": "true or false", "int": "an integer", "float": "a number", "str": "a word"}
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # PyYAML reads 010 as octal; YAML 1.2 as ten
 
 
-def _number_or_word(loader: _Loader, node: yaml.Node) -> Any:
-    kind = node.tag.removeprefix(_TAG)
-    if not isinstance(node, yaml.ScalarNode):
-        raise _not_a(_WORDS[kind], node)
-    try:
-        # PyYAML reads 010 as octal; YAML 1.2 as ten
-        return int(node.value) if kind == "int" else yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
-    except (ValueError, LookupError):  # such as `!!int word`, or a number of 5,000 digits
-        raise _not_a(_WORDS[kind], node) from None
-
-
-def _not_a(expected: str, node: yaml.Node) -> YamlError:
-    got = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-    if isinstance(node, yaml.ScalarNode):
-        got = repr(node.value[:40])
-    return YamlError(f"line {node.start_mark.line + 1}: expected {expected}, got {got}")
-
-
+_CONSTRUCTORS = yaml.SafeLoader.yaml_constructors
 _Loader.yaml_constructors = {
-    f"{_TAG}seq": yaml.SafeLoader.yaml_constructors[f"{_TAG}seq"],
-    None: yaml.SafeLoader.yaml_constructors[None],  # an error that names the tag
+    None: _CONSTRUCTORS[None],  # an error that names the tag
+    **{tag: _CONSTRUCTORS[tag] for tag in (f"{_TAG}{kind}" for kind in ("seq", "null", "bool", "float", "str"))},
 }
 _Loader.add_constructor(f"{_TAG}map", _mapping)
-for _kind in _WORDS:
-    _Loader.add_constructor(f"{_TAG}{_kind}", _number_or_word)
+_Loader.add_constructor(f"{_TAG}int", _integer)
 
 
 def parse(text: str, where: str) -> Any:
@@ -96,10 +80,10 @@ def parse(text: str, where: str) -> Any:
         raise YamlError(f"{where}: {len(text)} characters; expected at most {_LARGEST}")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise YamlError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except YamlError as error:
         raise YamlError(f"{where}: {error}") from None
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # also `!!int word`, and a number of 5,000 digits
+        raise YamlError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise YamlError(f"{where}: nested too deep for a recipe, a space or a study") from None
 

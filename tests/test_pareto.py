@@ -133,8 +133,6 @@ def test_pick_refuses_numbers_that_are_not_finite(way, number):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({}, "exactly one of weights, floors and wish, got none"),
-        ({"weights": {"maths": 1}, "wish": {"code": 1}}, "got weights and wish"),
         ({"weights": {"maths": 1, "code": -0.1}}, "weight code=-0.1; expected a number of 0 or more"),
         ({"weights": {"maths": 0, "code": 0}}, "all weights are 0; expected at least one above 0, such as maths=1"),
         ({"weights": {"mats": 1}}, "unknown objective `mats`; did you mean `maths`?"),
@@ -167,12 +165,6 @@ def test_subset_has_most_of_the_best_choices_volume(points, size):
     choices = itertools.combinations(range(len(points)), min(size, len(points)))
     best = max((pareto.hypervolume(points[list(choice)], reference) for choice in choices), default=0)
     assert volume >= (1 - 1 / np.e) * best - 1e-9
-
-
-@pytest.mark.parametrize("reference", [[0], [0, 0, 0], [0, np.nan]])
-def test_reference_of_another_shape_is_refused(reference):
-    with pytest.raises(StudyError, match="expected 2 finite numbers"):
-        pareto.hypervolume([[1, 1]], reference)
 
 
 CONCAVE = np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0], [0.2, 0.2]])

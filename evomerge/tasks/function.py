@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from evomerge.models import LiveModel
@@ -65,7 +64,7 @@ class Function(Task):
         self._function = function or _imported(name, settings.function, folder)
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the function's scores. Raises `TaskError` unless there is one finite score for each example."""
+        """Return the function's scores. Raises `TaskError` unless there is one score for each example."""
         indices = self.indices(split, examples)
         result = self._function(model, split, indices)
         values = result if isinstance(result, Mapping) else {next(iter(self.metrics)): result}
@@ -82,10 +81,6 @@ class Function(Task):
             raise task_error(self.name, msg) from None
         if scores.shape != (count,):
             msg = f"{self._where} returned shape {list(scores.shape)} for `{metric}`; expected one score for each of {count} examples"
-            raise task_error(self.name, msg)
-        bad = np.flatnonzero(~np.isfinite(scores))
-        if bad.size:
-            msg = f"{self._where} returned {scores[bad[0]]} for `{metric}` of the example at position {bad[0]}; expected finite scores"
             raise task_error(self.name, msg)
         return scores
 

@@ -132,7 +132,6 @@ def test_function_beside_the_study_is_found(folder):
     [
         ("evomerge_short", "[1.0]", r"returned shape \[1\] for `score`; expected one score for each of 3 examples"),
         ("evomerge_number", "1.0", r"returned shape \[\]"),
-        ("evomerge_nan", "[1.0, float('nan'), 0.0]", "returned nan for `score` of the example at position 1"),
         ("evomerge_words", "'good'", "returned no vector of numbers for `score`, but 'good'"),
         ("evomerge_metric", "{'other': [0, 0, 0]}", r"returned the metrics \['other'\]; expected \['score'\]"),
     ],
