@@ -7,7 +7,8 @@ import torch
 from pools import write_checkpoint
 from safetensors.torch import save_file
 
-from evomerge.checkpoints import Adapter, Folder
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Folder
 
 SHAPES = {
     "model.embed.weight": (11, 6),

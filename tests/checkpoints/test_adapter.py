@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pools import CONFIG, write_checkpoint
 
-from evomerge.checkpoints import Adapter, Folder
 from evomerge.checkpoints import folder as folder_module
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Folder
 from evomerge.errors import CheckpointError
 
 

@@ -11,8 +11,11 @@ from tiny_models import tiny_model
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
-from evomerge.checkpoints import Adapter, Folder, Pool, save
 from evomerge.checkpoints import folder as folder_module
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import save
 from evomerge.errors import CheckpointError
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe, expert, merge

@@ -7,7 +7,8 @@ import torch
 from pools import CONFIG, TENSORS, write_checkpoint
 from safetensors.torch import save_file
 
-from evomerge.checkpoints import Folder, TensorInfo
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.errors import CheckpointError
 
 

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from strategies import plain
 
-from evomerge.checkpoints import Folder, TensorInfo
 from evomerge.checkpoints import header as header_module
-from evomerge.checkpoints.header import DTYPES, read_header
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.header import DTYPES, TensorInfo, read_header
 from evomerge.errors import CheckpointError
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from evomerge.checkpoints import Layout, TensorInfo
-from evomerge.checkpoints.layout import block_number
+from evomerge.checkpoints.header import TensorInfo
+from evomerge.checkpoints.layout import Layout, block_number
 from evomerge.recipe import Place
 
 

@@ -7,8 +7,9 @@ import torch
 from adapters import PLAIN, Q, base_tensors, draw, factors, opened, write_adapter
 from pools import write_checkpoint
 
-from evomerge.checkpoints import Adapter, Folder
 from evomerge.checkpoints import folder as folder_module
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.errors import CheckpointError
 

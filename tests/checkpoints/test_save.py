@@ -18,8 +18,9 @@ from pools import TENSORS, write_checkpoint
 from safetensors.torch import load_file
 from safetensors.torch import save as reference_bytes
 
-from evomerge.checkpoints import Folder, TensorInfo, save
-from evomerge.checkpoints.header import DTYPES, read_header
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.header import DTYPES, TensorInfo, read_header
+from evomerge.checkpoints.save import save
 from evomerge.errors import CheckpointError
 
 
