@@ -7,9 +7,10 @@ import torch
 from hypothesis import settings
 from pools import Models, write_pool
 
-from evomerge import zoo
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
+from evomerge.zoo import digits
+from evomerge.zoo.store import cache_folder, publish
 
 settings.register_profile("house", deadline=None, max_examples=60)
 settings.load_profile("house")
@@ -46,8 +47,8 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def small_digits(_own_cache):
-    """The digits zoo after little training, where `zoo.load("digits", small=True)` finds it."""
-    return zoo.find_or_build("digits", small=True)
+    """The digits zoo after little training."""
+    return publish(digits.plan(small=True), cache_folder(), 0, lambda done, doing: None)
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,8 @@ class RayEvaluator(Evaluator):
     past the deadline is killed; its candidate is tried once more, in case the machine was the cause.
     """
 
-    def __init__(self, setup: Setup, workers: int, deadline: float | None = None, address: str | None = None) -> None:
-        """Start workers on the connected cluster, else at `address` or `RAY_ADDRESS`, else on a new local one.
+    def __init__(self, setup: Setup, workers: int, deadline: float | None = None) -> None:
+        """Start workers on the connected cluster, else at `RAY_ADDRESS`, else on a new local one.
 
         `deadline` is in seconds, None for no limit. Raises `EvaluatorError` if the cluster cannot be started or reached, is
         too small, or accepts commands from anyone in the network.
@@ -73,7 +73,7 @@ class RayEvaluator(Evaluator):
         self._finished: deque[tuple[int, Evaluation]] = deque()
         self._failed_starts = 0  # in a row
         self._slots = [_Slot() for _ in range(workers)]
-        self._connected = connect(address, workers * setup.threads)
+        self._connected = connect(workers * setup.threads)
         try:
             with _start_errors("cannot start workers on the Ray cluster"):
                 _check_size(workers, setup.threads)
@@ -231,8 +231,8 @@ def _copied(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, scores=scores, outputs=outputs)
 
 
-def connect(address: str | None = None, cpus: int = 1) -> bool:
-    """Connect to a Ray cluster, by default a new one on this machine with `cpus` CPUs. Raises `EvaluatorError`.
+def connect(cpus: int) -> bool:
+    """Connect to the Ray cluster at `RAY_ADDRESS`, by default a new one on this machine with `cpus` CPUs. Raises `EvaluatorError`.
 
     Returns whether the connection was made here: False where this process was connected before.
     """
@@ -240,7 +240,7 @@ def connect(address: str | None = None, cpus: int = 1) -> bool:
         with _start_errors("cannot use the connected Ray cluster"):
             check_authentication(ray.get_runtime_context().gcs_address)
         return False
-    address = address or os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS", "local")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}

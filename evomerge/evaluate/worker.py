@@ -43,8 +43,7 @@ class Setup:
 
     Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
     `module`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
-    candidates, where later ones may be merges of them, with up to `members_mib` MiB of them in each worker's memory;
-    None keeps no weights.
+    candidates, where later ones may be merges of them; None keeps no weights.
     """
 
     base: str
@@ -57,7 +56,6 @@ class Setup:
     module: str | None = None
     shared_mib: int = 0
     members: str | None = None
-    members_mib: int = 1024
 
 
 class Worker:
@@ -67,7 +65,7 @@ class Worker:
         """Open nothing yet. Unless `alone`, weights of members are saved at once, where other workers find them."""
         self.setup = setup
         folder = None if setup.members is None else Path(setup.members)
-        self.members = Members(setup.members_mib << 20, folder, shared=not alone)
+        self.members = Members(folder=folder, shared=not alone)
         self._loaded: _Loaded | None = None
 
     def prepare(self) -> "_Loaded":

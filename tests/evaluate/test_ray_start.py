@@ -41,14 +41,15 @@ def stand_in(monkeypatch):
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 @pytest.mark.parametrize("step", ["init", "cluster_resources", "get_runtime_context", "actor"])
 @pytest.mark.parametrize("address", ["local", "auto", "joined"])
-def test_failure_is_one_error_and_leaves_no_connection(step, failure, address, stand_in):
+def test_failure_is_one_error_and_leaves_no_connection(step, failure, address, stand_in, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
     stand_in["is_initialized"].return_value = joined = address == "joined"
     (stand_in["actor"].options if step == "actor" else stand_in[step]).side_effect = failure
     if (address, step) in {("local", "get_runtime_context"), ("joined", "init")}:  # steps that are not taken
-        RayEvaluator(SETUP, 2, address=address)
+        RayEvaluator(SETUP, 2)
         return
     with pytest.raises(EvaluatorError, match=f"Ray cluster.*{type(failure).__name__}: .*type --workers 1") as error:
-        RayEvaluator(SETUP, 2, address=address)
+        RayEvaluator(SETUP, 2)
     assert error.value.__cause__ is failure
     assert stand_in["shutdown"].call_count == (0 if joined else 1)
 

@@ -131,7 +131,7 @@ def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
         ("raise", "ValueError: the answer is at <object at 0x…>"),
         ("unpicklable", "UnpicklableError"),
         ("exit", "SystemExit: 3"),
-        ("nan", "TaskError: task `faults`: faults:score returned nan"),
+        ("nan", "FloatingPointError: task `faults`, metric `"),
     ],
 )
 def test_exception_of_a_task_is_the_candidates_error(faulty, plan_faults, fault, error):

@@ -9,6 +9,8 @@ import torch
 from evomerge import zoo
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model
+from evomerge.zoo import digits
+from evomerge.zoo.store import publish
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +31,16 @@ def test_two_builds_with_one_seed_write_identical_files_and_restore_the_generato
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)  # the generator's state must have no effect
-    again = zoo.build("digits", folder=tmp_path, small=True)
+    again = publish(digits.plan(small=True), tmp_path, 0, lambda done, doing: None)
     assert torch.equal(torch.rand(3), expected)
     assert again.folder.name == built.folder.name
     assert files(again.folder) == files(built.folder)
     assert torch.get_num_threads() == threads
 
 
-def test_another_seed_gives_another_zoo_in_another_folder(built):
+def test_zoo_of_another_seed_is_not_found():
     with pytest.raises(ZooError, match="evomerge zoo build digits --seed 4"):
-        zoo.load("digits", folder=built.folder.parent, seed=4, small=True)
+        zoo.load("digits", seed=4)
 
 
 def test_checkpoints_load_with_transformers_and_have_equal_shapes(built):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import rotate_half
 
-from evomerge import zoo
 from evomerge.errors import ZooError
 from evomerge.zoo import language
 from evomerge.zoo.quantised import read_llama, unpermuted
@@ -113,13 +112,13 @@ def test_manual_pages_are_read_without_markup():
 
 def test_error_for_too_little_german_text_says_what_to_type(tmp_path):
     with pytest.raises(ZooError, match=r"apt-get install manpages-de, or: evomerge zoo build language --text DIR"):
-        zoo.load("language", folder=tmp_path, text=tmp_path)
+        language.plan(tmp_path)
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "alt.txt").write_bytes("Größe".encode("latin-1"))
     with pytest.raises(ZooError, match=r"alt\.txt`: expected text in UTF-8"):
-        zoo.load("language", folder=tmp_path, text=tmp_path)
+        language.plan(tmp_path)
 
 
 def test_digest_depends_on_the_german_text(tmp_path):

