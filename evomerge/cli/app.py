@@ -60,12 +60,13 @@ def run(
     evaluations: Evaluations = None,
     workers: Workers = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
+    driver: Annotated[str | None, typer.Option(help="KIND of the driver, instead of the file's driver.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the cost, and stop.")] = False,
 ) -> None:
     """Search as a study file says. A directory that holds the same study is resumed."""
     from evomerge.cli import studies
 
-    studies.run(file, out, evaluations, workers, seed, dry_run=dry_run)
+    studies.run(file, out, evaluations, workers, seed, driver, dry_run=dry_run)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import choose, html, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
-from evomerge.search import Population
+from evomerge.search import KINDS, Population
 from evomerge.settings import Parts, StudySettings, initial_recipe, open_parts
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
@@ -63,11 +63,22 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
 
 
 def run(
-    file: Path, out: Path | None, evaluations: int | None, workers: int | None, seed: int | None, *, dry_run: bool
+    file: Path,
+    out: Path | None,
+    evaluations: int | None,
+    workers: int | None,
+    seed: int | None,
+    driver: str | None,
+    *,
+    dry_run: bool,
 ) -> None:
     """Run or resume the study of a file, or only say what it would cost."""
     console = new_console()
+    if driver is not None and driver not in KINDS:
+        raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
     settings = _override(StudySettings.read(file), evaluations, workers, seed)
+    if driver is not None:
+        settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
         parts = open_parts(settings, step_printer(console))
         _describe(parts, settings, console)

@@ -224,6 +224,17 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_driver_of_the_file_gives_way_to_an_option(study_file, tmp_path):
+    out = tmp_path / "run"
+    said = evomerge("run", study_file, "-o", out, "--driver", "random", "--evaluations", 2).stdout
+    assert "random: " in said
+    assert Study.open(out).settings.driver == {"kind": "random"}
+    done = evomerge("run", study_file, "-o", tmp_path / "none", "--driver", "nsga", code=2)
+    assert "--driver `nsga`: no such kind of driver; expected one of " in done.stderr
+    assert "nsga2, nsga3" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.fixture(scope="session")
 def compressed(study_file):
     out = study_file.parent / "artefact"
