@@ -43,8 +43,6 @@ class Surrogate:
     """The mean scores predicted for each candidate from the others, `(candidates,)`."""
     r2: float
     """R² of `left_out`: 1 - sum of squared errors / sum of squares about the mean of `values`."""
-    rmse: float
-    """Root mean squared error of `left_out`, in the metric's unit."""
     factor: float
     """Calibration: the rung's standard deviations are multiplied by it.
 
@@ -63,8 +61,6 @@ class Surrogate:
 
     NaN for one example. Not the error of the difference of two candidates, which are scored on the same examples.
     """
-    ladder: Mapping[str, float]
-    """`rmse` of every rung that was fitted."""
     rung: Rung
 
     @on_one_thread
@@ -96,19 +92,15 @@ def fit(
     values = table.mean(axis=1)
     rungs = {rung.name: rung for rung in _ladder(points, table, bounds, margins)}
     errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in rungs.items()}
-    ladder = {name: float(np.sqrt(np.mean(squares))) for name, squares in errors.items()}
     name = _choose(errors)
     widening = 1.0 if name == Margins.name else _widening(*points.shape)
-    return judge(points, table, rungs[name], ladder, widening)
+    return judge(points, table, rungs[name], widening)
 
 
-def judge(
-    points: Points, scores: Points, rung: Rung, ladder: Mapping[str, float] | None = None, widening: float = 1.0
-) -> Surrogate:
+def judge(points: Points, scores: Points, rung: Rung, widening: float = 1.0) -> Surrogate:
     """Return the surrogate of a fitted `rung`: its predictions calibrated, and its accuracy measured.
 
     `points`, `(n, genes)` in unit coordinates, are those of `rung.left_out`; `scores` were measured there, `(n, examples)`.
-    `ladder` holds the errors of all rungs that were fitted, by default of this one.
     """
     values = scores.mean(axis=1)
     mean, deviation = rung.left_out
@@ -116,19 +108,16 @@ def judge(
     others = [_factor(np.delete(sizes, i)) for i in range(len(sizes))]
     examples = scores.shape[1]
     errors = scores.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else np.full(len(values), np.nan)
-    rmse = float(np.sqrt(np.mean((mean - values) ** 2)))
     return Surrogate(
         name=rung.name,
         points=points,
         values=values,
         left_out=mean,
         r2=float(1 - np.sum((values - mean) ** 2) / np.sum((values - values.mean()) ** 2)),
-        rmse=rmse,
         factor=_factor(sizes),
         widening=widening,
         coverage=float(np.mean(sizes <= NORMAL_90 * np.array(others))),
         standard_error=float(np.median(errors)),
-        ladder={rung.name: rmse} if ladder is None else ladder,
         rung=rung,
     )
 
