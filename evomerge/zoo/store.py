@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,16 +104,10 @@ def cache_folder() -> Path:
 
 
 def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
-    """Build the zoo of `plan` in `parent` and return it; an existing one is replaced.
-
-    It is written to a temporary folder and renamed, so that an interrupted build leaves no zoo behind.
-    """
+    """Build the zoo of `plan` in `parent` and return it; an existing one is replaced. An interrupted build leaves no zoo behind."""
     parent.mkdir(parents=True, exist_ok=True)
     final = plan.folder(parent, seed)
-    # On the file system of `parent`, so that a rename out of it is atomic.
-    with tempfile.TemporaryDirectory(prefix=f".{plan.name}-", dir=parent) as scratch:
-        new = Path(scratch, "new")
-        new.mkdir()
+    with files.new_folder(final) as new:
         tasks, figures = plan.make(new, seed, progress)
         zoo = Zoo(
             name=plan.name,
@@ -127,9 +121,7 @@ def publish(plan: Plan, parent: Path, seed: int, progress: Progress) -> Zoo:
             figures=figures,
         )
         (new / MANIFEST).write_text(zoo.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        if final.exists():
-            final.rename(Path(scratch, "old"))
-        new.rename(final)
+        shutil.rmtree(final, ignore_errors=True)
     progress(1.0, "built")
     return read(final, plan.group)
 
