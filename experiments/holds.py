@@ -7,8 +7,8 @@ search, as convex mixtures of the experts drawn at random (`simplex`). Weights a
 scored once for all draws.
 
 Picks: the candidate with the best mean accuracy or log-likelihood on the search examples, the best denoised estimate, and what
-evomerge picks by default (`safe`): that candidate, or the best reference where it is not likely enough to be better. All
-references of a report compete: base, experts, average, scales, mixtures. A pick is shown better or worse than the best
+evomerge picks by default (`safe`): that candidate, or the best reference where it is not likely enough to be better, by several
+probabilities, one of which is evomerge's. All references of a report compete: base, experts, average, scales, mixtures. A pick is shown better or worse than the best
 reference if the paired interval of 95% over the unseen examples leaves out 0. Draws share most of their examples, so the shares
 of draws describe these zoos; they are no test over zoos.
 
@@ -34,7 +34,7 @@ from evomerge import pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
 from evomerge.report.comparisons import references
-from evomerge.report.estimates import NEEDED, estimate
+from evomerge.report.estimates import estimate
 from evomerge.report.figures import style
 from evomerge.report.scorer import singles
 from evomerge.search.driver import known_recipes
@@ -80,7 +80,9 @@ METHODS = (
     ("front", "log_likelihood"),
 )
 SMOKE_METHODS = (("simplex", "log_likelihood"), ("nsga2", "accuracy"))
-RULES = ("accuracy", "log-likelihood", "denoised", "safe")
+NEEDED = (0.6, 0.7, 0.8, 0.9)
+"""Probabilities of being better than the best reference from which a candidate is picked; evomerge's is `estimates.NEEDED`."""
+RULES = ("accuracy", "log-likelihood", "denoised", *(f"safe, {needed}" for needed in NEEDED))
 
 
 def measure(switches: Switches) -> Findings:
@@ -247,7 +249,7 @@ def picks(
         "accuracy": highest("accuracy"),
         "log-likelihood": highest("log_likelihood"),
         "denoised": best,
-        "safe": best if probability >= NEEDED else reference,
+        **{f"safe, {needed}": best if probability >= needed else reference for needed in NEEDED},
     }
     unseen = {name: [pooled.keys[name][i] for i in drawn.unseen[name]] for name in names}
     draws = bootstrap.resamples({f"{name}/accuracy": unseen[name] for name in names}, 300, seed)
@@ -316,7 +318,9 @@ def text(rows: Sequence[Mapping[str, Any]], fronts: Sequence[Mapping[str, Any]])
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw mean gain over the best reference against search examples: a panel for each bed, a line for each rule."""
     beds = list(dict.fromkeys(row["bed"] for row in rows))
-    colours = dict(zip(RULES, ("#999999", "#56B4E9", "#E69F00", "#D55E00"), strict=True))
+    colours = dict(
+        zip(RULES, ("#999999", "#56B4E9", "#E69F00", "#F5C0A0", "#E88A60", "#D55E00", "#8F3F00"), strict=True)
+    )
     figure = Figure(figsize=(4.2 * len(beds), 3.6), layout="constrained")
     for axes, bed in zip(figure.subplots(1, len(beds), squeeze=False)[0], beds, strict=True):
         for rule, colour in colours.items():
