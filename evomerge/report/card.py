@@ -14,7 +14,7 @@ from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
 from evomerge.report import family, wording
 from evomerge.report.results import Candidate, Results
 
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LOAD = """It loads like its base. For a model with a head, use the class that `config.json` names in place of `AutoModel`:
 
 ```python
@@ -48,7 +48,7 @@ def model_card(
 
     `base` and `experts` are the pool's names. With `results` and one `candidate` of them, the card has its scores on unseen
     examples beside those of the references. `folding` has the result of folding a stack's scales, `lineage` the ancestors of
-    a member of a population. The front matter names the base only if the hub allows the name. Names are escaped: they cannot
+    a member of a population. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
     become Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
@@ -57,7 +57,7 @@ def model_card(
     lineage = lineage or {}
     used = family.used_experts(recipe, lineage)
     unused = [name for name in experts if name not in used]
-    sources = [f"the base {_plain(base)}"]
+    sources = ["the base" if base == "base" else f"the base {_plain(base)}"]
     sources += [f"the expert {_plain(name)}" for name in used]
     origin = f"Made by evomerge {version('evomerge')} from {', '.join(sources[:-1])}{' and ' * (len(sources) > 1)}{sources[-1]}."
     if unused:

@@ -71,6 +71,14 @@ def export(
             file["members"] = family.tree(recipe, members.lineage)
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         base = pool.base.path
-        extra["README.md"] = model_card(recipe, base.name, list(experts), results, candidate, folding, members.lineage)
+        extra["README.md"] = model_card(
+            recipe, _name(base), list(experts), results, candidate, folding, members.lineage
+        )
         extra["recipe.yaml"] = strict_yaml.text(file)
         save(checkpoint, out, like=base, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a model's folder, or its `OWNER/NAME` where the folder is a snapshot in the hub's cache."""
+    parts = folder.parent.parent.name.split("--")
+    return "/".join(parts[1:]) if folder.parent.name == "snapshots" and parts[0] == "models" else folder.name

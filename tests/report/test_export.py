@@ -21,7 +21,7 @@ from evomerge.models import LiveModel, load_stack
 from evomerge.models.folding import TOLERANCE
 from evomerge.models.saved_stack import SCALES
 from evomerge.recipe import Recipe, merge
-from evomerge.report.export import export
+from evomerge.report.export import _name, export
 
 ARCHITECTURES = ("llama", "gpt2", "bert", "vit", "qwen3", "gemma")
 LAYERS = (("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1))
@@ -195,3 +195,8 @@ def test_stack_of_a_model_that_transformers_does_not_know_is_refused(pool, tmp_p
     with pytest.raises(ModelError, match="expected a `model_type` of transformers"):
         export(recipe, pool, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_snapshot_of_the_hub_has_the_name_that_it_has_there(tmp_path):
+    assert _name(tmp_path / "models--owner--model-1" / "snapshots" / "1a2b") == "owner/model-1"
+    assert _name(tmp_path / "owner" / "base") == "base"
