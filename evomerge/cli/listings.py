@@ -1,13 +1,15 @@
 """What can be chosen from: search spaces, merge methods, embedded zoos."""
 
 import sys
+from inspect import getdoc
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import merging, space, strict_yaml, zoo
+from evomerge import merging, space, strict_yaml, tasks, zoo
 from evomerge.errors import EvomergeError, StudyError, nearest
 from evomerge.progress import Progress
 
@@ -47,6 +49,29 @@ def spaces(name: str | None, from_method: str | None) -> None:
         "\n`evomerge spaces NAME` prints a space, `evomerge spaces --from-method METHOD` makes one of a method's parameters; "
         "`space:` in a study takes a name, a file, or the space itself."
     )
+
+
+def task_kinds(kind: str | None) -> None:
+    """Print a kind's documentation and keys, or list the kinds."""
+    console = new_console()
+    if kind is None:
+        table = Table("kind", "what it scores", box=None)
+        for name, (_, factory) in tasks.KINDS.items():
+            table.add_row(name, escape((getdoc(factory) or "").partition("\n")[0]))
+        console.print(table)
+        say(console, "\n`evomerge tasks KIND` prints all keys of a kind, and an example")
+        return
+    if kind not in tasks.KINDS:
+        raise StudyError(f"no kind of task `{kind}`; {nearest(kind, tasks.KINDS)}")
+    schema, factory = tasks.KINDS[kind]
+    say(console, f"{getdoc(factory)}\n\n{getdoc(schema)}\n")
+    table = Table("key", "default", "meaning", box=None)
+    for key, field in schema.model_fields.items():
+        default = "required" if field.is_required() else f"{field.default}"
+        options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        choices = f" One of {', '.join(map(str, options))}." if len(options) > 1 else ""
+        table.add_row(key, escape(default), escape(" ".join((field.description or "").split()) + choices))
+    console.print(table)
 
 
 def zoos() -> None:

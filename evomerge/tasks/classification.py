@@ -23,18 +23,19 @@ from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import Scores, Task, TaskSettings, choose_metrics, vector
+from evomerge.tasks.task import FileSettings, Scores, Task, choose_metrics, vector
 from evomerge.trial import Split
 
 _IMAGE_AXES = 3
 
 
-class ClassificationSettings(TaskSettings):
-    """`kind: classification`."""
+class ClassificationSettings(FileSettings):
+    """`kind: classification`.
+
+    Example: `mood: {kind: classification, search: mood.search.jsonl, report: mood.report.jsonl, input: text, label: class}`
+    """
 
     kind: Literal["classification"]
-    search: Path
-    report: Path
     input: str
     """The column of texts, or of images as nested lists `(channels, height, width)`."""
     label: str
@@ -44,6 +45,7 @@ class ClassificationSettings(TaskSettings):
     max_length: int = Field(default=128, ge=1)
     """Texts are truncated to this many tokens."""
     batch: int = Field(default=64, ge=1)
+    """Number of examples that run together; another number changes the last bits of scores."""
     metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
     """The metrics to score."""
     keep_margins: bool = False

@@ -31,7 +31,10 @@ def _by_name(metrics: Any) -> Any:
 
 
 class FunctionSettings(TaskSettings):
-    """`kind: callable`."""
+    """`kind: callable`.
+
+    Example: `mine: {kind: callable, function: my_scores:score, search: 200, report: 500}`
+    """
 
     kind: Literal["callable"]
     function: str = Field(pattern=r"^[\w.]+:\w+$")

@@ -14,18 +14,19 @@ from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import Continuation, check_length, continuations, encode, log_likelihoods, require_causal
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, Scores, Task, TaskSettings, Vector, vector
+from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, FileSettings, Scores, Task, Vector, vector
 from evomerge.trial import Split
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
 
-class GenerationSettings(TaskSettings):
-    """`kind: generation`."""
+class GenerationSettings(FileSettings):
+    """`kind: generation`.
+
+    Example: `maths: {kind: generation, search: maths.search.jsonl, report: maths.report.jsonl, prompt: question, match: last_number}`
+    """
 
     kind: Literal["generation"]
-    search: Path
-    report: Path
     prompt: str = "prompt"
     """The column of prompts."""
     answer: str = "answer"
@@ -39,9 +40,9 @@ class GenerationSettings(TaskSettings):
     stop: tuple[str, ...] = ()
     """The answer ends at the first of these texts."""
     max_new_tokens: int = Field(default=32, ge=1)
+    """The answer has at most this many tokens."""
     max_length: int = Field(default=256, ge=2)
     """The last this many tokens of the prompt (or of prompt and answer) are used."""
-    batch: int = Field(default=8, ge=1)
 
 
 class Generation(Task):

@@ -10,23 +10,23 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, begin_tokens, log_likelihoods
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import LOG_LIKELIHOOD, Scores, Task, TaskSettings, vector
+from evomerge.tasks.task import LOG_LIKELIHOOD, FileSettings, Scores, Task, vector
 from evomerge.trial import Split
 
 
-class LanguageModellingSettings(TaskSettings):
-    """`kind: language_modelling`."""
+class LanguageModellingSettings(FileSettings):
+    """`kind: language_modelling`.
+
+    Example: `code: {kind: language_modelling, search: code.search.jsonl, report: code.report.jsonl, text: text}`
+    """
 
     kind: Literal["language_modelling"]
-    search: Path
-    report: Path
     text: str = "text"
     """The column of texts."""
     per: Literal["token", "byte", "example"] = "token"
     """The log-likelihood is divided by the number of scored tokens, of the UTF-8 bytes that they encode, or by 1."""
     max_length: int = Field(default=256, ge=2)
     """Texts are truncated to this many tokens."""
-    batch: int = Field(default=8, ge=1)
 
 
 class LanguageModelling(Task):

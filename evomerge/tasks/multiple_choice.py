@@ -11,16 +11,17 @@ from pydantic import Field
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import Scores, Task, TaskSettings, choose_metrics, vector
+from evomerge.tasks.task import FileSettings, Scores, Task, choose_metrics, vector
 from evomerge.trial import Split
 
 
-class MultipleChoiceSettings(TaskSettings):
-    """`kind: multiple_choice`."""
+class MultipleChoiceSettings(FileSettings):
+    """`kind: multiple_choice`.
+
+    Example: `facts: {kind: multiple_choice, search: facts.search.jsonl, report: facts.report.jsonl, answer: right}`
+    """
 
     kind: Literal["multiple_choice"]
-    search: Path
-    report: Path
     prompt: str = "prompt"
     """The column of prompts."""
     choices: str = "choices"
@@ -33,7 +34,6 @@ class MultipleChoiceSettings(TaskSettings):
     """The length by which a choice's log-likelihood is divided."""
     max_length: int = Field(default=256, ge=2)
     """The last this many tokens of prompt and choice are used."""
-    batch: int = Field(default=8, ge=1)
     metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
     """The metrics to score."""
     keep_margins: bool = False

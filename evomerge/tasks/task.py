@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
@@ -37,13 +39,27 @@ class Scores:
 class TaskSettings(FrozenModel):
     """The settings that every kind of task has."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     kind: str
+    """The kind of task."""
     search_metric: str | None = None
     """The metric to search; None takes the kind's default."""
     report_metric: str | None = None
     """The metric to report; None takes the kind's default."""
     group: str | None = None
     """Tasks of one group have the same examples, row for row, each with changed inputs; intervals then draw them together."""
+
+
+class FileSettings(TaskSettings):
+    """The settings that every kind of task with examples in files has."""
+
+    search: Path
+    """The examples to search on: JSONL, Parquet, or a folder saved by Hugging Face `datasets`."""
+    report: Path
+    """The examples to report on, none of them in `search`."""
+    batch: int = Field(default=8, ge=1)
+    """Number of examples that run together; another number changes the last bits of scores."""
 
 
 class Task(ABC):
