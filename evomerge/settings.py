@@ -87,7 +87,10 @@ class StudySettings(FrozenModel):
         """Return the settings of a study file with absolute paths. Raises `StudyError`."""
         if not path.is_file():
             raise StudyError(f"{path}: no such study file")
-        return cls.parse(strict_yaml.read(path), str(path), path.parent)
+        data = strict_yaml.read(path)
+        if isinstance(data, dict) and "space" not in data and data.keys() & {"recipe", "merge", "stack"}:
+            raise StudyError(f"{path}: this is a recipe, not a study; type: evomerge merge {path} -o OUT")
+        return cls.parse(data, str(path), path.parent)
 
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":

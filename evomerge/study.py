@@ -314,6 +314,10 @@ class _Header(BaseModel):
 def _read_header(folder: Path) -> _Header:
     """Return the header of the study in `folder`. Raises `StudyError` if there is none or it is damaged."""
     path = folder / "study.json"
+    if folder.is_file():
+        raise StudyError(
+            f"{folder}: is a file; expected a study's directory, as `evomerge run {folder} -o DIR` makes it"
+        )
     if not path.is_file():
         msg = f"{folder}: no study here (no study.json); start one with `evomerge run STUDY.yaml -o {folder}`"
         raise StudyError(msg)

@@ -66,6 +66,23 @@ def test_the_tasks_in_the_readme_are_valid(tmp_path):
         assert schema.model_validate(settings).kind == settings["kind"], name
 
 
+def test_the_recipes_in_the_readme_are_valid_where_they_stand(small_digits, tmp_path):
+    recipes = [
+        text for text in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if text.startswith("merge:")
+    ]
+    assert recipes
+    pool = [f"--base={small_digits.pool['base']}"]
+    pool += [f"--expert={name}={folder}" for name, folder in small_digits.pool["experts"].items()]
+    for text in recipes:
+        (tmp_path / "recipe.yaml").write_text(text)
+        evomerge("merge", tmp_path / "recipe.yaml", *pool, "-o", tmp_path / "out", "--dry-run")
+
+
+def test_clean_leaves_the_studies():
+    makefile = (README.parent / "Makefile").read_text()
+    assert "runs" not in makefile[makefile.index("\nclean:") :]
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text(encoding="utf-8")))
 def test_every_file_that_the_readme_links_to_is_there(link):
     assert (README.parent / link).exists()

@@ -1,10 +1,12 @@
 """The commands: their arguments, options and help texts. What they do is in the modules that they import."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+STARTED = time.monotonic()
 app = typer.Typer(
     help="Search for the recipe by which fine-tuned models that share a base merge into one, or into a whole front.",
     epilog="Exit codes: 0 done, 2 an error you can fix (the message says what to type), 130 interrupted.",
@@ -56,12 +58,16 @@ def demo(
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="The study's YAML.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Study directory; by default runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Study directory; by default runs/NAME, by the study's name.")
+    ] = None,
     evaluations: Evaluations = None,
     workers: Workers = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
     driver: Annotated[str | None, typer.Option(help="KIND of the driver, instead of the file's driver.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the cost, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
+    ] = False,
 ) -> None:
     """Search as a study file says. A directory that holds the same study is resumed."""
     from evomerge.cli import studies
@@ -245,6 +251,16 @@ def spaces(
     from evomerge.cli import listings
 
     listings.spaces(name, from_method)
+
+
+@app.command()
+def tasks(
+    kind: Annotated[str | None, typer.Argument(help="Print all keys of this kind.", show_default=False)] = None,
+) -> None:
+    """List the kinds of tasks; or print one's keys, defaults and an example."""
+    from evomerge.cli import listings
+
+    listings.task_kinds(kind)
 
 
 @zoo_app.command("list")

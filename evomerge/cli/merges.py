@@ -60,7 +60,8 @@ def read_recipe(
 ) -> tuple[Pool, Recipe, Mapping[str, Recipe]]:
     """Return the pool, the recipe and the lineage of a recipe file. Raises `RecipeError`, for a study with what to type `then`."""
     if not file.is_file():
-        raise RecipeError(f"{file}: no such recipe file")
+        study = f", but a study; type: evomerge pick {file} -o OUT" if (file / "study.json").is_file() else ""
+        raise RecipeError(f"{file}: no such recipe file{study}")
     data = strict_yaml.read(file)
     if isinstance(data, dict) and {"pool", "space"} <= set(data):
         msg = f"{file}: this is a study, not a recipe; type: evomerge run {file}, then {then}"

@@ -17,17 +17,18 @@ from evomerge import pareto, strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe
+from evomerge.cli.price import price
 from evomerge.errors import StudyError, StudyInUseError, nearest
-from evomerge.evaluate import CachingEvaluator, Worker
+from evomerge.evaluate import CachingEvaluator
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
-from evomerge.progress import Progress, Throttled, duration, step_printer
+from evomerge.progress import Progress, Throttled, step_printer
 from evomerge.recipe import Recipe
 from evomerge.report import choose, html, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
 from evomerge.search import KINDS, Population
-from evomerge.settings import Parts, StudySettings, initial_recipe, open_parts
+from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
 
@@ -82,7 +83,7 @@ def run(
     if dry_run:
         parts = open_parts(settings, step_printer(console))
         _describe(parts, settings, console)
-        _price(parts, settings, console)
+        price(parts, settings, console)
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
     _describe(study.parts, settings, console)
@@ -205,21 +206,6 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
             f"warning: {len(genes)} genes meet {examples} search examples, fewer than {_PER_GENE} per gene: much of what the search "
             "finds will be their noise. Give the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`.",
         )
-
-
-def _price(parts: Parts, settings: StudySettings, console: Console) -> None:
-    """Evaluate the space's initial recipe, and print the cost of one evaluation and of the search."""
-    worker = Worker(parts.setup)
-    recipe = initial_recipe(parts.space)
-    worker.evaluate(recipe)  # the first evaluation also reads the model and the data
-    evaluation = worker.evaluate(recipe)
-    if evaluation.error is not None:
-        raise StudyError(f"the space's initial recipe cannot be evaluated: {evaluation.error}")
-    each = sum(evaluation.seconds.values())
-    steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluation.seconds.items())
-    say(console, f"one evaluation: {duration(each)} ({steps})")
-    total = duration(each * settings.evaluations / settings.workers)
-    say(console, f"the search: about {total} with {settings.workers} workers; nothing was written")
 
 
 def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None:

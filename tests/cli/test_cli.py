@@ -59,6 +59,7 @@ def test_show_json_prints_one_object_with_the_documented_keys(finished):
             "report",
             "mean",
             "on_front",
+            "equals",
         }
         assert point["name"].startswith(f"#{point['number']}")
         assert set(point["search"]) == set(found["objectives"]) == set(point["report"])
@@ -219,8 +220,10 @@ def test_resume_with_a_larger_budget_goes_on(finished, study_file):
 
 def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_path):
     done = evomerge("run", study_file, "--dry-run", cwd=tmp_path)
-    for words in ("4 genes", "weight[turned]", "one evaluation:", "nothing was written"):
+    for words in ("4 genes", "weight[turned]", "one evaluation:", "the whole command: about", "nothing was written"):
         assert words in done.stdout
+    phases = ["start-up", "driver", "search", "report"]
+    assert [phase for phase in phases if re.search(rf"{phase} \d", done.stdout)] == phases
     assert not list(tmp_path.iterdir())
 
 
@@ -384,3 +387,21 @@ def test_a_study_given_to_merge_is_refused_and_names_the_command_to_type(study_f
     done = evomerge("merge", study_file, "-o", tmp_path / "out", code=2)
     assert "this is a study, not a recipe" in done.stderr
     assert "evomerge run" in done.stderr
+
+
+def test_a_file_of_another_kind_is_refused_and_names_the_command_to_type(finished, study_file, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge: {method: linear, inputs: experts}")
+    assert (
+        f"this is a recipe, not a study; type: evomerge merge {recipe} -o OUT" in evomerge("run", recipe, code=2).stderr
+    )
+    assert (
+        f"is a file; expected a study's directory, as `evomerge run {study_file}"
+        in evomerge("show", study_file, code=2).stderr
+    )
+    out, _ = finished
+    assert f"type: evomerge pick {out} -o OUT" in evomerge("merge", out, "-o", tmp_path / "out", code=2).stderr
+
+
+def test_help_of_run_says_where_the_study_is_written():
+    assert "by default runs/NAME" in " ".join(evomerge("run", "--help").stdout.replace("│", " ").split())
