@@ -8,7 +8,7 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Checkpoint, differences
+from evomerge.checkpoints.folder import Checkpoint, Computed, differences
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
@@ -113,14 +113,15 @@ COMPILED = 32_000_000
 """Minimum number of a model's parameters for which compiling its merges, which takes seconds, pays off in the first few."""
 
 
-class Merged(Checkpoint):
+class Merged(Computed):
     """The checkpoint of a merge: shapes, names and dtypes of the base, tensors merged when they are read."""
 
     def __init__(self, merge: Merge, builder: Builder) -> None:
         """Prepare to merge. Raises `RecipeError`."""
         self._pool = builder.pool
-        self._sources = [builder.build(inner) for inner in merge.inputs]
-        for label, source in zip(merge.labels, self._sources, strict=True):
+        sources = [builder.build(inner) for inner in merge.inputs]
+        models = (self._pool.base, *sources)
+        for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
         recipes = [builder.known_as(inner) for inner in merge.inputs]
@@ -128,15 +129,11 @@ class Merged(Checkpoint):
             names=self._pool.merged,
             ids=[self._pool.digests["base"], *(self._pool.digests.get(r.root.label or "", r.id) for r in recipes)],
             place=self._pool.layout.place,
-            load=lambda name: [builder.load(source, name) for source in (self._pool.base, *self._sources)],
+            load=lambda name: [builder.load(model, name) for model in models],
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
         self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
-        self.info = self._pool.base.info
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The merged tensor, in the base's storage dtype."""
-        return self._make(name, self.info[name].dtype)
+        super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
 
     def fp32(self, name: str) -> torch.Tensor:
         """The merged tensor before the last cast."""
@@ -154,12 +151,6 @@ class Merged(Checkpoint):
     def densities(self) -> dict[str, float]:
         """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
         return self._pipeline.densities()
-
-    def forget(self) -> None:
-        """Close the files of the pool that this merge reads."""
-        self._pool.base.forget()
-        for source in self._sources:
-            source.forget()
 
     def _make(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         source = self._pool.aliases.get(name, name)

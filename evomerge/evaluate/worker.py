@@ -22,7 +22,7 @@ import torch
 from evomerge import tasks
 from evomerge.build import Builder
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.folder import Checkpoint, Computed, Folder
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
@@ -165,24 +165,21 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return _Finite(checkpoint)
 
 
-class _Finite:
+class _Finite(Computed):
     """A checkpoint that raises `FloatingPointError` for the first tensor read that has NaN or infinity."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.info, checkpoint.tensor, (checkpoint,))
         self._checkpoint = checkpoint
-        self.info = checkpoint.info
 
     def tensor(self, name: str) -> torch.Tensor:
-        tensor = self._checkpoint.tensor(name)
+        tensor = super().tensor(name)
         self._check(name, tensor)
         return tensor
 
     def write(self, name: str, out: torch.Tensor) -> None:
         self._checkpoint.write(name, out)
         self._check(name, out)
-
-    def forget(self) -> None:
-        self._checkpoint.forget()
 
     @staticmethod
     def _check(name: str, tensor: torch.Tensor) -> None:
