@@ -26,17 +26,22 @@ class History:
     partial: tuple[int, ...]
     """For each candidate that was stopped early, or is unfinished, the number of its last part. It is not in `population`."""
     spent: float
-    """Number of scored search examples, in units of a full evaluation: the used budget."""
+    """The used budget, in units of a full evaluation: see `cost`."""
 
     @classmethod
     def read(
-        cls, path: Path, sizes: Mapping[Split, Mapping[str, int]] | None = None, *, retried: bool = False
+        cls,
+        path: Path,
+        sizes: Mapping[Split, Mapping[str, int]] | None = None,
+        *,
+        retried: bool = False,
+        merge: int = 0,
     ) -> "History":
         """Read the journal at `path`.
 
         When all examples of a recipe are scored, its parts become one evaluation under the number of the last part; a part
         that failed is a failed evaluation. `sizes` are the numbers of examples of each task, by split; without them, a
-        journal with parts is a `StudyError`. `retried` is that of `journal.events`.
+        journal with parts is a `StudyError`. `retried` is that of `journal.events`, `merge` that of `cost`.
         """
         events = journal.events(path, retried=retried)
         completed = [(proposal, evaluation) for proposal, evaluation in events if evaluation is not None]
@@ -61,7 +66,7 @@ class History:
             last.pop(key, None)
             population.append((replace(proposal, examples=None), evaluation))
         full = 1 if sizes is None else sum(sizes["search"].values())
-        spent = sum(cost(proposal, full) for proposal, _ in completed) / full
+        spent = sum(cost(proposal, full, merge) for proposal, _ in completed) / (full + merge)
         return cls(completed, population, tuple(sorted(last.values())), spent)
 
 
@@ -71,9 +76,12 @@ def common_failure(population: Completed) -> tuple[str, int] | None:
     return next(iter(counts.most_common(1)), None)
 
 
-def cost(proposal: Proposal, full: int) -> int:
-    """Return the number of examples that a proposal scores, of the `full` number of the search split."""
-    return full if proposal.examples is None else sum(map(len, proposal.examples.values()))
+def cost(proposal: Proposal, full: int, merge: int) -> int:
+    """Return the number of examples that a proposal scores, of the `full` number of the search split, plus `merge`.
+
+    `merge` is how many examples could be scored in the time of one merge, which each part of an evaluation makes again.
+    """
+    return merge + (full if proposal.examples is None else sum(map(len, proposal.examples.values())))
 
 
 def digest(completed: Completed) -> str:

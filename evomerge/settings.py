@@ -68,7 +68,10 @@ class StudySettings(FrozenModel):
     driver: dict[str, Any] | None = None
     """By default that of the space, else `search.default`."""
     evaluations: int = Field(default=200, ge=1)
-    """Budget. A proposal of a part of the search examples counts as that share of an evaluation."""
+    """Budget. A proposal of a part of the search examples, as `racing` makes, counts as that share of an evaluation."""
+    merge_examples: int = Field(default=0, ge=0)
+    """How many search examples could be scored in the time of one merge: each part of an evaluation counts as that many
+    more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1)
@@ -118,7 +121,7 @@ class StudySettings(FrozenModel):
         return settings.model_copy(update=update)
 
 
-CHANGEABLE = ("evaluations", "workers", "deadline", "shared_mib", "report", "about")
+CHANGEABLE = ("evaluations", "merge_examples", "workers", "deadline", "shared_mib", "report", "about")
 """Settings that may change when a study is resumed: none affects a past proposal or score."""
 
 

@@ -118,14 +118,14 @@ class Study:
                 self.run(own, show)
             return
         driver = self.driver = self.parts.new_driver(self.settings.seed)
-        full = sum(self.parts.sizes["search"].values())
+        full, merge = sum(self.parts.sizes["search"].values()), self.settings.merge_examples
         pending: dict[int, Proposal] = {}
         asked = completed = 0  # examples
 
         def ask() -> Proposal | None:
             nonlocal asked
-            proposal = driver.ask() if asked < self.settings.evaluations * full else None
-            asked += 0 if proposal is None else cost(proposal, full)
+            proposal = driver.ask() if asked < self.settings.evaluations * (full + merge) else None
+            asked += 0 if proposal is None else cost(proposal, full, merge)
             return proposal
 
         with self.lock(), Journal(self.journal_path) as record:
@@ -133,21 +133,21 @@ class Study:
                 if evaluation is None:
                     pending[proposal.number] = proposal
                     evaluator.lineage[proposal.recipe.id] = proposal.recipe
-                    asked += cost(proposal, full)
+                    asked += cost(proposal, full, merge)
                 else:
                     del pending[proposal.number]
                     evaluator.seed(proposal.recipe.id, proposal.split, evaluation, proposal.examples)
-                    completed += cost(proposal, full)
+                    completed += cost(proposal, full, merge)
             if _read_header(self.folder).settings != self.settings:
                 self._save_header()
-            self.spent = completed / full
+            self.spent = completed / (full + merge)
             for proposal, evaluation in evaluate.drive(evaluator, record, ask, pending):
                 driver.tell(proposal, evaluation)
                 if self.parts.space.parents:
                     evaluator.retain(_needed(driver, pending.values()))
                 costs.append(self.folder, proposal, evaluation)
-                completed += cost(proposal, full)
-                self.spent = completed / full
+                completed += cost(proposal, full, merge)
+                self.spent = completed / (full + merge)
                 watch(proposal, evaluation)
 
     def retry_failed(
@@ -229,7 +229,7 @@ class Study:
 
     def history(self) -> History:
         """Return all evaluations so far. In `population`, a failure that `retry_failed` could evaluate has that evaluation."""
-        history = History.read(self.journal_path, self.parts.sizes)
+        history = History.read(self.journal_path, self.parts.sizes, merge=self.settings.merge_examples)
         retried = {proposal.recipe.id: again for proposal, again in self._retried() if again.error is None}
         population = [
             (proposal, evaluation if evaluation.error is None else retried.get(proposal.recipe.id, evaluation))

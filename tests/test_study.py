@@ -245,6 +245,24 @@ def test_a_study_without_races_costs_one_evaluation_a_proposal_and_has_no_parts(
     assert b"examples" not in study.journal_path.read_bytes()
 
 
+def test_a_race_that_counts_its_merges_ends_earlier_and_its_end_is_a_prefix(settings, tmp_path):
+    ends = {}
+    for merge in (0, 40):
+        study = Study.create(tmp_path / f"{merge}", settings(driver=RACES[0], evaluations=30, merge_examples=merge))
+        _raced(study, PerExample(study.parts.sizes))
+        ends[merge] = [proposal.recipe.id for proposal, _ in study.history().completed]
+        full = sum(study.parts.sizes["search"].values())
+        scored = sum(
+            full if proposal.examples is None else sum(map(len, proposal.examples.values()))
+            for proposal, _ in study.history().completed
+        )
+        expected = (scored + merge * len(ends[merge])) / (full + merge)
+        assert study.history().spent == study.spent == pytest.approx(expected)
+        assert 30 <= study.spent < 31
+    assert 0 < len(ends[40]) < len(ends[0])
+    assert ends[40] == ends[0][: len(ends[40])]
+
+
 def test_a_race_of_real_models_is_reported_without_the_candidates_that_were_stopped(settings, tmp_path):
     driver = {"kind": "racing", "driver": DRIVERS[0], "tolerance": 1}
     study = Study.create(tmp_path / "study", settings(driver=driver, evaluations=30))
