@@ -38,7 +38,10 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
     if parts.driver["kind"] == "racing":
         examples, seconds = sum(parts.sizes["search"].values()), evaluations[0].seconds["score"]
         merge = round(examples * (search - seconds) / seconds)
-        say(console, f"merging takes as long as scoring {merge} examples: `merge_examples: {merge}` counts it for each part")
+        say(
+            console,
+            f"merging takes as long as scoring {merge} examples: `merge_examples: {merge}` counts it for each part",
+        )
     references, front = len(comparisons.references(parts, settings.report)), settings.report.front
     models = min(front, references) + min(front, settings.evaluations)
     phases = {
