@@ -64,7 +64,7 @@ def _driver_seconds(parts: Parts, settings: StudySettings, evaluation: Evaluatio
         spent < settings.evaluations and time.perf_counter() - start < _TRIED and (proposal := driver.ask()) is not None
     ):
         driver.tell(proposal, _resampled(evaluation, proposal, parts.sizes["search"], rng))
-        spent += cost(proposal, full) / full
+        spent += cost(proposal, full, settings.merge_examples) / (full + settings.merge_examples)
     return (time.perf_counter() - start) * settings.evaluations / spent
 
 
