@@ -71,14 +71,15 @@ def task(
     return PythonTask(function, search, report, metrics)
 
 
-def results(study: Study, *, progress: bool = True) -> Results:
+def results(study: Study, *, final: bool = False, progress: bool = True) -> Results:
     """Return the front of a `study` and its references, scored on unseen examples, with intervals.
 
+    With `final`, those are the final examples of the tasks instead of the report's.
     Scores are kept in the study's directory, so that nothing is scored twice. Raises `StudyError` if no candidate has been
     evaluated.
     """
     with Progress("report", 1, Console(quiet=not progress)) as bar:
-        return measure.measure(study, watch=bar)
+        return measure.measure(study, watch=bar, split="final" if final else "report")
 
 
 def pick(

@@ -148,7 +148,13 @@ class Parts:
     @property
     def sizes(self) -> dict[Split, dict[str, int]]:
         """Number of examples of each task, by split."""
-        return {split: {name: task.size(split) for name, task in self.tasks.items()} for split in get_args(Split)}
+        splits: tuple[Split, ...] = ("search", "report") if self.without_final else get_args(Split)
+        return {split: {name: task.size(split) for name, task in self.tasks.items()} for split in splits}
+
+    @property
+    def without_final(self) -> list[str]:
+        """The tasks that have no `final` examples."""
+        return [name for name, task in self.tasks.items() if not task.size("final")]
 
     def new_driver(self, seed: int) -> Driver:
         """Return a fresh driver."""
@@ -239,7 +245,7 @@ def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
 def data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
     """Return the sha256 of every file or folder of data in a task's settings, by key."""
     digests = {}
-    for key in [key for key in ("search", "report", "head") if isinstance(task.get(key), str)]:
+    for key in [key for key in ("search", "report", "final", "head") if isinstance(task.get(key), str)]:
         path = Path(settings.folder) / task[key]
         digest = hashlib.sha256()
         for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):

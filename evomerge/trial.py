@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from evomerge.errors import EvaluatorError
 from evomerge.recipe import Recipe
 
-Split = Literal["search", "report"]
-"""Which disjoint examples of a task are scored: those that a search may use, or those that it never sees."""
+Split = Literal["search", "report", "final"]
+"""Which disjoint examples of a task are scored: those that a search may use, those that its reports judge it on, or those
+that are left for a last measurement, where a task has them."""
 
 Examples = Mapping[str, tuple[int, ...]]
 """Task → indices of some of its examples in a split, each once. A task that is not named has none."""

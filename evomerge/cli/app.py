@@ -102,6 +102,9 @@ def show(
         typer.Option(help="Write all candidates with their search scores and genes to this file, and stop."),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Report also while a search runs.")] = False,
+    final: Annotated[
+        bool, typer.Option("--final", help="Judge on the tasks' `final` examples, at the very end. Only prints.")
+    ] = False,
 ) -> None:
     """Print the front and its references, scored on examples that the search never saw; draw it; write report.html.
 
@@ -109,7 +112,7 @@ def show(
     """
     from evomerge.cli import studies
 
-    studies.show(folder, as_json=as_json, csv=csv, report=report)
+    studies.show(folder, as_json=as_json, csv=csv, report=report, final=final)
 
 
 @app.command()

@@ -99,7 +99,7 @@ def resume(folder: Path, evaluations: int | None, workers: int | None, *, retry_
     _search_and_report(study, console, retry_failed=retry_failed)
 
 
-def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool) -> None:
+def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool, final: bool) -> None:
     """Report on the study in a folder, look at one that another process has locked, or write its candidates as CSV."""
     console = Console(stderr=True) if as_json else new_console()
     study = Study.open(folder)
@@ -107,11 +107,15 @@ def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool) -> None
         study.trials().to_csv(csv, index=False)
         say(console, f"candidates: {csv}")
         return
-    holder = None if report else study.holder() or study.holder("report.lock")
+    holder = None if report or final else study.holder() or study.holder("report.lock")
     if holder is not None:
         _look(study, holder, console, as_json=as_json)
         return
-    results = _report(study, console)
+    if final:
+        with Progress("report", 1, console) as progress:
+            results = measure.measure(study, watch=progress, split="final")
+    else:
+        results = _report(study, console)
     if as_json:
         sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
     else:

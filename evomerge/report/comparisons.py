@@ -91,7 +91,7 @@ def compare(
         for what, rival in rivals.items()
     ]
     if affordable:
-        volumes = [pareto.hypervolume(scorer.means(recipes, "report"), point) for recipes in (front, references)]
+        volumes = [pareto.hypervolume(scorer.means(recipes, scorer.split), point) for recipes in (front, references)]
         gap = bootstrap.hypervolume_difference(
             [scorer.scores(recipe.id) for recipe in front],
             [scorer.scores(recipe.id) for recipe in references],

@@ -5,6 +5,7 @@ The search split chooses (the front's models, the references to show, the picked
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -28,10 +29,12 @@ def measure(
     evaluator: Evaluator | None = None,
     watch: Watch = lambda done, total: None,
     also: Collection[int] = (),
+    split: Literal["report", "final"] = "report",
 ) -> Results:
     """Return the results of `study` so far. `watch` gets the evaluations of the report that are completed, and all.
 
-    The candidates whose numbers are in `also` are shown with the front, whether they are on it or not.
+    The candidates whose numbers are in `also` are shown with the front, whether they are on it or not. With `final`, models are
+    judged on the final examples instead of the report's: where this says report split, read final split.
     Uses `evaluator`, or makes one if anything has to be scored. References and models of the front that cannot be scored are
     left out, and named. Raises `StudyError` if nothing was evaluated, or if no reference or no model can be scored.
     """
@@ -42,7 +45,12 @@ def measure(
     if not good:
         why = f"; the last failure: {population[-1][1].error}" if population else ""
         raise StudyError(f"{study.folder}: no candidate has been evaluated yet, so there is no front{why}")
-    scorer = Scorer(study, good, evaluator, watch)
+    if split == "final" and parts.without_final:
+        missing = ", ".join(parts.without_final)
+        raise StudyError(
+            f"{study.folder}: no final examples of {missing}; a study has them by `final: FILE` in each task"
+        )
+    scorer = Scorer(study, good, evaluator, watch, split)
     tried = scorer.score(comparisons.references(parts, settings.report), "search")
     search_point = scorer.means(scorer.require(tried, "reference", "search").values(), "search").min(axis=0)
     estimates = scorer.estimates([proposal.recipe for proposal, _ in good], tried)
@@ -57,10 +65,10 @@ def measure(
     chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, limit, best, estimates)
     chosen |= {f"#{number}": numbers[number] for number in also}
     references = {name: tried[name] for name in (*shown, *_best(tried, scorer.means(tried.values(), "search"), limit))}
-    scored = scorer.score({**references, **chosen}, "report")
+    scored = scorer.score({**references, **chosen}, split)
     references, chosen = ({name: scored[name] for name in models if name in scored} for models in (references, chosen))
-    scorer.require({name: recipe for name, recipe in references.items() if name in shown}, "reference", "report")
-    scorer.require(chosen, "model of the front", "report")
+    scorer.require({name: recipe for name, recipe in references.items() if name in shown}, "reference", split)
+    scorer.require(chosen, "model of the front", split)
     scorer.scale(references)
 
     chances = estimates.on_front([proposal.recipe.id for proposal, _ in good])
@@ -83,10 +91,11 @@ def measure(
         else candidates[choice.reference]
     )
     models = list(chosen.values()), list(references.values())
-    report_point = scorer.means(models[1], "report").min(axis=0)
+    report_point = scorer.means(models[1], split).min(axis=0)
     seconds, damaged = costs.totals(study.folder)
     return Results(
         name=settings.name,
+        split=split,
         digest=digest(history.completed),
         evaluations=len(population),
         stopped=len(history.partial),
@@ -98,12 +107,12 @@ def measure(
                 name=name,
                 search=task.search_metric,
                 report=task.report_metric,
-                examples=(task.size("search"), task.size("report")),
+                examples=(task.size("search"), task.size(split)),
             )
             for name, task in parts.tasks.items()
         ),
         genes=len(parts.space.genes),
-        hypervolume=_hypervolume(scorer, population, *models, {"search": search_point, "report": report_point}),
+        hypervolume=_hypervolume(scorer, population, *models, {"search": search_point, split: report_point}),
         front=tuple(front),
         picked=picked.recipe_id,
         choice=choice,
@@ -223,11 +232,11 @@ def _hypervolume(
     history = pareto.hypervolume_history(candidates, points["search"])
     return Hypervolume(
         search=pareto.hypervolume(candidates, points["search"]),
-        report=volume(front, "report"),
-        references=volume(references, "report"),
+        report=volume(front, scorer.split),
+        references=volume(references, scorer.split),
         search_references=volume(references, "search"),
         search_point=dict(zip(scorer.parts.tasks, points["search"].tolist(), strict=True)),
-        report_point=dict(zip(scorer.parts.tasks, points["report"].tolist(), strict=True)),
+        report_point=dict(zip(scorer.parts.tasks, points[scorer.split].tolist(), strict=True)),
         history=tuple(history.tolist()),
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -212,6 +212,8 @@ class Results(_Data):
     """Everything that `evomerge show` prints and draws."""
 
     name: str
+    split: Literal["report", "final"] = "report"
+    """The split that models are judged on: what is called the report split here."""
     digest: str
     evaluations: int
     """Candidates that were evaluated on all search examples, or failed."""
@@ -304,6 +306,8 @@ class Results(_Data):
             ],
             "references": {name: _public(point) for name, point in self.references.items()},
         }
+        if self.split != "report":
+            data["split"] = self.split
         if self.unscored:
             data["unscored"] = dict(self.unscored)
         if self.stopped:

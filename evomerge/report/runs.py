@@ -21,7 +21,7 @@ from evomerge.study import Study
 
 _RESAMPLES = 1000
 """Resamples of hypervolumes, at most."""
-_NOT_JUDGED = ("search", "search_metric", "group", "keep_margins", "batch", "metrics")
+_NOT_JUDGED = ("search", "final", "search_metric", "group", "keep_margins", "batch", "metrics")
 """Settings of a task that do not change its reported scores."""
 
 

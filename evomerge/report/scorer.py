@@ -39,8 +39,13 @@ class Scorer:
         population: Iterable[tuple[Proposal, Evaluation]],
         evaluator: Evaluator | None = None,
         watch: Watch = lambda done, total: None,
+        split: Split = "report",
     ) -> None:
-        """Start with the evaluations of the search's `population`; make an evaluator if there is none and one is needed."""
+        """Start with the evaluations of the search's `population`; make an evaluator if there is none and one is needed.
+
+        Models are judged on `split`.
+        """
+        self.split = split
         self.parts = study.parts
         self.origins: pareto.Points = np.zeros(len(self.parts.tasks))
         """Score of each reported objective that counts as 0 in a mean over objectives, and the difference that counts as 1."""
@@ -96,9 +101,9 @@ class Scorer:
             raise StudyError(msg)
         return models
 
-    def scores(self, recipe_id: str, split: Split = "report") -> bootstrap.Scores:
-        """Return the score vectors of a scored recipe."""
-        return self._evaluations[recipe_id, split].scores
+    def scores(self, recipe_id: str, split: Split | None = None) -> bootstrap.Scores:
+        """Return the score vectors of a scored recipe, by default on the split that judges."""
+        return self._evaluations[recipe_id, split or self.split].scores
 
     def equal(self, recipe: Recipe, models: Mapping[str, Recipe]) -> str | None:
         """Return the name of the first of the `models` that scores as `recipe` does on every search example, None without one."""
@@ -110,14 +115,14 @@ class Scorer:
         return None
 
     def means(self, recipes: Iterable[Recipe], split: Split) -> pareto.Points:
-        """Return the objectives' means, `(recipes, objectives)`: searched metrics on `search`, reported ones on `report`."""
+        """Return the objectives' means, `(recipes, objectives)`: searched metrics on `search`, reported ones elsewhere."""
         objectives = self.parts.searched if split == "search" else self.parts.reported
         return np.array([self._evaluations[recipe.id, split].means(objectives) for recipe in recipes])
 
     def draws(self, objectives: Sequence[str]) -> bootstrap.Resamples:
-        """Return the resamples of the report split's examples for these objectives, `task/metric`."""
+        """Return the resamples of the judging examples for these objectives, `task/metric`."""
         tasks, settings = self.parts.tasks, self._study.settings
-        keys = {name: tasks[name.rpartition("/")[0]].example_keys("report") for name in objectives}
+        keys = {name: tasks[name.rpartition("/")[0]].example_keys(self.split) for name in objectives}
         return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
     def estimates(self, candidates: Iterable[Recipe], references: Mapping[str, Recipe]) -> Estimates:
@@ -133,7 +138,7 @@ class Scorer:
         """Scale the objectives in means over them by the `references`, which have scores on the report split."""
         known = singles(references) or references
         metrics = [task.report_metric for task in self.parts.tasks.values()]
-        self.origins, self.units = scale(metrics, self.means(known.values(), "report"))
+        self.origins, self.units = scale(metrics, self.means(known.values(), self.split))
 
     def difference(self, better: str, worse: str, level: float) -> Interval:
         """Return the mean of one model minus that of another on the report split, with its paired interval."""

@@ -14,6 +14,7 @@ from evomerge.report.runs import Run
 from evomerge.report.score import Scored
 from evomerge.report.surface import Prediction
 from evomerge.tasks import Task
+from evomerge.trial import Split
 
 _STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
 
@@ -161,7 +162,7 @@ def sentences(results: Results) -> list[str]:
     The first sentences are those of `Results.comparisons`, in the same order; the last one is about the evaluations.
     """
     metric = wording.mean_metric(results)
-    lines = [verdict(comparison, metric) for comparison in results.comparisons]
+    lines = [verdict(comparison, metric, results.split) for comparison in results.comparisons]
     if len({objective.report for objective in results.objectives}) > 1:
         lines.append(
             "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
@@ -225,18 +226,18 @@ def population(results: Results) -> str | None:
     return f"The population has {diagnostics.members} members: {covered}{filled}."
 
 
-def verdict(comparison: Comparison, metric: str) -> str:
+def verdict(comparison: Comparison, metric: str, split: Split = "report") -> str:
     """Return a comparison in words; `metric` is that of means over objectives."""
     mine, theirs = comparison.values
     if comparison.what == "hypervolume":
         gap = "{} [{}, {}]".format(*(wording.volume(number, sign=True) for number in comparison.difference))
         return (
-            f"The {comparison.better} has hypervolume {wording.volume(mine)} on unseen examples, "
+            f"The {comparison.better} has hypervolume {wording.volume(mine)} on {wording.SPLITS[split]}, "
             f"{comparison.worse} {wording.volume(theirs)}: {gap} after a correction for the chance gain of many noisy points, "
             f"{comparison.verdict}."
         )
     return (
-        f"The {comparison.better} has mean {metric} {wording.value(mine, metric)} on unseen examples, "
+        f"The {comparison.better} has mean {metric} {wording.value(mine, metric)} on {wording.SPLITS[split]}, "
         f"the {comparison.worse} {wording.value(theirs, metric)}: "
         f"{wording.interval(comparison.difference, metric, sign=True)}, {comparison.verdict}."
     )
@@ -249,7 +250,7 @@ def _table(results: Results, references: list[Candidate], merges: list[Candidate
     chances = any(one.on_front is not None for one in merges)
 
     def build(separator: str) -> Table:
-        table = _empty(metrics, mean)
+        table = _empty(metrics, mean, results.split)
         if chances:
             table.add_column(Text("on the\nfront"), justify="right")
         for candidate in (*references, None, *merges):
@@ -265,9 +266,9 @@ def _table(results: Results, references: list[Candidate], merges: list[Candidate
     return _Fitting(build)
 
 
-def _empty(metrics: Mapping[str, str], mean: str | None) -> Table:
+def _empty(metrics: Mapping[str, str], mean: str | None, split: Split = "report") -> Table:
     """Return a table with columns for the objectives, with the metric of each, and for their mean if there is one."""
-    table = Table(title="On unseen examples, each with its 95% interval", **_STYLE)
+    table = Table(title=f"On {wording.SPLITS[split]}, each with its 95% interval", **_STYLE)
     table.add_column("model")
     for name, metric in metrics.items():
         table.add_column(Text(f"{name}\n{wording.metric(metric)}"), justify="right")

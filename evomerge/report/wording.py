@@ -10,7 +10,7 @@ _SHARES = ("accuracy", "match")
 MANY = 0.2
 """Share of failed candidates from which there is a warning."""
 
-SPLITS = {"search": "search examples", "report": "unseen examples"}
+SPLITS = {"search": "search examples", "report": "unseen examples", "final": "final examples"}
 
 
 def metric(name: str) -> str:

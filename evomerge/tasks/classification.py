@@ -86,7 +86,7 @@ class Classification(Task):
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:
         """Read and check the examples and the head. Raises `TaskError`."""
         columns = (settings.input, settings.label)
-        inputs, labels = read_splits(name, settings.search, settings.report, columns, folder)
+        inputs, labels = read_splits(name, settings.paths, columns, folder)
         metrics = choose_metrics(settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=inputs)
         self._settings = settings

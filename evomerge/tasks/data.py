@@ -1,6 +1,7 @@
 """Reading a task's examples from JSONL, Parquet, or a folder saved by Hugging Face `datasets`."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,27 +15,28 @@ Columns = Mapping[str, list[Any]]
 
 
 def read_splits(
-    task: str, search: Path, report: Path, columns: Sequence[str], folder: Path
+    task: str, paths: Mapping[Split, Path], columns: Sequence[str], folder: Path
 ) -> list[dict[Split, list[Any]]]:
     """Return the values of each of the `columns`, by split; relative paths start at `folder`.
 
-    Raises `TaskError` if a file or column is missing, a split is empty, or an example is in both splits: reported scores
+    Raises `TaskError` if a file or column is missing, a split is empty, or an example is in two splits: reported scores
     would then include examples that the search has optimised.
     """
-    paths: dict[Split, Path] = {"search": folder / search, "report": folder / report}
-    splits: dict[Split, Columns] = {split: _read(task, path, columns) for split, path in paths.items()}
-    for split, path in paths.items():
+    files = {split: folder / path for split, path in paths.items()}
+    splits = {split: _read(task, file, columns) for split, file in files.items()}
+    for split, file in files.items():
         if not splits[split][columns[0]]:
-            raise task_error(task, f"a task without examples: expected at least one for `{split}` in {path}")
-    searched, reported = (digests(zip(*splits[split].values(), strict=True)) for split in ("search", "report"))
-    shared = set(searched) & set(reported)
-    if shared:
-        first = next(i for i, digest in enumerate(reported) if digest in shared)
-        msg = (
-            f"`search` and `report` must be disjoint, but {len(shared)} examples are in both "
-            f"(the first is example {first} of {paths['report']}); remove them from one of the two"
-        )
-        raise task_error(task, msg)
+            raise task_error(task, f"a task without examples: expected at least one for `{split}` in {file}")
+    keys = {split: digests(zip(*values.values(), strict=True)) for split, values in splits.items()}
+    for one, other in itertools.combinations(files, 2):
+        shared = set(keys[one]) & set(keys[other])
+        if shared:
+            first = next(i for i, key in enumerate(keys[other]) if key in shared)
+            msg = (
+                f"`{one}` and `{other}` must be disjoint, but {len(shared)} examples are in both "
+                f"(the first is example {first} of {files[other]}); remove them from one of the two"
+            )
+            raise task_error(task, msg)
     return [{split: values[column] for split, values in splits.items()} for column in columns]
 
 

@@ -56,7 +56,7 @@ class Generation(Task):
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.answer)
-        data = read_splits(name, settings.search, settings.report, columns, folder)
+        data = read_splits(name, settings.paths, columns, folder)
         super().__init__(name, settings, (ACCURACY, LOG_LIKELIHOOD), inputs=data[0])
         self._settings = settings
         self._pattern = self._compiled()
@@ -73,7 +73,7 @@ class Generation(Task):
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the log-likelihood of each answer, and accuracy on the report split or if it is searched."""
+        """Return the log-likelihood of each answer, and accuracy outside of the search split or if it is searched."""
         require_causal(self.name, model)
         indices = self.indices(split, examples)
         key = (split, model.folder)
@@ -86,7 +86,7 @@ class Generation(Task):
         sequences = [answers[index] for index in indices]
         sums = log_likelihoods(self.name, model, sequences, self._settings.batch)
         scores = {"log_likelihood": vector(sums / np.array([sequence.scored for sequence in sequences]))}
-        if split == "report" or self.search_metric == "accuracy":
+        if split != "search" or self.search_metric == "accuracy":
             right = [self._answers[split][index] for index in indices]
             scores["accuracy"] = self._accuracy(model, [tokens[index] for index in indices], right)
         return Scores(scores)

@@ -37,7 +37,7 @@ class LanguageModelling(Task):
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
         """Read and check the texts. Raises `TaskError`."""
-        [splits] = read_splits(name, settings.search, settings.report, (settings.text,), folder)
+        [splits] = read_splits(name, settings.paths, (settings.text,), folder)
         super().__init__(name, settings, (LOG_LIKELIHOOD,), inputs=splits)
         self._settings = settings
         self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}

@@ -50,7 +50,7 @@ class MultipleChoice(Task):
     def __init__(self, name: str, settings: MultipleChoiceSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.choices, settings.answer)
-        prompts, choices, answers = read_splits(name, settings.search, settings.report, columns, folder)
+        prompts, choices, answers = read_splits(name, settings.paths, columns, folder)
         metrics = choose_metrics(settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=prompts)
         self._settings = settings

@@ -58,8 +58,16 @@ class FileSettings(TaskSettings):
     """The examples to search on: JSONL, Parquet, or a folder saved by Hugging Face `datasets`."""
     report: Path
     """The examples to report on, none of them in `search`."""
+    final: Path | None = None
+    """Examples for one last measurement, `evomerge show --final`: none of them in `search` or `report`."""
     batch: int = Field(default=8, ge=1)
     """Number of examples that run together; another number changes the last bits of scores."""
+
+    @property
+    def paths(self) -> dict[Split, Path]:
+        """The file of each split."""
+        paths: dict[Split, Path] = {"search": self.search, "report": self.report}
+        return paths if self.final is None else {**paths, "final": self.final}
 
 
 class Task(ABC):
@@ -93,8 +101,8 @@ class Task(ABC):
         self._digests = {split: digests(values) for split, values in (inputs or {}).items()}
 
     def size(self, split: Split) -> int:
-        """Return the number of examples in `split`."""
-        return self._sizes[split]
+        """Return the number of examples in `split`, 0 in one that the task does not have."""
+        return self._sizes.get(split, 0)
 
     def example_keys(self, split: Split) -> list[str]:
         """Return a key for each example of `split`; examples of any tasks that have the same key are the same example.

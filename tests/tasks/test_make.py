@@ -73,6 +73,29 @@ def test_examples_in_both_splits_are_an_error(folder):
         make("some", LM, folder)
 
 
+def test_final_examples_are_in_no_other_split(folder):
+    write_jsonl(folder / "final.jsonl", [{"text": "four"}, {"text": "five"}])
+    settings = {**LM, "final": "final.jsonl"}
+    assert make("some", settings, folder).size("final") == 2
+    assert make("some", LM, folder).size("final") == 0
+    for split, text in (("search", "two"), ("report", "three")):
+        write_jsonl(folder / "final.jsonl", [{"text": "four"}, {"text": text}])
+        with pytest.raises(
+            TaskError, match=rf"`{split}` and `final` must be disjoint, but 1 .*is example 1 of .*final"
+        ):
+            make("some", settings, folder)
+    write_jsonl(folder / "final.jsonl", [])
+    with pytest.raises(TaskError, match="expected at least one for `final`"):
+        make("some", settings, folder)
+
+
+@pytest.mark.parametrize("kind", ["language_modelling", "multiple_choice", "generation", "classification", "callable"])
+def test_every_kind_that_reads_files_takes_final_examples(kind):
+    from evomerge.tasks import KINDS
+
+    assert ("final" in KINDS[kind][0].model_fields) == (kind != "callable")
+
+
 def test_parquet_holds_the_same_examples(folder, live):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
