@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Objective, Results
@@ -24,6 +25,9 @@ _DPI = 150
 INK, MUTED, _GRID = "#222222", "#6b6b6b", "#e6e6e6"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 MOST_PAIRS = 6  # scatters of pairs stay readable for up to four objectives
+
+_LEADER: dict[str, Any] = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+"""Style of a line from a name to its mark."""
 
 Point = tuple[float, float]
 
@@ -66,8 +70,10 @@ def front_figure(results: Results) -> Figure:
         return _one_objective(results)
     pairs = list(itertools.combinations(objectives, 2))
     if len(pairs) > MOST_PAIRS:
-        figure = NotebookFigure(figsize=(10, 4.4), layout="constrained")
-        _parallel(figure.subplots(), results)
+        lines = len(results.references) + len(results.front)
+        figure = NotebookFigure(figsize=(10, max(4.4, 1.2 + 0.12 * lines)), layout="constrained")
+        axes = figure.subplots()
+        _number(axes, results, _parallel(axes, results))
         _legend(figure, results)
         return figure
     if len(pairs) == 1:
@@ -171,16 +177,20 @@ def _marks(
 
 
 def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Objective]) -> None:
-    """Write the references' names where they overlap the fewest marks and other names. `unit` is pixels per point."""
+    """Write names, the front's numbers too, where they overlap the fewest marks and other names, with a line to a mark that is far.
+
+    `unit` is pixels per point.
+    """
     models = [*results.references.values(), *results.front]
     marks = axes.transData.transform([[_scaled(model, objective)[0] for objective in pair] for model in models])
     frame = axes.get_window_extent()
     taken: list[tuple[float, float, float, float]] = []
-    for model, (x, y) in zip(results.references.values(), marks, strict=False):
-        width, height = 4.9 * len(model.name) * unit, 10 * unit
+    for model, (x, y) in zip(models, marks, strict=True):
+        size = 6 if _look(results, model) is _FRONT else 8.5
+        width, height = 0.58 * size * len(model.name) * unit, 1.2 * size * unit
 
-        def cost(offset: tuple[float, float, str], at: Point = (x, y), size: Point = (width, height)) -> float:
-            box = _box(at, offset, size, unit)
+        def cost(offset: tuple[float, float, str], at: Point = (x, y), extent: Point = (width, height)) -> float:
+            box = _box(at, offset, extent, unit)
             inside = ((marks > np.array(box[:2]) - 3) & (marks < np.array(box[2:]) + 3)).all(axis=1)
             crossed = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
             outside = bool(box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1)
@@ -188,14 +198,17 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
 
         best = min(_OFFSETS, key=cost)
         taken.append(_box((x, y), best, (width, height), unit))
+        colour = tuple(0.72 * part for part in to_rgb(_look(results, model).colour))
         axes.annotate(
             plain(model.name), tuple(axes.transData.inverted().transform((x, y))), xytext=best[:2],
-            textcoords="offset points", ha=best[2], va="center", fontsize=8.5, color=[0.72 * part for part in to_rgb(_look(results, model).colour)],
+            textcoords="offset points", ha=best[2], va="center", fontsize=size, color=colour,
             zorder=5, path_effects=[withStroke(linewidth=2.2, foreground="white")],
-            in_layout=False,
+            in_layout=False, arrowprops=_LEADER | {"color": colour} if abs(best[0]) + abs(best[1]) > _NEAR else None,
         )  # fmt: skip
 
 
+_NEAR = 16
+"""Points from a mark, right and up together, beyond which a line leads from a name to it."""
 _BESIDE = [(8, 0), (6, 9), (6, -9), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28)]
 _OFFSETS = [
     *((dx, dy, "left") for dx, dy in _BESIDE),
@@ -211,8 +224,8 @@ def _box(at: Point, offset: tuple[float, float, str], size: Point, unit: float) 
     return left, middle - size[1] / 2, left + size[0], middle + size[1] / 2
 
 
-def _parallel(axes: Axes, results: Results) -> None:
-    """Draw each model as a line over all objectives, each scaled from the worst model to the best."""
+def _parallel(axes: Axes, results: Results) -> NDArray[np.float64]:
+    """Draw each model as a line over all objectives, each scaled from the worst model to the best: return the right ends."""
     models = [*results.references.values(), *results.front]
     table = np.array([[_scaled(model, objective)[0] for objective in results.objectives] for model in models])
     low, high = table.min(axis=0), table.max(axis=0)
@@ -242,6 +255,22 @@ def _parallel(axes: Axes, results: Results) -> None:
     axes.set_yticks([])
     axes.set_xlim(-0.25, len(columns) - 0.75)
     axes.set_ylim(-0.02, 1.12)
+    right: NDArray[np.float64] = heights[:, -1]
+    return right
+
+
+def _number(axes: Axes, results: Results, ends: NDArray[np.float64]) -> None:
+    """Write the models' names at the right ends of their lines, one above the other."""
+    models = [*results.references.values(), *results.front]
+    gap, last, lowest = min(0.05, 1.1 / len(models)), len(results.objectives) - 1, -1.0
+    order = np.argsort(ends, kind="stable")
+    for rank, i in enumerate(order):
+        lowest = max(lowest + gap, min(ends[i], 1.1 - gap * (len(order) - rank)))
+        axes.annotate(
+            plain(models[i].name, 18), (last, ends[i]), xytext=(last + 0.15, lowest), va="center", fontsize=6.5, color=INK,
+            annotation_clip=False, arrowprops=_LEADER | {"color": MUTED, "relpos": (0, 0.5)},
+        )  # fmt: skip
+    axes.set_xlim(-0.25, last + 0.75)
 
 
 def _legend(figure: Figure, results: Results) -> None:

@@ -18,6 +18,7 @@ from evomerge.search import surfaced
 from evomerge.search.fronts.surface import Surface
 from evomerge.study import Study
 from evomerge.surrogate import NORMAL_90, Surrogate
+from evomerge.tasks import Task
 from evomerge.trial import Evaluation, Proposal
 
 _SAME = 1e-9
@@ -87,7 +88,10 @@ def ask(study: Study, population: Population, surface: Surface, preference: Pref
         row = preference.row(surface.means, list(parts.tasks))
         genome = surface.genomes[row]
         pairs = list(zip(surface.means[row].tolist(), surface.deviations[row].tolist(), strict=True))
-    scores = {name: (mean, NORMAL_90 * sd) for name, (mean, sd) in zip(parts.tasks, pairs, strict=True)}
+    scores = {
+        name: (float(np.clip(mean, *_bounds(task))), NORMAL_90 * sd)
+        for (name, task), (mean, sd) in zip(parts.tasks.items(), pairs, strict=True)
+    }
     unit = parts.space.to_unit(genome)
     same = (
         proposal.recipe
@@ -113,7 +117,7 @@ def data(study: Study, population: Population, surface: Surface) -> Shown:
     return Shown(
         refused=surface.refused,
         best_for_all=None if best is None else parts.space.decode(best).id,
-        means=tuple(map(tuple, surface.means.tolist())),
+        means=tuple(map(tuple, np.clip(surface.means, *np.transpose([*map(_bounds, parts.tasks.values())])).tolist())),
         widths=tuple(map(tuple, (NORMAL_90 * surface.deviations).tolist())),
         evaluated=tuple(tuple(evaluation.means(parts.searched).tolist()) for evaluation in good),
         fits={
@@ -122,6 +126,11 @@ def data(study: Study, population: Population, surface: Surface) -> Shown:
             if key in surface.fits
         },
     )
+
+
+def _bounds(task: Task) -> tuple[float, float]:
+    """Return the lowest and the highest score of a task's searched metric: a surrogate may predict beyond them."""
+    return task.metrics[task.search_metric].bounds
 
 
 def _fit(fit: Surrogate) -> ObjectiveFit:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from evomerge.report import figures, wording
 from evomerge.report.results import Objective, ObjectiveFit, Results, Surface
+from evomerge.trial import Metric
 
 _BAND = "#cfe3f1"
 _EVALUATED: dict[str, Any] = {
@@ -82,7 +83,11 @@ def _panel(axes: Axes, results: Results, surface: Surface, pair: tuple[int, int]
     across, up = pair
     (x, dx), (y, dy) = ((means[:, i], widths[:, i]) for i in pair)
     # Rectangles of one opaque colour form the band, wherever they overlap.
-    corners = [np.stack([x + i * dx, y + j * dy], axis=1) for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    lowest, highest = np.transpose([Metric.named(objective.search).bounds for objective in chosen]) * factors[[*pair]]
+    corners = [
+        np.clip(np.stack([x + i * dx, y + j * dy], axis=1), lowest, highest)
+        for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ]
     axes.add_collection(PolyCollection(list(np.stack(corners, axis=1)), facecolor=_BAND, edgecolor=_BAND, zorder=1))
     _points(axes, results, means, pair)
     axes.plot(evaluated[:, across], evaluated[:, up], **_EVALUATED, zorder=4)

@@ -41,12 +41,27 @@ def test_axes_have_metric_split_and_number_of_examples(results, front):
     assert axes.get_ylabel() == "hypervolume on 400 search examples a task"
 
 
-def test_every_reference_is_named_in_every_scatter(results, front):
+def test_every_reference_and_every_point_of_the_front_is_named_in_every_scatter(results, front):
     scatters = [axes for axes in front.axes if axes.get_ylabel()]
     count = len(results.objectives)
     assert len(scatters) == count * (count - 1) // 2
     for axes in scatters:
-        assert {text.get_text() for text in axes.texts} == set(results.references)
+        assert {text.get_text() for text in axes.texts} == {
+            *results.references,
+            *(point.name for point in results.front),
+        }
+        for text in axes.texts:
+            far = sum(map(abs, text.xyann)) > figures._NEAR
+            assert (text.arrow_patch is not None) == far
+
+
+def test_the_lines_of_many_objectives_end_in_the_names_of_the_models(build):
+    results = build(5, merges=12)
+    [axes] = figures.front_figure(results).axes
+    names = {*results.references, *(point.name for point in results.front)}
+    ends = {text.get_text(): text.xyann[1] for text in axes.texts if text.get_text() in names}
+    assert set(ends) == names
+    assert np.diff(sorted(ends.values())).min() > 0.02
 
 
 def test_picked_merge_has_a_separate_style(results):

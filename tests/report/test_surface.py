@@ -181,6 +181,16 @@ def test_verified_numbers_are_those_of_a_worker_and_nothing_is_paid_for_twice(st
     assert [proposal.split for proposal, _ in asked if proposal.recipe == worst.recipe] == ["report"]
 
 
+def test_no_prediction_is_shown_beyond_the_bounds_of_its_metric(study, predicted, population):
+    beyond = replace(predicted, means=predicted.means + np.array([[1, -1]]), best_for_all=None)
+    told = np.array(surface.data(study, population, beyond).means)
+    assert (told[:, 0] == 1).any()
+    assert (told[:, 1] == 0).any()
+    assert ((told >= 0) & (told <= 1)).all()
+    scores = surface.ask(study, population, beyond, Preference(weights={NAMES[0]: 1})).scores
+    assert next(iter(scores.values()))[0] == 1
+
+
 def test_results_tell_the_surface_in_plain_data(results, predicted, population):
     told = results.surface
     assert told.refused is None
