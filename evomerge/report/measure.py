@@ -21,6 +21,9 @@ from evomerge.report.scorer import Scorer, Watch
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
+_ESTIMATED = 2000
+"""Candidates that are estimated, beside those of the front: 100,000 would take gigabytes and minutes."""
+
 Population = Sequence[tuple[Proposal, Evaluation]]
 
 
@@ -53,16 +56,17 @@ def measure(
     scorer = Scorer(study, good, evaluator, watch, split)
     tried = scorer.score(comparisons.references(parts, settings.report), "search")
     search_point = scorer.means(scorer.require(tried, "reference", "search").values(), "search").min(axis=0)
-    estimates = scorer.estimates([proposal.recipe for proposal, _ in good], tried)
-    shown = comparisons.show(tried, estimates)
-    best = estimates.best([proposal.recipe.id for proposal, _ in good])
-    limit = settings.report.front
     numbers = {proposal.number: proposal.recipe for proposal, _ in good}
     for number in also:
         if number not in numbers:
             msg = f"{study.folder}: no candidate {number} was evaluated on all search examples without a failure; there are {len(good)}"
             raise StudyError(msg)
-    chosen = _front(good, np.array([e.means(parts.searched) for _, e in good]), search_point, limit, best, estimates)
+    searched = np.array([e.means(parts.searched) for _, e in good])
+    ids = [good[i][0].recipe.id for i in _contenders(searched)]
+    estimates = scorer.estimates([*ids, *(numbers[number].id for number in also)], tried)
+    shown = comparisons.show(tried, estimates)
+    limit = settings.report.front
+    chosen = _front(good, searched, search_point, limit, estimates.best(ids), estimates)
     chosen |= {f"#{number}": numbers[number] for number in also}
     references = {name: tried[name] for name in (*shown, *_best(tried, scorer.means(tried.values(), "search"), limit))}
     scored = scorer.score({**references, **chosen}, split)
@@ -71,10 +75,9 @@ def measure(
     scorer.require(chosen, "model of the front", split)
     scorer.scale(references)
 
-    chances = estimates.on_front([proposal.recipe.id for proposal, _ in good])
-    on_front = {proposal.recipe.id: float(chance) for (proposal, _), chance in zip(good, chances, strict=True)}
+    on_front = dict(zip(ids, estimates.on_front(ids).tolist(), strict=True))
     front = [
-        scorer.candidate(name, recipe, estimates, on_front[recipe.id]).model_copy(
+        scorer.candidate(name, recipe, estimates, on_front.get(recipe.id)).model_copy(
             update={"equals": scorer.equal(recipe, tried)}
         )
         for name, recipe in chosen.items()
@@ -149,6 +152,16 @@ def verify(
         candidate=scorer.candidate("predicted", recipe),
         unseen={name: intervals[key] for name, key in searched.items()},
     )
+
+
+def _contenders(searched: pareto.Points) -> list[int]:
+    """Return the rows of candidates that can be picked: the front, and the best by the mean of their ranks, up to a number."""
+    ranks = searched.argsort(axis=0).argsort(axis=0).mean(axis=1)
+    rows = {
+        *np.argsort(-ranks, kind="stable")[:_ESTIMATED].tolist(),
+        *np.flatnonzero(pareto.nondominated(searched)).tolist(),
+    }
+    return sorted(rows)
 
 
 def _choice(estimates: Estimates, front: Sequence[Candidate], references: Mapping[str, Candidate]) -> Choice:

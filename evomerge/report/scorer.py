@@ -125,11 +125,11 @@ class Scorer:
         keys = {name: tasks[name.rpartition("/")[0]].example_keys(self.split) for name in objectives}
         return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
-    def estimates(self, candidates: Iterable[Recipe], references: Mapping[str, Recipe]) -> Estimates:
-        """Return estimates of candidates and references, which have scores on the search split. Their order has no effect."""
+    def estimates(self, candidates: Iterable[str], references: Mapping[str, Recipe]) -> Estimates:
+        """Return estimates of candidates, by id, and references, all scored on the search split. Their order has no effect."""
         tasks, seed = self.parts.tasks, self._study.settings.seed
         keys = {name: task.example_keys("search") for name, task in tasks.items()}
-        ids = sorted({recipe.id for recipe in (*candidates, *references.values())})
+        ids = sorted({*candidates, *(recipe.id for recipe in references.values())})
         evaluations = {identity: self._evaluations[identity, "search"] for identity in ids}
         draws = bootstrap.resamples(keys, _DRAWS, seed)
         return estimate(evaluations, tasks, draws, [recipe.id for recipe in singles(references).values()])

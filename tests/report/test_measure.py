@@ -190,3 +190,13 @@ def test_a_candidate_of_any_number_can_be_shown(study_of):
     assert "#7" in {point.name for point in measure.measure(study, evaluator, also=(7,)).front}
     with pytest.raises(StudyError, match="no candidate 99 was evaluated"):
         measure.measure(study, evaluator, also=(99,))
+
+
+def test_a_large_study_estimates_only_its_best_candidates_and_its_front(study_of, monkeypatch):
+    study, evaluator = study_of(lambda data: 0.9 if method_of(data) == ("task_arithmetic", True) else 0.5)
+    everything = measure.measure(study, evaluator)
+    monkeypatch.setattr(measure, "_ESTIMATED", 2)
+    few = measure.measure(study, evaluator, also=(7,))
+    assert few.picked in {point.recipe_id for point in everything.front} | {point.recipe_id for point in few.front}
+    assert {point.name for point in everything.front} - {point.name for point in few.front} == set()
+    assert next(point for point in few.front if point.name == "#7").report
