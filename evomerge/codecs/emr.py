@@ -1,6 +1,6 @@
 """EMR: elect one unified task vector, mask it for each expert, rescale it for each expert.
 
-Huang et al. 2024, "EMR-Merging: Tuning-Free High-Performance Model Merging" (arXiv:2405.17461).
+Huang et al. 2024, "EMR-Merging: Tuning-Free High-Performance Model Merging" (NeurIPS 2024, arXiv:2405.17461).
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ class Emr(Codec):
             for k, vector in enumerate(rows):
                 total[k] += vector.abs().sum()
                 masked[k] += (unified * _agrees(vector, unified)).abs().sum()
-        return {"rescale": torch.where(masked > 0, total / masked, 0).tolist()}
+        return {"rescale": torch.where(masked > 0, total / masked, 0).tolist()}  # eq. 13 (arXiv 2405.17461)
 
     def encode(self, base: torch.Tensor, vectors: torch.Tensor, constants: Constants) -> Coded:
         """Return `unified` and a `mask` for each expert."""
@@ -48,8 +48,8 @@ class Emr(Codec):
 def elect(vectors: torch.Tensor) -> torch.Tensor:
     """Return the unified vector of task vectors `(experts, *shape)`; 0 where they sum to 0."""
     sign = vectors.sum(0).sign()
-    return (vectors * sign).clamp(min=0).amax(0) * sign
+    return (vectors * sign).clamp(min=0).amax(0) * sign  # section 3.2 (arXiv 2405.17461)
 
 
 def _agrees(vector: torch.Tensor, unified: torch.Tensor) -> torch.Tensor:
-    return vector * unified.sign() > 0
+    return vector * unified.sign() > 0  # eq. 8 (arXiv 2405.17461)

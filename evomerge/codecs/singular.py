@@ -40,7 +40,7 @@ class Singular(Codec):
 
     def decode(self, part: Read, expert: int, constants: Constants) -> torch.Tensor:
         """Return the product of the expert's factors."""
-        return part(f"left.{expert}").double() @ part(f"right.{expert}").double().mT
+        return part(f"left.{expert}").double() @ part(f"right.{expert}").double().mT  # eq. 7 (arXiv 2412.00081)
 
 
 def factors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -41,17 +41,17 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _polar(matrix: Tensor) -> Tensor:
     """Return the nearest matrix with orthonormal columns, in the span of the directions that are not noise."""
     u, _, v = _svd(matrix)
-    return u @ v.mH
+    return u @ v.mH  # eq. 8 (arXiv 2412.00081), eq. 11 (arXiv 2502.04959)
 
 
 def _decorrelate(matrices: list[Tensor], values: Values) -> list[Tensor]:
-    rank = max(min(matrices[0].shape) // len(matrices), 1)
+    rank = max(min(matrices[0].shape) // len(matrices), 1)  # algorithm 1, line 3 (arXiv 2412.00081)
     factors = [tuple(part[..., :rank] for part in _svd(matrix)) for matrix in matrices]
     left, right = (_polar(torch.cat([factor[side] for factor in factors], dim=1)) for side in (0, 2))
     parts, start = [], 0
     for _, sigma, _ in factors:
         columns = slice(start, start + len(sigma))
-        parts.append(left[:, columns] * sigma @ right[:, columns].mH)
+        parts.append(left[:, columns] * sigma @ right[:, columns].mH)  # eq. 5 (arXiv 2412.00081)
         start = columns.stop
     return parts
 
@@ -61,17 +61,17 @@ def _isotropise(matrices: list[Tensor], values: Values) -> list[Tensor]:
     inputs, rank = len(matrices), min(matrices[0].shape)
     u, sigma, v = _svd(torch.stack(matrices).sum(dim=0))
     each = min(round((rank - int(values["common"] * rank)) / inputs), rank // inputs)
-    common = rank - each * inputs
+    common = rank - each * inputs  # k of algorithm 2 (arXiv 2502.04959)
     lefts, sigmas, rights = [u[:, :common]], [sigma[:common]], [v[:, :common]]
     if each:
         for matrix in matrices:
-            specific_u, specific_sigma, specific_v = _svd(matrix - lefts[0] @ (lefts[0].mH @ matrix))
+            specific_u, specific_sigma, specific_v = _svd(matrix - lefts[0] @ (lefts[0].mH @ matrix))  # eq. 10
             lefts.append(specific_u[:, :each])
             sigmas.append(specific_sigma[:each])
             rights.append(specific_v[:, :each])
     singular = torch.cat(sigmas)
-    mean = singular.mean() if len(singular) else singular.sum()
-    return [mean * _polar(torch.cat(lefts, dim=1)) @ _polar(torch.cat(rights, dim=1)).mH]
+    mean = singular.mean() if len(singular) else singular.sum()  # eq. 7, 13 (arXiv 2502.04959)
+    return [mean * _polar(torch.cat(lefts, dim=1)) @ _polar(torch.cat(rights, dim=1)).mH]  # eq. 8, 12
 
 
 def _project(matrices: list[Tensor], values: Values) -> list[Tensor]:

@@ -56,7 +56,7 @@ class MapElites:
         # Clipped, since a mean of 1 would be in a cell beyond the last.
         cell = tuple(int(np.clip(mean * self._bins, 0, self._bins - 1)) for mean in means[:2])
         quality = sum(means) / len(means)
-        if cell not in self._elites or quality > self._elites[cell][1]:
+        if cell not in self._elites or quality > self._elites[cell][1]:  # figure 2 (arXiv 1504.04909)
             self._elites[cell] = member, quality
             self._scores[cell] = np.concatenate(vectors)
 
