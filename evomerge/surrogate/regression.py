@@ -52,13 +52,15 @@ class Process:
         self._inverse = cho_solve(cho_factor(covariance, lower=True), np.eye(len(points)))
         self._weights = self._inverse @ outputs * self.scale
 
-    def predict(self, points: Points, noise: Callable[[Values], Values] | None = None) -> tuple[Points, Values]:
+    def predict(
+        self, points: Points, noise: Callable[[Values], Values] | None = None, out: Points | None = None
+    ) -> tuple[Points, Values]:
         """Return means, `(points, outputs)`, and one variance for all outputs in units of `scale` squared, `(points,)`.
 
-        The variance is that of a measured score: it includes the noise, `noise` of the first output's mean, or 1.
+        The means are written to `out`, if given. The variance is that of a measured score: it includes the noise, `noise` of the first output's mean, or 1.
         """
         cross = self._kernel(2 * points, self._points)
-        mean = cross @ self._weights
+        mean = np.matmul(cross, self._weights, out=out)
         mean += self.centre
         norm = ((2 * points * np.exp(self.kernel[5:])) ** 2).mean(axis=1)
         v1, v2, v3 = np.exp(self.kernel[:3])

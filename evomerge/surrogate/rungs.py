@@ -55,19 +55,29 @@ class Margins:
         scale = self._process.scale
         surprise = ((targets - mean) / np.where(scale > 0, scale, 1)) ** 2 / variance[:, None]
         self._deviation = np.maximum(scale * np.sqrt(surprise.mean(axis=0)), 1e-300)
-        ways = {hard: self._shares(mean, variance, hard=hard) for hard in (False, True)}
+        smallest = self._smallest(mean)
+        ways = {hard: self._shares(smallest, variance, hard=hard) for hard in (False, True)}
         self._hard = min(ways, key=lambda hard: float(np.mean((ways[hard][0] - values) ** 2)))
         self.left_out = ways[self._hard]
 
     def predict(self, points: Points) -> Prediction:
         """Return mean score and standard deviation at `points`, `(points, genes)`."""
         size = max(1, _MARGINS_AT_ONCE // len(self._deviation))
-        parts = [points[i : i + size] for i in range(0, len(points), size)]
-        shares = [self._shares(*self._process.predict(part), hard=self._hard) for part in parts]
+        space = np.empty(
+            (size, len(self._deviation))
+        )  # one for all parts: a new large array costs more than the arithmetic
+        shares = []
+        for part in (points[i : i + size] for i in range(0, len(points), size)):
+            mean, variance = self._process.predict(part, out=space[: len(part)])
+            shares.append(self._shares(self._smallest(mean), variance, hard=self._hard))
         return np.concatenate([mean for mean, _ in shares]), np.concatenate([deviation for _, deviation in shares])
 
-    def _shares(self, mean: Points, variance: Values, *, hard: bool) -> Prediction:
-        away = (mean / self._deviation).reshape(len(mean), -1, self._examples).min(axis=1)
+    def _smallest(self, mean: Points) -> Points:
+        """Return the smallest margin of each example in its deviations, `(points, examples)`. Overwrites `mean`."""
+        mean /= self._deviation
+        return np.asarray(mean.reshape(len(mean), -1, self._examples).min(axis=1))
+
+    def _shares(self, away: Points, variance: Values, *, hard: bool) -> Prediction:
         right = ndtr(away / np.sqrt(variance)[:, None])
         spread = (right * (1 - right)).sum(axis=1) / self._examples**2 + 1 / (12 * self._examples**2)
         return (away > 0 if hard else right).mean(axis=1), np.sqrt(spread)

@@ -150,7 +150,7 @@ class Front:
         if not fits:
             same = f"none of the objectives varies over {len(points)} candidates; search a larger space"
             return empty_surface(self._space, self._objectives, same)
-        candidates = self._candidates(fits, points, 0)
+        candidates = self._candidates(fits, points, 0)[0]
         candidates = np.concatenate([points, candidates[~infill.nearer_to_failures(candidates, failed, points)]])
         means = np.tile(succeeded[0].means(self._objectives), (len(candidates), 1))  # those of constant objectives
         deviations = np.zeros_like(means)
@@ -238,19 +238,26 @@ class Front:
         few = f"{count} candidates could be evaluated; expected {self.min_evaluations} or more for {self._genes} genes"
         return [few] * (count < self.min_evaluations) + reasons_to_refuse(fits)
 
-    def _candidates(self, fits: Mapping[str, Surrogate], points: Genomes, generation: int) -> Genomes:
-        """Return different points that may be worth evaluating."""
+    def _candidates(
+        self, fits: Mapping[str, Surrogate], points: Genomes, generation: int
+    ) -> tuple[Genomes, Means, Means]:
+        """Return different points that may be worth evaluating, and their predicted means and deviations."""
+        tried: list[tuple[Genomes, Means, Means]] = []
 
         def predict(unit: Genomes) -> tuple[Means, NDArray[np.float64]]:
-            means, deviations = surrogate.predict_all(fits.values(), self._snapped(unit))
+            snapped = self._snapped(unit)
+            means, deviations = surrogate.predict_all(fits.values(), snapped)
+            tried.append((snapped, means, deviations))
             return means, self._excess(fits, deviations)
 
         values = surrogate.predict_all(fits.values(), points)[0]
         best = np.flatnonzero(pareto.nondominated(values))
         best = best[infill.spread(values[best], 50)]
         seed = int(np.random.SeedSequence([self._seed, generation, 99]).generate_state(1)[0])
-        candidates = infill.candidates(predict, points[best], (self._genes, len(fits)), seed)
-        return np.unique(self._snapped(candidates), axis=0)
+        infill.candidates(predict, points[best], (self._genes, len(fits)), seed)
+        candidates, means, deviations = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+        rows = np.unique(candidates, axis=0, return_index=True)[1]
+        return candidates[rows], means[rows], deviations[rows]
 
     def _batch(self) -> Genomes:
         """Return the next candidates, unit coordinates; no rows when none has an expected gain and the fits need no more."""
@@ -267,8 +274,7 @@ class Front:
         Evaluated candidates enter with their predictions instead of their scores, so that a candidate with lucky scores does not
         hide its neighbours.
         """
-        candidates = self._candidates(fits, self._points, self._generation)
-        means, deviations = surrogate.predict_all(fits.values(), candidates)
+        candidates, means, deviations = self._candidates(fits, self._points, self._generation)
         trusted = self._excess(fits, deviations) <= 0
         values = surrogate.predict_all(fits.values(), self._points)[0]
         reference = infill.reference_point(values, means[trusted])
