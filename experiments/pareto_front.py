@@ -2,9 +2,9 @@
 
 One weight per expert (task arithmetic), one objective per task: accuracy. Compared: surrogates of each example's margin
 (ours), MAP (Li et al., ICLR 2025, arXiv 2406.07529), NSGA-II, NSGA-III, Optuna's TPE and Gaussian process (its box decomposition
-takes 8 GiB for 60 evaluations of four tasks), COMO-CatCMA (two tasks) and random search. The cost is the number of
-evaluations: candidates merged and scored on the search split. The reference is a dense set together with all evaluations of all
-methods. Hypervolumes are shares of the reference's, above the nadir of its front minus a tenth of its range; on the report split
+takes 8 GiB for 60 evaluations of four tasks), COMO-CatCMA (two tasks), random search, and weights that sum to 1, drawn uniformly
+(`simplex`). The cost is the number of evaluations: candidates merged and scored on the search split. The reference is a dense
+set together with all evaluations of all methods. Hypervolumes are shares of the reference's, above the nadir of its front minus a tenth of its range; on the report split
 they are of the candidates not dominated on the search split, as a share of the dense set's there. p is the number of
 coefficients of a quadratic: 6, 10, 15 for 2, 3, 4 tasks.
 
@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from shared import fronts
-from shared.fronts import Bench, Como, Run
+from shared.fronts import Bench, Como, Run, Simplex
 from shared.harness import Findings, Switches, main, say, table
 
 from evomerge import files, pareto, search
@@ -111,6 +111,7 @@ METHODS: Mapping[str, tuple[Make, int]] = {
     "GP sampler": (of_kind("gp", batch=1), 60),
     "COMO-CatCMA": (lambda bench, seed: Como(bench.space, bench.objectives, seed), 300),
     "random": (of_kind("random"), 300),
+    "simplex": (lambda bench, seed: Simplex(bench.space, seed), 300),
 }
 """Driver and maximum budget of each method."""
 MOST_TASKS = {"COMO-CatCMA": 2}
@@ -484,7 +485,19 @@ def targets(bed: Bed, rows: Sequence[Mapping[str, Any]], low: float) -> list[str
     return lines
 
 
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#7f7f7f", "#CC79A7", "#8c564b", "#000000", "#bcbd22")
+COLOURS = (
+    "#0072B2",
+    "#56B4E9",
+    "#D55E00",
+    "#E69F00",
+    "#009E73",
+    "#7f7f7f",
+    "#CC79A7",
+    "#8c564b",
+    "#000000",
+    "#bcbd22",
+    "#8da0cb",
+)
 
 
 def draw(results: Sequence[tuple[Bed, Mapping[str, Sequence[NDArray[np.float64]]]]]) -> Figure:

@@ -10,8 +10,10 @@ A hole stands in place of any value of a recipe:
     edit:    {choice: [none, dare, {trim: {density: {float: [0.05, 1]}}}]}
     include: {bit: first, per: [slot]}
     share:   {float: [0.9, 1.1], init: 1, sd: 0.01}
+    weight:  {mixture: [0, 2], init: 1, per: [expert]}
 
-Random values are uniform, or normal around `init` for a hole with `sd`. Options may have holes, whose genes do nothing
+A `mixture` is a total, from a range or fixed, and shares of it for each expert; uniform genes are uniform shares. Random values
+are uniform, or normal around `init` for a hole with `sd`. Options may have holes, whose genes do nothing
 where another option is chosen. A space of merges of earlier candidates gives each a name, `{member: mother}`, in place of its id. Each
 hole expands into named genes (`weight[math,block 2]`). A genome is float64 `(genes,)` in the genes' own units; a choice is
 the index of its option, a bit is 0 or 1. Drivers over a unit cube use `to_unit` and `from_unit`.

@@ -15,11 +15,12 @@ from evomerge.recipe.form import KeyPath, ShortForm
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.recipe.tiling import axis_size, check_axes
 from evomerge.space import nested
+from evomerge.space.mixtures import Mixture
 
 Genome = NDArray[np.float64]
 Kind = Literal["float", "int", "choice", "bit"]
 
-HOLES = ("float", "int", "choice", "bit")
+HOLES = ("float", "int", "choice", "bit", "mixture")
 _OPTIONS = ("init", "log", "per", "sd")
 _HUGE = 1e300
 
@@ -85,16 +86,33 @@ class Hole:
     """The keys along each axis of `per`."""
     start: int
     """The index of its first gene."""
+    mixture: Mixture | None = None
 
     @property
     def keys(self) -> list[KeyPath]:
-        """One key into the table for each gene; the key () for a hole that is not tiled."""
+        """One key into the table for each value; the key () for a hole that is not tiled."""
         return list(itertools.product(*self.axes))
 
     @property
     def genes(self) -> slice:
-        """The slice of the genome."""
-        return slice(self.start, self.start + math.prod(len(axis) for axis in self.axes))
+        """The slice of the genome: a gene for each value, except of a mixture with a fixed total."""
+        fixed = self.mixture is not None and self.mixture.low == self.mixture.high
+        return slice(self.start, self.start + math.prod(len(axis) for axis in self.axes) - fixed)
+
+    def values(self, genes: Sequence[Gene], numbers: Sequence[float]) -> list[Any]:
+        """Return the recipe's values, in the order of `keys`, for the numbers of the hole's `genes`."""
+        values = [gene.value(number) for gene, number in zip(genes, numbers, strict=True)]
+        return values if self.mixture is None else self.mixture.weights(np.array(values, np.float64)).tolist()
+
+    def numbers(self, genes: Sequence[Gene], values: Sequence[Any]) -> list[float]:
+        """Return the numbers of the hole's `genes` for a recipe's values, the inverse of `values`. Raises `SpaceError`."""
+        if self.mixture is not None:
+            name = genes[0].name.partition("[")[0] if genes else "mixture"
+            weights = [Gene(name, "float", 0.0, self.mixture.high, 0.0).number(value) for value in values]
+            values = self.mixture.numbers(np.array(weights)).tolist()
+            if self.mixture.low == self.mixture.high and abs(sum(weights) - self.mixture.low) > 1e-9:
+                raise SpaceError(f"hole `{name}`: weights sum to {sum(weights):g}; expected {self.mixture.low:g}")
+        return [gene.number(value) for gene, value in zip(genes, values, strict=True)]
 
 
 def expand(
@@ -110,6 +128,8 @@ def expand(
 
     `labels` are those of the merge around it. `form` is the short form that it is the value of `key` in, or None.
     """
+    if "mixture" in hole:
+        return _expand_mixture(name, hole, labels)
     kind, low, high, choices = _read_range(name, hole)
     if kind == "bit" and not (isinstance(form, LayerPath) and key == "include" and hole.get("per")):
         raise SpaceError(
@@ -146,6 +166,30 @@ def expand(
     return genes, tuple(tuple(key for key, _ in axis) for axis in axes)
 
 
+def _expand_mixture(
+    name: str, hole: Mapping[str, Any], labels: tuple[str, ...]
+) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
+    """Return the genes of a mixture of the inputs `labels`, and the labels. Raises `SpaceError`."""
+    given = hole["mixture"]
+    low, high = given if isinstance(given, list) and len(given) == 2 else (given, given)
+    numbers = all(isinstance(b, int | float) and not isinstance(b, bool) and 0 <= b < _HUGE for b in (low, high))
+    fixed = not isinstance(given, list)
+    if not numbers or not (low == high > 0 if fixed else low < high):
+        msg = f"hole `{name}`: `mixture` is {given!r}; expected the total of the weights, a number above 0 or [low, high], 0 or more"
+        raise SpaceError(msg)
+    if hole.get("per") != ["expert"] or len(labels) < 2 or set(hole) - {"mixture", "per", "init"}:
+        msg = f"hole `{name}`: expected `per: [expert]` of two inputs or more, and no other key but `init`"
+        raise SpaceError(msg)
+    init = hole.get("init", low if fixed else min(max(1.0, low), high))
+    total = Gene(f"{name}[total]", "float", float(low), float(high), float(low))
+    count = len(labels) - 1
+    equal = [(1 - 1 / (count + 1 - i)) ** (count - i) for i in range(count)]
+    genes = [
+        Gene(f"{name}[after {label}]", "float", 0.0, 1.0, share) for label, share in zip(labels, equal, strict=False)
+    ]
+    return ([] if fixed else [replace(total, init=total.number(init))]) + genes, (labels,)
+
+
 def _axis(
     name: str, axis: str, labels: tuple[str, ...], kinds: Sequence[str], blocks: int | None
 ) -> list[tuple[str | int, str]]:
@@ -176,7 +220,7 @@ def _read_range(name: str, hole: Mapping[str, Any]) -> tuple[Kind, float, float,
         if key not in HOLES + _OPTIONS:
             raise SpaceError(f"hole `{name}`: unknown key `{key}`; {nearest(str(key), HOLES + _OPTIONS)}")
     kinds = [kind for kind in HOLES if kind in hole]
-    kind: Kind = kinds[0]  # type: ignore[assignment]  # one of HOLES by construction
+    kind: Kind = kinds[0]  # type: ignore[assignment]  # one of HOLES but `mixture`
     if len(kinds) > 1:
         raise SpaceError(f"hole `{name}`: has {' and '.join(kinds)}; expected one of them")
     if kind == "choice":

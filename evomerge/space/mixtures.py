@@ -36,13 +36,45 @@ class Weights:
 def shares(unit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Map points `(..., n - 1)` of the unit cube to n shares, 0 or more with sum 1, `(..., n)`.
 
-    Stick-breaking: each takes the quantile of its part of what those before have left. Uniform points become uniform mixtures (a
-    flat Dirichlet distribution), and points spread evenly stay so.
+    Stick-breaking: each coordinate is the quantile of what is left after the next share. Uniform points become uniform mixtures (a
+    flat Dirichlet distribution), and points spread evenly stay so. At 0 nothing is left.
     """
     left = np.ones(unit.shape[:-1])
     parts = []
     for index in range(count := unit.shape[-1]):
-        rest = left * (1 - unit[..., index]) ** (1 / (count - index))
+        rest = left * unit[..., index] ** (1 / (count - index))
         parts.append(left - rest)
         left = rest
     return np.stack([*parts, left], axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The content of a `mixture` hole: genes for the total of n weights, unless it is fixed, and for n - 1 shares of it."""
+
+    low: float
+    high: float
+    """Of the total; equal to `low` for a fixed one, which has no gene."""
+
+    def weights(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map genes `(..., genes)` to weights `(..., n)`, multiples of 1e-12, so that `numbers` inverts it."""
+        fixed = self.low == self.high
+        total = np.round(np.full_like(numbers[..., :1], self.low) if fixed else numbers[..., :1], 12)
+        weights = (total * shares(numbers if fixed else numbers[..., 1:])).round(12)
+        weights[..., -1:] = np.maximum(total - weights[..., :-1].sum(axis=-1, keepdims=True), 0).round(12)
+        return np.asarray(weights)
+
+    def numbers(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map weights `(n,)` of 0 or more to the genes that give them."""
+        fixed = self.low == self.high
+        total = self.low if fixed else weights.sum().round(12)
+        left = np.maximum(total - np.cumsum(np.append(0.0, weights[:-1])), 0)  # for each weight and those after it
+        count = len(weights) - 1
+        rest = np.where(left[:-1] > 1e-12, left[1:] / np.maximum(left[:-1], 1e-12), 1.0)
+        unit = rest ** np.arange(count, 0, -1)
+        return np.asarray(unit if fixed else np.append(total, unit), dtype=np.float64)
+
+    def coordinates(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map genes `(..., genes)` to as many weights, as shares of the largest total: scores are smooth in them."""
+        weights = self.weights(numbers) / self.high
+        return weights[..., :-1] if self.low == self.high else weights

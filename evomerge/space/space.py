@@ -29,7 +29,7 @@ from evomerge.recipe.form import ShortForm
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.space import nested
 from evomerge.space.holes import Gene, Genome, Hole, choices_around, expand, find_holes, form_around, name_of, unwrapped
-from evomerge.space.mixtures import Weights
+from evomerge.space.mixtures import Mixture, Weights
 from evomerge.trial import Proposal
 
 _ABSENT = object()
@@ -93,7 +93,9 @@ class SearchSpace:
             expanded, axes = expand(content, name_of(path, places), labels, form, key, self._kinds, blocks)
             per = tuple(content.get("per", ()))
             around = choices_around(path, places)
-            holes.append(Hole(path, around, "choice" in content and not per, per, axes, len(genes)))
+            total = content.get("mixture")
+            mixture = None if total is None else Mixture(*total) if isinstance(total, list) else Mixture(total, total)
+            holes.append(Hole(path, around, "choice" in content and not per, per, axes, len(genes), mixture))
             genes.extend(expanded)
         if not genes:
             raise SpaceError("the search space has no holes; expected at least one, such as `weight: {float: [0, 1]}`")
@@ -200,6 +202,14 @@ class SearchSpace:
         raw = low + np.clip(unit, 0.0, 1.0) * span
         return np.clip(np.where(log, np.exp(np.where(log, raw, 0.0)), raw), self.lower, self.upper)
 
+    def coordinates(self, unit: Genome) -> Genome:
+        """Map points `(..., genes)` of the unit cube to those in which scores are smoothest: of mixtures, the weights."""
+        coordinates = np.array(unit)
+        for hole in self._holes:
+            if hole.mixture is not None:
+                coordinates[..., hole.genes] = hole.mixture.coordinates(self.from_unit(unit)[..., hole.genes])
+        return coordinates
+
     def mixed(self, genomes: Genome) -> Genome:
         """Map genomes `(..., genes)` of the box to those whose `weights` are mixtures; other genes stay as they are.
 
@@ -221,27 +231,24 @@ class SearchSpace:
         """
         merge = nested.get(self._template, ("merge",)) or {}
         hole = next((hole for hole in self._holes if hole.path == ("merge", "parameters", "weight")), None)
-        method = merge.get("method")
-        if hole is None or "expert" not in hole.per or method not in ("linear", "task_arithmetic"):
-            return None
-        gene = self.genes[hole.start]
-        sizes = [len(axis) for axis in hole.axes]
-        indices = np.arange(hole.genes.start, hole.genes.stop).reshape(sizes)
-        genes = np.moveaxis(indices, hole.per.index("expert"), -1).reshape(-1, sizes[hole.per.index("expert")])
         if (
-            gene.kind != "float"
-            or gene.log
-            or gene.sd is not None
-            or not gene.low <= 0 < gene.high
-            or genes.shape[1] < 2
+            hole is None
+            or "expert" not in hole.per
+            or hole.mixture
+            or merge.get("method") not in ("linear", "task_arithmetic")
         ):
             return None
-        scaled = method == "task_arithmetic"
-        scale = (
-            merge["parameters"].get("lambda", merging.METHODS[method].parameters["lambda"].default) if scaled else 1.0
+        gene, axis = self.genes[hole.start], hole.per.index("expert")
+        sizes = [len(keys) for keys in hole.axes]
+        genes = np.moveaxis(np.arange(hole.genes.start, hole.genes.stop).reshape(sizes), axis, -1).reshape(
+            -1, sizes[axis]
         )
+        if gene.kind != "float" or gene.log or gene.sd is not None or not gene.low <= 0 < gene.high or sizes[axis] < 2:
+            return None
+        defaults = merging.METHODS[merge["method"]].defaults or {}
+        scale = merge["parameters"].get("lambda", defaults.get("lambda", 1.0))
         total = 1 / scale if isinstance(scale, int | float) and scale > 0 else 1.0  # a hole's scale is drawn
-        return Weights(genes, gene.high, total, scaled)
+        return Weights(genes, gene.high, total, scaled=merge["method"] == "task_arithmetic")
 
     @cached_property
     def _scale(self) -> tuple[Genome, Genome, NDArray[np.bool_]]:
@@ -254,14 +261,11 @@ class SearchSpace:
         """Return the template with its holes filled."""
         data = self._template
         for hole in reversed(self._holes):  # holes in a choice's options before the choice
-            values = (
-                gene.value(number) for gene, number in zip(self.genes[hole.genes], genome[hole.genes], strict=True)
-            )
             if hole.choice:  # the option with its own holes filled
                 option = self.genes[hole.start].rounded(genome[hole.start])
                 data = nested.put(data, hole.path, nested.get(data, (*hole.path, "choice", option)))
                 continue
-            table = nested.table(hole.axes, values)
+            table = nested.table(hole.axes, iter(hole.values(self.genes[hole.genes], genome[hole.genes])))
             data = nested.put(data, hole.path, {"per": list(hole.per), "values": table} if hole.per else table)
         return data
 
@@ -286,8 +290,8 @@ class SearchSpace:
                 values[number] = nested.get(unwrapped(values[outer], template), hole.path[depth:])
             else:
                 values[number] = nested.get(data, hole.path)
-            for i, key in enumerate(hole.keys, start=hole.start):
-                genome[i] = self.genes[i].number(nested.cell(values[number], hole.per, key))
+            cells = [nested.cell(values[number], hole.per, key) for key in hole.keys]
+            genome[hole.genes] = hole.numbers(self.genes[hole.genes], cells)
         return genome
 
     def _stacks_of_one_model(self, form: ShortForm) -> dict[str, Genome]:
@@ -356,9 +360,11 @@ class SearchSpace:
             by_input = value if isinstance(value, Mapping) else {}
             if "expert" not in hole.per and len(set(by_input.values())) > 1:
                 return None
-            for i, key in enumerate(hole.keys, start=hole.start):
+            cells = []
+            for key in hole.keys:
                 label = key[hole.per.index("expert")] if "expert" in hole.per else next(iter(by_input), None)
-                genome[i] = self.genes[i].number(by_input.get(str(label), value))
+                cells.append(by_input.get(str(label), value))
+            genome[hole.genes] = hole.numbers(self.genes[hole.genes], cells)
         return genome
 
     def _check_everywhere(self) -> None:

@@ -4,7 +4,7 @@ Of the `rungs` that suit a metric, the one that predicts each evaluated candidat
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,8 @@ class Surrogate:
     NaN for one example. Not the error of the difference of two candidates, which are scored on the same examples.
     """
     rung: Rung
+    coordinates: Callable[[Points], Points] = np.asarray
+    """Unit coordinates → the coordinates that `rung` was fitted in, of the same shape: those in which scores are smooth."""
 
     @on_one_thread
     def predict(self, points: Points) -> Prediction:
@@ -69,7 +71,7 @@ class Surrogate:
 
         The deviation is that of a score measured there on the same examples, noise included.
         """
-        mean, deviation = self.rung.predict(points)
+        mean, deviation = self.rung.predict(self.coordinates(points))
         return mean, self.factor * deviation
 
 

@@ -195,6 +195,29 @@ class Como:
         return ()
 
 
+class Simplex:
+    """A driver: the known recipes, then weights that sum to 1, drawn from a flat Dirichlet distribution. It learns nothing."""
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self._space = space
+        self._known = known_recipes(space)
+        self._number = 0
+        self._rng = np.random.default_rng(np.random.SeedSequence([seed]))
+
+    def ask(self) -> Proposal:
+        """Return the next known recipe or mixture."""
+        number, self._number = self._number, self._number + 1
+        mixture = self._rng.dirichlet(np.ones(len(self._space.genes)))
+        return propose(self._space, number, self._known[number] if number < len(self._known) else mixture)
+
+    def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Ignore the evaluation."""
+
+    def members(self) -> tuple[str, ...]:
+        """Return nothing: a candidate is made of its genome alone."""
+        return ()
+
+
 def dense(bench: Bench, levels: int, points: int, refinements: int, seed: int = 0) -> tuple[list[Recipe], Points]:
     """Return the recipes of a dense reference, each once, and their mean scores on the search split.
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, qmc
 
+from evomerge import space as spaces
+from evomerge.errors import SpaceError
+from evomerge.recipe import Recipe
 from evomerge.space import SearchSpace
 from evomerge.space.mixtures import shares
 
@@ -28,8 +31,8 @@ def test_shares_are_uniform_over_the_simplex(count):
     assert drawn.sum(axis=1) == pytest.approx(1)
     for column in drawn.T:  # of a flat Dirichlet distribution, each is Beta(1, n - 1)
         assert kstest(column, lambda x: 1 - (1 - x) ** (count - 1)).pvalue > 1e-3
-    assert shares(np.ones((1, count - 1)))[0] == pytest.approx(np.eye(count)[0])
-    assert shares(np.zeros((1, count - 1)))[0] == pytest.approx(np.eye(count)[-1])
+    assert (shares(np.zeros((1, count - 1)))[0] == np.eye(count)[0]).all()
+    assert (shares(np.ones((1, count - 1)))[0] == np.eye(count)[-1]).all()
 
 
 def test_half_of_the_mixtures_sum_to_1_and_the_others_reach_the_edge_of_the_box():
@@ -107,3 +110,88 @@ def test_other_spaces_have_no_mixtures(space):
     assert space.weights is None
     genome = space.initial
     assert (space.mixed(genome) == genome).all()
+
+
+def shipped(name, count):
+    return SearchSpace.parse(spaces.read(name), experts=[f"e{i}" for i in range(count)])
+
+
+def weights_of(space, genome):
+    return np.array(list(space.decode(genome).data["merge"]["parameters"]["weight"]["values"].values()))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+@pytest.mark.parametrize(("name", "shares_at"), [("linear_mixture", 0), ("task_arithmetic_mixture", 1)])
+def test_every_point_is_a_mixture_and_encode_inverts_decode(name, shares_at, count):
+    space = shipped(name, count)
+    assert len(space.genes) == count - 1 + shares_at
+    corners = [
+        space.lower,
+        space.upper,
+        space.initial,
+        np.where(np.arange(len(space.genes)) % 2, space.lower, space.upper),
+    ]
+    for genome in [*spread(space, 6), *corners, space.lower - 1, space.upper + 1]:
+        weights = weights_of(space, genome)
+        total = np.clip(genome[0], 0, 2) if shares_at else 1
+        assert (weights >= 0).all()
+        assert weights.sum() == pytest.approx(total, abs=1e-9)
+        recipe = space.decode(genome)
+        assert space.decode(space.encode(recipe)) == recipe
+    drawn = np.array([weights_of(space, genome) for genome in spread(space, 9)])
+    parts = drawn / drawn.sum(axis=1, keepdims=True)
+    assert np.allclose(parts.mean(axis=0), 1 / count, atol=0.01), "uniform genes are uniform shares"
+    assert np.allclose(parts.var(axis=0), (count - 1) / count**2 / (count + 1), rtol=0.15)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_known_recipes_are_points_of_a_mixtures_box(count):
+    space = shipped("task_arithmetic_mixture", count)
+    marks = {name: weights_of(space, genome) for name, genome in space.landmarks().items()}
+    assert (marks["base"] == 0).all()
+    for i in range(count):
+        assert (marks[f"expert e{i}"] == np.eye(count)[i]).all()
+    assert marks["mean"] == pytest.approx(1 / count, abs=1e-12)
+    assert (marks["init"] == marks["mean"]).all()
+    averages = shipped("linear_mixture", count).landmarks()
+    assert set(averages) == set(marks) - {"base"}
+
+
+def test_surrogates_see_the_weights_of_a_mixture_and_as_many_coordinates_as_genes():
+    space = shipped("task_arithmetic_mixture", 3)
+    drawn = spread(space, 5)
+    weights = np.array([weights_of(space, genome) for genome in drawn])
+    assert space.coordinates(space.to_unit(drawn)) == pytest.approx(weights / 2)
+    averages = shipped("linear_mixture", 3)
+    drawn = spread(averages, 5)
+    weights = np.array([weights_of(averages, genome) for genome in drawn])
+    assert averages.coordinates(averages.to_unit(drawn)) == pytest.approx(weights[:, :-1])
+    assert (of().coordinates(drawn) == drawn).all()
+
+
+def test_weights_outside_of_a_mixture_are_refused():
+    space = shipped("linear_mixture", 2)
+    weight = {"per": ["expert"], "values": {"e0": 0.5, "e1": 0.4}}
+    merge = {"method": "linear", "inputs": ["e0", "e1"], "parameters": {"weight": weight}}
+    with pytest.raises(SpaceError, match=r"weights sum to 0.9; expected 1"):
+        space.encode(Recipe.parse({"merge": merge}))
+
+
+@pytest.mark.parametrize(
+    ("hole", "message"),
+    [
+        ({"mixture": [2, 1], "per": ["expert"]}, "expected the total of the weights"),
+        ({"mixture": 0, "per": ["expert"]}, "expected the total of the weights"),
+        ({"mixture": [-1, 1], "per": ["expert"]}, "expected the total of the weights"),
+        ({"mixture": "all", "per": ["expert"]}, "expected the total of the weights"),
+        ({"mixture": 1}, r"expected `per: \[expert\]` of two inputs or more"),
+        ({"mixture": 1, "per": ["expert", "block/2"]}, r"expected `per: \[expert\]`"),
+        ({"mixture": [0, 1], "per": ["expert"], "log": True}, "no other key but `init`"),
+        ({"mixture": [0, 1], "per": ["expert"], "float": [0, 1]}, "no other key but `init`"),
+        ({"mixture": [0, 1], "per": ["expert"], "init": 3}, r"gene `weight\[total\]`: expected a number in \[0, 1\]"),
+    ],
+)
+def test_a_wrong_mixture_is_refused_with_what_to_type(hole, message):
+    merge = {"method": "linear", "inputs": "experts", "parameters": {"weight": hole}}
+    with pytest.raises(SpaceError, match=message):
+        SearchSpace({"merge": merge}, experts=EXPERTS)

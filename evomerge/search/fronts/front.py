@@ -11,7 +11,8 @@ task). For a tiny network's accuracy over the whole box, a design of 5 (d + 1) p
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -192,11 +193,11 @@ class Front:
             if self._generation > 0:  # replaces failures
                 return points[infill.is_new(points, self._drawn)][:count]
             points = points[:count]
-            levels = min(len(np.unique(column.round(9))) for column in points.T)
+            levels = min(len(np.unique(column.round(9))) for column in self._space.coordinates(points).T)
             if len(points) < surrogate.unknowns(self._genes) or levels < 3:
                 return points  # a Gaussian process needs no rank
             try:
-                surrogate.check_rank(points)
+                surrogate.check_rank(self._space.coordinates(points))
             except SurrogateError as error:
                 why = str(error)
             else:
@@ -221,7 +222,7 @@ class Front:
         """Return the surrogate of each objective that varies. Raises `DriverError` for a score out of bounds."""
         scores = [np.array([done.scores[name] for done in succeeded], np.float64) for name in self._objectives]
         check_bounds("front", self._objectives, [metric.bounds for metric in self._metrics.values()], scores)
-        return fit_surrogates(self._metrics, points, succeeded)
+        return fit_surrogates(self._metrics, points, succeeded, self._space.coordinates)
 
     def _excess(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
         """Return the share by which deviations exceed those that are trusted, in the worst objective: `(points,)`, 0 or less for trusted points.
@@ -300,11 +301,15 @@ def suits(space: SearchSpace) -> bool:
 
 
 def fit_surrogates(
-    metrics: Mapping[str, Metric], points: Genomes, evaluations: Sequence[Evaluation]
+    metrics: Mapping[str, Metric],
+    points: Genomes,
+    evaluations: Sequence[Evaluation],
+    coordinates: Callable[[Genomes], Genomes] = np.asarray,
 ) -> dict[str, Surrogate]:
     """Return the surrogate of each objective of `metrics` that varies, from margins where they were recorded.
 
-    `points`, `(evaluations, genes)`, are unit coordinates; all evaluations succeeded. Raises `SurrogateError`.
+    `points`, `(evaluations, genes)`, are unit coordinates; all evaluations succeeded. The surrogates are fitted in `coordinates` of
+    the points. Raises `SurrogateError`.
     """
     fits = {}
     for name, metric in metrics.items():
@@ -313,5 +318,6 @@ def fit_surrogates(
         recorded = metric.margins is not None and all(table in evaluation.outputs for evaluation in evaluations)
         margins = np.array([done.outputs[table] for done in evaluations], np.float64) if recorded else None
         if surrogate.varies(scores):
-            fits[name] = surrogate.fit(points, scores, bounds=metric.bounds, margins=margins)
+            fit = surrogate.fit(coordinates(points), scores, bounds=metric.bounds, margins=margins)
+            fits[name] = replace(fit, points=points, coordinates=coordinates)
     return fits

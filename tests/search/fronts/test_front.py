@@ -8,12 +8,13 @@ from problems import mixed, sphere
 from scipy.stats import qmc
 
 from evomerge import pareto, search, surrogate
+from evomerge import space as spaces
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts.front import Front, FrontSettings
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, toy_space, two_spheres
-from evomerge.trial import Evaluation
+from evomerge.trial import Evaluation, Proposal
 
 
 def driver(problem, seed=0, **settings):
@@ -196,6 +197,24 @@ def test_half_of_the_design_beside_known_recipes_can_be_mixtures(tasks, groups):
     assert f"{len(known)} known recipes, {mixtures} mixtures and {len(design) - len(known) - mixtures} Sobol" in str(
         searching
     )
+
+
+def test_surrogates_of_mixtures_are_fitted_to_the_weights():
+    bed = Bed(3, 0, examples=150)
+    bed.space = SearchSpace.parse(spaces.read("task_arithmetic_mixture"), experts=[f"e{t}" for t in range(3)])
+    evaluate = bed.evaluate
+
+    def by_weights(proposal):
+        values = proposal.recipe.data["merge"]["parameters"]["weight"]["values"]
+        return evaluate(Proposal(proposal.number, proposal.recipe, np.array(list(values.values()))))
+
+    searching = driver(bed, tolerance=0)
+    proposals = drive(searching, by_weights, 16)
+    assert surrogate.identifies(bed.space.coordinates(bed.space.to_unit(np.array([p.genome for p in proposals]))))
+    for fit in searching.breeder._fits.values():
+        assert fit.r2 > 0.9
+        unit = np.random.default_rng(0).random((5, 3))
+        assert fit.predict(unit)[0] == pytest.approx(fit.rung.predict(bed.space.coordinates(unit))[0])
 
 
 def test_without_weights_of_experts_mixtures_change_nothing():
