@@ -5,8 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -27,22 +25,12 @@ from evomerge.settings import ReportSettings
 from evomerge.study import Study
 
 
-class _Models(NamedTuple):
-    """Recipes to score, by name, and how to build and score them."""
-
-    recipes: Mapping[str, Recipe]
-    setup: Setup
-    lineage: Mapping[str, Recipe] = MappingProxyType({})
-    settings: ReportSettings = ReportSettings()
-    seed: int = 0
-    path: Path | None = None
-    """Of a checkpoint."""
-
-
 def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: bool, as_json: bool) -> None:
     """Score a checkpoint, a recipe, or models of a study on unseen examples of tasks."""
     console = Console(stderr=True) if as_json else new_console()
     fields = None if tasks_file is None else scoring.read_tasks(tasks_file)
+    lineage: Mapping[str, Recipe] = {}
+    settings, seed = ReportSettings(), 0
     if (what / "study.json").exists():
         study = Study.open(what)
         results = _read_report(study, console)
@@ -52,9 +40,9 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
             rows = [Scored(one.name, one.recipe_id, one.report, one.mean) for one in candidates]
             _print(rows, metrics, console, as_json=as_json)
             return
-        recipes = {one.name: Recipe.parse(one.recipe) for one in candidates}
+        models = {one.name: Recipe.parse(one.recipe) for one in candidates}
         setup = replace(study.parts.setup, tasks=fields["tasks"], folder=fields["folder"])
-        models = _Models(recipes, setup, study.lineage(), study.settings.report, study.settings.seed)
+        lineage, settings, seed = study.lineage(), study.settings.report, study.settings.seed
     elif front:
         raise StudyError(f"{what}: `--front` goes with a study's directory, and there is no study.json here")
     elif fields is None:
@@ -64,19 +52,17 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
     elif what.is_dir():
         # The base of a pool and its only expert, so that it is checked as the models of a pool are.
         path = str(what.resolve())
-        models = _Models({str(what): base_recipe()}, Setup(path, {"model": path}, **fields), path=what)
+        models, setup = {str(what): base_recipe()}, Setup(path, {"model": path}, **fields)
     else:
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
         if not recipe.members:
             Builder(pool).build(recipe)  # reads no tensor: an impossible recipe is refused now
         experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
-        models = _Models({str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, **fields), lineage)
-    judged = scoring.open_tasks(models.setup)
-    with Progress("score", len(models.recipes), console) as progress:
-        rows = scoring.score(
-            models.recipes, models.setup, judged, models.lineage, models.settings, models.seed, progress
-        )
-    _print(rows, scoring.reported(judged), console, as_json=as_json, path=models.path)
+        models, setup = {str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, **fields)
+    with Progress("score", len(models), console) as progress:
+        metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)
+    checkpoint = what if what.is_dir() and not (what / "study.json").exists() else None
+    _print(rows, metrics, console, as_json=as_json, path=checkpoint)
 
 
 def compare(folders: list[Path], *, as_json: bool) -> None:

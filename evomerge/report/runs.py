@@ -85,11 +85,9 @@ def compare(studies: Sequence[Study], watch: Watch = lambda done, total: None) -
     check(studies)
     measured = [measure.measure(study, watch=watch) for study in studies]
     scorers = [_scorer(*pair) for pair in zip(studies, measured, strict=True)]
-    picked = [scorer.scores(results.picked) for scorer, results in zip(scorers, measured, strict=True)]
-    fronts = [
-        [scorer.scores(one.recipe_id) for one in results.front]
-        for scorer, results in zip(scorers, measured, strict=True)
-    ]
+    pairs = [*zip(scorers, measured, strict=True)]
+    picked = [scorer.scores(results.picked) for scorer, results in pairs]
+    fronts = [[scorer.scores(one.recipe_id) for one in results.front] for scorer, results in pairs]
     first, units = scorers[0], scorers[0].units.tolist()
     origin = float((first.origins / first.units).mean())
     means = [bootstrap.mean_interval(scores, first.reported, units) for scores in picked]
@@ -103,29 +101,19 @@ def compare(studies: Sequence[Study], watch: Watch = lambda done, total: None) -
     level = 1 - (1 - bootstrap.LEVEL) / ((len(runs) - 1) * (1 if corner is None else 2))
     comparisons = []
     for other in range(1, len(runs)):
-        comparisons.append(
-            Comparison(
-                better=f"pick of {names[other]}",
-                worse=f"pick of {names[0]}",
-                values=(runs[other].mean[0], runs[0].mean[0]),
-                what="mean",
-                difference=bootstrap.difference(picked[other], picked[0], first.reported, level, units),
-                level=level,
-            )
-        )
+        values = runs[other].mean[0], runs[0].mean[0]
+        gap = bootstrap.difference(picked[other], picked[0], first.reported, level, units)
+        kinds = [("mean", "pick of", "pick of", values, gap)]
         if corner is not None:
-            comparisons.append(
-                Comparison(
-                    better=f"front of {names[other]}",
-                    worse=f"the front of {names[0]}",
-                    values=(_volume(fronts[other], corner), _volume(fronts[0], corner)),
-                    what="hypervolume",
-                    difference=bootstrap.hypervolume_difference(
-                        fronts[other], fronts[0], corner, first.reported, _RESAMPLES, level
-                    ),
-                    level=level,
-                )
+            values = _volume(fronts[other], corner), _volume(fronts[0], corner)
+            gap = bootstrap.hypervolume_difference(fronts[other], fronts[0], corner, first.reported, _RESAMPLES, level)
+            kinds.append(("hypervolume", "front of", "the front of", values, gap))
+        comparisons += [
+            Comparison(
+                better=f"{a} {names[other]}", worse=f"{b} {names[0]}", values=pair, what=what, difference=d, level=level
             )
+            for what, a, b, pair, d in kinds
+        ]
     return runs, comparisons
 
 

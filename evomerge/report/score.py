@@ -53,33 +53,27 @@ def read_tasks(file: Path) -> dict[str, Any]:
     return {"tasks": listed, "folder": str((file.parent / data.get("folder", ".")).resolve())}
 
 
-def open_tasks(setup: Setup) -> dict[str, tasks.Task]:
-    """Return the tasks of a setup, their data read and checked. Raises `TaskError`."""
-    return {name: tasks.make(name, entry, Path(setup.folder)) for name, entry in setup.tasks.items()}
-
-
 def score(
     models: Mapping[str, Recipe],
     setup: Setup,
-    judged: Mapping[str, tasks.Task],
     lineage: Mapping[str, Recipe],
     settings: ReportSettings,
-    seed: int = 0,
+    seed: int,
     watch: Callable[[int], None] = lambda done: None,
-) -> list[Scored]:
-    """Return the scores of recipes, by name, of the pool of `setup` on its tasks, opened as `judged`.
+) -> tuple[dict[str, str], list[Scored]]:
+    """Return the reported metric of each task of `setup`, and the scores of recipes, by name, of its pool.
 
     `lineage` has the recipes of earlier candidates that models are made of, `watch` gets the number of completed models.
     Resamples are those of `settings` and `seed`. Raises `StudyError` for a model that cannot be scored, and the errors of
     models and tasks.
     """
-    worker = Worker(setup)
-    worker.members.lineage.update(lineage)
-    metrics = reported(judged)
+    judged = {name: tasks.make(name, entry, Path(setup.folder)) for name, entry in setup.tasks.items()}
+    metrics = {name: task.report_metric for name, task in judged.items()}
     objectives = {name: f"{name}/{metric}" for name, metric in metrics.items()}
     examples = {objective: judged[name].example_keys("report") for name, objective in objectives.items()}
     draws = bootstrap.resamples(examples, settings.resamples, seed)
-    rows = []
+    worker, rows = Worker(setup), []
+    worker.members.lineage.update(lineage)
     for done, (name, recipe) in enumerate(models.items(), start=1):
         evaluation = worker.evaluate(recipe, "report")
         if evaluation.error is not None:
@@ -89,9 +83,4 @@ def score(
         mean = bootstrap.mean_interval(evaluation.scores, draws) if comparable else None
         rows.append(Scored(name, recipe.id, {task: intervals[key] for task, key in objectives.items()}, mean))
         watch(done)
-    return rows
-
-
-def reported(judged: Mapping[str, tasks.Task]) -> dict[str, str]:
-    """Return the reported metric of each task."""
-    return {name: task.report_metric for name, task in judged.items()}
+    return metrics, rows
