@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.errors import EvomergeError, PoolError, StudyError
-from evomerge.settings import StudySettings, identity, open_parts
+from evomerge.evaluate import Setup
+from evomerge.settings import StudySettings, code_digests, identity, open_parts
 
 GOOD = {"pool": {"base": "base", "experts": {"a": "a"}}, "space": "task_arithmetic"}
 
@@ -72,3 +73,14 @@ def test_budget_and_workers_are_no_part_of_a_studys_identity(small_digits):
     assert make(evaluations=25, workers=3, deadline=1.0) == make()
     assert make(seed=1) != make()
     assert make(tasks=dict(reversed(small_digits.tasks.items()))) != make()
+
+
+def test_the_file_of_a_module_is_part_of_the_identity(tmp_path):
+    file = tmp_path / "net.py"
+    setup = Setup("base", {}, {}, module=f"{file}:make")
+    file.write_text("def make(folder): ...")
+    before = code_digests(setup)
+    assert list(before["code_digests"]) == ["module"]
+    file.write_text("def make(folder): return None")
+    assert code_digests(setup) != before
+    assert code_digests(Setup("base", {}, {})) == {}
