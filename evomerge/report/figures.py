@@ -274,7 +274,7 @@ def _number(axes: Axes, results: Results, ends: NDArray[np.float64]) -> None:
 
 
 def _legend(figure: Figure, results: Results) -> None:
-    entries = {"front": _FRONT, "picked merge": _PICKED} if results.front else {}
+    entries = {"front": _FRONT, "picked model": _PICKED} if results.front else {}
     for reference in results.references.values():
         look = _look(results, reference)
         entries["expert" if look is _EXPERT else reference.name] = look

@@ -213,16 +213,22 @@ def _best(references: Mapping[str, Recipe], searched: pareto.Points, limit: int)
 
 
 def _rivals(picked: Candidate, shown: Mapping[str, Candidate], estimates: Estimates) -> dict[str, Candidate]:
-    """Return the references to compare the pick with: the best single model, the best reference, and the average."""
-    singles = [name for name in shown if name == "base" or name.startswith("expert ")]
+    """Return the references to compare the pick with: the best single model, the best reference, and the average.
+
+    The single model is the best on the unseen examples, which is hard on the pick; the reference is the best by the estimates.
+    """
+    singles = [one for name, one in shown.items() if name == "base" or name.startswith("expert ")]
+    found = {}
+    if singles:
+        found["best single model"] = max(singles, key=lambda one: one.mean[0])
+    names = {one.recipe_id: name for name, one in shown.items()}
+    found["best reference"] = shown[names[estimates.best(list(names))]]
+    if "average" in shown:
+        found["plain average"] = shown["average"]
     rivals: dict[str, Candidate] = {}
-    for what, names in (("best single model", singles), ("best reference", [*shown]), ("plain average", ["average"])):
-        ids = {shown[name].recipe_id: name for name in names if name in shown}
-        if not ids:
-            continue
-        name = ids[estimates.best(list(ids))]
-        if shown[name] not in (picked, *rivals.values()):
-            rivals[what if name == "average" else f"{what} ({name})"] = shown[name]
+    for what, rival in found.items():
+        if rival not in (picked, *rivals.values()):
+            rivals[what if rival.name == "average" else f"{what} ({rival.name})"] = rival
     return rivals
 
 
