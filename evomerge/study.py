@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 from rich.console import Console
 
 from evomerge import costs, evaluate, files, journal, pareto
@@ -309,6 +309,13 @@ class _Header(BaseModel):
     settings: StudySettings
     identity: dict[str, Any]
     versions: dict[str, str]
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _without_mixtures(cls, settings: Any) -> Any:
+        """Keep the references of a study from before there were mixtures: showing it scores nothing new."""
+        report = settings.get("report") if isinstance(settings, dict) else None
+        return settings if not isinstance(report, dict) else settings | {"report": {"mixtures": 0} | report}
 
 
 def _read_header(folder: Path) -> _Header:
