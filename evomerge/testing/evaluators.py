@@ -1,7 +1,6 @@
 """The conformance suite of evaluators."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 from unittest import TestCase
 
 import numpy as np
@@ -35,7 +34,8 @@ class EvaluatorSuite:
     def test_scores_are_those_of_a_worker(self, evaluator: Evaluator, setup: Setup) -> None:
         """Byte for byte, on both splits, with the seconds of each phase."""
         worker = Worker(setup)
-        cases = [(recipe, split) for recipe in self.recipes(setup)[:4] for split in get_args(Split)]
+        splits: tuple[Split, ...] = ("search", "report")
+        cases = [(recipe, split) for recipe in self.recipes(setup)[:4] for split in splits]
         proposals = [Proposal(i, recipe, split=split) for i, (recipe, split) in enumerate(cases)]
         evaluations = self.evaluate(evaluator, proposals)
         for i, (recipe, split) in enumerate(cases):

@@ -1,6 +1,7 @@
 """A pool, and tasks that fail for chosen candidates."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,12 +36,15 @@ def sizes(setup):
 
 
 @pytest.fixture(scope="session")
-def faulty(digits):
-    """A setup with a real task and the task `faults`, which fails as `plan_faults` plans."""
+def faulty(digits, tmp_path_factory):
+    """A setup with a real task and the task `faults`, which fails as `plan_faults` plans in a file beside the models."""
+    models = tmp_path_factory.mktemp("faulty")
+    for path in (digits.pool["base"], *digits.pool["experts"].values()):
+        shutil.copytree(path, models / Path(path).name)
     faults = {"kind": "callable", "function": "faults:score", "search": 4, "report": 6}
     return Setup(
-        base=digits.pool["base"],
-        experts=digits.pool["experts"],
+        base=str(models / Path(digits.pool["base"]).name),
+        experts={name: str(models / Path(path).name) for name, path in digits.pool["experts"].items()},
         tasks={"turned": digits.tasks["turned"], "faults": faults},
         folder=str(HERE),
     )

@@ -281,7 +281,7 @@ def test_item_response_adds_the_most_informative_examples_to_the_permutation():
     for row, evaluation in estimated.items():
         asked = np.array(sorted(i for number, _, i in found.asked if number == row))
         assert evaluation.means(["a/m"])[0] == pytest.approx(
-            float(model.estimate(asked, table[row, asked])[0]), abs=1e-6
+            float(model.estimate(asked, table[[row]][:, asked])[0][0]), abs=1e-6
         )
 
 
