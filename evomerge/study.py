@@ -1,8 +1,9 @@
 """Study: a directory, a driver, an evaluator and a budget. The file to read first.
 
 A study's directory holds `study.json` (its settings and identity), `journal.jl` (all proposals and evaluations: the only
-truth), `costs.jl` (the time they took), `retried.jl` (failed candidates, evaluated again), and the output of `evomerge.report`. A study is resumed by replaying its journal
-through a fresh, seeded driver, so no optimiser state is ever stored.
+truth), `costs.jl` (the time they took), `retried.jl` (failed candidates, evaluated again), and the output of
+`evomerge.report`. A study is resumed by replaying its journal through a fresh, seeded driver, so no optimiser state is ever
+stored.
 """
 
 import fcntl

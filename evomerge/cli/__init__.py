@@ -3,11 +3,11 @@
 Those import torch and transformers, and are imported only when their command runs: help and completion stay fast.
 """
 
-import signal
 import sys
 
 from rich.console import Console
 
+from evomerge import interrupts
 from evomerge.cli.app import app
 from evomerge.errors import EvomergeError
 
@@ -16,7 +16,7 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line, and exit: 0 done, 2 for an error the user can fix, 130 for an interrupted command."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished evaluations are safe
+    interrupts.install()
     try:
         code = app(standalone_mode=False)  # typer returns the exit code of an interrupt instead of raising it
     except EvomergeError as error:

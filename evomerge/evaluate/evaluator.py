@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol, Self
 
+from evomerge import interrupts
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
@@ -66,6 +67,7 @@ def drive(
     for proposal in pending.values():
         evaluator.submit(proposal)
     while True:
+        interrupts.check()
         while len(pending) < evaluator.slots and (asked := ask()) is not None:
             journal.ask(asked)
             evaluator.lineage[asked.recipe.id] = asked.recipe

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge import interrupts
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
@@ -42,6 +43,7 @@ OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
 
 _STACKS = 16  # recent stacks per worker, of which it may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
+_LONGEST_WAIT = 1.0  # seconds between looks for an interrupt that Ray swallowed
 _OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
 # Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
@@ -93,10 +95,11 @@ class RayEvaluator(Evaluator):
         if not (self._finished or self._queue or any(slot.proposal for slot in self._slots)):
             raise EvaluatorError("no proposal is pending; submit one before waiting")
         while not self._finished:
+            interrupts.check()
             self._dispatch()
             busy = {slot.future: slot for slot in self._slots if slot.future is not None}
             due = min(slot.due for slot in self._slots)
-            timeout = None if math.isinf(due) else max(due - time.monotonic(), 0.0)
+            timeout = min(max(due - time.monotonic(), 0.0), _LONGEST_WAIT)
             ray.wait(list(busy), num_returns=1, timeout=timeout)
             ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
             for future in ready:  # before overdue workers are killed: a result that is ready counts as in time

@@ -1,6 +1,11 @@
 """`drive` records before it acts, fills all slots, and ends when there is nothing left to evaluate."""
 
-from evomerge import journal
+import signal
+from contextlib import suppress
+
+import pytest
+
+from evomerge import interrupts, journal
 from evomerge.evaluate import Evaluator, drive
 from evomerge.journal import Journal
 from evomerge.recipe import base
@@ -55,3 +60,33 @@ def test_asks_again_after_each_evaluation_until_nothing_is_pending(tmp_path):
         completed = [p.number for p, _ in drive(evaluator, record, lambda: answers.pop(0))]
     assert completed == [0, 1]
     assert answers == []
+
+
+def test_an_interrupt_that_was_swallowed_stops_the_loop_and_keeps_what_is_finished(tmp_path):
+    class Swallowing(LastFirst):
+        def wait(self):
+            if len(asked) == 3:
+                with suppress(KeyboardInterrupt):  # as in a callback of an extension module
+                    signal.raise_signal(signal.SIGTERM)
+            return super().wait()
+
+    path, asked = tmp_path / "journal.jl", []
+
+    def ask():
+        asked.append(Proposal(len(asked), base()))
+        return asked[-1]
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    evaluator = Swallowing(path, slots=1)
+    evaluator.lineage[base().id] = base()
+    try:
+        interrupts.install()
+        with Journal(path) as record, pytest.raises(KeyboardInterrupt):
+            for _ in drive(evaluator, record, ask):
+                pass
+    finally:
+        interrupts.install()  # forgets the interrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert len(asked) == 3
+    assert sum(evaluation is not None for _, evaluation in journal.events(path)) == 3
