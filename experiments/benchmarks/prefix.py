@@ -122,7 +122,7 @@ def search(space: str, seed: int, *, smoke: bool) -> Run:
             }
             if taken[True][1].to_json() != taken[False][1].to_json():
                 raise AssertionError(f"candidate {number}: other scores with shared hidden states than without")
-            count = workers[True].layers
+            count = workers[True].prepare().model.prefixes.count
             found.run.append(count.run)
             found.spared.append(count.spared)
             found.seconds.append(taken[True][0])
