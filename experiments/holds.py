@@ -14,9 +14,10 @@ of draws describe these zoos; they are no test over zoos.
 
     python experiments/holds.py [--smoke] [--seeds DRAWS] [--evaluations N] [--only BED …] [--json] [--out DIR]
 
-An interrupted run resumes with the same command: scores are kept in `runs/holds/`.
+An interrupted run resumes with the same command: scores, and the figures of each bed and size, are kept in `runs/holds/`.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from shared.fronts import Bench, open_bench
 from shared.harness import Findings, Switches, main, say, table
 
-from evomerge import pareto, search
+from evomerge import files, pareto, search
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap
 from evomerge.report.comparisons import references
@@ -93,7 +94,10 @@ def measure(switches: Switches) -> Findings:
         folder = Path(scratch) if switches.smoke else SCORES
         for name in switches.parts[:1] if switches.smoke else switches.parts:
             for size in (100,) if switches.smoke else SIZES:
-                picks, volumes = of_bed(BEDS[name], size, folder, switches)
+                kept = folder / f"{name}-{size}-{switches.evaluations}-{len(switches.seeds)}.json"
+                if not kept.exists():
+                    files.write(kept, json.dumps(of_bed(BEDS[name], size, folder, switches)))
+                picks, volumes = json.loads(kept.read_text(encoding="utf-8"))
                 rows += picks
                 fronts += volumes
     return Findings({"rows": rows, "fronts": fronts}, text(rows, fronts), draw(rows), packages=["pymoo", "matplotlib"])
