@@ -240,7 +240,7 @@ def picks(
     scored = {identity: pooled.part(both[identity], drawn.search) for identity in sorted(both)}
     names = list(pooled.tasks)
     keys = {name: [pooled.keys[name][i] for i in drawn.search[name]] for name in names}
-    resamples = bootstrap.resamples(keys, 200, seed)
+    resamples = bootstrap.resamples(keys, 100, seed)
     estimates = estimate(scored, pooled.tasks, resamples, [one.id for one in singles(fixed).values()])
     reference, best = estimates.best(list(theirs)), estimates.best(list(ours))
     _, probability = estimates.gain(best, reference)
