@@ -325,7 +325,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     colours = dict(
         zip(RULES, ("#999999", "#56B4E9", "#E69F00", "#F5C0A0", "#E88A60", "#D55E00", "#8F3F00"), strict=True)
     )
-    figure = Figure(figsize=(4.2 * len(beds), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * len(beds), 8), 3.8), layout="constrained")
     for axes, bed in zip(figure.subplots(1, len(beds), squeeze=False)[0], beds, strict=True):
         for rule, colour in colours.items():
             of = [row for row in rows if row["bed"] == bed and row["rule"] == rule and row["method"] != "simplex"]
@@ -339,7 +339,9 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(bed)
         axes.set_xlabel("search examples per task")
         axes.set_ylabel("gain over the best reference, points")
-        axes.legend(fontsize=8)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(RULES), fontsize=8, frameon=False
+    )
     return figure
 
 
