@@ -26,6 +26,6 @@ def check() -> None:
 
 
 def _interrupt(*_: object) -> Never:
-    global _received  # noqa: PLW0603
+    global _received  # noqa: PLW0603  # as above
     _received = True
     raise KeyboardInterrupt

@@ -49,7 +49,7 @@ def demo(
     evaluations: Evaluations = None,
     workers: Workers = None,
 ) -> None:
-    """Build the embedded experts, search, report on unseen examples, and export the picked merge."""
+    """Build the embedded experts, search, report on unseen examples, and export the picked model."""
     from evomerge.cli import studies
 
     studies.demo(out, name, evaluations, workers)

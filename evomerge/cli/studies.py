@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ _DEMO: dict[str, dict[str, Any]] = {
 
 
 def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> None:
-    """Build a zoo, search, report, export the picked merge, and load it with transformers."""
+    """Build a zoo, search, report, export the picked model, and load it with transformers."""
     console = new_console()
     if name not in _DEMO:
         raise StudyError(f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}")
@@ -160,11 +160,13 @@ def pick(
         recipe, point = prediction.recipe, None if verified is None else verified.candidate
         results = None if point is None or out is None else _report(study, console)
     else:
-        results = _report(study, console, also=() if candidate is None else (candidate,))
-        if candidate is not None:
-            point = next(one for one in results.front if one.name == f"#{candidate}")
-        else:
+        if candidate is None:
+            results = _report(study, console)
             point = choose.choose(results, preference, anyway=anyway)
+        else:  # the study's own report stays as it is
+            with Progress("report", 1, console) as progress:
+                results = measure.measure(study, watch=progress, also=(candidate,))
+            point = next(one for one in results.front if one.name == f"#{candidate}")
         console.print(tables.point(results, point))
         for line in tables.reasons(results, point, default=candidate is None and not preference.is_set):
             console.print(line, markup=False)
@@ -295,11 +297,9 @@ def _coverage(study: Study) -> str:
     return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
 
 
-def _report(
-    study: Study, console: Console, evaluator: CachingEvaluator | None = None, also: Collection[int] = ()
-) -> Results:
+def _report(study: Study, console: Console, evaluator: CachingEvaluator | None = None) -> Results:
     with Progress("report", 1, console) as progress:
-        results = measure.measure(study, evaluator, progress, also)
+        results = measure.measure(study, evaluator, progress)
     measure.write(results, study.folder)
     html.write(results, study.folder)
     return results

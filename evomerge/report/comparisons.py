@@ -12,7 +12,7 @@ from evomerge.report.results import Candidate, Comparison
 from evomerge.report.scorer import Scorer
 from evomerge.settings import Parts, ReportSettings
 
-_RESAMPLES = 1000
+RESAMPLES = 1000
 """Resamples of hypervolumes, at most."""
 _LINE, _SIMPLEX = 9, 24
 """Mixtures by default: points between two experts, and convex combinations of more."""
@@ -77,7 +77,7 @@ def compare(
     an error rate of 5%: with n of them, each interval is at 1 - 0.05 / n (Bonferroni).
     """
     larger = max(len(front), len(references))
-    affordable = pareto.affordable(larger, len(point), repeats=4 * _RESAMPLES)
+    affordable = pareto.affordable(larger, len(point), repeats=4 * RESAMPLES)
     level = 1 - (1 - bootstrap.LEVEL) / max(len(rivals) + affordable, 1)
     comparisons = [
         Comparison(
@@ -91,23 +91,32 @@ def compare(
         for what, rival in rivals.items()
     ]
     if affordable:
-        volumes = [pareto.hypervolume(scorer.means(recipes, scorer.split), point) for recipes in (front, references)]
-        gap = bootstrap.hypervolume_difference(
-            [scorer.scores(recipe.id) for recipe in front],
-            [scorer.scores(recipe.id) for recipe in references],
-            dict(zip(scorer.parts.reported, point.tolist(), strict=True)),
-            scorer.reported,
-            _RESAMPLES,
-            level,
-        )
-        comparisons.append(
-            Comparison(
-                better="searched front",
-                worse="best references together",
-                values=(volumes[0], volumes[1]),
-                what="hypervolume",
-                difference=gap,
-                level=level,
-            )
-        )
+        fronts = [[scorer.scores(recipe.id) for recipe in recipes] for recipes in (front, references)]
+        below = dict(zip(scorer.parts.reported, point.tolist(), strict=True))
+        names = "searched front", "best references together"
+        comparisons.append(of_fronts(names, (fronts[0], fronts[1]), below, scorer.reported, level))
     return tuple(comparisons)
+
+
+def of_fronts(
+    names: tuple[str, str],
+    fronts: tuple[Sequence[bootstrap.Scores], Sequence[bootstrap.Scores]],
+    point: Mapping[str, float],
+    draws: bootstrap.Resamples,
+    level: float,
+) -> Comparison:
+    """Return the comparison of the hypervolumes of two sets of models above `point`, by objective: the first minus the second."""
+    return Comparison(
+        better=names[0],
+        worse=names[1],
+        values=(volume(fronts[0], point), volume(fronts[1], point)),
+        what="hypervolume",
+        difference=bootstrap.hypervolume_difference(*fronts, point, draws, RESAMPLES, level),
+        level=level,
+    )
+
+
+def volume(front: Sequence[bootstrap.Scores], point: Mapping[str, float]) -> float:
+    """Return the hypervolume of the models' mean scores above `point`, by objective."""
+    means = [[float(scores[name].mean(dtype=np.float64)) for name in point] for scores in front]
+    return pareto.hypervolume(means, list(point.values()))

@@ -17,7 +17,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, comparisons, replay, surface
 from evomerge.report.estimates import NEEDED, Estimates
 from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
-from evomerge.report.scorer import Scorer, Watch
+from evomerge.report.scorer import Scorer, Watch, singles
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
@@ -67,27 +67,27 @@ def measure(
     shown = comparisons.show(tried, estimates)
     limit = settings.report.front
     chosen = _front(good, searched, search_point, limit, estimates.best(ids), estimates)
-    chosen |= {f"#{number}": numbers[number] for number in also}
+    extra = {f"#{number}": numbers[number] for number in also}
     references = {name: tried[name] for name in (*shown, *_best(tried, scorer.means(tried.values(), "search"), limit))}
-    scored = scorer.score({**references, **chosen}, split)
-    references, chosen = ({name: scored[name] for name in models if name in scored} for models in (references, chosen))
+    scored = scorer.score({**references, **chosen, **extra}, split)
+    references, chosen, extra = (
+        {name: scored[name] for name in models if name in scored} for models in (references, chosen, extra)
+    )
     scorer.require({name: recipe for name, recipe in references.items() if name in shown}, "reference", split)
     scorer.require(chosen, "model of the front", split)
     scorer.scale(references)
 
     on_front = dict(zip(ids, estimates.on_front(ids).tolist(), strict=True))
     front = [
-        scorer.candidate(name, recipe, estimates, on_front.get(recipe.id)).model_copy(
-            update={"equals": scorer.equal(recipe, tried)}
-        )
-        for name, recipe in chosen.items()
+        scorer.candidate(name, recipe, estimates, on_front.get(recipe.id), scorer.equal(recipe, tried))
+        for name, recipe in {**chosen, **extra}.items()
     ]
     candidates = {
         label: scorer.candidate(label, references[name], estimates)
         for name, label in shown.items()
         if name in references
     }
-    choice = _choice(estimates, front, candidates)
+    choice = _choice(estimates, [recipe.id for recipe in chosen.values()], candidates)
     picked = (
         next(one for one in front if one.recipe_id == choice.candidate)
         if choice.is_candidate
@@ -121,7 +121,9 @@ def measure(
         choice=choice,
         references=candidates,
         unscored=scorer.failures,
-        comparisons=comparisons.compare(scorer, picked, _rivals(picked, candidates, estimates), *models, report_point),
+        comparisons=comparisons.compare(
+            scorer, picked, _rivals(picked, candidates, singles(references), estimates), *models, report_point
+        ),
         **replay.population(study, len(population)),
         surface=_surface(study, population),
         costs=seconds,
@@ -164,10 +166,10 @@ def _contenders(searched: pareto.Points) -> list[int]:
     return sorted(rows)
 
 
-def _choice(estimates: Estimates, front: Sequence[Candidate], references: Mapping[str, Candidate]) -> Choice:
-    """Return the choice between the best of the search's candidates, which the front holds, and the best reference."""
+def _choice(estimates: Estimates, front: Sequence[str], references: Mapping[str, Candidate]) -> Choice:
+    """Return the choice between the best of the search's candidates, which the `front` of ids holds, and the best reference."""
     names = {reference.recipe_id: name for name, reference in references.items()}
-    ours, theirs = estimates.best([one.recipe_id for one in front]), estimates.best(list(names))
+    ours, theirs = estimates.best(front), estimates.best(list(names))
     gain, probability = estimates.gain(ours, theirs)
     return Choice(
         candidate=ours,
@@ -212,15 +214,16 @@ def _best(references: Mapping[str, Recipe], searched: pareto.Points, limit: int)
     return [names[i] for i in rows[:limit].tolist()]
 
 
-def _rivals(picked: Candidate, shown: Mapping[str, Candidate], estimates: Estimates) -> dict[str, Candidate]:
+def _rivals(
+    picked: Candidate, shown: Mapping[str, Candidate], alone: Collection[str], estimates: Estimates
+) -> dict[str, Candidate]:
     """Return the references to compare the pick with: the best single model, the best reference, and the average.
 
     The single model is the best on the unseen examples, which is hard on the pick; the reference is the best by the estimates.
     """
-    singles = [one for name, one in shown.items() if name == "base" or name.startswith("expert ")]
     found = {}
-    if singles:
-        found["best single model"] = max(singles, key=lambda one: one.mean[0])
+    if alone:
+        found["best single model"] = max((shown[name] for name in alone), key=lambda one: one.mean[0])
     names = {one.recipe_id: name for name, one in shown.items()}
     found["best reference"] = shown[names[estimates.best(list(names))]]
     if "average" in shown:

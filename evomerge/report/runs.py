@@ -3,24 +3,21 @@
 Not to be confused with `comparisons`, which compares one search with its references.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from evomerge import pareto
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, measure
+from evomerge.report.comparisons import RESAMPLES, of_fronts, volume
 from evomerge.report.results import Comparison, Interval, Results
 from evomerge.report.scorer import Scorer, Watch
 from evomerge.settings import code_digests, data_digest
 from evomerge.study import Study
 
-_RESAMPLES = 1000
-"""Resamples of hypervolumes, at most."""
 _NOT_JUDGED = ("search", "final", "search_metric", "group", "keep_margins", "batch", "metrics")
 """Settings of a task that do not change its reported scores."""
 
@@ -92,28 +89,28 @@ def compare(studies: Sequence[Study], watch: Watch = lambda done, total: None) -
     origin = float((first.origins / first.units).mean())
     means = [bootstrap.mean_interval(scores, first.reported, units) for scores in picked]
     corner = _corner(measured)
-    volumes = [None if corner is None else _volume(front, corner) for front in fronts]
+    volumes = [None if corner is None else volume(front, corner) for front in fronts]
     names = [str(study.folder) for study in studies]
     runs = [
-        Run(study.folder, study.parts.driver["kind"], results, (value - origin, low - origin, high - origin), volume)
-        for study, results, (value, low, high), volume in zip(studies, measured, means, volumes, strict=True)
+        Run(study.folder, study.parts.driver["kind"], results, (value - origin, low - origin, high - origin), size)
+        for study, results, (value, low, high), size in zip(studies, measured, means, volumes, strict=True)
     ]
     level = 1 - (1 - bootstrap.LEVEL) / ((len(runs) - 1) * (1 if corner is None else 2))
     comparisons = []
     for other in range(1, len(runs)):
-        values = runs[other].mean[0], runs[0].mean[0]
-        gap = bootstrap.difference(picked[other], picked[0], first.reported, level, units)
-        kinds = [("mean", "pick of", "pick of", values, gap)]
-        if corner is not None:
-            values = _volume(fronts[other], corner), _volume(fronts[0], corner)
-            gap = bootstrap.hypervolume_difference(fronts[other], fronts[0], corner, first.reported, _RESAMPLES, level)
-            kinds.append(("hypervolume", "front of", "the front of", values, gap))
-        comparisons += [
+        comparisons.append(
             Comparison(
-                better=f"{a} {names[other]}", worse=f"{b} {names[0]}", values=pair, what=what, difference=d, level=level
+                better=f"pick of {names[other]}",
+                worse=f"pick of {names[0]}",
+                values=(runs[other].mean[0], runs[0].mean[0]),
+                what="mean",
+                difference=bootstrap.difference(picked[other], picked[0], first.reported, level, units),
+                level=level,
             )
-            for what, a, b, pair, d in kinds
-        ]
+        )
+        if corner is not None:
+            between = f"front of {names[other]}", f"the front of {names[0]}"
+            comparisons.append(of_fronts(between, (fronts[other], fronts[0]), corner, first.reported, level))
     return runs, comparisons
 
 
@@ -144,11 +141,6 @@ def _corner(measured: Sequence[Results]) -> dict[str, float] | None:
     points = [results.hypervolume.report_point for results in measured if results.hypervolume is not None]
     objectives = measured[0].objectives
     largest = max(len(results.front) for results in measured)
-    if len(points) < len(measured) or not pareto.affordable(largest, len(objectives), repeats=4 * _RESAMPLES):
+    if len(points) < len(measured) or not pareto.affordable(largest, len(objectives), repeats=4 * RESAMPLES):
         return None
     return {f"{one.name}/{one.report}": min(point[one.name] for point in points) for one in objectives}
-
-
-def _volume(front: Sequence[bootstrap.Scores], corner: Mapping[str, float]) -> float:
-    points = [[float(scores[name].mean(dtype=np.float64)) for name in corner] for scores in front]
-    return pareto.hypervolume(points, list(corner.values()))

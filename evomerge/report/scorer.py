@@ -150,7 +150,12 @@ class Scorer:
         return self.draws(self.parts.reported)
 
     def candidate(
-        self, name: str, recipe: Recipe, estimates: Estimates | None = None, on_front: float | None = None
+        self,
+        name: str,
+        recipe: Recipe,
+        estimates: Estimates | None = None,
+        on_front: float | None = None,
+        equals: str | None = None,
     ) -> Candidate:
         """Return the scores of a recipe on both splits, those on the report split with intervals."""
         scores = self.scores(recipe.id)
@@ -166,6 +171,7 @@ class Scorer:
             mean=(value - origin, low - origin, high - origin),
             estimate={} if estimates is None else estimates.of(recipe.id),
             on_front=on_front,
+            equals=equals,
         )
 
 

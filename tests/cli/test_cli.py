@@ -112,8 +112,11 @@ def test_pick_writes_a_checkpoint_that_transformers_loads_and_that_merge_reprodu
 
 def test_pick_takes_a_candidate_by_number_and_the_best_of_the_search_anyway(finished):
     out, _ = finished
+    evomerge("show", out)
+    report = (out / "report.json").read_bytes()
     rows = [line.split() for line in evomerge("pick", out, "--candidate", "0").stdout.splitlines()]
     assert ["#0"] in [row[:1] for row in rows]
+    assert (out / "report.json").read_bytes() == report
     assert "no candidate 999 was evaluated" in evomerge("pick", out, "--candidate", "999", code=2).stderr
     assert "`--candidate` names one candidate" in evomerge("pick", out, "--candidate", "0", "--knee", code=2).stderr
     assert "estimated at mean accuracy" in " ".join(evomerge("pick", out, "--anyway").stdout.split())

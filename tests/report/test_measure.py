@@ -185,8 +185,11 @@ def test_mixtures_are_references_and_only_the_best_is_shown(study_of):
     assert sum(name.startswith("best mixture") for name in results.references) == 1
 
 
-def test_a_candidate_of_any_number_can_be_shown(study_of):
+def test_a_candidate_of_any_number_can_be_shown_and_changes_nothing_else(study_of):
     study, evaluator = study_of(lambda data: 0.5)
+    plain, more = measure.measure(study, evaluator), measure.measure(study, evaluator, also=(7,))
+    for field in ("picked", "choice", "hypervolume", "comparisons", "references"):
+        assert getattr(more, field) == getattr(plain, field), field
     assert "#7" in {point.name for point in measure.measure(study, evaluator, also=(7,)).front}
     with pytest.raises(StudyError, match="no candidate 99 was evaluated"):
         measure.measure(study, evaluator, also=(99,))
