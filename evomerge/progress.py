@@ -30,9 +30,8 @@ class Progress:
     def __init__(self, what: str, total: int, console: Console) -> None:
         self._what, self._total, self._console = what, total, console
         self._start = self._last = time.monotonic()
-        self._first: tuple[float, int] | None = (
-            None  # time and amount of the first call: start-up takes part in no estimate
-        )
+        # Time and amount of the first call, from which the rest is estimated: start-up takes no part.
+        self._first: tuple[float, int] | None = None
         self._notebook_line: Any = None  # IPython's handle of the line that is shown
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()

@@ -152,10 +152,8 @@ def hypervolume_difference(
             raise StudyError(f"reference point: objective `{name}` is missing; it has {', '.join(point) or 'none'}")
     corner = [point[name] for name in draws.counts]
     first = Resamples({name: counts[:limit] for name, counts in draws.counts.items()}, draws.distinct)
-    measured, drawn = (
-        [],
-        [],
-    )  # means of the front and of the references: (models, objectives), (resamples, models, objectives)
+    # Means of the front and of the references: (models, objectives), (resamples, models, objectives).
+    measured, drawn = [], []
     for models in (front, references):
         measured.append(np.array([[_mean(scores, name) for name in draws.counts] for scores in models]))
         drawn.append(np.stack([first.means(scores) for scores in models], axis=1))
