@@ -70,6 +70,8 @@ class Journal:
             parts.append(f'"split":"{proposal.split}"')
         if proposal.examples is not None:
             parts.append(f'"examples":{_compact(dict(proposal.examples))}')
+        if proposal.slopes is not None:
+            parts.append(f'"slopes":{_compact(dict(proposal.slopes))}')
         if proposal.genome is not None:
             parts.append(f'"genome":"{to_base64(proposal.genome, np.float64)}"')
         self._append(f"{{{','.join(parts)}}}", durable=False)
@@ -193,10 +195,11 @@ def _record(path: Path, line: int, body: bytes) -> Proposal | Tell:
 def _ask(data: dict[str, Any]) -> Proposal:
     record = _AskRecord.model_validate(data)
     genome = None if record.genome is None else from_base64(record.genome, np.float64)
-    examples = None
-    if record.examples is not None:
-        examples = {task: tuple(indices) for task, indices in record.examples.items()}
-    return Proposal(record.ask, Recipe.parse(record.recipe), genome, record.split, examples)
+    examples, slopes = (
+        None if named is None else {task: tuple(indices) for task, indices in named.items()}
+        for named in (record.examples, record.slopes)
+    )
+    return Proposal(record.ask, Recipe.parse(record.recipe), genome, record.split, examples, slopes)
 
 
 def _tell(data: dict[str, Any]) -> Tell:
@@ -211,6 +214,7 @@ class _AskRecord(FrozenModel, strict=True):
     recipe: Any
     split: Split = "search"
     examples: dict[str, list[NonNegativeInt]] | None = None
+    slopes: dict[str, list[NonNegativeInt]] | None = None
     genome: str | None = None
 
 
@@ -224,6 +228,7 @@ class _TellRecord(FrozenModel, strict=True):
     error: str | None = None
     scores: dict[str, str] | None = None
     outputs: dict[str, _Columns] | None = None
+    slopes: dict[str, str] | None = None
 
 
 def _compact(data: dict[str, Any]) -> str:

@@ -33,6 +33,8 @@ class Metric:
     """Highest possible mean score; inf where there is none."""
     smooth: bool = False
     """Whether it is a smooth function of the model's weights, such as a log-likelihood; accuracy is a step function."""
+    slopes: bool = False
+    """Whether the task can differentiate it with respect to the model's weights."""
     margins: str | None = None
     """Name of the table in `Evaluation.outputs`, `(examples, columns)`, that decides the metric: an example scores 1 where
     all of its margins are positive, else 0. None where there is no such table."""
@@ -58,7 +60,8 @@ class Proposal:
     """A candidate to be evaluated.
 
     `number` counts a study's asks from 0. `genome` is the driver's encoding, float64 `(genes,)`, or None for a recipe from
-    elsewhere. `examples` are those to score, in this order; None means all examples of all tasks.
+    elsewhere. `examples` are those to score, in this order; None means all examples of all tasks. `slopes` are the examples,
+    among those scored, over whose mean score slopes are wanted; None wants no slopes.
     """
 
     number: int
@@ -66,6 +69,7 @@ class Proposal:
     genome: NDArray[np.float64] | None = None
     split: Split = "search"
     examples: Examples | None = None
+    slopes: Examples | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,13 +77,16 @@ class Evaluation:
     """The result of a proposal: score vectors, or the reason why there are none. Higher is better everywhere.
 
     `scores` maps `task/metric` to float32 `(examples,)`, in the order of the task's split, or of the proposal's examples.
-    `outputs` maps `task/name` to tables, float32 `(examples, columns)`, in the same order. `seconds` says where the time
-    went and is not part of the result. What is not valid Unicode in `error` (a lone surrogate) is escaped.
+    `outputs` maps `task/name` to tables, float32 `(examples, columns)`, in the same order. `slopes` maps objectives to the
+    derivatives of their mean scores with respect to the recipe's `numbers`, float64 `(numbers,)`, NaN for a number that has
+    none; a search space turns them into slopes of genes (`SearchSpace.slopes`). `seconds` says where the time went and is
+    not part of the result. What is not valid Unicode in `error` (a lone surrogate) is escaped.
     """
 
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     error: str | None = None
     outputs: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    slopes: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,7 +119,9 @@ class Evaluation:
             name: {"columns": table.shape[1], "rows": to_base64(table, np.float32)}
             for name, table in sorted(self.outputs.items())
         }
-        return {"scores": scores, "outputs": outputs} if outputs else {"scores": scores}
+        slopes = {name: to_base64(vector, np.float64) for name, vector in sorted(self.slopes.items())}
+        optional = {"outputs": outputs, "slopes": slopes}
+        return {"scores": scores, **{key: value for key, value in optional.items() if value}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
@@ -120,7 +129,8 @@ class Evaluation:
         scores = {name: from_base64(text, np.float32) for name, text in data.get("scores", {}).items()}
         tables = data.get("outputs", {}).items()
         outputs = {name: from_base64(table["rows"], np.float32).reshape(-1, table["columns"]) for name, table in tables}
-        return cls(scores=scores, error=data.get("error"), outputs=outputs)
+        slopes = {name: from_base64(text, np.float64) for name, text in data.get("slopes", {}).items()}
+        return cls(scores=scores, error=data.get("error"), outputs=outputs, slopes=slopes)
 
 
 class ScoreTable:
