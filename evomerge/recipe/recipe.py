@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, ConfigDict, Discriminator, RootModel, ValidationError
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.recipe.form import KeyPath
 from evomerge.recipe.nodes import (
     FIELDS,
     NODES,
@@ -96,6 +97,15 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         """The recipe as plain JSON data with every field written out, also those that have their default."""
         return json.loads(canonical_json(self.model_dump()))  # type: ignore[no-any-return]  # JSON
 
+    @cached_property
+    def numbers(self) -> tuple[KeyPath, ...]:
+        """Key paths into `explicit` of all numbers among the parameters of merges, nested ones included.
+
+        A table counts entry by entry. Seeds, layers and scales of slots do not count. They are in the order of a depth-first
+        walk of the canonical JSON: that of `Evaluation.slopes`.
+        """
+        return tuple(_numbers(self.explicit, (), inside=False))
+
     @property
     def children(self) -> "tuple[Recipe, ...]":
         """The recipes directly inside this one, in order; none for `base`, an expert or a member."""
@@ -135,6 +145,18 @@ def _leaves(recipe: Recipe) -> Iterator[Node]:
         yield recipe.root
     for child in recipe.children:
         yield from _leaves(child)
+
+
+def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:
+    """Yield the paths of the numbers in `data`, a part of a recipe, that are `inside` parameters."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _numbers(value, (*path, key), inside=inside or key in ("parameters", "stages"))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _numbers(value, (*path, index), inside=inside)
+    elif inside and isinstance(data, int | float) and not isinstance(data, bool):
+        yield path
 
 
 def prefix_digests(rest: str, layers: Sequence[tuple[str, int, float]]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self, TypeAlias
 from pydantic import BeforeValidator, Discriminator, Tag, model_validator
 
 from evomerge.errors import RecipeError, nearest
+from evomerge.recipe.form import KeyPath
 from evomerge.recipe.validation import TAG, FrozenModel
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
@@ -50,6 +51,17 @@ class Tiled(FrozenModel):
         """Return the entry for a tensor at `place` and the input `label`. Raises `RecipeError` if there is none."""
         value: bool | int | float | str = _look_up(self.values, self.per, place, label)
         return value
+
+    def shares(self, place: Place, label: str | None) -> dict[KeyPath, float]:
+        """Return by which coefficients the table's entries make up `at`: key path inside `values` → coefficient.
+
+        That is {path: 1} for an entry that is looked up; on a curve over depth, there are up to two, whose sum is 1. Raises
+        `RecipeError` if there is no entry.
+        """
+        shares: dict[KeyPath, float] = {}
+        for path, share in _shares(self.values, self.per, place, label):
+            shares[path] = shares.get(path, 0.0) + share
+        return shares
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise `RecipeError` unless a table over `expert` has an entry for each input of its merge, and no other."""
@@ -138,21 +150,41 @@ def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) ->
     if not per:
         return table
     axis = per[0]
+    near, far, share = _cells(table, axis, place, label)
+    value = _look_up(table[near], per[1:], place, label)
+    if not axis.startswith("depth"):
+        return value
+    other = _look_up(table[far], per[1:], place, label)
+    if isinstance(value, str) or isinstance(other, str):
+        raise RecipeError(f"`{axis}` interpolates between {value!r} and {other!r}; expected numbers")
+    return value + (other - value) * share
+
+
+def _shares(table: Any, per: Sequence[str], place: Place, label: str | None) -> Iterator[tuple[KeyPath, float]]:
+    if not per:
+        yield (), 1.0
+        return
+    near, far, share = _cells(table, per[0], place, label)
+    for key, part in ((near, 1.0 - share), (far, share)):
+        if part:
+            for path, inner in _shares(table[key], per[1:], place, label):
+                yield (key, *path), part * inner
+
+
+def _cells(table: Any, axis: str, place: Place, label: str | None) -> tuple[Any, Any, float]:
+    """Return the keys of the two entries between which a tensor lies along the outermost axis, and the second's share."""
     if axis in ("expert", "kind"):
         key = label if axis == "expert" else place.kind
         if key not in table:
             raise RecipeError(f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}")
-        return _look_up(table[key], per[1:], place, label)
+        return key, key, 0.0
     size = axis_size(axis)
     if axis.startswith("block"):
         if size > place.blocks:
             msg = f"`{axis}` makes {size} groups, but the model has {place.blocks} blocks; type `block/{place.blocks}` or less"
             raise RecipeError(msg)
-        return _look_up(table[place.block * size // place.blocks], per[1:], place, label)
+        group = place.block * size // place.blocks
+        return group, group, 0.0
     depth = place.block / max(place.blocks - 1, 1) * (size - 1)
     left = min(int(depth), max(size - 2, 0))
-    near = _look_up(table[left], per[1:], place, label)
-    far = _look_up(table[min(left + 1, size - 1)], per[1:], place, label)
-    if isinstance(near, str) or isinstance(far, str):
-        raise RecipeError(f"`{axis}` interpolates between {near!r} and {far!r}; expected numbers")
-    return near + (far - near) * (depth - left)
+    return left, min(left + 1, size - 1), depth - left

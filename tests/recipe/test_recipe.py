@@ -95,6 +95,46 @@ def test_experts_are_those_of_all_nested_merges():
     assert Recipe.parse(data).root.merge.labels == ("law", "#1", "base")
 
 
+def test_numbers_are_those_of_all_merges_parameters_in_the_order_of_the_json():
+    table = {"per": ["expert", "block/2"], "values": {"maths": [1, 2.5], "#1": [0, -1]}}
+    inner = ties(parameters={"scope": "tensor", "density": 0.5}, seed=3)
+    outer = {"merge": {"method": "linear", "inputs": ["maths", inner], "parameters": {"weight": table, "a": True}}}
+    made = Recipe.parse({"stack": {"slots": [{"source": outer, "layer": 1, "scale": 0.5}], "rest": "base"}})
+    start = ("stack", "slots", 0, "source", "merge")
+    assert made.numbers == (
+        (*start, "inputs", 1, "merge", "parameters", "density"),
+        *((*start, "parameters", "weight", "values", name, i) for name in ("#1", "maths") for i in (0, 1)),
+    )
+
+
+def test_numbers_are_those_of_stages_too():
+    stages = {"weigh": [{"weight": {"weight": {"per": ["kind"], "values": {"norm": 1, "mlp": 2}}}}, "elect"]}
+    stages |= {"edit": {"trim": {"density": 0.5, "scope": "tensor"}}, "post": "none"}
+    start = ("merge", "stages")
+    assert Recipe.parse({"merge": {"inputs": ["a"], "stages": stages, "seed": 7}}).numbers == (
+        (*start, "edit", 0, "trim", "density"),
+        (*start, "weigh", 0, "weight", "weight", "values", "mlp"),
+        (*start, "weigh", 0, "weight", "weight", "values", "norm"),
+    )
+    assert Recipe.parse("base").numbers == ()
+
+
+@given(recipes())
+def test_numbers_lead_to_numbers_and_their_change_is_all_that_makes_recipes_of_one_form_differ(data):
+    one = Recipe.parse(data)
+    explicit = one.explicit
+    for path in one.numbers:
+        *inner, last = path
+        value = explicit
+        for key in inner:
+            value = value[key]
+        assert type(value[last]) in (int, float)
+        value[last] += 0.5
+    other = Recipe.parse(explicit)
+    assert other.numbers == one.numbers
+    assert (other != one) == bool(one.numbers)
+
+
 def stack(*slots, rest="base"):
     keys = ("source", "layer", "scale")
     return Recipe.parse({"stack": {"slots": [dict(zip(keys, slot, strict=False)) for slot in slots], "rest": rest}})

@@ -1,9 +1,12 @@
 """Tiling: which entry of a table a tensor gets, and errors that name what is wrong with a table."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import numbers, tables
 
 from evomerge.errors import RecipeError
-from evomerge.recipe import Place, Recipe, Tiled
+from evomerge.recipe import KINDS, Place, Recipe, Tiled
 
 
 def test_groups_are_consecutive_blocks():
@@ -30,6 +33,37 @@ def test_tables_nest_from_the_outside_in():
 def test_more_groups_than_blocks_are_refused():
     with pytest.raises(RecipeError, match="makes 3 groups, but the model has 2 blocks; type `block/2` or less"):
         Tiled(per=("block/3",), values=[1, 2, 3]).at(Place(0, 2, "mlp"), None)
+
+
+def test_shares_of_a_curve_are_those_of_the_control_points_on_both_sides():
+    table = Tiled(per=("expert", "depth/3"), values={"maths": [0, 1, 3], "code": [5, 5, 5]})
+    assert table.shares(Place(1, 5, "mlp"), "maths") == {("maths", 0): 0.5, ("maths", 1): 0.5}
+    assert table.shares(Place(2, 5, "mlp"), "code") == {("code", 1): 1}
+    assert table.shares(Place(4, 5, "mlp"), "code") == {("code", 2): 1}
+    assert Tiled(per=("depth/1",), values=[7]).shares(Place(1, 5, "mlp"), None) == {(0,): 1}
+
+
+@given(st.data(), tables(numbers, ["maths", "code"]), st.integers(4, 9))
+def test_entries_by_their_shares_sum_to_the_value_and_shares_to_1(data, table, blocks):
+    table = Tiled.model_validate(table)
+    place = Place(data.draw(st.integers(0, blocks - 1)), blocks, data.draw(st.sampled_from(KINDS)))
+    shares = table.shares(place, "maths")
+
+    def entry(path):
+        value = table.values
+        for key in path:
+            value = value[key]
+        return value
+
+    total = sum(share * entry(path) for path, share in shares.items())
+    assert total == pytest.approx(table.at(place, "maths"), abs=1e-12)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0
+
+
+def test_shares_refuse_what_a_look_up_refuses():
+    with pytest.raises(RecipeError, match="no entry for `head`; it has mlp"):
+        Tiled(per=("kind",), values={"mlp": 1}).shares(Place(0, 1, "head"), None)
 
 
 def ties(**more):
