@@ -1,0 +1,1 @@
+"""Drivers that climb along the slopes of the scores."""
