@@ -4,7 +4,11 @@ It is lazy: a tensor is merged when it is read, so a merge larger than memory st
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
@@ -13,8 +17,9 @@ from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Inputs, Pipeline, Store
+from evomerge.merging import Inputs, Pipeline, Store, inputs_sloped, sloped
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
+from evomerge.recipe.form import KeyPath
 
 
 class Builder:
@@ -121,6 +126,7 @@ class Merged(Computed):
         self._pool = builder.pool
         sources = [builder.build(inner) for inner in merge.inputs]
         models = (self._pool.base, *sources)
+        self._inner = {i: s for i, s in enumerate(sources) if isinstance(s, Merged)} if inputs_sloped(merge) else {}
         for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
@@ -148,6 +154,24 @@ class Merged(Computed):
         else:
             super().write(name, out)
 
+    def pull(self, name: str, gradient: torch.Tensor, add: Callable[[KeyPath, float], None], at: KeyPath) -> None:
+        """Add to the numbers of its recipe, whose JSON data is at the key path `at`, the derivatives of <gradient, tensor>.
+
+        `gradient` is float32, of the tensor's shape.
+        """
+        source = self._pool.aliases.get(name, name)
+        if source not in self._pool.merged:
+            return
+        pulled = self._pipeline.pull(source, gradient, self._inner)
+        for path, number in self._pipeline.numbers(source, pulled):
+            add((*at, *path), number)
+        for i, inner in pulled.inputs.items():
+            self._inner[i].pull(source, inner.view(gradient.shape), add, (*at, "inputs", i, "merge"))
+
+    def moved(self) -> list[str]:
+        """Return the names of the tensors that the numbers of its recipe change."""
+        return [name for name in self._pool.merged if self._inner or self._pipeline.depends(name)]
+
     def densities(self) -> dict[str, float]:
         """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
         return self._pipeline.densities()
@@ -159,6 +183,51 @@ class Merged(Computed):
         out = torch.empty(self.info[source].shape, dtype=dtype)
         self._pipeline.write(source, out)
         return out
+
+
+class Slopes:
+    """Derivatives with respect to the numbers of one recipe, summed over its tensors as their gradients come."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint) -> None:
+        """Start at zero for `checkpoint`, which a builder built from `recipe`. Raises `RecipeError` for a stack."""
+        if isinstance(checkpoint, Stacked):
+            raise RecipeError("a stack has no slopes; expected a merge")
+        self._merged = checkpoint if isinstance(checkpoint, Merged) else None
+        known = _sloped(recipe, ())
+        self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
+        self.tensors = [] if self._merged is None else self._merged.moved()
+        """The names of the tensors whose gradients are needed."""
+        self._start = np.array(
+            [0.0 if any(path[:n] in known for n in range(len(path) + 1)) else np.nan for path in self._numbers]
+        )
+        self._sums = self._start.copy()
+
+    def take(self, name: str, gradient: torch.Tensor) -> None:
+        """Add the part of one tensor, by a number's gradient with respect to it. Raises `FloatingPointError` if not finite."""
+        if not gradient.isfinite().all():
+            raise FloatingPointError(f"the gradient of the tensor `{name}` holds NaN or infinity")
+        assert self._merged is not None
+        self._merged.pull(name, gradient.float(), self._add, ("merge",))
+
+    def collect(self) -> NDArray[np.float64]:
+        """Return the sums, float64 `(numbers,)`, NaN where a number has no slope; and start again at zero."""
+        sums, self._sums = self._sums, self._start.copy()
+        return sums
+
+    def _add(self, path: KeyPath, number: float) -> None:
+        if path in self._numbers:  # else a default, which is not in the recipe
+            self._sums[self._numbers[path]] += number
+
+
+def _sloped(recipe: Recipe, at: KeyPath) -> set[KeyPath]:
+    """Return the key paths of the parameters that have slopes, in a recipe whose JSON data is at `at`."""
+    if not isinstance(recipe.root, MergeNode):
+        return set()
+    merge = recipe.root.merge
+    paths = {(*at, "merge", *path) for path in sloped(merge)}
+    for i, inner in enumerate(merge.inputs if inputs_sloped(merge) else ()):
+        paths |= _sloped(inner, (*at, "merge", "inputs", i))
+    return paths
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

@@ -11,7 +11,20 @@ from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.pipeline import Inputs, Pipeline, check
 from evomerge.merging.prepared import Store
+from evomerge.merging.slopes import inputs_sloped, sloped
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
 
-__all__ = ["METHODS", "STAGES", "Inputs", "Method", "Parameter", "Pipeline", "Stage", "Store", "check"]
+__all__ = [
+    "METHODS",
+    "STAGES",
+    "Inputs",
+    "Method",
+    "Parameter",
+    "Pipeline",
+    "Stage",
+    "Store",
+    "check",
+    "inputs_sloped",
+    "sloped",
+]

@@ -68,6 +68,25 @@ class Composition:
                 delta = stage.apply(piece, delta, constants, dict(words))
         return rows, field, delta
 
+    @property
+    def edits(self) -> int:
+        """Number of edits at the beginning."""
+        roles = [STAGES[name].role for name, _ in self.steps]
+        return next((i for i, role in enumerate(roles) if role != "edit"), len(roles))
+
+    @property
+    def linear(self) -> bool:
+        """Whether Δ is Σ wₖ rowₖ of the rows after these edits, with one weight for each row."""
+        stages = [STAGES[name] for name, _ in self.steps]
+        edits = stages[: self.edits]
+        return self.reduce != "max" and not any(s.slopes for s in edits) and all(s.linear for s in stages[self.edits :])
+
+    def after_edits(self, rows: Rows, bound: list[Bound]) -> Tensor:
+        """Return Δ of rows that these edits gave."""
+        rest = Composition(self.origin, self.steps[self.edits :], self.reduce)
+        (delta,) = rest.upto(len(rest.steps), Piece(rows, torch.zeros((), dtype=torch.int32)), bound[self.edits :])
+        return delta
+
     def run(self, base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
         """Merge parts `(n,)` of the base and of the inputs, from element `start` on, into `out` `(n,)` of any float dtype."""
         origin, raw = self.rows(base, tensors)

@@ -31,6 +31,7 @@ from evomerge.merging.parameters import Parameter
 from evomerge.merging.stages import STAGES
 from evomerge.plugins import Table
 from evomerge.recipe import Merge
+from evomerge.recipe.form import KeyPath
 
 Weights = Mapping[str, float]
 Reach = Callable[[Weights], Mapping[str, Any] | None]
@@ -200,9 +201,9 @@ METHODS: Mapping[str, Method] = Table(
 
 
 def spell_out(merge: Merge) -> dict[str, Any]:
-    """Return a merge's stages with every parameter written: origin, reduce, and a list of (stage, parameters).
+    """Return a merge's stages with every parameter written: origin, reduce, and a list `steps` of (stage, parameters).
 
-    Raises `RecipeError` for unknown methods, stages or parameters, and for values out of range.
+    `paths` has for each step the key path of its parameters in the merge's JSON data. Raises `RecipeError` for unknown methods, stages or parameters, and for values out of range.
     """
     if merge.method is not None:
         if merge.method not in METHODS:
@@ -211,21 +212,23 @@ def spell_out(merge: Merge) -> dict[str, Any]:
         values = _complete(f"method `{method.name}`", method.parameters, merge.parameters)
         steps = [(name, {key: values[key] for key in STAGES[name].parameters}) for name in method.stages]
         _check_inputs(steps, merge)
-        return {"origin": method.origin, "reduce": values["reduce"], "steps": steps}
+        paths: list[KeyPath] = [("parameters",)] * len(steps)
+        return {"origin": method.origin, "reduce": values["reduce"], "steps": steps, "paths": paths}
     stages = merge.stages
     assert stages is not None  # Merge holds exactly one of method and stages
-    steps = []
+    steps, paths = [], []
     for role in ("edit", "weigh", "post"):
         names = {key for key, stage in STAGES.items() if stage.role == role}
-        for entry in getattr(stages, role):
+        for number, entry in enumerate(getattr(stages, role)):
             name, parameters = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
             if name == "none":
                 continue
             if name not in names:
                 raise RecipeError(f"unknown {role} stage `{name}`; {nearest(name, names)}")
             steps.append((name, _complete(f"stage `{name}`", STAGES[name].parameters, parameters)))
+            paths.append(("stages", role, number, name))
     _check_inputs(steps, merge)
-    return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps}
+    return {"origin": stages.origin, "reduce": stages.reduce, "steps": steps, "paths": paths}
 
 
 def _check_inputs(steps: Sequence[tuple[str, Mapping[str, Any]]], merge: Merge) -> None:

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Region, Rows, Site, part
+from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Region, Rows, Scope, Site, part
+from evomerge.merging.slopes import sloped
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe
+from evomerge.recipe import Merge, MergeNode, Place, Recipe, Tiled
+from evomerge.recipe.form import KeyPath
 
 CHUNK = 1 << 16
 """Elements of one chunk where a composition runs as written: a few such rows fit into a processor's cache."""
@@ -56,6 +60,16 @@ class Inputs:
     """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
 
 
+@dataclass(frozen=True)
+class Pulled:
+    """Derivatives of <gradient, merged tensor>."""
+
+    parameters: Sequence[Mapping[str, NDArray[np.float64]]]
+    """For each step, those of its parameters that have slopes: `(K,)` where per input, else `()`."""
+    inputs: Mapping[int, torch.Tensor]
+    """By the number of an input, those with respect to the elements of its tensor, float32 `(n,)`."""
+
+
 class Pipeline:
     """One merge of given inputs."""
 
@@ -80,6 +94,8 @@ class Pipeline:
             )
             for place in places
         }
+        self._given = list(zip(spelled["steps"], spelled["paths"], strict=True))
+        self._sloped = sloped(merge)
         self._shared, self.store = store, Store() if inputs.nested else store
         self._stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._adds = any(stage.adds for stage in self._stages)
@@ -104,6 +120,91 @@ class Pipeline:
         _run(composition.run, CHUNK, base, tensors, flat, bound)
         if base.numel() >= COMPILED:
             _spent[composition] += time.perf_counter() - before
+
+    def pull(self, name: str, gradient: torch.Tensor, inner: Collection[int] = ()) -> "Pulled":
+        """Return the derivatives of <gradient, merged tensor> with respect to the parameters that have slopes.
+
+        `gradient` is float32, of the tensor's shape. Masks, signs and thresholds are held fixed. `inner` are the numbers,
+        from 0, of the inputs whose own derivatives are wanted too.
+        """
+        site, base, tensors = self._load(name)
+        composition, stages = self._compositions[site.place], self._stages
+        if not base.numel() or not self.depends(name):
+            return Pulled([{} for _ in stages], {})
+        flat = _flat(gradient.contiguous())
+        bound: list[Bound] = []
+        for step, stage in enumerate(stages):
+            constants = self.bound(step, site)
+            bound.append({key: _leaf(value) for key, value in constants.items()} if stage.slopes else constants)
+        leaves = [value for values in bound for value in values.values() if _is_leaf(value)]
+        sums = [np.zeros(leaf.shape) for leaf in leaves]
+        inputs = {i: torch.empty_like(flat) for i in inner}
+        linear = composition.linear and not inner
+        dots: torch.Tensor | float = 0.0  # of the rows after the edits with the gradient, float64 `(rows,)`
+        for span in _spans(slice(0, base.numel()), CHUNK):
+            parts = [part(values, span) for values in bound]
+            rows = [tensor[span] for tensor in tensors]
+            if linear:
+                origin, raw = composition.rows(base[span], rows)
+                edited, *_ = composition.through(composition.edits, Piece(raw, _start(span)), parts)
+                dots = dots + torch.stack([row @ flat[span] for row in edited]).double()
+                continue
+            with torch.enable_grad():
+                rows = [row.float().requires_grad_() if i in inputs else row for i, row in enumerate(rows)]
+                origin, raw = composition.rows(base[span], rows)
+                (delta,) = composition.upto(len(stages), Piece(raw, _start(span)), parts)
+                wanted = [*leaves, *(rows[i] for i in inputs)]
+                grads = torch.autograd.grad(origin + delta, wanted, flat[span], allow_unused=True)
+            added = [0.0 if grad is None else grad.double().numpy() for grad in grads[: len(leaves)]]
+            sums = [total + new for total, new in zip(sums, added, strict=True)]
+            for i, grad in zip(inputs, grads[len(leaves) :], strict=True):
+                inputs[i][span] = 0.0 if grad is None else grad
+        if isinstance(dots, torch.Tensor) and leaves:
+            with torch.enable_grad():
+                delta = composition.after_edits([dot.view(1) for dot in dots], bound)
+                grads = torch.autograd.grad(delta, leaves, torch.ones_like(delta), allow_unused=True)
+            sums = [
+                np.zeros(leaf.shape) if g is None else g.double().numpy() for leaf, g in zip(leaves, grads, strict=True)
+            ]
+        by_leaf = {id(leaf): total for leaf, total in zip(leaves, sums, strict=True)}
+        return Pulled([self._slopes(step, site, bound[step], by_leaf) for step in range(len(stages))], inputs)
+
+    def _slopes(
+        self, step: int, site: Site, bound: Bound, by_leaf: Mapping[int, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the derivatives with respect to a stage's parameters, from those with respect to what was bound."""
+        stage, (_, values) = self._stages[step], self._values[site.place][step]
+        derivatives = {key: by_leaf[id(value)] for key, value in bound.items() if id(value) in by_leaf}
+        if not derivatives:
+            return {}
+
+        def measure(changed: Mapping[str, Any]) -> Any:
+            assert stage.measure is not None
+            return stage.measure.make(self._region(step, site, stage.measure.over(changed)), changed)
+
+        return {name: slope(site, values, measure, derivatives) for name, slope in stage.slopes.items()}
+
+    def numbers(self, name: str, pulled: Pulled) -> Iterator[tuple[KeyPath, float]]:
+        """Yield key paths in the merge's JSON data, each with a derivative by the number there; a path may come several times."""
+        place = self._inputs.place(name)
+        for ((stage, values), path), derivatives in zip(self._given, pulled.parameters, strict=True):
+            for key, derivative in derivatives.items():
+                where = (*path, key)
+                if where not in self._sloped:
+                    continue
+                per_input = STAGES[stage].parameters[key].per_input
+                for label, number in zip(self._labels if per_input else [None], np.atleast_1d(derivative), strict=True):
+                    if not isinstance(values[key], Tiled):
+                        yield where, float(number)
+                        continue
+                    for entry, share in values[key].shares(place, label).items():
+                        yield (*where, "values", *entry), share * float(number)
+
+    def depends(self, name: str) -> bool:
+        """Return whether the merged tensor depends on the parameters at all: not if all task vectors are zero."""
+        site, base, tensors = self._load(name)
+        fixed = self._compositions[site.place].origin == "base" and not self._adds
+        return not (fixed and self._unchanged(name, base, tensors))
 
     def densities(self) -> dict[str, float]:
         """Return the share of merged elements that are not zero after the edits, by input; {} without edits of each input.
@@ -188,22 +289,27 @@ class Pipeline:
         scope = measure.over(values) if measure is not None else None
         if measure is None or scope is None:
             return stage.bind(site, values, None)
-        one = site.tensor if scope == "tensor" else None
-        kind = site.place.kind if scope == "kind" else None
-        tensors = [site.tensor] if one else self.names[kind]
-        key = self._key(step, one, kind)
-        region = Region(
+        region = self._region(step, site, scope)
+        if measure.fields:
+            return stage.bind(site, values, measure.make(region, values))
+        full_key = (self._region_key(step, site, scope), name, *values.items())
+        return stage.bind(site, values, self.store.measure(full_key, lambda: measure.make(region, values)))
+
+    def _region(self, step: int, site: Site, scope: Scope | None) -> Region:
+        """Return the tensors that stage number `step` measures over for one of them."""
+        key = self._region_key(step, site, scope)
+        return Region(
             site,
-            tensors,
+            [site.tensor] if scope == "tensor" else self.names[site.place.kind if scope == "kind" else None],
             self.lasting(step),
             partial(self.prepared, step),
             partial(self.chunks, step),
             lambda what, make: self.store.measure((key, what), make),
         )
-        if measure.fields:
-            return stage.bind(site, values, measure.make(region, values))
-        full_key = (key, name, *values.items())
-        return stage.bind(site, values, self.store.measure(full_key, lambda: measure.make(region, values)))
+
+    def _region_key(self, step: int, site: Site, scope: Scope | None) -> Hashable:
+        tensor = site.tensor if scope == "tensor" else None
+        return self._key(step, tensor, site.place.kind if scope == "kind" else None)
 
     def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
         """Return whether every task vector of the tensor is zero, as of frozen embeddings: the merge is then the base."""
@@ -231,6 +337,19 @@ def _run(
     for span in _spans(slice(0, base.numel()), length):
         parts = [part(values, span) for values in bound]
         run(base[span], [row[span] for row in tensors], out[span], _start(span), parts)
+
+
+def _leaf(value: Any) -> Any:
+    """Return a bound constant as a leaf of a graph; fields and integers as they are."""
+    return (
+        value.detach().clone().requires_grad_()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+    )
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

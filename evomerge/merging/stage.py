@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Scope, Site, Values
@@ -32,6 +34,46 @@ def as_constants(site: Site, values: Values, measured: Any) -> Bound:
     return {
         name: torch.tensor(value, dtype=torch.float32) for name, value in values.items() if not isinstance(value, str)
     }
+
+
+Derivatives: TypeAlias = Mapping[str, NDArray[np.float64]]
+"""Of a number with respect to each bound constant, in its shape."""
+
+Slope: TypeAlias = Callable[[Site, Values, Callable[[Values], Any], Derivatives], NDArray[np.float64]]
+"""(tensor, parameters, parameters → measurement, derivatives with respect to what was bound) → the derivative with respect to
+one parameter, `(K,)` where it is per input, else `()`."""
+
+
+def slope_of(name: str) -> Slope:
+    """Return the slope of a parameter that is bound as it is, under `name`."""
+    return lambda site, values, measure, derivatives: derivatives[name]
+
+
+_STEP = 1e-6
+
+
+def measured_slope(name: str, bound: str = "weight", read: Callable[[Any], Any] = lambda measured: measured) -> Slope:
+    """Return the slope of a parameter through a measurement, by central differences of float64 numbers.
+
+    `read` returns the numbers that are bound under `bound` from the measurement.
+    """
+
+    def slope(
+        site: Site, values: Values, measure: Callable[[Values], Any], derivatives: Derivatives
+    ) -> NDArray[np.float64]:
+        value = np.asarray(values[name], dtype=np.float64)
+        result = np.empty(value.shape)
+        for entry in np.ndindex(value.shape):
+            ends = []
+            for sign in (-1.0, 1.0):
+                moved = value.copy()
+                moved[entry] += sign * _STEP
+                there = tuple(moved.tolist()) if value.ndim else moved.item()
+                ends.append(np.asarray(read(measure({**values, name: there}))))
+            result[entry] = ((ends[1] - ends[0]) / (2 * _STEP) * derivatives[bound]).sum()
+        return result
+
+    return slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +98,8 @@ class Measurement:
     """The region; None if these parameters need no measurement."""
     fields: bool = False
     """Whether the result is as large as the tensor, and so not cached."""
+    smooth: bool = True
+    """Whether the result changes with small changes of what is read. Thresholds and signs, in slopes, are held fixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +125,9 @@ class Stage:
     """Whether the result is not zero where all task vectors are zero."""
     joins: bool = False
     """Whether it leaves a single row: later stages cannot tell inputs apart."""
+    slopes: Mapping[str, Slope] = field(default_factory=dict)
+    """The parameters that the result is a smooth function of, masks, signs and thresholds held fixed."""
+    linear: bool = False
+    """Whether `apply` is linear in Δ, or gives weights that do not depend on the element: one number for each input."""
     reuses: bool = False
     """Whether `apply` uses intermediate results so often that inlining them at each use would blow up compiled code."""

@@ -3,6 +3,9 @@
 Not to be confused with `evomerge.models.pretrained`, which loads and saves complete models.
 """
 
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -145,6 +148,45 @@ class LiveModel:
             tensor = checkpoint.tensor(name)
             for mapping, view in places:
                 view.copy_(mapping.cut(tensor, view.shape))
+
+    @contextmanager
+    def gradients(self, tensors: Collection[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Hand the gradients of these checkpoint tensors to `take`, by name, in every backward pass inside the block.
+
+        A gradient is handed over as soon as it is complete, and freed, so that the model's gradients are never in memory
+        together. A tensor that fills several places comes once for each; its gradient is the sum. Raises `ModelError` for a
+        tensor that fills no parameter, as the running means of batch norms.
+        """
+        places: defaultdict[str, list[TensorMapping]] = defaultdict(list)
+        for name in tensors:
+            for mapping, _ in self._views.get(name, ()):
+                places[mapping.target].append(mapping)
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        handles = []
+        try:
+            for target, mappings in places.items():
+                if target not in parameters:
+                    raise ModelError(
+                        f"the merged tensor `{mappings[0].source}` fills the buffer `{target}` of {type(self.module).__name__}, which "
+                        "has no gradient; search without slopes"
+                    )
+                parameter = parameters[target].requires_grad_()
+
+                def hand_over(parameter: Tensor, mappings: list[TensorMapping] = mappings) -> None:
+                    gradient, parameter.grad = parameter.grad, None
+                    assert gradient is not None
+                    for mapping in mappings:
+                        take(mapping.source, mapping.spread(gradient[mapping.filled], self._info[mapping.source].shape))
+
+                hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook
+                handles.append(hook(hand_over))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for target in places:
+                if target in parameters:
+                    parameters[target].requires_grad_(False).grad = None  # noqa: FBT003  # torch's only name for it differs
 
     def _check_ties(self, checkpoint: Checkpoint) -> None:
         for name, other in self._twins.items():

@@ -36,6 +36,15 @@ class TensorMapping:
         """Return the box of the checkpoint's `tensor`, permuted and reshaped to the `shape` of the box that it fills."""
         return tensor[self.taken].permute(self.order).reshape(shape)
 
+    def spread(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the gradient of the checkpoint's tensor, of `shape`, from that of the filled box; the adjoint of `cut`."""
+        if self.is_identity(shape, gradient.shape):
+            return gradient
+        result = gradient.new_zeros(tuple(shape))
+        box = result[self.taken].permute(self.order)
+        box.copy_(gradient.reshape(box.shape))
+        return result
+
     def is_identity(self, source: Sequence[int], shape: Sequence[int]) -> bool:
         """Return whether the complete tensor, of shape `source`, fills a box of `shape` as it is."""
         return tuple(source) == tuple(shape) and self.order == tuple(range(len(source)))

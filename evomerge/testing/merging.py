@@ -1,18 +1,21 @@
 """Conformance suites of stages and methods, and merging in memory."""
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
-from evomerge.merging import METHODS, STAGES, Inputs, Pipeline, Stage, Store
+from evomerge.merging import METHODS, STAGES, Inputs, Pipeline, Stage, Store, sloped
 from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.site import Piece, Site
 from evomerge.recipe import MergeNode, Recipe, merge
+from evomerge.recipe.form import KeyPath
 
 
 class InMemory(Inputs):
@@ -164,6 +167,18 @@ class StageSuite:
         assert torch.allclose(found, expected if self.stage().joins else expected[order], rtol=1e-5, atol=1e-7)
 
 
+def _moved(recipe: Recipe, direction: Mapping[KeyPath, float], step: float) -> Recipe:
+    """Return the recipe with `step` times the direction added to its numbers."""
+    data: Any = copy.deepcopy(recipe.explicit)
+    for path, share in direction.items():
+        *outer, last = path
+        inner = data
+        for key in outer:
+            inner = inner[key]
+        inner[last] += step * share
+    return Recipe.parse(data)
+
+
 class MethodSuite:
     """Promises of every method, as pytest tests. Subclass it and set `name`."""
 
@@ -229,6 +244,45 @@ class MethodSuite:
         found = merge_tensors(self.recipe(len(inputs)), base, [inputs[0]] * len(inputs))
         for name, tensor in found.items():
             assert torch.allclose(tensor, inputs[0][name], rtol=1e-6, atol=1e-6), name
+
+    def test_slopes_are_those_of_finite_differences(self) -> None:
+        """Along a random direction of all parameters that have slopes, where no mask, sign or threshold changes."""
+        base, inputs = self.models()
+        recipe = self.recipe(len(inputs), self._numbers(len(inputs)))
+        assert isinstance(recipe.root, MergeNode)
+        paths = [p for p in recipe.numbers if any(p[1 : 1 + len(q)] == q for q in sloped(recipe.root.merge))]
+        if not paths:
+            return
+        rng = np.random.default_rng(7)
+        direction = dict(zip(paths, rng.uniform(0.5, 1.0, len(paths)), strict=True))
+        below, at, above = (merge_tensors(_moved(recipe, direction, step), base, inputs) for step in (-1e-3, 0.0, 1e-3))
+        pipeline = Pipeline(recipe.root.merge, InMemory(base, inputs), Store())
+        found = expected = size = 0.0
+        for name, tensor in at.items():
+            fixed = (above[name] - 2 * tensor + below[name]).abs() <= 2e-5
+            gradient = torch.where(fixed, torch.from_numpy(rng.standard_normal(tensor.shape)).float(), 0.0)
+            change = (above[name] - below[name]).double() / 2e-3
+            expected += float((change * gradient).sum())
+            size += float((change * gradient).square().sum())
+            pulled = pipeline.pull(name, gradient)
+            numbers = pipeline.numbers(name, pulled)
+            found += sum(number * direction.get(("merge", *path), 0.0) for path, number in numbers)
+        assert abs(found - expected) <= 1e-3 * size**0.5 + 1e-2  # fp32's rounding of the merged elements
+
+    def _numbers(self, inputs: int) -> dict[str, Any]:
+        """Return a valid number for each parameter that has some, another one for each input."""
+        parameters: dict[str, Any] = {}
+        for name, spec in METHODS[self.name].parameters.items():
+            if spec.is_word or spec.integer:
+                continue
+            low, high = spec.search or (0.5, 2.0)
+            middle = spec.default if isinstance(spec.default, float) and low < spec.default < high else (low + high) / 2
+            if not spec.per_input:
+                parameters[name] = middle
+                continue
+            values = {label: middle * (0.6 + 0.2 * i) for i, label in enumerate(self.labels(inputs))}
+            parameters[name] = {"per": ["expert"], "values": values}
+        return parameters
 
     def test_inputs_may_be_permuted(self) -> None:
         """The order of the inputs changes nothing, up to fp32's rounding."""

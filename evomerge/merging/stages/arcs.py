@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Chunks, Prepared, Region, Rows, Site, Values, cancels
-from evomerge.merging.stage import Measurement, Preparation, Stage
+from evomerge.merging.stage import Measurement, Preparation, Stage, measured_slope
 from evomerge.merging.stages.weights import WEIGHT, bound_weight, measured_weight
 
 Array = NDArray[np.float64]
@@ -182,6 +182,8 @@ def _arc(
         measure=Measurement(_by_gram(rule, on_sphere=on_sphere), lambda values: values["scope"]),
         bind=measured_weight,
         arity=arity,
+        slopes={name: measured_slope(name) for name in parameter},
+        linear=True,
     )
 
 

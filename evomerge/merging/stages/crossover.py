@@ -1,8 +1,11 @@
 """M2N2's crossover: one arc before a split point of the flattened parameters, another from there on (arXiv 2508.16204)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values
-from evomerge.merging.stage import Measurement, Preparation, Stage, Words
+from evomerge.merging.stage import Derivatives, Measurement, Preparation, Stage, Words, measured_slope
 from evomerge.merging.stages.arcs import Array, along, angle, gram
 
 
@@ -101,6 +104,18 @@ def _split(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     ]
 
 
+def _coefficients(part: int, measured: tuple[dict[str, int], int, list[Array]]) -> Array:
+    return measured[2][part]
+
+
+def _share_slope(
+    site: Site, values: Values, measure: Callable[[Values], Any], derivatives: Derivatives
+) -> NDArray[np.float64]:
+    """Return the slope of `t`, through the coefficients in both parts."""
+    parts = [measured_slope("t", name, partial(_coefficients, i)) for i, name in enumerate(("before", "after"))]
+    return np.asarray(sum(part(site, values, measure, derivatives) for part in parts))
+
+
 CROSSOVER = {
     "split_slerp": Stage(
         "weigh",
@@ -122,5 +137,6 @@ CROSSOVER = {
         measure=Measurement(_split_measure, lambda values: values["over"]),
         bind=_split_bind,
         arity=(2, 2),
+        slopes={"t": _share_slope},
     ),
 }

@@ -9,7 +9,7 @@ import torch
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Ranked, Streamed, rank
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
-from evomerge.merging.stage import Measurement, Preparation, Stage, Words
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words, slope_of
 
 SCOPE = Parameter.word(
     "over what fractions are taken: the whole model (TIES paper) or each tensor (mergekit)", ("model", "tensor")
@@ -204,7 +204,9 @@ EDITS = {
         _trim,
         {"density": _DENSITY, "scope": SCOPE, "equals": EQUALS},
         prepare=_MAGNITUDES,
-        measure=Measurement(_trim_measure, lambda values: values["scope"] if min(values["density"]) < 1 else None),
+        measure=Measurement(
+            _trim_measure, lambda values: values["scope"] if min(values["density"]) < 1 else None, smooth=False
+        ),
         bind=_bind_cut,
     ),
     "breadcrumbs": Stage(
@@ -219,7 +221,7 @@ EDITS = {
             "equals": EQUALS,
         },
         prepare=_MAGNITUDES,
-        measure=Measurement(_band_measure, lambda values: values["scope"]),
+        measure=Measurement(_band_measure, lambda values: values["scope"], smooth=False),
         bind=lambda site, values, cuts: {**cuts[0].bind(site, "least"), **cuts[1].bind(site, "largest")},
     ),
     "clip": Stage(
@@ -236,6 +238,7 @@ EDITS = {
         "multiply each task vector by its factor, which no normalisation takes back",
         lambda piece, rows, bound, words: [row * f for row, f in zip(rows, bound["factor"].unbind(), strict=True)],
         {"factor": Parameter("factor of each input", 1.0, -10, 10, (0.5, 1.5))},
+        slopes={"factor": slope_of("factor")},
     ),
     "near": Stage(
         "edit",
@@ -246,6 +249,7 @@ EDITS = {
                 "largest step, in the weights' units", 1e-3, 0.0, 1e6, (1e-5, 1e-1), log=True, per_input=False
             )
         },
+        slopes={"t": slope_of("t")},
     ),
     "select": Stage(
         "edit",
@@ -256,7 +260,7 @@ EDITS = {
             "equals": EQUALS,
         },
         prepare=Preparation(_rank_variance),
-        measure=Measurement(_select_measure, lambda values: None if values["select"] >= 1 else "tensor"),
+        measure=Measurement(_select_measure, lambda values: None if values["select"] >= 1 else "tensor", smooth=False),
         bind=_bind_cut,
     ),
 }

@@ -1,14 +1,17 @@
 """Post stages, on the merged task vector Δ: scale it, by depth or to a length, gate it, or add noise."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import noise, own_key
 from evomerge.merging.site import Bound, Piece, Region, Site, Tensor, Values, total
-from evomerge.merging.stage import Measurement, Stage, Words
+from evomerge.merging.stage import Derivatives, Measurement, Stage, Words, slope_of
 
 
 def _factor(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
@@ -31,9 +34,18 @@ def _l1_share(region: Region, values: Values) -> float:
 
 def _by_depth(site: Site, values: Values, share: float | None) -> Bound:
     alpha = share if values["alpha"] == "auto" else values["alpha"]
+    return {"factor": torch.tensor(alpha + values["beta"] * _depth(site), dtype=torch.float32)}
+
+
+def _depth(site: Site) -> float:
     place = site.place
-    depth = place.block / max(place.blocks - 1, 1) if place.inside else 0.0
-    return {"factor": torch.tensor(alpha + values["beta"] * depth, dtype=torch.float32)}
+    return place.block / max(place.blocks - 1, 1) if place.inside else 0.0
+
+
+def _growth_slope(
+    site: Site, values: Values, measure: Callable[[Values], Any], derivatives: Derivatives
+) -> NDArray[np.float64]:
+    return np.asarray(derivatives["factor"] * _depth(site))
 
 
 def _consensus(piece: Piece, delta: Tensor, bound: Bound, words: Words) -> Tensor:
@@ -74,6 +86,8 @@ POSTS = {
         "multiply the merged task vector by λ (Task Arithmetic, arXiv 2212.04089)",
         lambda piece, delta, bound, words: delta * bound["lambda"],
         {"lambda": Parameter("scale of the merged task vector", 1.0, -10, 10, (0.1, 1.5), per_input=False)},
+        slopes={"lambda": slope_of("lambda")},
+        linear=True,
     ),
     "lines": Stage(
         "post",
@@ -94,6 +108,8 @@ POSTS = {
         },
         measure=Measurement(_l1_share, lambda values: "model" if values["alpha"] == "auto" else None),
         bind=_by_depth,
+        slopes={"alpha": slope_of("factor"), "beta": _growth_slope},
+        linear=True,
     ),
     "consensus": Stage(
         "post",
@@ -113,6 +129,7 @@ POSTS = {
         _factor,
         measure=Measurement(_mean_length),
         bind=lambda site, values, ratio: {"factor": torch.tensor(ratio, dtype=torch.float32)},
+        linear=True,
     ),
     "noise": Stage(
         "post",

@@ -1,13 +1,16 @@
 """Weights of the inputs: given as parameters, elected by sign, by energy, or by block. PCB's are in `balance`."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Bound, Piece, Region, Rows, Site, Tensor, Values, total
-from evomerge.merging.stage import Measurement, Stage, Words, as_constants
+from evomerge.merging.stage import Derivatives, Measurement, Slope, Stage, Words, as_constants, slope_of
 
 WEIGHT = Parameter("weight of each input", 1.0, low=-10, high=10, search=(0.0, 1.0))
 
@@ -17,11 +20,31 @@ def bound_weight(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     return list(bound["weight"].unbind())
 
 
-def _by_metric(site: Site, values: Values, measured: None) -> Bound:
-    sign = 1 if values["better"] == "higher" else -1
-    logs = np.array([sign * values["power"] * math.log(metric) for metric in values["metric"]])
+def _sign(values: Values) -> int:
+    return 1 if values["better"] == "higher" else -1
+
+
+def _metric_weights(values: Values) -> NDArray[np.float64]:
+    logs = np.array([_sign(values) * values["power"] * math.log(metric) for metric in values["metric"]])
     weight = np.exp(logs - logs.max())
-    return {"weight": torch.tensor(weight / weight.sum(), dtype=torch.float32)}
+    return np.asarray(weight / weight.sum())
+
+
+def _by_metric(site: Site, values: Values, measured: None) -> Bound:
+    return {"weight": torch.tensor(_metric_weights(values), dtype=torch.float32)}
+
+
+def _metric_slope(of: Callable[[Values], Any], *, summed: bool) -> Slope:
+    """Return the slope through the weights, a softmax of logarithms; `of` is how these change with the parameter."""
+
+    def slope(
+        site: Site, values: Values, measure: Callable[[Values], Any], derivatives: Derivatives
+    ) -> NDArray[np.float64]:
+        weights, outer = _metric_weights(values), derivatives["weight"]
+        result = weights * (outer - weights @ outer) * of(values)
+        return np.asarray(result.sum() if summed else result)
+
+    return slope
 
 
 def _votes(rows: Rows, weights: Rows, elect: str) -> tuple[Rows, Tensor]:
@@ -83,7 +106,14 @@ def _swap_bind(site: Site, values: Values, measured: None) -> Bound:
 
 
 WEIGHTS = {
-    "weight": Stage("weigh", "one number per input", bound_weight, {"weight": WEIGHT}),
+    "weight": Stage(
+        "weigh",
+        "one number per input",
+        bound_weight,
+        {"weight": WEIGHT},
+        slopes={"weight": slope_of("weight")},
+        linear=True,
+    ),
     "metric": Stage(
         "weigh",
         "weights in proportion to a power of each checkpoint's metric (metrics-weighted averaging, arXiv 2504.18580)",
@@ -94,6 +124,13 @@ WEIGHTS = {
             "better": Parameter.word("`lower` for a loss, `higher` for a score or a step", ("lower", "higher")),
         },
         bind=_by_metric,
+        slopes={
+            "metric": _metric_slope(
+                lambda values: _sign(values) * values["power"] / np.array(values["metric"]), summed=False
+            ),
+            "power": _metric_slope(lambda values: _sign(values) * np.log(values["metric"]), summed=True),
+        },
+        linear=True,
     ),
     "elect": Stage(
         "weigh",
@@ -108,8 +145,11 @@ WEIGHTS = {
                 ("none", "positive", "majority"),
             ),
         },
-        measure=Measurement(_majority, lambda values: "model" if values["undecided"] == "majority" else None),
+        measure=Measurement(
+            _majority, lambda values: "model" if values["undecided"] == "majority" else None, smooth=False
+        ),
         bind=_elect_bind,
+        slopes={"weight": slope_of("weight")},
     ),
     "energy": Stage(
         "weigh",
@@ -117,6 +157,7 @@ WEIGHTS = {
         bound_weight,
         measure=Measurement(_energies, lambda values: "tensor"),
         bind=measured_weight,
+        linear=True,
     ),
     "swap": Stage(
         "weigh",
@@ -135,5 +176,6 @@ WEIGHTS = {
         },
         bind=_swap_bind,
         arity=(2, 2),
+        linear=True,
     ),
 }
