@@ -67,11 +67,16 @@ class PluginError(EvomergeError, ImportError):
     """A plug-in cannot be loaded, or its name is taken."""
 
 
+_LISTED = 30
+"""How many of many names a message lists."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known name, or all of them."""
+    """Return the end of a message about an unknown name: the nearest known name, or the known ones."""
     names = sorted(known)
     longer = [other for other in names if name and other.startswith(name)]
     close = longer or difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
-    return f"known: {', '.join(names) or 'none'}"
+    more = [f"and {len(names) - _LISTED} more"] * (len(names) > 2 * _LISTED)
+    return f"known: {', '.join([*(names[:_LISTED] if more else names), *more]) or 'none'}"

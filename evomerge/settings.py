@@ -196,7 +196,8 @@ def open_parts(
         raise StudyError(msg)
     pool = Pool(base, experts, progress=progress)
     layout = pool.layout
-    search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], kinds=layout.kinds, blocks=layout.blocks)
+    model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
+    search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
     Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}

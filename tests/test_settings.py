@@ -75,6 +75,14 @@ def test_budget_and_workers_are_no_part_of_a_studys_identity(small_digits):
     assert make(tasks=dict(reversed(small_digits.tasks.items()))) != make()
 
 
+def test_a_space_over_tensors_has_a_gene_for_each_merged_tensor_of_the_pool(small_digits):
+    weight = {"float": [0, 1], "per": ["tensor"]}
+    space = {"recipe": {"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": weight}}}}
+    data = {"pool": small_digits.pool, "tasks": small_digits.tasks, "space": space, "driver": {"kind": "random"}}
+    parts = open_parts(StudySettings.parse(data, "test", Path.cwd()))
+    assert [gene.name for gene in parts.space.genes] == [f"weight[{name}]" for name in parts.pool.merged]
+
+
 def test_the_file_of_a_module_is_part_of_the_identity(tmp_path):
     file = tmp_path / "net.py"
     setup = Setup("base", {}, {}, module=f"{file}:make")

@@ -50,8 +50,8 @@ class Layout:
         kind = _kind(name, len(entry.shape), inside=block is not None)
         if block is None:
             block = 0 if "embed" in name.lower() or kind == "embedding" else self.blocks - 1
-            return Place(block, self.blocks, kind, inside=False)
-        return Place(block, self.blocks, kind)
+            return Place(block, self.blocks, kind, inside=False, tensor=name)
+        return Place(block, self.blocks, kind, tensor=name)
 
 
 def block_number(name: str, prefix: str) -> int | None:

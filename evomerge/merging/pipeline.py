@@ -84,7 +84,11 @@ class Pipeline:
         self._seed = merge.seed
         self._inputs = inputs
         self._compile = compile
-        places = dict.fromkeys(inputs.place(name) for name in inputs.names)
+        named = _check_tensors(merge, inputs.names)
+        self._places = {  # without names, unless a table has them: tensors of one place share their values
+            name: inputs.place(name) if named else inputs.place(name).unnamed for name in inputs.names
+        }
+        places = dict.fromkeys(self._places.values())
         self._values = {place: _values(spelled, place, merge.labels) for place in places}
         self._compositions = {
             place: Composition(
@@ -262,7 +266,7 @@ class Pipeline:
 
     def _key(self, step: int, tensor: str | None, kind: str | None) -> Hashable:
         """Return a key of a stage's input: in one tensor, else in those of a kind, else in the model."""
-        places = () if self.lasting(step) else self._values if tensor is None else [self._inputs.place(tensor)]
+        places = () if self.lasting(step) else self._values if tensor is None else [self._places[tensor]]
         before = tuple(
             (
                 *((name, *values.items()) for name, values in self._values[place][:step]),
@@ -278,7 +282,7 @@ class Pipeline:
         names: defaultdict[str | None, list[str]] = defaultdict(list)
         for name in self._inputs.names:
             names[None].append(name)
-            names[self._inputs.place(name).kind].append(name)
+            names[self._places[name].kind].append(name)
         return names
 
     def bound(self, step: int, site: Site) -> Bound:
@@ -326,7 +330,7 @@ class Pipeline:
     def _load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
         """Return a tensor's site, and the elements `(n,)` of the base and of the inputs."""
         base, *tensors = self._inputs.load(name)
-        site = Site(name, tuple(base.shape), self._inputs.place(name), self._labels, self._seed)
+        site = Site(name, tuple(base.shape), self._places[name], self._labels, self._seed)
         self._sites[name] = site
         return site, _flat(base.contiguous()), [_flat(tensor.contiguous()) for tensor in tensors]
 
@@ -375,6 +379,14 @@ def _values(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> 
     ]
 
 
+def _check_tensors(merge: Merge, names: Collection[str]) -> bool:
+    """Return whether a merge has tables over `tensor`. Raises `RecipeError` for one whose entries are not these `names`."""
+    tables = [table for table in merge.tables if "tensor" in table.per]
+    for table in tables:
+        table.check_tensors(names)
+    return bool(tables)
+
+
 def _words(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((key, values[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
 
@@ -387,6 +399,8 @@ def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
     if isinstance(recipe.root, MergeNode):
         merge = recipe.root.merge
         spelled = spell_out(merge)
+        if places:
+            _check_tensors(merge, dict.fromkeys(place.tensor for place in places))
         for place in places:
             _values(spelled, place, merge.labels)
             at(spelled["reduce"], place)

@@ -3,7 +3,7 @@
 A new kind is one class and one line in `AnyNode`; canonical JSON, errors, experts, members and checks follow from it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -118,17 +118,18 @@ class Merge(FrozenModel):
         if len(set(labels)) != len(labels):
             msg = f"`inputs` names an input twice: {', '.join(labels)}; give each input once and change its weight instead"
             raise RecipeError(msg)
-        for value in self._values():
-            if isinstance(value, Tiled):
-                value.check_labels(labels)
+        for table in self.tables:
+            table.check_labels(labels)
         return self
 
-    def _values(self) -> Iterator[Any]:
-        yield from self.parameters.values()
+    @property
+    def tables(self) -> list[Tiled]:
+        """Those of the parameters that are tables."""
+        parts: list[Mapping[str, Value]] = [self.parameters]
         if self.stages is not None:
             for stage in (*self.stages.edit, *self.stages.weigh, *self.stages.post):
-                for parameters in stage.values() if isinstance(stage, dict) else ():
-                    yield from parameters.values()
+                parts.extend(stage.values() if isinstance(stage, dict) else ())
+        return [value for part in parts for value in part.values() if isinstance(value, Tiled)]
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Tiling: a parameter as one number, or as a table over experts, groups of blocks, kinds of tensor, or depth."""
+"""Tiling: a parameter as one number, or as a table over experts, groups of blocks, depth, kinds of tensor, or tensors."""
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -14,28 +15,38 @@ from evomerge.recipe.validation import TAG, FrozenModel
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 """Kinds of tensor, the axis `kind`."""
 
-_AXIS = re.compile(r"expert|kind|(block|depth)/[1-9]\d{0,3}")
+_AXIS = re.compile(r"expert|kind|tensor|(block|depth)/[1-9]\d{0,3}")
+
+_NAMED = ("expert", "kind", "tensor")
+"""Axes whose entries have names; those of others have numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of a tensor in a model: its block, the number of `blocks`, and its kind.
+    """The place of a tensor in a model: its block, the number of `blocks`, its kind, and its name in the checkpoint.
 
-    Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last.
+    Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without
+    a name it is the place of all tensors like it.
     """
 
     block: int
     blocks: int
     kind: str
     inside: bool = True
+    tensor: str = ""
+
+    @property
+    def unnamed(self) -> "Place":
+        """The same place without the tensor's name."""
+        return Place(self.block, self.blocks, self.kind, self.inside)
 
 
 class Tiled(FrozenModel):
-    """A parameter as a table over the model: one number for each expert, group of blocks, kind, or depth.
+    """A parameter as a table over the model: one number for each expert, group of blocks, depth, kind, or tensor.
 
-    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert` and
-    `kind`, a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N control points,
-    interpolated linearly from the first block to the last).
+    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert`, `kind` and
+    `tensor` (names in the checkpoint), a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N
+    control points, interpolated linearly from the first block to the last). `tensor` stands alone or with `expert`.
     """
 
     per: tuple[str, ...]
@@ -65,17 +76,26 @@ class Tiled(FrozenModel):
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Raise `RecipeError` unless a table over `expert` has an entry for each input of its merge, and no other."""
-        if "expert" not in self.per:
+        self._check_names("expert", labels, "input")
+
+    def check_tensors(self, names: Collection[str]) -> None:
+        """Raise `RecipeError` unless a table over `tensor` has an entry for each of the merged tensors, and no other."""
+        self._check_names("tensor", names, "merged tensor")
+
+    def _check_names(self, axis: str, names: Collection[str], noun: str) -> None:
+        if axis not in self.per:
             return
-        for table in _tables(self.values, self.per.index("expert")):
-            for label in labels:
-                if label not in table:
-                    msg = f"a table over `expert` has no entry for the input `{label}`; it has {', '.join(map(str, table))}"
+        for table in _tables(self.values, self.per.index(axis)):
+            for name in names:
+                if name not in table:
+                    msg = f"a table over `{axis}` has no entry for the {noun} `{name}`; it has {_listed(name, table)}"
                     raise RecipeError(msg)
-            for name in table:
-                if name not in labels:
-                    msg = f"a table over `expert` has an entry for `{name}`, which is no input; {nearest(str(name), labels)}"
-                    raise RecipeError(msg)
+            if len(table) > len(names):
+                name = next(name for name in table if name not in names)
+                msg = (
+                    f"a table over `{axis}` has an entry for `{name}`, which is no {noun}; {nearest(str(name), names)}"
+                )
+                raise RecipeError(msg)
 
 
 def _one_or_table(value: Any) -> Any:
@@ -93,12 +113,12 @@ Value: TypeAlias = Annotated[
 
 
 def check_axes(per: Any) -> None:
-    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`."""
+    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`, `tensor`."""
     if isinstance(per, str) or not isinstance(per, Sequence):
         raise RecipeError(f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]")
     for axis in per:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
-            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
+            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `tensor`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
             raise RecipeError(msg)
     if (
         not per
@@ -107,6 +127,8 @@ def check_axes(per: Any) -> None:
     ):
         msg = f"`per` is {list(per)}; expected one or more different axes, and only one of `block/N` and `depth/N`"
         raise RecipeError(msg)
+    if "tensor" in per and set(per) - {"expert", "tensor"}:
+        raise RecipeError(f"`per` is {list(per)}; expected `tensor` alone or with `expert`: it tells all tensors apart")
 
 
 def axis_size(axis: str) -> int:
@@ -120,7 +142,7 @@ def _check_table(values: Any, per: Sequence[str], where: str) -> None:
             return
         raise RecipeError(f"`{where}` is {values!r}; expected one number or name here")
     axis = per[0]
-    if axis in ("expert", "kind"):
+    if axis in _NAMED:
         if not isinstance(values, Mapping) or not values:
             raise RecipeError(f"`{where}` is {values!r}; expected a mapping from {axis} to values")
         for name, inner in values.items():
@@ -144,6 +166,14 @@ def _tables(table: Any, depth: int) -> Iterator[Mapping[Any, Any]]:
         return
     for inner in table.values() if isinstance(table, Mapping) else table:
         yield from _tables(inner, depth - 1)
+
+
+def _listed(name: str, table: Collection[Any]) -> str:
+    """Return the names that a table has, or of many the one nearest to `name`."""
+    names = [str(other) for other in table]
+    if len(names) <= 30:
+        return ", ".join(names)
+    return f"{len(names)} entries, the nearest for `{difflib.get_close_matches(name, names, 1, 0.0)[0]}`"
 
 
 def _look_up(table: Any, per: Sequence[str], place: Place, label: str | None) -> Any:
@@ -173,10 +203,10 @@ def _shares(table: Any, per: Sequence[str], place: Place, label: str | None) -> 
 
 def _cells(table: Any, axis: str, place: Place, label: str | None) -> tuple[Any, Any, float]:
     """Return the keys of the two entries between which a tensor lies along the outermost axis, and the second's share."""
-    if axis in ("expert", "kind"):
-        key = label if axis == "expert" else place.kind
+    if axis in _NAMED:
+        key = label if axis == "expert" else place.kind if axis == "kind" else place.tensor
         if key not in table:
-            raise RecipeError(f"a table over `{axis}` has no entry for `{key}`; it has {', '.join(map(str, table))}")
+            raise RecipeError(f"a table over `{axis}` has no entry for `{key}`; it has {_listed(str(key), table)}")
         return key, key, 0.0
     size = axis_size(axis)
     if axis.startswith("block"):

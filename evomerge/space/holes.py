@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import RecipeError, SpaceError, nearest
-from evomerge.recipe import NODES, Json, Recipe, canonical_json, short_forms
+from evomerge.recipe import NODES, Json, Place, Recipe, canonical_json, short_forms
 from evomerge.recipe.form import KeyPath, ShortForm
 from evomerge.recipe.layer_path import LayerPath
 from evomerge.recipe.tiling import axis_size, check_axes
@@ -23,6 +23,27 @@ Kind = Literal["float", "int", "choice", "bit"]
 HOLES = ("float", "int", "choice", "bit", "mixture")
 _OPTIONS = ("init", "log", "per", "sd")
 _HUGE = 1e300
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a space knows of the pool's model: its kinds of tensor, the names of its merged tensors, its number of blocks."""
+
+    kinds: tuple[str, ...]
+    tensors: tuple[str, ...]
+    blocks: int | None
+
+    @property
+    def places(self) -> list[Place]:
+        """Return places with each kind in each block, and with each tensor; which of them the model has is unknown."""
+        blocks = self.blocks or 0
+        places = list(itertools.product(range(blocks), self.kinds))
+        count = max(len(places), len(self.tensors)) if places else 0
+        names = self.tensors or ("",)
+        return [
+            Place(block, blocks, kind, tensor=names[i % len(names)])
+            for i, (block, kind) in enumerate(itertools.islice(itertools.cycle(places), count))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +142,12 @@ def expand(
     labels: tuple[str, ...],
     form: ShortForm | None,
     key: str,
-    kinds: Sequence[str],
-    blocks: int | None,
+    outline: Outline,
 ) -> tuple[list[Gene], tuple[tuple[str | int, ...], ...]]:
     """Return the genes of a hole and the keys along each axis of its `per`. Raises `SpaceError` or `RecipeError`.
 
     `labels` are those of the merge around it. `form` is the short form that it is the value of `key` in, or None.
+    `outline` is that of the pool's model.
     """
     if "mixture" in hole:
         return _expand_mixture(name, hole, labels)
@@ -149,14 +170,14 @@ def expand(
         raise SpaceError(f"hole `{name}`: `sd` is {sd!r}; expected a number above 0, of a `float` without `log`")
     axes: list[list[tuple[str | int, str]]] = []
     if "per" in hole and form is not None:
-        axes = [list(enumerate(texts)) for texts in form.cells(key, hole["per"], blocks or 0)]
+        axes = [list(enumerate(texts)) for texts in form.cells(key, hole["per"], outline.blocks or 0)]
     elif "per" in hole:
         check_axes(hole["per"])
-        axes = [_axis(name, axis, labels, kinds, blocks) for axis in hole["per"]]
+        axes = [_axis(name, axis, labels, outline) for axis in hole["per"]]
     cells = list(itertools.product(*axes))
     gene = Gene(name, kind, low, high, low, log, choices, sd)
     if kind == "bit" and init == "first" and isinstance(form, LayerPath):
-        starts = [float(first) for first in form.first(blocks or 0)]
+        starts = [float(first) for first in form.first(outline.blocks or 0)]
     else:
         starts = [gene.number(init)] * len(cells)
     genes = [
@@ -190,17 +211,16 @@ def _expand_mixture(
     return ([] if fixed else [replace(total, init=total.number(init))]) + genes, (labels,)
 
 
-def _axis(
-    name: str, axis: str, labels: tuple[str, ...], kinds: Sequence[str], blocks: int | None
-) -> list[tuple[str | int, str]]:
+def _axis(name: str, axis: str, labels: tuple[str, ...], outline: Outline) -> list[tuple[str | int, str]]:
     """Return the key and the name of each cell along an axis of the hole `name`."""
     if axis == "expert":
         if not labels:
             msg = f"hole `{name}`: `per: [expert]` stands outside any merge; expected it among a merge's parameters"
             raise SpaceError(msg)
         return [(label, label) for label in labels]
-    if axis == "kind":
-        return [(kind, kind) for kind in kinds]
+    if axis in ("kind", "tensor"):
+        return [(entry, entry) for entry in (outline.kinds if axis == "kind" else outline.tensors)]
+    blocks = outline.blocks
     size, word = axis_size(axis), axis.partition("/")[0]
     if word == "block" and blocks is not None and size > blocks:
         msg = f"hole `{name}`: `{axis}` makes {size} groups, but the model has {blocks} blocks; type `block/{blocks}` or less"

@@ -1,6 +1,5 @@
 """SearchSpace: decodes genomes into recipes, and encodes known recipes as genomes."""
 
-import contextlib
 import copy
 import hashlib
 import itertools
@@ -15,20 +14,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge import merging
 from evomerge.errors import RecipeError, SpaceError
-from evomerge.recipe import (
-    KINDS,
-    Expert,
-    MergeNode,
-    Place,
-    Recipe,
-    describe,
-    expand_inputs,
-    short_forms,
-)
-from evomerge.recipe.form import ShortForm
-from evomerge.recipe.layer_path import LayerPath
+from evomerge.recipe import KINDS, Recipe, describe, expand_inputs, short_forms
 from evomerge.space import nested
-from evomerge.space.holes import Gene, Genome, Hole, choices_around, expand, find_holes, form_around, name_of, unwrapped
+from evomerge.space.holes import (
+    Gene,
+    Genome,
+    Hole,
+    Outline,
+    choices_around,
+    expand,
+    find_holes,
+    form_around,
+    name_of,
+    unwrapped,
+)
+from evomerge.space.landmarks import landmarks
 from evomerge.space.mixtures import Mixture, Weights
 from evomerge.trial import Proposal
 
@@ -54,43 +54,51 @@ class SearchSpace:
         *,
         experts: Sequence[str],
         kinds: Sequence[str] = KINDS,
+        tensors: Sequence[str] = (),
         blocks: int | None = None,
         about: str = "",
         driver: Mapping[str, Any] | None = None,
     ) -> None:
         """Read `template`, a recipe with holes as parsed YAML, for a pool with these `experts`.
 
-        `kinds` are the kinds of tensor of the model, for the genes of `per: [kind]`; `blocks` is its number of blocks, the
-        largest N of `block/N`. Raises `SpaceError` or `RecipeError`.
+        `kinds` are the kinds of tensor of the model, for the genes of `per: [kind]`; `tensors` are the names of its merged
+        tensors, for `per: [tensor]`; `blocks` is its number of blocks, the largest N of `block/N`. Raises `SpaceError` or
+        `RecipeError`.
         """
         self.about = about
         self.driver = driver
-        self._template = expand_inputs(copy.deepcopy(template), experts)
+        self.outline = Outline(tuple(kinds), tuple(tensors), blocks)
+        self.template = expand_inputs(copy.deepcopy(template), experts)
+        """The recipe with holes, with the experts' names in place of `experts`."""
         members = [
-            data["member"] for data in short_forms.mappings(self._template) if len(data) == 1 and "member" in data
+            data["member"] for data in short_forms.mappings(self.template) if len(data) == 1 and "member" in data
         ]
         self.parents = tuple(dict.fromkeys(name for name in members if isinstance(name, str)))
+        """Names of the earlier candidates that it merges: words in place of members' ids."""
         if not all(map(str.isprintable, self.parents)):
             raise SpaceError(f"a `member` is one of {self.parents!r}; expected a name of printable characters")
-        """Names of the earlier candidates that it merges: words in place of members' ids."""
-        self._kinds = tuple(kinds)
-        self._blocks = blocks
         self.experts = tuple(experts)
-        stacks = short_forms.stacks(self._template)
+        stacks = short_forms.stacks(self.template)
         self._stacked = bool(stacks)
         self._short = any(short_forms.form_of(stack) for stack in stacks)
         if blocks is None and self._short:
             raise SpaceError(
                 "the space has a stack's `path` or `swap`, which depends on the model; expected its number of `blocks`"
             )
+        tilings = [data["per"] for data in short_forms.mappings(self.template) if isinstance(data.get("per"), list)]
+        if not tensors and any("tensor" in per for per in tilings):
+            raise SpaceError(
+                "the space has a table `per: [tensor]`, which depends on the model; expected the names of its merged `tensors`, "
+                "those of a pool's `merged`"
+            )
         genes: list[Gene] = []
         holes: list[Hole] = []
-        contents = list(find_holes(self._template, (), ()))
+        contents = list(find_holes(self.template, (), ()))
         places = [path for path, _, _ in contents]
         for path, labels, content in contents:
-            form = form_around(self._template, path)
+            form = form_around(self.template, path)
             key = str(path[-1]) if path else ""
-            expanded, axes = expand(content, name_of(path, places), labels, form, key, self._kinds, blocks)
+            expanded, axes = expand(content, name_of(path, places), labels, form, key, self.outline)
             per = tuple(content.get("per", ()))
             around = choices_around(path, places)
             total = content.get("mixture")
@@ -107,19 +115,26 @@ class SearchSpace:
         """Which genes have a logarithmic scale, bool `(genes,)`."""
         self.integer: NDArray[np.bool_] = np.array([gene.kind != "float" for gene in genes])
         """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
-        self._holes = tuple(holes)
+        self.holes = tuple(holes)
         self._check_everywhere()
 
     @classmethod
     def parse(
-        cls, data: Any, *, experts: Sequence[str], kinds: Sequence[str] = KINDS, blocks: int | None = None
+        cls,
+        data: Any,
+        *,
+        experts: Sequence[str],
+        kinds: Sequence[str] = KINDS,
+        tensors: Sequence[str] = (),
+        blocks: int | None = None,
     ) -> "SearchSpace":
         """Return the space described by `data`, the content of a space file. Raises `SpaceError` or `RecipeError`."""
         try:
             file = SpaceFile.model_validate(data)
         except ValidationError as error:
             raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
-        return cls(file.recipe, experts=experts, kinds=kinds, blocks=blocks, about=file.about, driver=file.driver)
+        about: dict[str, Any] = {"about": file.about, "driver": file.driver}
+        return cls(file.recipe, experts=experts, kinds=kinds, tensors=tensors, blocks=blocks, **about)
 
     def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a genome, float64 `(genes,)`; any finite genome is clipped into the box.
@@ -134,7 +149,7 @@ class SearchSpace:
             raise SpaceError(f"a genome of this space has shape ({len(self.genes)},), got {genome.shape}")
         if not np.isfinite(genome).all():
             raise SpaceError(f"gene `{self.genes[int(np.argmin(np.isfinite(genome)))].name}` is not finite")
-        filled = self._spelled(self._fill(genome.tolist()))
+        filled = self._spelled(self.filled(genome.tolist()))
         return Recipe.parse(
             nested.with_parents(filled, dict(zip(self.parents, parents, strict=True))) if parents else filled
         )
@@ -150,8 +165,8 @@ class SearchSpace:
             raise SpaceError(msg)
         data = recipe.explicit
         genome = self._numbers(data)
-        filled = Recipe.parse(self._spelled(self._fill(genome.tolist())))
-        if not nested.same(filled.explicit, data, {hole.path for hole in self._holes}):
+        filled = Recipe.parse(self._spelled(self.filled(genome.tolist())))
+        if not nested.same(filled.explicit, data, {hole.path for hole in self.holes}):
             msg = f"the recipe differs from the space outside its holes: expected the form {filled.json}, got {recipe.json}"
             raise SpaceError(msg)
         return genome
@@ -166,30 +181,7 @@ class SearchSpace:
         For example, a space of normalised averages has no base. For stacks, they are all layers of one model: the base, an
         expert, or a source.
         """
-        if self.parents:
-            return {}
-        marks = {"init": self.initial}
-        if isinstance(stack := nested.get(self._template, ("stack",)), Mapping):
-            form = short_forms.form_of(stack)
-            return marks if form is None else marks | self._stacks_of_one_model(form)
-        root = nested.get(self._template, ("merge",))
-        if not isinstance(root, Mapping) or not isinstance(root.get("method"), str):
-            return marks
-        method = merging.METHODS[root["method"]]
-        inputs = self.decode(self.initial).root
-        if not isinstance(inputs, MergeNode) or not all(isinstance(r.root, Expert) for r in inputs.merge.inputs):
-            return marks
-        labels = inputs.merge.labels
-        weights: dict[str, dict[str, float]] = {"base": dict.fromkeys(labels, 0.0)}
-        for label in labels:
-            weights[f"expert {label}"] = {**dict.fromkeys(labels, 0.0), label: 1.0}
-        weights["mean"] = dict.fromkeys(labels, 1.0 / len(labels))
-        for name, by_input in weights.items():
-            with contextlib.suppress(SpaceError):
-                parameters = method.reach(by_input)
-                if parameters is not None and (genome := self._place(parameters)) is not None:
-                    marks[name] = genome
-        return marks
+        return landmarks(self)
 
     def to_unit(self, genome: Genome) -> Genome:
         """Map genomes `(..., genes)` into the unit cube; genes with `log` logarithmically."""
@@ -205,7 +197,7 @@ class SearchSpace:
     def coordinates(self, unit: Genome) -> Genome:
         """Map points `(..., genes)` of the unit cube to those in which scores are smoothest: of mixtures, the weights."""
         coordinates = np.array(unit)
-        for hole in self._holes:
+        for hole in self.holes:
             if hole.mixture is not None:
                 coordinates[..., hole.genes] = hole.mixture.coordinates(self.from_unit(unit)[..., hole.genes])
         return coordinates
@@ -229,8 +221,8 @@ class SearchSpace:
         A space has them if its whole recipe is such a merge, with a float hole from 0 or less for `weight`, tiled over `expert`.
         Where it is also tiled over blocks or kinds, each tile has its own mixture.
         """
-        merge = nested.get(self._template, ("merge",)) or {}
-        hole = next((hole for hole in self._holes if hole.path == ("merge", "parameters", "weight")), None)
+        merge = nested.get(self.template, ("merge",)) or {}
+        hole = next((hole for hole in self.holes if hole.path == ("merge", "parameters", "weight")), None)
         if (
             hole is None
             or "expert" not in hole.per
@@ -257,10 +249,10 @@ class SearchSpace:
         high = np.array([math.log(gene.high) if gene.log else gene.high for gene in self.genes])
         return low, np.where(high > low, high - low, 1.0), log
 
-    def _fill(self, genome: Sequence[float]) -> Any:
-        """Return the template with its holes filled."""
-        data = self._template
-        for hole in reversed(self._holes):  # holes in a choice's options before the choice
+    def filled(self, genome: Sequence[float]) -> Any:
+        """Return the template with its holes filled; short forms stay as they are."""
+        data = self.template
+        for hole in reversed(self.holes):  # holes in a choice's options before the choice
             if hole.choice:  # the option with its own holes filled
                 option = self.genes[hole.start].rounded(genome[hole.start])
                 data = nested.put(data, hole.path, nested.get(data, (*hole.path, "choice", option)))
@@ -271,22 +263,22 @@ class SearchSpace:
 
     def _spelled(self, data: Any) -> Any:
         """Return filled data with its short forms within their bounds and spelled out."""
-        if not self._stacked or self._blocks is None:
+        if not self._stacked or self.outline.blocks is None:
             return data
-        return short_forms.spell_out(short_forms.fit(data, self._blocks), self._blocks)
+        return short_forms.spell_out(short_forms.fit(data, self.outline.blocks), self.outline.blocks)
 
     def _numbers(self, data: Any) -> Genome:
         """Return the genome with the values of `data` in its holes. Raises `SpaceError` for one that a hole cannot have."""
         genome = self.initial.copy()
         values: dict[int, Any] = {}  # the recipe's value at each hole
-        for number, hole in enumerate(self._holes):
+        for number, hole in enumerate(self.holes):
             if hole.within:
                 outer, option = hole.within[-1]
-                if values[outer] is _ABSENT or genome[self._holes[outer].start] != option:
+                if values[outer] is _ABSENT or genome[self.holes[outer].start] != option:
                     values[number] = _ABSENT  # its option is not the chosen one: its genes do nothing
                     continue
-                depth = len(self._holes[outer].path) + 2
-                template = nested.get(self._template, hole.path[:depth])
+                depth = len(self.holes[outer].path) + 2
+                template = nested.get(self.template, hole.path[:depth])
                 values[number] = nested.get(unwrapped(values[outer], template), hole.path[depth:])
             else:
                 values[number] = nested.get(data, hole.path)
@@ -294,90 +286,17 @@ class SearchSpace:
             genome[hole.genes] = hole.numbers(self.genes[hole.genes], cells)
         return genome
 
-    def _stacks_of_one_model(self, form: ShortForm) -> dict[str, Genome]:
-        """Return the genomes that stack all layers of one model, as far as they are in the space."""
-        filled = self._fill(self.initial.tolist())["stack"]
-        models: dict[str, Any] = {"base": "base"} | {name: {"expert": name} for name in self.experts}
-        count = 1
-        if isinstance(form, LayerPath):
-            models |= dict(zip(form.names, filled["path"]["sources"], strict=True))
-            count = len(form.sources)
-        rest = nested.get(self.decode(self.initial).data, ("stack", "rest"))
-        blocks = range(self._blocks or 0)
-        marks = {}
-        for name, model in models.items():
-            slots = [{"source": model, "layer": layer} for layer in blocks]
-            recipe = Recipe.parse(self._spelled({"stack": {"slots": slots, "rest": rest}}))
-            for number in range(count):
-                with contextlib.suppress(SpaceError):
-                    genome = self._all_layers(number, model, len(blocks))
-                    if self.decode(genome) == recipe:
-                        marks[f"layers of {name}"] = genome
-                        break
-        return marks
-
-    def _all_layers(self, number: int, model: Any, blocks: int) -> Genome:
-        """Return the genome of all layers of source `number`, which is `model`, with scale 1. Raises `SpaceError`."""
-        genome = self.initial.copy()
-        first = number * blocks
-        layers = range(first, first + blocks)
-        for hole in self._holes:
-            keys: list[Any] = list(hole.keys)
-            for i, at in enumerate(keys, start=hole.start):
-                value: Any
-                match hole.path[1:]:
-                    case ("path", "include"):
-                        value = at[0] in layers
-                    case ("path", "sources", index) if index == number:
-                        value = model
-                    case ("swap", "source"):
-                        value = model
-                    case ("path", "scale") if hole.per == ("slot",) and at[0] not in layers:
-                        continue
-                    case ("path", "scale") if hole.per == ("from", "to") and not (
-                        at[0] in layers and at[1] == at[0] + 1 in layers
-                    ):
-                        continue
-                    case (_, "scale"):
-                        value = 1
-                    case _:
-                        continue
-                genome[i] = self.genes[i].number(value)
-        return genome
-
-    def _place(self, parameters: Mapping[str, Any]) -> Genome | None:
-        """Return the genome whose recipe is a merge with these `parameters`, None or `SpaceError` if the space has none."""
-        genome = self.initial.copy()
-        holes = {hole.path[-1]: hole for hole in self._holes if hole.path[:-1] == ("merge", "parameters")}
-        fixed = nested.get(self._template, ("merge", "parameters")) or {}
-        defaults = merging.METHODS[nested.get(self._template, ("merge", "method"))].parameters
-        for name, value in parameters.items():
-            if name not in holes:
-                if fixed.get(name, defaults[name].default) != value:
-                    return None
-                continue
-            hole = holes[name]
-            by_input = value if isinstance(value, Mapping) else {}
-            if "expert" not in hole.per and len(set(by_input.values())) > 1:
-                return None
-            cells = []
-            for key in hole.keys:
-                label = key[hole.per.index("expert")] if "expert" in hole.per else next(iter(by_input), None)
-                cells.append(by_input.get(str(label), value))
-            genome[hole.genes] = hole.numbers(self.genes[hole.genes], cells)
-        return genome
-
     def _check_everywhere(self) -> None:
         """Check the recipes of each hole's bounds and of the combinations of choices, so that no error comes during a search."""
         points = [self.initial]
-        for hole in self._holes:
+        for hole in self.holes:
             for bound in (self.lower, self.upper):
                 point = self.initial.copy()
                 for outer, option in hole.within:
-                    point[self._holes[outer].start] = option
+                    point[self.holes[outer].start] = option
                 point[hole.genes] = bound[hole.genes]
                 points.append(point)
-        choices = [hole for hole in self._holes if self.genes[hole.start].kind == "choice"]
+        choices = [hole for hole in self.holes if self.genes[hole.start].kind == "choice"]
         options = [range(len(self.genes[hole.start].choices)) for hole in choices]
         for combination in itertools.islice(itertools.product(*options), 1024):
             point = self.initial.copy()
@@ -385,13 +304,11 @@ class SearchSpace:
                 point[hole.genes] = option
             points.append(point)
         # Whether the tables fit the model does not depend on their values: the first point is enough.
-        blocks = self._blocks or 0
-        places = [Place(block, blocks, kind) for block in range(blocks) for kind in self._kinds]
         dummies = {name: hashlib.sha256(name.encode()).hexdigest() for name in self.parents}
         for i, point in enumerate(points):
             try:
-                filled = self._spelled(self._fill(point.tolist()))
+                filled = self._spelled(self.filled(point.tolist()))
                 recipe = Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
-                merging.check(recipe, () if i else places)
+                merging.check(recipe, () if i else self.outline.places)
             except RecipeError as error:
                 raise SpaceError(f"search space: some of its points are no valid recipe: {error}") from None

@@ -52,8 +52,10 @@ def test_blocks_and_kinds_are_inferred_from_names(case):
     parsed = layout(*names)
     assert parsed.blocks == 12
     for block in (0, 7, 11):
-        kinds = [parsed.place(pattern.format(block)) for pattern in CASES[case]]
-        assert kinds == [Place(block, 12, kind) for kind in ("attention", "attention", "mlp", "norm")]
+        names = [pattern.format(block) for pattern in CASES[case]]
+        kinds = ("attention", "attention", "mlp", "norm")
+        expected = [Place(block, 12, kind, tensor=name) for kind, name in zip(kinds, names, strict=True)]
+        assert [parsed.place(name) for name in names] == expected
     assert parsed.kinds == ("attention", "mlp", "norm")
 
 
@@ -66,10 +68,16 @@ def test_tensors_outside_of_the_stack_belong_to_its_nearer_end():
         "model.norm.weight",
         "lm_head.weight",
     )
-    assert parsed.place("model.embed_tokens.weight") == Place(0, 2, "embedding", inside=False)
-    assert parsed.place("embeddings.LayerNorm.weight") == Place(0, 2, "norm", inside=False)
-    assert parsed.place("model.norm.weight") == Place(1, 2, "norm", inside=False)
-    assert parsed.place("lm_head.weight") == Place(1, 2, "head", inside=False)
+
+    def place(name):
+        found = parsed.place(name)
+        assert (found.inside, found.tensor) == (False, name)
+        return found.block, found.blocks, found.kind
+
+    assert place("model.embed_tokens.weight") == (0, 2, "embedding")
+    assert place("embeddings.LayerNorm.weight") == (0, 2, "norm")
+    assert place("model.norm.weight") == (1, 2, "norm")
+    assert place("lm_head.weight") == (1, 2, "head")
     assert block_number("lm_head.weight", parsed.prefix) is None
 
 

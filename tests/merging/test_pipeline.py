@@ -178,12 +178,35 @@ def test_tables_that_do_not_fit_the_model_are_refused_before_any_tensor_is_read(
     for table, message in (
         ({"per": ["block/9"], "values": [1] * 9}, "the model has 4 blocks; type `block/4` or less"),
         ({"per": ["kind"], "values": {"mlp": 1}}, "no entry for"),
+        ({"per": ["tensor"], "values": {"a.weight": 1}}, "no entry for the merged tensor"),
     ):
         recipe = merge("linear", LABELS, {"weight": table})
         with pytest.raises(RecipeError, match=message):
             Pipeline(recipe.root.merge, unreadable, Store())
         with pytest.raises(RecipeError, match=message):
             check(recipe, [Place(0, 4, "norm")])
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+def test_a_table_over_tensors_merges_each_tensor_as_its_own_numbers_do(method):
+    """Measurements over the model read all tensors, so that a table of equal entries is the one number."""
+    weights = {label: {name: 0.1 + i / 7 + k / 3 for i, name in enumerate(BASE)} for k, label in enumerate(LABELS)}
+    table = {"per": ["expert", "tensor"], "values": weights}
+    found = run(merge(method, LABELS, {"weight": table}, seed=2))
+    turned = {"per": ["tensor", "expert"], "values": {n: {k: weights[k][n] for k in LABELS} for n in BASE}}
+    assert run(merge(method, LABELS, {"weight": turned}, seed=2)) == found
+    for name in BASE:
+        one = {"per": ["expert"], "values": {label: weights[label][name] for label in LABELS}}
+        assert run(merge(method, LABELS, {"weight": one}, seed=2))[name] == found[name]
+
+
+def test_tensors_share_what_is_measured_unless_a_table_names_them():
+    def places(parameters):
+        return set(Pipeline(merge("ties", LABELS, parameters).root.merge, InMemory(BASE, INPUTS), Store())._values)
+
+    assert {place.tensor for place in places({"weight": {"per": ["block/2"], "values": [1, 2]}})} == {""}
+    table = {"per": ["tensor"], "values": dict.fromkeys(BASE, 0.5)}
+    assert {place.tensor for place in places({"density": table})} == set(BASE)
 
 
 def test_origins_of_explicit_stages():

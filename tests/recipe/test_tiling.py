@@ -30,6 +30,34 @@ def test_tables_nest_from_the_outside_in():
         table.at(Place(0, 1, "head"), "code")
 
 
+def test_a_table_over_tensors_has_an_entry_for_each():
+    table = Tiled(per=("expert", "tensor"), values={"maths": {"a.w": 1, "b.w": 2}, "code": {"a.w": 3, "b.w": 4}})
+    place = Place(1, 4, "mlp", tensor="b.w")
+    assert table.at(place, "maths") == 2
+    assert table.shares(place, "code") == {("code", "b.w"): 1}
+    table.check_tensors(["b.w", "a.w"])
+    Tiled(per=("kind",), values={"mlp": 1}).check_tensors(["a.w"])
+
+
+def test_a_table_over_other_tensors_than_the_models_names_the_nearest():
+    names = [f"layers.{i}.mlp.weight" for i in range(40)]
+    table = dict.fromkeys(names, 1.0)
+    del table["layers.7.mlp.weight"]
+    with pytest.raises(
+        RecipeError, match=r"no entry for the merged tensor `layers.7.mlp.weight`; it has 39 entries, the n"
+    ):
+        Tiled(per=("tensor",), values=table).check_tensors(names)
+    table |= {"layers.7.mlp.weight": 1.0, "layers.7.mlp.wieght": 1.0}
+    with pytest.raises(
+        RecipeError, match=r"`layers.7.mlp.wieght`, which is no merged tensor; did you mean `layers.7.mlp.we"
+    ):
+        Tiled(per=("tensor",), values=table).check_tensors(names)
+    with pytest.raises(RecipeError, match=r"`b`, which is no merged tensor; known: layers.0.*, and 10 more$"):
+        Tiled(per=("tensor",), values=dict.fromkeys([*names, "b"], 1)).check_tensors(names)
+    with pytest.raises(RecipeError, match="no entry for `norm`; it has a, b"):
+        Tiled(per=("tensor",), values={"a": 1, "b": 2}).at(Place(0, 1, "norm", tensor="norm"), None)
+
+
 def test_more_groups_than_blocks_are_refused():
     with pytest.raises(RecipeError, match="makes 3 groups, but the model has 2 blocks; type `block/2` or less"):
         Tiled(per=("block/3",), values=[1, 2, 3]).at(Place(0, 2, "mlp"), None)
@@ -103,6 +131,16 @@ WRONG = [
         "an unknown kind",
         ties(parameters={"density": {"per": ["kind"], "values": {"mpl": 1}}}),
         "unknown kind of tensor 'mpl'; did you mean `mlp`",
+    ),
+    (
+        "a list over tensors",
+        ties(parameters={"density": {"per": ["tensor"], "values": [1]}}),
+        "expected a mapping from tensor to values",
+    ),
+    (
+        "tensors of each kind",
+        ties(parameters={"density": {"per": ["kind", "tensor"], "values": {"mlp": {"a": 1}}}}),
+        "expected `tensor` alone or with `expert`: it tells all tensors apart",
     ),
     (
         "a table too deep",

@@ -39,6 +39,35 @@ def test_decode_is_total_and_encode_inverts_it(template, data):
         assert (again[whole] == np.floor(inside[whole] + 0.5)).all()
 
 
+TENSORS = ("embed.weight", "layers.0.mlp.weight", "layers.1.mlp.weight")
+
+
+def test_a_table_over_tensors_has_a_gene_for_each():
+    parameters = {"weight": {"float": [0, 1], "per": ["expert", "tensor"]}, "lambda": 1}
+    searched = of(parameters, "task_arithmetic", blocks=4, tensors=TENSORS)
+    assert [gene.name for gene in searched.genes] == [f"weight[{e},{t}]" for e in EXPERTS for t in TENSORS]
+    genome = np.linspace(0.1, 0.9, len(searched.genes))
+    recipe = searched.decode(genome)
+    table = recipe.data["merge"]["parameters"]["weight"]["values"]
+    assert [table[e][t] for e in EXPERTS for t in TENSORS] == genome.tolist()
+    assert (searched.encode(recipe) == genome).all()
+    assert list(searched.landmarks()) == ["init", "base", "expert maths", "expert code", "mean"]
+
+
+@pytest.mark.parametrize("value", [{"float": [0, 1], "per": ["tensor"]}, {"per": ["tensor"], "values": {"a": 1}}])
+def test_a_table_over_tensors_needs_their_names(value):
+    with pytest.raises(SpaceError, match="depends on the model; expected the names of its merged `tensors`"):
+        of({"weight": value}, blocks=4)
+
+
+def test_a_table_in_a_space_over_a_tensor_that_the_model_lacks_is_refused():
+    parameters = {"weight": {"float": [0, 1]}, "density": {"per": ["tensor"], "values": dict.fromkeys(TENSORS, 0.5)}}
+    of(parameters, blocks=4, tensors=TENSORS)
+    parameters["density"]["values"]["layers.2.mlp.weight"] = 0.5
+    with pytest.raises(SpaceError, match=r"an entry for `layers.2.mlp.weight`, which is no merged tensor"):
+        of(parameters, blocks=4, tensors=TENSORS)
+
+
 @settings(max_examples=30)
 @given(templates(EXPERTS), st.data())
 def test_unit_cube_is_the_box(template, data):
