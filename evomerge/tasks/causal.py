@@ -1,16 +1,16 @@
-"""Log-likelihoods under a causal language model of the end of a sequence, given its beginning."""
+"""Log-likelihoods and entropies under a causal language model at the end of a sequence, given its beginning."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.data import task_error
+from evomerge.tasks.task import negative_entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +65,48 @@ def continuations(
     return sequences
 
 
-@torch.inference_mode()
-def log_likelihoods(task: str, model: LiveModel, sequences: Sequence[Continuation], batch: int) -> NDArray[np.float64]:
-    """Return the summed log-likelihood in nats of each sequence's scored tokens, float64 `(sequences,)`."""
+def batches(task: str, model: LiveModel, sequences: Sequence[Continuation], size: int) -> list[list[int]]:
+    """Return the positions of the sequences that run together. Raises `TaskError` if the model cannot run them."""
+    lengths = [len(sequence.tokens) for sequence in sequences]
     require_causal(task, model)
-    check_length(task, model, max(len(sequence.tokens) for sequence in sequences))
-    sums = np.empty(len(sequences))
-    for positions in by_length([len(sequence.tokens) for sequence in sequences], batch):
-        ids, mask = pad([sequences[i].tokens for i in positions], model.tokenizer.pad_token_id)
-        logits = model.module(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-        ).logits
-        for row, i in enumerate(positions):
-            start, end = sequences[i].start, len(sequences[i].tokens)
-            predicted, targets = logits[row, start - 1 : end - 1].float(), ids[row, start:end].to(model.device)
-            sums[i] = -cross_entropy(predicted, targets, reduction="none").double().sum().item()
-    return sums
+    check_length(task, model, max(lengths, default=0))
+    return by_length(lengths, size)
+
+
+def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run one batch; yield each sequence's scored tokens, `(scored,)`, and logits for them, fp32 `(scored, vocabulary)`."""
+    ids, mask = pad([sequence.tokens for sequence in sequences], model.tokenizer.pad_token_id)
+    ids = ids.to(model.device)
+    logits = model.module(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits
+    for sequence, tokens, row in zip(sequences, ids.unbind(), logits.unbind(), strict=True):
+        start, end = sequence.start, len(sequence.tokens)
+        yield tokens[start:end], row[start - 1 : end - 1].float()
+
+
+def log_likelihood(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Return the summed log-likelihood of `tokens` in nats, float64 `()`."""
+    return -cross_entropy(logits, tokens, reduction="none").double().sum()
+
+
+def by_metric(
+    model: LiveModel, sequences: Sequence[Continuation], sizes: Sequence[int], metrics: Collection[str], searched: str
+) -> dict[str, Tensor]:
+    """Return those of the `metrics` that one batch's tokens give, float64 `(sequences,)`; only the `searched` has a graph.
+
+    `log_likelihood` is summed and divided by `sizes`, `entropy` is the mean over scored tokens.
+    """
+    values: dict[str, list[Tensor]] = {name: [] for name in ("log_likelihood", "entropy") if name in metrics}
+    for tokens, logits in run(model, sequences):
+        for metric, found in values.items():
+            scored = (
+                logits if metric == searched else logits.detach()
+            )  # no second table of the vocabulary's size is kept
+            entropy = metric == "entropy"
+            found.append(negative_entropy(scored).double().mean() if entropy else log_likelihood(tokens, scored))
+    stacked = {metric: torch.stack(found).cpu() for metric, found in values.items()}
+    if "log_likelihood" in stacked:
+        stacked["log_likelihood"] = stacked["log_likelihood"] / torch.tensor(sizes)
+    return stacked
 
 
 def check_length(task: str, model: LiveModel, longest: int) -> None:

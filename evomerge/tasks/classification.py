@@ -1,10 +1,10 @@
-"""Classification of texts or images: accuracy, and the log-likelihood of the label.
+"""Classification of texts or images: accuracy, the log-likelihood of the label, and the entropy of the prediction.
 
 With a `head`, the model is an encoder and the task brings a frozen linear classifier, as CLIP's zero-shot heads: tasks
 with different classes can share a model. Without a head the model's logits are scored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Scores, Task, choose_metrics, vector
+from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined, negative_entropy
 from evomerge.trial import Split
 
 _IMAGE_AXES = 3
@@ -46,14 +46,14 @@ class ClassificationSettings(FileSettings):
     """Texts are truncated to this many tokens."""
     batch: int = Field(default=64, ge=1)
     """Number of examples that run together; another number changes the last bits of scores."""
-    metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
-    """The metrics to score."""
+    metrics: tuple[Literal["accuracy", "log_likelihood", "entropy"], ...] = ("accuracy", "log_likelihood")
+    """The metrics to score: accuracy, log_likelihood, entropy; entropy also where it is searched or reported."""
     keep_margins: bool = False
     """Also record the label's logit minus that of each other class. Driver `front` predicts accuracy from these margins with
     at most half the error. Costs four bytes for each example and class in each candidate's record."""
 
 
-_Batch = tuple[Tensor, Mapping[str, Tensor]]
+_Batch = tuple[list[int], Mapping[str, Tensor]]
 """Examples that run together: their positions among those scored, and the model's keyword arguments."""
 
 
@@ -87,7 +87,7 @@ class Classification(Task):
         """Read and check the examples and the head. Raises `TaskError`."""
         columns = (settings.input, settings.label)
         inputs, labels = read_splits(name, settings.paths, columns, folder)
-        metrics = choose_metrics(settings.metrics, settings.keep_margins)
+        metrics = choose_metrics(settings, settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=inputs)
         self._settings = settings
         self._head = None if settings.head is None else _read_head(name, folder / settings.head)
@@ -105,54 +105,58 @@ class Classification(Task):
 
         `margins` are `(examples, classes - 1)`, in class order; `accuracy` is 1 where all are positive.
         """
-        indices = self.indices(split, examples)
-        labels = self._labels[split][indices]
-        logits = self._logits(model, self._batches(model, split, indices))
-        classes = logits.shape[1]
-        if int(labels.max()) >= classes:
-            msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
-            raise task_error(self.name, msg)
+        return joined((part.positions, part.scores) for part in self.parts(model, split, self.indices(split, examples)))
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the scores of one batch after another."""
+        for positions, inputs in self._batches(model, split, indices):
+            labels = self._labels[split][[indices[i] for i in positions]]
+            logits = self._logits(model, inputs)
+            classes = logits.shape[1]
+            if int(labels.max()) >= classes:
+                msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
+                raise task_error(self.name, msg)
+            yield self.part(positions, *self._measured(logits, labels))
+
+    def _measured(self, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the metrics, and `margins` if they are kept, from logits `(batch, classes)` and labels `(batch,)`."""
         label = labels[:, None]
-        values = {
-            "accuracy": torch.where(logits.isfinite().all(1), (logits.argmax(1) == labels).float(), torch.nan),
-            "log_likelihood": logits.log_softmax(1).gather(1, label)[:, 0],
-        }
-        scores = {metric: vector(values[metric]) for metric in self.metrics}
+        values: dict[str, Tensor] = {}
+        for metric in self.metrics:
+            match metric:
+                case "accuracy":
+                    right = (logits.argmax(1) == labels).float()
+                    values[metric] = torch.where(logits.isfinite().all(1), right, torch.nan)
+                case "log_likelihood":
+                    values[metric] = logits.log_softmax(1).gather(1, label)[:, 0]
+                case "entropy":
+                    values[metric] = negative_entropy(logits)
         if not self._settings.keep_margins:
-            return Scores(scores)
-        margins = (logits.gather(1, label) - logits)[torch.arange(classes) != label]
-        return Scores(scores, {"margins": vector(margins.reshape(len(labels), -1))})
+            return values, {}
+        margins = (logits.gather(1, label) - logits)[torch.arange(logits.shape[1]) != label]
+        return values, {"margins": margins.reshape(len(labels), -1)}
 
     def _batches(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[_Batch]:
         inputs = self._inputs[split]
         if isinstance(inputs, Tensor):
             return [
-                (torch.tensor(positions), {"pixel_values": inputs[[indices[i] for i in positions]]})
+                (positions, {"pixel_values": inputs[[indices[i] for i in positions]]})
                 for positions in by_length([0] * len(indices), self._settings.batch)
             ]
         tokens = self._tokenised(model, split, inputs)
         batches: list[_Batch] = []
         for positions in by_length([len(tokens[index]) for index in indices], self._settings.batch):
             ids, mask = pad([tokens[indices[i]] for i in positions], model.tokenizer.pad_token_id)
-            batches.append((torch.tensor(positions), {"input_ids": ids, "attention_mask": mask}))
+            batches.append((positions, {"input_ids": ids, "attention_mask": mask}))
         return batches
 
-    def _logits(self, model: LiveModel, batches: Sequence[_Batch]) -> Tensor:
-        """Return the logits of the examples, fp32 `(examples, classes)` on the CPU."""
+    def _logits(self, model: LiveModel, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of a batch, fp32 `(batch, classes)` on the CPU."""
         precision = PRECISIONS[model.precision]
-        parts = []
-        for _, inputs in batches:
-            moved = {
-                name: tensor.to(model.device, precision if tensor.is_floating_point() else tensor.dtype)
-                for name, tensor in inputs.items()
-            }
-            parts.append(self._run(model, moved))
-        by_batch = torch.cat(parts)
-        logits = torch.empty_like(by_batch)
-        logits[torch.cat([positions for positions, _ in batches])] = by_batch
-        return logits
-
-    def _run(self, model: LiveModel, inputs: Mapping[str, Tensor]) -> Tensor:
+        inputs = {
+            name: tensor.to(model.device, precision if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in inputs.items()
+        }
         if self._head is None:
             output = model.module(**inputs)
             logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)

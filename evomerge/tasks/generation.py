@@ -1,7 +1,8 @@
 """Generation: the model's greedy answer to a prompt is compared with the right one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal
@@ -9,12 +10,13 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
-from evomerge.tasks.causal import Continuation, check_length, continuations, encode, log_likelihoods, require_causal
+from evomerge.tasks.causal import Continuation, batches, by_metric, check_length, continuations, encode, require_causal
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import ACCURACY, LOG_LIKELIHOOD, FileSettings, Scores, Task, Vector, vector
+from evomerge.tasks.task import FileSettings, Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
 from evomerge.trial import Split
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -51,13 +53,16 @@ class Generation(Task):
     `accuracy` is 1 where the generated answer matches; `log_likelihood` is that of the right answer after the prompt, in
     nats per token, and needs no generation. Generation is slow, so accuracy is measured on the search split only if it is
     the searched metric.
+
+    `search_metric: entropy` searches the mean over the right answer's tokens of minus the entropy of the next token's
+    distribution, in nats: each token is predicted from those before it in the right answer, whatever it is itself.
     """
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.answer)
         data = read_splits(name, settings.paths, columns, folder)
-        super().__init__(name, settings, (ACCURACY, LOG_LIKELIHOOD), inputs=data[0])
+        super().__init__(name, settings, choose_metrics(settings, ["accuracy", "log_likelihood"]), inputs=data[0])
         self._settings = settings
         self._pattern = self._compiled()
         self._prompts, self._answers = (
@@ -72,24 +77,48 @@ class Generation(Task):
                         raise task_error(self.name, msg)
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
 
+    @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each answer, and accuracy outside of the search split or if it is searched."""
-        require_causal(self.name, model)
         indices = self.indices(split, examples)
+        scores = joined((batch, detached(values)) for batch, values in self._likelihoods(model, split, indices))
+        return self._with_accuracy(scores, model, split, indices)
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the scores of one batch after another."""
+        for batch, values in self._likelihoods(model, split, indices):
+            part, chosen = self.part(batch, values), [indices[i] for i in batch]
+            yield replace(part, scores=self._with_accuracy(part.scores, model, split, chosen))
+
+    def _likelihoods(
+        self, model: LiveModel, split: Split, indices: Sequence[int]
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Yield the positions of each batch, and the values by metric that need no generation."""
+        _, answers = self._tokenised(model, split)
+        sequences = [answers[index] for index in indices]
+        for batch in batches(self.name, model, sequences, self._settings.batch):
+            chosen = [sequences[i] for i in batch]
+            sizes = [sequence.scored for sequence in chosen]
+            yield batch, by_metric(model, chosen, sizes, self.metrics, self.search_metric)
+
+    def _tokenised(self, model: LiveModel, split: Split) -> tuple[list[list[int]], list[Continuation]]:
+        """Return the tokens of each prompt, and of each prompt with its answer, computed once for all candidates."""
+        require_causal(self.name, model)
         key = (split, model.folder)
         if key not in self._encoded:
             prompts = [prompt + self._settings.separator for prompt in self._prompts[split]]
             limit = self._settings.max_length
             answers = continuations(self.name, model, prompts, self._answers[split], limit)
             self._encoded[key] = ([tokens[-limit:] for tokens in encode(model, prompts)], answers)
-        tokens, answers = self._encoded[key]
-        sequences = [answers[index] for index in indices]
-        sums = log_likelihoods(self.name, model, sequences, self._settings.batch)
-        scores = {"log_likelihood": vector(sums / np.array([sequence.scored for sequence in sequences]))}
-        if split != "search" or self.search_metric == "accuracy":
-            right = [self._answers[split][index] for index in indices]
-            scores["accuracy"] = self._accuracy(model, [tokens[index] for index in indices], right)
-        return Scores(scores)
+        return self._encoded[key]
+
+    def _with_accuracy(self, scores: Scores, model: LiveModel, split: Split, indices: Sequence[int]) -> Scores:
+        if split == "search" and self.search_metric != "accuracy":
+            return scores
+        tokens, _ = self._tokenised(model, split)
+        right = [self._answers[split][index] for index in indices]
+        accuracy = self._accuracy(model, [tokens[index] for index in indices], right)
+        return Scores({**scores.scores, "accuracy": accuracy})
 
     @torch.inference_mode()
     def _accuracy(self, model: LiveModel, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> Vector:

@@ -1,16 +1,16 @@
-"""Language modelling: the log-likelihood of texts under the model."""
+"""Language modelling: the log-likelihood of texts under the model, and the entropy of its predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
+import torch
 from pydantic import Field
 
 from evomerge.models import LiveModel
-from evomerge.tasks.causal import Continuation, begin_tokens, log_likelihoods
+from evomerge.tasks.causal import Continuation, batches, begin_tokens, by_metric
 from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import LOG_LIKELIHOOD, FileSettings, Scores, Task, vector
+from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined
 from evomerge.trial import Split
 
 
@@ -32,26 +32,34 @@ class LanguageModellingSettings(FileSettings):
 class LanguageModelling(Task):
     """A task of texts, each scored by its log-likelihood in nats.
 
+    `search_metric: entropy` searches the mean over tokens of minus the entropy of the next token's distribution, in nats.
     If the tokenizer puts no begin token before a text, its first token has no context and is not scored.
     """
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
         """Read and check the texts. Raises `TaskError`."""
         [splits] = read_splits(name, settings.paths, (settings.text,), folder)
-        super().__init__(name, settings, (LOG_LIKELIHOOD,), inputs=splits)
+        super().__init__(name, settings, choose_metrics(settings, ["log_likelihood"]), inputs=splits)
         self._settings = settings
         self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}
         self._encoded: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
+    @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the log-likelihood of each text, per token, byte or example."""
-        indices = self.indices(split, examples)
+        """Return the log-likelihood of each text, per token, byte or example, and entropy where it is asked for."""
+        return joined((part.positions, part.scores) for part in self.parts(model, split, self.indices(split, examples)))
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the scores of one batch after another."""
         key = (split, model.folder)
         if key not in self._encoded:
             self._encoded[key] = self._tokenised(model, self._texts[split])
-        sequences, sizes = self._encoded[key]
-        sums = log_likelihoods(self.name, model, [sequences[index] for index in indices], self._settings.batch)
-        return Scores({"log_likelihood": vector(sums / np.array([sizes[index] for index in indices]))})
+        every, sizes = self._encoded[key]
+        sequences = [every[index] for index in indices]
+        for batch in batches(self.name, model, sequences, self._settings.batch):
+            chosen = [sequences[i] for i in batch]
+            divisors = [sizes[indices[i]] for i in batch]
+            yield self.part(batch, by_metric(model, chosen, divisors, self.metrics, self.search_metric))
 
     def _tokenised(self, model: LiveModel, values: Sequence[str]) -> tuple[list[Continuation], list[int]]:
         """Return the sequence of each text, and the divisor of its log-likelihood."""

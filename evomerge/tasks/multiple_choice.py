@@ -1,17 +1,20 @@
 """Multiple choice: the most likely of several continuations of a prompt is the answer."""
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from evomerge.models import LiveModel
-from evomerge.tasks.causal import Continuation, continuations, log_likelihoods, require_causal
+from evomerge.tasks.causal import Continuation, batches, continuations, log_likelihood, require_causal, run
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Scores, Task, choose_metrics, vector
+from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, negative_entropy
 from evomerge.trial import Split
 
 
@@ -34,8 +37,8 @@ class MultipleChoiceSettings(FileSettings):
     """The length by which a choice's log-likelihood is divided."""
     max_length: int = Field(default=256, ge=2)
     """The last this many tokens of prompt and choice are used."""
-    metrics: tuple[Literal["accuracy", "log_likelihood"], ...] = ("accuracy", "log_likelihood")
-    """The metrics to score."""
+    metrics: tuple[Literal["accuracy", "log_likelihood", "entropy"], ...] = ("accuracy", "log_likelihood")
+    """The metrics to score: accuracy, log_likelihood, entropy; entropy also where it is searched or reported."""
     keep_margins: bool = False
     """Also record the right choice's merit minus that of each other: driver `front` predicts accuracy from these margins."""
 
@@ -44,14 +47,15 @@ class MultipleChoice(Task):
     """A task of prompts, each with two or more choices of which one is right.
 
     A choice's merit is its log-likelihood after the prompt, divided by its length. `accuracy` is 1 where the right choice
-    has the largest merit; `log_likelihood` is the log-softmax of the right choice's merit over all merits, in nats.
+    has the largest merit; `log_likelihood` is the log-softmax of the right choice's merit over all merits, in nats;
+    `entropy` is minus the entropy of the softmax of all merits, in nats, and needs no right choice.
     """
 
     def __init__(self, name: str, settings: MultipleChoiceSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.choices, settings.answer)
         prompts, choices, answers = read_splits(name, settings.paths, columns, folder)
-        metrics = choose_metrics(settings.metrics, settings.keep_margins)
+        metrics = choose_metrics(settings, settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=prompts)
         self._settings = settings
         self._prompts: dict[Split, list[str]] = {}
@@ -64,34 +68,63 @@ class MultipleChoice(Task):
             self._answers[split] = class_numbers(name, settings.answer, answers[split], ends)
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
 
+    @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the metrics of each example, and `margins` if they are kept.
 
         `margins` are `(examples, most choices - 1)`, the last one repeated for examples with fewer choices; `accuracy` is
         1 where all are positive.
         """
-        require_causal(self.name, model)
         indices = self.indices(split, examples)
+        encoded = self._sequences(model, split, indices)
+        sequences = list(itertools.chain(*encoded))
+        sums = torch.empty(len(sequences), dtype=torch.float64)
+        for batch in batches(self.name, model, sequences, self._settings.batch):
+            sums[batch] = _sums(model, [sequences[i] for i in batch])
+        return self.part(range(len(indices)), *self._measured(split, indices, encoded, sums)).scores
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the scores of one batch after another, each of whole examples: choices of one example compete."""
+        encoded = self._sequences(model, split, indices)
+        longest = [max(sequences, key=lambda sequence: len(sequence.tokens)) for sequences in encoded]
+        size = max(1, self._settings.batch // max(map(len, self._choices[split])))
+        for batch in batches(self.name, model, longest, size):
+            chosen = [encoded[i] for i in batch]
+            sums = _sums(model, list(itertools.chain(*chosen)))
+            yield self.part(batch, *self._measured(split, [indices[i] for i in batch], chosen, sums))
+
+    def _measured(
+        self, split: Split, indices: Sequence[int], encoded: Sequence[Sequence[Continuation]], sums: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the metrics, and `margins` if they are kept, from the log-likelihoods of all choices, one after another."""
+        values: dict[str, list[Tensor]] = {metric: [] for metric in self.metrics}
+        margins = np.empty((len(indices), max(map(len, self._choices[split])) - 1), np.float32)
+        competing = torch.split(sums, [len(sequences) for sequences in encoded])
+        for row, index, sequences, choices in zip(margins, indices, encoded, competing, strict=True):
+            merits = choices / torch.tensor(self._lengths(self._choices[split][index], sequences))
+            known, answer = merits.detach().numpy(), self._answers[split][index]
+            for metric, found in values.items():
+                match metric:
+                    case "accuracy":
+                        right = float(int(known.argmax()) == answer)
+                        found.append(torch.tensor(right if np.isfinite(known).all() else np.nan))
+                    case "log_likelihood":
+                        found.append(merits[answer] - functools.reduce(torch.logaddexp, merits.unbind()))
+                    case "entropy":
+                        found.append(negative_entropy(merits))
+            if self._settings.keep_margins:
+                above = known[answer] - np.delete(known, answer)
+                row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
+        stacked = {metric: torch.stack(found) for metric, found in values.items()}
+        return stacked, {"margins": margins} if self._settings.keep_margins else {}
+
+    def _sequences(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[list[Continuation]]:
+        """Return the choices of each example as sequences, computed once for all candidates of a base."""
+        require_causal(self.name, model)
         key = (split, model.folder)
         if key not in self._encoded:
             self._encoded[key] = self._tokenised(model, split)
-        encoded = [self._encoded[key][index] for index in indices]
-        sums = log_likelihoods(self.name, model, list(itertools.chain(*encoded)), self._settings.batch)
-        by_metric: dict[str, list[float]] = {"accuracy": [], "log_likelihood": []}
-        margins = np.empty((len(indices), max(map(len, self._choices[split])) - 1), np.float32)
-        start = 0
-        for row, index, sequences in zip(margins, indices, encoded, strict=True):
-            merits = sums[start : start + len(sequences)] / self._lengths(self._choices[split][index], sequences)
-            start += len(sequences)
-            answer = self._answers[split][index]
-            right = float(int(merits.argmax()) == answer)
-            by_metric["accuracy"].append(right if np.isfinite(merits).all() else np.nan)
-            by_metric["log_likelihood"].append(merits[answer] - np.logaddexp.reduce(merits))
-            if self._settings.keep_margins:
-                above = merits[answer] - np.delete(merits, answer)
-                row[:] = np.pad(above, (0, len(row) - len(above)), mode="edge")
-        scores = {metric: vector(by_metric[metric]) for metric in self.metrics}
-        return Scores(scores, {"margins": margins} if self._settings.keep_margins else {})
+        return [self._encoded[key][index] for index in indices]
 
     def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
         separator, limit = self._settings.separator, self._settings.max_length
@@ -114,3 +147,8 @@ class MultipleChoice(Task):
             msg = f"column `{self._settings.choices}`, example {index}: expected a list of two texts or more, got {value!r}"
             raise task_error(self.name, msg)
         return texts(self.name, self._settings.choices, value)
+
+
+def _sums(model: LiveModel, sequences: Sequence[Continuation]) -> Tensor:
+    """Return the log-likelihoods in nats of one batch, float64 `(sequences,)` on the CPU."""
+    return torch.stack([log_likelihood(tokens, logits) for tokens, logits in run(model, sequences)]).cpu()

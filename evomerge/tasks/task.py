@@ -1,14 +1,16 @@
-"""Task: a model and indices of examples in, score vectors out; never a bare number."""
+"""Task: a model and indices of examples in, score vectors out; never a bare number. Where asked, with a graph."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from evomerge.errors import nearest
 from evomerge.models import LiveModel
@@ -21,8 +23,14 @@ Vector = NDArray[np.float32]
 ACCURACY = Metric("accuracy", 0.0, 1.0)
 """Share of the examples that are right."""
 
-LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True)
+LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True, slopes=True)
 """Log-likelihood of the right tokens or label, in nats, at most 0."""
+
+ENTROPY = Metric("entropy", high=0.0, smooth=True, slopes=True)
+"""Minus the entropy of the predicted distribution, in nats, at most 0: 0 is certain. It needs no labels.
+
+Yang et al., AdaMerging: Adaptive Model Merging for Multi-Task Learning, https://arxiv.org/abs/2310.02575, eq. 2.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +42,19 @@ class Scores:
 
     scores: Mapping[str, Vector]
     outputs: Mapping[str, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some of the examples that `Task.graph` was asked for: those of one batch, `n` of them.
+
+    `positions` are their places among the indices asked for. `value` is the search metric of each, floating `(n,)`, with a
+    graph back to the model's parameters. `scores` are all of their scores, without a graph. All are in the same order.
+    """
+
+    positions: list[int]
+    value: Tensor
+    scores: Scores
 
 
 class TaskSettings(FrozenModel):
@@ -91,6 +112,7 @@ class Task(ABC):
         settings name another metric than these.
         """
         self.name = name
+        self._kind = settings.kind
         self.metrics = {metric.name: metric for metric in metrics}
         smooth = next((metric for metric in metrics if metric.smooth), metrics[0])
         other = next((metric for metric in metrics if not metric.smooth), metrics[0])
@@ -122,6 +144,37 @@ class Task(ABC):
         cannot do the task.
         """
 
+    def graph(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Return the parts of the examples of `split` with these indices, each with a graph; every example is in one part.
+
+        A part is computed when it is asked for. Call `part.value.sum().backward()` before asking for the next, and only one
+        batch's graph is in memory. Gradients must be enabled, and those parameters of `model.module` that they are wanted for
+        must require them. The scores equal those of `score` up to rounding. Raises `TaskError` if the search metric has no
+        slopes.
+        """
+        if not self.metrics[self.search_metric].slopes:
+            sloped = [f"`{metric.name}`" for metric in self.metrics.values() if metric.slopes]
+            advice = (
+                f"set `search_metric` to {' or '.join(sloped)}"
+                if sloped
+                else "add `log_likelihood` or `entropy` to its `metrics` where the kind has them, give a function a `gradient`, "
+                "or take a driver that needs no slopes"
+            )
+            msg = f"kind `{self._kind}`: the metric `{self.search_metric}` cannot be differentiated; {advice}"
+            raise task_error(self.name, msg)
+        return self.parts(model, split, self.indices(split, indices))
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the parts for `graph`, with a graph if gradients are enabled. A task with a metric with slopes writes it."""
+        msg = f"kind `{self._kind}` declares a metric with slopes, and does not write `parts`; see `evomerge.tasks.Task.parts`"
+        raise task_error(self.name, msg)
+
+    def part(
+        self, positions: Sequence[int], values: Mapping[str, Tensor], outputs: Mapping[str, Any] | None = None
+    ) -> Part:
+        """Return the part of the examples at `positions`, from their `values` by metric, `(n,)`, and optional tables."""
+        return Part(list(positions), values[self.search_metric], detached(values, outputs))
+
     def indices(self, split: Split, examples: Sequence[int] | None) -> list[int]:
         """Return the indices of the examples to score. Raises `TaskError` for one that is not in the split."""
         size = self.size(split)
@@ -137,12 +190,43 @@ class Task(ABC):
         return metric
 
 
-def choose_metrics(names: Sequence[str], keep_margins: bool) -> list[Metric]:
-    """Return accuracy and log-likelihood, those in `names`, accuracy with its table of `margins` if that is kept."""
-    accuracy = replace(ACCURACY, margins="margins" if keep_margins else None)
-    return [accuracy if name == "accuracy" else LOG_LIKELIHOOD for name in names]
+def choose_metrics(settings: TaskSettings, names: Sequence[str], keep_margins: bool = False) -> list[Metric]:
+    """Return the metrics with these `names`, and entropy if the settings search or report it.
+
+    Accuracy has its table of `margins` if that is kept.
+    """
+    known = {
+        "accuracy": replace(ACCURACY, margins="margins" if keep_margins else None),
+        "log_likelihood": LOG_LIKELIHOOD,
+        "entropy": ENTROPY,
+    }
+    asked = "entropy" in (settings.search_metric, settings.report_metric)
+    return [known[name] for name in dict.fromkeys([*names, *["entropy"] * asked])]
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """Return minus the entropy in nats, `(…)`, of the distributions whose logits are `(…, outcomes)`."""
+    logs = logits.log_softmax(-1)
+    finite = logs.clamp_min(torch.finfo(logs.dtype).min)  # 0 · log 0 is 0
+    return (logs.exp() * finite).sum(-1)
+
+
+def detached(values: Mapping[str, Tensor], outputs: Mapping[str, Any] | None = None) -> Scores:
+    """Return scores without a graph from `values` by metric, `(n,)`, and optional tables."""
+    return Scores(*({name: vector(value) for name, value in found.items()} for found in (values, outputs or {})))
+
+
+def joined(batches: Iterable[tuple[Sequence[int], Scores]]) -> Scores:
+    """Return the scores of all `batches`, each with its positions, in the order of these."""
+    positions, scores = zip(*batches, strict=True)
+    order = np.argsort(np.concatenate(positions))
+
+    def join(tables: Sequence[Mapping[str, Vector]]) -> dict[str, Vector]:
+        return {name: np.concatenate([table[name] for table in tables])[order] for name in tables[0]}
+
+    return Scores(join([batch.scores for batch in scores]), join([batch.outputs for batch in scores]))
 
 
 def vector(values: Any) -> Vector:
-    """Return `values` as a float32 array."""
-    return np.asarray(values, dtype=np.float32)
+    """Return `values` as a float32 array, without their graph."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float32)

@@ -1,14 +1,19 @@
 """The conformance suite of tasks."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import TestCase
 
 import numpy as np
+import torch
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
 from evomerge.tasks import Task
 from evomerge.trial import Split
+
+_STEP = 0.01  # of a weight: in float32, rounding and curvature then change a difference by less than 1%
 
 
 class TaskSuite:
@@ -85,3 +90,63 @@ class TaskSuite:
         for index in (-1, task.size("search")):
             with TestCase().assertRaises(TaskError):  # noqa: PT027  # this module does not need pytest
                 task.score(model, "search", [index])
+
+    def test_graph_has_the_scores_of_each_example_once(self, tmp_path: Path) -> None:
+        """The parts of all examples, or of some, cover them, and agree with `score`; without slopes there is no graph."""
+        task, model = self.make(tmp_path)
+        for chosen in (range(task.size("search")), [task.size("search") - 1, 0]):
+            if not task.metrics[task.search_metric].slopes:
+                with TestCase().assertRaisesRegex(TaskError, "cannot be differentiated"):  # noqa: PT027  # as above
+                    task.graph(model, "search", chosen)
+                continue
+            expected = task.score(model, "search", chosen)
+            whole = {**expected.scores, **expected.outputs}
+            positions = []
+            with _differentiable(model):
+                for part in task.graph(model, "search", chosen):
+                    positions += part.positions
+                    assert part.value.requires_grad
+                    assert part.value.shape == (len(part.positions),)
+                    found = {**part.scores.scores, **part.scores.outputs}
+                    assert set(found) == set(whole)
+                    for name, scores in found.items():
+                        assert scores.dtype == np.float32
+                        np.testing.assert_allclose(scores, whole[name][part.positions], rtol=1e-4, atol=1e-5)
+                    value = part.value.detach().float().cpu().numpy()
+                    np.testing.assert_array_equal(value, found[task.search_metric])
+            assert sorted(positions) == [*range(len(chosen))]
+
+    def test_slopes_are_those_of_finite_differences(self, tmp_path: Path) -> None:
+        """The mean search metric changes with the weights that matter most as the gradient says."""
+        task, model = self.make(tmp_path)
+        if not task.metrics[task.search_metric].slopes:
+            return
+        examples = range(task.size("search"))
+        with _differentiable(model) as parameters:
+            for part in task.graph(model, "search", examples):
+                (part.value.sum() / len(examples)).backward()  # type: ignore[no-untyped-call]  # torch has no type here
+            slopes = [torch.zeros_like(weights) if weights.grad is None else weights.grad for weights in parameters]
+        steepest = sorted(range(len(slopes)), key=lambda i: -float(slopes[i].abs().max()))[:4]
+        for weights, slope in ((parameters[i].data.view(-1), slopes[i].view(-1)) for i in steepest):
+            place = int(slope.abs().argmax())
+            before = float(weights[place])
+            means = []
+            for step in (_STEP, -_STEP):
+                weights[place] = before + step
+                means.append(task.score(model, "search").scores[task.search_metric].mean(dtype=np.float64))
+            weights[place] = before
+            np.testing.assert_allclose(float(slope[place]), (means[0] - means[1]) / (2 * _STEP), rtol=0.01, atol=1e-4)
+
+
+@contextmanager
+def _differentiable(model: LiveModel) -> Iterator[Sequence[torch.Tensor]]:
+    """Let the model's parameters require gradients in the block, and yield them."""
+    parameters = list(model.module.parameters())
+    try:
+        with torch.enable_grad():
+            for parameter in parameters:
+                parameter.requires_grad_()
+            yield parameters
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad, parameter.grad = False, None

@@ -5,9 +5,11 @@ import pytest
 import torch
 from rows import write_jsonl
 from safetensors.torch import save_file
+from scipy.stats import entropy
 
 from evomerge.errors import TaskError
 from evomerge.tasks import make
+from evomerge.tasks.task import negative_entropy
 
 TEXTS = ["one", "number two", "a third one that is long"]
 
@@ -46,6 +48,45 @@ def test_scores_are_those_of_each_text_alone(settings, live, tmp_path):
 
 def test_margins_are_optional(settings, live, tmp_path):
     assert make("topics", settings, tmp_path).score(live("bert"), "search").outputs == {}
+
+
+def test_entropy_is_that_of_the_classes_and_is_scored_where_asked_for(settings, live, tmp_path):
+    model = live("bert")
+    probabilities = torch.cat([alone(model, f"{text} search").logits for text in TEXTS]).double().softmax(1).numpy()
+    asked = (
+        {"search_metric": "entropy"},
+        {"report_metric": "entropy"},
+        {"metrics": ["accuracy", "log_likelihood", "entropy"]},
+    )
+    for more in asked:
+        scores = make("topics", {**settings, **more}, tmp_path).score(model, "search").scores
+        assert list(scores) == ["accuracy", "log_likelihood", "entropy"]
+        np.testing.assert_allclose(scores["entropy"], -entropy(probabilities, axis=1), rtol=1e-4)
+    assert set(make("topics", settings, tmp_path).score(model, "search").scores) == {"accuracy", "log_likelihood"}
+
+
+def test_entropy_of_a_class_that_is_ruled_out_is_finite():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, -1e4, -1e4]], requires_grad=True)
+    values = negative_entropy(logits)
+    assert values.tolist() == pytest.approx([-np.log(2), 0])
+    values.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"search_metric": "accuracy"},
+            "task `topics`: kind `classification`: the metric `accuracy` cannot be differentiated; set `search_metric` to `log_likelihood`",
+        ),
+        ({"metrics": ["accuracy"]}, "add `log_likelihood` or `entropy` to its `metrics`"),
+    ],
+)
+def test_accuracy_has_no_slopes(more, says, settings, live, tmp_path):
+    task = make("topics", {**settings, **more}, tmp_path)
+    with pytest.raises(TaskError, match=says):
+        task.graph(live("bert"), "search", [0])
 
 
 def test_head_is_applied_to_the_mean_hidden_state(settings, live, tmp_path):

@@ -40,6 +40,10 @@ class TestClassificationOfTexts(Suite):
         return [{"text": f"{split[0]} {word}", "label": i % 3} for i, word in enumerate(WORDS)]
 
 
+class TestEntropyOfClasses(TestClassificationOfTexts):
+    settings: ClassVar = {**TestClassificationOfTexts.settings, "search_metric": "entropy"}
+
+
 class TestClassificationOnADecoder(TestClassificationOfTexts):
     architecture = "gpt2"
     auto = "AutoModelForSequenceClassification"
@@ -79,6 +83,10 @@ class TestLanguageModellingPerByte(TestLanguageModelling):
     settings: ClassVar = {"kind": "language_modelling", "batch": 2, "per": "byte", "max_length": 12}
 
 
+class TestEntropyOfTokens(TestLanguageModelling):
+    settings: ClassVar = {"kind": "language_modelling", "batch": 2, "search_metric": "entropy"}
+
+
 class TestMultipleChoice(Suite):
     settings: ClassVar = {"kind": "multiple_choice", "batch": 4, "max_length": 40}
 
@@ -89,11 +97,30 @@ class TestMultipleChoice(Suite):
         ]
 
 
+class TestEntropyOfChoices(TestMultipleChoice):
+    architecture = "gpt2"
+    settings: ClassVar = {
+        **TestMultipleChoice.settings,
+        "search_metric": "entropy",
+        "metrics": ["accuracy", "entropy"],
+        "keep_margins": True,
+    }
+
+
 class TestGeneration(Suite):
     settings: ClassVar = {"kind": "generation", "batch": 4, "max_new_tokens": 3, "search_metric": "accuracy"}
 
     def rows(self, split):
         return [{"prompt": f"{split[0]} {word}=", "answer": word[:3].strip()} for word in WORDS]
+
+
+class TestLikelihoodOfAnswers(TestGeneration):
+    architecture = "llama_tied"
+    settings: ClassVar = {**TestGeneration.settings, "search_metric": "log_likelihood"}
+
+
+class TestEntropyOfAnswers(TestGeneration):
+    settings: ClassVar = {**TestGeneration.settings, "search_metric": "entropy"}
 
 
 class TestCallable(Suite):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from rows import write_jsonl
+from scipy.stats import entropy
 from tiny_models import tiny_model, tiny_tokenizer
 
 from evomerge.errors import TaskError
@@ -26,6 +27,48 @@ def log_likelihood(model, text, prompt=""):
     ids = model.tokenizer(prompt + text, return_tensors="pt")["input_ids"]
     logs = model.module(ids).logits[0].double().log_softmax(1)
     return float(logs[:-1].gather(1, ids[0, 1:, None])[len(prompt) :].sum())
+
+
+@torch.inference_mode()
+def certainty(model, text, prompt=""):
+    """Return minus the mean entropy of the next character's distribution at each place of `text`."""
+    ids = model.tokenizer(prompt + text, return_tensors="pt")["input_ids"]
+    probabilities = model.module(ids).logits[0].double().softmax(1).numpy()
+    return -entropy(probabilities[len(prompt) : -1], axis=1).mean()
+
+
+@pytest.mark.parametrize("per", ["token", "byte", "example"])
+def test_entropy_of_a_text_is_the_mean_over_its_tokens(per, live, tmp_path):
+    model = live("llama")
+    rows = [{"text": "longer text"}, {"text": "hello"}]
+    tested = task(tmp_path, "language_modelling", rows, per=per, search_metric="entropy")
+    scores = tested.score(model, "report").scores["entropy"]
+    np.testing.assert_allclose(scores, [certainty(model, row["text"]) for row in rows], rtol=1e-4)
+    assert tested.report_metric == "log_likelihood"
+
+
+def test_entropy_of_an_answer_is_the_mean_over_its_tokens(live, tmp_path):
+    model = live("llama")
+    tested = task(tmp_path, "generation", [{"prompt": "is it", "answer": " yes"}], search_metric="entropy")
+    scores = tested.score(model, "report").scores
+    assert set(scores) == {"accuracy", "log_likelihood", "entropy"}
+    assert scores["entropy"][0] == pytest.approx(certainty(model, " yes", "is it"), rel=1e-4)
+
+
+def test_entropy_of_choices_needs_no_answer(live, tmp_path):
+    model = live("llama")
+    rows = [{"prompt": "is it", "choices": ["no", "yes!"], "answer": answer} for answer in (0, 1)]
+    tested = task(tmp_path, "multiple_choice", rows, normalise="none", metrics=["entropy"])
+    merits = np.array([log_likelihood(model, f" {choice}", "is it") for choice in rows[0]["choices"]])
+    expected = -entropy(np.exp(merits - merits.max()))
+    np.testing.assert_allclose(tested.score(model, "report").scores["entropy"], [expected, expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(3, [1, 1, 1]), (8, [2, 1])])
+def test_choices_of_an_example_share_a_batch_in_a_graph(batch, sizes, live, tmp_path):
+    rows = [{"prompt": "is it", "choices": list("abcd")[:count], "answer": 1} for count in (4, 2, 3)]
+    parts = list(task(tmp_path, "multiple_choice", rows, batch=batch).graph(live("llama"), "report", [0, 1, 2]))
+    assert [len(part.positions) for part in parts] == sizes
 
 
 @pytest.mark.parametrize(("per", "size"), [("token", 5), ("byte", 5), ("example", 1)])
