@@ -5,7 +5,7 @@ Not to be confused with the study, which counts the budget, writes the journal a
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from evomerge.errors import DriverError, nearest
 from evomerge.space import Genome, SearchSpace
-from evomerge.trial import Evaluation, Metric, Proposal
+from evomerge.trial import Evaluation, Examples, Metric, Proposal
 
 Genomes = NDArray[np.float64]
 """Rows of genomes, `(candidates, genes)`."""
@@ -94,6 +94,15 @@ class Breeder(Protocol):
         """
 
 
+@runtime_checkable
+class Climber(Breeder, Protocol):
+    """A breeder that learns from slopes."""
+
+    @property
+    def slopes(self) -> Examples | None:
+        """Examples over whose mean score the generation that was drawn last needs slopes; None for none."""
+
+
 class Generational:
     """A `Driver` that proposes a `Breeder`'s generations one at a time, each once the last one is completed.
 
@@ -127,7 +136,9 @@ class Generational:
         if self._asked == len(self._generation):
             return None
         self._asked += 1
-        return propose(self._space, self._first + self._asked - 1, self._generation[self._asked - 1])
+        proposal = propose(self._space, self._first + self._asked - 1, self._generation[self._asked - 1])
+        slopes = self.breeder.slopes if isinstance(self.breeder, Climber) else None
+        return dataclasses.replace(proposal, slopes=slopes)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Record the evaluation; the last of a generation starts `learn`. Raises `DriverError` unless the proposal is pending."""

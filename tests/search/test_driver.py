@@ -120,6 +120,17 @@ def test_genome_of_a_proposal_is_read_only(driver):
         driver.ask().genome[0] = 1
 
 
+def test_slopes_are_wanted_where_the_breeder_says_so():
+    class Climbing(Recorder):
+        @property
+        def slopes(self):
+            return {"x": (0, 2)} if self.left == 1 else None  # the second of three generations
+
+    space = toy_space()
+    proposals = drive(Generational(space, ["x", "y"], Climbing(len(space.genes))), lambda p: scored(1, 2), 6)
+    assert [p.slopes for p in proposals] == [None, None, {"x": (0, 2)}, {"x": (0, 2)}, None, None]
+
+
 def test_known_recipes_have_no_duplicates():
     space = toy_space(4)  # here `init` and the mean are the same recipe
     assert len(space.landmarks()) == 5

@@ -26,7 +26,7 @@ class Ascent(Protocol):
     def back(self) -> Genome:
         """Repeat the last step at half its length, and return the new position: for one whose evaluation failed.
 
-        All later steps are half as long as well. Before the first step, the position stays.
+        Later steps grow back to their full length, twice as long each time. Before the first step, the position stays.
         """
 
 
@@ -43,6 +43,7 @@ class Adam:
         self.position = np.clip(start, 0.0, 1.0)
         self.rate = rate
         self._betas = betas
+        self._share = 1.0  # of `rate`; below 1 after failures
         self._steps = 0
         self._mean = np.zeros_like(self.position)  # m_t
         self._square = np.zeros_like(self.position)  # v_t
@@ -56,17 +57,18 @@ class Adam:
         self._mean = first * self._mean + (1 - first) * slope
         self._square = second * self._square + (1 - second) * slope**2
         mean, square = self._mean / (1 - first**self._steps), self._square / (1 - second**self._steps)
+        self._share = min(1.0, 2 * self._share)
         self._from = self.position
         self._direction = np.divide(mean, np.sqrt(square), out=np.zeros_like(mean), where=square > 0)
         return self._move()
 
     def back(self) -> Genome:
-        """Repeat the last step with half the rate, which stays."""
-        self.rate = self.rate / 2
+        """Repeat the last step with half the rate."""
+        self._share /= 2
         return self._move()
 
     def _move(self) -> Genome:
-        self.position = np.clip(self._from + self.rate * self._direction, 0.0, 1.0)
+        self.position = np.clip(self._from + self._share * self.rate * self._direction, 0.0, 1.0)
         return self.position
 
 

@@ -33,12 +33,14 @@ def test_rate_may_differ_by_gene():
     np.testing.assert_allclose(Adam(np.zeros(2), np.array([0.1, 0.2])).step(np.ones(2)), [0.1, 0.2])
 
 
-def test_failed_step_is_repeated_at_half_its_length():
+def test_failed_step_is_repeated_at_half_its_length_and_later_steps_grow_back():
     ascent = Adam(np.full(2, 0.5), 0.2)
     assert ascent.back().tolist() == [0.5, 0.5]
     np.testing.assert_allclose(ascent.step(np.array([1.0, -1.0])), [0.6, 0.4])
     np.testing.assert_allclose(ascent.back(), [0.55, 0.45])
-    np.testing.assert_allclose(ascent.step(np.array([1.0, -1.0])), [0.6, 0.4])
+    np.testing.assert_allclose(ascent.back(), [0.525, 0.475])
+    np.testing.assert_allclose(ascent.step(np.array([1.0, -1.0])), [0.625, 0.375])
+    np.testing.assert_allclose(ascent.step(np.array([1.0, -1.0])), [0.825, 0.175])
 
 
 def test_unit_slopes_are_those_of_linear_and_logarithmic_genes():
