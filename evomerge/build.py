@@ -17,7 +17,7 @@ from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Inputs, Pipeline, Store, inputs_sloped, sloped
+from evomerge.merging import Inputs, Pipeline, Store, inputs_sloped, sloped_paths
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
@@ -193,7 +193,7 @@ class Slopes:
         if isinstance(checkpoint, Stacked):
             raise RecipeError("a stack has no slopes; expected a merge")
         self._merged = checkpoint if isinstance(checkpoint, Merged) else None
-        known = _sloped(recipe, ())
+        known = sloped_paths(recipe)
         self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
         self.tensors = [] if self._merged is None else self._merged.moved()
         """The names of the tensors whose gradients are needed."""
@@ -217,17 +217,6 @@ class Slopes:
     def _add(self, path: KeyPath, number: float) -> None:
         if path in self._numbers:  # else a default, which is not in the recipe
             self._sums[self._numbers[path]] += number
-
-
-def _sloped(recipe: Recipe, at: KeyPath) -> set[KeyPath]:
-    """Return the key paths of the parameters that have slopes, in a recipe whose JSON data is at `at`."""
-    if not isinstance(recipe.root, MergeNode):
-        return set()
-    merge = recipe.root.merge
-    paths = {(*at, "merge", *path) for path in sloped(merge)}
-    for i, inner in enumerate(merge.inputs if inputs_sloped(merge) else ()):
-        paths |= _sloped(inner, (*at, "merge", "inputs", i))
-    return paths
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

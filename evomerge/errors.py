@@ -78,5 +78,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = longer or difflib.get_close_matches(name, names, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
-    more = [f"and {len(names) - _LISTED} more"] * (len(names) > 2 * _LISTED)
+    more = [f"and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
     return f"known: {', '.join([*(names[:_LISTED] if more else names), *more]) or 'none'}"

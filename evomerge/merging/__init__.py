@@ -11,7 +11,7 @@ from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.pipeline import Inputs, Pipeline, check
 from evomerge.merging.prepared import Store
-from evomerge.merging.slopes import inputs_sloped, sloped
+from evomerge.merging.slopes import inputs_sloped, sloped, sloped_paths
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
 
@@ -27,4 +27,5 @@ __all__ = [
     "check",
     "inputs_sloped",
     "sloped",
+    "sloped_paths",
 ]

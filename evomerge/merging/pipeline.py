@@ -84,7 +84,7 @@ class Pipeline:
         self._seed = merge.seed
         self._inputs = inputs
         self._compile = compile
-        named = _check_tensors(merge, inputs.names)
+        named = merge.by_tensor(inputs.names)
         self._places = {  # without names, unless a table has them: tensors of one place share their values
             name: inputs.place(name) if named else inputs.place(name).unnamed for name in inputs.names
         }
@@ -379,14 +379,6 @@ def _values(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> 
     ]
 
 
-def _check_tensors(merge: Merge, names: Collection[str]) -> bool:
-    """Return whether a merge has tables over `tensor`. Raises `RecipeError` for one whose entries are not these `names`."""
-    tables = [table for table in merge.tables if "tensor" in table.per]
-    for table in tables:
-        table.check_tensors(names)
-    return bool(tables)
-
-
 def _words(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((key, values[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
 
@@ -400,7 +392,7 @@ def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
         merge = recipe.root.merge
         spelled = spell_out(merge)
         if places:
-            _check_tensors(merge, dict.fromkeys(place.tensor for place in places))
+            merge.by_tensor(dict.fromkeys(place.tensor for place in places))
         for place in places:
             _values(spelled, place, merge.labels)
             at(spelled["reduce"], place)

@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.merging.methods import spell_out
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, Tiled
+from evomerge.recipe import Merge, MergeNode, Recipe, Tiled
 from evomerge.recipe.form import KeyPath
 
 
@@ -35,6 +35,17 @@ def sloped(merge: Merge) -> frozenset[KeyPath]:
 def inputs_sloped(merge: Merge) -> bool:
     """Return whether slopes pass through a merge to those of its inputs that are merges."""
     return not any(measures(STAGES[name], values) for name, values in spell_out(merge)["steps"])
+
+
+def sloped_paths(recipe: Recipe, at: KeyPath = ()) -> set[KeyPath]:
+    """Return the key paths of the parameters that have slopes, nested merges included, in a recipe whose JSON data is at `at`."""
+    if not isinstance(recipe.root, MergeNode):
+        return set()
+    merge = recipe.root.merge
+    paths = {(*at, "merge", *path) for path in sloped(merge)}
+    for i, inner in enumerate(merge.inputs if inputs_sloped(merge) else ()):
+        paths |= sloped_paths(inner, (*at, "merge", "inputs", i))
+    return paths
 
 
 def measures(stage: Stage, values: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 A new kind is one class and one line in `AnyNode`; canonical JSON, errors, experts, members and checks follow from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
@@ -130,6 +130,16 @@ class Merge(FrozenModel):
             for stage in (*self.stages.edit, *self.stages.weigh, *self.stages.post):
                 parts.extend(stage.values() if isinstance(stage, dict) else ())
         return [value for part in parts for value in part.values() if isinstance(value, Tiled)]
+
+    def by_tensor(self, names: Collection[str]) -> bool:
+        """Return whether any parameter is a table over `tensor`.
+
+        Raises `RecipeError` unless such a table has an entry for each of the merged tensors' `names`, and no other.
+        """
+        tables = [table for table in self.tables if "tensor" in table.per]
+        for table in tables:
+            table.check_tensors(names)
+        return bool(tables)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evomerge.recipe import Recipe, canonical_json, expert
+from evomerge.space import slopes
 from evomerge.space.holes import Genome
 from evomerge.space.space import SearchSpace
 
@@ -27,6 +31,15 @@ class Box(SearchSpace):
     def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
         """Return a recipe that only names the values, so that equal values have equal ids: no model stands behind it."""
         return expert(canonical_json(self.values(genome)))
+
+    @property
+    def sloped(self) -> NDArray[np.bool_]:
+        """Which genes have slopes, bool `(genes,)`: all floats."""
+        return np.array([gene.kind == "float" for gene in self.genes])
+
+    def slopes(self, genome: Genome, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return `numbers`, derivatives with respect to the values, float64 `(genes,)`; NaN for genes that are no floats."""
+        return np.where(self.sloped, slopes.checked(numbers, len(self.genes), "gene"), np.nan)
 
     def landmarks(self) -> dict[str, Genome]:
         """Return the initial genome: every gene's `init`, by default the middle of its range."""

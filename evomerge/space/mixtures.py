@@ -74,6 +74,24 @@ class Mixture:
         unit = rest ** np.arange(count, 0, -1)
         return np.asarray(unit if fixed else np.append(total, unit), dtype=np.float64)
 
+    def jacobian(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the derivatives of `weights` with respect to genes `(genes,)`, `(n, genes)`.
+
+        Where no share is left, that with respect to a share is infinite, unless it is the last; there it is taken at 1e-6.
+        """
+        fixed = self.low == self.high
+        unit = np.clip(numbers if fixed else numbers[1:], 1e-6, 1.0)
+        count = len(unit)
+        powers = 1.0 / np.arange(count, 0, -1)
+        left = np.cumprod(np.append(1.0, unit**powers))  # before each share, and after the last
+        by_unit = np.where(np.tri(count + 1, count, -1, dtype=np.bool_), left[:, None] * powers / unit, 0.0)
+        shared = by_unit - np.append(
+            by_unit[1:], np.zeros((1, count)), axis=0
+        )  # a share is what is left before minus after
+        if fixed:
+            return np.asarray(self.low * shared)
+        return np.column_stack([shares(numbers[1:]), numbers[0] * shared])
+
     def coordinates(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map genes `(..., genes)` to as many weights, as shares of the largest total: scores are smooth in them."""
         weights = self.weights(numbers) / self.high

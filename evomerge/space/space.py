@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from evomerge import merging
 from evomerge.errors import RecipeError, SpaceError
 from evomerge.recipe import KINDS, Recipe, describe, expand_inputs, short_forms
-from evomerge.space import nested
+from evomerge.space import nested, slopes
 from evomerge.space.holes import (
     Gene,
     Genome,
@@ -79,7 +79,8 @@ class SearchSpace:
             raise SpaceError(f"a `member` is one of {self.parents!r}; expected a name of printable characters")
         self.experts = tuple(experts)
         stacks = short_forms.stacks(self.template)
-        self._stacked = bool(stacks)
+        self.stacked = bool(stacks)
+        """Whether a stack is part of it."""
         self._short = any(short_forms.form_of(stack) for stack in stacks)
         if blocks is None and self._short:
             raise SpaceError(
@@ -116,6 +117,7 @@ class SearchSpace:
         self.integer: NDArray[np.bool_] = np.array([gene.kind != "float" for gene in genes])
         """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
         self.holes = tuple(holes)
+        self._positions: dict[tuple[int, ...], tuple[list[NDArray[np.intp] | None], int]] = {}  # by the chosen options
         self._check_everywhere()
 
     @classmethod
@@ -174,6 +176,29 @@ class SearchSpace:
     def genome_of(self, proposal: Proposal) -> Genome:
         """Return a proposal's genome, float64 `(genes,)`; one recorded without it (journals of format 1) is encoded."""
         return self.encode(proposal.recipe) if proposal.genome is None else proposal.genome
+
+    @cached_property
+    def sloped(self) -> NDArray[np.bool_]:
+        """Which genes have slopes, bool `(genes,)`: those that merged tensors are smooth functions of, whatever is chosen.
+
+        Genes inside an option have none, nor have those of a space with stacks. An int gene has one as a float would.
+        """
+        found = [slopes.sloped(self, self._example(point)) for point in self._extremes()]
+        return np.asarray(np.all(found, axis=0), np.bool_)
+
+    def slopes(self, genome: Genome, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return derivatives with respect to the genes, float64 `(genes,)`, NaN for a gene that has none.
+
+        `numbers`, float64 `(numbers,)`, are those with respect to the numbers of the genome's recipe, `Recipe.numbers`: the
+        slopes of an evaluation. Genes are in their own units, also those with `log`. Raises `SpaceError` for a wrong length.
+        """
+        genome = np.asarray(genome, np.float64)
+        chosen = tuple(g.rounded(n) for g, n in zip(self.genes, genome.tolist(), strict=True) if g.kind == "choice")
+        if chosen not in self._positions:
+            recipe = self._example(genome)
+            self._positions[chosen] = slopes.positions(self, recipe), len(recipe.numbers)
+        places, count = self._positions[chosen]
+        return slopes.slopes(self, genome, places, slopes.checked(numbers, count, "number of the recipe"))
 
     def landmarks(self) -> dict[str, Genome]:
         """Return known genomes by name: `init`, and those of the base, each expert and the mean if the space has them.
@@ -263,7 +288,7 @@ class SearchSpace:
 
     def _spelled(self, data: Any) -> Any:
         """Return filled data with its short forms within their bounds and spelled out."""
-        if not self._stacked or self.outline.blocks is None:
+        if not self.stacked or self.outline.blocks is None:
             return data
         return short_forms.spell_out(short_forms.fit(data, self.outline.blocks), self.outline.blocks)
 
@@ -286,8 +311,8 @@ class SearchSpace:
             genome[hole.genes] = hole.numbers(self.genes[hole.genes], cells)
         return genome
 
-    def _check_everywhere(self) -> None:
-        """Check the recipes of each hole's bounds and of the combinations of choices, so that no error comes during a search."""
+    def _extremes(self) -> list[Genome]:
+        """Return the initial genome, that of each hole's bounds, and those of the combinations of choices, up to 1024."""
         points = [self.initial]
         for hole in self.holes:
             for bound in (self.lower, self.upper):
@@ -303,12 +328,18 @@ class SearchSpace:
             for hole, option in zip(choices, combination, strict=True):
                 point[hole.genes] = option
             points.append(point)
-        # Whether the tables fit the model does not depend on their values: the first point is enough.
+        return points
+
+    def _example(self, genome: Genome) -> Recipe:
+        """Return a genome's recipe, with made-up ids of earlier candidates. Raises `RecipeError`."""
         dummies = {name: hashlib.sha256(name.encode()).hexdigest() for name in self.parents}
-        for i, point in enumerate(points):
-            try:
-                filled = self._spelled(self.filled(point.tolist()))
-                recipe = Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
-                merging.check(recipe, () if i else self.outline.places)
+        filled = self._spelled(self.filled(genome.tolist()))
+        return Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
+
+    def _check_everywhere(self) -> None:
+        """Check recipes all over the space, so that no error comes during a search."""
+        for i, point in enumerate(self._extremes()):
+            try:  # whether the tables fit the model does not depend on their values: the first point is enough
+                merging.check(self._example(point), () if i else self.outline.places)
             except RecipeError as error:
                 raise SpaceError(f"search space: some of its points are no valid recipe: {error}") from None
