@@ -60,15 +60,24 @@ def create_study(
 
 
 def task(
-    function: Callable[..., Any], *, search: Sequence[Any], report: Sequence[Any], metrics: Sequence[str] = ("score",)
+    function: Callable[..., Any],
+    *,
+    search: Sequence[Any],
+    report: Sequence[Any],
+    metrics: Sequence[str] = ("score",),
+    gradient: Callable[..., Any] | None = None,
+    batch: int = 8,
 ) -> PythonTask:
     """Return a task that scores a model by a Python `function`, for `create_study`.
 
     `function(model, examples)` gets a `LiveModel` (`.module`, `.tokenizer`) and a list of some of the examples, and returns one
     score per example, higher is better: a vector, or a mapping from each of `metrics` to one. A search sees the examples in
     `search`, results are judged on those in `report`. The function's source and the examples are part of the study's identity.
+
+    `gradient(model, examples)`, for drivers that use slopes, returns the first metric as a torch tensor `(examples,)` with a
+    graph back to the parameters of `model.module`. It is called with up to `batch` examples at a time.
     """
-    return PythonTask(function, search, report, metrics)
+    return PythonTask(function, search, report, metrics, gradient, batch)
 
 
 def results(study: Study, *, final: bool = False, progress: bool = True) -> Results:

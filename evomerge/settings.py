@@ -237,8 +237,9 @@ def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
     files = {} if setup.module is None else {"module": Path(setup.module.rpartition(":")[0])}
     for task in setup.tasks.values():
         if task.get("kind") == "callable":
-            module = sys.modules[task["function"].partition(":")[0]]  # the task has imported it
-            files[task["function"]] = Path(str(module.__file__))
+            for where in filter(None, (task["function"], task.get("gradient"))):
+                module = sys.modules[where.partition(":")[0]]  # the task has imported it
+                files[where] = Path(str(module.__file__))
     digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
     return {"code_digests": digests} if digests else {}
 

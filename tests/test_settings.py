@@ -92,3 +92,10 @@ def test_the_file_of_a_module_is_part_of_the_identity(tmp_path):
     file.write_text("def make(folder): return None")
     assert code_digests(setup) != before
     assert code_digests(Setup("base", {}, {})) == {}
+
+
+def test_the_files_of_a_tasks_functions_are_part_of_the_identity():
+    task = {"kind": "callable", "function": "string:capwords", "gradient": "textwrap:dedent"}
+    assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords", "textwrap:dedent"]
+    del task["gradient"]
+    assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords"]

@@ -18,7 +18,7 @@ from evomerge.report.scorer import Scorer, Watch
 from evomerge.settings import code_digests, data_digest
 from evomerge.study import Study
 
-_NOT_JUDGED = ("search", "final", "search_metric", "group", "keep_margins", "batch", "metrics")
+_NOT_JUDGED = ("search", "final", "search_metric", "group", "keep_margins", "batch", "metrics", "gradient")
 """Settings of a task that do not change its reported scores."""
 
 

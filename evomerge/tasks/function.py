@@ -3,16 +3,18 @@
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BeforeValidator, Field
+from torch import Tensor
 
 from evomerge.models import LiveModel
 from evomerge.recipe.validation import FrozenModel
 from evomerge.tasks.data import task_error
-from evomerge.tasks.task import Scores, Task, TaskSettings, Vector, vector
+from evomerge.tasks.task import Part, Scores, Task, TaskSettings, Vector, vector
 from evomerge.trial import Metric, Split
 
 
@@ -48,6 +50,10 @@ class FunctionSettings(TaskSettings):
 
     A name alone has the range of `Metric.named`. The first metric is searched and reported by default.
     """
+    gradient: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    """A second function, called as the first: it returns the searched metric as a torch tensor that autograd can differentiate."""
+    batch: int = Field(default=8, ge=1)
+    """Number of examples in each call of `gradient`."""
 
 
 class Function(Task):
@@ -55,16 +61,33 @@ class Function(Task):
 
     `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and the indices of the examples. It
     returns one score for each, higher is better: a vector, or a mapping from metric to vector.
+
+    `gradient(model, split, examples)`, where given, returns the searched metric as a torch tensor `(examples,)` with a graph
+    back to the parameters of `model.module`, or a mapping from metric to values, which has that tensor. Metrics that it does
+    not return are those of `function`.
     """
 
     def __init__(
-        self, name: str, settings: FunctionSettings, folder: Path, function: Callable[..., Any] | None = None
+        self,
+        name: str,
+        settings: FunctionSettings,
+        folder: Path,
+        function: Callable[..., Any] | None = None,
+        gradient: Callable[..., Any] | None = None,
     ) -> None:
-        """Take the `function`, or import the one that the settings name. Raises `TaskError`."""
-        metrics = [Metric(metric, bounds.low, bounds.high) for metric, bounds in settings.metrics.items()]
+        """Take the `function` and `gradient`, or import those that the settings name. Raises `TaskError`."""
+        searched = settings.search_metric or next(iter(settings.metrics))
+        metrics = [
+            Metric(metric, bounds.low, bounds.high, slopes=settings.gradient is not None and metric == searched)
+            for metric, bounds in settings.metrics.items()
+        ]
         super().__init__(name, settings, metrics, {"search": settings.search, "report": settings.report})
         self._where = settings.function
-        self._function = function or _imported(name, settings.function, folder)
+        self._function = function or _imported(name, "function", settings.function, folder)
+        self._gradient = gradient
+        if settings.gradient is not None and gradient is None:
+            self._gradient = _imported(name, "gradient", settings.gradient, folder)
+        self._settings = settings
 
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the function's scores. Raises `TaskError` unless there is one score for each example."""
@@ -75,6 +98,33 @@ class Function(Task):
             msg = f"{self._where} returned the metrics {sorted(values)}; expected {sorted(self.metrics)} (setting `metrics`)"
             raise task_error(self.name, msg)
         return Scores({metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics})
+
+    def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
+        """Yield the scores of one batch after another, by `gradient`. Raises `TaskError` for values without a graph."""
+        for start in range(0, len(indices), self._settings.batch):
+            batch = indices[start : start + self._settings.batch]
+            yield self._part(range(start, start + len(batch)), model, split, batch)
+
+    def _part(self, positions: Sequence[int], model: LiveModel, split: Split, indices: Sequence[int]) -> Part:
+        where, gradient = self._settings.gradient, self._gradient
+        assert gradient is not None  # `graph` refuses a metric without slopes
+        result = gradient(model, split, list(indices))
+        values = dict(result) if isinstance(result, Mapping) else {self.search_metric: result}
+        value = values.get(self.search_metric)
+        if not isinstance(value, Tensor) or value.shape != (len(indices),) or not value.requires_grad:
+            came = repr(value)
+            if isinstance(value, Tensor):
+                came = f"one of shape {list(value.shape)} {'with' if value.requires_grad else 'without'} a graph"
+            msg = (
+                f"{where} must return `{self.search_metric}` as a torch tensor of shape [{len(indices)}] with a graph, got {came}; "
+                "compute it from the model's outputs, without `.item()`, `.detach()`, `numpy` and `torch.no_grad`"
+            )
+            raise task_error(self.name, msg)
+        if not set(values) >= set(self.metrics):
+            with torch.no_grad():
+                values = {**self.score(model, split, indices).scores, **values}
+        scores = {metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics}
+        return Part(list(positions), value, Scores(scores))
 
     def _checked(self, metric: str, values: Any, count: int) -> Vector:
         try:
@@ -88,13 +138,13 @@ class Function(Task):
         return scores
 
 
-def _imported(task: str, where: str, folder: Path) -> Callable[..., Any]:
+def _imported(task: str, key: str, where: str, folder: Path) -> Callable[..., Any]:
     module, _, name = where.partition(":")
     sys.path.insert(0, str(folder))
     try:
         function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
-        msg = f"cannot import `{module}` of `function: {where}` ({error}); it must be installed, or lie in {folder}"
+        msg = f"cannot import `{module}` of `{key}: {where}` ({error}); it must be installed, or lie in {folder}"
         raise task_error(task, msg) from error
     finally:
         sys.path.remove(str(folder))

@@ -31,25 +31,30 @@ class PythonTask(UserDict[str, Any]):
         search: Sequence[Any],
         report: Sequence[Any],
         metrics: Sequence[str] = ("score",),
+        gradient: Callable[[LiveModel, Sequence[Any]], Any] | None = None,
+        batch: int = 8,
     ) -> None:
         """Take the function: `function(model, examples)` returns one score per example, or a mapping from metric to scores.
 
+        `gradient(model, examples)` returns the first metric as a torch tensor that autograd can differentiate, for up to
+        `batch` examples.
+
         Raises `TaskError` for anything but a function, a split without examples, and examples that have no digest.
         """
-        if not inspect.isfunction(function):
-            raise TaskError(f"expected a function of (model, examples), got {function!r}; wrap it in a `def`")
+        functions = [function] if gradient is None else [function, gradient]
+        for one in functions:
+            if not inspect.isfunction(one):
+                raise TaskError(f"expected a function of (model, examples), got {one!r}; wrap it in a `def`")
         if isinstance(metrics, str) or not metrics:
             raise TaskError(f"`metrics` is {metrics!r}; expected a list of names, such as ['score']")
-        self.function = function
+        if batch < 1:
+            raise TaskError(f"`batch` is {batch}; expected 1 or more")
+        self.function, self.gradient = function, gradient
         self.examples: Mapping[Split, Sequence[Any]] = {"search": search, "report": report}
         for split, examples in self.examples.items():
             if not isinstance(examples, Sequence | np.ndarray) or not len(examples):
                 msg = f"`{split}` has no list of examples; expected at least one, such as `{split}=questions[:200]`"
                 raise TaskError(msg)
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):  # typed at a prompt, or built in
-            source = marshal.dumps(function.__code__).hex()
         try:
             examples_json = json.dumps(
                 {split: list(values) for split, values in self.examples.items()}, default=_digest
@@ -57,20 +62,40 @@ class PythonTask(UserDict[str, Any]):
         except (TypeError, ValueError) as error:
             msg = f"examples have no digest ({error}); expected texts, numbers, arrays, or lists and mappings of them"
             raise TaskError(msg) from None
-        digest = hashlib.sha256(f"{source}\n{examples_json}".encode()).hexdigest()
-        where = f"{function.__module__}:{function.__qualname__}"
-        super().__init__(kind="python", function=where, digest=digest, metrics=list(metrics))
+        sources = [_source(one) for one in functions]
+        digest = hashlib.sha256("\n".join([*sources, examples_json]).encode()).hexdigest()
+        super().__init__(kind="python", function=_where(function), digest=digest, metrics=list(metrics))
+        if gradient is not None:
+            self.update(gradient=_where(gradient), batch=batch)
 
     def make(self, name: str) -> Task:
         """Return the task of this `name`."""
         sizes = {split: len(examples) for split, examples in self.examples.items()}
+        more = {"gradient": "python:gradient", "batch": self["batch"]} if self.gradient else {}
         settings = FunctionSettings.model_validate(
-            {"kind": "callable", "function": "python:task", "metrics": self["metrics"], **sizes}
+            {"kind": "callable", "function": "python:task", "metrics": self["metrics"], **sizes, **more}
         )
-        return Function(name, settings, Path(), self._score)
+        gradient = None if self.gradient is None else self._on_examples(self.gradient)
+        return Function(name, settings, Path(), self._on_examples(self.function), gradient)
 
-    def _score(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Any:
-        return self.function(model, [self.examples[split][index] for index in indices])
+    def _on_examples(self, function: Callable[[LiveModel, Sequence[Any]], Any]) -> Callable[..., Any]:
+        """Return the function of examples as one of their split and indices."""
+
+        def by_index(model: LiveModel, split: Split, indices: Sequence[int]) -> Any:
+            return function(model, [self.examples[split][index] for index in indices])
+
+        return by_index
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # typed at a prompt, or built in
+        return marshal.dumps(function.__code__).hex()
+
+
+def _where(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _digest(value: Any) -> list[str]:

@@ -139,3 +139,25 @@ class TestCallable(Suite):
             "    return {'size': [size] * len(examples), 'number': examples}\n"
         )
         return make("some", self.settings, folder), self.model
+
+
+class TestCallableWithAGradient(Suite):
+    settings: ClassVar = {
+        "kind": "callable",
+        "function": "evomerge_test_gradient:score",
+        "gradient": "evomerge_test_gradient:differentiable",
+        "search": 5,
+        "report": 3,
+        "batch": 2,
+        "metrics": ["spread", "number"],
+    }
+
+    def make(self, folder):
+        (folder / "evomerge_test_gradient.py").write_text(
+            "import torch\n"
+            "def differentiable(model, split, examples):\n"
+            "    return torch.stack([model.module(torch.tensor([[i]])).logits.float().std() for i in examples])\n"
+            "def score(model, split, examples):\n"
+            "    return {'spread': differentiable(model, split, examples).numpy(), 'number': examples}\n"
+        )
+        return make("some", self.settings, folder), self.model

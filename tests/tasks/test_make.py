@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from rows import write_jsonl
 
 from evomerge.errors import TaskError
-from evomerge.tasks import make
+from evomerge.tasks import PythonTask, make
 
 LM = {"kind": "language_modelling", "search": "search.jsonl", "report": "report.jsonl"}
 
@@ -176,6 +177,70 @@ def test_return_values_of_functions_are_checked(name, body, says, folder):
 def test_missing_function_is_an_error(where, says, folder):
     with pytest.raises(TaskError, match=says):
         make("some", {**FUNCTION, "function": where}, folder)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("[1.0, 2.0, 3.0]", r"as a torch tensor of shape \[3\] with a graph, got \[1.0, 2.0, 3.0\]"),
+        ("(3 * model).detach()", r"got one of shape \[3\] without a graph; compute it .* without `\.item\(\)`"),
+        ("model.sum()", r"got one of shape \[\] with a graph"),
+        ("{'other': model}", "must return `score` as a torch tensor .* got None"),
+    ],
+)
+def test_gradients_of_functions_are_checked(body, says, folder):
+    name = "evomerge_gradient"
+    sys.modules.pop(name, None)
+    settings = function(folder, name, body)
+    task = make("some", {**FUNCTION, "function": "math:fsum", "gradient": settings["function"]}, folder)
+    with pytest.raises(TaskError, match=says):
+        list(task.graph(torch.ones(3, requires_grad=True), "search", [0, 1, 2]))
+
+
+def test_metrics_that_a_gradient_does_not_return_are_scored_by_the_function(folder):
+    settings = function(folder, "evomerge_both", "{'loss': [7] * len(examples), 'other': examples}")
+    slopes = function(folder, "evomerge_slopes", "2 * model[examples]")["function"]
+    metrics = {"metrics": ["other", "loss"], "search_metric": "loss"}
+    task = make("some", {**settings, **metrics, "gradient": slopes, "batch": 2}, folder)
+    assert {name: metric.slopes for name, metric in task.metrics.items()} == {"other": False, "loss": True}
+    weights = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    parts = list(task.graph(weights, "search", [2, 0, 1]))
+    assert [part.positions for part in parts] == [[0, 1], [2]]
+    assert [part.scores.scores["loss"].tolist() for part in parts] == [[6, 2], [4]]
+    assert [part.scores.scores["other"].tolist() for part in parts] == [[2, 0], [1]]
+
+
+def test_a_function_without_a_gradient_says_what_to_add(folder):
+    task = make("some", function(folder, "evomerge_beside", "[0.0] * len(examples)"), folder)
+    with pytest.raises(
+        TaskError, match=r"the metric `score` cannot be differentiated; .* give a function a `gradient`"
+    ):
+        task.graph(None, "search", [0])
+    with pytest.raises(TaskError, match="cannot import `evomerge_nowhere` of `gradient: evomerge_nowhere:slopes`"):
+        make("some", {**FUNCTION, "function": "math:fsum", "gradient": "evomerge_nowhere:slopes"}, folder)
+
+
+def test_a_python_function_takes_a_gradient(folder):
+    def score(weights, examples):
+        return [float(value) for value in differentiable(weights, examples)]
+
+    def differentiable(weights, examples):
+        return weights.sum() * torch.tensor(examples)
+
+    plain = PythonTask(score, [1.0, 2.0, 3.0], [4.0])
+    sloped = PythonTask(score, [1.0, 2.0, 3.0], [4.0], gradient=differentiable, batch=2)
+    assert (sloped["gradient"], sloped["batch"]) == (f"{__name__}:{differentiable.__qualname__}", 2)
+    assert {"gradient", "batch"}.isdisjoint(plain)
+    assert sloped["digest"] != plain["digest"]
+    weights = torch.tensor([1.0, 2.0], requires_grad=True)
+    parts = list(make("some", sloped, folder).graph(weights, "search", [2, 0, 1]))
+    assert [part.value.tolist() for part in parts] == [[9, 3], [6]]
+    torch.cat([part.value for part in parts]).mean().backward()
+    assert weights.grad.tolist() == [2, 2]
+    with pytest.raises(TaskError, match="expected a function of"):
+        PythonTask(score, [1.0], [2.0], gradient="module:function")
+    with pytest.raises(TaskError, match="`batch` is 0; expected 1 or more"):
+        PythonTask(score, [1.0], [2.0], gradient=differentiable, batch=0)
 
 
 def test_metrics_of_functions_have_the_range_of_their_name_or_a_declared_one(folder):
