@@ -4,7 +4,7 @@ It is lazy: a tensor is merged when it is read, so a merge larger than memory st
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Inputs, Pipeline, Store, inputs_sloped, sloped_paths
+from evomerge.merging import Inputs, MergeGradient, Pipeline, Pulled, Store, inputs_sloped, sloped_paths
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
@@ -139,6 +139,7 @@ class Merged(Computed):
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
         self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
+        self._gradient = MergeGradient(merge, self._pipeline)
         super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
 
     def fp32(self, name: str) -> torch.Tensor:
@@ -154,19 +155,23 @@ class Merged(Computed):
         else:
             super().write(name, out)
 
-    def pull(self, name: str, gradient: torch.Tensor, add: Callable[[KeyPath, float], None], at: KeyPath) -> None:
-        """Add to the numbers of its recipe, whose JSON data is at the key path `at`, the derivatives of <gradient, tensor>.
+    def pull(
+        self, name: str, gradient: torch.Tensor, take: "Callable[[Merged, KeyPath, str, Pulled], None]", at: KeyPath
+    ) -> None:
+        """Pass on the derivatives of <gradient, tensor> by this merge, whose JSON data is at the key path `at`, and its inputs.
 
         `gradient` is float32, of the tensor's shape.
         """
         source = self._pool.aliases.get(name, name)
-        if source not in self._pool.merged:
-            return
-        pulled = self._pipeline.pull(source, gradient, self._inner)
-        for path, number in self._pipeline.numbers(source, pulled):
-            add((*at, *path), number)
-        for i, inner in pulled.inputs.items():
-            self._inner[i].pull(source, inner.view(gradient.shape), add, (*at, "inputs", i, "merge"))
+        if source in self._pool.merged:
+            pulled = self._gradient.pull(source, gradient, self._inner)
+            take(self, at, source, pulled)
+            for i, inner in pulled.inputs.items():
+                self._inner[i].pull(source, inner.view(gradient.shape), take, (*at, "inputs", i, "merge"))
+
+    def numbers(self, name: str, pulled: Pulled) -> Iterator[tuple[KeyPath, float]]:
+        """Yield the derivatives that were pulled of a tensor, by key path: see `MergeGradient.numbers`."""
+        return self._gradient.numbers(name, pulled)
 
     def moved(self) -> list[str]:
         """Return the names of the tensors that the numbers of its recipe change."""
@@ -197,26 +202,33 @@ class Slopes:
         self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
         self.tensors = [] if self._merged is None else self._merged.moved()
         """The names of the tensors whose gradients are needed."""
-        self._start = np.array(
-            [0.0 if any(path[:n] in known for n in range(len(path) + 1)) else np.nan for path in self._numbers]
-        )
-        self._sums = self._start.copy()
+        self._start = np.array([0.0 if _begins(path, known) else np.nan for path in self._numbers])
+        self._sums: dict[tuple[KeyPath, str], tuple[Merged, Pulled]] = {}
 
     def take(self, name: str, gradient: torch.Tensor) -> None:
         """Add the part of one tensor, by a number's gradient with respect to it. Raises `FloatingPointError` if not finite."""
-        if not gradient.isfinite().all():
+        if not gradient.sum().isfinite() and not gradient.isfinite().all():
             raise FloatingPointError(f"the gradient of the tensor `{name}` holds NaN or infinity")
         assert self._merged is not None
         self._merged.pull(name, gradient.float(), self._add, ("merge",))
 
     def collect(self) -> NDArray[np.float64]:
-        """Return the sums, float64 `(numbers,)`, NaN where a number has no slope; and start again at zero."""
-        sums, self._sums = self._sums, self._start.copy()
-        return sums
+        """Return the derivatives, float64 `(numbers,)`, NaN where a number has no slope; and start again at zero."""
+        result = self._start.copy()
+        for (at, name), (merged, pulled) in self._sums.items():
+            for path, number in merged.numbers(name, pulled):
+                if (*at, *path) in self._numbers:  # else a default, which is not in the recipe
+                    result[self._numbers[*at, *path]] += number
+        self._sums = {}
+        return result
 
-    def _add(self, path: KeyPath, number: float) -> None:
-        if path in self._numbers:  # else a default, which is not in the recipe
-            self._sums[self._numbers[path]] += number
+    def _add(self, merged: Merged, at: KeyPath, name: str, pulled: Pulled) -> None:
+        before = self._sums.get((at, name))
+        self._sums[at, name] = (merged, pulled if before is None else before[1] + pulled)
+
+
+def _begins(path: KeyPath, known: set[KeyPath]) -> bool:
+    return any(path[:length] in known for length in range(len(path) + 1))
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

@@ -282,7 +282,7 @@ class Study:
         """Return the driver's proposal. Raises `StudyError` if it is not the recorded one."""
         what = "another recipe than the recorded one"
         if proposal is not None and (proposal.number, proposal.recipe) == (recorded.number, recorded.recipe):
-            if proposal.examples == recorded.examples:
+            if (proposal.examples, proposal.slopes) == (recorded.examples, recorded.slopes):
                 return proposal
             what = "other examples than the recorded ones"
         then, now = _read_header(self.folder).versions, versions()

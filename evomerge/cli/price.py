@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from evomerge.history import cost
 from evomerge.progress import duration
 from evomerge.report import comparisons
 from evomerge.settings import Parts, StudySettings, initial_recipe
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Examples, Proposal
 
 _TRIED = 20.0
 """Seconds of a driver's work from which the rest is extrapolated."""
@@ -44,9 +45,18 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
         )
     references, front = len(comparisons.references(parts, settings.report)), settings.report.front
     models = min(front, references) + min(front, settings.evaluations)
+    driver, slopes = _driver_seconds(parts, settings, evaluations[0])
+    if slopes:
+        sloped = worker.evaluate(recipe, slopes=slopes)
+        if sloped.error is not None:
+            raise StudyError(f"the space's initial recipe has no slopes: {sloped.error}")
+        say(
+            console,
+            f"one evaluation with slopes: {duration(sum(sloped.seconds.values()))}; the budget counts it as three",
+        )
     phases = {
         "start-up": start_up,
-        "driver": _driver_seconds(parts, settings, evaluations[0]),
+        "driver": driver,
         "search": search * settings.evaluations / settings.workers,
         "report": (search * references + report * models) / settings.workers + _DRAWN,
     }
@@ -55,17 +65,25 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
     say(console, f"the whole command: about {total} ({parts_of_it}); workers: {settings.workers}; nothing was written")
 
 
-def _driver_seconds(parts: Parts, settings: StudySettings, evaluation: Evaluation) -> float:
-    """Return the seconds that the driver itself needs, from a search in which every candidate has resampled scores of one."""
+def _driver_seconds(parts: Parts, settings: StudySettings, evaluation: Evaluation) -> tuple[float, Examples | None]:
+    """Return the seconds that the driver itself needs, and examples of which it wants slopes, if it does.
+
+    They are those of a search in which every candidate has resampled scores of one, and random slopes.
+    """
     driver, rng = parts.new_driver(settings.seed), np.random.default_rng(0)
-    full = sum(parts.sizes["search"].values())
+    full, slopes = sum(parts.sizes["search"].values()), None
     spent, start = 0.0, time.perf_counter()
     while (
         spent < settings.evaluations and time.perf_counter() - start < _TRIED and (proposal := driver.ask()) is not None
     ):
-        driver.tell(proposal, _resampled(evaluation, proposal, parts.sizes["search"], rng))
+        slopes = slopes or proposal.slopes
+        told = _resampled(evaluation, proposal, parts.sizes["search"], rng)
+        if proposal.slopes is not None:
+            random = {name: rng.standard_normal(len(proposal.recipe.numbers)) for name in parts.searched}
+            told = replace(told, slopes=random)
+        driver.tell(proposal, told)
         spent += cost(proposal, full, settings.merge_examples) / (full + settings.merge_examples)
-    return (time.perf_counter() - start) * settings.evaluations / spent
+    return (time.perf_counter() - start) * settings.evaluations / spent, slopes
 
 
 def _resampled(

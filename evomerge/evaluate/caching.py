@@ -17,7 +17,8 @@ class CachingEvaluator(Evaluator):
     The cache holds the scores that came back and those that the study adds by `seed`, of all examples or of a part. Only
     the examples of a proposal that are not cached are scored, and the answer is assembled from both. A recipe is pending
     at most once per split: an equal proposal waits for it and is answered from its result. A failure is shared with the
-    waiting proposals but not cached, so a later proposal of that recipe is evaluated again.
+    waiting proposals but not cached, so a later proposal of that recipe is evaluated again. Slopes are not cached: a
+    proposal that wants them is scored in full.
     """
 
     def __init__(self, evaluator: Evaluator, sizes: Mapping[Split, Mapping[str, int]] | None = None) -> None:
@@ -46,7 +47,7 @@ class CachingEvaluator(Evaluator):
             if not table.complete:
                 return
             evaluation = table.take()
-        self._complete[key] = replace(evaluation, seconds={})  # a cached answer takes no time
+        self._complete[key] = replace(evaluation, slopes={}, seconds={})  # a cached answer takes no time
         self._parts.pop(key, None)
 
     def lookup(self, recipe_id: str, split: Split) -> Evaluation | None:
@@ -60,10 +61,10 @@ class CachingEvaluator(Evaluator):
             self._waiting[key].append(proposal)
             return
         missing = proposal.examples
-        if missing is None and key in self._complete:
+        if proposal.slopes is None and missing is None and key in self._complete:
             self._answers.append((proposal.number, self._complete[key]))
             return
-        if proposal.examples is not None or key in self._parts:
+        if proposal.slopes is None and (missing is not None or key in self._parts):
             table = self._table(key)
             missing = table.missing(proposal.examples)
             if not missing:

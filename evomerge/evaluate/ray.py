@@ -144,9 +144,10 @@ class RayEvaluator(Evaluator):
             slot, proposal = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in the queue
             self._queue.remove(proposal)
             slot.take(proposal, self._deadline)
-            recipe, examples = proposal.recipe, proposal.examples and dict(proposal.examples)
+            recipe = proposal.recipe
+            examples, slopes = (part and dict(part) for part in (proposal.examples, proposal.slopes))
             lineage = {key: parent.json for key, parent in ancestors(recipe, self.lineage, self._members.on_disk)}
-            slot.future = slot.actor.evaluate.remote(recipe.json, proposal.split, examples, lineage)
+            slot.future = slot.actor.evaluate.remote(recipe.json, proposal.split, examples, slopes, lineage)
 
     def _collect(self, slot: "_Slot") -> None:
         """Take the result of a slot whose future is ready, or replace its worker."""

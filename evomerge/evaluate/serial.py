@@ -28,7 +28,9 @@ class Serial(Evaluator):
         if not self._queue:
             raise EvaluatorError("no proposal is pending; submit one before waiting")
         proposal = self._queue.popleft()
-        return proposal.number, self._worker.evaluate(proposal.recipe, proposal.split, proposal.examples)
+        return proposal.number, self._worker.evaluate(
+            proposal.recipe, proposal.split, proposal.examples, proposal.slopes
+        )
 
     def retain(self, members: Collection[str]) -> None:
         """Delete the weights of all earlier candidates except these."""

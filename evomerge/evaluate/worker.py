@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from evomerge import tasks
-from evomerge.build import Builder
+from evomerge.build import Builder, Slopes
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import TaskError, nearest
+from evomerge.evaluate.slopes import score_with_slopes
 from evomerge.models import LiveModel
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.trial import Evaluation, Examples, Split
@@ -75,20 +76,30 @@ class Worker:
                 self._loaded = _Loaded(self.setup, self.members)
         return self._loaded
 
-    def evaluate(self, recipe: Recipe, split: Split = "search", examples: Examples | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        recipe: Recipe,
+        split: Split = "search",
+        examples: Examples | None = None,
+        slopes: Examples | None = None,
+    ) -> Evaluation:
         """Return the recipe's scores on `examples` (None: on all), or the error of this candidate.
 
-        `seconds` of the result are those of `decode` (reading the recipe), `merge` (building it into the
-        model) and `score`. Raises the exceptions of `prepare`, and KeyboardInterrupt.
+        With `slopes`, some of these examples, it has the slopes of each task's searched mean over them. `seconds` of the result
+        are those of `decode` (reading the recipe), `merge` (building it into the model) and `score`, slopes included. Raises
+        the exceptions of `prepare`, and KeyboardInterrupt.
         """
         loaded = self.prepare()
         scores: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
+        derivatives: dict[str, Any] = {}
         seconds: dict[str, float] = {}
         try:
             with _reproducible(self.setup.threads):
                 with _timed(seconds, "decode"):
-                    checkpoint = _checked(loaded.builder.build(recipe))
+                    built = loaded.builder.build(recipe)
+                    checkpoint = _checked(built)
+                    pull = None if slopes is None else Slopes(recipe, built)
                 with _timed(seconds, "merge"):
                     keeps = self.setup.members is not None and split == "search"
                     if keeps and not isinstance(recipe.root, Base | Expert):
@@ -99,7 +110,11 @@ class Worker:
                     for task, indices in loaded.indices(examples):
                         if loaded.model.module.training:  # left so by a task of the user's: dropout would act
                             loaded.model.module.train(mode=False)
-                        result = task.score(loaded.model, split, indices)
+                        if pull is None or slopes is None or task.name not in slopes:
+                            result = task.score(loaded.model, split, indices)
+                        else:
+                            result = score_with_slopes(task, loaded.model, split, indices, slopes[task.name], pull)
+                            derivatives[f"{task.name}/{task.search_metric}"] = pull.collect()
                         for metric, vector in result.scores.items():
                             _check_scores(task.name, metric, vector)
                             scores[f"{task.name}/{metric}"] = vector
@@ -108,7 +123,7 @@ class Worker:
             raise
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
             return Evaluation(error=describe(error), seconds=seconds)
-        return Evaluation(scores=scores, outputs=outputs, seconds=seconds)
+        return Evaluation(scores=scores, outputs=outputs, slopes=derivatives, seconds=seconds)
 
 
 class RemoteWorker:
@@ -128,12 +143,19 @@ class RemoteWorker:
             return describe(error)
         return None
 
-    def evaluate(self, recipe: str, split: Split, examples: Examples | None, lineage: Mapping[str, str]) -> Evaluation:
+    def evaluate(
+        self,
+        recipe: str,
+        split: Split,
+        examples: Examples | None,
+        slopes: Examples | None,
+        lineage: Mapping[str, str],
+    ) -> Evaluation:
         """Return the evaluation of a recipe in JSON. `lineage` has the recipes of its ancestors, in JSON, by id."""
         for identity, ancestor in lineage.items():
             if identity not in self._worker.members.lineage:
                 self._worker.members.lineage[identity] = Recipe.parse(json.loads(ancestor))
-        return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples)
+        return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples, slopes)
 
 
 class _Loaded:

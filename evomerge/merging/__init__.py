@@ -7,6 +7,7 @@ A merge method is a named composition of stages on one tensor's task vectors:
 `methods` is their table; `composition` runs one over a tensor in one pass, and `pipeline` computes its thresholds and angles before.
 """
 
+from evomerge.merging.gradient import MergeGradient, Pulled
 from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.pipeline import Inputs, Pipeline, check
@@ -19,9 +20,11 @@ __all__ = [
     "METHODS",
     "STAGES",
     "Inputs",
+    "MergeGradient",
     "Method",
     "Parameter",
     "Pipeline",
+    "Pulled",
     "Stage",
     "Store",
     "check",

@@ -57,6 +57,16 @@ class EvaluatorSuite:
         for name, vector in evaluation.scores.items():
             np.testing.assert_allclose(vector, full.scores[name][[2, 0]], rtol=1e-4, atol=1e-5)
 
+    def test_slopes_are_those_of_a_worker(self, evaluator: Evaluator, setup: Setup) -> None:
+        """Byte for byte, also for a recipe that has been scored without slopes."""
+        recipe = merge("task_arithmetic", list(setup.experts), {"lambda": 0.6})
+        slopes = {next(iter(setup.tasks)): (0, 2, 1)}
+        proposals = [Proposal(0, recipe), Proposal(1, recipe, slopes=slopes), Proposal(2, recipe)]
+        evaluations = self.evaluate(evaluator, proposals)
+        assert evaluations[1].to_json() == Worker(setup).evaluate(recipe, slopes=slopes).to_json()
+        assert len(evaluations[1].slopes) == 1
+        assert evaluations[0].slopes == evaluations[2].slopes == {}
+
     def test_unknown_examples_fail_the_candidate(self, evaluator: Evaluator, setup: Setup) -> None:
         """Indices out of range, or of a task that does not exist."""
         task = next(iter(setup.tasks))

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
-from evomerge.merging import METHODS, STAGES, Inputs, Pipeline, Stage, Store, sloped
+from evomerge.merging import METHODS, STAGES, Inputs, MergeGradient, Pipeline, Stage, Store, sloped
 from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.site import Piece, Site
 from evomerge.recipe import MergeNode, Recipe, merge
@@ -256,7 +256,7 @@ class MethodSuite:
         rng = np.random.default_rng(7)
         direction = dict(zip(paths, rng.uniform(0.5, 1.0, len(paths)), strict=True))
         below, at, above = (merge_tensors(_moved(recipe, direction, step), base, inputs) for step in (-1e-3, 0.0, 1e-3))
-        pipeline = Pipeline(recipe.root.merge, InMemory(base, inputs), Store())
+        gradients = MergeGradient(recipe.root.merge, Pipeline(recipe.root.merge, InMemory(base, inputs), Store()))
         found = expected = size = 0.0
         for name, tensor in at.items():
             fixed = (above[name] - 2 * tensor + below[name]).abs() <= 2e-5
@@ -264,8 +264,7 @@ class MethodSuite:
             change = (above[name] - below[name]).double() / 2e-3
             expected += float((change * gradient).sum())
             size += float((change * gradient).square().sum())
-            pulled = pipeline.pull(name, gradient)
-            numbers = pipeline.numbers(name, pulled)
+            numbers = gradients.numbers(name, gradients.pull(name, gradient))
             found += sum(number * direction.get(("merge", *path), 0.0) for path, number in numbers)
         assert abs(found - expected) <= 1e-3 * size**0.5 + 1e-2  # fp32's rounding of the merged elements
 
