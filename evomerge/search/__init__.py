@@ -27,6 +27,7 @@ from evomerge.search.populations.niches import Niches, NichesSettings
 from evomerge.search.populations.population import Archive, CellMap, Population, read_seeds
 from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
+from evomerge.search.slopes.gradient import Gradient, GradientSettings
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
 from evomerge.trial import Metric
@@ -73,6 +74,12 @@ def _racing(
     return Racing(make(settings.driver, space, metrics, seed), space, metrics, seed, settings, sizes)
 
 
+def _gradient(
+    space: SearchSpace, metrics: Metrics, seed: int, settings: GradientSettings, sizes: Mapping[str, int]
+) -> Driver:
+    return Generational(space, metrics, Gradient(space, metrics, seed, settings, sizes))
+
+
 def _cycle(
     space: SearchSpace, metrics: Metrics, seed: int, settings: CycleSettings, sizes: Mapping[str, int]
 ) -> Driver:
@@ -98,6 +105,7 @@ KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
         "swarm": (SwarmSettings, _steady(Swarm)),
         "nested_map": (NestedMapSettings, _generational(NestedMap)),
         "bayesian_map": (BayesianMapSettings, _generational(BayesianMap)),
+        "gradient": (GradientSettings, _gradient),
         "racing": (RacingSettings, _racing),
     },
     "(settings model, function of space, metrics, seed, settings and sizes)",
@@ -119,7 +127,7 @@ def make(
     """Return the driver of `settings` (`kind:` and its other keys), which searches `space` for the best `objectives`.
 
     `objectives` name entries of `Evaluation.scores`, or map these names to their `Metric`; higher is better. All randomness
-    comes from `seed` (0 or more). `sizes`, the number of search examples of each task, is only needed by `racing`. Raises
+    comes from `seed` (0 or more). `sizes`, the number of search examples of each task, is only needed by `gradient` and `racing`. Raises
     `DriverError`.
     """
     kind = str(settings.get("kind") or "")

@@ -7,7 +7,7 @@ itself does not need pytest. `problems` has search problems with known optima.
 from evomerge.testing.drivers import DecodedSuite, DriverSuite, GenomeSuite, PopulationSuite, SteadySuite, drive
 from evomerge.testing.evaluators import EvaluatorSuite
 from evomerge.testing.merging import InMemory, MethodSuite, StageSuite, inputs_of, merge_tensors, tiny_tensors
-from evomerge.testing.problems import Family, Problem, family, toy_space, two_spheres
+from evomerge.testing.problems import Family, Problem, Scattered, family, scattered_spheres, toy_space, two_spheres
 from evomerge.testing.surfaces import SurfaceSuite
 from evomerge.testing.tasks import TaskSuite
 
@@ -21,6 +21,7 @@ __all__ = [
     "MethodSuite",
     "PopulationSuite",
     "Problem",
+    "Scattered",
     "StageSuite",
     "SteadySuite",
     "SurfaceSuite",
@@ -29,6 +30,7 @@ __all__ = [
     "family",
     "inputs_of",
     "merge_tensors",
+    "scattered_spheres",
     "tiny_tensors",
     "toy_space",
     "two_spheres",

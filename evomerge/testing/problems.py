@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from evomerge import pareto
 from evomerge.recipe import Expert, Member, MergeNode, Recipe, Tiled
 from evomerge.space import Genome, SearchSpace
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Metric, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,56 @@ def two_spheres(genes: int = 8) -> Problem:
         np.array([-0.25, -0.25]),
         5 / 96,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Scattered(Problem):
+    """A problem with examples and slopes: each example scores the (negated) distance to a centre of its own."""
+
+    centres: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By task, `(examples, genes)`."""
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Metric by objective."""
+        return {name: Metric("distance", high=0.0, smooth=True, slopes=True) for name in self.objectives}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples by task."""
+        return {task: len(centres) for task, centres in self.centres.items()}
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Return the evaluation of a proposal, with slopes over the examples that it wants."""
+        genome = self.space.genome_of(proposal)
+        scores, slopes = {}, {}
+        for name, (task, centres) in zip(self.objectives, self.centres.items(), strict=True):
+            away = centres - genome
+            scores[name] = -np.mean(away**2, axis=1).astype(np.float32)
+            if proposal.slopes is not None:
+                # What `slopes` makes of the indices 0, 1, … says which number each gene is.
+                numbers = np.full(len(proposal.recipe.numbers), np.nan)
+                indices = self.space.slopes(genome, np.arange(len(numbers), dtype=np.float64)).astype(int)
+                numbers[indices] = 2 * away[list(proposal.slopes[task])].mean(axis=0) / len(genome)
+                slopes[name] = numbers
+        return Evaluation(scores, slopes=slopes)
+
+
+def scattered_spheres(genes: int = 8, examples: int = 20, spread: float = 0.1) -> Scattered:
+    """Return a problem of two objectives with slopes: distances to centres, one for each of `examples`.
+
+    They scatter around 0.8 and 0.6 in the left expert's genes, and 0.1 and 0.3 in the right one's.
+    """
+    rng = np.random.default_rng(0)
+    centres = {
+        task: np.repeat(at, genes // 2) + spread * rng.standard_normal((examples, genes))
+        for task, at in (("near", (0.8, 0.1)), ("far", (0.6, 0.3)))
+    }
+
+    def score(x: Genome) -> NDArray[np.float64]:
+        return -np.array([np.mean((x - centre) ** 2) for centre in centres.values()])
+
+    return Scattered(toy_space(genes), ("near/distance", "far/distance"), score, np.full(2, -0.25), centres=centres)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 from problems import bits, mixed, sphere, three_corners
 
 from evomerge import search
-from evomerge.testing import DecodedSuite, GenomeSuite, PopulationSuite, SteadySuite, family
+from evomerge.testing import DecodedSuite, GenomeSuite, PopulationSuite, SteadySuite, family, scattered_spheres
 
 
 class Made:
@@ -153,3 +153,13 @@ class TestSwarmOnSeveralObjectives(Made, SteadySuite, DecodedSuite):
 
     def quality(self, problem, proposals):
         return best_sum(problem, proposals, [0, 2, 1])
+
+
+class TestGradient(GenomeSuite):
+    settings: ClassVar = {"kind": "gradient", "learning_rate": 0.02}
+    budget = 12  # the search ends by itself
+    problem = staticmethod(scattered_spheres)
+    quality = staticmethod(best_sum)
+
+    def make(self, problem, seed):
+        return search.make(self.settings, problem.space, problem.metrics, seed, problem.sizes)

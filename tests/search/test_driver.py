@@ -13,7 +13,7 @@ from evomerge.testing import drive, family, toy_space, two_spheres
 from evomerge.trial import Evaluation, Metric, Proposal
 
 GENOME_KINDS = [
-    kind for kind in search.KINDS if kind not in search.POPULATIONS and kind not in ("racing", "nested_map")
+    kind for kind in search.KINDS if kind not in search.POPULATIONS and kind not in ("racing", "nested_map", "gradient")
 ]
 
 
