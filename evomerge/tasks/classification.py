@@ -81,7 +81,11 @@ def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 class Classification(Task):
-    """A task of texts or images, each with one class."""
+    """A task of texts or images, each with one class.
+
+    `accuracy` is 1 where the label has the largest logit; `log_likelihood` is the log-softmax of the label's logit over all
+    classes, in nats; `entropy` is minus the entropy of the softmax of all logits, in nats, and does not use the label.
+    """
 
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:
         """Read and check the examples and the head. Raises `TaskError`."""

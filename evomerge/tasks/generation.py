@@ -55,7 +55,7 @@ class Generation(Task):
     the searched metric.
 
     `search_metric: entropy` searches the mean over the right answer's tokens of minus the entropy of the next token's
-    distribution, in nats: each token is predicted from those before it in the right answer, whatever it is itself.
+    distribution, in nats. It reads the right answer only as context: each token is predicted from those before it.
     """
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:

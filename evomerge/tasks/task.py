@@ -27,7 +27,7 @@ LOG_LIKELIHOOD = Metric("log_likelihood", high=0.0, smooth=True, slopes=True)
 """Log-likelihood of the right tokens or label, in nats, at most 0."""
 
 ENTROPY = Metric("entropy", high=0.0, smooth=True, slopes=True)
-"""Minus the entropy of the predicted distribution, in nats, at most 0: 0 is certain. It needs no labels.
+"""Minus the entropy of the predicted distribution, in nats, at most 0: 0 is certain. It does not use labels.
 
 Yang et al., AdaMerging: Adaptive Model Merging for Multi-Task Learning, https://arxiv.org/abs/2310.02575, eq. 2.
 """
