@@ -11,7 +11,8 @@ EXPERTS = ("maths", "code")
 
 @pytest.mark.parametrize("name", sorted(set(space.shipped()) - {"natural_niches", "cycle_qd"}))
 def test_shipped_spaces_suit_a_pool_of_two(name):
-    searched = SearchSpace.parse(space.read(name), experts=EXPERTS, kinds=("attention", "mlp", "norm"), blocks=6)
+    model = {"kinds": ("attention", "mlp", "norm"), "tensors": ("embed.weight", "layers.0.weight"), "blocks": 6}
+    searched = SearchSpace.parse(space.read(name), experts=EXPERTS, **model)
     assert searched.about
     without = ("edit_choice", "layer_swap_blocks")  # it is spelled in stages; a swap's blocks are no weights
     marks = {
@@ -24,6 +25,17 @@ def test_shipped_spaces_suit_a_pool_of_two(name):
     assert marks.get(name, "expert code") in searched.landmarks()
     for genome in (searched.lower, searched.upper, searched.initial):
         searched.decode(genome)
+
+
+@pytest.mark.parametrize(("name", "others"), [("task_arithmetic_per_tensor", 0), ("ties_per_tensor", 2)])
+def test_shipped_spaces_over_tensors_have_a_gene_for_each_expert_and_tensor(name, others):
+    tensors = [f"encoder.layer.{i}.weight" for i in range(103)]
+    searched = SearchSpace.parse(space.read(name), experts=("a", "b", "c"), tensors=tensors, blocks=6)
+    assert len(searched.genes) == 309 + others
+    weights = [gene.name.startswith("weight[") for gene in searched.genes]
+    assert searched.sloped[weights].all()
+    recipe = searched.decode(searched.upper)
+    assert (searched.encode(recipe) == searched.upper).all()
 
 
 @pytest.mark.parametrize(("name", "count"), [("natural_niches", 2), ("cycle_qd", 3)])
@@ -39,6 +51,9 @@ def test_spaces_of_weights_and_of_layers_are_shipped():
         "linear",
         "task_arithmetic",
         "task_arithmetic_per_block",
+        "task_arithmetic_per_tensor",
+        "ties_per_tensor",
+        "lines_per_block",
         "ties_per_block",
         "dare_ties_per_kind",
         "slerp_per_block",

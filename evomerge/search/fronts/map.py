@@ -16,9 +16,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Objectives
 from evomerge.search.fronts.quadratic import QuadraticBreeder, QuadraticSettings
 from evomerge.space import SearchSpace
+
+_MOST_GENES = 100
+"""A quadratic in as many genes has 5151 unknowns, and its design takes half a gigabyte."""
 
 
 class MapSettings(QuadraticSettings):
@@ -33,8 +37,14 @@ class Map(QuadraticBreeder):
     """A `Surfaced` breeder: a design, then candidates of the front of its quadratics."""
 
     def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: MapSettings) -> None:
-        """Search `space` for the front of `objectives`. Raises `DriverError` as `QuadraticBreeder` does, and for too few points."""
+        """Search `space` for the front of `objectives`. Raises `DriverError` as `QuadraticBreeder` does, and for too few points.
+
+        So it does for over 100 genes.
+        """
         super().__init__(space, objectives, seed, settings)
+        if (genes := len(space.genes)) > _MOST_GENES:
+            msg = f"driver `map` reaches up to {_MOST_GENES} genes, and the space has {genes}; tile its holes more coarsely, or type `kind: nsga2`"
+            raise DriverError(msg)
         self._size = self._design_size("points", settings.points, 2)
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
 from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.quadratic import predicted_front
-from evomerge.space import SearchSpace
+from evomerge.space import Box, SearchSpace
 from evomerge.surrogate.map_quadratic import MapQuadratic, SquashedQuadratic, fit_map_quadratic
 from evomerge.surrogate.rungs import Quadratic
 from evomerge.surrogate.warps import IDENTITY
@@ -252,6 +252,15 @@ def test_bad_settings_are_refused(settings, expected):
 def test_unknown_settings_are_refused():
     with pytest.raises(ValidationError, match="box"):
         MapSettings(box="published")
+
+
+def test_a_space_with_a_gene_for_each_tensor_is_refused():
+    """A quadratic in 309 genes has 47,895 unknowns; its design alone would take 34 GiB."""
+    box = Box({f"weight {i}": (0, 1) for i in range(309)})
+    with pytest.raises(
+        DriverError, match=r"`map` reaches up to 100 genes, and the space has 309; .* type `kind: nsga2`"
+    ):
+        Map(box, ("left/accuracy", "right/accuracy"), 0, MapSettings())
 
 
 def test_one_objective_is_refused():
