@@ -36,6 +36,14 @@ class Pulled:
         return Pulled([one + two for one, two in zip(self.sums, other.sums, strict=True)], {}, self.linear)
 
 
+_SMALL = 1 << 12
+"""Number of elements up to which a tensor's rows are kept between batches, as reading them takes longer than their product."""
+
+
+def _product(rows: torch.Tensor, flat: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray((rows @ flat).double().numpy())
+
+
 class MergeGradient:
     """The gradient of one merge, which `pipeline` runs, with respect to its numbers."""
 
@@ -46,6 +54,9 @@ class MergeGradient:
         self._labels = merge.labels
         self._given = list(zip(spelled["steps"], spelled["paths"], strict=True))
         self._sloped = sloped(merge)
+        self._small: dict[
+            str, torch.Tensor
+        ] = {}  # the rows after the edits, (rows, n), of small tensors: read once a batch
 
     def pull(self, name: str, gradient: torch.Tensor, inner: Collection[int] = ()) -> Pulled:
         """Return the derivatives of <gradient, merged tensor>, from which `numbers` has those of the parameters.
@@ -53,6 +64,8 @@ class MergeGradient:
         `gradient` is float32, of the tensor's shape. Masks, signs and thresholds are held fixed. `inner` are the numbers,
         from 0, of the inputs whose own derivatives are wanted too.
         """
+        if name in self._small and not inner:
+            return Pulled([_product(self._small[name], gradient.reshape(-1))], {}, linear=True)
         pipeline = self._pipeline
         site, base, tensors = pipeline.load(name)
         composition, flat = self._pipeline.compositions[site.place], flattened(gradient.contiguous())
@@ -86,6 +99,9 @@ class MergeGradient:
             _, raw = composition.rows(base[span], [tensor[span] for tensor in tensors])
             parts = [part(values, span) for values in bound]
             rows, *_ = composition.through(len(bound), Piece(raw, start(span)), parts)
+            if site.numel <= _SMALL:
+                self._small[site.tensor] = torch.stack(rows)
+                return _product(self._small[site.tensor], flat)
             products.append(torch.stack([row @ flat[span] for row in rows]))
         return np.asarray(torch.stack(products).double().sum(dim=0).numpy())
 
