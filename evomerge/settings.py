@@ -203,7 +203,7 @@ def open_parts(
     shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
     setup = Setup(base, experts, task_settings, auto=models.auto, module=models.module, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
-    objectives = [f"{name}/{task.search_metric}" for name, task in opened.items()]
+    objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
     parts = Parts(pool, search_space, opened, setup, driver)
     breeder = search.surfaced(parts.new_driver(settings.seed))

@@ -56,7 +56,12 @@ def read(study: Study, population: Population) -> Surface:
     """
     breeder = surfaced(study.parts.new_driver(study.settings.seed))
     if breeder is None:
-        kind = study.parts.driver["kind"]
+        kind = str(study.parts.driver["kind"])
+        if kind == "front":
+            raise StudyError(
+                f"{study.folder}: the driver `front` leaves a surface where it fits surrogates, and this study's follows slopes; "
+                "type `evomerge pick` without `--surface`"
+            )
         raise StudyError(
             f"{study.folder}: only the drivers `front`, `map`, `bayesian_map` and `nested_map` leave a surface, and this study's is `{kind}`; "
             "type `evomerge pick` without `--surface`, or start a study with `driver: {kind: front}`"

@@ -15,7 +15,8 @@ from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.driver import Breeder, Driver, Generational, Objectives, asks, read_metrics
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
-from evomerge.search.fronts.front import Front, FrontSettings, suits
+from evomerge.search.fronts.continuation import Continuation, has_slopes
+from evomerge.search.fronts.front import MOST_GENES, Front, FrontSettings, suits
 from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
 from evomerge.search.fronts.surface import Surfaced
@@ -80,6 +81,18 @@ def _gradient(
     return Generational(space, metrics, Gradient(space, metrics, seed, settings, sizes))
 
 
+def _front(
+    space: SearchSpace, metrics: Metrics, seed: int, settings: FrontSettings, sizes: Mapping[str, int]
+) -> Driver:
+    by_slopes = settings.slopes
+    if by_slopes is None:
+        by_slopes = len(space.genes) > MOST_GENES and has_slopes(space, metrics)
+    breeder = (
+        Continuation(space, metrics, seed, settings, sizes) if by_slopes else Front(space, metrics, seed, settings)
+    )
+    return Generational(space, metrics, breeder)
+
+
 def _cycle(
     space: SearchSpace, metrics: Metrics, seed: int, settings: CycleSettings, sizes: Mapping[str, int]
 ) -> Driver:
@@ -97,7 +110,7 @@ KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
         "gp": (OptunaSettings, _generational(Optuna)),
         "qmc": (OptunaSettings, _generational(Optuna)),
         "map": (MapSettings, _generational(Map)),
-        "front": (FrontSettings, _generational(Front)),
+        "front": (FrontSettings, _front),
         "random": (RandomSettings, _steady(Random)),
         "niches": (NichesSettings, _population(Niches)),
         "map_elites": (MapElitesSettings, _population(MapElites)),
@@ -154,18 +167,19 @@ def make(
     return build(space, read_metrics(objectives), seed, parsed, sizes or {})
 
 
-def default(space: SearchSpace, objectives: Sequence[str]) -> dict[str, Any]:
+def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
     """Return the settings of the default driver.
 
     `niches` if the space crosses earlier candidates, `cma` for one objective. For several, `front` with up to 40 float or
-    int genes, with mixtures where the space has weights of experts, else `nsga2`.
+    int genes, with mixtures where the space has weights of experts, or with more genes where there are slopes, else `nsga2`.
     """
     if space.parents:
         return {"kind": "niches"}
     if len(objectives) == 1:
         return {"kind": "cma"}
     if not suits(space):
-        return {"kind": "nsga2"}
+        many = len(space.genes) > MOST_GENES and has_slopes(space, read_metrics(objectives))
+        return {"kind": "front", "slopes": True} if many else {"kind": "nsga2"}
     return {"kind": "front"} if space.weights is None else {"kind": "front", "mixtures": True}
 
 

@@ -29,6 +29,7 @@ from evomerge.surrogate import Surrogate
 from evomerge.trial import Evaluation, Metric
 
 MOST_GENES = 40
+_BATCH = 4
 _PER_GENE = 5
 """Candidates of the design per unknown of a linear model, d + 1, where that is less than 1.2 p."""
 _SMALLEST_GAIN = 0.001
@@ -48,10 +49,14 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     points: int | None = Field(default=None, ge=4)
     """Candidates of the design. Default: 1.2 p, with p = (d + 1)(d + 2) / 2 the unknowns of a quadratic in d genes, or
     5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least."""
-    batch: int = Field(default=4, ge=1)
-    """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers."""
+    batch: int | None = Field(default=None, ge=1)
+    """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
+    or 2 with slopes."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
+    slopes: bool | None = None
+    """Follow the slopes of the scores instead of surrogates (`Continuation`), for two or more objectives. Default: with more than
+    40 genes, where there are slopes. Then only `seed_known` and `batch` count, and there is no surface."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
     noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points
@@ -82,6 +87,7 @@ class Front:
         self._metrics = read_metrics(objectives, settings.bounds)
         self._seed = seed
         self._settings = settings
+        self._batch_size = settings.batch or _BATCH
         self._known = known_recipes(space, settings.seed_known)
         usual = min(math.ceil(1.2 * surrogate.unknowns(self._genes)), _PER_GENE * (self._genes + 1))
         self._size = settings.points or max(usual, len(self._known) + 2)
@@ -106,7 +112,7 @@ class Front:
         mixtures = f", {self._mixtures} mixtures" if self._mixtures else ""
         return (
             f"front by surrogates: {len(self._known)} known recipes{mixtures} and {len(self._first) - len(self._known) - self._mixtures} Sobol points,"
-            f" then {self._settings.batch} candidates at a time by expected hypervolume improvement, until that is noise"
+            f" then {self._batch_size} candidates at a time by expected hypervolume improvement, until that is noise"
         )
 
     @property
@@ -266,7 +272,7 @@ class Front:
             return self._points[:0]
         batch, count = self._improving(self._fits), len(self._points)
         if not len(batch) and count < _PATIENCE * self._size and self._reasons_to_refuse(self._fits):
-            return self._design(self._known[:0], self._settings.batch)
+            return self._design(self._known[:0], self._batch_size)
         return batch
 
     def _improving(self, fits: Mapping[str, Surrogate]) -> Genomes:
@@ -286,10 +292,10 @@ class Front:
             return candidates
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
-        rows, gain = infill.choose(candidates, means, deviations, values, volume, self._settings.batch, seed)
+        rows, gain = infill.choose(candidates, means, deviations, values, volume, self._batch_size, seed)
         tables = [np.array([done.scores[name] for done in self._succeeded], dtype=np.float64) for name in fits]
         errors = np.stack([infill.paired_errors(self._points, table) for table in tables], axis=1)
-        floor = infill.noise_floor(values, errors, volume, self._settings.batch)
+        floor = infill.noise_floor(values, errors, volume, self._batch_size)
         smallest = max(floor, _SMALLEST_GAIN * volume.of(values))
         self._quiet = self._quiet + 1 if gain < self._settings.tolerance * smallest else 0
         return candidates[rows] if self._quiet < 2 else candidates[:0]
