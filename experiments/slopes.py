@@ -1,0 +1,313 @@
+"""What slopes of recipes are worth: unseen scores against CPU seconds and evaluations, over genes and over search examples.
+
+Zoos: `text`, `text4`, `language`. The examples of both splits are pooled: half of each task is unseen, and the first 50 to 400 of
+the other half are searched. All drivers search task arithmetic: `few` genes are one weight for each expert, or two with
+`block/2`, `blocks` one for each expert and block, `tensors` one for each expert and tensor. The budget is in plain scores; an
+example with slopes counts as three.
+
+After each of several parts of the budget the candidate with the best search score so far, of the validation part where the
+driver has one, is scored on the unseen examples: accuracy where the task has it. At the end so is the front of the search
+scores, whose hypervolume is above the worst of base and experts in each task.
+
+    python experiments/slopes.py [--smoke] [--seeds N] [--evaluations N] [--only ZOO:METHOD:GENES:EXAMPLES …] [--json] [--out DIR]
+
+An interrupted run resumes with the same command: its studies are kept in `runs/slopes/`.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from shared.harness import Findings, Switches, main, say, table
+
+from evomerge import files, pareto, zoo
+from evomerge.evaluate import Worker
+from evomerge.history import Completed, cost
+from evomerge.recipe import Recipe, base, expert
+from evomerge.report.figures import style
+from evomerge.settings import StudySettings
+from evomerge.study import Study
+from evomerge.trial import Evaluation, Proposal
+
+SEEDS = 3
+EVALUATIONS = 120
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget, after which the best candidate is scored on the unseen examples
+SIZES = (50, 100, 200, 400)
+FRONT = 8  # points of a front that are scored on the unseen examples
+STUDIES = Path("runs") / "slopes"
+
+METHODS: dict[str, dict[str, Any]] = {
+    "gradient": {"kind": "gradient"},
+    "gradient front": {"kind": "front", "slopes": True},
+    "CMA-ES": {"kind": "cma"},
+    "NSGA-II": {"kind": "nsga2", "population": 16},
+    "TPE": {"kind": "tpe"},
+    "front": {"kind": "front"},
+    "AdaMerging": {"kind": "gradient", "rule": "adamerging"},
+    "Frank-Wolfe": {"kind": "gradient", "rule": "frank_wolfe"},
+}
+TILINGS = {
+    "few": ["expert"],
+    "halves": ["expert", "block/2"],
+    "blocks": ["expert", "block/{blocks}"],
+    "tensors": ["expert", "tensor"],
+}
+BLOCKS = {"text": 6, "text4": 6, "language": 8, "digits": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One search."""
+
+    zoo: str
+    method: str
+    genes: str
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.zoo}:{self.method}:{self.genes}:{self.examples}"
+
+
+def _cases() -> Iterator[Case]:
+    for name in ("text", "text4", "language"):
+        for method, driver in METHODS.items():
+            sloped = driver["kind"] == "gradient" or driver.get("slopes")
+            yield Case(name, method, "tensors" if sloped else "halves", 200)
+        yield from (Case(name, "gradient", genes, 200) for genes in ("few", "halves", "blocks"))
+        yield from (Case(name, "gradient", "tensors", size) for size in SIZES if size != 200)
+
+
+CASES = {str(case): case for case in _cases()}
+SMOKE = (Case("digits", "gradient", "tensors", 50), Case("digits", "NSGA-II", "halves", 50))
+
+
+def measure(switches: Switches) -> Findings:
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="slopes-") as scratch:
+        folder = Path(scratch) if switches.smoke else STUDIES
+        for seed in switches.seeds:
+            for case in SMOKE if switches.smoke else [CASES[name] for name in switches.parts]:
+                kept = folder / f"{case}-{switches.evaluations}-{seed}".replace(":", "-").replace(" ", "-")
+                if not (kept / "rows.json").exists():
+                    say(f"{case}, seed {seed}")
+                    found = rows_of(case, seed, kept, switches)
+                    files.write(kept / "rows.json", json.dumps(found))
+                rows += json.loads((kept / "rows.json").read_text(encoding="utf-8"))
+    return Findings({"rows": rows}, text(rows), draw(rows), packages=["cmaes", "pymoo", "optuna"])
+
+
+def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dict[str, Any]]:
+    """Run or resume one search, and return a row for each part of its budget."""
+    settings = settings_of(case, seed, folder, switches)
+    study = Study.create(folder / "study", settings)
+    clock = folder / "cpu.json"
+    spent: dict[str, float] = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else {}
+    start = time.process_time()
+
+    def watch(proposal: Proposal, evaluation: Evaluation) -> None:
+        nonlocal start
+        spent[str(proposal.number)] = time.process_time() - start
+        start = time.process_time()
+        files.write(clock, json.dumps(spent))
+
+    with study.evaluator() as evaluator:
+        study.run(evaluator, watch)
+    completed = study.population()
+    full = sum(study.parts.sizes["search"].values())
+    units = np.cumsum([cost(proposal, full, 0) / full for proposal, _ in completed])
+    worker, unseen = Worker(study.parts.setup), Unseen(study, folder / "unseen.json")
+    rows = []
+    for share in PARTS:
+        upto = [
+            pair for pair, so_far in zip(completed, units, strict=True) if so_far <= share * settings.evaluations + 1
+        ]
+        pick, stopping = best(upto, study)
+        final = share == PARTS[-1]
+        rows.append(
+            {
+                "zoo": case.zoo,
+                "method": case.method,
+                "tiling": case.genes,
+                "genes": len(study.parts.space.genes),
+                "examples": case.examples,
+                "seed": seed,
+                "evaluations": len(upto),
+                "with_slopes": sum(proposal.slopes is not None for proposal, _ in upto),
+                "units": float(units[len(upto) - 1]),
+                "cpu_s": sum(spent[str(proposal.number)] for proposal, _ in upto),
+                "search": float(pick[1].means(study.parts.searched).mean()),
+                "stopping": stopping,
+                "unseen": float(unseen(worker, pick[0].recipe).mean()),
+                "unseen_hv": volume(upto, study, worker, unseen) if final else None,
+            }
+        )
+    return rows
+
+
+def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> StudySettings:
+    """Return the settings of one search, whose tasks' files are written first."""
+    built = zoo.find_or_build(case.zoo, seed=seed, progress=lambda done, doing: say(f"{case.zoo}: {done:4.0%} {doing}"))
+    tasks = {}
+    for name, given in built.tasks.items():
+        lines = [
+            line
+            for split in ("search", "report")
+            for line in Path(given[split]).read_text(encoding="utf-8").splitlines()
+        ]
+        order = np.random.default_rng([seed, *name.encode()]).permutation(len(lines))
+        half = len(lines) // 2
+        for split, rows in (("search", order[: min(case.examples, half)]), ("report", order[half:])):
+            files.write(folder / f"{name}.{split}.jsonl", "".join(f"{lines[row]}\n" for row in rows))
+        paths = {split: str((folder / f"{name}.{split}.jsonl").resolve()) for split in ("search", "report")}
+        searched = {"search_metric": "entropy"} if case.method == "AdaMerging" else {}
+        metrics = (
+            {"metrics": [*given.get("metrics", ["accuracy", "log_likelihood"]), "entropy"]}
+            if searched and given["kind"] != "language_modelling"
+            else {}
+        )
+        tasks[name] = {**given, **paths, **searched, **metrics}
+    per = [axis.format(blocks=BLOCKS[case.zoo]) for axis in TILINGS[case.genes]]
+    weight = {"float": [0, 1.2], "init": round(1 / len(built.pool["experts"]), 3), "per": per}
+    recipe = {
+        "merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": weight, "lambda": 1}}
+    }
+    given = {
+        "pool": built.pool,
+        "tasks": tasks,
+        "space": {"recipe": recipe},
+        "driver": METHODS[case.method],
+        "seed": seed,
+        "evaluations": switches.evaluations,
+    }
+    return StudySettings.parse(given, str(case), Path())
+
+
+def best(completed: Completed, study: Study) -> tuple[tuple[Proposal, Evaluation], float | None]:
+    """Return the candidate with the best search score, and the score of its validation part where it has one.
+
+    If some candidates have slopes, the validation part of the search examples chooses among all.
+    """
+    wanted = next((proposal.slopes for proposal, _ in completed if proposal.slopes is not None), None)
+    good = [pair for pair in completed if pair[1].error is None]
+    rest = (
+        None
+        if wanted is None
+        else {task: np.setdiff1d(np.arange(study.parts.sizes["search"][task]), rows) for task, rows in wanted.items()}
+    )
+    if rest is None or not all(len(rows) for rows in rest.values()):
+        return max(good, key=lambda pair: float(pair[1].means(study.parts.searched).mean())), None
+
+    def validation(pair: tuple[Proposal, Evaluation]) -> float:
+        return float(
+            np.mean([pair[1].scores[name][rest[name.rpartition("/")[0]]].mean() for name in study.parts.searched])
+        )
+
+    pick = max(good, key=validation)
+    return pick, validation(pick)
+
+
+class Unseen:
+    """Mean scores of recipes on the unseen examples, by reported metric, each once."""
+
+    def __init__(self, study: Study, path: Path) -> None:
+        self._reported = [f"{name}/{task.report_metric}" for name, task in study.parts.tasks.items()]
+        self._path = path
+        self._known: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def __call__(self, worker: Worker, recipe: Recipe) -> pareto.Points:
+        """Return the mean scores, `(tasks,)`."""
+        if recipe.id not in self._known:
+            found = worker.evaluate(recipe, "report")
+            self._known[recipe.id] = found.means(self._reported).tolist()
+            files.write(self._path, json.dumps(self._known))
+        return np.array(self._known[recipe.id])
+
+
+def volume(completed: Completed, study: Study, worker: Worker, unseen: Unseen) -> float:
+    """Return the hypervolume on the unseen examples of the front of the search scores."""
+    good = [
+        (proposal.recipe, evaluation.means(study.parts.searched))
+        for proposal, evaluation in completed
+        if evaluation.error is None
+    ]
+    points = np.array([means for _, means in good])
+    front = np.flatnonzero(pareto.nondominated(points))
+    if len(front) > FRONT:
+        front = front[pareto.subset(points[front], points.min(axis=0), FRONT)]
+    known = [base(), *map(expert, study.parts.pool.experts)]
+    corner = np.min([unseen(worker, recipe) for recipe in known], axis=0)
+    return pareto.hypervolume(np.array([unseen(worker, good[i][0]) for i in front]), corner)
+
+
+def text(rows: Sequence[Mapping[str, Any]]) -> str:
+    final = [row for row in rows if row["unseen_hv"] is not None]
+    groups = list(dict.fromkeys((row["zoo"], row["method"], row["genes"], row["examples"]) for row in final))
+    cells = []
+    for group in groups:
+        of = [row for row in final if (row["zoo"], row["method"], row["genes"], row["examples"]) == group]
+        mean = {
+            key: np.mean([row[key] for row in of])
+            for key in ("units", "with_slopes", "cpu_s", "search", "unseen", "unseen_hv")
+        }
+        stopping = [row["stopping"] for row in of if row["stopping"] is not None]
+        cells.append(
+            [
+                f"{group[0]}: {group[1]}",
+                *map(str, group[2:]),
+                str(len(of)),
+                f"{mean['units']:.0f}",
+                f"{mean['with_slopes']:.0f}",
+                f"{mean['cpu_s']:.0f}",
+                f"{mean['search']:.4f}",
+                f"{np.mean(stopping):.4f}" if stopping else "",
+                f"{mean['unseen']:.4f}",
+                f"{mean['unseen_hv']:.4g}",
+            ]
+        )
+    columns = [
+        "search",
+        "genes",
+        "examples",
+        "seeds",
+        "units",
+        "with slopes",
+        "CPU s",
+        "search score",
+        "stopping score",
+        "unseen score",
+        "unseen hypervolume",
+    ]
+    about = "Means over seeds of whole searches. Search and stopping scores are of what is searched, unseen scores of what is reported."
+    return f"{table(columns, cells)}\n\n{about}"
+
+
+def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the unseen score against CPU seconds, a panel for each zoo, a line for each search with 200 examples."""
+    zoos = list(dict.fromkeys(row["zoo"] for row in rows))
+    figure = Figure(figsize=(max(5.2 * len(zoos), 7), 4.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(zoos), squeeze=False)[0], zoos, strict=True):
+        of_zoo = [row for row in rows if row["zoo"] == name and (row["examples"] == 200 or name == "digits")]
+        for method, genes in dict.fromkeys((row["method"], row["genes"]) for row in of_zoo):
+            of = [row for row in of_zoo if (row["method"], row["genes"]) == (method, genes)]
+            steps = [[row for row in of if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in of)]
+            seconds = np.mean([[row["cpu_s"] for row in seed] for seed in steps], axis=0)
+            unseen = np.mean([[row["unseen"] for row in seed] for seed in steps], axis=0)
+            axes.plot(seconds, unseen, marker="o", label=f"{method}, {genes} genes")
+        style(axes)
+        axes.set_title(name)
+        axes.set_xlabel("CPU seconds")
+        axes.set_ylabel("unseen score of the best candidate")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main("slopes", __doc__, measure, seeds=SEEDS, evaluations=(EVALUATIONS, 12), parts=tuple(CASES))
