@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import pareto, strict_yaml, zoo
+from evomerge import pareto, search, strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe
@@ -190,6 +190,8 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
         say(console, f"note: {note}")
     genes, layout = parts.space.genes, parts.pool.layout
     examples = sum(parts.sizes["search"].values())
+    driver = parts.new_driver(settings.seed)
+    slopes = search.climbs(driver)
     rows = {
         "pool": f"{', '.join(parts.pool.experts)} on {parts.pool.base.path.name}: {parts.pool.parameters:,} parameters, "
         f"{layout.blocks} blocks",
@@ -199,14 +201,14 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
             for name, task in parts.tasks.items()
         ),
         "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
-        "driver": f"{parts.driver['kind']}: {parts.new_driver(settings.seed)}",
-        "budget": f"{settings.evaluations} evaluations, {settings.workers} workers, seed {settings.seed}",
+        "driver": f"{parts.driver['kind']}: {driver}",
+        "budget": f"{settings.evaluations} evaluations{', one with slopes counts as three' * slopes}, {settings.workers} workers, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
     for key, value in rows.items():
         table.add_row(key, escape(value))
     console.print(table)
-    if examples < _PER_GENE * len(genes):
+    if examples < _PER_GENE * len(genes) and not slopes:
         say(
             console,
             f"warning: {len(genes)} genes meet {examples} search examples, fewer than {_PER_GENE} per gene: much of what the search "

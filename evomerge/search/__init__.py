@@ -13,7 +13,7 @@ from evomerge.errors import DriverError, nearest
 from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
-from evomerge.search.driver import Breeder, Driver, Generational, Objectives, asks, read_metrics
+from evomerge.search.driver import Breeder, Climber, Driver, Generational, Objectives, asks, read_metrics
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.continuation import Continuation, has_slopes
 from evomerge.search.fronts.front import MOST_GENES, Front, FrontSettings, suits
@@ -43,6 +43,7 @@ __all__ = [
     "Population",
     "Surfaced",
     "asks",
+    "climbs",
     "default",
     "make",
     "surfaced",
@@ -181,6 +182,11 @@ def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
         many = len(space.genes) > MOST_GENES and has_slopes(space, read_metrics(objectives))
         return {"kind": "front", "slopes": True} if many else {"kind": "nsga2"}
     return {"kind": "front"} if space.weights is None else {"kind": "front", "mixtures": True}
+
+
+def climbs(driver: Driver) -> bool:
+    """Return whether the driver follows slopes."""
+    return isinstance(driver, Generational) and isinstance(driver.breeder, Climber)
 
 
 def surfaced(driver: Driver) -> Surfaced | None:
