@@ -1,5 +1,6 @@
 """Settings of a study (its YAML), and the parts that they name: pool, space, tasks, driver."""
 
+import ast
 import hashlib
 import importlib.metadata
 import platform
@@ -233,15 +234,39 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
 
 
 def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
-    """Return the sha256 of the file of each function that the settings name; without such functions, nothing."""
+    """Return the sha256 of the file of each function that the settings name, and of what it imports from the study's folder.
+
+    Without such functions, nothing.
+    """
     files = {} if setup.module is None else {"module": Path(setup.module.rpartition(":")[0])}
     for task in setup.tasks.values():
         if task.get("kind") == "callable":
             for where in filter(None, (task["function"], task.get("gradient"))):
                 module = sys.modules[where.partition(":")[0]]  # the task has imported it
                 files[where] = Path(str(module.__file__))
+    folder = Path(setup.folder).resolve()
+    for name, file in list(files.items()):
+        files |= {f"{name} imports {path.relative_to(folder)}": path for path in _imported(file, folder)}
     digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
     return {"code_digests": digests} if digests else {}
+
+
+def _imported(file: Path, folder: Path) -> list[Path]:
+    """Return the loaded files inside `folder` that `file` imports, and those that they import."""
+    found: list[Path] = []
+    waiting = [file]
+    while waiting and file.is_file() and file.is_relative_to(folder):
+        nodes = list(ast.walk(ast.parse(waiting.pop().read_bytes())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = Path(str(getattr(sys.modules.get(name), "__file__", None) or ""))
+            if path.suffix == ".py" and path.is_file() and path.is_relative_to(folder) and path not in (file, *found):
+                found.append(path)
+                waiting.append(path)
+    return sorted(found)
 
 
 def data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:

@@ -88,8 +88,10 @@ class Study:
         recorded = header.identity.get("driver") if header.settings.driver is None else None
         parts = open_parts(settings, progress, python_tasks, recorded)
         now = json.loads(json.dumps(identity(settings, parts)))
-        if "code_digests" not in header.identity:  # an older version recorded none
-            now.pop("code_digests", None)
+        for name in now.get("code_digests", {}).keys() - header.identity.get("code_digests", {}).keys():
+            del now["code_digests"][name]  # an older version recorded none, or none of imported files
+        if not now.get("code_digests", True):
+            del now["code_digests"]
         if now != header.identity:
             lines = "\n".join(_differences(header.identity, now, ""))
             msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or give another directory with `-o`"

@@ -1,5 +1,6 @@
 """A study file is checked completely before any work, and every error says what to type."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,20 @@ def test_the_file_of_a_module_is_part_of_the_identity(tmp_path):
     file.write_text("def make(folder): return None")
     assert code_digests(setup) != before
     assert code_digests(Setup("base", {}, {})) == {}
+
+
+def test_files_that_a_function_imports_from_the_studys_folder_are_part_of_the_identity(tmp_path, monkeypatch):
+    (tmp_path / "scoring_a.py").write_text("import json\nfrom scoring_b import two\ndef score(*_): return two()\n")
+    (tmp_path / "scoring_b.py").write_text("import scoring_c\ndef two(): return 2\n")
+    (tmp_path / "scoring_c.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("scoring_a")
+    setup = Setup("base", {}, {"t": {"kind": "callable", "function": "scoring_a:score"}}, folder=str(tmp_path))
+    before = code_digests(setup)["code_digests"]
+    assert [name.partition(" imports ")[2] for name in before] == ["", "scoring_b.py", "scoring_c.py"]
+    (tmp_path / "scoring_c.py").write_text("# changed")
+    after = code_digests(setup)["code_digests"]
+    assert [name for name in before if before[name] != after[name]] == ["scoring_a:score imports scoring_c.py"]
 
 
 def test_the_files_of_a_tasks_functions_are_part_of_the_identity():
