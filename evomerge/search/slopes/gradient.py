@@ -51,10 +51,10 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     An objective counts in units of its gain from the base to the best known recipe.
     """
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Length of a step: for `adam` 0.04 of each gene's range, for `adamerging` 0.001, for `frank_wolfe` 0.1 of its 2 / (t + 2)."""
+    """Length of a step: for `adam` 0.05 of each gene's range, for `adamerging` 0.001, for `frank_wolfe` 0.1 of its 2 / (t + 2)."""
     validation: float | None = Field(default=None, ge=0, le=0.5)
     """Share of each task's search examples that have no part in the slopes. Default: 0.2; 0 in both papers' rules."""
-    patience: int = Field(default=3, ge=1)
+    patience: int = Field(default=6, ge=1)
     """`adam` halves its steps, and at last ends, after so many evaluations without a better validation score."""
     steps: int | None = Field(default=None, ge=1)
     """Largest number of evaluations with slopes. Default: 500 for `adamerging`, 10 for `frank_wolfe`, no limit for `adam`."""
@@ -68,7 +68,7 @@ class _Defaults:
 
 
 _DEFAULTS: Mapping[Rule, _Defaults] = {
-    "adam": _Defaults(0.04, 0.2, None),
+    "adam": _Defaults(0.05, 0.2, None),
     "adamerging": _Defaults(1e-3, 0.0, 500),
     "frank_wolfe": _Defaults(0.1, 0.0, 10),
 }
