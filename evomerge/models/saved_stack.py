@@ -5,7 +5,8 @@ The folder is an ordinary checkpoint without code, which plain transformers load
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from evomerge.checkpoints.save import SCALES
 from evomerge.errors import ModelError
 from evomerge.models.assembly import per_layer
 from evomerge.models.blocks import find_blocks
-from evomerge.models.pretrained import library, load_model
+from evomerge.models.pretrained import auto_class, library, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _COUNT = "num_hidden_layers"  # transformers' name; the file of an architecture may use another
+_FIRST = ("first_k_dense_replace", "num_dense_layers")
+"""Settings that give the number of first layers that are dense."""
 
 
 class _Scales(BaseModel):
@@ -32,29 +35,114 @@ class _Scales(BaseModel):
 def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
     """Return the base's `config.json` for a stack whose layer i has the settings of the base's layer `layers[i]`.
 
-    The number of layers changes, under the key that the file uses, and every list with an entry for each layer. Such a list
-    is also written where the file lacks it, since the architecture would derive it from the number of layers. Raises
-    `ModelError` where transformers reads other settings from the result.
+    The number of layers changes, under the key that the file uses, and so do settings that single out layers: a list with an
+    entry for each layer, which is also written where the file lacks it, since the architecture would derive it from the number
+    of layers; a list of layers' numbers; and the number of first layers that are dense. Raises `ModelError` where transformers
+    would make another kind of layer from the result than the base has.
     """
+    kind = config.get("model_type")
     try:
-        config_class = library().CONFIG_MAPPING[config.get("model_type")]
+        config_class = library().CONFIG_MAPPING[kind]
     except KeyError as error:
         raise ModelError(f"config.json: expected a `model_type` of transformers, got {error}") from None
     parsed = config_class.from_dict(dict(config))
     count = getattr(parsed, _COUNT, None)
     if not isinstance(count, int):
-        msg = f"config.json of type `{config['model_type']}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
+        msg = (
+            f"config.json of type `{kind}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
+        )
         raise ModelError(msg)
+    expected = _signatures(parsed, count)
     key = _COUNT if _COUNT in config else config_class.attribute_map.get(_COUNT, _COUNT)
-    lists = {name: [values[layer] for layer in layers] for name, values in per_layer(parsed.to_dict(), count).items()}
-    stacked = {**config, key: len(layers), **lists}
-    parsed = config_class.from_dict(dict(stacked))
-    for name, value in {_COUNT: len(layers), **lists}.items():
+    why = ""
+    for settings in _rewritten(parsed.to_dict(), config, layers, count):
+        stacked = {**config, key: len(layers), **settings}
+        parsed = config_class.from_dict(dict(stacked))
+        why = _difference(parsed, {_COUNT: len(layers), **settings}, expected, layers)
+        if not why:
+            return stacked
+    msg = f"config.json of type `{kind}`: {why}; its stacks of the layers {_shortened(layers)} cannot be saved: take layers of one kind, or in the base's order"
+    raise ModelError(msg)
+
+
+def _rewritten(
+    parsed: Mapping[str, Any], config: Mapping[str, Any], layers: Sequence[int], count: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a stack that depend on its layers, in each way in which the base's can be read."""
+    lists = per_layer(parsed, count)
+    moved = {name: [values[layer] for layer in layers] for name, values in lists.items()}
+    numbered = {
+        name: [number for number, layer in enumerate(layers) if layer in value]
+        for name, value in {**parsed, **config}.items()
+        if "layer" in name and isinstance(value, list) and _are_numbers(value, count)
+    }
+    first = {
+        name: len(list(takewhile(lambda layer: layer < parsed[name], layers)))  # noqa: B023  # used at once
+        for name in _FIRST
+        if isinstance(parsed.get(name), int)
+    }
+    yield moved | {name: value for name, value in numbered.items() if name not in moved} | first
+    if numbered.keys() & moved.keys():  # a list of as many numbers as there are layers may be either
+        yield moved | numbered | first
+
+
+def _are_numbers(value: Sequence[Any], count: int) -> bool:
+    return len(set(map(str, value))) == len(value) > 0 and all(type(n) is int and 0 <= n < count for n in value)
+
+
+def _difference(parsed: Any, settings: Mapping[str, Any], expected: Sequence[object], layers: Sequence[int]) -> str:
+    """Return how the configuration `parsed` fails to describe a stack of the base's `layers`; empty where it does."""
+    for name, value in settings.items():
         came = getattr(parsed, name, None)
         if (list(came) if isinstance(came, tuple) else came) != value:
-            msg = f"config.json of type `{config['model_type']}`: transformers reads {came} for `{name}` instead of {value}; its stacks cannot be saved"
-            raise ModelError(msg)
-    return stacked
+            return f"transformers reads {came} for `{name}` instead of {value}"
+    for number, (layer, came) in enumerate(zip(layers, _signatures(parsed, len(layers)), strict=True)):
+        if came != expected[layer]:
+            return f"transformers makes another kind of layer at position {number} than the base's layer {layer}"
+    return ""
+
+
+def _signatures(parsed: Any, count: int) -> list[object]:
+    """Return for each of the layers that transformers makes from a configuration what is in it beside the weights' values.
+
+    That is the classes, plain attributes, and shapes of its modules. Attributes that hold the layer's number count as equal.
+    """
+    try:
+        with torch.device("meta"):
+            module = _named_class(parsed)(parsed)
+    except Exception as error:
+        msg = f"config.json of type `{parsed.model_type}`: transformers makes no model from it ({type(error).__name__}: {error})"
+        raise ModelError(msg) from error
+    lists = [part for part in module.modules() if type(part) is torch.nn.ModuleList and len(part) == count]
+    if not lists:
+        msg = f"config.json of type `{parsed.model_type}`: its model has no list of {count} layers; its stacks cannot be saved"
+        raise ModelError(msg)
+    blocks = max(lists, key=lambda part: sum(tensor.numel() for tensor in part.parameters()))
+    return [_signature(block, number) for number, block in enumerate(blocks)]
+
+
+def _signature(block: torch.nn.Module, number: int) -> object:
+    tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in block.state_dict().items()}
+    modules = {}
+    for path, part in block.named_modules():
+        plain = {
+            name: "its number" if value == number and name.startswith("layer_") and type(value) is int else value
+            for name, value in vars(part).items()
+            if isinstance(value, int | float | str | tuple | None)
+        }
+        modules[path] = (type(part), plain)
+    return tensors, modules
+
+
+def _named_class(parsed: Any) -> Any:
+    for name in parsed.architectures or ():
+        if isinstance(named := getattr(library(), name, None), type):
+            return named
+    return auto_class("AutoModel").from_config
+
+
+def _shortened(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers[:12])) + (", …" if len(layers) > 12 else "")
 
 
 def load_stack(

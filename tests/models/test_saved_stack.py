@@ -46,6 +46,51 @@ def test_kinds_of_layers_that_follow_from_their_number_are_written_out():
     assert stacked["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
 
 
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "moe_intermediate_size": 8,
+    "num_experts_per_tok": 1,
+}
+QWEN = {"model_type": "qwen3_moe", **SIZES, "num_experts": 2}
+DENSE_FIRST = {"model_type": "glm4_moe", **SIZES, "n_routed_experts": 2, "n_group": 1, "topk_group": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "key", "value"),
+    [
+        (QWEN | {"mlp_only_layers": [0]}, [1, 0, 2, 0, 0], "mlp_only_layers", [1, 3, 4]),
+        (QWEN | {"mlp_only_layers": [0, 1, 2, 3]}, [3, 1, 1, 2, 0], "mlp_only_layers", [0, 1, 2, 3, 4]),
+        (QWEN | {"mlp_only_layers": [0]}, [1, 2], "mlp_only_layers", []),
+        (DENSE_FIRST | {"first_k_dense_replace": 1}, [0, 0, 3, 2], "first_k_dense_replace", 2),
+        (DENSE_FIRST | {"first_k_dense_replace": 2}, [2, 3], "first_k_dense_replace", 0),
+    ],
+)
+def test_settings_that_single_out_layers_follow_them(config, layers, key, value):
+    assert stack_config(config, layers)[key] == value
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (DENSE_FIRST | {"first_k_dense_replace": 1}, [1, 0, 2, 3]),
+        (QWEN | {"decoder_sparse_step": 2}, [1, 0, 2, 3]),
+        (
+            {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "scale_attn_by_inverse_layer_idx": True},
+            [1, 0],
+        ),
+    ],
+)
+def test_stack_that_its_own_configuration_cannot_describe_is_refused(config, layers):
+    with pytest.raises(ModelError, match=r"another kind of layer at position \d than the base's layer"):
+        stack_config(config, layers)
+    assert stack_config(config, [0, 1])["model_type"] == config["model_type"]
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
