@@ -62,7 +62,8 @@ def save(
     contents that replace them. One tensor is computed while others are written, and while the pages of the next ones are
     read from `sources`, the folders that `checkpoint` reads: a few tensors are in memory, never a shard of
     `shard_bytes`. `progress` receives the bytes done and the total. Raises `CheckpointError` if `folder` exists and is not
-    empty, if a file in `like` links out of it, and if the disk is too full, before anything is written where possible.
+    empty, if a file in `like` links out of it, if the disk is too full, before anything is written where possible, and for a
+    tensor with NaN or infinity.
     """
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +166,15 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
     actual = TensorInfo(tuple(tensor.shape), tensor.dtype)
     if actual != expected:  # the header that is already written would be wrong
         msg = f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
+        raise CheckpointError(msg)
+    # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
+    if tensor.is_floating_point() and not tensor.sum().isfinite() and not (finite := tensor.isfinite()).all():
+        largest = torch.finfo(tensor.dtype).max
+        msg = (
+            f"tensor `{name}` of the result holds {int((~finite).sum())} elements that are NaN or infinite, of {tensor.numel()}; expected "
+            f"finite numbers. Merges are stored in the base's {str(tensor.dtype).removeprefix('torch.')}, whose largest number is {largest:.3g}; "
+            "give a base that is saved in bfloat16 or float32 (`model.bfloat16().save_pretrained(FOLDER)`), or smaller weights"
+        )
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
 

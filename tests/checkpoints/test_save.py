@@ -146,6 +146,23 @@ def test_tensor_that_contradicts_its_header_is_refused(tmp_path, tensor):
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float16, 1e5), (torch.float32, float("nan")), (torch.bfloat16, -float("inf"))]
+)
+def test_nothing_appears_where_a_tensor_is_not_finite(dtype, value, tmp_path):
+    source = write_checkpoint(tmp_path / "source", TENSORS)
+    tensors = {"a": torch.ones(4, dtype=dtype), "b": torch.tensor([1.0, value, value]).to(dtype)}
+    with pytest.raises(CheckpointError, match=rf"`b` .* 2 elements .* of 3;.*{str(dtype).removeprefix('torch.')}"):
+        save(Held(tensors), tmp_path / "out", like=source)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_finite_numbers_whose_sum_overflows_are_written(tmp_path):
+    source = write_checkpoint(tmp_path / "source", TENSORS)
+    save(Held({"a": torch.full((4,), 6e4, dtype=torch.float16)}), tmp_path / "out", like=source)
+    assert bool((load_file(tmp_path / "out" / "model.safetensors")["a"] == 6e4).all())
+
+
 def test_full_disk_is_an_error_before_any_work(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "source", TENSORS)
     beside = (source / "config.json").stat().st_size
