@@ -3,8 +3,11 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
@@ -37,12 +40,13 @@ def export(
 ) -> None:
     """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
 
-    Configuration and tokenizer are the base's, except for the layers of a stack in `config.json`. The scales of a stack are
-    folded into its weights if that gives the same model, which is tested with the model in memory; otherwise they are in a
-    separate file, as the card explains. A candidate made of earlier ones needs their `lineage`, which is written into
-    `recipe.yaml` and drawn in `family.png`. `README.md` is the model card, and `evomerge merge recipe.yaml` writes the same
-    bytes again. `progress` gets bytes done and in all. Raises `RecipeError`, `CheckpointError`, or `ModelError` for a stack
-    that transformers cannot load, before anything is written.
+    Configuration and tokenizer are the base's, except for the layers of a stack in `config.json`, and for the dtype where
+    weights of an expert are taken as they are. The scales of a stack are folded into its weights if that gives the same model,
+    which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
+    earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
+    card, and `evomerge merge recipe.yaml` writes the same bytes again. `progress` gets bytes done and in all. Raises
+    `RecipeError`, `CheckpointError`, or `ModelError` for a stack that transformers cannot load, before anything is written, and
+    `CheckpointError` for a tensor that is not finite; then nothing is left of what was written.
     """
     check(recipe)
     check_free(out)
@@ -54,10 +58,10 @@ def export(
         sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
         extra: dict[str, str | bytes] = {}
         folding = None
+        config = pool.base.config
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices
-            config = stack_config(pool.base.config, [layer.index for layer in checkpoint.layers])
-            extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            config = stack_config(config, [layer.index for layer in checkpoint.layers])
             scales = [layer.scale for layer in checkpoint.layers]
             if any(scale != 1 for scale in scales):
                 folding = fold(LiveModel(pool.base.path), checkpoint)
@@ -65,17 +69,27 @@ def export(
                     extra[SCALES] = json.dumps({"scales": scales}) + "\n"
                 else:
                     checkpoint = folding.stack
-        experts = {name: str(folder.path) for name, folder in pool.experts.items()}
-        file: dict[str, Any] = {"pool": {"base": str(pool.base.path), "experts": experts}, "recipe": recipe.data}
+        if (stored := _dtype(checkpoint)) != _dtype(pool.base):  # an expert, or layers of one, in its own dtype
+            config = {**config, "torch_dtype" if "torch_dtype" in config else "dtype": stored}
+        if config is not pool.base.config:
+            extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        base = pool.base.path.absolute()  # the reader takes relative paths from the file's folder
+        experts = {name: str(expert.path.absolute()) for name, expert in pool.experts.items()}
+        file: dict[str, Any] = {"pool": {"base": str(base), "experts": experts}, "recipe": recipe.data}
         if recipe.members:
             file["members"] = family.tree(recipe, members.lineage)
             extra["family.png"] = png(family.draw(recipe, members.lineage))
-        base = pool.base.path
         extra["README.md"] = model_card(
             recipe, _name(base), list(experts), results, candidate, folding, members.lineage
         )
         extra["recipe.yaml"] = strict_yaml.text(file)
         save(checkpoint, out, like=base, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """Return the name of the dtype that holds all of a checkpoint's floating-point numbers."""
+    dtypes = {entry.dtype for entry in checkpoint.info.values() if entry.dtype.is_floating_point}
+    return str(reduce(torch.promote_types, dtypes, next(iter(dtypes), torch.float32))).removeprefix("torch.")
 
 
 def _name(folder: Path) -> str:

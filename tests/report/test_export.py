@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pools import Models, write_pool
+from pools import CONFIG, Models, write_pool
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY, tiny_model
 
@@ -171,6 +171,35 @@ def test_merge_keeps_the_bases_configuration_byte_for_byte(pool, tmp_path):
     export(merge("linear", ["maths", "code"]), pool, tmp_path / "out")
     assert (tmp_path / "out/config.json").read_bytes() == (tmp_path / "base/config.json").read_bytes()
     assert "Layers" not in (tmp_path / "out/README.md").read_text()
+
+
+def test_recipe_names_a_pool_of_relative_paths_absolutely(tmp_path, monkeypatch):
+    write_pool(tmp_path, Models.random(1))
+    monkeypatch.chdir(tmp_path)
+    export(merge("linear", ["maths"]), Pool("base", {"maths": "maths"}), Path("exports/out"))
+    named = strict_yaml.read(tmp_path / "exports/out/recipe.yaml")["pool"]
+    assert named == {"base": str(tmp_path / "base"), "experts": {"maths": str(tmp_path / "maths")}}
+
+
+@pytest.mark.parametrize("recipe", [{"expert": "maths"}, {"merge": {"method": "linear", "inputs": "experts"}}])
+def test_configuration_names_the_dtype_of_the_weights(recipe, tmp_path):
+    config = CONFIG | {"dtype": "float16"}
+    models = Models.random(2)
+    halves = Models.random(2, dtype=torch.float16)
+    write_pool(tmp_path, Models(halves.base, models.experts), config=config)
+    export(
+        Recipe.parse(recipe, experts=["maths", "code"]),
+        Pool(tmp_path / "base", {n: tmp_path / n for n in models.experts}),
+        tmp_path / "out",
+    )
+    stored = {
+        str(tensor.dtype)
+        for tensor in load_file(tmp_path / "out/model.safetensors").values()
+        if tensor.is_floating_point()
+    }
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert stored == {f"torch.{written['dtype']}"} == {"torch.float32" if "expert" in recipe else "torch.float16"}
+    assert written == config | {"dtype": written["dtype"]}
 
 
 @pytest.mark.parametrize(
