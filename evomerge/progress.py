@@ -32,6 +32,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         # Time and amount of the first call, from which the rest is estimated: start-up takes no part.
         self._first: tuple[float, int] | None = None
+        self._last_done = 0
         self._notebook_line: Any = None  # IPython's handle of the line that is shown
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()
@@ -48,7 +49,9 @@ class Progress:
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
         """Show that `done` of `total` are done."""
-        self._total = total or self._total
+        if self._last_done > done or (total or self._total) != self._total:  # another phase
+            self._first = None
+        self._total, self._last_done = total or self._total, done
         self._bar.update(self._task, completed=done, total=self._total, note=note)
         now = time.monotonic()
         if self._first is None:

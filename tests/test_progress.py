@@ -82,3 +82,15 @@ def test_the_time_left_is_estimated_without_the_time_before_the_first_result(clo
         "search: 81/120, 32 s elapsed, 7 min 48 s left",
         "search: 82/120, 44 s elapsed, 7 min 36 s left",
     ]
+
+
+def test_the_time_left_of_a_second_phase_is_estimated_from_that_phase(clock):
+    output = io.StringIO()
+    with Progress("report", 4, Console(file=output, width=200)) as progress:
+        for done in (1, 2, 3, 4):
+            clock[0] += 100
+            progress(done)
+        for done in (1, 2):
+            clock[0] += 20
+            progress(done, 38)
+    assert output.getvalue().splitlines()[-1] == "report: 2/38, 7 min 20 s elapsed, 12 min 0 s left"

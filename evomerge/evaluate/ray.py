@@ -32,6 +32,8 @@ from evomerge.trial import Evaluation, Proposal
 # By default Ray prints each worker's death to the study's standard output, and sends usage statistics.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Workers are as nice as this process, not by 15 more: on a shared machine they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError

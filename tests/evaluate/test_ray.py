@@ -36,6 +36,14 @@ class TestRay(EvaluatorSuite):
     pass
 
 
+def test_workers_are_as_nice_as_the_driver(evaluator):
+    @ray.remote(num_cpus=0)
+    def niceness():
+        return os.nice(0)
+
+    assert ray.get(niceness.remote()) == os.nice(0)
+
+
 def merge(scale):
     return recipe.merge("task_arithmetic", ["turned", "inverted"], {"lambda": scale})
 
