@@ -15,12 +15,25 @@ import torch
 
 from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Product, read_config, read_stored
+from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, Product, read_config, read_stored
+from evomerge.checkpoints.naming import Names
 from evomerge.errors import CheckpointError
 
 _WRAPPER = "base_model.model."  # PEFT's modules around the model; every key begins with them
 _WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.)")  # PEFT's modules around one layer
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
+
+
+class LooseTieError(CheckpointError):
+    """An adapter changes some of the parameters that the base's class ties, and leaves the others as they are."""
+
+    def __init__(self, path: Path, ties: frozenset[str]) -> None:
+        """Name the parameters that are tied, `ties`."""
+        super().__init__(
+            f"{path}: changes one of {', '.join(f'`{name}`' for name in sorted(ties))} alone, which the base ties and stores once; {INSTEAD}"
+        )
+        self.ties = ties
 
 
 class Adapter(Checkpoint):
@@ -30,19 +43,21 @@ class Adapter(Checkpoint):
     that the adapter replaces (`modules_to_save`, biases) is a view of the adapter's file, any other the base's tensor.
     """
 
-    def __init__(self, path: str | Path, base: Folder) -> None:
+    def __init__(self, path: str | Path, base: Folder, names: Names | None = None) -> None:
         """Read and check the configuration and the header in the folder at `path`; no tensor is read.
 
-        The adapter is applied to `base`; its `base_model_name_or_path` is ignored, and never fetched.
-        Raises `CheckpointError` for what is not plain LoRA, and for what does not fit the base.
+        The adapter is applied to `base`; its `base_model_name_or_path` is ignored, and never fetched. `names` translates
+        the names of modules that the base's files do not use. Raises `CheckpointError` for what is not plain LoRA, and for
+        what does not fit the base, `LooseTieError` where it changes only some of the tensors that the base ties and stores once.
         """
         self.path = Path(path)
         self.base = base
         config = read_config(self.path)
         self._stored = read_stored(self.path)
         factors, replaced = self._targets()
-        rename = self._names_in_base([*factors, *replaced])
-        self._replaced = {rename[target]: key for target, key in replaced.items()}
+        rename = self._names_in_base([*factors, *replaced], names)
+        changed = self._with_ties(rename, names, together=config.ensure_weight_tying)
+        self._replaced = {name: key for target, key in replaced.items() for name in changed[target]}
         info = dict(base.info)
         for name, key in self._replaced.items():
             info[name] = self._stored[key]
@@ -50,10 +65,9 @@ class Adapter(Checkpoint):
                 msg = f"{self.path}: tensor `{key}` has shape {list(info[name].shape)}, `{name}` of the base ({base.path}) {list(base.info[name].shape)}; expected an adapter trained on this base"
                 raise CheckpointError(msg)
         self._products: dict[str, Product] = {}
-        for target, pair in factors.items():
-            name = rename[target]
+        for target, name in [(product, name) for product in factors for name in changed[product]]:
             try:
-                product = Product.of(pair, target, len(info[name].shape), config)
+                product = Product.of(factors[target], target, len(info[name].shape), config)
             except ValueError as error:
                 raise CheckpointError(f"{self.path / CONFIG}: `rank_pattern` or `alpha_pattern`: {error}") from None
             self._products[name] = product
@@ -124,8 +138,11 @@ class Adapter(Checkpoint):
                 raise CheckpointError(msg)
         return factors, replaced
 
-    def _names_in_base(self, targets: list[str]) -> dict[str, str]:
-        """Return the base's name of each target, which may have one prefix more or less, the same for all targets."""
+    def _names_in_base(self, targets: list[str], translation: Names | None) -> dict[str, str]:
+        """Return the base's name of each target, which may have one prefix more or less, the same for all targets.
+
+        Where that is not enough, the base's class translates the names.
+        """
         names = self.base.info
         edits = [("", ""), *sorted({edit for name in names for edit in _prefixes(targets[0], name)})]
         edits = [edit for edit in edits if all(target.startswith(edit[0]) for target in targets)]
@@ -135,6 +152,12 @@ class Adapter(Checkpoint):
             ways = " or ".join(f"`{renamed[edit][0]}`" for edit in fitting)
             msg = f"{self.path}: `{targets[0]}` could be {ways} of the base ({self.base.path}); expected the base's own names"
             raise CheckpointError(msg)
+        if not fitting and translation is not None and translation.reading is not None:
+            landed = translation.reading.land(targets)
+            owners = {target: translation.owner(landed.get(target, "")) for target in targets}
+            known = {target: owner for target, owner in owners.items() if owner is not None}
+            if len(known) == len(owners):
+                return known
         if not fitting:
             best = max(edits, key=lambda edit: sum(name in names for name in renamed[edit]))
             missing = [target for target, name in zip(targets, renamed[best], strict=True) if name not in names]
@@ -142,6 +165,39 @@ class Adapter(Checkpoint):
             msg = f"{self.path}: changes `{missing[0]}`, which the base ({self.base.path}) does not have{more}; expected LoRA factors and complete tensors of this base's modules"
             raise CheckpointError(msg)
         return dict(zip(targets, renamed[fitting[0]], strict=True))
+
+    def _with_ties(
+        self, rename: Mapping[str, str], names: Names | None, *, together: bool
+    ) -> dict[str, tuple[str, ...]]:
+        """Return the base's tensors that each target changes: with `together`, all that are tied, by the first target alone.
+
+        Raises `LooseTieError` where a target changes one of several that the base stores once.
+        """
+        changed: dict[str, tuple[str, ...]] = {target: (name,) for target, name in rename.items()}
+        if names is None or self.base.config.get("tie_word_embeddings", True) is False:
+            return changed
+        layout = Layout(self.base.info)
+        kinds = {target: layout.place(name).kind for target, name in rename.items()}
+        outside = {
+            kind: [target for target in rename if kinds[target] == kind] for kind in ("embedding", "other", "head")
+        }
+        outside["other"] = [target for target in outside["other"] if not layout.place(rename[target]).inside]
+        targets = [target for group in outside.values() for target in group]
+        if not targets or names.reading is None:
+            return changed
+        reading, done = names.reading, set()
+        landed = reading.land(targets)
+        for target in targets:
+            ties = reading.ties.get(landed.get(target, ""))
+            if ties is None:
+                continue
+            owners = dict.fromkeys(owner for owner in map(names.owner, sorted(ties)) if owner is not None)
+            if together:
+                changed[target] = () if ties in done else tuple(owners)
+                done.add(ties)
+            elif len(owners) < len(ties):
+                raise LooseTieError(self.path, ties)
+        return changed
 
     def _check_fits(self, product: Product, name: str, entry: TensorInfo) -> None:
         a, b = self._stored[product.a], self._stored[product.b]

@@ -7,6 +7,7 @@ untrusted: weights load only from safetensors, headers are checked before a tens
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +63,21 @@ class Computed(Checkpoint):
             source.forget()
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor in a file: its name and its bytes there."""
+
+    file: Path
+    name: str
+    span: tuple[int, int]
+    info: TensorInfo
+
+
 class Folder(Checkpoint):
-    """A checkpoint in a Hugging Face folder."""
+    """A checkpoint in a Hugging Face folder.
+
+    `info` has the names in the files, unless a pool gives them other ones: see `read_as`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Read and check the headers in the folder at `path`; no tensor is read. Raises `CheckpointError`."""
@@ -71,19 +85,17 @@ class Folder(Checkpoint):
         if not self.path.is_dir():
             msg = f"{self.path}: no such folder; expected a checkpoint folder with config.json and safetensors"
             raise CheckpointError(msg)
-        self._file: dict[str, Path] = {}
-        self._span: dict[str, tuple[int, int]] = {}
-        info: dict[str, TensorInfo] = {}
+        stored: dict[str, _Stored] = {}
         for shard, names in self._shards().items():
             header = read_header(shard)
             for name in header.info if names is None else names:
                 if name not in header.info:
                     msg = f"{self.path}: the index puts tensor `{name}` into {shard.name}, which does not hold it; download the checkpoint again"
                     raise CheckpointError(msg)
-                info[name] = header.info[name]
-                self._file[name] = shard
-                self._span[name] = header.spans[name]
-        self.info: Mapping[str, TensorInfo] = dict(sorted(info.items()))
+                stored[name] = _Stored(shard, name, header.spans[name], header.info[name])
+        self.stored: Mapping[str, _Stored] = dict(sorted(stored.items()))
+        self._named = dict(self.stored)
+        self.info: Mapping[str, TensorInfo] = {name: entry.info for name, entry in self._named.items()}
         self._open: dict[Path, Any] = {}
         self._views: dict[str, torch.Tensor] = {}
 
@@ -98,15 +110,21 @@ class Folder(Checkpoint):
     @property
     def files(self) -> tuple[Path, ...]:
         """The safetensors files, in order of name."""
-        return tuple(sorted(set(self._file.values())))
+        return tuple(sorted({entry.file for entry in self.stored.values()}))
+
+    def read_as(self, names: Mapping[str, tuple["Folder", str]]) -> None:
+        """Exchange the names of the tensors: each of `names` is a tensor in the files of a folder, this one or another."""
+        self._named = {name: folder.stored[stored] for name, (folder, stored) in sorted(names.items())}
+        self.info = {name: entry.info for name, entry in self._named.items()}
+        self.forget()
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor as a view of the file, in its storage dtype."""
         if name not in self._views:
-            file = self._file[name]
-            if file not in self._open:
-                self._open[file] = open_weights(file)
-            self._views[name] = self._open[file].get_tensor(name)
+            entry = self._named[name]
+            if entry.file not in self._open:
+                self._open[entry.file] = open_weights(entry.file)
+            self._views[name] = self._open[entry.file].get_tensor(entry.name)
         return self._views[name]
 
     def read_ahead(self, name: str) -> None:
@@ -115,9 +133,9 @@ class Folder(Checkpoint):
         The bytes are read, not advised: after `madvise` the pages are small, which are slower to map.
         """
         if name in self.info:
-            begin, end = self._span[name]
+            begin, end = self._named[name].span
             buffer = memoryview(bytearray(min(_PREFETCH_BYTES, end - begin)))
-            with contextlib.suppress(OSError), self._file[name].open("rb", buffering=0) as file:
+            with contextlib.suppress(OSError), self._named[name].file.open("rb", buffering=0) as file:
                 file.seek(begin)
                 while begin < end and (count := file.readinto(buffer[: end - begin])):
                     begin += count

@@ -20,7 +20,7 @@ from evomerge.recipe import describe
 
 CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_INSTEAD = "merge it into its base first (peft: merge_and_unload, save_pretrained) and give that folder"
+INSTEAD = "merge it into its base first (peft: merge_and_unload, save_pretrained) and give that folder"
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal")
 """Initialisations of B·A that leave the base as it is. The others (PiSSA, OLoRA, ...) subtract the initial B·A from it."""
 _IGNORED = {  # settings that do not affect the weights, or only list which of them the file holds
@@ -65,6 +65,7 @@ class LoraConfig(BaseModel):
     lora_alpha: _Alpha
     use_rslora: bool = False
     fan_in_fan_out: bool = False
+    ensure_weight_tying: bool = False
     rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, _Alpha] | None = None
     init_lora_weights: bool | str | None = None
@@ -122,18 +123,18 @@ def read_config(folder: Path) -> LoraConfig:
     path = folder / CONFIG
     data = read_object(path)
     if (kind := data.get("peft_type")) != "LORA":
-        msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA'. If PEFT can merge this kind, {_INSTEAD}"
+        msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA'. If PEFT can merge this kind, {INSTEAD}"
         raise CheckpointError(msg)
     try:
         config = LoraConfig.model_validate(data)
     except ValidationError as error:
         raise CheckpointError(describe(error, str(path), {})) from None
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() not in _KEEPS_BASE:
-        msg = f"{path}: `init_lora_weights` is {config.init_lora_weights!r}, which changes the base, too; {_INSTEAD}"
+        msg = f"{path}: `init_lora_weights` is {config.init_lora_weights!r}, which changes the base, too; {INSTEAD}"
         raise CheckpointError(msg)
     for key, value in (config.model_extra or {}).items():
         if value and key not in _IGNORED:
-            msg = f"{path}: `{key}` is {str(value)[:80]}, so the weights may not be W + s·B·A alone; {_INSTEAD}"
+            msg = f"{path}: `{key}` is {str(value)[:80]}, so the weights may not be W + s·B·A alone; {INSTEAD}"
             raise CheckpointError(msg)
     return config
 

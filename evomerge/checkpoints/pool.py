@@ -6,7 +6,6 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,12 +15,14 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.adapter import Adapter, LooseTieError
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import is_adapter
+from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.save import SCALES
+from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.errors import CheckpointError, PoolError
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
@@ -48,9 +49,11 @@ class Pool:
             msg = "the pool has an expert named `base`, the name of the base model in recipes; give it another name"
             raise PoolError(msg)
         self.base = Folder(base)
-        self.experts = {
-            name: Adapter(path, self.base) if is_adapter(path) else Folder(path) for name, path in experts.items()
-        }
+        whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
+        self._names = Names(self.base, whole)
+        self._names.align()
+        adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
+        self.experts = {name: whole[name] if name in whole else adapters[name] for name in experts}
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
@@ -69,32 +72,58 @@ class Pool:
             seen.setdefault(digest, name)
 
     @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of a merge's `config.json`: the base's, but untied where a model of the pool has a head of its own."""
+        config = self.base.config
+        loose = self._names.untied or self._loose_heads()
+        return untied(config) if loose else config
+
+    def _loose_heads(self) -> bool:
+        """Return whether the base's class ties a head and an embedding that are both stored, and differ in some model."""
+        if self.base.config.get("tie_word_embeddings", True) is False:
+            return False
+        names: dict[tuple[int, ...], dict[str, list[str]]] = {}
+        for name, entry in self.merged.items():
+            kind = self.layout.place(name).kind
+            if kind in ("embedding", "head") and len(entry.shape) == 2:
+                names.setdefault(entry.shape, {}).setdefault(kind, []).append(name)
+        loose = [name for kinds in names.values() if len(kinds) == 2 for part in kinds.values() for name in part]
+        return bool(loose) and bool(self._names.tied(loose)) and not self._names.encoder_decoder
+
+    @cached_property
     def layout(self) -> Layout:
         """Where each of the base's tensors is in the model."""
         return Layout(self.base.info)
 
     @cached_property
     def merged(self) -> Mapping[str, TensorInfo]:
-        """The tensors that are merged: floating point, each tied pair once. All others are copied from the base."""
+        """The tensors that are merged: floating point, tied ones once. All others are copied from the base."""
         return {
             name: entry
             for name, entry in self.base.info.items()
-            if entry.dtype.is_floating_point and name not in self.aliases
+            if entry.dtype.is_floating_point and name not in self.aliases and name not in self._names.ignored
         }
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """Tied heads: the name of each head that equals an embedding in every model → the name of that embedding."""
-        if not self.base.config.get("tie_word_embeddings", True):  # left out of config.json where it is the default
-            return {}
-        places = {name: self.layout.place(name).kind for name, entry in self.base.info.items() if len(entry.shape) == 2}
-        heads = [name for name, kind in places.items() if kind == "head"]
-        embeddings = [name for name, kind in places.items() if kind == "embedding"]
-        return {
-            head: embedding
-            for head, embedding in itertools.product(heads, embeddings)
-            if all(torch.equal(model.tensor(head), model.tensor(embedding)) for model in self.models)
-        }
+        """Tied tensors: the name of each that equals another in every model, and shares its memory in the module → that name."""
+        aliases: dict[str, str] = {}
+        for names in find_copies(self.models):
+            kinds = {name: self.layout.place(name).kind for name in names}
+            tied = self._tied(names, kinds)
+            for members in tied:
+                kept = min(members, key=lambda name: kinds[name] != "embedding")  # the first of them
+                aliases |= {name: kept for name in members if name != kept}
+        return aliases
+
+    def _tied(self, names: list[str], kinds: Mapping[str, str]) -> list[list[str]]:
+        """Return the sets of tied tensors among `names`, which are equal in every model."""
+        word = self.base.config.get("tie_word_embeddings", True)  # left out of config.json where it is the default
+        ends = [name for name in names if kinds[name] in ("embedding", "head") and len(self.base.info[name].shape) == 2]
+        pair = [ends] if word and sorted({kinds[name] for name in ends}) == ["embedding", "head"] else []
+        if pair and len(names) == 2:  # the most common tie, for which no class needs to be imported
+            return pair
+        return self._names.tied(names) if self._names.reading is not None else pair
 
     @property
     def parameters(self) -> int:
@@ -110,6 +139,14 @@ class Pool:
         """Close the files of all models."""
         for model in self.models:
             model.forget()
+
+    def _open_adapters(self, paths: Mapping[str, str | Path]) -> dict[str, Adapter]:
+        """Return the adapters, after each tie that one of them breaks is broken in all models."""
+        while True:
+            try:
+                return {name: Adapter(path, self.base, self._names) for name, path in paths.items()}
+            except LooseTieError as loose:
+                self._names.untie(loose.ties, str(loose).partition(":")[0])
 
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
         unlike = [

@@ -50,7 +50,7 @@ class Assembly:
         self._layers: dict[_Part, list[_Layer]] = {}
         self._lasting: set[str] = set()  # sources that stay in memory
         self._prefixes = prefixes
-        module.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._hook = module.register_forward_pre_hook(self._enter, with_kwargs=True)
 
     @torch.no_grad()
     def show(self, stack: Stacked) -> None:
@@ -79,6 +79,10 @@ class Assembly:
             self._outside[target].data = tensor
         self._arrange(self._base_layers, range(len(self._base_layers)))
         self._prefixes.end()
+
+    def remove(self) -> None:
+        """Detach from the module, whose layers were restored."""
+        self._hook.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         generates = self._module.can_generate() and kwargs.get("use_cache") is not False

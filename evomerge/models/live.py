@@ -65,6 +65,7 @@ class LiveModel:
         self.module = cast("PreTrainedModel", loaded.to(device).requires_grad_(requires_grad=False))
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, loader.load)
+        self._loader = loader
         self._views, self._twins = self._bind(self.mappings)
         self._stacked = False
         self.prefixes = Prefixes(shared)
@@ -124,11 +125,12 @@ class LiveModel:
         """Copy the tensors of `checkpoint` into the module; for a stack, exchange the module's layers.
 
         A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model, so that the
-        candidate in memory is the one that would be saved. Raises `ModelError` naming the first tensor that differs from
-        the base in name or shape, or is no longer tied; nothing is written then.
+        candidate in memory is the one that would be saved. A head that is tied in the base and differs in the candidate
+        gets memory of its own, once for all. Raises `ModelError` naming the first tensor that differs from the base in name
+        or shape, or can only be tied; nothing is written then.
         """
+        self._untie(checkpoint)
         if isinstance(checkpoint, Stacked):
-            self._check_ties(checkpoint)
             self._stacked = True
             self._assembly.show(checkpoint)
             return
@@ -139,7 +141,6 @@ class LiveModel:
         for name, came, wanted in differences(info, self._info):
             msg = f"tensor `{name}` of the candidate: {came}; expected {wanted}, as in the base `{self.folder}`"
             raise ModelError(msg)
-        self._check_ties(checkpoint)
         for name, places in self._views.items():
             mapping, view = places[0]
             if len(places) == 1 and mapping.is_identity(self._info[name].shape, view.shape):
@@ -159,7 +160,7 @@ class LiveModel:
         """
         places: defaultdict[str, list[TensorMapping]] = defaultdict(list)
         for name in tensors:
-            for mapping, _ in self._views.get(name, ()):
+            for mapping, _ in self._views.get(self._twins.get(name, name), ()):
                 places[mapping.target].append(mapping)
         parameters = dict(self.module.named_parameters(remove_duplicate=False))
         handles = []
@@ -188,12 +189,46 @@ class LiveModel:
                 if target in parameters:
                     parameters[target].requires_grad_(False).grad = None  # noqa: FBT003  # torch's only name for it differs
 
-    def _check_ties(self, checkpoint: Checkpoint) -> None:
-        for name, other in self._twins.items():
-            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other)):
-                raise ModelError(
-                    f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
-                )
+    def torn(self, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+        """Return the pairs of tensors that are tied in the module, and differ in `checkpoint`."""
+        return [
+            (name, other)
+            for name, other in self._twins.items()
+            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(other))
+        ]
+
+    def _untie(self, checkpoint: Checkpoint) -> None:
+        """Give each tied parameter memory of its own if the candidate has different tensors for them.
+
+        Raises `ModelError` where they can only be tied: in modules of the user, and in encoder-decoders.
+        """
+        outside = checkpoint.rest if isinstance(checkpoint, Stacked) else checkpoint
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        more = {name: outside.info[name] for name in outside.info.keys() - self._info.keys() if name in parameters}
+        apart = self.torn(checkpoint)
+        if not more and not apart:
+            return
+        if isinstance(self._loader, UserModule) or getattr(self.module.config, "is_encoder_decoder", False):
+            name, other = next(iter((*apart, *((name, "another tensor") for name in more))))
+            raise ModelError(
+                f"tensors `{name}` and `{other}` are tied in the base `{self.folder}`, and differ in the candidate"
+            )
+        if self._stacked:
+            self._assembly.restore()
+            self._stacked = False
+        if "_assembly" in self.__dict__:
+            self.__dict__.pop("_assembly").remove()
+        seen: set[int] = set()
+        for name, parameter in parameters.items():
+            if id(parameter) in seen:
+                path, _, leaf = name.rpartition(".")
+                copy = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                self.module.get_submodule(path).register_parameter(leaf, copy)
+            seen.add(id(parameter))
+        self.module.config.tie_word_embeddings = False  # nothing ties them again
+        self._info = dict(sorted({**self._info, **more}.items()))
+        self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, self._loader.load)
+        self._views, self._twins = self._bind(self.mappings)
 
     def _bind(
         self, mappings: list[TensorMapping]

@@ -1,5 +1,6 @@
 """Loaders: create modules of one class from tensors, a class of transformers or one of the user."""
 
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -87,6 +88,7 @@ class Pretrained:
         self._config = from_pretrained(library().AutoConfig, base.path, wrong)
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
         self._options: dict[str, Any] = {}
+        self._renamings: list[Any] | None = None
 
     def load_base(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "PreTrainedModel":
         """Return a new module in evaluation mode, whose parameters are all among `tensors`.
@@ -114,6 +116,22 @@ class Pretrained:
     def load(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
         return self._load(tensors, torch.float32)[0].state_dict()
+
+    def create_empty(self) -> "PreTrainedModel":
+        """Return a module on the device `meta`, whose parameters are tied as the configuration says."""
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            module: PreTrainedModel = self._class._from_config(self._config)  # noqa: SLF001  # the constructor ties less
+        return module
+
+    def translate(self, name: str) -> str:
+        """Return a tensor's name in the module, by its name in a file, where transformers only renames it on loading."""
+        if self._renamings is None:
+            conversions = importlib.import_module("transformers.conversion_mapping")
+            found = conversions.get_model_conversion_mapping(self.create_empty())
+            self._renamings = [rule for rule in found if not hasattr(rule, "operations")]
+        for rule in self._renamings:
+            name = rule.rename_source_key(name)[0]
+        return name
 
     def _load(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> "tuple[PreTrainedModel, Mapping[str, Any]]":
         with _reports() as reports, torch.random.fork_rng(devices=[]):

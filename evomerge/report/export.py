@@ -58,7 +58,7 @@ def export(
         sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
         extra: dict[str, str | bytes] = {}
         folding = None
-        config = pool.base.config
+        config = pool.config
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices
             config = stack_config(config, [layer.index for layer in checkpoint.layers])
