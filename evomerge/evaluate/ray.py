@@ -8,6 +8,7 @@ same files, which the operating system holds in memory once.
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -34,6 +35,8 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Workers are as nice as this process, not by 15 more: on a shared machine they would hardly run.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# A try to connect takes 40 seconds where nothing answers as Ray does, and by default Ray makes 20 of them.
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
 
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError
@@ -46,6 +49,8 @@ OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
 _STACKS = 16  # recent stacks per worker, of which it may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
 _LONGEST_WAIT = 1.0  # seconds between looks for an interrupt that Ray swallowed
+_CONNECT_SECONDS = 5.0  # to open a connection to a cluster
+_CLIENT_PORT = 10001  # Ray's default in `ray://HOST`
 _OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
 # Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
@@ -246,13 +251,14 @@ def connect(cpus: int) -> bool:
         with _start_errors("cannot use the connected Ray cluster"):
             check_authentication(ray.get_runtime_context().gcs_address)
         return False
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         options["_node_ip_address"] = _LOOPBACK
     elif address != "auto":
         check_authentication(address)
+        check_reachable(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with _start_errors(f"no Ray cluster at `{address}`"):
@@ -282,6 +288,30 @@ def check_authentication(address: str) -> None:
         raise EvaluatorError(
             f"the Ray cluster at {address} is open to its network; expected token authentication: "
             "type RAY_AUTH_MODE=token before `ray start` and before this command"
+        )
+
+
+def check_reachable(address: str) -> None:
+    """Raise `EvaluatorError` unless something accepts connections at `address`, `HOST:PORT` or `ray://HOST:PORT`.
+
+    Ray itself tries for minutes without a word.
+    """
+    scheme, _, rest = address.rpartition("://")
+    if scheme not in ("", "ray"):  # of a plug-in of Ray's
+        return
+    host, colon, port = rest.partition("/")[0].rpartition(":")
+    if scheme and (not colon or port.endswith("]")):
+        host, port = f"{host}{colon}{port}", str(_CLIENT_PORT)
+    problem = "" if host and port.isdecimal() and int(port) < 1 << 16 else "expected HOST:PORT"
+    if not problem:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        except OSError as error:
+            problem = error.strerror or str(error)
+    if problem:
+        raise EvaluatorError(
+            f"no Ray cluster at `{address}` (RAY_ADDRESS): {problem}; start the cluster, type `unset RAY_ADDRESS` to start one on "
+            "this machine, or type --workers 1 to do without Ray"
         )
 
 

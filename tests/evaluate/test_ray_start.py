@@ -1,5 +1,6 @@
 """Any failure to start, reach or size a Ray cluster is one `EvaluatorError` that says what to type. Ray is a stand-in here."""
 
+import socket
 from unittest.mock import Mock
 
 import pytest
@@ -9,7 +10,7 @@ from ray.exceptions import RaySystemError
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Setup
 from evomerge.evaluate import ray as module
-from evomerge.evaluate.ray import RayEvaluator
+from evomerge.evaluate.ray import RayEvaluator, check_reachable
 
 FAILURES = [
     Exception("The current node timed out during startup."),  # the class that Ray 2 raises, on a loaded machine
@@ -64,3 +65,33 @@ def test_too_small_cluster_is_refused_and_left(stand_in):
     with pytest.raises(EvaluatorError, match=r"has 4 CPUs, 3 workers with 2 threads each need 6; type --workers 2$"):
         RayEvaluator(Setup(base="base", experts={}, tasks={}, threads=2), 3)
     stand_in["shutdown"].assert_called_once()
+
+
+@pytest.fixture
+def port():
+    """A port of this machine that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_address_at_which_nothing_listens_is_refused_before_ray_tries(address, port, stand_in, monkeypatch):
+    check_reachable(address.format(port))
+    monkeypatch.setenv("RAY_ADDRESS", address.format(1))
+    with pytest.raises(
+        EvaluatorError, match=r"no Ray cluster at `.*:1` \(RAY_ADDRESS\): .*refused; .*unset RAY_ADDRESS"
+    ):
+        RayEvaluator(SETUP, 2)
+    assert not stand_in["init"].called
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:port", "127.0.0.1:123456", ":6379"])
+def test_address_that_is_none_is_refused(address):
+    with pytest.raises(EvaluatorError, match="expected HOST:PORT"):
+        check_reachable(address)
+
+
+def test_empty_address_starts_a_cluster_here(stand_in, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    RayEvaluator(SETUP, 2)
+    assert stand_in["init"].call_args.args == ("local",)
