@@ -1,7 +1,8 @@
-"""Layout: in which block of a model a tensor is, and of which kind it is, inferred from names and shapes alone."""
+"""Layout: in which block of a model a tensor is, and of which kind it is, inferred from names, shapes and configured depth."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.recipe import KINDS, Place
@@ -10,29 +11,47 @@ _WORDS = {
     "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
     "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "experts", "moe", "fc1", "fc2"),
 }
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 class Layout:
     """The block and the kind of each tensor of a checkpoint.
 
-    `prefix` is the part of the names before the block's number, None where there is no stack of blocks.
+    A model may have several stacks of blocks, such as an encoder and a decoder: the largest, and each other one of
+    transformer blocks. `prefix` is the part of the names before the block's number in the largest, None where there is no
+    stack, and `blocks` is its depth.
     """
 
-    def __init__(self, info: Mapping[str, TensorInfo]) -> None:
-        """Read the names and shapes of a checkpoint's tensors."""
+    def __init__(self, info: Mapping[str, TensorInfo], config: Mapping[str, Any] | None = None) -> None:
+        """Read the names and shapes of a checkpoint's tensors, and the depth in its `config.json`.
+
+        Blocks after the configured depth that hold tensors of their own, as those that predict further tokens, are outside.
+        """
         stacks: dict[str, dict[int, int]] = {}
+        inner: dict[str, dict[int, set[str]]] = {}
         for name, entry in info.items():
             parts = name.split(".")
             for i, part in enumerate(parts):
                 if part.isdecimal():
-                    sizes = stacks.setdefault(".".join(parts[:i]), {})
-                    sizes[int(part)] = sizes.get(int(part), 0) + entry.numel
+                    prefix, block = ".".join(parts[:i]), int(part)
+                    sizes = stacks.setdefault(prefix, {})
+                    sizes[block] = sizes.get(block, 0) + entry.numel
+                    inner.setdefault(prefix, {}).setdefault(block, set()).add(".".join(parts[i + 1 :]))
                     break  # the outermost number is the block; numbers inside it are experts or sub-layers
+        depth = _depth(config or {})
         complete = [
-            prefix for prefix, sizes in stacks.items() if sorted(sizes) == list(range(len(sizes))) and len(sizes) > 1
+            prefix
+            for prefix, sizes in stacks.items()
+            if sorted(sizes) == list(range(len(sizes))) and (len(sizes) > 1 or (depth == 1 and _attends(inner[prefix])))
         ]
         self.prefix = max(complete, key=lambda prefix: sum(stacks[prefix].values()), default=None)
-        self.blocks = len(stacks[self.prefix]) if self.prefix is not None else 1
+        self.stacks = {
+            prefix: _blocks(inner[prefix], depth if prefix == self.prefix else None)
+            for prefix in complete
+            if prefix == self.prefix or _attends(inner[prefix])
+        }
+        """The number of blocks of each stack, by prefix."""
+        self.blocks = 1 if self.prefix is None else self.stacks[self.prefix]
         self._places = {name: self._place(name, entry) for name, entry in info.items()}
 
     @property
@@ -42,16 +61,44 @@ class Layout:
         return tuple(kind for kind in KINDS if kind in present)
 
     def place(self, name: str) -> Place:
-        """Return the tensor's place; outside of the stack, its block is the nearer end."""
+        """Return the tensor's place; outside of the stacks, its block is the nearer end."""
         return self._places[name]
 
     def _place(self, name: str, entry: TensorInfo) -> Place:
-        block = None if self.prefix is None else block_number(name, self.prefix)
+        numbers = {prefix: block_number(name, prefix) for prefix in self.stacks}
+        prefix = next((prefix for prefix, number in numbers.items() if number is not None), None)
+        block = None if prefix is None else numbers[prefix]
         kind = _kind(name, len(entry.shape), inside=block is not None)
-        if block is None:
-            block = 0 if "embed" in name.lower() or kind == "embedding" else self.blocks - 1
-            return Place(block, self.blocks, kind, inside=False, tensor=name)
-        return Place(block, self.blocks, kind, tensor=name)
+        if prefix is None or block is None or block >= self.stacks[prefix]:
+            first = block is None and ("embed" in name.lower() or kind == "embedding")
+            return Place(0 if first else self.blocks - 1, self.blocks, kind, inside=False, tensor=name)
+        model = 0 if prefix == self.prefix else self.blocks
+        return Place(block, self.stacks[prefix], kind, tensor=name, model=model)
+
+
+def _depth(config: Mapping[str, Any]) -> int | None:
+    """Return the number of blocks that a configuration gives to its only or main stack; None where it gives several."""
+    if config.get("is_encoder_decoder"):
+        return None
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for key in _DEPTHS:
+            if type(part.get(key)) is int and part[key] > 0:
+                return int(part[key])
+    return None
+
+
+def _blocks(inner: Mapping[int, set[str]], depth: int | None) -> int:
+    """Return the number of blocks of a stack, without those after `depth` that have tensors no other has."""
+    if depth is None or depth >= len(inner):
+        return len(inner)
+    known = set[str]().union(*(inner[block] for block in range(depth)))
+    return len(inner) if any(inner[block] <= known for block in range(depth, len(inner))) else depth
+
+
+def _attends(inner: Mapping[int, set[str]]) -> bool:
+    """Return whether all blocks of a list are transformer blocks, and not the parts of a front end or a head."""
+    return all({"attention", "mlp"} <= {_kind(name, 2, inside=True) for name in names} for names in inner.values())
 
 
 def block_number(name: str, prefix: str) -> int | None:

@@ -93,7 +93,7 @@ class Pool:
     @cached_property
     def layout(self) -> Layout:
         """Where each of the base's tensors is in the model."""
-        return Layout(self.base.info)
+        return Layout(self.base.info, self.base.config)
 
     @cached_property
     def merged(self) -> Mapping[str, TensorInfo]:

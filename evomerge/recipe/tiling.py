@@ -23,9 +23,9 @@ _NAMED = ("expert", "kind", "tensor")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of a tensor in a model: its block, the number of `blocks`, its kind, and its name in the checkpoint.
+    """The place of a tensor in a model: its block, the number of `blocks` of its stack, its kind, and its name in the checkpoint.
 
-    Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without
+    `model` is the number of blocks of the model's largest stack where this is another one, else 0. Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without
     a name it is the place of all tensors like it.
     """
 
@@ -34,11 +34,12 @@ class Place:
     kind: str
     inside: bool = True
     tensor: str = ""
+    model: int = 0
 
     @property
     def unnamed(self) -> "Place":
         """The same place without the tensor's name."""
-        return Place(self.block, self.blocks, self.kind, self.inside)
+        return Place(self.block, self.blocks, self.kind, self.inside, model=self.model)
 
 
 class Tiled(FrozenModel):
@@ -210,7 +211,7 @@ def _cells(table: Any, axis: str, place: Place, label: str | None) -> tuple[Any,
         return key, key, 0.0
     size = axis_size(axis)
     if axis.startswith("block"):
-        if size > place.blocks:
+        if size > max(place.blocks, place.model):
             msg = f"`{axis}` makes {size} groups, but the model has {place.blocks} blocks; type `block/{place.blocks}` or less"
             raise RecipeError(msg)
         group = place.block * size // place.blocks
