@@ -21,6 +21,7 @@ from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.naming import Names
+from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
 from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.errors import CheckpointError, PoolError
@@ -50,6 +51,8 @@ class Pool:
             raise PoolError(msg)
         self.base = Folder(base)
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
+        for folder in (self.base, *whole.values()):
+            check_not_quantised(folder)
         self._names = Names(self.base, whole)
         self._names.align()
         adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
@@ -57,6 +60,8 @@ class Pool:
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
+            if isinstance(expert, Folder):
+                check_same_integers(name, self.base, expert)
         for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
@@ -163,9 +168,6 @@ class Pool:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
-            if entry.dtype in (torch.int8, torch.uint8) and len(entry.shape) == 2:  # masks and counters are not
-                msg = f"{self.base.path}: tensor `{tensor}` is quantised ({entry.dtype}); de-quantise the model before merging"
-                raise PoolError(msg)
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
