@@ -196,12 +196,12 @@ class Folder(Checkpoint):
         return path
 
 
-def check_inside(path: Path) -> None:
-    """Raise `CheckpointError` if the file at `path` is a link out of its checkpoint's folder.
+def check_inside(path: Path, folder: Path | None = None) -> None:
+    """Raise `CheckpointError` if the file at `path` is a link out of its checkpoint's folder, by default that of the file.
 
     Links to the Hugging Face cache are allowed: snapshots/REVISION/FILE links to blobs/HASH of the same model.
     """
-    real, home = path.resolve(), path.parent.resolve()
+    real, home = path.resolve(), (folder or path.parent).resolve()
     if not real.is_relative_to(home) and not real.is_relative_to(home.parent.parent / "blobs"):
         raise CheckpointError(f"{path}: links to {real}, outside of the checkpoint's folder; put the file itself there")
 

@@ -16,6 +16,7 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter, LooseTieError
+from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
@@ -24,7 +25,7 @@ from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
 from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
-from evomerge.errors import CheckpointError, PoolError
+from evomerge.errors import CheckpointError, PoolError, nearest
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
@@ -37,10 +38,12 @@ class Pool:
         base: str | Path,
         experts: Mapping[str, str | Path],
         *,
+        like: str | None = None,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Open the checkpoint folders and check that they can be merged. `progress` receives the name of each step.
 
+        `like` names the expert whose tokenizer, chat template and generation settings merged models have; None is the base.
         An expert may be a folder with a LoRA adapter: it is the base with that adapter. Raises `PoolError` or
         `CheckpointError`.
         """
@@ -58,6 +61,8 @@ class Pool:
         adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
         self.experts = {name: whole[name] if name in whole else adapters[name] for name in experts}
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
+        self.like = like
+        self.tokenizer = None if like is None else self._folder_like(like)
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
             if isinstance(expert, Folder):
@@ -75,6 +80,19 @@ class Pool:
             if digest in seen:
                 self.notes.append(f"`{name}` has exactly the weights of `{seen[digest]}`: it adds nothing to the pool")
             seen.setdefault(digest, name)
+
+    @property
+    def differences_in_text(self) -> list[str]:
+        """How the experts' chat templates, end tokens and vocabularies differ from those of merged models, in words."""
+        experts = {name: expert.path for name, expert in self.experts.items()}
+        return differences_in_text(self.base.path, experts, self.like)
+
+    def _folder_like(self, like: str) -> Path:
+        if like not in self.experts:
+            raise PoolError(f"`like` is `{like}`, which is no expert of the pool; {nearest(like, self.experts)}")
+        folder = self.experts[like].path
+        files_beside(self.base.path, folder)
+        return folder
 
     @cached_property
     def config(self) -> dict[str, Any]:

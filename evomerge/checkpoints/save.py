@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.checkpoints.folder import INDEX, PICKLES, WEIGHTS, Checkpoint, Folder, check_inside
+from evomerge.checkpoints.beside import files_beside
+from evomerge.checkpoints.folder import INDEX, WEIGHTS, Checkpoint, Folder
 from evomerge.checkpoints.header import DTYPES, TensorInfo
 from evomerge.errors import CheckpointError
 
@@ -27,17 +28,6 @@ _OPEN_BYTES = 64 << 20
 _PIECE = 32 << 20
 SCALES = "evomerge_stack.json"
 """The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
-_NOT_COPIED = (  # ends of names: the base's weights in any form, and texts about them
-    ".safetensors",
-    ".index.json",
-    *(pattern[1:] for pattern in PICKLES),
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".gguf",
-    ".md",
-    SCALES,
-)
 
 
 def check_free(folder: Path) -> None:
@@ -51,6 +41,7 @@ def save(
     folder: Path,
     *,
     like: Path,
+    tokenizer: Path | None = None,
     extra: Mapping[str, str | bytes] | None = None,
     shard_bytes: int = 2 << 30,
     sources: Sequence[Folder] = (),
@@ -58,8 +49,8 @@ def save(
 ) -> None:
     """Write a checkpoint as a folder that transformers loads; the folder appears complete or not at all.
 
-    All files beside the weights (configuration, tokenizer) are copied from the folder `like`; `extra` maps file names to
-    contents that replace them. One tensor is computed while others are written, and while the pages of the next ones are
+    The files beside the weights (configuration, tokenizer) are copied from the folder `like`, those about text from
+    `tokenizer`, see `files_beside`; `extra` maps file names to contents that replace them. One tensor is computed while others are written, and while the pages of the next ones are
     read from `sources`, the folders that `checkpoint` reads: a few tensors are in memory, never a shard of
     `shard_bytes`. `progress` receives the bytes done and the total. Raises `CheckpointError` if `folder` exists and is not
     empty, if a file in `like` links out of it, if the disk is too full, before anything is written where possible, and for a
@@ -68,28 +59,34 @@ def save(
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(checkpoint.info, shard_bytes)
-    beside = [entry for entry in sorted(like.iterdir()) if entry.is_file() and not entry.name.endswith(_NOT_COPIED)]
-    for entry in beside:
-        check_inside(entry)
-    needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(entry.stat().st_size for entry in beside)
+    beside = {name: file for name, file in files_beside(like, tokenizer).items() if name != SCALES}
+    sizes = [file.stat().st_size for file in beside.values()]
+    needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(sizes)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         msg = f"{folder}: needs {needed:,} bytes, its disk has {free:,}; make room, or give a folder on another disk"
         raise CheckpointError(msg)
     try:
         with files.new_folder(folder) as new:
-            for entry in beside:
-                shutil.copy(entry, new / entry.name)
+            for name, file in beside.items():
+                _copy(file, new, name)
             _write_shards(checkpoint, new, shards, sources, progress)
-            for file, content in (extra or {}).items():
-                (new / file).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-            for entry in (*new.iterdir(), new):
+            for name, content in (extra or {}).items():
+                (new / name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            for entry in (*new.rglob("*"), new):
                 files.sync(entry)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         msg = f"{folder}: {error.strerror} while writing its {needed:,} bytes; make room, or give a folder on another disk"
         raise CheckpointError(msg) from None
+
+
+def _copy(file: Path, folder: Path, name: str) -> None:
+    for inner in reversed(Path(name).parents[:-1]):
+        (folder / inner).mkdir(exist_ok=True)
+        (folder / inner).chmod(0o755)  # whatever the umask, as the folder itself
+    shutil.copy(file, folder / name)
 
 
 def _write_shards(

@@ -21,6 +21,12 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes. More give t
 Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
 Base = Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        help="The expert whose tokenizer, chat template and generation settings to take. Default: the base's."
+    ),
+]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="An expert: NAME=FOLDER. May be repeated.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
 
@@ -162,13 +168,14 @@ def merge(
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
+    like: Like = None,
     shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be written.")] = False,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
     from evomerge.cli import merges
 
-    merges.merge(file, out, merges.PoolOptions(name, base, expert), shard_mib << 20, dry_run=dry_run)
+    merges.merge(file, out, merges.PoolOptions(name, base, expert, like), shard_mib << 20, dry_run=dry_run)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from evomerge import codecs, merging, strict_yaml, tasks, zoo
 from evomerge.build import Builder, Merged
+from evomerge.checkpoints.beside import unmerged
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
@@ -23,7 +24,7 @@ from evomerge.report import export
 from evomerge.settings import StudySettings, open_parts
 from evomerge.tasks import Task
 
-_RECIPE_KEYS = ("pool", "recipe", "members", "about")
+_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like")
 
 
 class PoolOptions(NamedTuple):
@@ -32,6 +33,13 @@ class PoolOptions(NamedTuple):
     zoo: str | None
     base: Path | None
     experts: Sequence[str] | None
+    like: str | None = None
+    """The expert whose tokenizer the merged model has, whatever the file says."""
+
+    @property
+    def named(self) -> bool:
+        """Whether they name a pool."""
+        return any(self[:3])
 
 
 def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_run: bool) -> None:
@@ -44,6 +52,7 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
     size = sum(entry.nbytes for entry in info) / 2**30
     elements = sum(entry.numel for entry in info)
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
+    say_what_lies_beside(pool, console, "`--like EXPERT`")
     say(console, f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB")
     if dry_run:
         say(console, f"would write {out}")
@@ -71,7 +80,7 @@ def read_recipe(
     for key in data:
         if key not in _RECIPE_KEYS:
             raise RecipeError(f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}")
-    pool = _open_pool(data.get("pool"), file, options, console)
+    pool = _open_pool(data.get("pool"), file, options, console, data.get("like"))
     names = list(pool.experts)
     spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=names)
@@ -79,6 +88,23 @@ def read_recipe(
     for candidate in (recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))):
         merging.check(candidate)
     return pool, recipe, lineage
+
+
+def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
+    """Print what is not merged and differs: chat templates, end tokens, vocabularies; and weights outside the checkpoint."""
+    if different := pool.differences_in_text:
+        whose = "base" if pool.like is None else pool.like
+        say(
+            console,
+            f"note: the tokenizer, chat template and generation settings are those of {whose}, and the models differ in them: "
+            f"{'; '.join(different)}. {option} takes an expert's",
+        )
+    if folders := unmerged(pool.base.path):
+        names = ", ".join(folders)
+        say(
+            console,
+            f"note: the weights in {names}, which modules.json lists, are the base's: they are copied, not merged",
+        )
 
 
 def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:
@@ -133,35 +159,38 @@ def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
     return lineage
 
 
-def _open_pool(data: Any, file: Path, options: PoolOptions, console: Console) -> Pool:
-    """Return the pool of a zoo, of the options, or of the file's `pool`, in this order."""
+def _open_pool(data: Any, file: Path, options: PoolOptions, console: Console, like: Any = None) -> Pool:
+    """Return the pool of a zoo, of the options, or of the file's `pool`, in this order; `like` is the file's."""
     progress = step_printer(console)
+    like = options.like or like
+    if not isinstance(like, str | None):
+        raise RecipeError(f"{file} `like`: expected the name of an expert, got {like!r}")
     if options.zoo is not None:
         built = zoo.load(options.zoo)
-        return Pool(built.pool["base"], built.pool["experts"], progress=progress)
-    if any(options):
+        return Pool(built.pool["base"], built.pool["experts"], like=like, progress=progress)
+    if options.named:
         pairs = [entry.partition("=") for entry in options.experts or ()]
         if options.base is None or not all(equals for _, equals, _ in pairs):
             raise RecipeError("a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`")
-        return Pool(options.base, {name: path for name, _, path in pairs}, progress=progress)
+        return Pool(options.base, {name: path for name, _, path in pairs}, like=like, progress=progress)
     if not isinstance(data, dict) or set(data) != {"base", "experts"} or not isinstance(data["experts"], dict):
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
     folders = {name: file.parent / path for name, path in data["experts"].items()}
-    return Pool(file.parent / data["base"], folders, progress=progress)
+    return Pool(file.parent / data["base"], folders, like=like, progress=progress)
 
 
 def _open_pool_and_tasks(
     file: Path | None, options: PoolOptions, console: Console
 ) -> tuple[Pool, Mapping[str, Task], LiveModel | None]:
     """Return the pool, the tasks that come with it, and the model that they score, None without tasks."""
-    if file is None and not any(options):
+    if file is None and not options.named:
         msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
         raise RecipeError(msg)
     if file is not None and not file.is_file():
         raise RecipeError(f"{file}: no such file; expected a study, or YAML with `pool`")
     data = {} if file is None else strict_yaml.read(file)
-    if file is not None and not any(options) and isinstance(data, dict) and "space" in data:
+    if file is not None and not options.named and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
         model = LiveModel(parts.pool.base.path, parts.setup.auto, parts.setup.precision, module=parts.setup.module)
         return parts.pool, parts.tasks, model

@@ -58,7 +58,7 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
         if not recipe.members:
             Builder(pool).build(recipe)  # reads no tensor: an impossible recipe is refused now
         experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
-        models, setup = {str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, **fields)
+        models, setup = {str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, like=pool.like, **fields)
     with Progress("score", len(models), console) as progress:
         metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)
     checkpoint = what if what.is_dir() and not (what / "study.json").exists() else None

@@ -16,7 +16,7 @@ from rich.table import Table
 from evomerge import pareto, search, strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.listings import build_zoo, new_console, say
-from evomerge.cli.merges import export_recipe
+from evomerge.cli.merges import export_recipe, say_what_lies_beside
 from evomerge.cli.price import price
 from evomerge.errors import StudyError, StudyInUseError, nearest
 from evomerge.evaluate import CachingEvaluator
@@ -188,6 +188,7 @@ def _override(
 def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
     for note in parts.pool.notes:
         say(console, f"note: {note}")
+    say_what_lies_beside(parts.pool, console, "`like: EXPERT` under `pool`")
     genes, layout = parts.space.genes, parts.pool.layout
     examples = sum(parts.sizes["search"].values())
     driver = parts.new_driver(settings.seed)

@@ -43,7 +43,7 @@ class Setup:
     """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
     Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
-    `module`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
+    `module`, `like`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
     candidates, where later ones may be merges of them; None keeps no weights.
     """
 
@@ -57,6 +57,7 @@ class Setup:
     module: str | None = None
     shared_mib: int = 0
     members: str | None = None
+    like: str | None = None
 
 
 class Worker:
@@ -164,10 +165,12 @@ class _Loaded:
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
         base, shared = folder / setup.base, setup.shared_mib << 20
-        pool = Pool(base, {name: folder / path for name, path in setup.experts.items()})
+        pool = Pool(base, {name: folder / path for name, path in setup.experts.items()}, like=setup.like)
         self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = LiveModel(base, setup.auto, setup.precision, shared=shared, module=setup.module)
+        self.model = LiveModel(
+            base, setup.auto, setup.precision, shared=shared, module=setup.module, tokenizer=pool.tokenizer
+        )
 
     def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
         """Return the tasks to score, each with the indices of its examples; None is all of them. Raises `TaskError`."""

@@ -44,17 +44,19 @@ class LiveModel:
         device: str = "cpu",
         shared: int = 0,
         module: str | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         """Load the model of the checkpoint in `folder`, to compute in `precision` on `device`.
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
         creates the module instead: called with the folder, it returns a torch module whose state has the checkpoint's
-        names. Up to `shared` bytes of hidden states are kept for stacks that begin with the same layers. Raises
+        names. `tokenizer` is the folder of another model whose tokenizer and end tokens this one has. Up to `shared` bytes of hidden states are kept for stacks that begin with the same layers. Raises
         `ModelError` where the folder cannot be loaded or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision
+        self._text = tokenizer or self.folder
         if precision not in PRECISIONS:
             raise ModelError(f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`")
         base = Folder(self.folder)
@@ -83,8 +85,8 @@ class LiveModel:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of the base's folder; without a padding token, it pads with its end token."""
-        tokenizer = load_tokenizer(self.folder)
+        """The tokenizer, by default that of the base's folder; without a padding token, it pads with its end token."""
+        tokenizer = load_tokenizer(self._text)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         if getattr(self.module.config, "pad_token_id", None) is None:
@@ -94,9 +96,11 @@ class LiveModel:
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end a generated text: the tokenizer's, the configuration's, and those in `generation_config.json`."""
-        path = self.folder / "generation_config.json"
+        path = self._text / "generation_config.json"
         saved = read_object(path).get("eos_token_id") if path.is_file() else None
         configured = getattr(self.module.config, "eos_token_id", None)
+        if self._text != self.folder and (own := self._text / "config.json").is_file():
+            configured = read_object(own).get("eos_token_id")
         ends: set[int] = set()
         for tokens in (self.tokenizer.eos_token_id, configured, saved):
             ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])

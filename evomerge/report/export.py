@@ -11,6 +11,7 @@ import torch
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
+from evomerge.checkpoints.beside import with_token_ids
 from evomerge.checkpoints.folder import Checkpoint, Folder
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
@@ -40,7 +41,7 @@ def export(
 ) -> None:
     """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
 
-    Configuration and tokenizer are the base's, except for the layers of a stack in `config.json`, and for the dtype where
+    Configuration and tokenizer are the base's (the tokenizer may be that of the pool's `like`), except for the layers of a stack in `config.json`, and for the dtype where
     weights of an expert are taken as they are. The scales of a stack are folded into its weights if that gives the same model,
     which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
     earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
@@ -69,6 +70,7 @@ def export(
                     extra[SCALES] = json.dumps({"scales": scales}) + "\n"
                 else:
                     checkpoint = folding.stack
+        config = with_token_ids(config, pool.tokenizer)
         if (stored := _dtype(checkpoint)) != _dtype(pool.base):  # an expert, or layers of one, in its own dtype
             config = {**config, "torch_dtype" if "torch_dtype" in config else "dtype": stored}
         if config is not pool.base.config:
@@ -76,14 +78,25 @@ def export(
         base = pool.base.path.absolute()  # the reader takes relative paths from the file's folder
         experts = {name: str(expert.path.absolute()) for name, expert in pool.experts.items()}
         file: dict[str, Any] = {"pool": {"base": str(base), "experts": experts}, "recipe": recipe.data}
+        if pool.like is not None:
+            file["like"] = pool.like
         if recipe.members:
             file["members"] = family.tree(recipe, members.lineage)
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         extra["README.md"] = model_card(
-            recipe, _name(base), list(experts), results, candidate, folding, members.lineage
+            recipe, _name(base), list(experts), results, candidate, folding, members.lineage, pool.like
         )
         extra["recipe.yaml"] = strict_yaml.text(file)
-        save(checkpoint, out, like=base, extra=extra, shard_bytes=shard_bytes, sources=sources, progress=progress)
+        save(
+            checkpoint,
+            out,
+            like=base,
+            tokenizer=pool.tokenizer,
+            extra=extra,
+            shard_bytes=shard_bytes,
+            sources=sources,
+            progress=progress,
+        )
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

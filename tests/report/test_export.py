@@ -16,7 +16,7 @@ from tiny_models import TINY, tiny_model
 from evomerge import strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
-from evomerge.errors import CheckpointError, ModelError, RecipeError
+from evomerge.errors import CheckpointError, ModelError, PoolError, RecipeError
 from evomerge.models import LiveModel, load_stack
 from evomerge.models.folding import TOLERANCE
 from evomerge.models.saved_stack import SCALES
@@ -179,6 +179,23 @@ def test_recipe_names_a_pool_of_relative_paths_absolutely(tmp_path, monkeypatch)
     export(merge("linear", ["maths"]), Pool("base", {"maths": "maths"}), Path("exports/out"))
     named = strict_yaml.read(tmp_path / "exports/out/recipe.yaml")["pool"]
     assert named == {"base": str(tmp_path / "base"), "experts": {"maths": str(tmp_path / "maths")}}
+
+
+def test_export_like_an_expert_has_its_tokenizer_and_says_so(tmp_path):
+    for seed, name in enumerate(("base", "a")):
+        tiny_model(tmp_path / name, "llama", seed, eos_token_id=2 + seed)
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    pool = Pool(tmp_path / "base", {"a": tmp_path / "a"}, like="a")
+    export(merge("linear", ["a"]), pool, tmp_path / "out")
+    assert (tmp_path / "out/chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    before = json.loads((tmp_path / "base/config.json").read_text())
+    assert json.loads((tmp_path / "out/config.json").read_text()) == before | {"eos_token_id": 3}
+    assert strict_yaml.read(tmp_path / "out/recipe.yaml")["like"] == "a"
+    assert (
+        "tokenizer, chat template and generation settings are those of a." in (tmp_path / "out/README.md").read_text()
+    )
+    with pytest.raises(PoolError, match="`like` is `b`, which is no expert"):
+        Pool(tmp_path / "base", {"a": tmp_path / "a"}, like="b")
 
 
 @pytest.mark.parametrize("recipe", [{"expert": "maths"}, {"merge": {"method": "linear", "inputs": "experts"}}])
