@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
+_HOPELESS = 8  # candidates, the first of a search, after which one error of all of them ends it
 
 Watcher = Callable[[Proposal, Evaluation], None]
 """Called with each evaluation, also of a part of the examples, after it is in the journal."""
@@ -107,7 +108,8 @@ class Study:
     ) -> None:
         """Replay the journal, then search until the budget is used or the driver proposes no more.
 
-        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Without an
+        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Raises `StudyError`
+        where the first candidates all fail with one error. Without an
         `evaluator` the study makes its own, and shows progress unless `progress` is False.
         """
         if evaluator is None:
@@ -124,6 +126,7 @@ class Study:
         full, merge = sum(self.parts.sizes["search"].values()), self.settings.merge_examples
         pending: dict[int, Proposal] = {}
         asked = completed = 0  # examples
+        errors: list[str | None] = []  # of the first candidates
 
         def ask() -> Proposal | None:
             nonlocal asked
@@ -141,6 +144,7 @@ class Study:
                     del pending[proposal.number]
                     evaluator.seed(proposal.recipe.id, proposal.split, evaluation, proposal.examples)
                     completed += cost(proposal, full, merge)
+                    errors.append(evaluation.error)
             if _read_header(self.folder).settings != self.settings:
                 self._save_header()
             self.spent = completed / (full + merge)
@@ -152,6 +156,17 @@ class Study:
                 completed += cost(proposal, full, merge)
                 self.spent = completed / (full + merge)
                 watch(proposal, evaluation)
+                self._check_hope(errors, evaluation)
+
+    def _check_hope(self, errors: list[str | None], evaluation: Evaluation) -> None:
+        """Add the error of the next evaluation. Raises `StudyError` if the first ones all failed with one error."""
+        if len(errors) < _HOPELESS:
+            errors.append(evaluation.error)
+            if len(errors) == _HOPELESS and errors[0] is not None and len({*errors}) == 1:
+                raise StudyError(
+                    f"the first {_HOPELESS} candidates of {self.folder} all failed with one error: {errors[0]}; mend its cause, and start "
+                    f"the study in a new directory, or type `evomerge resume {self.folder}` to go on all the same"
+                )
 
     def retry_failed(
         self,

@@ -685,3 +685,36 @@ def test_a_population_that_cannot_be_replayed_still_has_its_front_and_says_why(s
     assert {point.recipe_id for point in results.front} == {point.recipe_id for point in first.front}
     assert (results.diagnostics, results.cells) == (None, ())
     assert "gave another recipe than the recorded one" in results.not_replayed
+
+
+class Failing(FromIds):
+    """The first `count` candidates fail with one error, or each with its own."""
+
+    def __init__(self, count, *, same=True):
+        super().__init__()
+        self.failing, self.same = count, same
+
+    def wait(self):
+        number, evaluation = super().wait()
+        if self.count <= self.failing:
+            return number, Evaluation(error="broken" if self.same else f"broken {number}")
+        return number, evaluation
+
+
+@pytest.mark.parametrize(("count", "same"), [(7, True), (30, False)])
+def test_search_goes_on_where_some_candidate_or_error_differs(count, same, settings, tmp_path):
+    study = Study.create(tmp_path / "run", settings())
+    study.run(CachingEvaluator(Failing(count, same=same), study.parts.sizes))
+    assert len(study.history().population) == 30
+
+
+def test_search_whose_first_candidates_all_fail_alike_stops_and_can_go_on(settings, tmp_path):
+    study = Study.create(tmp_path / "run", settings())
+    with pytest.raises(
+        StudyError, match=r"the first 8 candidates of .* all failed with one error: broken; .*evomerge resume"
+    ):
+        study.run(CachingEvaluator(Failing(30), study.parts.sizes))
+    assert len(study.history().population) == 8
+    study = Study.open(tmp_path / "run")
+    study.run(CachingEvaluator(FromIds(), study.parts.sizes))
+    assert len(study.history().population) == 30

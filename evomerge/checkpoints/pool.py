@@ -54,8 +54,8 @@ class Pool:
             raise PoolError(msg)
         self.base = Folder(base)
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
-        for folder in (self.base, *whole.values()):
-            check_not_quantised(folder)
+        for model in (self.base, *whole.values()):
+            check_not_quantised(model)
         self._names = Names(self.base, whole)
         self._names.align()
         adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})

@@ -74,7 +74,9 @@ class Worker:
         """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
         if self._loaded is None:
             with _reproducible(self.setup.threads):
-                self._loaded = _Loaded(self.setup, self.members)
+                loaded = _Loaded(self.setup, self.members)
+                loaded.check()
+                self._loaded = loaded
         return self._loaded
 
     def evaluate(
@@ -171,6 +173,11 @@ class _Loaded:
         self.model = LiveModel(
             base, setup.auto, setup.precision, shared=shared, module=setup.module, tokenizer=pool.tokenizer
         )
+
+    def check(self) -> None:
+        """Raise `TaskError` where a task cannot be done with the base's model, and so with no candidate."""
+        for task in self.tasks:
+            task.check(self.model)
 
     def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
         """Return the tasks to score, each with the indices of its examples; None is all of them. Raises `TaskError`."""

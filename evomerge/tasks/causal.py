@@ -1,6 +1,6 @@
 """Log-likelihoods and entropies under a causal language model at the end of a sequence, given its beginning."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,28 @@ def continuations(
             raise task_error(task, f"the answer {answer!r} adds no token to its prompt; nothing can be scored")
         sequences.append(sequence)
     return sequences
+
+
+def check_sequences(task: str, model: LiveModel, sequences: Iterable[Sequence[int]], more: int = 0) -> None:
+    """Raise `TaskError` unless the model can run the token sequences, and write `more` tokens after each."""
+    require_causal(task, model)
+    listed = list(sequences)
+    check_length(task, model, max(map(len, listed), default=0) + more)
+    check_tokens(task, model, listed)
+
+
+def check_tokens(task: str, model: LiveModel, sequences: Iterable[Sequence[int]]) -> None:
+    """Raise `TaskError` if a sequence has a token for which the model's embedding has no row."""
+    embedding = model.module.get_input_embeddings() if hasattr(model.module, "get_input_embeddings") else None
+    weight = getattr(embedding, "weight", None)
+    largest = max((token for tokens in sequences for token in tokens), default=-1)
+    if isinstance(weight, Tensor) and largest >= len(weight):
+        msg = (
+            f"its examples have the token {largest} (`{model.tokenizer.convert_ids_to_tokens(largest)}`), and the model's embedding has "
+            f"{len(weight)} rows; expected the tokenizer that the models were trained with: put its files beside the base's weights, or "
+            "set `like` under `pool` to an expert that has it"
+        )
+        raise task_error(task, msg)
 
 
 def batches(task: str, model: LiveModel, sequences: Sequence[Continuation], size: int) -> list[list[int]]:

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evomerge.checkpoints.header import read_header
-from evomerge.errors import nearest
+from evomerge.errors import EvomergeError, nearest
 from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
-from evomerge.tasks.causal import check_length
+from evomerge.tasks.causal import check_length, check_tokens
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
 from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined, negative_entropy
 from evomerge.trial import Split
@@ -102,6 +102,19 @@ class Classification(Task):
             self._labels[split] = torch.tensor(class_numbers(name, settings.label, values, [classes] * len(values)))
             self._inputs[split] = _inputs(name, settings.input, inputs[split])
         self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
+
+    def check(self, model: LiveModel) -> None:
+        """Raise `TaskError` for texts or images that the model cannot read, for labels without a logit, and for a wrong head."""
+        for split, inputs in self._inputs.items():
+            if not isinstance(inputs, Tensor):
+                check_tokens(self.name, model, self._tokenised(model, split, inputs))
+            try:
+                self.score(model, split, [int(self._labels[split].argmax())])
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                if isinstance(error, EvomergeError):
+                    raise
+                what = f"{type(model.module).__name__} cannot run its {split} examples: {type(error).__name__}: {error}"
+                raise task_error(self.name, what) from error
 
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from evomerge.models import LiveModel
 from evomerge.tasks.batches import by_length, pad
-from evomerge.tasks.causal import Continuation, batches, by_metric, check_length, continuations, encode, require_causal
+from evomerge.tasks.causal import (
+    Continuation,
+    batches,
+    by_metric,
+    check_length,
+    check_sequences,
+    continuations,
+    encode,
+    require_causal,
+)
 from evomerge.tasks.data import read_splits, task_error, texts
 from evomerge.tasks.task import FileSettings, Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
 from evomerge.trial import Split
@@ -76,6 +85,14 @@ class Generation(Task):
                         msg = f"`match: last_number`: answer {index} of the {split} split has no number: {answer!r}"
                         raise task_error(self.name, msg)
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
+
+    def check(self, model: LiveModel) -> None:
+        """Raise `TaskError` for prompts and answers that the model cannot read, or has no room to continue."""
+        for split in self._prompts:
+            prompts, answers = self._tokenised(model, split)
+            check_sequences(self.name, model, [answer.tokens for answer in answers])
+            generates = split != "search" or self.search_metric == "accuracy"
+            check_sequences(self.name, model, prompts, self._settings.max_new_tokens if generates else 0)
 
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from evomerge.models import LiveModel
-from evomerge.tasks.causal import Continuation, batches, begin_tokens, by_metric
+from evomerge.tasks.causal import Continuation, batches, begin_tokens, by_metric, check_sequences, require_causal
 from evomerge.tasks.data import read_splits, task_error, texts
 from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined
 from evomerge.trial import Split
@@ -44,6 +44,11 @@ class LanguageModelling(Task):
         self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}
         self._encoded: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
+    def check(self, model: LiveModel) -> None:
+        """Raise `TaskError` for texts that the model cannot read."""
+        for split in self._texts:
+            check_sequences(self.name, model, [sequence.tokens for sequence in self._sequences(model, split)[0]])
+
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each text, per token, byte or example, and entropy where it is asked for."""
@@ -51,15 +56,20 @@ class LanguageModelling(Task):
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another."""
-        key = (split, model.folder)
-        if key not in self._encoded:
-            self._encoded[key] = self._tokenised(model, self._texts[split])
-        every, sizes = self._encoded[key]
+        every, sizes = self._sequences(model, split)
         sequences = [every[index] for index in indices]
         for batch in batches(self.name, model, sequences, self._settings.batch):
             chosen = [sequences[i] for i in batch]
             divisors = [sizes[indices[i]] for i in batch]
             yield self.part(batch, by_metric(model, chosen, divisors, self.metrics, self.search_metric))
+
+    def _sequences(self, model: LiveModel, split: Split) -> tuple[list[Continuation], list[int]]:
+        """Return the sequences and divisors of a split, computed once for all candidates of a base."""
+        require_causal(self.name, model)
+        key = (split, model.folder)
+        if key not in self._encoded:
+            self._encoded[key] = self._tokenised(model, self._texts[split])
+        return self._encoded[key]
 
     def _tokenised(self, model: LiveModel, values: Sequence[str]) -> tuple[list[Continuation], list[int]]:
         """Return the sequence of each text, and the divisor of its log-likelihood."""

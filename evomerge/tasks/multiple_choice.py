@@ -12,7 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from evomerge.models import LiveModel
-from evomerge.tasks.causal import Continuation, batches, continuations, log_likelihood, require_causal, run
+from evomerge.tasks.causal import (
+    Continuation,
+    batches,
+    check_sequences,
+    continuations,
+    log_likelihood,
+    require_causal,
+    run,
+)
 from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
 from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, negative_entropy
 from evomerge.trial import Split
@@ -67,6 +75,12 @@ class MultipleChoice(Task):
             ends = map(len, self._choices[split])
             self._answers[split] = class_numbers(name, settings.answer, answers[split], ends)
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
+
+    def check(self, model: LiveModel) -> None:
+        """Raise `TaskError` for prompts and choices that the model cannot read."""
+        for split, prompts in self._prompts.items():
+            sequences = itertools.chain(*self._sequences(model, split, range(len(prompts))))
+            check_sequences(self.name, model, [sequence.tokens for sequence in sequences])
 
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:

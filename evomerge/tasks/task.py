@@ -135,6 +135,12 @@ class Task(ABC):
             return self._digests[split]
         return [f"{self._group or self.name}\n{i}" for i in range(self.size(split))]
 
+    def check(self, model: LiveModel) -> None:  # noqa: B027  # a subclass need not write it
+        """Raise `TaskError` where no candidate on the base of `model` could be scored, before the first one is.
+
+        It covers all splits: a report comes after the whole search. By default nothing is checked.
+        """
+
     @abstractmethod
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the scores of `model` on the examples of `split` with these indices, in that order; None means all.

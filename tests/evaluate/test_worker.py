@@ -10,6 +10,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from rows import write_jsonl
+from tiny_models import tiny_model
 
 from evomerge import recipe, tasks
 from evomerge.build import Builder
@@ -208,3 +210,22 @@ def test_children_score_the_same_whether_their_parents_are_kept_or_built_again(s
     assert fresh.evaluate(generations[-1]).to_json() == kept[-1]
     lost = Worker(setup).evaluate(generations[-1])
     assert lost.error.startswith("RecipeError: no candidate")
+
+
+def test_task_that_the_base_cannot_do_is_an_error_of_the_setup(tmp_path):
+    base, expert = (str(tiny_model(tmp_path / name, "llama", i, vocab_size=98)) for i, name in enumerate(("base", "a")))
+    for split in ("search", "report"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [{"text": f"{split} ~"}])
+    task = {"kind": "language_modelling", "search": "search.jsonl", "report": "report.jsonl"}
+    setup = Setup(base, {"a": expert}, {"t": task}, folder=str(tmp_path))
+    with pytest.raises(TaskError, match="token 98"):
+        Worker(setup).evaluate(recipe.base())
+
+
+def test_search_uses_the_end_tokens_of_the_expert_like_which_the_merge_is(tmp_path):
+    base, expert = (tiny_model(tmp_path / name, "llama", i, eos_token_id=2 + i) for i, name in enumerate(("base", "a")))
+    settings = json.loads((expert / "tokenizer_config.json").read_text())
+    (expert / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<unk>"}))
+    setup = Setup(str(base), {"a": str(expert)}, {})
+    ends = {like: Worker(dataclasses.replace(setup, like=like)).prepare().model.end_tokens for like in (None, "a")}
+    assert ends == {None: (2,), "a": (3,)}

@@ -140,6 +140,21 @@ def test_label_beyond_the_models_classes_is_an_error(settings, live, tmp_path):
     write_jsonl(tmp_path / "report.jsonl", [{"text": "x", "label": 3}])
     with pytest.raises(TaskError, match="label 3 in the report split, but the model has 3 classes"):
         make("topics", settings, tmp_path).score(live("bert"), "report")
+    with pytest.raises(TaskError, match="label 3 in the report split, but the model has 3 classes"):
+        make("topics", settings, tmp_path).check(live("bert"))
+
+
+def test_model_that_does_not_classify_or_read_the_examples_is_an_error_before_any_candidate(settings, live, tmp_path):
+    task = make("topics", settings, tmp_path)
+    task.check(live("bert"))
+    with pytest.raises(TaskError, match="does not classify"):
+        task.check(live("bert", "AutoModel"))
+    with pytest.raises(TaskError, match=r"token \d+ .* 60 rows"):
+        task.check(live("bert", vocab_size=60))
+    for value, split in enumerate(("search", "report")):
+        write_jsonl(tmp_path / f"{split}.jsonl", [{"text": np.full((2, 4, 4), value).tolist(), "label": 0}])
+    with pytest.raises(TaskError, match=r"cannot run its search examples: ValueError: .*channel"):
+        make("topics", settings, tmp_path).check(live("vit"))
 
 
 def head(folder, **changes):
@@ -171,8 +186,9 @@ def test_missing_head_is_an_error(settings, tmp_path):
 def test_head_of_another_width_is_an_error(settings, live, tmp_path):
     head(tmp_path, weight=torch.ones(3, 8), mean=None)
     task = make("topics", {**settings, "head": "head.safetensors"}, tmp_path)
-    with pytest.raises(TaskError, match="width 8, the model's have 16"):
-        task.score(live("bert"), "search")
+    for use in (lambda: task.score(live("bert"), "search"), lambda: task.check(live("bert"))):
+        with pytest.raises(TaskError, match="width 8, the model's have 16"):
+            use()
 
 
 @pytest.mark.parametrize(

@@ -233,3 +233,64 @@ def test_model_that_is_no_causal_language_model_is_an_error(kind, live, tmp_path
 def test_sequence_longer_than_the_model_is_an_error(live, tmp_path):
     with pytest.raises(TaskError, match="positions for 64"):
         task(tmp_path, "language_modelling", [{"text": "x" * 70}]).score(live("llama"), "report")
+
+
+ROW = {"text": "a b", "prompt": "a b", "choices": ["a", "b"], "answer": "1"}
+
+
+@pytest.fixture(scope="module")
+def beyond(tmp_path_factory):
+    """A model whose tokenizer has one token more than its embedding: `~`, the last printable character."""
+    folder = tiny_model(tmp_path_factory.mktemp("beyond"), "llama", vocab_size=98)
+    return LiveModel(folder)
+
+
+@pytest.mark.parametrize("kind", ["language_modelling", "generation", "multiple_choice"])
+@pytest.mark.parametrize("column", ["text", "prompt", "answer", "choices"])
+def test_token_beyond_the_embedding_is_an_error_before_any_candidate(kind, column, beyond, tmp_path):
+    used = {
+        "language_modelling": ["text"],
+        "generation": ["prompt", "answer"],
+        "multiple_choice": ["prompt", "choices"],
+    }
+    row = ROW | {"answer": 1} if kind == "multiple_choice" else ROW
+    task(tmp_path, kind, [row]).check(beyond)
+    wrong = row | {
+        column: ["~", "b"]
+        if column == "choices"
+        else row[column]
+        if column == "answer" and kind == "multiple_choice"
+        else "~~"
+    }
+    tested = task(tmp_path, kind, [wrong])
+    if column not in used[kind]:
+        tested.check(beyond)
+        return
+    with pytest.raises(TaskError, match=r"task `some`: .* token 98 \(`~`\), .* 98 rows"):
+        tested.check(beyond)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("language_modelling", {"max_length": 256}),
+        ("generation", {"max_length": 40, "max_new_tokens": 40}),
+        ("multiple_choice", {}),
+    ],
+)
+def test_sequences_without_positions_are_an_error_before_any_candidate(kind, settings, live, tmp_path):
+    row = {
+        "text": "x" * 80,
+        "prompt": "x" * 80,
+        "choices": ["a", "b"],
+        "answer": 1 if kind == "multiple_choice" else "1",
+    }
+    with pytest.raises(TaskError, match="positions for 64; set a smaller `max_length`"):
+        task(tmp_path, kind, [row], **settings).check(live("llama"))
+
+
+@pytest.mark.parametrize("kind", ["language_modelling", "generation", "multiple_choice"])
+def test_model_that_is_not_causal_is_an_error_before_any_candidate(kind, live, tmp_path):
+    row = ROW | {"answer": 1} if kind == "multiple_choice" else ROW
+    with pytest.raises(TaskError, match="needs a causal language model"):
+        task(tmp_path, kind, [row]).check(live("bert"))
