@@ -15,7 +15,7 @@ import torch
 
 from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.layout import Layout, is_head
 from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, Product, read_config, read_stored
 from evomerge.checkpoints.naming import Names
 from evomerge.errors import CheckpointError
@@ -163,6 +163,8 @@ class Adapter(Checkpoint):
             missing = [target for target, name in zip(targets, renamed[best], strict=True) if name not in names]
             more = f" ({len(missing) - 1} more tensors likewise)" if len(missing) > 1 else ""
             msg = f"{self.path}: changes `{missing[0]}`, which the base ({self.base.path}) does not have{more}; expected LoRA factors and complete tensors of this base's modules"
+            if all(map(is_head, missing)):
+                msg += f". {'They are' if more else 'It is'} a head's, as of a classifier: give a base with this head, saved by the class that the adapter was trained on, such as AutoModelForSequenceClassification"
             raise CheckpointError(msg)
         return dict(zip(targets, renamed[fitting[0]], strict=True))
 

@@ -11,6 +11,7 @@ _WORDS = {
     "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
     "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "experts", "moe", "fc1", "fc2"),
 }
+_HEADS = {"head", "classifier", "score", "pooler", "cls", "predictions"}
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -109,6 +110,12 @@ def block_number(name: str, prefix: str) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def is_head(name: str) -> bool:
+    """Return whether a tensor of this name is outside of blocks and in a head, such as a classifier."""
+    words = re.split(r"[._]", name.lower())
+    return not any(map(str.isdecimal, words)) and not _HEADS.isdisjoint(words)
+
+
 def _kind(name: str, dimensions: int, *, inside: bool) -> str:
     words = re.split(r"[._]", name.lower())
     if "norm" in name.lower() or any(re.fullmatch(r"ln\d*|ln|layernorm", word) for word in words):
@@ -116,7 +123,7 @@ def _kind(name: str, dimensions: int, *, inside: bool) -> str:
     if not inside:
         if any("embed" in word or word in ("wte", "wpe", "token", "position") for word in words):
             return "embedding"
-        if any(word in ("head", "classifier", "score", "pooler", "cls", "predictions") for word in words):
+        if not _HEADS.isdisjoint(words):
             return "head"
         return "other"
     for kind in ("attention", "mlp"):

@@ -19,7 +19,7 @@ from evomerge.checkpoints.adapter import Adapter, LooseTieError
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.layout import Layout
+from evomerge.checkpoints.layout import Layout, is_head
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
@@ -27,6 +27,11 @@ from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.errors import CheckpointError, PoolError, nearest
 
+HEADS = (
+    ". Only heads differ. They cannot stay outside of a merge here: save base and experts without heads, such as by "
+    "`AutoModel.from_pretrained(FOLDER).save_pretrained(BODY)` in transformers, give these folders, and give each `classification` task a `head`"
+)
+"""What to type where models have heads of their own."""
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 
@@ -172,9 +177,10 @@ class Pool:
                 self._names.untie(loose.ties, str(loose).partition(":")[0])
 
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
+        different = differences(expert.info, self.base.info)
+        heads = different and all(is_head(tensor) for tensor, _, _ in different)
         unlike = [
-            f"tensor `{tensor}`: {came} in the expert, {wanted} in the base"
-            for tensor, came, wanted in differences(expert.info, self.base.info)
+            f"tensor `{tensor}`: {came} in the expert, {wanted} in the base" for tensor, came, wanted in different
         ]
         if len(unlike) > 1:
             unlike[1:] = [f"{len(unlike) - 1} more tensors"]
@@ -183,7 +189,7 @@ class Pool:
             if wanted != came:
                 unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
         if unlike:
-            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base{HEADS if heads else ''}"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:

@@ -194,3 +194,15 @@ def test_stack_whose_scales_are_not_in_its_weights_is_refused(tmp_path):
     (tmp_path / "maths" / "evomerge_stack.json").write_text('{"scales": [1, 0.5, 1, 1]}')
     with pytest.raises(PoolError, match="a stack with scales that are not in its weights"):
         Pool(tmp_path / "base", {"maths": tmp_path / "maths"})
+
+
+def test_models_that_differ_in_heads_alone_are_told_what_to_save(tmp_path):
+    for name, classes in (("base", 2), ("maths", 3)):
+        write_checkpoint(
+            tmp_path / name, {**BASE, "classifier.weight": torch.zeros(classes, 2), f"{name}_head.bias": torch.ones(1)}
+        )
+    with pytest.raises(PoolError, match=r"Only heads differ.*AutoModel\.from_pretrained.*`head`"):
+        Pool(tmp_path / "base", {"maths": tmp_path / "maths"})
+    write_checkpoint(tmp_path / "code", {**BASE, "classifier.weight": torch.zeros(2, 2), "extra.weight": torch.ones(1)})
+    with pytest.raises(PoolError, match=r"Expected fine-tunes of the same base$"):
+        Pool(tmp_path / "base", {"code": tmp_path / "code"})
