@@ -197,11 +197,9 @@ def _vocabulary(files: list[Path]) -> str:
         return f"sha256 {digest.hexdigest()[:6]}…"
     content = _object(fast)
     model = content.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else enumerate(vocabulary or [])
-    table = {str(key): value for key, value in pairs}
-    added = {
-        token.get("content"): token.get("id") for token in content.get("added_tokens") or [] if isinstance(token, dict)
-    }
-    digest = hashlib.sha256(json.dumps([table, added], sort_keys=True).encode())
-    return f"{len(table.keys() | added.keys())} tokens, sha256 {digest.hexdigest()[:6]}…"
+    listed = (model.get("vocab") if isinstance(model, dict) else None) or {}
+    numbers = listed if isinstance(listed, dict) else {str(pair[0]): i for i, pair in enumerate(listed)}
+    added = [token for token in content.get("added_tokens") or [] if isinstance(token, dict)]
+    numbers = {**numbers, **{str(token.get("content")): token.get("id") for token in added}}
+    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+    return f"{len(numbers)} tokens, sha256 {digest.hexdigest()[:6]}…"

@@ -147,3 +147,15 @@ def test_token_ids_of_the_configuration_follow_the_tokenizer(tmp_path):
     expert = speaking(tmp_path, **{"config.json": {"eos_token_id": [3, 4], "hidden_size": 9}})
     assert with_token_ids(config, expert) == config | {"eos_token_id": [3, 4]}
     assert with_token_ids(config, None) is config
+
+
+def test_vocabularies_are_equal_whose_tokens_have_equal_numbers(tmp_path):
+    added = [{"id": 1, "content": "b", "special": True}]
+    words = {"tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": added}}
+    pieces = {"tokenizer.json": {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": []}}
+    swapped = {"tokenizer.json": {"model": {"vocab": [["b", -1.0], ["a", -2.0]]}, "added_tokens": []}}
+    base = speaking(tmp_path / "base")
+    like = {f"{i}": speaking(tmp_path / f"{i}", **files) for i, files in enumerate((words, pieces))}
+    assert differences_in_text(base, like) == []
+    [note] = differences_in_text(base, {"c": speaking(tmp_path / "c", **swapped)})
+    assert note.startswith("vocabulary: 2 tokens")
