@@ -1,6 +1,6 @@
 """Search problems on genomes, for tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from evomerge.space import Genome, SearchSpace
 from evomerge.testing import Problem, toy_space
-from evomerge.trial import Evaluation, Proposal
+from evomerge.trial import Evaluation, Metric, Proposal
 
 
 def bits(*, scaled=False):
@@ -76,6 +76,72 @@ def mixed() -> Problem:
         return -np.array([shared + x[weight], shared + 1 - x[weight]])
 
     return Problem(space, ("light", "heavy"), score, np.array([-2.0, -2.0]), 3.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Choosy(Problem):
+    """A problem of weights, which have slopes, and of a method and a seed, which have none; three examples of each task."""
+
+    slopes: Callable[[Genome], NDArray[np.float64]] = field(default=lambda genome: np.empty((0, len(genome))))
+    """Maps a genome to the slopes of the objectives, `(objectives, weights)`."""
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Metric by objective."""
+        return {name: Metric("distance", slopes=True) for name in self.objectives}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of examples by task."""
+        return {name.partition("/")[0]: 3 for name in self.objectives}
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Return the evaluation of a proposal, with slopes if it wants any; they are over all examples."""
+        genome = self.space.genome_of(proposal)
+        scores = {name: np.full(3, x, np.float32) for name, x in zip(self.objectives, self.score(genome), strict=True)}
+        if proposal.slopes is None:
+            return Evaluation(scores)
+        assert proposal.slopes == dict.fromkeys(self.sizes, (0, 1, 2))
+        # What `slopes` makes of the indices 0, 1, … says which number each gene is.
+        count, slopes = len(proposal.recipe.numbers), {}
+        indices = self.space.slopes(genome, np.arange(count, dtype=np.float64))[self.space.sloped].astype(int)
+        for name, slope in zip(self.objectives, self.slopes(genome), strict=True):
+            slopes[name] = np.full(count, np.nan)
+            slopes[name][indices] = slope
+        return Evaluation(scores, slopes=slopes)
+
+
+def choosy(objectives: int = 2, groups: int = 4) -> Choosy:
+    """Return the problem of the best method, seed and weights: each method and seed has other best weights.
+
+    Optimal are the second method and seed 7, and with one objective a score of 0. For a method's and seed's best weights the
+    score differs by at most 0.04, much less than between weights.
+    """
+    space = SearchSpace(
+        {
+            "merge": {
+                "method": {"choice": ["ties", "dare_ties", "dare_linear"]},
+                "inputs": "experts",
+                "parameters": {"weight": {"float": [0, 1], "per": ["expert", f"block/{groups}"]}},
+                "seed": {"int": [0, 9]},
+            }
+        },
+        experts=("left", "right"),
+    )
+    genes = [gene.name for gene in space.genes]
+    method, seed = genes.index("method"), genes.index("seed")
+    centres = np.random.default_rng(0).uniform(0.15, 0.85, (3, 10, 2 * groups))
+    shifts = 0.1 * np.array([[1.0], [-1.0]]) if objectives == 2 else np.zeros((1, 1))
+
+    def away(x: Genome) -> NDArray[np.float64]:
+        return x[space.sloped] - centres[int(x[method]), int(x[seed])] - shifts
+
+    def score(x: Genome) -> NDArray[np.float64]:
+        lost = 0.02 * (x[method] != 1) + 0.02 * abs(x[seed] - 7) / 7
+        return np.asarray(-np.mean(away(x) ** 2, axis=1) - lost)
+
+    names = ("near/distance", "far/distance")[:objectives]
+    return Choosy(space, names, score, np.full(objectives, -0.25), slopes=lambda x: -away(x) / groups)
 
 
 @dataclass(frozen=True, slots=True)

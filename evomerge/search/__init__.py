@@ -13,7 +13,7 @@ from evomerge.errors import DriverError, nearest
 from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe as describe_error
 from evomerge.search.cma import Cma, CmaSettings
-from evomerge.search.driver import Breeder, Climber, Driver, Generational, Objectives, asks, read_metrics
+from evomerge.search.driver import Breeder, Climber, Driver, Generational, Objectives, asks, read_metrics, read_weights
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.continuation import Continuation, has_slopes
 from evomerge.search.fronts.front import MOST_GENES, Front, FrontSettings, suits
@@ -30,6 +30,7 @@ from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.slopes.ascent import movable
 from evomerge.search.slopes.gradient import Gradient, GradientSettings
+from evomerge.search.slopes.polish import Polish
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
 from evomerge.trial import Metric
@@ -59,6 +60,19 @@ def _generational(breeder: Callable[[SearchSpace, Metrics, int, Any], Breeder]) 
     return lambda space, metrics, seed, settings, sizes: Generational(
         space, metrics, breeder(space, metrics, seed, settings)
     )
+
+
+def _polished(breeder: Callable[[SearchSpace, Metrics, int, Any], Breeder]) -> Make:
+    """Return `_generational`, for settings that may have `polish`."""
+
+    def polished(space: SearchSpace, metrics: Metrics, seed: int, settings: Any, sizes: Mapping[str, int]) -> Driver:
+        made = breeder(space, metrics, seed, settings)
+        if settings.polish is not None:
+            weights = read_weights(metrics, settings.weights) if isinstance(settings, CmaSettings) else None
+            made = Polish(made, settings.kind, space, metrics, settings.polish, sizes, weights)
+        return Generational(space, metrics, made)
+
+    return polished
 
 
 def _population(archive: Callable[[Sequence[str], Any], Archive]) -> Make:
@@ -105,12 +119,12 @@ def _cycle(
 KINDS: Mapping[str, tuple[type[BaseModel], Make]] = Table(
     "evomerge.drivers",
     {
-        "cma": (CmaSettings, _generational(Cma)),
-        "nsga2": (NsgaSettings, _generational(Nsga)),
-        "nsga3": (NsgaSettings, _generational(Nsga)),
-        "tpe": (OptunaSettings, _generational(Optuna)),
-        "gp": (OptunaSettings, _generational(Optuna)),
-        "qmc": (OptunaSettings, _generational(Optuna)),
+        "cma": (CmaSettings, _polished(Cma)),
+        "nsga2": (NsgaSettings, _polished(Nsga)),
+        "nsga3": (NsgaSettings, _polished(Nsga)),
+        "tpe": (OptunaSettings, _polished(Optuna)),
+        "gp": (OptunaSettings, _polished(Optuna)),
+        "qmc": (OptunaSettings, _polished(Optuna)),
         "map": (MapSettings, _generational(Map)),
         "front": (FrontSettings, _front),
         "random": (RandomSettings, _steady(Random)),
@@ -142,8 +156,8 @@ def make(
     """Return the driver of `settings` (`kind:` and its other keys), which searches `space` for the best `objectives`.
 
     `objectives` name entries of `Evaluation.scores`, or map these names to their `Metric`; higher is better. All randomness
-    comes from `seed` (0 or more). `sizes`, the number of search examples of each task, is only needed by `gradient` and `racing`. Raises
-    `DriverError`.
+    comes from `seed` (0 or more). `sizes`, the number of search examples of each task, is only needed by `racing`, and where
+    slopes are followed. Raises `DriverError`.
     """
     kind = str(settings.get("kind") or "")
     if kind not in KINDS:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, read_weights, round_integers
+from evomerge.search.slopes.polish import PolishSettings
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation
 
@@ -41,6 +42,8 @@ class CmaSettings(BaseModel, extra="forbid", frozen=True):
     """
     weights: dict[str, float] | None = None
     """Objective → weight in the maximised mean, 0 for those left out. Default: equal weights."""
+    polish: PolishSettings | None = None
+    """Let each candidate take steps along slopes first: `{steps: 3}`. Default: none."""
 
 
 class Cma:

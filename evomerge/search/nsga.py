@@ -29,6 +29,7 @@ from pymoo.util.ref_dirs import get_reference_directions
 
 from evomerge.errors import DriverError
 from evomerge.search.driver import FLIPPED, Genomes, Means, known_recipes, latin_hypercube, round_integers
+from evomerge.search.slopes.polish import PolishSettings
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation
 
@@ -41,6 +42,8 @@ class NsgaSettings(BaseModel, extra="forbid", frozen=True):
     """Put the known recipes (base, each expert, mean) into the first generation."""
     population: int = Field(default=24, ge=4)
     """Candidates in a generation. The first generation is larger if there are more known recipes."""
+    polish: PolishSettings | None = None
+    """Let each candidate take steps along slopes first: `{steps: 3}`. Default: none."""
 
 
 class Nsga:

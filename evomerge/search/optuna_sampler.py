@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, known_recipes
+from evomerge.search.slopes.polish import PolishSettings
 from evomerge.space import Gene, Genome, SearchSpace
 from evomerge.trial import Evaluation
 
@@ -35,6 +36,8 @@ class OptunaSettings(BaseModel, extra="forbid", frozen=True):
     """Candidates in a batch; fixed, so that the search does not depend on the number of workers."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of Optuna's sampler, such as `n_startup_trials`."""
+    polish: PolishSettings | None = None
+    """Let each candidate take steps along slopes first: `{steps: 3}`. Default: none."""
 
 
 class Optuna:

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
-from problems import bits, mixed, sphere, three_corners
+from problems import bits, choosy, mixed, sphere, three_corners
 
 from evomerge import search
 from evomerge.testing import DecodedSuite, GenomeSuite, PopulationSuite, SteadySuite, family, scattered_spheres
@@ -163,3 +163,36 @@ class TestGradient(GenomeSuite):
 
     def make(self, problem, seed):
         return search.make(self.settings, problem.space, problem.metrics, seed, problem.sizes)
+
+
+class Polished:
+    """Makes the driver of `settings`, with `polish`, for a problem with slopes."""
+
+    settings: ClassVar = {}
+    problem = staticmethod(choosy)
+
+    def make(self, problem, seed):
+        settings = {"polish": {"steps": 2}, **self.settings}
+        return search.make(settings, problem.space, problem.metrics, seed, problem.sizes)
+
+
+class TestPolishedCma(Polished, GenomeSuite):
+    settings: ClassVar = {"kind": "cma"}
+    budget = 120
+    quality = staticmethod(best_sum)
+
+    def problem(self):
+        return choosy(1)
+
+
+class TestPolishedNsga2(Polished, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga2", "population": 8}
+
+
+class TestPolishedNsga3(Polished, GenomeSuite):
+    settings: ClassVar = {"kind": "nsga3", "population": 8}
+
+
+class TestPolishedTpe(Polished, GenomeSuite):
+    settings: ClassVar = {"kind": "tpe"}
+    budget = 48

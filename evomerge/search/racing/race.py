@@ -51,6 +51,10 @@ class RacingSettings(BaseModel, extra="forbid", frozen=True):
                 f"a driver of kind `{driver.get('kind')}` cannot be raced: it uses scores of examples, or exact means, and a "
                 f"race gives estimates of means; expected one of {', '.join(RACED)}"
             )
+        if driver.get("polish") is not None:
+            raise ValueError(
+                "a driver with `polish` cannot be raced: steps follow slopes over all examples; leave out `polish`"
+            )
         return driver
 
     @field_validator("rungs")

@@ -14,6 +14,9 @@ from evomerge.space import Genome, SearchSpace
 Slope = NDArray[np.float64]
 """Derivative of what is maximised with respect to each coordinate, `(genes,)`, finite; 0 for a gene that stays."""
 
+BETAS = (0.5, 0.9)
+"""Of `Adam`, for ascents of 3 to 30 steps."""
+
 
 class Ascent(Protocol):
     """A point with the state of its optimiser."""

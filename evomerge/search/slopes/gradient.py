@@ -14,14 +14,12 @@ from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, known_recipes, read_weights
-from evomerge.search.slopes.ascent import Adam, Ascent, Slope, movable, shared_levels
+from evomerge.search.slopes.ascent import BETAS, Adam, Ascent, Slope, movable, shared_levels
 from evomerge.search.slopes.frank_wolfe import FrankWolfe
 from evomerge.search.slopes.measure import Measure, units
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Examples, Metric
 
-_BETAS = (0.5, 0.9)
-"""Of Adam, for searches of 10 to 30 steps."""
 _FAILURES = 8
 """The search ends after so many failed steps in a row."""
 _CLOSED = 1e-3
@@ -192,7 +190,7 @@ class Gradient:
         if self._settings.rule == "adam" and self._stale >= self._settings.patience:
             self._over = self._halved
             self._halved, self._stale, slope = True, 0, self._best[2]
-            self._ascent = Adam(self._best[1], self._rate / 2, _BETAS, self._levels)
+            self._ascent = Adam(self._best[1], self._rate / 2, BETAS, self._levels)
         before = self._ascent.position
         moved = not np.array_equal(self._ascent.step(slope), before)
         self._over |= not moved or self._steps == self._limit or self.gap <= _CLOSED
@@ -206,7 +204,7 @@ class Gradient:
                 genome = np.where(movable(space), np.clip(0.3, space.lower, space.upper), start)
                 spans = np.where(space.upper > space.lower, space.upper - space.lower, 1.0)
                 return Adam(space.to_unit(genome), self._rate / spans, (0.9, 0.999))
-        return Adam(space.to_unit(start), self._rate, _BETAS, self._levels)
+        return Adam(space.to_unit(start), self._rate, BETAS, self._levels)
 
     def _fail(self) -> None:
         """Repeat the last step at half its length, or start elsewhere if the start has failed."""

@@ -39,26 +39,29 @@ class Measure:
         sizes: Mapping[str, int],
         share: float,
         seed: int,
+        instead: str = "type another driver, such as `kind: cma` or `nsga2`",
     ) -> None:
         """Split the examples of the tasks of `metrics`, which have `sizes`; `share` of them validate.
 
-        Raises `DriverError`, in the name of the driver `kind`, for metrics and spaces without slopes, and unknown sizes.
+        Raises `DriverError`, in the name of the driver `kind`, for metrics and spaces without slopes, and unknown sizes; `instead`
+        says what to type there.
         """
         tasks = {name: name.rpartition("/")[0] for name in metrics}
         for name, metric in metrics.items():
             if not metric.slopes:
                 raise DriverError(
                     f"driver `{kind}` needs slopes, and `{name}` has none; give the task "
-                    f"`{tasks[name]}` the key `search_metric: log_likelihood`, or choose another driver, such as `kind: cma`"
+                    f"`{tasks[name]}` the key `search_metric: log_likelihood`, or {instead}"
                 )
             if tasks[name] not in sizes:
                 msg = f"driver `{kind}`: objective `{name}` is of the task `{tasks[name]}`; expected `sizes`, its number of search examples"
                 raise DriverError(msg)
         if not movable(space).any():
             names = ", ".join(f"`{gene.name}`" for gene in space.genes[:3]) + (", …" if len(space.genes) > 3 else "")
-            msg = f"driver `{kind}` needs genes with slopes, such as weights, and the space has only {names}; type `kind: cma` or `nsga2`"
+            msg = f"driver `{kind}` needs genes with slopes, such as weights, and the space has only {names}; {instead}"
             raise DriverError(msg)
         self._space = space
+        self._instead = instead
         self._objectives = tuple(metrics)
         self._tasks = tasks
         self.training: Examples = {}
@@ -80,7 +83,7 @@ class Measure:
         if missing:
             raise DriverError(
                 f"an evaluation has scores and no slopes of {', '.join(missing)}; expected slopes of every objective over the "
-                "proposal's `slopes` examples; type another driver, such as `kind: cma`, if the evaluator has none"
+                f"proposal's `slopes` examples; {self._instead}, if the evaluator has none"
             )
         moves = movable(self._space)
         slopes = np.array([self._space.slopes(genome, evaluation.slopes[name]) for name in self._objectives])
