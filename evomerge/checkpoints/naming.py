@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -34,6 +34,12 @@ def read(folder: Folder) -> Reading | None:
     # The package that knows transformers is above this one, and takes seconds to import: most pools do not need it.
     reading: Reading | None = importlib.import_module("evomerge.models.reading").read(folder)
     return reading
+
+
+def read_settings(folder: Folder) -> dict[str, Any] | None:
+    """Return the configuration with the defaults of its class, by transformers' present names, None for an unknown one."""
+    settings: dict[str, Any] | None = importlib.import_module("evomerge.models.reading").settings(folder)
+    return settings
 
 
 @dataclass

@@ -17,6 +17,7 @@ import torch
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter, LooseTieError
 from evomerge.checkpoints.beside import differences_in_text, files_beside
+from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout, is_head
@@ -33,6 +34,9 @@ HEADS = (
 )
 """What to type where models have heads of their own."""
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+
+_COUNTS = ("position_ids", "num_batches_tracked")
+"""Integers that no output depends on: 0, 1, 2, ..., which classes make anew, and the number of batches in training."""
 
 
 class Pool:
@@ -68,15 +72,16 @@ class Pool:
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
         self.like = like
         self.tokenizer = None if like is None else self._folder_like(like)
+        self.notes: list[str] = []
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
             if isinstance(expert, Folder):
                 check_same_integers(name, self.base, expert)
+                self._compare(name, expert)
         for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
                 raise PoolError(msg)
-        self.notes: list[str] = []
         self.digests: dict[str, str] = {}
         seen: dict[str, str] = {}
         for name, folder in {"base": self.base, **self.experts}.items():
@@ -195,6 +200,28 @@ class Pool:
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
+
+    def _compare(self, name: str, expert: Folder) -> None:
+        """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""
+        fatal, notes = compare_settings(self.base, expert)
+        moved, renamed = compare_tokens(added_tokens(self.base.path), added_tokens(expert.path))
+        if fatal or moved:
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join([*fatal, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
+            raise PoolError(msg)
+        integers = [
+            tensor
+            for tensor, entry in self.base.info.items()
+            if not entry.dtype.is_floating_point
+            and not tensor.endswith(_COUNTS)
+            and not torch.equal(self.base.tensor(tensor), expert.tensor(tensor))
+        ]
+        if integers:
+            more = f" and {len(integers) - 1} more" if len(integers) > 1 else ""
+            notes.append(f"the integers in `{integers[0]}`{more}, which are not merged")
+        if notes or renamed:
+            self.notes.append(
+                f"`{name}` differs from the base in {'; '.join([*notes, *renamed])}. A merge has what the base has"
+            )
 
 
 def fingerprint(folder: Folder | Adapter) -> str:

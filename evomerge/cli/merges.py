@@ -57,6 +57,8 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
     if dry_run:
         say(console, f"would write {out}")
         return
+    for note in pool.notes:
+        say(console, f"note: {note}")
     export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())

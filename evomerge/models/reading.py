@@ -1,10 +1,12 @@
 """What a class of transformers makes of the names in a folder: which tensor fills what, what is ignored, what is tied."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evomerge.checkpoints.folder import Folder
 from evomerge.errors import ModelError
 from evomerge.models.loaders import Pretrained
+from evomerge.models.pretrained import from_pretrained, library
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
 
 _Box = TensorMapping | None
@@ -60,3 +62,13 @@ def read(folder: Folder) -> ClassReading | None:
         return ClassReading(folder)
     except (ModelError, OSError):
         return None
+
+
+def settings(folder: Folder) -> dict[str, Any] | None:
+    """Return the configuration with the defaults of its class, by transformers' present names, None for an unknown one."""
+    try:
+        config = from_pretrained(library().AutoConfig, folder.path, "no configuration of transformers")
+    except ModelError:
+        return None
+    data: dict[str, Any] = config.to_dict()
+    return data

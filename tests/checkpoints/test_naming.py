@@ -76,7 +76,7 @@ def test_files_that_are_loaded_alike_are_one_model(tmp_path, architecture, spell
     expected = logits(load_model(folders["a"], TINY[architecture][1]))
     rewrite(folders[whose], spelling)
     outputs, _ = merged(folders["base"], folders["a"], auto=TINY[architecture][1])
-    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_tensor_that_the_class_of_the_expert_uses_and_the_base_lacks_is_refused(tmp_path):
@@ -94,7 +94,7 @@ def test_head_that_equals_the_embedding_may_be_stored_by_one_model_only(tmp_path
     pool = Pool(folders["base"], {"a": folders["a"]})
     assert HEAD not in pool.merged
     outputs, out = merged(folders["base"], folders["a"])
-    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"]
 
 
@@ -107,14 +107,14 @@ def test_expert_with_a_head_of_its_own_makes_an_untied_merge(tmp_path, stored):
         rewrite(base, lambda tensors: tensors | {HEAD: tensors[EMBEDDING].clone()})
     expected = logits(load_model(expert, "AutoModelForCausalLM"))
     outputs, out = merged(base, expert)
-    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("target", ["embedding", "head", "both"])
 def test_adapter_on_one_of_two_tied_tensors_leaves_the_other(tmp_path, target):
     base = tiny_model(tmp_path / "base", "llama_tied")
-    noise = torch.randn(99, 16)
+    noise = torch.randn(99, 16, generator=torch.Generator().manual_seed(3))
     names = {"embedding": [EMBEDDING], "head": [HEAD], "both": [EMBEDDING, HEAD]}[target]
     together = {"ensure_weight_tying": True} if target == "both" else {}
     write_adapter(tmp_path / "a", {f"base_model.model.{name}": noise.clone() for name in names}, **together)
@@ -126,7 +126,7 @@ def test_adapter_on_one_of_two_tied_tensors_leaves_the_other(tmp_path, target):
         model.model.embed_tokens.weight.data = noise
     if target != "embedding":
         model.lm_head.weight = torch.nn.Parameter(noise)
-    torch.testing.assert_close(outputs, logits(model))
+    torch.testing.assert_close(outputs, logits(model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""Configurations of models with equal shapes: settings that make them different models, and tokens that are not the same.
+
+Where the weights cannot make up for a difference, the models cannot be merged. Any other difference is worth a note: a merge
+computes with the base's settings.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints.folder import Folder, read_object
+from evomerge.checkpoints.naming import read_settings
+from evomerge.errors import CheckpointError
+
+_IRRELEVANT = re.compile(  # of training and saving, or compared elsewhere
+    r"_.*|architectures|auto_map|.*dropout.*|.*_pdrop|dropatt|torch_dtype|dtype|transformers_version|use_cache|output_.*|"
+    r"return_dict.*|initializer_.*|init_.*|gradient_checkpointing|problem_type|finetuning_task|task_specific_params|"
+    r".*aux_loss.*|.*jitter.*|pretraining_tp|label2id|num_labels|tie_word_embeddings|scale_decoder_outputs|attn_implementation|"
+    r"use_bfloat16|layerdrop|.*_layerdrop|quantization_config|unsloth.*|chunk_size_feed_forward|torchscript|pruned_heads"
+)
+_STRUCTURAL = re.compile(  # heads, activations, and which function a block is
+    r"(.*_)?n?_?heads?(_.*)?|(.*_)?d_kv|.*query_groups?|multi_query.*|(.*_)?act|(.*_)?act_fn|.*activation.*|feed_forward_proj|is_gated_act|"
+    r"is_decoder|is_encoder_decoder|position_embedding_type|alibi|parallel_attn|use_parallel_residual|new_decoder_architecture|"
+    r"attention_type|(.*_)?layer_norm_before|"
+    r"normalize_before|.*post_layernorm|scale_attn.*|scale_embedding|use_qk_norm|qk_layernorm|rotary_dim|rotary_pct|partial_rotary_factor"
+)
+_LABELS = "id2label"
+
+
+def compare_settings(base: Folder, expert: Folder) -> tuple[list[str], list[str]]:
+    """Return what keeps an expert from being merged, and what is worth a note, each in words."""
+    if not _differing(base.config, expert.config):
+        return [], []
+    ours, theirs = read_settings(base), read_settings(expert)
+    complete = ours is not None and theirs is not None
+    ours, theirs = (ours, theirs) if complete else (base.config, expert.config)
+    assert ours is not None
+    assert theirs is not None
+    fatal: list[str] = []
+    notes: list[str] = []
+    for key, came, wanted in _differing(ours, theirs):
+        words = f"`{key}`: {_shown(came)} in the expert, {_shown(wanted)} in the base"
+        last = key.rpartition(".")[2]
+        if last == _LABELS:
+            if _named(came) and _named(wanted):
+                (fatal if _permuted(came, wanted) else notes).append(words)
+        elif _STRUCTURAL.fullmatch(last) and came is not None and wanted is not None:
+            fatal.append(words)
+        else:
+            notes.append(words)
+    return fatal, notes
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Return the ids of the tokens that were added to a tokenizer's vocabulary, by token; none without a tokenizer."""
+    tokens: dict[str, int] = {}
+    for file, key in (
+        ("added_tokens.json", None),
+        ("tokenizer_config.json", "added_tokens_decoder"),
+        ("tokenizer.json", "added_tokens"),
+    ):
+        try:
+            data: Any = read_object(folder / file)
+        except CheckpointError:  # checked where the tokenizer is used
+            continue
+        data = data if key is None else data.get(key)
+        rows = data.items() if isinstance(data, dict) else [(None, row) for row in data or () if isinstance(row, dict)]
+        for name, row in rows:
+            token, number = (row.get("content"), row.get("id", name)) if isinstance(row, dict) else (name, row)
+            if isinstance(token, str) and (text := str(number)).isdecimal():
+                tokens[token] = int(text)
+    return tokens
+
+
+def compare_tokens(base: Mapping[str, int], expert: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Return the added tokens that have other ids in an expert, and the ids that have other tokens there, in words."""
+    moved = [
+        f"the token {token!r}: id {expert[token]} in the expert, {base[token]} in the base"
+        for token in base
+        if expert.get(token, base[token]) != base[token]
+    ]
+    known, other = (
+        {number: token for token, number in base.items()},
+        {number: token for token, number in expert.items()},
+    )
+    notes = [
+        f"id {number}: the token {other[number]!r} in the expert, {known[number]!r} in the base"
+        for number in known
+        if other.get(number, known[number]) != known[number]
+    ]
+    return moved, [] if moved else notes
+
+
+def _differing(base: Mapping[str, Any], expert: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    ours, theirs = dict(_flat(base)), dict(_flat(expert))
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if not _IRRELEVANT.fullmatch(key.rpartition(".")[2])]
+    return [(key, theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key not in (_LABELS, "label2id"):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key == _LABELS and isinstance(value, Mapping):
+            yield f"{prefix}{key}", {str(number): str(label) for number, label in value.items()}
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _named(labels: Any) -> bool:
+    return bool(labels) and not all(re.fullmatch(r"LABEL_\d+", label) for label in labels.values())
+
+
+def _permuted(came: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Return whether some label has another number in one of the two."""
+    numbers = {label.lower(): number for number, label in wanted.items()}
+    return any(numbers.get(label.lower(), number) != number for number, label in came.items())
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
