@@ -64,10 +64,11 @@ class Adapter(Checkpoint):
             if info[name].shape != base.info[name].shape:
                 msg = f"{self.path}: tensor `{key}` has shape {list(info[name].shape)}, `{name}` of the base ({base.path}) {list(base.info[name].shape)}; expected an adapter trained on this base"
                 raise CheckpointError(msg)
+        turned = self._turned(names, [*factors], said=config.fan_in_fan_out)
         self._products: dict[str, Product] = {}
         for target, name in [(product, name) for product in factors for name in changed[product]]:
             try:
-                product = Product.of(factors[target], target, len(info[name].shape), config)
+                product = Product.of(factors[target], target, len(info[name].shape), config, turned=turned.get(target))
             except ValueError as error:
                 raise CheckpointError(f"{self.path / CONFIG}: `rank_pattern` or `alpha_pattern`: {error}") from None
             self._products[name] = product
@@ -200,6 +201,26 @@ class Adapter(Checkpoint):
             elif len(owners) < len(ties):
                 raise LooseTieError(self.path, ties)
         return changed
+
+    def _turned(self, names: Names | None, targets: list[str], *, said: bool) -> dict[str, bool]:
+        """Return whether the weight of each target is (in, out), where the class of the base knows it.
+
+        PEFT saves one word for all modules, that of the last one, and decides by module when it loads. The class is asked
+        where that word, or a bias as long as its weight is wide, says that the base has such weights.
+        """
+        info = self.base.info
+        biases = {name: info.get(f"{name.removesuffix('.weight')}.bias") for name in info if name.endswith(".weight")}
+        wide = [
+            name
+            for name, bias in biases.items()
+            if bias is not None
+            and len(info[name].shape) == 2
+            and bias.shape == info[name].shape[1:] != info[name].shape[:1]
+        ]
+        if names is None or not (said or wide) or names.reading is None:
+            return {}
+        landed = names.reading.land(targets)
+        return {target: place in names.reading.transposed for target, place in landed.items()}
 
     def _check_fits(self, product: Product, name: str, entry: TensorInfo) -> None:
         a, b = self._stored[product.a], self._stored[product.b]

@@ -92,14 +92,19 @@ class Product:
     transposed: bool
 
     @classmethod
-    def of(cls, pair: Mapping[str, str], weight: str, dimensions: int, config: LoraConfig) -> "Product":
-        """Return the product of the factors with the keys `pair`, scaled as `config` says for `weight`."""
+    def of(
+        cls, pair: Mapping[str, str], weight: str, dimensions: int, config: LoraConfig, *, turned: bool | None = None
+    ) -> "Product":
+        """Return the product of the factors with the keys `pair`, scaled as `config` says for `weight`.
+
+        `turned` says whether that weight is `(in, out)`; None leaves it to `config`, which has one word for all modules.
+        """
         module = weight.removesuffix(".weight")
         rank = _first_match(config.rank_pattern, module, config.r)
         alpha = _first_match(config.alpha_pattern, module, config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         embedding = pair["A"].endswith("lora_embedding_A")
-        transposed = embedding or (config.fan_in_fan_out and dimensions == 2)
+        transposed = embedding or (dimensions == 2 and (config.fan_in_fan_out if turned is None else turned))
         return cls(pair["A"], pair["B"], rank, scale, transposed)
 
 

@@ -24,6 +24,8 @@ class Reading(Protocol):
     ties: Mapping[str, frozenset[str]]
     """By name in the module, the names of the parameters that share its memory, its own among them."""
     encoder_decoder: bool
+    transposed: frozenset[str]
+    """The module's weights that are (in, out), those of GPT-2's `Conv1D`."""
 
     def land(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""

@@ -24,6 +24,10 @@ class ClassReading:
         self._names = {name: tuple(tensor.shape) for name, tensor in held.items()}
         self._prefix = module.base_model_prefix
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
+        turned = library().pytorch_utils.Conv1D
+        self.transposed = frozenset(
+            f"{name}.weight" for name, part in module.named_modules() if isinstance(part, turned)
+        )
         shared: dict[int, set[str]] = {}
         for name, tensor in held.items():
             shared.setdefault(id(tensor), set()).add(name)

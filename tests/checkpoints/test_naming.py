@@ -195,3 +195,20 @@ def test_adapter_names_modules_that_the_files_of_the_base_name_otherwise(tmp_pat
         live = LiveModel(tmp_path / "base")
         live.write(Builder(pool).build(ONE))
         torch.testing.assert_close(live.module.state_dict()[f"model.language_model.{inside}"], change)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("module", ["attn.c_proj", "attn.c_attn"])
+def test_each_weight_is_turned_as_its_module_is_whatever_the_adapter_says_for_all(tmp_path, module, said):
+    base = tiny_model(tmp_path / "base", "gpt2", tie_word_embeddings=False)
+    width = {"attn.c_proj": 16, "attn.c_attn": 48}[module]
+    a, b, head_a, head_b = (torch.randn(shape) for shape in ((2, 16), (width, 2), (2, 16), (99, 2)))
+    inside, start = f"transformer.h.1.{module}", "base_model.model."
+    tensors = {f"{inside}.lora_A": a, f"{inside}.lora_B": b, "lm_head.lora_A": head_a, "lm_head.lora_B": head_b}
+    write_adapter(
+        tmp_path / "a", {f"{start}{name}.weight": tensor for name, tensor in tensors.items()}, fan_in_fan_out=said
+    )
+    pool = Pool(base, {"a": tmp_path / "a"})
+    for name, change in ((f"{inside}.weight", (b @ a).T), ("lm_head.weight", head_b @ head_a)):
+        expected = pool.base.tensor(name) + 1.5 * change
+        torch.testing.assert_close(pool.experts["a"].tensor(name), expected, rtol=1e-4, atol=1e-4)
