@@ -11,19 +11,27 @@ from evomerge.space import Genome, SearchSpace
 
 
 class FrankWolfe:
-    """An `Ascent` towards one expert at a time: the one towards which the slope is steepest, in each tile of the weights.
+    """An `Ascent` towards the experts towards which the slope is steepest, in each tile of the weights.
+
+    With `top` 1 it is the paper's hard variant. With more, a step goes towards a merge of so many experts, with shares in
+    proportion to how steep the slope towards each is, 0 where it leads down. The paper's soft variant takes one expert for each
+    task, and AdaMerging learns their shares, by hundreds of further evaluations in each step.
 
     The weights of a tile are 0 or more and sum to 1 (times λ, where the method has it). Other genes stay.
     """
 
-    def __init__(self, space: SearchSpace, rate: float) -> None:
-        """Start at the mean of the experts. Raises `DriverError` for a space that does not have the hull."""
+    def __init__(self, space: SearchSpace, rate: float, top: int = 1) -> None:
+        """Start at the mean of the experts. Raises `DriverError` for a space that does not have the hull, or `top` experts."""
         weights = space.weights
         if weights is None or weights.high < weights.total:
             expected = "up to 1" if weights is None else f"up to {weights.total:g}"
             raise DriverError(
                 "driver `gradient`: `rule: frank_wolfe` searches weights of experts, 0 or more with a fixed sum; expected a space "
                 f"of `linear` or `task_arithmetic` with a hole such as `weight: {{float: [0, 1], per: [expert]}}`, {expected}"
+            )
+        if top > weights.genes.shape[1]:
+            raise DriverError(
+                f"driver `gradient`: `top` is {top}; expected at most {weights.genes.shape[1]}, the number of experts"
             )
         self.gap = np.inf
         """Frank-Wolfe gap of the last slope: no point of the hull is better by more, if the objective is concave."""
@@ -35,21 +43,25 @@ class FrankWolfe:
         self._low, high = space.to_unit(bounds)
         self._span = high - self._low
         self._rate = rate
+        self._top = top
         self._steps = 0
         self.position = space.to_unit(genome)
         self._from = self._towards = self.position
         self._share = 0.0  # share of the way, in the last step
 
     def step(self, slope: Slope) -> Genome:
-        """Move rate · 2 / (t + 2) of the way, t = 0, 1, …, to argmax_k <slope, expert k> in each tile."""
+        """Move rate · 2 / (t + 2) of the way, t = 0, 1, …, to the `top` experts k of largest <slope, expert k> in each tile."""
         gains = (slope * self._span)[self._genes]  # (tiles, experts), by weight
         shares = ((self.position - self._low) / self._span)[self._genes]
-        chosen = gains.argmax(axis=1)
-        self.gap = float((gains.max(axis=1) - (shares * gains).sum(axis=1)).sum())
+        steeper = gains - (shares * gains).sum(axis=1, keepdims=True)  # by how much than at the position
+        self.gap = float(steeper.max(axis=1).sum())
+        parts = np.zeros_like(gains)
+        chosen = np.argsort(-gains, axis=1, kind="stable")[:, : self._top]
+        np.put_along_axis(parts, chosen, np.maximum(np.take_along_axis(steeper, chosen, axis=1), 0.0), axis=1)
+        totals = parts.sum(axis=1, keepdims=True)
+        mixed = np.where(totals > 0, parts / np.where(totals > 0, totals, 1.0), shares)  # a tile without slopes stays
         self._from, self._towards = self.position, self.position.copy()
-        self._towards[self._genes] = self._low[self._genes]
-        picked = self._genes[np.arange(len(chosen)), chosen]
-        self._towards[picked] += self._span[picked]
+        self._towards[self._genes] = self._low[self._genes] + mixed * self._span[self._genes]
         self._share = self._rate * 2 / (self._steps + 2)
         self._steps += 1
         return self._move()

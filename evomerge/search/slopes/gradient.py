@@ -41,6 +41,8 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     tensor-wise and ++ are spaces: weights per expert, per expert and tensor, and of `ties`.
     `frank_wolfe`: as in FW-Merging (arXiv 2503.12649): from the experts' mean towards one expert at a time, in each tile.
     """
+    top: int | None = Field(default=None, ge=1)
+    """Of `frank_wolfe`: the number of experts that a step goes towards. Default: 1, the hard variant; more is a soft one."""
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first, without slopes."""
     weights: dict[str, float] | None = None
@@ -105,6 +107,10 @@ class Gradient:
         self._limit = settings.steps or defaults.steps
         share = defaults.validation if settings.validation is None else settings.validation
         self._measure = Measure("gradient", space, metrics, sizes, share, seed)
+        if settings.top is not None and settings.rule != "frank_wolfe":
+            raise DriverError(
+                f"driver `gradient`: `top` is of `rule: frank_wolfe`, got `rule: {settings.rule}`; leave it out"
+            )
         if settings.rule == "adamerging":
             _check_entropy(metrics)
         count = sum(len(examples) for examples in self._measure.training.values())
@@ -199,7 +205,7 @@ class Gradient:
         space = self._space
         match self._settings.rule:
             case "frank_wolfe":
-                return FrankWolfe(space, self._rate)
+                return FrankWolfe(space, self._rate, self._settings.top or 1)
             case "adamerging":
                 genome = np.where(movable(space), np.clip(0.3, space.lower, space.upper), start)
                 spans = np.where(space.upper > space.lower, space.upper - space.lower, 1.0)

@@ -8,7 +8,8 @@ import pytest
 from evomerge import search
 from evomerge.errors import DriverError
 from evomerge.search.slopes.ascent import Adam, shared_levels
-from evomerge.space import Box
+from evomerge.search.slopes.frank_wolfe import FrankWolfe
+from evomerge.space import Box, SearchSpace
 from evomerge.testing import drive, scattered_spheres, toy_space
 from evomerge.trial import Evaluation, Metric
 
@@ -122,6 +123,38 @@ def test_first_steps_of_frank_wolfe_by_hand():
     assert driver.breeder.gap == pytest.approx(2 * (2 * 0.0125 + 2 * 0.1125) / 4 * 5 / 16, rel=1e-5)
 
 
+def three_experts():
+    """Return the space of three experts' weights."""
+    weight = {"float": [0, 1], "per": ["expert"]}
+    merge = {"method": "linear", "inputs": "experts", "parameters": {"weight": weight}}
+    return SearchSpace({"merge": merge}, experts=("a", "b", "c"))
+
+
+def test_soft_frank_wolfe_by_hand():
+    """Slopes 4, 3, -1 are 2 at the mean, and so 2, 1, -3 over it: towards (2/3, 1/3, 0), hard towards (1, 0, 0)."""
+    slope = np.array([4.0, 3.0, -1.0])
+    for top, towards in ((1, [1, 0, 0]), (2, [2 / 3, 1 / 3, 0]), (3, [2 / 3, 1 / 3, 0])):
+        ascent = FrankWolfe(three_experts(), 0.3, top)
+        np.testing.assert_allclose(ascent.step(slope), [1 / 3 + 0.3 * (end - 1 / 3) for end in towards])
+        assert ascent.gap == pytest.approx(2)
+    # At (13/30, 1/3, 7/30) the slope (0, 1, 2) is 4/5: over it 1/5 and 6/5, and 2/3 of the rate towards (0, 1/7, 6/7).
+    end = ascent.position + 0.2 * (np.array([0, 1 / 7, 6 / 7]) - ascent.position)
+    np.testing.assert_allclose(ascent.position, [13 / 30, 1 / 3, 7 / 30])
+    np.testing.assert_allclose(ascent.step(np.array([0.0, 1.0, 2.0])), end)
+
+
+def test_tile_whose_slopes_are_equal_does_not_move():
+    ascent = FrankWolfe(three_experts(), 0.3, top=2)
+    np.testing.assert_allclose(ascent.step(np.zeros(3)), [1 / 3] * 3)
+
+
+def test_soft_frank_wolfe_keeps_to_the_hull():
+    problem = scattered_spheres(4)
+    for proposal in drive(make(problem, rule="frank_wolfe", top=2, learning_rate=1.0, steps=30), problem.evaluate, 60):
+        if proposal.slopes is not None:
+            np.testing.assert_allclose(proposal.genome.reshape(2, 2).sum(axis=0), 1)
+
+
 def test_frank_wolfe_ends_when_the_gap_closes():
     problem = scattered_spheres(4, spread=0.0)
     driver = make(problem, rule="frank_wolfe", learning_rate=1.0, steps=400)
@@ -188,6 +221,8 @@ def test_more_genes_than_examples_without_validation_are_warned_of():
         (toy_space(), DISTANCE, {}, {}, "objective `x/distance` is of the task `x`; expected `sizes`"),
         (Box({"n": {"int": [0, 3]}, "m": ["p", "q"]}), DISTANCE, {"x": 9}, {}, "genes with slopes, such as weights, and .* only `n`, `m`;"),
         (Box({"x": (0, 1)}), DISTANCE, {"x": 9}, {"rule": "frank_wolfe"}, "expected a space of `linear` or `task_arithmetic`"),
+        (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "top": 3}, "`top` is 3; expected at most 2, the number of experts"),
+        (toy_space(), DISTANCE, {"x": 9}, {"top": 2}, "`top` is of `rule: frank_wolfe`, got `rule: adam`; leave it out"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging"}, "got `x/distance`; type `search_metric: entropy`"),
         (toy_space(), DISTANCE, {"x": 9}, {"weights": {"x": 1}}, "unknown objective `x`"),
         (toy_space(), DISTANCE, {"x": 9}, {"validation": 0.7}, "`validation`: input should be less than or equal to 0.5"),
