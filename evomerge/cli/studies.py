@@ -35,8 +35,13 @@ from evomerge.trial import Evaluation, Proposal
 _PER_GENE = 10
 """Search examples per gene below which a study is warned of. A rule of thumb: as for coefficients of a regression."""
 _DEMO: dict[str, dict[str, Any]] = {
-    "text": {"driver": {"kind": "nsga2", "population": 16}, "evaluations": 120, "report": {"front": 16}},
-    "digits": {"evaluations": 300},
+    "text": {
+        "space": "task_arithmetic_per_tensor",
+        "driver": {"kind": "front", "slopes": True},
+        "evaluations": 120,
+        "report": {"front": 16},
+    },
+    "digits": {"space": "task_arithmetic_per_block", "evaluations": 300},
 }
 
 
@@ -47,7 +52,7 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
         raise StudyError(f"no demo for the zoo `{name}`; {nearest(name, _DEMO)}")
     build_zoo(name, 0)
     precision = str(zoo.fast_precision()).removeprefix("torch.")
-    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "space": "task_arithmetic_per_block", "precision": precision}
+    data = {"name": f"demo-{name}", "pool": {"zoo": name}, "precision": precision}
     settings = StudySettings.parse(data | _DEMO[name], "demo", Path.cwd())
     settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4))
     study = Study.create(out, settings, step_printer(console))

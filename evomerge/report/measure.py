@@ -16,6 +16,7 @@ from evomerge.history import common_failure, digest
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, comparisons, replay, surface
 from evomerge.report.estimates import NEEDED, Estimates
+from evomerge.report.fitted import fitted
 from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
 from evomerge.report.scorer import Scorer, Watch, singles
 from evomerge.study import Study
@@ -126,6 +127,7 @@ def measure(
         ),
         **replay.population(study, len(population)),
         surface=_surface(study, population),
+        fitted=fitted(parts, good, picked.recipe_id, scorer.scores(picked.recipe_id, split)),
         costs=seconds,
         damaged_costs=damaged,
         study=settings.model_dump(mode="json"),

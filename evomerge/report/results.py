@@ -101,6 +101,18 @@ class Choice(_Data):
         return self.probability >= self.needed
 
 
+class Fitted(_Data):
+    """Mean over objectives of the searched metric of the picked model, by what the search did with the examples."""
+
+    metric: str
+    slopes: float | None
+    """On the search examples whose slopes the search followed: genes are fitted to them."""
+    others: float | None
+    """On the search examples that only chose when to stop; None without such."""
+    unseen: float | None
+    """On the report split; None if the metric is not scored there."""
+
+
 class Hypervolume(_Data):
     """Hypervolumes above one reference point per split, which has the lowest score of any reference in each objective.
 
@@ -246,6 +258,8 @@ class Results(_Data):
     """Why the journal of a population could not be replayed: it then has no diagnostics and cells."""
     surface: Surface | None = None
     """Only for a driver that fits surrogates of the objectives, such as `front`."""
+    fitted: Fitted | None = None
+    """Only where the picked model was searched by slopes."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     damaged_costs: int = 0

@@ -167,7 +167,12 @@ def sentences(results: Results) -> list[str]:
         lines.append(
             "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
         )
-    lines += [*missing(results), noise(results), *filter(None, (population(results), surface(results)))]
+    lines += [
+        *missing(results),
+        noise(results),
+        *filter(None, [overfit(results)]),
+        *filter(None, (population(results), surface(results))),
+    ]
     if results.damaged_costs:
         lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
     failed = f", {results.failed} failed" if results.failed else ""
@@ -186,6 +191,20 @@ def noise(results: Results) -> str:
         f"{results.genes} genes were searched with {total} examples. Of the variance between the means of the better half of "
         f"models, {results.choice.noise:.0%} is the noise of these examples; more examples or fewer genes lower it."
     )
+
+
+def overfit(results: Results) -> str | None:
+    """Return the pick's scores on the examples that gave slopes, on the others, and on unseen ones; None without slopes."""
+    fitted = results.fitted
+    if fitted is None:
+        return None
+    parts = {
+        "on the search examples that gave slopes": fitted.slopes,
+        "on the other search examples": fitted.others,
+        f"on {'unseen' if results.split == 'report' else 'the final'} examples": fitted.unseen,
+    }
+    known = [f"{wording.value(number, fitted.metric)} {where}" for where, number in parts.items() if number is not None]
+    return f"The picked model has mean {wording.metric(fitted.metric)} {', '.join(known)}."
 
 
 def levels(comparisons: Sequence[Comparison]) -> str:

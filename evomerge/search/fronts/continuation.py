@@ -16,7 +16,7 @@ from evomerge.search.driver import Genomes, Means, Objectives, known_recipes, la
 from evomerge.search.fronts import infill
 from evomerge.search.fronts.front import FrontSettings
 from evomerge.search.slopes.ascent import Slope, movable
-from evomerge.search.slopes.measure import Measure, units
+from evomerge.search.slopes.measure import Measure
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Examples, Metric
 
@@ -59,7 +59,8 @@ class Continuation:
         self._known = known_recipes(space, settings.seed_known)
         self._generation = 0 if len(self._known) else 1
         self._sloped = 0  # generations with slopes that were learnt
-        self._units = np.ones(len(objectives))  # gains of different objectives that count alike
+        # Gains that count alike: a front is judged by the volume above the worst of the known recipes, so their ranges.
+        self._units = np.ones(len(objectives))
         self._scored: Means = np.empty((0, len(objectives)))  # of the known recipes
         self._start = space.to_unit(space.initial)
         genes = len(space.genes)
@@ -99,10 +100,9 @@ class Continuation:
         """Keep the points with their slopes. Raises `DriverError` for an evaluation without them."""
         if not self._steps:  # the known recipes
             self._scored = means[[done.error is None for done in evaluations]]
-            if len(self._scored) > 1:
-                base = self._space.landmarks().get("base")
-                row = next((i for i, genome in enumerate(genomes) if base is not None and (genome == base).all()), None)
-                self._units = units(means, list(evaluations), self._objectives, row)
+            spans = np.ptp(self._scored, axis=0) if len(self._scored) else np.zeros(len(self._objectives))
+            if (spans > 0).all():
+                self._units = spans
             self._start = self._space.to_unit(genomes[int(np.argmax((means / self._units).mean(axis=1)))])
             return
         self._sloped += 1

@@ -124,24 +124,6 @@ def test_units_of_the_objectives_have_little_effect():
     assert volume == pytest.approx(plain.quality(drive(front(plain), plain.evaluate, 24)), rel=0.02)
 
 
-def test_expert_that_fails_at_a_task_does_not_make_the_task_count_less():
-    """Equal weights count gains from the base to the best recipe: what is lost at the worst one has no effect."""
-    corners = np.repeat([[0.0, 1.0], [1.0, 0.0]], 3, axis=1)
-
-    class Known(Box):
-        def landmarks(self):
-            return {"init": self.initial, "base": np.zeros(6), "left": corners[0], "right": corners[1]}
-
-    space = Known({f"x{i}": (0, 1) for i in range(6)})
-
-    def genomes(loss):
-        score = lambda x: -np.mean((x - corners) ** 2, axis=1) - [0, loss * (x == corners[0]).all()]  # noqa: E731  # one line
-        problem = Sloped(space, ("left", "right"), score, np.array([-2.0, -2.0]))
-        return [proposal.genome.tolist() for proposal in drive(front(problem), problem.evaluate, 7)]
-
-    assert genomes(0) == genomes(1)
-
-
 def test_candidates_in_flight_differ_and_spread_over_the_front():
     problem = spheres(50)
     proposals = drive(front(problem, batch=4), problem.evaluate, 40, slots=4)
