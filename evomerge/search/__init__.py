@@ -29,7 +29,7 @@ from evomerge.search.populations.population import Archive, CellMap, Population,
 from evomerge.search.racing import Racing, RacingSettings
 from evomerge.search.random import Random, RandomSettings
 from evomerge.search.slopes.ascent import movable
-from evomerge.search.slopes.gradient import Gradient, GradientSettings
+from evomerge.search.slopes.gradient import RIDGE, Gradient, GradientSettings
 from evomerge.search.slopes.polish import Polish
 from evomerge.search.swarm import Swarm, SwarmSettings
 from evomerge.space import SearchSpace
@@ -186,8 +186,8 @@ def make(
 def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
     """Return the settings of the default driver.
 
-    `niches` if the space crosses earlier candidates. For one objective `cma`, or `gradient` with more than 40 genes where there
-    are slopes. For several, `front` with up to 40 float or int genes, with mixtures where the space has weights of experts, or with
+    `niches` if the space crosses earlier candidates. For one objective `cma`, or `gradient` with a ridge and more than 40 genes where
+    there are slopes. For several, `front` with up to 40 float or int genes, with mixtures where the space has weights of experts, or with
     more genes where there are slopes, else `nsga2`.
     """
     if space.parents:
@@ -195,7 +195,7 @@ def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
     if len(objectives) == 1:
         [metric] = read_metrics(objectives).values()
         many = metric.slopes and movable(space).sum() > MOST_GENES
-        return {"kind": "gradient"} if many else {"kind": "cma"}
+        return {"kind": "gradient", "ridge": RIDGE} if many else {"kind": "cma"}
     if not suits(space):
         many = len(space.genes) > MOST_GENES and has_slopes(space, read_metrics(objectives))
         return {"kind": "front", "slopes": True} if many else {"kind": "nsga2"}

@@ -183,7 +183,7 @@ def test_default_driver_depends_on_the_space_and_the_objectives(space, objective
 
 def test_default_driver_for_one_smooth_objective_over_many_genes_climbs_along_slopes():
     smooth = {"a/log_likelihood": Metric("log_likelihood", high=0.0, slopes=True)}
-    assert search.default(toy_space(42), smooth) == {"kind": "gradient"}
+    assert search.default(toy_space(42), smooth) == {"kind": "gradient", "ridge": 120}
     assert search.default(toy_space(40), smooth) == {"kind": "cma"}
     assert search.default(toy_space(42), ["a/log_likelihood"]) == {"kind": "cma"}
     assert search.default(bits().space, smooth) == {"kind": "cma"}

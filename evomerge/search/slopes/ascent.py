@@ -117,6 +117,16 @@ def shared_levels(space: SearchSpace) -> NDArray[np.intp]:
     return np.where(moves, levels, -1)
 
 
+def deviations(position: Genome, levels: NDArray[np.intp]) -> Slope:
+    """Return each gene minus the mean over the genes of its level, `(genes,)`; 0 for a gene without. See `shared_levels`."""
+    shared = levels >= 0
+    counts = np.maximum(np.bincount(levels[shared]), 1)
+    means = np.bincount(levels[shared], position[shared]) / counts
+    result = np.zeros_like(position)
+    result[shared] = position[shared] - means[levels[shared]]
+    return result
+
+
 def to_unit_slope(space: SearchSpace, genome: Genome, slope: Slope) -> Slope:
     """Return the slope with respect to unit coordinates, of one with respect to the genes, both `(genes,)`.
 

@@ -7,7 +7,7 @@ import pytest
 
 from evomerge import search
 from evomerge.errors import DriverError
-from evomerge.search.slopes.ascent import Adam, shared_levels
+from evomerge.search.slopes.ascent import Adam, deviations, shared_levels
 from evomerge.search.slopes.frank_wolfe import FrankWolfe
 from evomerge.space import Box, SearchSpace
 from evomerge.testing import drive, scattered_spheres, toy_space
@@ -97,6 +97,35 @@ def test_levels_are_shared_by_the_tiles_of_an_expert():
 def test_step_of_a_level_follows_the_sum_of_its_slopes():
     ascent = Adam(np.full(4, 0.5), 0.1, levels=np.array([0, 0, 0, -1]))
     np.testing.assert_allclose(ascent.step(np.array([3.0, -1.0, -1.0, 1.0])), [0.7, 0.5, 0.5, 0.6])
+
+
+def test_deviations_are_from_the_mean_of_a_level():
+    np.testing.assert_allclose(deviations(np.array([0.2, 0.6, 0.4, 0.9]), np.array([0, 0, -1, -1])), [-0.2, 0.2, 0, 0])
+    assert deviations(np.array([0.2, 0.6]), np.array([-1, -1])).tolist() == [0, 0]
+
+
+def test_ridge_reduces_slopes_by_the_deviation_over_the_number_of_training_examples():
+    """From genes 0.5 and 0.7 with slopes 1 and 1, and a ridge of 320 over 32 examples: the slopes are 1 + 1 and 1 - 1."""
+    problem = dataclasses.replace(scattered_spheres(2), space=toy_space(4))
+    start = np.array([0.5, 0.7, 0.4, 0.4])
+    driver = make(problem, seed_known=False, ridge=320)
+    driver.breeder._ascent = Adam(start, 0.05, (0.5, 0.9), shared_levels(problem.space))
+    wanted = []
+    step = driver.breeder._ascent.step
+    driver.breeder._ascent.step = lambda slope: wanted.append(slope) or step(slope)
+    flat = {name: np.array([0.0, 1, 1, 1, 1]) for name in problem.objectives}
+    scores = {name: np.zeros(20, np.float32) for name in problem.objectives}
+    drive(driver, lambda p: Evaluation(scores, slopes=flat), 1)
+    np.testing.assert_allclose(wanted, [[2, 0, 1, 1]], atol=1e-12)
+
+
+def test_ridge_keeps_genes_near_their_level_where_there_are_few_examples():
+    problem = scattered_spheres(100, examples=6, spread=0.6)
+    spreads = []
+    for ridge in (0, 120):
+        last = steps(drive(make(problem, ridge=ridge), problem.evaluate, 30))[-1]
+        spreads.append(np.abs(deviations(last.genome, shared_levels(problem.space))).mean())
+    assert spreads[1] < 0.5 * spreads[0]
 
 
 def test_first_steps_of_adamerging_are_those_of_the_paper():
@@ -223,6 +252,7 @@ def test_more_genes_than_examples_without_validation_are_warned_of():
         (Box({"x": (0, 1)}), DISTANCE, {"x": 9}, {"rule": "frank_wolfe"}, "expected a space of `linear` or `task_arithmetic`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "top": 3}, "`top` is 3; expected at most 2, the number of experts"),
         (toy_space(), DISTANCE, {"x": 9}, {"top": 2}, "`top` is of `rule: frank_wolfe`, got `rule: adam`; leave it out"),
+        (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging", "ridge": 9}, "`ridge` is of `rule: adam`, got `rule: adamerging`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging"}, "got `x/distance`; type `search_metric: entropy`"),
         (toy_space(), DISTANCE, {"x": 9}, {"weights": {"x": 1}}, "unknown objective `x`"),
         (toy_space(), DISTANCE, {"x": 9}, {"validation": 0.7}, "`validation`: input should be less than or equal to 0.5"),
