@@ -209,11 +209,13 @@ def open_parts(
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
     parts = Parts(pool, search_space, opened, setup, driver)
-    breeder = search.surfaced(parts.new_driver(settings.seed))
-    if breeder is not None and settings.evaluations < breeder.min_evaluations:
+    made = parts.new_driver(settings.seed)
+    breeder = search.surfaced(made)
+    least = 0 if breeder is None else breeder.min_evaluations * (3 if search.climbs(made) else 1)  # what slopes cost
+    if settings.evaluations < least:
         other = "nsga2" if len(objectives) > 1 else "cma"
         raise StudyError(
-            f"`evaluations` is {settings.evaluations}; expected {breeder.min_evaluations} or more, the least from which driver `{driver['kind']}` "
+            f"`evaluations` is {settings.evaluations}; expected {least} or more, the least from which driver `{driver['kind']}` "
             f"can predict a front over {len(search_space.genes)} genes; raise it, or type `driver: {{kind: {other}}}`"
         )
     return parts

@@ -60,7 +60,7 @@ def read(study: Study, population: Population) -> Surface:
         if kind == "front":
             raise StudyError(
                 f"{study.folder}: the driver `front` leaves a surface where it fits surrogates, and this study's follows slopes; "
-                "type `evomerge pick` without `--surface`"
+                "type `evomerge pick` without `--surface`, or start a study of up to 40 genes with `driver: {kind: front, slopes: surrogates}`"
             )
         raise StudyError(
             f"{study.folder}: only the drivers `front`, `map`, `bayesian_map` and `nested_map` leave a surface, and this study's is `{kind}`; "

@@ -19,6 +19,7 @@ from evomerge.search.fronts.continuation import Continuation, has_slopes
 from evomerge.search.fronts.front import MOST_GENES, Front, FrontSettings, suits
 from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
+from evomerge.search.fronts.sloped import SlopedFront
 from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.nsga import Nsga, NsgaSettings
 from evomerge.search.optuna_sampler import Optuna, OptunaSettings
@@ -100,12 +101,16 @@ def _gradient(
 def _front(
     space: SearchSpace, metrics: Metrics, seed: int, settings: FrontSettings, sizes: Mapping[str, int]
 ) -> Driver:
-    by_slopes = settings.slopes
-    if by_slopes is None:
-        by_slopes = len(space.genes) > MOST_GENES and has_slopes(space, metrics)
-    breeder = (
-        Continuation(space, metrics, seed, settings, sizes) if by_slopes else Front(space, metrics, seed, settings)
-    )
+    slopes = settings.slopes
+    if slopes is None:
+        slopes = len(space.genes) > MOST_GENES and has_slopes(space, metrics)
+    breeder: Breeder
+    if slopes == "surrogates":
+        breeder = SlopedFront(space, metrics, seed, settings, sizes)
+    elif slopes:
+        breeder = Continuation(space, metrics, seed, settings, sizes)
+    else:
+        breeder = Front(space, metrics, seed, settings)
     return Generational(space, metrics, breeder)
 
 

@@ -227,6 +227,19 @@ class SearchSpace:
                 coordinates[..., hole.genes] = hole.mixture.coordinates(self.from_unit(unit)[..., hole.genes])
         return coordinates
 
+    def directions(self, genome: Genome) -> NDArray[np.float64]:
+        """Return the derivatives of `coordinates` with respect to each unit coordinate at `genome`, `(genes, genes)`.
+
+        The row of a gene is the direction in which a change of this gene moves the coordinates.
+        """
+        rows = np.eye(len(self.genes))
+        for hole in self.holes:
+            if hole.mixture is not None:
+                count = rows[hole.genes].shape[0]
+                rows[hole.genes, hole.genes] = hole.mixture.jacobian(genome[hole.genes])[:count].T / hole.mixture.high
+                rows[hole.genes] *= self._scale[1][hole.genes, None]
+        return rows
+
     def mixed(self, genomes: Genome) -> Genome:
         """Map genomes `(..., genes)` of the box to those whose `weights` are mixtures; other genes stay as they are.
 

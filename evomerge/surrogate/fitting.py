@@ -13,8 +13,9 @@ from scipy.stats import qmc
 
 from evomerge.surrogate.design import Points, unknowns
 from evomerge.surrogate.rungs import Margins, Quadratic, Rung, Trend
+from evomerge.surrogate.slopes import SlopedTrend, Slopes
 from evomerge.surrogate.threads import on_one_thread
-from evomerge.surrogate.warps import IDENTITY, Prediction, Values, log, logit
+from evomerge.surrogate.warps import IDENTITY, Prediction, Values, Warp, log, logit
 
 NORMAL_90 = 1.6448536269514722
 """Half the width of a 90% interval, in standard deviations of a normal distribution."""
@@ -82,16 +83,20 @@ def fit(
     *,
     bounds: tuple[float, float] = (-np.inf, np.inf),
     margins: NDArray[np.float64] | None = None,
+    slopes: Slopes | None = None,
 ) -> Surrogate:
     """Return the surrogate of one objective, fitted to n candidates that were all evaluated, four or more.
 
     `points` are `(n, genes)`, unit coordinates; `scores` are those of each example, `(n, examples)`, clipped to `bounds`; their
     means must vary. `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. Of the rungs
     that apply, the one with the lowest left-out error on the metric's own scale is chosen. Ties go to the margins, which carry
-    more information than the scores, and else to the simpler rung.
+    more information than the scores, and else to the simpler rung. With `slopes`, which are of the same examples' mean
+    scores, the rung is the one that uses them.
     """
     table = np.clip(scores, *bounds)
     values = table.mean(axis=1)
+    if slopes is not None:
+        return judge(points, table, SlopedTrend(points, values, _warps(values, bounds, table.shape[1]), slopes))
     rungs = {rung.name: rung for rung in _ladder(points, table, bounds, margins)}
     errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in rungs.items()}
     name = _choose(errors)
@@ -173,24 +178,26 @@ def _ladder(
     points: Points, scores: Points, bounds: tuple[float, float], margins: NDArray[np.float64] | None
 ) -> list[Rung]:
     """Return the rungs that suit the metric and the number of points, fitted, in the order that decides ties."""
-    low, high = bounds
     values = scores.mean(axis=1)
-    enough = len(points) > unknowns(points.shape[1])
-    warp = IDENTITY
+    warps = _warps(values, bounds, scores.shape[1])
     rungs: list[Rung] = [] if margins is None else [Margins(points, values, margins)]
+    bounded = sum(map(math.isfinite, bounds))
+    if bounded == 1 or len(points) > unknowns(points.shape[1]):
+        name = ("quadratic", "log-loss quadratic", "weighted quadratic")[bounded]
+        rungs.append(Quadratic(name, points, values, warps))
+    return [*rungs, Trend(points, values, warps[-1])]
+
+
+def _warps(values: Values, bounds: tuple[float, float], examples: int) -> list[Warp]:
+    """Return the warps that suit mean scores of so many examples, the one for a process last."""
+    low, high = bounds
     if np.isfinite(low) and np.isfinite(high):
-        warp = logit(low, high, scores.shape[1])
-        if enough:
-            rungs.append(Quadratic("weighted quadratic", points, values, [warp]))
-    elif np.isfinite(low) or np.isfinite(high):
-        bound, side = (low, 1) if np.isfinite(low) else (high, -1)
-        # A mean score at the bound itself has no logarithm.
-        warps = [IDENTITY, log(bound, side)] if (side * (values - bound) > 0).all() else [IDENTITY]
-        warp = warps[-1]
-        rungs.append(Quadratic("log-loss quadratic", points, values, warps))
-    elif enough:
-        rungs.append(Quadratic("quadratic", points, values, [warp]))
-    return [*rungs, Trend(points, values, warp)]
+        return [logit(low, high, examples)]
+    if not (np.isfinite(low) or np.isfinite(high)):
+        return [IDENTITY]
+    bound, side = (low, 1) if np.isfinite(low) else (high, -1)
+    # A mean score at the bound itself has no logarithm.
+    return [IDENTITY, log(bound, side)] if (side * (values - bound) > 0).all() else [IDENTITY]
 
 
 def _choose(errors: Mapping[str, Values]) -> str:

@@ -30,6 +30,8 @@ class Warp:
     """The inverse."""
     noise: Callable[[Values], Values] = np.ones_like
     """Warped mean scores → the variance of their noise, up to a constant factor."""
+    slope: Callable[[Values], Values] = np.ones_like
+    """Mean scores → the derivative of `warp` there."""
 
 
 IDENTITY = Warp(lambda values: values, lambda warped: warped)
@@ -40,6 +42,7 @@ def log(bound: float, side: int) -> Warp:
     return Warp(
         lambda values: np.asarray(np.log(side * (values - bound))),
         lambda warped: np.asarray(bound + side * np.exp(np.clip(warped, -_LARGEST_LOG, _LARGEST_LOG))),
+        slope=lambda values: np.asarray(1 / (values - bound)),
     )
 
 
@@ -62,7 +65,11 @@ def logit(low: float, high: float, examples: int) -> Warp:
         share = np.clip(expit(warped), smallest, 1 - smallest)
         return np.asarray(0.25 / (share * (1 - share)))
 
-    return Warp(warp, unwarp, noise)
+    def slope(values: Values) -> Values:
+        right = (values - low) / (high - low) * examples
+        return np.asarray((1 / (right + 0.5) + 1 / (examples - right + 0.5)) * examples / (high - low))
+
+    return Warp(warp, unwarp, noise, slope)
 
 
 def unwarp_normal(warp: Warp, mean: Values, variance: Values) -> Prediction:

@@ -25,17 +25,21 @@ from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, kno
 from evomerge.search.fronts import infill
 from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.space import SearchSpace
-from evomerge.surrogate import Surrogate
+from evomerge.surrogate import Slopes, Surrogate
 from evomerge.trial import Evaluation, Metric
 
 MOST_GENES = 40
 _BATCH = 4
 _PER_GENE = 5
 """Candidates of the design per unknown of a linear model, d + 1, where that is less than 1.2 p."""
+_EXACT = 0.05
 _SMALLEST_GAIN = 0.001
 """Expected gain, as a share of the hypervolume, below which a batch is never worth its cost."""
 _PATIENCE = 3
 """A search without expected gain ends after that many times the design's size, even if its surface is refused."""
+
+ReadSlopes = Callable[[Genomes, Sequence[Evaluation]], Mapping[str, Slopes]]
+"""`(points, evaluations) -> slopes by objective`: those of succeeded evaluations, at points in unit coordinates."""
 
 
 class FrontSettings(BaseModel, extra="forbid", frozen=True):
@@ -48,15 +52,17 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     """Make half of the design's other candidates mixtures, where the space has weights of experts (`SearchSpace.weights`)."""
     points: int | None = Field(default=None, ge=4)
     """Candidates of the design. Default: 1.2 p, with p = (d + 1)(d + 2) / 2 the unknowns of a quadratic in d genes, or
-    5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least."""
+    5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least. With slopes, (d + 2) / 2
+    more than the known recipes."""
     batch: int | None = Field(default=None, ge=1)
     """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
     or 2 with slopes."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
-    slopes: bool | None = None
-    """Follow the slopes of the scores instead of surrogates (`Continuation`), for two or more objectives. Default: with more than
-    40 genes, where there are slopes. Then only `seed_known` and `batch` count, and there is no surface."""
+    slopes: Literal[True, False, "surrogates"] | None = None
+    """With `surrogates`, fit surrogates to slopes of the scores too (`SlopedFront`), over up to 40 genes. With true, follow the slopes
+    instead of surrogates (`Continuation`), for two or more objectives; then only `seed_known` and `batch` count, and there is no surface.
+    Default: true with more than 40 genes, where there are slopes."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
     noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points
@@ -71,8 +77,18 @@ class Front:
     candidates is left out; if none varies, the search ends.
     """
 
-    def __init__(self, space: SearchSpace, objectives: Objectives, seed: int, settings: FrontSettings) -> None:
-        """Search `space` for the front of `objectives`. Raises `DriverError` for choices and bits, and for too many genes."""
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Objectives,
+        seed: int,
+        settings: FrontSettings,
+        slopes: ReadSlopes | None = None,
+    ) -> None:
+        """Search `space` for the front of `objectives`. Raises `DriverError` for choices and bits, and for too many genes.
+
+        With `slopes`, surrogates are fitted to them too, and the design is as much smaller.
+        """
         other = "nsga2" if len(objectives) > 1 else "cma"
         for gene in space.genes:
             if gene.kind not in ("float", "int"):
@@ -89,8 +105,8 @@ class Front:
         self._settings = settings
         self._batch_size = settings.batch or _BATCH
         self._known = known_recipes(space, settings.seed_known)
-        usual = min(math.ceil(1.2 * surrogate.unknowns(self._genes)), _PER_GENE * (self._genes + 1))
-        self._size = settings.points or max(usual, len(self._known) + 2)
+        self._slopes = slopes
+        self._size = settings.points or max(self._usual(), len(self._known) + 2)
         if self._size < len(self._known):
             raise DriverError(
                 f"driver `front`: `points` is {self._size}; expected {len(self._known)} or more, for the known recipes"
@@ -101,12 +117,17 @@ class Front:
         self._generation = 0
         self._drawn: Genomes = np.empty((0, self._genes))  # all candidates so far, unit coordinates
         self._first = self._design(self._known, self._size)
+        # Slopes of the known recipes, most of them corners of the space, are not worth their cost.
+        parts = [self._first] if slopes is None else np.split(self._first, [len(self._known)])
+        self._parts = [part for part in parts if len(part)]  # of the design, each a generation
         self._succeeded: list[Evaluation] = []
         self._points: Genomes = np.empty((0, self._genes))  # of `_succeeded`
         self._failed: Genomes = np.empty((0, self._genes))
         self._fits: dict[str, Surrogate] = {}
         self._quiet = 0  # consecutive batches without an expected gain above the noise
         self._over = False
+        self.designing = True
+        """Whether the last generation was drawn all over the space, for the surrogates; not the known recipes, and not batches."""
 
     def __str__(self) -> str:
         mixtures = f", {self._mixtures} mixtures" if self._mixtures else ""
@@ -118,17 +139,21 @@ class Front:
     @property
     def min_evaluations(self) -> int:
         """Fewest evaluations from which there may be a surface."""
+        if self._slopes is not None:
+            return max(self._needed, sloped_points(self._genes) + 1)
         return max(self._needed, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
 
     def draw(self) -> Genomes:
         """Return the design, then replacements of its failures if needed, then batches, then no rows."""
         if self._over:
             return np.empty((0, self._genes))
-        if self._generation == 0:
-            unit = self._first
+        self.designing = self._generation > 0 or not len(self._known)
+        if self._parts:
+            unit = self._parts.pop(0)
         elif len(self._points) < self._needed:
             unit = self._design(self._known[:0], self._size - len(self._points))
         else:
+            self.designing = False
             unit = self._batch()
         self._generation += 1
         self._over = len(unit) == 0
@@ -141,7 +166,7 @@ class Front:
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Fit the surrogates again. Raises `DriverError` for a score out of bounds."""
         self._points, self._failed, self._succeeded = self._with(genomes, evaluations)
-        if len(self._points) >= self._needed:
+        if len(self._points) >= self._needed and not self._parts:
             self._fits = self._fit(self._points, self._succeeded)
 
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
@@ -177,6 +202,12 @@ class Front:
             self._reasons_to_refuse(fits),
             None if shared is None else self._genomes(shared),
         )
+
+    def _usual(self) -> int:
+        """Return the usual number of candidates of the design."""
+        if self._slopes is not None:
+            return len(self._known) + sloped_points(self._genes)
+        return min(math.ceil(1.2 * surrogate.unknowns(self._genes)), _PER_GENE * (self._genes + 1))
 
     def _genomes(self, unit: Genomes) -> Genomes:
         """Return the genomes of points in unit coordinates, int genes rounded."""
@@ -228,15 +259,19 @@ class Front:
         """Return the surrogate of each objective that varies. Raises `DriverError` for a score out of bounds."""
         scores = [np.array([done.scores[name] for done in succeeded], np.float64) for name in self._objectives]
         check_bounds("front", self._objectives, [metric.bounds for metric in self._metrics.values()], scores)
-        return fit_surrogates(self._metrics, points, succeeded, self._space.coordinates)
+        slopes = None if self._slopes is None else self._slopes(points, succeeded)
+        return fit_surrogates(self._metrics, points, succeeded, self._space.coordinates, slopes)
 
     def _excess(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
         """Return the share by which deviations exceed those that are trusted, in the worst objective: `(points,)`, 0 or less for trusted points.
 
         The limit is the deviation within which nine of ten candidates of the design were predicted from all the others: up to
-        there errors were measured and intervals calibrated.
+        there errors were measured and intervals calibrated. With slopes, which can predict the design almost exactly, it is a
+        twentieth of the scores' standard deviation at least.
         """
         limits = [np.quantile(fit.factor * fit.rung.left_out[1][: self._size], 0.9) for fit in fits.values()]
+        if self._slopes is not None:
+            limits = [max(limit, _EXACT * fit.values.std()) for limit, fit in zip(limits, fits.values(), strict=True)]
         return np.asarray((deviations / np.maximum(limits, 1e-12)).max(axis=1) - 1)
 
     def _reasons_to_refuse(self, fits: Mapping[str, Surrogate]) -> list[str]:
@@ -272,6 +307,7 @@ class Front:
             return self._points[:0]
         batch, count = self._improving(self._fits), len(self._points)
         if not len(batch) and count < _PATIENCE * self._size and self._reasons_to_refuse(self._fits):
+            self.designing = True
             return self._design(self._known[:0], self._batch_size)
         return batch
 
@@ -301,6 +337,15 @@ class Front:
         return candidates[rows] if self._quiet < 2 else candidates[:0]
 
 
+def sloped_points(genes: int) -> int:
+    """Return the number of candidates with slopes that have as many equations as a quadratic in d `genes` has unknowns: (d + 2) / 2.
+
+    Some of the equations repeat others: only d + 1 candidates identify a quadratic. Half as many, the prior, and batches
+    where the front is expected reach more hypervolume at equal cost.
+    """
+    return math.ceil((genes + 2) / 2)
+
+
 def suits(space: SearchSpace) -> bool:
     """Return whether surrogates can be fitted over a space: its genes are numbers, at most 40."""
     return all(gene.kind in ("float", "int") for gene in space.genes) and len(space.genes) <= MOST_GENES
@@ -311,11 +356,12 @@ def fit_surrogates(
     points: Genomes,
     evaluations: Sequence[Evaluation],
     coordinates: Callable[[Genomes], Genomes] = np.asarray,
+    slopes: Mapping[str, Slopes] | None = None,
 ) -> dict[str, Surrogate]:
     """Return the surrogate of each objective of `metrics` that varies, from margins where they were recorded.
 
     `points`, `(evaluations, genes)`, are unit coordinates; all evaluations succeeded. The surrogates are fitted in `coordinates` of
-    the points. Raises `SurrogateError`.
+    the points, to `slopes` as well if there are any. Raises `SurrogateError`.
     """
     fits = {}
     for name, metric in metrics.items():
@@ -324,6 +370,7 @@ def fit_surrogates(
         recorded = metric.margins is not None and all(table in evaluation.outputs for evaluation in evaluations)
         margins = np.array([done.outputs[table] for done in evaluations], np.float64) if recorded else None
         if surrogate.varies(scores):
-            fit = surrogate.fit(coordinates(points), scores, bounds=metric.bounds, margins=margins)
+            sloped = None if slopes is None else slopes[name]
+            fit = surrogate.fit(coordinates(points), scores, bounds=metric.bounds, margins=margins, slopes=sloped)
             fits[name] = replace(fit, points=points, coordinates=coordinates)
     return fits

@@ -79,12 +79,7 @@ class Measure:
         """
         if evaluation.error is not None:
             return None
-        missing = [name for name in self._objectives if name not in evaluation.slopes]
-        if missing:
-            raise DriverError(
-                f"an evaluation has scores and no slopes of {', '.join(missing)}; expected slopes of every objective over the "
-                f"proposal's `slopes` examples; {self._instead}, if the evaluator has none"
-            )
+        self.check(evaluation)
         moves = movable(self._space)
         slopes = np.array([self._space.slopes(genome, evaluation.slopes[name]) for name in self._objectives])
         training, validation = self._means(evaluation, self.training), self._means(evaluation, self.validation)
@@ -93,6 +88,15 @@ class Measure:
             return None
         slopes = np.where(moves, slopes, 0.0)
         return Measured(training, validation, np.array([to_unit_slope(self._space, genome, slope) for slope in slopes]))
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Raise `DriverError` for a success without slopes."""
+        missing = [name for name in self._objectives if name not in evaluation.slopes]
+        if missing and evaluation.error is None:
+            raise DriverError(
+                f"an evaluation has scores and no slopes of {', '.join(missing)}; expected slopes of every objective over the "
+                f"proposal's `slopes` examples; {self._instead}, if the evaluator has none"
+            )
 
     def _means(self, evaluation: Evaluation, examples: Examples) -> NDArray[np.float64]:
         parts = [evaluation.scores[name][list(examples[task])] for name, task in self._tasks.items()]
