@@ -1,10 +1,9 @@
-"""Reading: what a model's class makes of the names in a folder, and the names that all models of a pool get from it.
+"""Names: what a model's class makes of the names in a folder, and the names that all models of a pool get from it.
 
 Two files hold one model where the class loads both alike: with a prefix or without, with a tied head stored or not, with
 buffers that the class ignores. The class is asked only where names differ, or where equal tensors may be tied.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +18,21 @@ from evomerge.errors import PoolError
 class Reading(Protocol):
     """What the class named in a folder's `config.json` makes of the tensors in the folder's files."""
 
-    fills: Mapping[str, Sequence[tuple[str, object]]]
-    """By stored name, the module's tensors that it fills, each with the box; none for a tensor that the class ignores."""
-    ties: Mapping[str, frozenset[str]]
-    """By name in the module, the names of the parameters that share its memory, its own among them."""
-    encoder_decoder: bool
-    transposed: frozenset[str]
-    """The module's weights that are (in, out), those of GPT-2's `Conv1D`."""
+    @property
+    def fills(self) -> Mapping[str, Sequence[tuple[str, object]]]:
+        """By stored name, the module's tensors that it fills, each with the box; none for a tensor that the class ignores."""
+
+    @property
+    def ties(self) -> Mapping[str, frozenset[str]]:
+        """By name in the module, the names of the parameters that share its memory, its own among them."""
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the model is an encoder-decoder."""
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The module's weights that are (in, out), those of GPT-2's `Conv1D`."""
 
     def land(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""
@@ -33,15 +40,16 @@ class Reading(Protocol):
 
 def read(folder: Folder) -> Reading | None:
     """Return what transformers makes of `folder`, None for an architecture that it does not load by moving tensors."""
-    # The package that knows transformers is above this one, and takes seconds to import: most pools do not need it.
-    reading: Reading | None = importlib.import_module("evomerge.models.reading").read(folder)
-    return reading
+    from evomerge.models import reading  # knows transformers, whose import takes seconds: most pools do not need it
+
+    return reading.read(folder)
 
 
 def read_settings(folder: Folder) -> dict[str, Any] | None:
     """Return the configuration with the defaults of its class, by transformers' present names, None for an unknown one."""
-    settings: dict[str, Any] | None = importlib.import_module("evomerge.models.reading").settings(folder)
-    return settings
+    from evomerge.models import reading
+
+    return reading.settings(folder)
 
 
 @dataclass
