@@ -104,7 +104,7 @@ class StageSuite:
         assert isinstance(recipe.root, MergeNode)
         inputs = InMemory({tensor: torch.zeros(stack.shape[1])}, [{tensor: row} for row in stack])
         pipeline = Pipeline(recipe.root.merge, inputs, Store())
-        site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor), tuple(labels), 0)
+        site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor).unnamed, tuple(labels), 0)
         words = {name: str(spec.default) for name, spec in stage.parameters.items() if spec.is_word}
         piece = Piece(list(stack.clone()), torch.tensor(-(2**31), dtype=torch.int32))
         rows = list(stack.clone())

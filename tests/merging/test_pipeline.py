@@ -202,7 +202,7 @@ def test_a_table_over_tensors_merges_each_tensor_as_its_own_numbers_do(method):
 
 def test_tensors_share_what_is_measured_unless_a_table_names_them():
     def places(parameters):
-        return set(Pipeline(merge("ties", LABELS, parameters).root.merge, InMemory(BASE, INPUTS), Store())._values)
+        return set(Pipeline(merge("ties", LABELS, parameters).root.merge, InMemory(BASE, INPUTS), Store()).values)
 
     assert {place.tensor for place in places({"weight": {"per": ["block/2"], "values": [1, 2]}})} == {""}
     table = {"per": ["tensor"], "values": dict.fromkeys(BASE, 0.5)}
