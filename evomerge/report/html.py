@@ -94,6 +94,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
         for comparison, text in zip(results.comparisons, sentences, strict=False)
     )
     missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.missing(results))
+    trust = " ".join(filter(None, (tables.noise(results), tables.overfit(results))))
     facts = {
         "candidates evaluated": f"{results.evaluations}"
         + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"
@@ -117,7 +118,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
 <dl class="facts">{shown}</dl>
 <p><strong>{escape(tables.warning(results) or "")}</strong></p>
 <p>{escape(tables.choice(results))}</p>
-<ul class="verdicts">{items}</ul><p class="muted">{escape(tables.noise(results))}</p>{missing}
+<ul class="verdicts">{items}</ul><p class="muted">{escape(trust)}</p>{missing}
 <h2>The front, on unseen examples</h2>
 {_image(drawn["front"], "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>

@@ -7,6 +7,7 @@ import pytest
 
 from evomerge import strict_yaml
 from evomerge.report import html, tables
+from evomerge.report.results import Fitted
 
 EVIL = '<script src="https://evil.example/x.js">alert(1)</script>&"\'$[red]'
 VOID = {"meta", "img", "br"}
@@ -96,3 +97,11 @@ def test_commands_can_be_typed_for_any_folder_name(results, page):
         assert command[-2:] == ["-o", "OUT"]
     weights = ",".join(f"{o.name}={1 if i else 2}" for i, o in enumerate(results.objectives))
     assert commands[1][3:5] == ["--weights", weights]
+
+
+def test_a_search_along_slopes_says_how_the_pick_holds_in_tables_and_on_the_page(results, tmp_path):
+    fitted = Fitted(metric="log_likelihood", slopes=-0.5, others=None, unseen=-0.75)
+    sloped = results.model_copy(update={"fitted": fitted})
+    line = "The picked model has mean log likelihood -0.500 on the search examples that gave slopes, -0.750 on unseen examples."
+    assert line in tables.sentences(sloped)
+    assert line in Page(html.page(sloped, tmp_path)).text
