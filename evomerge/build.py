@@ -4,7 +4,8 @@ It is lazy: a tensor is merged when it is read, so a merge larger than memory st
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Checkpoint, Computed, differences
+from evomerge.checkpoints.folder import Checkpoint, Computed, all_finite, differences
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
@@ -126,7 +127,7 @@ class Merged(Computed):
         self._pool = builder.pool
         sources = [builder.build(inner) for inner in merge.inputs]
         models = (self._pool.base, *sources)
-        self._inner = {i: s for i, s in enumerate(sources) if isinstance(s, Merged)} if inputs_sloped(merge) else {}
+        self._merge, self._inputs = merge, sources
         for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
@@ -139,7 +140,6 @@ class Merged(Computed):
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
         self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
-        self._gradient = MergeGradient(merge, self._pipeline)
         super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
 
     def fp32(self, name: str) -> torch.Tensor:
@@ -154,6 +154,16 @@ class Merged(Computed):
             self._pipeline.write(source, out)
         else:
             super().write(name, out)
+
+    @cached_property
+    def _gradient(self) -> MergeGradient:
+        return MergeGradient(self._merge, self._pipeline)
+
+    @cached_property
+    def _inner(self) -> Mapping[int, "Merged"]:
+        """Those of the inputs that are merges and to which slopes pass, by number."""
+        merges = {i: source for i, source in enumerate(self._inputs) if isinstance(source, Merged)}
+        return merges if merges and inputs_sloped(self._merge) else {}
 
     def pull(
         self, name: str, gradient: torch.Tensor, take: "Callable[[Merged, KeyPath, str, Pulled], None]", at: KeyPath
@@ -207,7 +217,7 @@ class Slopes:
 
     def take(self, name: str, gradient: torch.Tensor) -> None:
         """Add the part of one tensor, by a number's gradient with respect to it. Raises `FloatingPointError` if not finite."""
-        if not gradient.sum().isfinite() and not gradient.isfinite().all():
+        if not all_finite(gradient):
             raise FloatingPointError(f"the gradient of the tensor `{name}` holds NaN or infinity")
         assert self._merged is not None
         self._merged.pull(name, gradient.float(), self._add, ("merge",))

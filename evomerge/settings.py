@@ -259,8 +259,8 @@ def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
 def _imported(file: Path, folder: Path) -> list[Path]:
     """Return the loaded files inside `folder` that `file` imports, and those that they import."""
     found: list[Path] = []
-    waiting = [file]
-    while waiting and file.is_file() and file.is_relative_to(folder):
+    waiting = [file] if file.is_file() and file.is_relative_to(folder) else []
+    while waiting:
         nodes = list(ast.walk(ast.parse(waiting.pop().read_bytes())))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         for node in nodes:

@@ -108,9 +108,9 @@ class Study:
     ) -> None:
         """Replay the journal, then search until the budget is used or the driver proposes no more.
 
-        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Raises `StudyError`
-        where the first candidates all fail with one error. Without an
-        `evaluator` the study makes its own, and shows progress unless `progress` is False.
+        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Without an
+        `evaluator` the study makes its own, and shows progress unless `progress` is False. Raises `StudyError` where the first
+        candidates all fail with one error.
         """
         if evaluator is None:
             total = self.settings.evaluations

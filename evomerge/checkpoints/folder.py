@@ -41,6 +41,12 @@ class Checkpoint(Protocol):
         """Close files and drop caches; the next read opens the files again."""
 
 
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds no NaN and no infinity."""
+    # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
+    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 class Computed(Checkpoint):
     """A checkpoint whose tensors a function computes from those of other checkpoints."""
 

@@ -17,7 +17,7 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints.beside import files_beside
-from evomerge.checkpoints.folder import INDEX, WEIGHTS, Checkpoint, Folder
+from evomerge.checkpoints.folder import INDEX, WEIGHTS, Checkpoint, Folder, all_finite
 from evomerge.checkpoints.header import DTYPES, TensorInfo
 from evomerge.errors import CheckpointError
 
@@ -164,11 +164,10 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
     if actual != expected:  # the header that is already written would be wrong
         msg = f"tensor `{name}`: expected {expected.dtype} of shape {list(expected.shape)}, as the header of its file says, got {actual.dtype} of shape {list(actual.shape)}; has the file changed?"
         raise CheckpointError(msg)
-    # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
-    if tensor.is_floating_point() and not tensor.sum().isfinite() and not (finite := tensor.isfinite()).all():
+    if not all_finite(tensor):
         largest = torch.finfo(tensor.dtype).max
         msg = (
-            f"tensor `{name}` of the result holds {int((~finite).sum())} elements that are NaN or infinite, of {tensor.numel()}; expected "
+            f"tensor `{name}` of the result holds {int((~tensor.isfinite()).sum())} elements that are NaN or infinite, of {tensor.numel()}; expected "
             f"finite numbers. Merges are stored in the base's {str(tensor.dtype).removeprefix('torch.')}, whose largest number is {largest:.3g}; "
             "give a base that is saved in bfloat16 or float32 (`model.bfloat16().save_pretrained(FOLDER)`), or smaller weights"
         )

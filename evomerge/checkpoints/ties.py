@@ -1,6 +1,7 @@
 """Tensors that are stored several times: which of them are equal in every model, and the configuration without ties."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def find_copies(models: Sequence[Checkpoint]) -> list[list[str]]:
     floating = [name for name, entry in base.info.items() if entry.dtype.is_floating_point and entry.numel]
     groups = _split([floating], lambda name: (base.info[name].shape, base.info[name].dtype))
     for model in (base, *experts):
-        groups = _split(groups, lambda name, model=model: _sample(model.tensor(name)))  # type: ignore[misc]
+        groups = _split(groups, partial(_sample, model))
     for model in (base, *experts):
         groups = [part for group in groups for part in _equal(model, group)]
     return [group for group in groups if not all(_is_constant(model.tensor(group[0])) for model in models)]
@@ -42,8 +43,8 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable]) -> l
     return parts
 
 
-def _sample(tensor: torch.Tensor) -> bytes:
-    flat = tensor.reshape(-1)
+def _sample(model: Checkpoint, name: str) -> bytes:
+    flat = model.tensor(name).reshape(-1)
     return flat[:: max(1, len(flat) // _SAMPLE)].double().add(0.0).numpy().tobytes()  # -0.0 equals 0.0
 
 

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from evomerge.errors import ModelError
 from evomerge.models import LiveModel
 from evomerge.tasks import Task
 from evomerge.tasks.data import task_error
-from evomerge.tasks.task import Scores, Vector
+from evomerge.tasks.task import Scores, joined
 from evomerge.trial import Split
 
 
@@ -44,23 +43,11 @@ def score_with_slopes(
                 except RuntimeError as error:
                     raise ModelError(_explained(task, model, split, wanted, error)) from error
             parts.append(([place[wanted[position]] for position in part.positions], part.scores))
-    return Scores(
-        _joined([(places, scores.scores) for places, scores in parts], len(scored)),
-        _joined([(places, scores.outputs) for places, scores in parts], len(scored)),
-    )
+    return joined(parts)
 
 
 def _backward(value: Tensor) -> None:
     value.backward()  # type: ignore[no-untyped-call]  # the library has no types here
-
-
-def _joined(parts: Sequence[tuple[Sequence[int], Any]], size: int) -> dict[str, Vector]:
-    """Return the vectors and tables of all examples from those of parts."""
-    joined: dict[str, Vector] = {}
-    for places, arrays in parts:
-        for name, array in arrays.items():
-            joined.setdefault(name, np.empty((size, *array.shape[1:]), np.float32))[places] = array
-    return joined
 
 
 def _explained(task: Task, model: LiveModel, split: Split, wanted: Sequence[int], error: Exception) -> str:

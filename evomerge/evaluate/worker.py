@@ -22,7 +22,7 @@ import torch
 from evomerge import tasks
 from evomerge.build import Builder, Slopes
 from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.folder import Checkpoint, Computed, Folder
+from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
@@ -113,10 +113,11 @@ class Worker:
                     for task, indices in loaded.indices(examples):
                         if loaded.model.module.training:  # left so by a task of the user's: dropout would act
                             loaded.model.module.train(mode=False)
-                        if pull is None or slopes is None or task.name not in slopes:
+                        wanted = (slopes or {}).get(task.name)
+                        if pull is None or wanted is None:
                             result = task.score(loaded.model, split, indices)
                         else:
-                            result = score_with_slopes(task, loaded.model, split, indices, slopes[task.name], pull)
+                            result = score_with_slopes(task, loaded.model, split, indices, wanted, pull)
                             derivatives[f"{task.name}/{task.search_metric}"] = pull.collect()
                         for metric, vector in result.scores.items():
                             _check_scores(task.name, metric, vector)
@@ -215,8 +216,7 @@ class _Finite(Computed):
 
     @staticmethod
     def _check(name: str, tensor: torch.Tensor) -> None:
-        # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise FloatingPointError(f"the merged tensor `{name}` holds NaN or infinity")
 
 

@@ -54,9 +54,8 @@ class MergeGradient:
         self._labels = merge.labels
         self._given = list(zip(spelled["steps"], spelled["paths"], strict=True))
         self._sloped = sloped(merge)
-        self._small: dict[
-            str, torch.Tensor
-        ] = {}  # the rows after the edits, (rows, n), of small tensors: read once a batch
+        # Rows after the edits, (rows, n), of small tensors, which every batch reads.
+        self._small: dict[str, torch.Tensor] = {}
 
     def pull(self, name: str, gradient: torch.Tensor, inner: Collection[int] = ()) -> Pulled:
         """Return the derivatives of <gradient, merged tensor>, from which `numbers` has those of the parameters.
@@ -68,8 +67,8 @@ class MergeGradient:
             return Pulled([_product(self._small[name], gradient.reshape(-1))], {}, linear=True)
         pipeline = self._pipeline
         site, base, tensors = pipeline.load(name)
-        composition, flat = self._pipeline.compositions[site.place], flattened(gradient.contiguous())
-        if not base.numel() or not pipeline.depends(name):
+        composition, flat = pipeline.compositions[site.place], flattened(gradient.contiguous())
+        if not base.numel() or pipeline.is_base(site, base, tensors):
             return Pulled([], {})
         if composition.linear and not inner:
             return Pulled([self._products(site, base, tensors, flat)], {}, linear=True)

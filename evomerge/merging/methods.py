@@ -203,7 +203,8 @@ METHODS: Mapping[str, Method] = Table(
 def spell_out(merge: Merge) -> dict[str, Any]:
     """Return a merge's stages with every parameter written: origin, reduce, and a list `steps` of (stage, parameters).
 
-    `paths` has for each step the key path of its parameters in the merge's JSON data. Raises `RecipeError` for unknown methods, stages or parameters, and for values out of range.
+    `paths` has for each step the key path of its parameters in the merge's JSON data. Raises `RecipeError` for unknown
+    methods, stages or parameters, and for values out of range.
     """
     if merge.method is not None:
         if merge.method not in METHODS:

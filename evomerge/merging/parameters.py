@@ -52,7 +52,7 @@ class Parameter:
                 raise RecipeError(f"parameter `{name}` is one number for all inputs; remove `expert` from its `per`")
             if self.choices and any(axis.startswith("depth") for axis in value.per):
                 raise RecipeError(f"parameter `{name}` is a word, which `depth/N` cannot interpolate; use `block/N`")
-            for entry in _entries(value.values):
+            for entry in entries(value.values):
                 self.check(name, entry)
             return
         if value in self.choices:
@@ -76,10 +76,11 @@ class Parameter:
         return f"{number}, or {words}" if words else number
 
 
-def _entries(table: Any) -> list[Any]:
+def entries(table: Any) -> list[Any]:
+    """Return the entries of a table's nested mappings and lists, in order."""
     if isinstance(table, dict):
         table = tuple(table.values())
-    return [entry for inner in table for entry in _entries(inner)] if isinstance(table, list | tuple) else [table]
+    return [entry for inner in table for entry in entries(inner)] if isinstance(table, list | tuple) else [table]
 
 
 def at(value: Any, place: Place, label: str | None = None) -> Any:

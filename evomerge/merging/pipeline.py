@@ -95,7 +95,7 @@ class Pipeline:
         site, base, tensors = self.load(name)
         composition = self.compositions[site.place]
         flat = flattened(out)
-        if composition.origin == "base" and not self._adds and self._unchanged(name, base, tensors):
+        if self.is_base(site, base, tensors):
             flat.copy_(base)
             return
         bound = [self.bound(step, site) for step in range(len(self.stages))] if base.numel() else []
@@ -111,9 +111,7 @@ class Pipeline:
 
     def depends(self, name: str) -> bool:
         """Return whether the merged tensor depends on the parameters at all: not if all task vectors are zero."""
-        site, base, tensors = self.load(name)
-        fixed = self.compositions[site.place].origin == "base" and not self._adds
-        return not (fixed and self._unchanged(name, base, tensors))
+        return not self.is_base(*self.load(name))
 
     def densities(self) -> dict[str, float]:
         """Return the share of merged elements that are not zero after the edits, by input; {} without edits of each input.
@@ -220,13 +218,15 @@ class Pipeline:
         tensor = site.tensor if scope == "tensor" else None
         return self._key(step, tensor, site.place.kind if scope == "kind" else None)
 
-    def _unchanged(self, name: str, base: torch.Tensor, tensors: Rows) -> bool:
-        """Return whether every task vector of the tensor is zero, as of frozen embeddings: the merge is then the base."""
+    def is_base(self, site: Site, base: torch.Tensor, tensors: Rows) -> bool:
+        """Return whether a loaded tensor's merge is the base's, whatever the parameters: all task vectors of frozen embeddings are 0."""
+        if self.compositions[site.place].origin != "base" or self._adds:
+            return False
 
         def compare() -> bool:
             return all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
 
-        return self.store.measure(("unchanged", name, *self._inputs.ids), compare)
+        return self.store.measure(("unchanged", site.tensor, *self._inputs.ids), compare)
 
     def site(self, tensor: str) -> Site:
         """Return a tensor's site; cached, as loading the tensors of a nested merge takes long."""

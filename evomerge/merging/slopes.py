@@ -1,13 +1,14 @@
 """Which of a merge's parameters have slopes: those that its tensors are smooth functions of.
 
 Masks, signs and thresholds are held fixed: they are piecewise constant. Drop rates, densities, ranks and words have no slope.
-Not to be confused with `Pipeline.pull`, which computes slopes.
+Not to be confused with `MergeGradient`, which computes slopes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evomerge.merging.methods import spell_out
+from evomerge.merging.parameters import entries
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
 from evomerge.recipe import Merge, MergeNode, Recipe, Tiled
@@ -56,19 +57,10 @@ def measures(stage: Stage, values: Mapping[str, Any]) -> bool:
     if not names:
         return stage.measure.over(_per_input(stage, values)) is not None
     return any(
-        measures(stage, {**values, names[0]: entry}) for entry in dict.fromkeys(_entries(values[names[0]].values))
+        measures(stage, {**values, names[0]: entry}) for entry in dict.fromkeys(entries(values[names[0]].values))
     )
 
 
 def _per_input(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
     parameters = stage.parameters
     return {k: (v,) if parameters[k].per_input and not parameters[k].is_word else v for k, v in values.items()}
-
-
-def _entries(table: Any) -> Iterator[Any]:
-    inner = table.values() if isinstance(table, Mapping) else table if isinstance(table, list | tuple) else None
-    if inner is None:
-        yield table
-        return
-    for entry in inner:
-        yield from _entries(entry)

@@ -51,8 +51,9 @@ class LiveModel:
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
         creates the module instead: called with the folder, it returns a torch module whose state has the checkpoint's
-        names. `tokenizer` is the folder of another model whose tokenizer and end tokens this one has. Up to `shared` bytes of hidden states are kept for stacks that begin with the same layers. Raises
-        `ModelError` where the folder cannot be loaded or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
+        names. `tokenizer` is the folder of another model whose tokenizer and end tokens this one has. Up to `shared` bytes of
+        hidden states are kept for stacks that begin with the same layers. Raises `ModelError` where the folder cannot be loaded
+        or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
         self.folder = Path(folder)
         self.precision = precision

@@ -25,8 +25,9 @@ _NAMED = ("expert", "kind", "tensor")
 class Place:
     """The place of a tensor in a model: its block, the number of `blocks` of its stack, its kind, and its name in the checkpoint.
 
-    `model` is the number of blocks of the model's largest stack where this is another one, else 0. Tensors outside the blocks (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without
-    a name it is the place of all tensors like it.
+    `model` is the number of blocks of the model's largest stack where this is another one, else 0. Tensors outside the blocks
+    (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without a name it is the place
+    of all tensors like it.
     """
 
     block: int
@@ -35,6 +36,11 @@ class Place:
     inside: bool = True
     tensor: str = ""
     model: int = 0
+
+    @property
+    def depth(self) -> float:
+        """How far up the block is in its stack, from 0 to 1."""
+        return self.block / max(self.blocks - 1, 1)
 
     @property
     def unnamed(self) -> "Place":
@@ -216,6 +222,6 @@ def _cells(table: Any, axis: str, place: Place, label: str | None) -> tuple[Any,
             raise RecipeError(msg)
         group = place.block * size // place.blocks
         return group, group, 0.0
-    depth = place.block / max(place.blocks - 1, 1) * (size - 1)
+    depth = place.depth * (size - 1)
     left = min(int(depth), max(size - 2, 0))
     return left, min(left + 1, size - 1), depth - left

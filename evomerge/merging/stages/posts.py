@@ -38,8 +38,7 @@ def _by_depth(site: Site, values: Values, share: float | None) -> Bound:
 
 
 def _depth(site: Site) -> float:
-    place = site.place
-    return place.block / max(place.blocks - 1, 1) if place.inside else 0.0
+    return site.place.depth if site.place.inside else 0.0
 
 
 def _growth_slope(

@@ -33,6 +33,7 @@ _BATCH = 4
 _PER_GENE = 5
 """Candidates of the design per unknown of a linear model, d + 1, where that is less than 1.2 p."""
 _EXACT = 0.05
+"""Share of the scores' standard deviation that a predicted deviation may have at least, where there are slopes."""
 _SMALLEST_GAIN = 0.001
 """Expected gain, as a share of the hypervolume, below which a batch is never worth its cost."""
 _PATIENCE = 3

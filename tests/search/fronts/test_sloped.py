@@ -37,7 +37,7 @@ class TestSlopedFrontSurface(SurfaceSuite):
     def problem(self):
         problem = scattered_spheres(4)
         # Its scores are means over examples.
-        score = lambda x: np.array([-np.mean((x - c) ** 2) for c in problem.centres.values()])  # noqa: E731
+        score = lambda x: np.array([-np.mean((x - c) ** 2) for c in problem.centres.values()])  # noqa: E731  # one line of mathematics
         return replace(problem, score=score)
 
     def make(self, problem, seed):
