@@ -11,7 +11,8 @@ scores, whose hypervolume is above the worst of base and experts in each task.
 
     python experiments/slopes.py [--smoke] [--seeds N] [--evaluations N] [--only ZOO:METHOD:GENES:EXAMPLES …] [--json] [--out DIR]
 
-An interrupted run resumes with the same command: its studies are kept in `runs/slopes/`.
+An interrupted run resumes with the same command: its studies are kept in `runs/slopes/`. Searches of which `slopes.json` in the
+output folder has the rows are not run again, so that a full run, of many hours, can be made in parts and on several machines.
 """
 
 import json
@@ -90,18 +91,39 @@ SMOKE = (Case("digits", "gradient", "tensors", 50), Case("digits", "NSGA-II", "h
 
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows = [] if switches.smoke else kept_rows(switches)
+    done = {(row["zoo"], row["method"], row["tiling"], row["examples"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory(prefix="slopes-") as scratch:
         folder = Path(scratch) if switches.smoke else STUDIES
         for seed in switches.seeds:
             for case in SMOKE if switches.smoke else [CASES[name] for name in switches.parts]:
+                if (case.zoo, case.method, case.genes, case.examples, seed) in done:
+                    continue
                 kept = folder / f"{case}-{switches.evaluations}-{seed}".replace(":", "-").replace(" ", "-")
                 if not (kept / "rows.json").exists():
                     say(f"{case}, seed {seed}")
                     found = rows_of(case, seed, kept, switches)
                     files.write(kept / "rows.json", json.dumps(found))
                 rows += json.loads((kept / "rows.json").read_text(encoding="utf-8"))
+    rows.sort(
+        key=lambda row: (
+            list(BLOCKS).index(row["zoo"]),
+            list(METHODS).index(row["method"]),
+            row["genes"],
+            row["examples"],
+            row["seed"],
+        )
+    )
     return Findings({"rows": rows}, text(rows), draw(rows), packages=["cmaes", "pymoo", "optuna"])
+
+
+def kept_rows(switches: Switches) -> list[dict[str, Any]]:
+    """Return the rows of earlier runs with the same budget from the output folder."""
+    path = None if switches.out is None else switches.out / "slopes.json"
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"]
+    return [row for row in rows if row["budget"] == switches.evaluations]
 
 
 def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dict[str, Any]]:
@@ -139,6 +161,7 @@ def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dic
                 "genes": len(study.parts.space.genes),
                 "examples": case.examples,
                 "seed": seed,
+                "budget": settings.evaluations,
                 "evaluations": len(upto),
                 "with_slopes": sum(proposal.slopes is not None for proposal, _ in upto),
                 "units": float(units[len(upto) - 1]),
