@@ -7,7 +7,7 @@ and what they multiply by to restore the L1 norm.
 
 They differ, each shown by a test below, where mergekit
 
-- truncates: it keeps int(density·n), we the nearest integer, at least one ("truncates");
+- truncates: it keeps int(density·n), we the nearest integer, at least one ("truncates"); `rounding: down` is the same;
 - keeps an exact number of elements, equals chosen by its sort; we keep all equals of the smallest kept, or with
   `equals: first` an exact number, equals chosen by index ("equals");
 - takes a vote of zero for +, where TIES' paper has no sign; `undecided: positive` is the same ("undecided");
@@ -16,14 +16,15 @@ They differ, each shown by a test below, where mergekit
 - draws the noise of DARE and DELLA from torch's generator in the order of execution; ours is keyed ("noise");
 - refuses a DELLA window outside of (0, 1), which we cut, and rows of one element, which have no ranks ("window");
 - takes the chord where |cos| > 0.9995, where an arc is still well defined ("chord"), also between anti-parallel vectors,
-  whose middle is zero; we refuse those ("anti-parallel");
+  whose middle is zero; we refuse those ("anti-parallel"); `chord: 0.9995` is the same;
 - has no weights for the Karcher mean, stops it after 10 steps, and keeps unit vectors in the dtype of the weights, which
   is inaccurate in bf16 ("karcher");
-- does not keep Model Stock between the base and the mean: opposite experts lead away from them ("stock");
+- does not keep Model Stock between the base and the mean: opposite experts lead away from them ("stock"); `bounds: none`
+  is the same;
 - divides by the sum of weights even if that is zero: linear is not finite; ours is the base ("linear");
 - adds task vectors in the dtype of the weights; we in fp32, cast once ("bf16");
 - weighs equally in SCE where the mean squares of task vectors sum to less than 1e-6, which those of a fine-tuned model
-  often do ("energies"), and in NearSwap takes differences below 1e-6 for 1e-6 ("near").
+  often do ("energies"; `equal_below: 1e-6` is the same), and in NearSwap takes differences below 1e-6 for 1e-6 ("near").
 
 Earlier versions of mergekit lost a tensor of fewer than 1/gamma elements in Breadcrumbs; this one does not ("small tensors").
 """
@@ -394,3 +395,37 @@ def test_nearswap_takes_small_differences_for_larger_ones_in_mergekit():
     base, experts = vectors([1e-7])
     assert ours("nearswap", base, experts, t=1e-8)["w"].tolist() == pytest.approx([1e-8], rel=1e-6)
     assert theirs("nearswap", base, experts, t=1e-8)["w"].tolist() == pytest.approx([1e-9], rel=1e-6)
+
+
+@pytest.mark.parametrize("density", [0.29, 0.7, 0.003])
+def test_with_rounding_down_as_many_are_kept_as_by_mergekit(density):
+    base, experts = vectors(*(torch.randn(3, 101, generator=torch.Generator().manual_seed(0)).tolist()))
+    down = {"rounding": "down", "weight": 1.0, "lambda": 1.0, "density": density}
+    plain = {"weight": 1.0, "lambda": 1.0, "density": density}
+    assert gap(ours("ties", base, experts, scope="tensor", **down), theirs("ties", base, experts, **plain)) < CLOSE
+    one, other = (
+        merge("breadcrumbs", base, experts, gamma=0.29, **own) for merge, own in ((ours, down), (theirs, plain))
+    )
+    assert float((one["w"] - other["w"]).abs().max()) < CLOSE
+    one = ours("sce", base, experts, select=density, rounding="down")
+    assert float((one["w"] - theirs("sce", base, experts, select_topk=density)["w"]).abs().max()) < CLOSE
+
+
+def test_slerp_takes_the_chord_where_mergekit_does_if_asked():
+    _, (first, second) = llama(inputs=2, step=0.02)
+    other = merge_state_dicts({"first": first, "second": second}, "slerp", parameters={"t": 0.3}, base="first")
+    assert gap(ours("slerp", first, [first, second], t=0.3, chord=0.9995), other) < ARC
+    chord = ours("slerp", first, [first, second], t=0.3, chord=0.0)
+    line = {name: 0.7 * first[name] + 0.3 * second[name] for name in first}
+    assert gap(chord, line) < CLOSE
+
+
+def test_model_stock_without_bounds_leads_away_from_opposite_experts_as_mergekit_s():
+    base, experts = vectors([1.0, 0.5], [-0.5, 0.5])
+    assert gap(ours("model_stock", base, experts, bounds="none"), theirs("model_stock", base, experts)) < ARC
+
+
+def test_small_energies_are_equal_if_asked_as_in_mergekit():
+    base, experts = vectors([1e-4, 1e-4], [3e-4, 3e-4])
+    assert ours("sce", base, experts, equal_below=1e-6)["w"].tolist() == pytest.approx([2e-4] * 2, rel=1e-6)
+    assert ours("sce", base, experts, equal_below=1e-9)["w"].tolist() == pytest.approx([2.8e-4] * 2, rel=1e-6)

@@ -5,6 +5,8 @@ Where a paper, its released code and mergekit differ, the paper is the default a
 - TIES: `scope` (paper: the model; mergekit: each tensor), `undecided` (paper: none; mergekit: positive; the paper's code:
   majority), `equals` (mergekit keeps an exact number), `reduce` (FusionBench and mergekit's dare_ties: sum);
 - DARE, DELLA: `rescale` (papers: inverse; mergekit: l1);
+- trimming methods and SCE: `rounding` (mergekit: down); SLERP: `chord` (mergekit: 0.9995); Model Stock: `bounds` (mergekit: none);
+  SCE: `equal_below` (mergekit: 1e-6);
 - PCB: `variant`; the default is the released pcb_ES.py, whose λ the paper's experiments search. The others are the paper's
   formulas, pcb-merging.py and pcb.py. Those two take the cross term on unclipped task vectors, as released;
 - ISO-CTS splits a matrix's rank between common and specific directions as the authors' code does;

@@ -80,8 +80,10 @@ def along(omega: float, t: float) -> Array:
     return np.array([np.sin((1 - t) * omega) / np.sin(omega), np.sin(t * omega) / np.sin(omega)])
 
 
-def _slerp(products: Array, t: float, where: str) -> Array:
+def _slerp(products: Array, t: float, where: str, chord: float = 1.0) -> Array:
     omega = angle(products)
+    if abs(np.cos(omega)) > chord:
+        return np.array([1 - t, t])
     if omega > 1 and np.sin(omega) <= _STRAIGHT:
         msg = f"the two inputs are anti-parallel in {where}, so no arc between them is the shortest; use linear"
         raise RecipeError(msg)
@@ -154,14 +156,17 @@ def _karcher(products: Array, values: Values, where: str) -> Array:
 
 
 def _stock(products: Array, values: Values, where: str) -> Array:
-    """Return t / K for each input, t = K c / (1 + (K-1) c) in [0, 1], c the mean cosine between two task vectors."""
+    """Return t / K for each input, t = K c / (1 + (K-1) c), c the mean cosine between two task vectors."""
     inputs = len(products)
     norms = np.sqrt(products.diagonal())
     if (norms == 0).any():
         return np.zeros(inputs)
     cosines = products / np.outer(norms, norms)
     cosine = (cosines.sum() - inputs) / (inputs * (inputs - 1))
-    t = inputs * cosine / (1 + (inputs - 1) * cosine) if cosine > 0 else 0.0
+    bottom = 1 + (inputs - 1) * cosine
+    if values["bounds"] == "none":
+        return np.full(inputs, cosine / bottom if abs(bottom) >= _STRAIGHT else 0.0)
+    t = inputs * cosine / bottom if cosine > 0 else 0.0
     return np.full(inputs, min(t, 1.0) / inputs)
 
 
@@ -182,7 +187,7 @@ def _arc(
         measure=Measurement(_by_gram(rule, on_sphere=on_sphere), lambda values: values["scope"]),
         bind=measured_weight,
         arity=arity,
-        slopes={name: measured_slope(name) for name in parameter},
+        slopes={name: measured_slope(name) for name, spec in parameter.items() if spec.search is not None},
         linear=True,
     )
 
@@ -191,8 +196,17 @@ ARCS = {
     "slerp": _arc(
         "coefficients sin((1-t)Ω)/sin Ω and sin(tΩ)/sin Ω of two inputs, Ω the angle between them (Shoemake 1985); "
         "linear for tensors of one element or of zeros",
-        lambda products, values, where: _slerp(products, values["t"], where),
-        {"t": Parameter.share("0 is the first input, 1 the second", 0.5)},
+        lambda products, values, where: _slerp(products, values["t"], where, values["chord"]),
+        {
+            "t": Parameter.share("0 is the first input, 1 the second", 0.5),
+            "chord": Parameter(
+                "the size of the cosine above which the chord is taken, not the arc; 1: never (mergekit: 0.9995)",
+                1.0,
+                0.0,
+                1.0,
+                per_input=False,
+            ),
+        },
         arity=(2, 2),
     ),
     "nuslerp": _arc(
@@ -214,7 +228,12 @@ ARCS = {
     "stock": _arc(
         "between the base and the inputs' mean, by the mean cosine between task vectors (Model Stock, arXiv 2403.19522)",
         _stock,
-        {},
+        {
+            "bounds": Parameter.word(
+                "`unit`: t in [0, 1], and 0 where the mean cosine is negative; `none`: as the formula gives it (mergekit)",
+                ("unit", "none"),
+            )
+        },
         arity=(2, None),
         on_sphere=False,
     ),

@@ -21,6 +21,11 @@ EQUALS = Parameter.word(
     ("all", "first"),
 )
 
+ROUNDING = Parameter.word(
+    "how a fraction of n elements is rounded: `nearest`, to at least one; or `down` (mergekit: to at least one in TIES only)",
+    ("nearest", "down"),
+)
+
 
 def complete(chunks: Chunks, i: int) -> torch.Tensor:
     """Return the task vector of one input over a complete tensor, `(n,)`; only `prepare` may hold one."""
@@ -42,14 +47,19 @@ def _magnitudes(region: Region) -> Ranked | Streamed:
     return Streamed(lambda: (magnitudes(chunk.rows) for chunk in region.chunks()))
 
 
-def how_many(fraction: float, count: int) -> int:
-    """Return how many of `count` elements a fraction keeps: at least one, unless the fraction is 0."""
+def how_many(fraction: float, count: int, rounding: str = "nearest") -> int:
+    """Return how many of `count` elements a fraction keeps: rounded to the nearest, at least one unless the fraction is 0.
+
+    With `rounding` "down", 0.29 of 100 are 28, as the product in floating point is less than 29.
+    """
+    if rounding == "down":
+        return int(fraction * count)
     return max(round(fraction * count), 1) if fraction > 0 else 0
 
 
-def _share(fraction: float, count: int) -> int:
-    """Return how many of `count` elements a fraction takes away, rounded down; 0.29 of 100 are 29."""
-    return int(fraction * count + 1e-6)
+def _share(fraction: float, count: int, rounding: str = "nearest") -> int:
+    """Return how many of `count` elements a fraction takes away, rounded down; 0.29 of 100 are 29, by `rounding` "down" 28."""
+    return int(fraction * count + (1e-6 if rounding == "nearest" else 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,8 @@ def _among(piece: Piece, sizes: Rows, bound: Bound, name: str, words: Words) -> 
 
 def _trim_measure(region: Region, values: Values) -> _Cut:
     ranked = _magnitudes(region)
-    ks = [how_many(density, ranked.count) for density in values["density"]]
+    ks = [how_many(density, ranked.count, values["rounding"]) for density in values["density"]]
+    ks = [max(k, 1) if density > 0 else 0 for k, density in zip(ks, values["density"], strict=True)]
     return _Cut.of(region, ranked, ks, values["equals"], magnitudes)
 
 
@@ -126,9 +137,11 @@ def _trim(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 def _band_measure(region: Region, values: Values) -> tuple[_Cut, _Cut]:
     """Return the elements that are kept or too large, and those that are too large."""
     ranked = _magnitudes(region)
-    kept = [how_many(density, ranked.count) for density in values["density"]]
+    rounding = values["rounding"]
+    kept = [how_many(density, ranked.count, rounding) for density in values["density"]]
     top = [
-        min(_share(gamma, ranked.count), ranked.count - k) for gamma, k in zip(values["gamma"], kept, strict=True)
+        min(_share(gamma, ranked.count, rounding), ranked.count - k)
+        for gamma, k in zip(values["gamma"], kept, strict=True)
     ]  # what is cut from the top never takes from what the density keeps
     ks = [k + t if k else 0 for k, t in zip(kept, top, strict=True)]
     least, largest = (_Cut.of(region, ranked, counts, values["equals"], magnitudes) for counts in (ks, top))
@@ -183,7 +196,10 @@ def _select_measure(region: Region, values: Values) -> _Cut:
     else:
         ranked = Streamed(lambda: (_variance(chunk.rows) for chunk in region.chunks()))
         varying = sum(int((_variance(chunk.rows)[0] > 0).sum()) for chunk in region.chunks())
-    k = how_many(values["select"], varying) if varying else 0
+    if values["rounding"] == "down":
+        k = int(np.float32(values["select"]) * np.float32(varying))  # mergekit's product is in float32 here
+    else:
+        k = how_many(values["select"], varying) if varying else 0
     return _Cut.of(region, ranked, [k], values["equals"], _variance)
 
 
@@ -202,7 +218,7 @@ EDITS = {
         "edit",
         "keep the fraction `density` of largest magnitude, zero elsewhere (TIES, arXiv 2306.01708, step 1)",
         _trim,
-        {"density": _DENSITY, "scope": SCOPE, "equals": EQUALS},
+        {"density": _DENSITY, "scope": SCOPE, "equals": EQUALS, "rounding": ROUNDING},
         prepare=_MAGNITUDES,
         measure=Measurement(
             _trim_measure, lambda values: values["scope"] if min(values["density"]) < 1 else None, smooth=False
@@ -219,6 +235,7 @@ EDITS = {
             "gamma": Parameter("fraction of largest magnitude that is dropped", 0.01, 0.0, 1.0, (0.0, 0.05)),
             "scope": SCOPE.with_default("tensor"),
             "equals": EQUALS,
+            "rounding": ROUNDING,
         },
         prepare=_MAGNITUDES,
         measure=Measurement(_band_measure, lambda values: values["scope"], smooth=False),
@@ -258,6 +275,7 @@ EDITS = {
         {
             "select": Parameter.share("fraction of the varying positions", 1.0, (0.1, 1.0)),
             "equals": EQUALS,
+            "rounding": ROUNDING,
         },
         prepare=Preparation(_rank_variance),
         measure=Measurement(_select_measure, lambda values: None if values["select"] >= 1 else "tensor", smooth=False),

@@ -81,12 +81,13 @@ def _elect(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 
 
 def _energies(region: Region, values: Values) -> list[float]:
-    """Return each input's share of the sum of squares, over the region."""
+    """Return each input's share of the sum of squares, over the region; equal shares of less than `equal_below`."""
     energy = np.zeros(len(region.site.labels))
     for chunk in region.chunks():
         energy += [float((row.double().numpy() ** 2).sum()) for row in chunk.rows]
-    inputs = len(energy)
-    return (energy / energy.sum() if energy.any() else np.full(inputs, 1 / inputs)).tolist()
+    inputs, mean = len(energy), energy.sum() / max(region.site.numel, 1)
+    small = not energy.any() or mean < values["equal_below"]
+    return (np.full(inputs, 1 / inputs) if small else energy / energy.sum()).tolist()
 
 
 def measured_weight(site: Site, values: Values, weights: list[float]) -> Bound:
@@ -155,6 +156,15 @@ WEIGHTS = {
         "weigh",
         "each input's share of the tensor's sum of squares (SCE's coefficients, arXiv 2408.07990)",
         bound_weight,
+        {
+            "equal_below": Parameter(
+                "inputs whose mean squares sum to less than this have equal shares (mergekit: 1e-6)",
+                0.0,
+                0.0,
+                1e30,
+                per_input=False,
+            )
+        },
         measure=Measurement(_energies, lambda values: "tensor"),
         bind=measured_weight,
         linear=True,
