@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from evomerge.checkpoints.factors import Factors
 from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout, is_head
@@ -106,6 +107,14 @@ class Adapter(Checkpoint):
         change = (a.T @ b.T if product.transposed else b @ a).view(origin.shape)
         # W - (0 - s·B·A), not W + s·B·A: where the product is zero of either sign, W's own zero keeps its sign.
         return torch.sub(origin, change.mul_(-product.scale).add_(0.0), out=change)
+
+    def factors(self, name: str) -> Factors | None:
+        """Return the factors of the change of a matrix, scaled; None where it is no product of two, or replaces the tensor."""
+        product = self._products.get(name)
+        if product is None or name in self._replaced or len(self.info[name].shape) != 2:
+            return None
+        a, b = (self._open.get_tensor(key).float() for key in (product.a, product.b))
+        return Factors(product.scale * a.T, b.T) if product.transposed else Factors(product.scale * b, a)
 
     def forget(self) -> None:
         """Close the adapter's file, and those of its base."""

@@ -34,6 +34,14 @@ class Reading(Protocol):
     def transposed(self) -> frozenset[str]:
         """The module's weights that are (in, out), those of GPT-2's `Conv1D`."""
 
+    @property
+    def linear(self) -> frozenset[str]:
+        """The module's weights of linear layers, (out, in)."""
+
+    @property
+    def embeddings(self) -> frozenset[str]:
+        """The module's weights of embeddings, (entries, features)."""
+
     def land(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""
 
@@ -115,6 +123,18 @@ class Names:
             if any(place == target and box is None for place, box in places):
                 return stored
         return None
+
+    def targets(self, stored: str) -> list[str] | None:
+        """Return the module's names of the complete tensor `stored`, several for a tied one; None where it fills a part of one.
+
+        Where the class is not known, it is the name in the files.
+        """
+        if self.reading is None or stored in self.untied:
+            return [stored]
+        places = [place for place in self.reading.fills.get(stored, ()) if place[0] not in self.untied]
+        if any(box is not None for _, box in places):
+            return None
+        return [target for target, _ in places]
 
     def tied(self, names: Sequence[str]) -> list[list[str]]:
         """Return the sets of two or more of `names` whose tensors the base's class keeps in the same memory."""

@@ -65,8 +65,9 @@ class Pool:
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
         for model in (self.base, *whole.values()):
             check_not_quantised(model)
-        self._names = Names(self.base, whole)
-        self._names.align()
+        self.names = Names(self.base, whole)
+        """What the base's class makes of the names in the files."""
+        self.names.align()
         adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
         self.experts = {name: whole[name] if name in whole else adapters[name] for name in experts}
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
@@ -108,7 +109,7 @@ class Pool:
     def config(self) -> dict[str, Any]:
         """The content of a merge's `config.json`: the base's, but untied where a model of the pool has a head of its own."""
         config = self.base.config
-        loose = self._names.untied or self._loose_heads()
+        loose = self.names.untied or self._loose_heads()
         return untied(config) if loose else config
 
     def _loose_heads(self) -> bool:
@@ -121,7 +122,7 @@ class Pool:
             if kind in ("embedding", "head") and len(entry.shape) == 2:
                 names.setdefault(entry.shape, {}).setdefault(kind, []).append(name)
         loose = [name for kinds in names.values() if len(kinds) == 2 for part in kinds.values() for name in part]
-        return bool(loose) and bool(self._names.tied(loose)) and not self._names.encoder_decoder
+        return bool(loose) and bool(self.names.tied(loose)) and not self.names.encoder_decoder
 
     @cached_property
     def layout(self) -> Layout:
@@ -134,7 +135,7 @@ class Pool:
         return {
             name: entry
             for name, entry in self.base.info.items()
-            if entry.dtype.is_floating_point and name not in self.aliases and name not in self._names.ignored
+            if entry.dtype.is_floating_point and name not in self.aliases and name not in self.names.ignored
         }
 
     @cached_property
@@ -156,7 +157,7 @@ class Pool:
         pair = [ends] if word and sorted({kinds[name] for name in ends}) == ["embedding", "head"] else []
         if pair and len(names) == 2:  # the most common tie, for which no class needs to be imported
             return pair
-        return self._names.tied(names) if self._names.reading is not None else pair
+        return self.names.tied(names) if self.names.reading is not None else pair
 
     @property
     def parameters(self) -> int:
@@ -177,9 +178,9 @@ class Pool:
         """Return the adapters, after each tie that one of them breaks is broken in all models."""
         while True:
             try:
-                return {name: Adapter(path, self.base, self._names) for name, path in paths.items()}
+                return {name: Adapter(path, self.base, self.names) for name, path in paths.items()}
             except LooseTieError as loose:
-                self._names.untie(loose.ties, str(loose).partition(":")[0])
+                self.names.untie(loose.ties, str(loose).partition(":")[0])
 
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
         different = differences(expert.info, self.base.info)

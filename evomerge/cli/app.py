@@ -28,6 +28,18 @@ Like = Annotated[
     ),
 ]
 Experts = Annotated[list[str] | None, typer.Option("--expert", help="An expert: NAME=FOLDER. May be repeated.")]
+AsAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--as-adapter",
+        help="Write a LoRA adapter of the base (a PEFT folder). Weighted sums of LoRA adapters are exact; others need --rank or --energy.",
+    ),
+]
+Rank = Annotated[int | None, typer.Option(help="Largest rank of an adapter's factors.", min=1)]
+Energy = Annotated[
+    float | None,
+    typer.Option(help="Instead of a rank: the share of the squares of each matrix's change to keep, such as 0.99."),
+]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
 
 
@@ -147,6 +159,9 @@ def pick(
     verify: Annotated[
         bool, typer.Option("--verify", help="With --surface: evaluate the merge, and compare with its prediction.")
     ] = False,
+    as_adapter: AsAdapter = False,
+    rank: Rank = None,
+    energy: Energy = None,
 ) -> None:
     """Choose one model, and write it as a checkpoint: a point of the front or a reference, whichever fits the preference best.
 
@@ -155,10 +170,20 @@ def pick(
     the search is likely enough to be better. With --surface, preferences are in units of the searched metric, which the surrogates of
     drivers such as `front` and `map` predict.
     """
-    from evomerge.cli import studies
+    from evomerge.cli import adapters, studies
 
+    adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
     preference = studies.read_preference(weights, floors, best, wish, tchebycheff, knee=knee)
-    studies.pick(folder, out, preference, candidate=candidate, anyway=anyway, from_surface=from_surface, verify=verify)
+    studies.pick(
+        folder,
+        out,
+        preference,
+        candidate=candidate,
+        anyway=anyway,
+        from_surface=from_surface,
+        verify=verify,
+        adapter=adapter,
+    )
 
 
 @app.command()
@@ -171,11 +196,35 @@ def merge(
     like: Like = None,
     shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be written.")] = False,
+    as_adapter: AsAdapter = False,
+    rank: Rank = None,
+    energy: Energy = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
-    from evomerge.cli import merges
+    from evomerge.cli import adapters, merges
 
-    merges.merge(file, out, merges.PoolOptions(name, base, expert, like), shard_mib << 20, dry_run=dry_run)
+    adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
+    options = merges.PoolOptions(name, base, expert, like)
+    merges.merge(file, out, options, shard_mib << 20, dry_run=dry_run, adapter=adapter)
+
+
+@app.command()
+def extract_lora(
+    base: Annotated[Path, typer.Argument(help="The base's checkpoint folder.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The fine-tuned model's folder.", show_default=False)],
+    rank: Rank = None,
+    energy: Energy = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write. Without it, only the loss is measured.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Write the difference of a fine-tuned model from its base as a LoRA adapter (a PEFT folder), and print what its rank loses."""
+    from evomerge.cli import adapters
+
+    options = adapters.AdapterOptions.read(rank, energy, wanted=True)
+    assert options is not None
+    adapters.extract(base, model, out, options, as_json=as_json)
 
 
 @app.command()

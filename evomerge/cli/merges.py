@@ -14,6 +14,7 @@ from evomerge.checkpoints.beside import unmerged
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
+from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
 from evomerge.errors import RecipeError, nearest
 from evomerge.models import LiveModel
@@ -42,8 +43,16 @@ class PoolOptions(NamedTuple):
         return any(self[:3])
 
 
-def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_run: bool) -> None:
-    """Write the merge of a recipe file, or only check it."""
+def merge(
+    file: Path,
+    out: Path,
+    options: PoolOptions,
+    shard_bytes: int,
+    *,
+    dry_run: bool,
+    adapter: AdapterOptions | None = None,
+) -> None:
+    """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it."""
     console = new_console()
     pool, recipe, lineage = read_recipe(file, options, console, f"evomerge pick RUN -o {out}")
     # Building a member would build its ancestors; it has the base's tensors.
@@ -59,6 +68,9 @@ def merge(file: Path, out: Path, options: PoolOptions, shard_bytes: int, *, dry_
         return
     for note in pool.notes:
         say(console, f"note: {note}")
+    if adapter is not None:
+        write_adapter(recipe, pool, out, adapter, console, lineage)
+        return
     export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from evomerge import pareto, search, strict_yaml, zoo
 from evomerge.checkpoints.save import check_free
+from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe, say_what_lies_beside
 from evomerge.cli.price import price
@@ -143,9 +144,12 @@ def pick(
     anyway: bool,
     from_surface: bool,
     verify: bool,
+    adapter: AdapterOptions | None = None,
 ) -> None:
     """Choose a point of a study's front or surface, or the candidate of a number, and export it to `out` if given."""
     console = new_console()
+    if adapter is not None and out is None:
+        raise StudyError("pick: `--as-adapter` goes with `-o`, the folder to write")
     if candidate is not None and (preference.is_set or from_surface):
         raise StudyError("pick: `--candidate` names one candidate; leave out the preference and `--surface`")
     if verify and not from_surface:
@@ -178,6 +182,9 @@ def pick(
         recipe = Recipe.parse(point.recipe)
     if out is None:
         console.print(strict_yaml.text(recipe.data), end="", markup=False, soft_wrap=True)
+        return
+    if adapter is not None:
+        write_adapter(recipe, study.parts.pool, out, adapter, console, study.lineage() if recipe.members else {})
         return
     _export(study, recipe, out, console, results, point)
     say(console, f"merged checkpoint: {out}")

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from evomerge.checkpoints.folder import Folder
 from evomerge.errors import ModelError
 from evomerge.models.loaders import Pretrained
@@ -24,9 +26,9 @@ class ClassReading:
         self._names = {name: tuple(tensor.shape) for name, tensor in held.items()}
         self._prefix = module.base_model_prefix
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
-        turned = library().pytorch_utils.Conv1D
-        self.transposed = frozenset(
-            f"{name}.weight" for name, part in module.named_modules() if isinstance(part, turned)
+        self.transposed, self.linear, self.embeddings = (
+            frozenset(f"{name}.weight" for name, part in module.named_modules() if isinstance(part, kind))
+            for kind in (library().pytorch_utils.Conv1D, torch.nn.Linear, torch.nn.Embedding)
         )
         shared: dict[int, set[str]] = {}
         for name, tensor in held.items():

@@ -33,6 +33,15 @@ from evomerge.models import load_stack
 model = load_stack("path/to/this/folder", "AutoModel")
 ```
 """
+_LOAD_ADAPTER = """PEFT loads it onto its base. For a model with a head, use the class that the base's `config.json` names in place of `AutoModel`:
+
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+model = PeftModel.from_pretrained(AutoModel.from_pretrained("path/to/base"), "path/to/this/folder")
+```
+"""
 
 
 def model_card(
@@ -79,6 +88,24 @@ def model_card(
         parts += ["## Scores on unseen examples\n", _scores(results, candidate)]
     again = "`recipe.yaml` beside this file also names the pool: `evomerge merge recipe.yaml -o OUT` makes this model again."
     parts += ["## Recipe\n", f"{again} Recipe id: `{recipe.id}`.\n", _fenced(strict_yaml.text(recipe.data))]
+    return "\n".join(parts)
+
+
+def adapter_card(recipe: Recipe, base: str, lost: float) -> str:
+    """Return the card of the adapter that `recipe` makes of the pool's `base`; `lost` is the share of the energy that its rank lacks."""
+    front_matter: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "merge", "evomerge"]}
+    if _HUB_NAME.fullmatch(base):
+        front_matter["base_model"] = [base]
+    experts = ", ".join(map(_plain, recipe.experts)) or "earlier candidates of a search"
+    parts = [
+        f"---\n{strict_yaml.text(front_matter)}---\n",
+        f"# A LoRA adapter of {_plain(base)}\n",
+        f"Made by evomerge {version('evomerge')} from {experts}. Its factors lack {lost:.2%} of the energy (the sum of the squares of the changes of all matrices).\n",
+        _LOAD_ADAPTER,
+        "## Recipe\n",
+        f"`recipe.yaml` beside this file also names the pool: `evomerge merge recipe.yaml -o OUT` makes the complete model. Recipe id: `{recipe.id}`.\n",
+        _fenced(strict_yaml.text(recipe.data)),
+    ]
     return "\n".join(parts)
 
 

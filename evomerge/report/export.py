@@ -75,18 +75,13 @@ def export(
             config = {**config, "torch_dtype" if "torch_dtype" in config else "dtype": stored}
         if config is not pool.base.config:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        base = pool.base.path.absolute()  # the reader takes relative paths from the file's folder
-        experts = {name: str(expert.path.absolute()) for name, expert in pool.experts.items()}
-        file: dict[str, Any] = {"pool": {"base": str(base), "experts": experts}, "recipe": recipe.data}
-        if pool.like is not None:
-            file["like"] = pool.like
+        base = pool.base.path.absolute()
         if recipe.members:
-            file["members"] = family.tree(recipe, members.lineage)
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         extra["README.md"] = model_card(
-            recipe, _name(base), list(experts), results, candidate, folding, members.lineage, pool.like
+            recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like
         )
-        extra["recipe.yaml"] = strict_yaml.text(file)
+        extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage)
         save(
             checkpoint,
             out,
@@ -105,7 +100,19 @@ def _dtype(checkpoint: Checkpoint) -> str:
     return str(reduce(torch.promote_types, dtypes, next(iter(dtypes), torch.float32))).removeprefix("torch.")
 
 
-def _name(folder: Path) -> str:
+def recipe_file(recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe]) -> str:
+    """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again."""
+    experts = {name: str(expert.path.absolute()) for name, expert in pool.experts.items()}
+    # The reader takes relative paths from the file's folder.
+    file: dict[str, Any] = {"pool": {"base": str(pool.base.path.absolute()), "experts": experts}, "recipe": recipe.data}
+    if pool.like is not None:
+        file["like"] = pool.like
+    if recipe.members:
+        file["members"] = family.tree(recipe, lineage)
+    return strict_yaml.text(file)
+
+
+def hub_name(folder: Path) -> str:
     """Return the name of a model's folder, or its `OWNER/NAME` where the folder is a snapshot in the hub's cache."""
     parts = folder.parent.parent.name.split("--")
     return "/".join(parts[1:]) if folder.parent.name == "snapshots" and parts[0] == "models" else folder.name

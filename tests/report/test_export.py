@@ -21,7 +21,7 @@ from evomerge.models import LiveModel, load_stack
 from evomerge.models.folding import TOLERANCE
 from evomerge.models.saved_stack import SCALES
 from evomerge.recipe import Recipe, merge
-from evomerge.report.export import _name, export
+from evomerge.report.export import export, hub_name
 
 ARCHITECTURES = ("llama", "gpt2", "bert", "vit", "qwen3", "gemma")
 LAYERS = (("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1))
@@ -244,5 +244,5 @@ def test_stack_of_a_model_that_transformers_does_not_know_is_refused(pool, tmp_p
 
 
 def test_a_snapshot_of_the_hub_has_the_name_that_it_has_there(tmp_path):
-    assert _name(tmp_path / "models--owner--model-1" / "snapshots" / "1a2b") == "owner/model-1"
-    assert _name(tmp_path / "owner" / "base") == "base"
+    assert hub_name(tmp_path / "models--owner--model-1" / "snapshots" / "1a2b") == "owner/model-1"
+    assert hub_name(tmp_path / "owner" / "base") == "base"
