@@ -4,6 +4,7 @@ Every message gives what was expected, what came, and what to type. The command 
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -67,8 +68,15 @@ class PluginError(EvomergeError, ImportError):
     """A plug-in cannot be loaded, or its name is taken."""
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls that a terminal acts on, directions of text, and lone surrogates, which are not valid Unicode."""
 _LISTED = 30
 """How many of many names a message lists."""
+
+
+def printable(text: str) -> str:
+    """Return a text that may come from others so that it can be encoded, and printed to a terminal: controls are escaped."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 One record a line: eight hexadecimal digits of CRC-32, a space, JSON. An `ask` reaches the operating system before any work on
 it begins, a `tell` before anything acts on it: a recorded result survives the death of the process. Results are synced to
 disk at most once a second, so a power cut costs the last second of results, which are evaluated again. A torn last line is cut
-off at the next opening; a damaged line in the middle is refused.
+off at the next opening; a damaged line in the middle is refused, until `repair` cuts the journal before it.
 
 The bytes depend only on what was asked and told, in order, not on the clock or the host. With several workers the order of
 arrival may differ between runs; the lines do not. Format 2 records have the `genome` of an ask, as base64 of
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -158,9 +158,43 @@ def events(path: Path, *, retried: bool = False) -> Iterator[tuple[Proposal, Eva
     Proposals are numbered from 0 without a gap; each is evaluated at most once. With `retried`, one without an evaluation
     may be asked again, as a report does that was interrupted. Raises `JournalError` naming a line that is out of order.
     """
+    return _in_order(path, read(path), retried=retried)
+
+
+def repair(path: Path, *, retried: bool = False) -> tuple[int, int] | None:
+    """Cut a journal before its first line that is not valid; the whole file is kept as `NAME.damaged`.
+
+    Returns the numbers of lines that are kept and cut, None where all are valid. Raises `JournalError` if there is a
+    `NAME.damaged` already.
+    """
+    if not path.exists():
+        return None
+    kept = [0, 0]  # lines and bytes
+
+    def records() -> Iterator[Proposal | Tell]:
+        for number, (line, body) in enumerate(_lines(path), start=1):
+            yield _record(path, number, body)
+            kept[:] = number, kept[1] + len(line)  # it was in order: the next one is wanted
+
+    try:
+        for _ in _in_order(path, records(), retried=retried):
+            pass
+    except JournalError:
+        content, copy = path.read_bytes(), path.with_name(f"{path.name}.damaged")
+        if copy.exists():
+            raise JournalError(f"{copy}: exists, from an earlier repair; move it away first") from None
+        files.write(copy, content)
+        files.write(path, content[: kept[1]])
+        return kept[0], content[kept[1] :].count(b"\n")
+    return None
+
+
+def _in_order(
+    path: Path, records: Iterable[Proposal | Tell], *, retried: bool
+) -> Iterator[tuple[Proposal, Evaluation | None]]:
     pending: dict[int, Proposal] = {}
     count = 0
-    for line, record in enumerate(read(path), start=1):
+    for line, record in enumerate(records, start=1):
         if isinstance(record, Tell):
             if record.number not in pending:
                 msg = f"{path}: line {line} is the result of proposal {record.number}, which is not pending; lines are missing, doubled or swapped: {_RESTORE}"
@@ -175,7 +209,7 @@ def events(path: Path, *, retried: bool = False) -> Iterator[tuple[Proposal, Eva
         yield record, None
 
 
-_RESTORE = "restore the file from a copy, or cut it before that line to lose what follows"
+_RESTORE = "restore the file from a copy, or type `evomerge repair DIR` to cut it before that line"
 
 
 def _record(path: Path, line: int, body: bytes) -> Proposal | Tell:

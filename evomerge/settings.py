@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
+from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
@@ -77,7 +78,7 @@ class StudySettings(FrozenModel):
     more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1, le=1024)
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=256)
     """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """The dtype in which candidates run. Merging is always in fp32."""
@@ -122,6 +123,13 @@ class StudySettings(FrozenModel):
         if isinstance(source, str):
             update["space"] = space.read(source if source in space.shipped() else folder / source)
         return settings.model_copy(update=update)
+
+    def with_options(self, options: Mapping[str, Any]) -> "StudySettings":
+        """Return the settings with other values, as options of a command give them. Raises `StudyError`."""
+        try:
+            return self.model_validate(self.model_dump() | dict(options))
+        except ValidationError as error:
+            raise StudyError(describe(error, "options", {})) from None
 
 
 CHANGEABLE = ("evaluations", "merge_examples", "workers", "deadline", "shared_mib", "report", "about")
@@ -228,6 +236,10 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "driver": dict(parts.driver),
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
+        "text_digests": {
+            name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for name, file in text_files(parts.pool.base.path, parts.pool.tokenizer).items()
+        },
         "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
         **code_digests(parts.setup),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),

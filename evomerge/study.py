@@ -7,27 +7,26 @@ stored.
 """
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError, field_validator
 from rich.console import Console
 
-from evomerge import costs, evaluate, files, journal, pareto
+from evomerge import attempts, costs, evaluate, header, journal, pareto, trust
 from evomerge.errors import SpaceError, StudyError, StudyInUseError
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
 from evomerge.progress import Progress
-from evomerge.recipe import Recipe, describe
+from evomerge.recipe import Recipe
 from evomerge.search import Driver
-from evomerge.settings import Parts, StudySettings, identity, open_parts, versions
+from evomerge.settings import Parts, StudySettings, open_parts, sources, versions
 from evomerge.tasks import PythonTask
 from evomerge.trial import Evaluation, Proposal
 
@@ -62,13 +61,20 @@ class Study:
         progress: Callable[[str], None] = lambda step: None,
         python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
     ) -> "Study":
-        """Start a study in `folder`, or open it if it is there. Raises `StudyError` if the folder has anything else."""
+        """Start a study in `folder`, or open it if it is there. Raises `StudyError` if the folder has anything else.
+
+        The code that the settings name may run from now on: see `evomerge.trust`.
+        """
+        with suppress(OSError):  # without a cache, only `open` without settings refuses it
+            trust.record(code(settings))
         if (folder / "study.json").exists():
             return cls.open(folder, settings, progress, python_tasks)
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            raise StudyError(f"{folder}: is no directory; give another one with `-o`")
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder}: exists, is not empty, and is no study; give another directory with `-o`")
         study = cls(folder, settings, open_parts(settings, progress, python_tasks))
-        study._save_header()
+        header.write(folder, settings, study.parts)
         return study
 
     @classmethod
@@ -82,21 +88,16 @@ class Study:
         """Open the study in `folder` with its own settings, or with `settings` that change only `settings.CHANGEABLE`.
 
         A study whose settings named no driver keeps the one it started with, whatever the default is now. Changed settings are
-        saved by `run`. Raises `StudyError` with the differences if `settings` describe another study.
+        saved by `run`. Raises `StudyError` with the differences if `settings` describe another study, and, without `settings`,
+        before any code of the study's own runs, if this account has not run it before: see `evomerge.trust`.
         """
-        header = _read_header(folder)
-        settings = settings or header.settings
-        recorded = header.identity.get("driver") if header.settings.driver is None else None
+        started = header.read(folder)
+        if settings is None:
+            settings = started.settings
+            trust.check(code(settings), folder)
+        recorded = started.identity.get("driver") if started.settings.driver is None else None
         parts = open_parts(settings, progress, python_tasks, recorded)
-        now = json.loads(json.dumps(identity(settings, parts)))
-        for name in now.get("code_digests", {}).keys() - header.identity.get("code_digests", {}).keys():
-            del now["code_digests"][name]  # an older version recorded none, or none of imported files
-        if not now.get("code_digests", True):
-            del now["code_digests"]
-        if now != header.identity:
-            lines = "\n".join(_differences(header.identity, now, ""))
-            msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or give another directory with `-o`"
-            raise StudyError(msg)
+        header.check_same(started, settings, parts, folder)
         return cls(folder, settings, parts)
 
     def run(
@@ -145,18 +146,21 @@ class Study:
                     evaluator.seed(proposal.recipe.id, proposal.split, evaluation, proposal.examples)
                     completed += cost(proposal, full, merge)
                     errors.append(evaluation.error)
-            if _read_header(self.folder).settings != self.settings:
-                self._save_header()
+            if header.read(self.folder).settings != self.settings:
+                header.write(self.folder, self.settings, self.parts)
             self.spent = completed / (full + merge)
-            for proposal, evaluation in evaluate.drive(evaluator, record, ask, pending):
-                driver.tell(proposal, evaluation)
-                if self.parts.space.parents:
-                    evaluator.retain(_needed(driver, pending.values()))
-                costs.append(self.folder, proposal, evaluation)
-                completed += cost(proposal, full, merge)
-                self.spent = completed / (full + merge)
-                watch(proposal, evaluation)
-                self._check_hope(errors, evaluation)
+            alone = self.settings.workers == 1 and self.settings.deadline is None  # a candidate may kill this process
+            with attempts.counted(self.folder, pending) if alone else nullcontext() as hopeless:
+                driven = evaluate.drive(evaluator, record, ask, pending)
+                for proposal, evaluation in chain(_given_up(hopeless, record, pending), driven):
+                    driver.tell(proposal, evaluation)
+                    if self.parts.space.parents:
+                        evaluator.retain(_needed(driver, pending.values()))
+                    costs.append(self.folder, proposal, evaluation)
+                    completed += cost(proposal, full, merge)
+                    self.spent = completed / (full + merge)
+                    watch(proposal, evaluation)
+                    self._check_hope(errors, evaluation)
 
     def _check_hope(self, errors: list[str | None], evaluation: Evaluation) -> None:
         """Add the error of the next evaluation. Raises `StudyError` if the first ones all failed with one error."""
@@ -302,7 +306,7 @@ class Study:
             if (proposal.examples, proposal.slopes) == (recorded.examples, recorded.slopes):
                 return proposal
             what = "other examples than the recorded ones"
-        then, now = _read_header(self.folder).versions, versions()
+        then, now = header.read(self.folder).versions, versions()
         changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
         raise StudyError(
             f"{self.journal_path}: replaying proposal {recorded.number} gave {what}; "
@@ -310,61 +314,23 @@ class Study:
             "install the recorded versions, or start a new study"
         )
 
-    def _save_header(self) -> None:
-        header: dict[str, Any] = {
-            "format": 1,
-            "settings": self.settings.model_dump(mode="json"),
-            "identity": identity(self.settings, self.parts),
-            "versions": versions(),
-        }
-        files.write(self.folder / "study.json", json.dumps(header, indent=2) + "\n")  # unsorted: tasks have an order
+
+def _given_up(
+    number: int | None, record: Journal, pending: dict[int, Proposal]
+) -> Iterator[tuple[Proposal, Evaluation]]:
+    """Yield the failure of the pending proposal of this `number`, if there is one, having recorded it."""
+    if number is not None:
+        failure = Evaluation(error=attempts.ERROR)
+        record.tell(number, failure)
+        yield pending.pop(number), failure
 
 
-class _Header(BaseModel):
-    """The content of `study.json`."""
-
-    format: Literal[1]
-    settings: StudySettings
-    identity: dict[str, Any]
-    versions: dict[str, str]
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _without_mixtures(cls, settings: Any) -> Any:
-        """Keep the references of a study from before there were mixtures: showing it scores nothing new."""
-        report = settings.get("report") if isinstance(settings, dict) else None
-        return settings if not isinstance(report, dict) else settings | {"report": {"mixtures": 0} | report}
-
-
-def _read_header(folder: Path) -> _Header:
-    """Return the header of the study in `folder`. Raises `StudyError` if there is none or it is damaged."""
-    path = folder / "study.json"
-    if folder.is_file():
-        raise StudyError(
-            f"{folder}: is a file; expected a study's directory, as `evomerge run {folder} -o DIR` makes it"
-        )
-    if not path.is_file():
-        msg = f"{folder}: no study here (no study.json); start one with `evomerge run STUDY.yaml -o {folder}`"
-        raise StudyError(msg)
-    try:
-        return _Header.model_validate(json.loads(path.read_bytes()))
-    except ValidationError as error:
-        reason = describe(error, str(path), {"settings": tuple(StudySettings.model_fields)})
-    except (ValueError, RecursionError) as error:
-        reason = f"{path}: expected JSON ({error})"
-    msg = f"{reason}; restore the file from a copy, install the evomerge that wrote it, or start a new study"
-    raise StudyError(msg)
+def code(settings: StudySettings) -> list[Path]:
+    """Return the files of code in the settings' folder that would be imported."""
+    return trust.code_files(sources(settings)[2], settings.pool.module, Path(settings.folder))
 
 
 def _needed(driver: Driver, pending: Iterable[Proposal]) -> set[str]:
     """Return the ids of candidates whose weights later or pending proposals may use."""
     ids = {identity for proposal in pending for identity in (proposal.recipe.id, *proposal.recipe.members)}
     return ids.union(driver.members())
-
-
-def _differences(then: Any, now: Any, where: str) -> Iterator[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in sorted(then.keys() | now.keys()):
-            yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else key)
-    elif then != now:
-        yield f"  {where}: was {json.dumps(then)}, is {json.dumps(now)}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evomerge.errors import EvaluatorError
+from evomerge.errors import EvaluatorError, printable
 from evomerge.recipe import Recipe
 
 Split = Literal["search", "report", "final"]
@@ -20,6 +20,9 @@ Examples = Mapping[str, tuple[int, ...]]
 """Task → indices of some of its examples in a split, each once. A task that is not named has none."""
 
 _Float = TypeVar("_Float", np.float32, np.float64)
+
+LONGEST_ERROR = 1000
+"""Characters of an evaluation's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Evaluation:
     `outputs` maps `task/name` to tables, float32 `(examples, columns)`, in the same order. `slopes` maps objectives to the
     derivatives of their mean scores with respect to the recipe's `numbers`, float64 `(numbers,)`, NaN for a number that has
     none; a search space turns them into slopes of genes (`SearchSpace.slopes`). `seconds` says where the time went and is
-    not part of the result. What is not valid Unicode in `error` (a lone surrogate) is escaped.
+    not part of the result. An `error` is at most 1,000 characters; control characters, and what is not valid Unicode, are
+    escaped in it: it can always be recorded, and printed to a terminal.
     """
 
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -91,7 +95,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.error is not None:
-            object.__setattr__(self, "error", self.error.encode("utf-8", "backslashreplace").decode("utf-8"))
+            object.__setattr__(self, "error", printable(self.error)[:LONGEST_ERROR])
 
     @classmethod
     def of(cls, scores: Mapping[str, ArrayLike]) -> "Evaluation":

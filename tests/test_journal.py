@@ -281,6 +281,28 @@ def test_missing_doubled_and_swapped_lines_are_refused(tmp_path, bodies, line):
         list(journal.events(tmp_path / "a.jl"))
 
 
+@pytest.mark.parametrize("spoilt", ["flipped", "lost", "doubled", "nonsense"])
+def test_repair_keeps_the_lines_before_the_first_that_is_not_valid_and_a_copy_of_all(tmp_path, spoilt):
+    path = tmp_path / "a.jl"
+    lines = [framed(body) for body in (ASK % 0, TELL % 0, ASK % 1, TELL % 1, ASK % 2)]
+    changed = {
+        "flipped": [*lines[:2], lines[2].replace(b"base", b"bape"), *lines[3:]],
+        "lost": [*lines[:2], *lines[3:]],
+        "doubled": [*lines[:2], lines[1], *lines[2:]],
+        "nonsense": [*lines[:2], framed('{"ask":1}'), *lines[3:]],
+    }[spoilt]
+    path.write_bytes(b"".join(changed))
+    assert journal.repair(path) == (2, len(changed) - 2)
+    assert path.read_bytes() == b"".join(lines[:2])
+    assert (tmp_path / "a.jl.damaged").read_bytes() == b"".join(changed)
+    assert [evaluation is not None for _, evaluation in journal.events(path)] == [False, True]
+    assert journal.repair(path) is None
+    path.write_bytes(b"".join(changed))
+    with pytest.raises(JournalError, match="from an earlier repair"):
+        journal.repair(path)
+    assert path.read_bytes() == b"".join(changed)
+
+
 def test_events_give_each_proposal_again_with_its_evaluation(tmp_path):
     path = tmp_path / "a.jl"
     path.write_bytes(framed(ASK % 0, ASK % 1, TELL % 1, TELL % 0))

@@ -3,6 +3,7 @@
 `data/format1` was written at commit ee9f08c, whose journals have no genomes: a search of 12 evaluations and its report.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -58,10 +59,10 @@ def folder(tmp_path):
     return tmp_path / "old"
 
 
-def _resume(folder, evaluations):
+def _resume(folder, evaluations, evaluator=None):
     study = Study.open(folder)
     study = Study.open(folder, study.settings.model_copy(update={"evaluations": evaluations}))
-    evaluator = FromIds()
+    evaluator = evaluator or FromIds()
     study.run(CachingEvaluator(evaluator, study.parts.sizes))
     return study, evaluator.count
 
@@ -155,6 +156,89 @@ def test_a_refused_run_leaves_the_header_as_it_was(folder):
     (folder / "study.json").write_bytes(header)
     _resume(folder, 24)
     assert json.loads((folder / "study.json").read_text())["settings"]["evaluations"] == 24
+
+
+def _in_child(work):
+    """Return the exit code of a copy of this process that does some work."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class _Poison(FromIds):
+    """One candidate ends the process that evaluates it."""
+
+    def wait(self):
+        if self.queue[0].number == 15:
+            os._exit(9)
+        return super().wait()
+
+
+def test_a_candidate_that_kills_the_process_again_and_again_fails_and_the_search_goes_on(folder):
+    deaths = 0
+    while (status := _in_child(lambda: _resume(folder, 24, _Poison()))) == 9:
+        deaths += 1
+        assert deaths < 5
+    assert (status, deaths) == (0, 3)
+    study, count = _resume(folder, 24, _Poison())
+    assert count == 0
+    errors = {proposal.number: evaluation.error for proposal, evaluation in study.population()}
+    assert len(errors) == 24
+    assert "the process died at this candidate" in errors[15]
+    assert "--retry-failed" in errors[15]
+    assert not (folder / "attempt.json").exists()
+
+
+def test_an_interrupted_candidate_is_tried_again_any_number_of_times(folder):
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            _resume(folder, 13, _Interrupted())
+    study, _ = _resume(folder, 13)
+    assert digest(study.history().completed[:12]) == DIGESTS[12]
+    assert study.population()[12][1].error in (None, "made to fail")
+
+
+class _Interrupted(FromIds):
+    def wait(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["lock", "costs.jl", "journal.jl", "report.jl", "members", "other"])
+def test_links_out_of_a_studys_folder_are_refused_and_what_they_lead_to_is_not_touched(name, folder, tmp_path):
+    target = tmp_path / "mine"
+    target.write_text("mine")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(StudyError, match=f"{name}: links to .*mine, outside of the study"):
+        Study.open(folder)
+    assert target.read_text() == "mine"
+
+
+def test_changed_configuration_or_tokenizer_of_the_base_is_refused_with_the_file(folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(DATA / "base", base)
+    (base / "tokenizer.json").write_text("{}")
+    settings = Study.open(folder).settings
+    pool = settings.pool.model_copy(update={"base": str(base)})
+    new = Study.create(tmp_path / "new", settings.model_copy(update={"pool": pool}))
+    for name in ("config.json", "tokenizer.json"):
+        before = (base / name).read_text()
+        (base / name).write_text(before + "\n")
+        with pytest.raises(StudyError, match=f'text_digests.{name}: was "'):
+            Study.open(new.folder)
+        (base / name).write_text(before)
+    (base / "notes.json").write_text("{}")  # no score depends on it
+    Study.open(new.folder)
+    path = new.folder / "study.json"
+    older = json.loads(path.read_text())
+    del older["identity"]["text_digests"]
+    path.write_text(json.dumps(older))
+    (base / "tokenizer.json").write_text("{} ")
+    Study.open(new.folder)  # an older version recorded none
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,24 @@ def test_errors_travel_without_scores():
     assert Evaluation.from_json(evaluation.to_json()).error == "out of memory"
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("x \ud800 y", r"x \ud800 y"),
+        ("\x1b]0;title\x07\x1b[2J", r"\x1b]0;title\x07\x1b[2J"),
+        ("a\rb\x9bc\x7f", r"a\rb\x9bc\x7f"),
+        ("\u202etxt.exe", r"\u202etxt.exe"),
+        ("äöü\tzwei\nlines 🙂", "äöü\tzwei\nlines 🙂"),
+        ("\x1b" * 10_000, r"\x1b" * 250),
+    ],
+)
+def test_an_error_can_always_be_recorded_and_printed_to_a_terminal(text, kept):
+    evaluation = Evaluation(error=text)
+    assert evaluation.error == kept
+    assert Evaluation.from_json(evaluation.to_json()).error == kept
+    assert len(kept.encode()) <= 1100
+
+
 def test_order_of_metrics_does_not_change_the_record():
     one, other = np.ones(2, np.float32), np.zeros(3, np.float32)
     forward = json.dumps(Evaluation(scores={"a": one, "b": other}).to_json())

@@ -84,6 +84,12 @@ def files_beside(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]
     return dict(sorted(files.items()))
 
 
+def text_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]:
+    """Return those of `files_beside` that decide what a model computes: its configuration, and the files about text."""
+    beside = files_beside(folder, tokenizer)
+    return {name: file for name, file in beside.items() if name == "config.json" or _TEXT.fullmatch(name)}
+
+
 def unmerged(folder: Path) -> list[str]:
     """Return the folders with weights that `modules.json` lists: a part of the model that is copied, not merged."""
     return [name for name in _modules(folder) if any(_is_weights(file.name) for file in (folder / name).rglob("*"))]

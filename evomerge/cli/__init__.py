@@ -3,15 +3,20 @@
 Those import torch and transformers, and are imported only when their command runs: help and completion stay fast.
 """
 
+import errno
 import sys
 
 from rich.console import Console
 
 from evomerge import interrupts
 from evomerge.cli.app import app
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, printable
 
 _INTERRUPTED = 130
+_NOT_OURS = (  # what a disk, or its permissions, refuse
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 def main() -> None:
@@ -20,8 +25,12 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # typer returns the exit code of an interrupt instead of raising it
     except EvomergeError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"evomerge: {error}", markup=False)
-        code = 2
+        code = _failed(str(error))
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        code = _failed(f"{where}{error.strerror}; nothing recorded is lost: fix the cause, then type the command again")
     except Exception as error:
         if not error.__class__.__module__.startswith(("click", "typer")):
             raise
@@ -33,3 +42,9 @@ def main() -> None:
             "evomerge: interrupted; no finished evaluation is lost: `evomerge resume DIR` goes on", markup=False
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(message: str) -> int:
+    """Print the message of an error that the user can fix, and return its exit code."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"evomerge: {printable(message)}", markup=False)
+    return 2

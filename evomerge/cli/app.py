@@ -112,6 +112,22 @@ def resume(
 
 
 @app.command()
+def trust(folder: StudyFolder) -> None:
+    """Agree to run the code that a study from elsewhere names, having read it. Prints its files, and runs nothing."""
+    from evomerge.cli import folders
+
+    folders.trust_code(folder)
+
+
+@app.command()
+def repair(folder: StudyFolder) -> None:
+    """Cut a study's damaged journals before the first line that is not valid. The whole files are kept beside them."""
+    from evomerge.cli import folders
+
+    folders.repair(folder)
+
+
+@app.command()
 def show(
     folder: StudyFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evomerge import merging, space, strict_yaml, tasks, zoo
-from evomerge.errors import EvomergeError, StudyError, nearest
+from evomerge.errors import EvomergeError, StudyError, nearest, printable
 from evomerge.progress import Progress
 
 
@@ -20,8 +20,8 @@ def new_console() -> Console:
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line without markup and without wrapping it."""
-    console.print(line, markup=False, soft_wrap=True)
+    """Print a line without markup and without wrapping it. Names and texts in it may come from others."""
+    console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def spaces(name: str | None, from_method: str | None) -> None:

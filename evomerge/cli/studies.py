@@ -194,7 +194,7 @@ def _override(
     settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None = None
 ) -> StudySettings:
     options = {"evaluations": evaluations, "workers": workers, "seed": seed}
-    return settings.model_copy(update={key: value for key, value in options.items() if value is not None})
+    return settings.with_options({key: value for key, value in options.items() if value is not None})
 
 
 def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:

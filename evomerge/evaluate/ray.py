@@ -50,6 +50,7 @@ _STACKS = 16  # recent stacks per worker, of which it may still have hidden stat
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
 _LONGEST_WAIT = 1.0  # seconds between looks for an interrupt that Ray swallowed
 _CONNECT_SECONDS = 5.0  # to open a connection to a cluster
+_MOST_PER_CPU = 8  # threads of workers on this machine: more only fill its memory
 _CLIENT_PORT = 10001  # Ray's default in `ray://HOST`
 _OBJECT_STORE = 256 << 20  # bytes; only scores pass through it, never weights
 # Ray turns 127.0.0.1 into the machine's public address, but none of Linux's other loopback addresses.
@@ -254,6 +255,12 @@ def connect(cpus: int) -> bool:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
+        most = _MOST_PER_CPU * (os.cpu_count() or 1)
+        if cpus > most:
+            raise EvaluatorError(
+                f"workers with {cpus} threads in all were asked for on this machine; expected at most {most}, {_MOST_PER_CPU} per CPU; "
+                "type a smaller --workers, or give a cluster by RAY_ADDRESS"
+            )
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         options["_node_ip_address"] = _LOOPBACK
     elif address != "auto":

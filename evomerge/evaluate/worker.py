@@ -26,13 +26,12 @@ from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
-from evomerge.errors import TaskError, nearest
+from evomerge.errors import TaskError, nearest, printable
 from evomerge.evaluate.slopes import score_with_slopes
 from evomerge.models import LiveModel
 from evomerge.recipe import Base, Expert, Recipe
-from evomerge.trial import Evaluation, Examples, Split
+from evomerge.trial import LONGEST_ERROR, Evaluation, Examples, Split
 
-_LONGEST_ERROR = 1000  # characters
 _NUMPY_GENERATOR = np.random.MT19937()
 """Numpy's global bit generator while a candidate is evaluated."""
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
@@ -229,13 +228,16 @@ def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as `Type: last line`, without memory addresses, so that it is the same text in every run."""
+    """Return an exception as `Type: last line`, without memory addresses, so that it is the same text in every run.
+
+    It can be printed to a terminal, whatever the exception holds.
+    """
     try:
         lines = str(error).strip().splitlines()
     except Exception:  # noqa: BLE001  # a task's exception may fail to print
         lines = []
     text = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
-    return _ADDRESS.sub("0x…", text)[:_LONGEST_ERROR]
+    return _ADDRESS.sub("0x…", printable(text))[:LONGEST_ERROR]
 
 
 @contextmanager

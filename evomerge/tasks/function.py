@@ -143,8 +143,9 @@ def _imported(task: str, key: str, where: str, folder: Path) -> Callable[..., An
     sys.path.insert(0, str(folder))
     try:
         function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        msg = f"cannot import `{module}` of `{key}: {where}` ({error}); it must be installed, or lie in {folder}"
+    except (Exception, SystemExit) as error:
+        cause = error if isinstance(error, ImportError) else repr(error)
+        msg = f"cannot import `{module}` of `{key}: {where}` ({cause}); it must be installed, or lie in {folder}"
         raise task_error(task, msg) from error
     finally:
         sys.path.remove(str(folder))

@@ -49,7 +49,8 @@ def failing(small_digits, tmp_path_factory):
 def folder(failing, tmp_path):
     """A copy of the failing study's run, in the folder of its code."""
     shutil.copytree(failing[0] / "run", tmp_path / "run")
-    shutil.copy(failing[0] / "broken", tmp_path)
+    for name in ("broken", "study.yaml"):
+        shutil.copy(failing[0] / name, tmp_path)
     return tmp_path
 
 
@@ -123,6 +124,9 @@ def test_changed_code_is_refused_with_the_difference(failing):
     [code] = folder.glob("code_*.py")
     text = code.read_text()
     code.write_text(text + "# changed\n")
+    unknown = evomerge("resume", "run", cwd=folder, code=2).stderr
+    assert f"or that has changed since: {code}; read it" in unknown
+    evomerge("trust", "run", cwd=folder)
     refused = evomerge("resume", "run", cwd=folder, code=2).stderr
     assert f'code_digests.{code.stem}:score: was "' in refused
     header = folder / "run" / "study.json"
@@ -157,3 +161,67 @@ def test_progress_counts_what_was_replayed_and_averages_no_different_metrics(fol
     assert last.endswith(f"{different} on the front")
     assert "best mean" not in said
     assert _standing(["a/accuracy", "b/accuracy"], [np.array([0.25, 0.5]), np.array([1, 0])]) == "best mean 0.5"
+
+
+def test_a_received_study_runs_no_code_before_it_is_trusted(folder, failing, tmp_path_factory, monkeypatch):
+    run, marker = folder / "run", folder / "marker"
+    header = json.loads((run / "study.json").read_text())
+    (folder / "evil_scores.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\ndef score(model, split, examples):\n    return [1]"
+    )
+    for settings in (header["settings"], header["identity"]):
+        settings["tasks"]["size"]["function"] = "evil_scores:score"
+    header["settings"]["folder"] = str(folder)
+    (run / "study.json").write_text(json.dumps(header))
+    for command in ("show", "pick", "resume"):
+        refused = evomerge(command, "run", cwd=folder, code=2).stderr
+        assert "evil_scores.py; read it, then type `evomerge trust run`" in refused
+    assert not marker.exists()
+    assert f"trusted: {folder}/evil_scores.py" in evomerge("trust", "run", cwd=folder).stdout
+    assert not marker.exists()
+    assert "not the study that was started here" in evomerge("show", "run", cwd=folder, code=2).stderr
+    assert marker.exists()
+
+
+def test_a_damaged_journal_is_refused_with_its_line_and_repaired_by_the_command_that_the_error_names(folder):
+    run = folder / "run"
+    journal = run / "journal.jl"
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:9], lines[9].replace(b"a", b"b"), *lines[10:]]))
+    assert (
+        "line 10 is damaged; restore the file from a copy, or type `evomerge repair DIR`"
+        in evomerge("resume", "run", cwd=folder, code=2).stderr
+    )
+    assert "9 lines kept, 15 cut; the whole file is journal.jl.damaged" in evomerge("repair", "run", cwd=folder).stdout
+    evomerge("resume", "run", cwd=folder)
+    assert journal.read_bytes() == content
+    assert "no journal is damaged" in evomerge("repair", "run", cwd=folder).stdout
+
+
+def test_a_disk_or_a_path_that_refuses_is_one_line_and_no_traceback(folder):
+    (folder / "file").touch()
+    (folder / "link").symlink_to("nowhere")
+    for out in ("file", "file/x", "link"):
+        said = evomerge("run", "study.yaml", "-o", out, cwd=folder, code=2).stderr
+        assert re.fullmatch(rf"evomerge: .*{out.partition('/')[0]}.*\n", said)
+
+
+def test_limits_hold_for_options_as_for_study_files(folder):
+    assert (
+        "`workers`: input should be less than or equal to 1024"
+        in evomerge("resume", "run", "--workers", 10**6, cwd=folder, code=2).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "code", ["raise RuntimeError('boom')", "def score(:", "raise SystemExit(0)", "import nothing_here"]
+)
+def test_a_module_that_cannot_be_imported_is_one_error(code, folder, tmp_path):
+    name = f"spoilt_{abs(hash(code))}"
+    (folder / f"{name}.py").write_text(code)
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    study["tasks"]["size"]["function"] = f"{name}:score"
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    assert f"cannot import `{name}`" in evomerge("run", "study.yaml", "-o", "new", cwd=folder, code=2).stderr
+    assert not (folder / "new").exists()
