@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import StudyError
@@ -29,7 +30,7 @@ from evomerge.trial import Split
 
 
 class PoolSettings(FrozenModel):
-    """The models: an embedded zoo by name, or folders."""
+    """The models: an embedded zoo by name; or folders, and `org/name@revision` on the Hugging Face hub."""
 
     zoo: str | None = None
     zoo_seed: int = Field(default=0, ge=0)
@@ -116,8 +117,12 @@ class StudySettings(FrozenModel):
         def absolute(path: str) -> str:
             return str((folder / path).resolve())
 
-        folders: dict[str, Any] = {"experts": {name: absolute(path) for name, path in pool.experts.items()}}
-        folders |= {"base": pool.base and absolute(pool.base), "module": pool.module and absolute(pool.module)}
+        def located(model: str) -> str:
+            place = hub.locate(model, folder)
+            return absolute(model) if hub.hub_id(place) is None else place
+
+        folders: dict[str, Any] = {"experts": {name: located(path) for name, path in pool.experts.items()}}
+        folders |= {"base": pool.base and located(pool.base), "module": pool.module and absolute(pool.module)}
         update = {"pool": pool.model_copy(update=folders), "folder": absolute(settings.folder)}
         source = settings.space
         if isinstance(source, str):
@@ -130,6 +135,19 @@ class StudySettings(FrozenModel):
             return self.model_validate(self.model_dump() | dict(options))
         except ValidationError as error:
             raise StudyError(describe(error, "options", {})) from None
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The references of the pool's base and experts by name; none of a zoo."""
+        return {} if self.pool.base is None else {"base": self.pool.base, **self.pool.experts}
+
+    def pinned(self) -> "StudySettings":
+        """Return the settings with the commit that each model on the hub has now. Raises `CheckpointError`."""
+        ids = {name: found for name, model in self.models.items() if (found := hub.hub_id(model)) is not None}
+        pins = {name: f"hf://{found.repository}@{hub.find(found).commit}" for name, found in ids.items()}
+        experts = {name: pins.get(name, model) for name, model in self.pool.experts.items()}
+        update = {"base": pins.get("base", self.pool.base), "experts": experts}
+        return self.model_copy(update={"pool": self.pool.model_copy(update=update)}) if pins else self
 
 
 CHANGEABLE = ("evaluations", "merge_examples", "workers", "deadline", "shared_mib", "report", "about")
@@ -201,6 +219,8 @@ def open_parts(
     """
     models = settings.pool
     base, experts, task_settings = sources(settings)
+    base = hub.resolve(base, progress)
+    experts = {name: hub.resolve(model, progress) for name, model in experts.items()}
     task_settings = {**task_settings, **python_tasks}
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
@@ -230,7 +250,11 @@ def open_parts(
 
 
 def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
-    """Return the settings and the digests of all data that the results of a study depend on."""
+    """Return the settings and the digests of all data that the results of a study depend on.
+
+    `settings` are pinned: the commits of models on the hub are part of it, beside the digests of their weights.
+    """
+    ids = {name: found for name, model in settings.models.items() if (found := hub.hub_id(model)) is not None}
     return {
         **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder"}),
         "driver": dict(parts.driver),
@@ -243,6 +267,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
         **code_digests(parts.setup),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
+        **({"pool_commits": {name: found.revision for name, found in ids.items()}} if ids else {}),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
             for name, entry in parts.setup.tasks.items()

@@ -73,6 +73,7 @@ class Study:
             raise StudyError(f"{folder}: is no directory; give another one with `-o`")
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder}: exists, is not empty, and is no study; give another directory with `-o`")
+        settings = settings.pinned()
         study = cls(folder, settings, open_parts(settings, progress, python_tasks))
         header.write(folder, settings, study.parts)
         return study
@@ -95,6 +96,7 @@ class Study:
         if settings is None:
             settings = started.settings
             trust.check(code(settings), folder)
+        settings = settings.pinned()
         recorded = started.identity.get("driver") if started.settings.driver is None else None
         parts = open_parts(settings, progress, python_tasks, recorded)
         header.check_same(started, settings, parts, folder)

@@ -90,6 +90,11 @@ def text_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]:
     return {name: file for name, file in beside.items() if name == "config.json" or _TEXT.fullmatch(name)}
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a file with a vocabulary."""
+    return any(_VOCABULARY.fullmatch(entry.name) for entry in folder.iterdir())
+
+
 def unmerged(folder: Path) -> list[str]:
     """Return the folders with weights that `modules.json` lists: a part of the model that is copied, not merged."""
     return [name for name in _modules(folder) if any(_is_weights(file.name) for file in (folder / name).rglob("*"))]

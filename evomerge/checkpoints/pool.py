@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from evomerge import files
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.adapter import Adapter, LooseTieError
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
@@ -50,8 +51,9 @@ class Pool:
         like: str | None = None,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """Open the checkpoint folders and check that they can be merged. `progress` receives the name of each step.
+        """Open the checkpoints and check that they can be merged. `progress` receives the name of each step.
 
+        A model is a folder, or `org/name` or `org/name@revision` on the Hugging Face hub: see `checkpoints.hub`.
         `like` names the expert whose tokenizer, chat template and generation settings merged models have; None is the base.
         An expert may be a folder with a LoRA adapter: it is the base with that adapter. Raises `PoolError` or
         `CheckpointError`.
@@ -61,6 +63,8 @@ class Pool:
         if "base" in experts:
             msg = "the pool has an expert named `base`, the name of the base model in recipes; give it another name"
             raise PoolError(msg)
+        base = hub.resolve(hub.locate(base), progress)
+        experts = {name: hub.resolve(hub.locate(path), progress) for name, path in experts.items()}
         self.base = Folder(base)
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
         for model in (self.base, *whole.values()):

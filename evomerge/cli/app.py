@@ -20,14 +20,17 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must
 Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
 Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
-Base = Annotated[Path | None, typer.Option(help="The base's checkpoint folder.")]
+Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]
 Like = Annotated[
     str | None,
     typer.Option(
         help="The expert whose tokenizer, chat template and generation settings to take. Default: the base's."
     ),
 ]
-Experts = Annotated[list[str] | None, typer.Option("--expert", help="An expert: NAME=FOLDER. May be repeated.")]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--expert", help="An expert: NAME=FOLDER, or NAME=org/name@revision. May be repeated."),
+]
 AsAdapter = Annotated[
     bool,
     typer.Option(
@@ -281,7 +284,11 @@ def decompress(
 @app.command()
 def score(
     what: Annotated[
-        Path, typer.Argument(help="A checkpoint folder, a recipe's YAML, or a study's directory.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A checkpoint folder or org/name on the hub, a recipe's YAML, or a study's directory.",
+            show_default=False,
+        ),
     ],
     tasks: Annotated[
         Path | None, typer.Option(help="YAML with `tasks:` as in a study file, or a study file; a study has its own.")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from evomerge import codecs, merging, strict_yaml, tasks, zoo
 from evomerge.build import Builder, Merged
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
@@ -54,7 +55,11 @@ def merge(
 ) -> None:
     """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it."""
     console = new_console()
-    pool, recipe, lineage = read_recipe(file, options, console, f"evomerge pick RUN -o {out}")
+    data = _read_file(file, f"evomerge pick RUN -o {out}")
+    base, experts = _name_models(data.get("pool"), file, options)
+    if dry_run and hub.missing([base, *experts.values()], step_printer(console)):
+        return
+    pool, recipe, lineage = _open_recipe(data, file, options, console)
     # Building a member would build its ancestors; it has the base's tensors.
     built = pool.base if recipe.members else Builder(pool).build(recipe)
     info = built.info.values()
@@ -82,6 +87,11 @@ def read_recipe(
     file: Path, options: PoolOptions, console: Console, then: str
 ) -> tuple[Pool, Recipe, Mapping[str, Recipe]]:
     """Return the pool, the recipe and the lineage of a recipe file. Raises `RecipeError`, for a study with what to type `then`."""
+    return _open_recipe(_read_file(file, then), file, options, console)
+
+
+def _read_file(file: Path, then: str) -> dict[str, Any]:
+    """Return the keys of a recipe file. Raises `RecipeError`."""
     if not file.is_file():
         study = f", but a study; type: evomerge pick {file} -o OUT" if (file / "study.json").is_file() else ""
         raise RecipeError(f"{file}: no such recipe file{study}")
@@ -94,6 +104,12 @@ def read_recipe(
     for key in data:
         if key not in _RECIPE_KEYS:
             raise RecipeError(f"{file}: unknown key `{key}`; {nearest(str(key), _RECIPE_KEYS)}")
+    return data
+
+
+def _open_recipe(
+    data: Mapping[str, Any], file: Path, options: PoolOptions, console: Console
+) -> tuple[Pool, Recipe, Mapping[str, Recipe]]:
     pool = _open_pool(data.get("pool"), file, options, console, data.get("like"))
     names = list(pool.experts)
     spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
@@ -179,19 +195,25 @@ def _open_pool(data: Any, file: Path, options: PoolOptions, console: Console, li
     like = options.like or like
     if not isinstance(like, str | None):
         raise RecipeError(f"{file} `like`: expected the name of an expert, got {like!r}")
+    base, experts = _name_models(data, file, options)
+    return Pool(base, experts, like=like, progress=progress)
+
+
+def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict[str, str]]:
+    """Return the base, and the experts by name: folders, or ids on the hub."""
     if options.zoo is not None:
         built = zoo.load(options.zoo)
-        return Pool(built.pool["base"], built.pool["experts"], like=like, progress=progress)
+        return built.pool["base"], built.pool["experts"]
     if options.named:
         pairs = [entry.partition("=") for entry in options.experts or ()]
         if options.base is None or not all(equals for _, equals, _ in pairs):
             raise RecipeError("a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`")
-        return Pool(options.base, {name: path for name, _, path in pairs}, like=like, progress=progress)
+        return hub.locate(options.base), {name: hub.locate(path) for name, _, path in pairs}
     if not isinstance(data, dict) or set(data) != {"base", "experts"} or not isinstance(data["experts"], dict):
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
-    folders = {name: file.parent / path for name, path in data["experts"].items()}
-    return Pool(file.parent / data["base"], folders, like=like, progress=progress)
+    experts = {name: hub.locate(path, file.parent) for name, path in data["experts"].items()}
+    return hub.locate(data["base"], file.parent), experts
 
 
 def _open_pool_and_tasks(

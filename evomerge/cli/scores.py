@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from evomerge.build import Builder
+from evomerge.checkpoints import hub
 from evomerge.cli.listings import new_console, say
 from evomerge.cli.merges import PoolOptions, read_recipe
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
-from evomerge.progress import Progress
+from evomerge.progress import Progress, step_printer
 from evomerge.recipe import Recipe
 from evomerge.recipe import base as base_recipe
 from evomerge.report import runs, tables
@@ -49,9 +50,9 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
         raise StudyError(
             f"{what}: which tasks? give `--tasks FILE`: YAML with `tasks:` as in a study file, or a study file"
         )
-    elif what.is_dir():
+    elif what.is_dir() or hub.hub_id(hub.locate(what)) is not None:
         # The base of a pool and its only expert, so that it is checked as the models of a pool are.
-        path = str(what.resolve())
+        path = str(Path(hub.resolve(hub.locate(what), step_printer(console))).resolve())
         models, setup = {str(what): base_recipe()}, Setup(path, {"model": path}, **fields)
     else:
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
@@ -61,7 +62,9 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
         models, setup = {str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, like=pool.like, **fields)
     with Progress("score", len(models), console) as progress:
         metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)
-    checkpoint = what if what.is_dir() and not (what / "study.json").exists() else None
+    checkpoint = (
+        what if (what.is_dir() or hub.hub_id(hub.locate(what))) and not (what / "study.json").exists() else None
+    )
     _print(rows, metrics, console, as_json=as_json, path=checkpoint)
 
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evomerge import pareto, search, strict_yaml, zoo
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import build_zoo, new_console, say
@@ -87,6 +88,8 @@ def run(
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
+        if hub.missing(settings.models.values(), step_printer(console)):
+            return
         parts = open_parts(settings, step_printer(console))
         _describe(parts, settings, console)
         price(parts, settings, console)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
@@ -46,7 +47,7 @@ class LiveModel:
         module: str | None = None,
         tokenizer: Path | None = None,
     ) -> None:
-        """Load the model of the checkpoint in `folder`, to compute in `precision` on `device`.
+        """Load the model of the checkpoint in `folder`, or `org/name` on the hub, to compute in `precision` on `device`.
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
@@ -55,7 +56,7 @@ class LiveModel:
         hidden states are kept for stacks that begin with the same layers. Raises `ModelError` where the folder cannot be loaded
         or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
-        self.folder = Path(folder)
+        self.folder = Path(hub.resolve(hub.locate(folder)))
         self.precision = precision
         self._text = tokenizer or self.folder
         if precision not in PRECISIONS:

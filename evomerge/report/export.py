@@ -11,6 +11,7 @@ import torch
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import with_token_ids
 from evomerge.checkpoints.folder import Checkpoint, Folder
 from evomerge.checkpoints.members import Members
@@ -102,14 +103,18 @@ def _dtype(checkpoint: Checkpoint) -> str:
 
 def recipe_file(recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe]) -> str:
     """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again."""
-    experts = {name: str(expert.path.absolute()) for name, expert in pool.experts.items()}
-    # The reader takes relative paths from the file's folder.
-    file: dict[str, Any] = {"pool": {"base": str(pool.base.path.absolute()), "experts": experts}, "recipe": recipe.data}
+    experts = {name: _reference(expert.path) for name, expert in pool.experts.items()}
+    file: dict[str, Any] = {"pool": {"base": _reference(pool.base.path), "experts": experts}, "recipe": recipe.data}
     if pool.like is not None:
         file["like"] = pool.like
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)
     return strict_yaml.text(file)
+
+
+def _reference(folder: Path) -> str:
+    """Return what names a model in `recipe.yaml`, whose reader takes relative paths from the file's folder."""
+    return hub.name_of(folder) or str(folder.absolute())
 
 
 def hub_name(folder: Path) -> str:
