@@ -14,6 +14,7 @@ from rich.console import Console
 
 from evomerge import files
 from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.save import SHARD_BYTES, parse_size
 from evomerge.errors import ModelError, StudyError
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe
@@ -116,17 +117,26 @@ def pick(
 
 
 def export(
-    source: Study | Pool, candidate: Candidate | Recipe, folder: str | Path, *, results: Results | None = None
+    source: Study | Pool,
+    candidate: Candidate | Recipe,
+    folder: str | Path,
+    *,
+    results: Results | None = None,
+    dtype: str | None = None,
+    shard_size: str | None = None,
 ) -> Path:
     """Write the model of a `candidate` or recipe as a checkpoint that transformers loads, and return its folder.
 
-    `source` is the study or the pool with the models. With `results`, the model card shows a candidate's scores. Raises
-    `CheckpointError` if `folder` is not empty.
+    `source` is the study or the pool with the models. With `results`, the model card shows a candidate's scores. The weights are
+    stored as `dtype`, float32, bfloat16 or float16, by default as the base's, in files of up to `shard_size`, such as "5GB", by
+    default 2 GiB. Raises `CheckpointError` if `folder` is not empty, and for numbers too large for the dtype.
     """
     recipe = candidate if isinstance(candidate, Recipe) else Recipe.parse(candidate.recipe)
     pool, lineage = (source, {}) if isinstance(source, Pool) else (source.parts.pool, source.lineage())
     scored = None if isinstance(candidate, Recipe) or results is None else candidate
-    export_recipe(recipe, pool, Path(folder), lineage=lineage, results=results, candidate=scored)
+    shard_bytes = SHARD_BYTES if shard_size is None else parse_size(shard_size)
+    stored: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes}
+    export_recipe(recipe, pool, Path(folder), lineage=lineage, results=results, candidate=scored, **stored)
     return Path(folder)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from collections import deque
@@ -26,8 +27,20 @@ _AHEAD = 2  # tensors that are read from the disk while one is merged
 _OPEN_BYTES = 64 << 20
 # Bytes between two syncs. With many dirty pages the kernel stalls the writer for longer than the disk needs.
 _PIECE = 32 << 20
+SHARD_BYTES = 2 << 30
+"""Bytes of tensors in one file by default."""
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SCALES = "evomerge_stack.json"
 """The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `5GB`, `500 MiB` or a plain number says: GB is 10^9, GiB 2^30. Raises `CheckpointError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE)
+    unit = None if match is None else _UNITS.get(match[2].upper())
+    if match is None or unit is None or (count := int(float(match[1]) * unit)) < 1:
+        raise CheckpointError(f"size {text!r}: expected a number and a unit, such as `5GB`, `500MB` or `2GiB`")
+    return count
 
 
 def check_free(folder: Path) -> None:
@@ -43,7 +56,7 @@ def save(
     like: Path,
     tokenizer: Path | None = None,
     extra: Mapping[str, str | bytes] | None = None,
-    shard_bytes: int = 2 << 30,
+    shard_bytes: int = SHARD_BYTES,
     sources: Sequence[Folder] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -168,8 +181,8 @@ def _bytes(checkpoint: Checkpoint, name: str) -> memoryview:
         largest = torch.finfo(tensor.dtype).max
         msg = (
             f"tensor `{name}` of the result holds {int((~tensor.isfinite()).sum())} elements that are NaN or infinite, of {tensor.numel()}; expected "
-            f"finite numbers. Merges are stored in the base's {str(tensor.dtype).removeprefix('torch.')}, whose largest number is {largest:.3g}; "
-            "give a base that is saved in bfloat16 or float32 (`model.bfloat16().save_pretrained(FOLDER)`), or smaller weights"
+            f"finite numbers. The largest number of {str(tensor.dtype).removeprefix('torch.')}, by default the base's dtype, is {largest:.3g}; "
+            "type `--dtype bfloat16` or `--dtype float32`, or give smaller weights"
         )
         raise CheckpointError(msg)
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data

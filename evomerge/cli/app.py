@@ -43,6 +43,10 @@ Energy = Annotated[
     float | None,
     typer.Option(help="Instead of a rank: the share of the squares of each matrix's change to keep, such as 0.99."),
 ]
+Dtype = Annotated[
+    str | None, typer.Option(help="Store weights as float32, bfloat16 or float16. Default: the base's dtype.")
+]
+ShardSize = Annotated[str | None, typer.Option(help="Largest weights file: 5GB, 500MB. Default: 2GiB.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
 
 
@@ -181,6 +185,8 @@ def pick(
     as_adapter: AsAdapter = False,
     rank: Rank = None,
     energy: Energy = None,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
 ) -> None:
     """Choose one model, and write it as a checkpoint: a point of the front or a reference, whichever fits the preference best.
 
@@ -197,6 +203,8 @@ def pick(
         folder,
         out,
         preference,
+        dtype,
+        shard_size,
         candidate=candidate,
         anyway=anyway,
         from_surface=from_surface,
@@ -213,7 +221,9 @@ def merge(
     base: Base = None,
     expert: Experts = None,
     like: Like = None,
-    shard_mib: Annotated[int, typer.Option(help="Largest output file, in MiB.", min=1)] = 2048,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
+    shard_mib: Annotated[int | None, typer.Option(help="The same in MiB.", min=1, hidden=True)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print what would be written.")] = False,
     as_adapter: AsAdapter = False,
     rank: Rank = None,
@@ -224,7 +234,8 @@ def merge(
 
     adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
     options = merges.PoolOptions(name, base, expert, like)
-    merges.merge(file, out, options, shard_mib << 20, dry_run=dry_run, adapter=adapter)
+    shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
+    merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter)
 
 
 @app.command()
@@ -274,11 +285,13 @@ def decompress(
     folder: Annotated[Path, typer.Argument(help="The artefact that `compress` wrote.", show_default=False)],
     expert: Annotated[str, typer.Argument(help="Which of its experts.", show_default=False)],
     out: Out,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
 ) -> None:
     """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
     from evomerge.cli import merges
 
-    merges.decompress(folder, expert, out)
+    merges.decompress(folder, expert, out, dtype, shard_size)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Commands that write checkpoints without a search: merge, compress, decompress; and the pool that their options name."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ from evomerge import codecs, merging, strict_yaml, tasks, zoo
 from evomerge.build import Builder, Merged
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
+from evomerge.checkpoints.cast import cast, check_dtype, with_dtype
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.save import check_free, save
+from evomerge.checkpoints.save import SHARD_BYTES, check_free, parse_size, save
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
 from evomerge.errors import RecipeError, nearest
@@ -26,7 +28,7 @@ from evomerge.report import export
 from evomerge.settings import StudySettings, open_parts
 from evomerge.tasks import Task
 
-_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like")
+_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype")
 
 
 class PoolOptions(NamedTuple):
@@ -48,12 +50,17 @@ def merge(
     file: Path,
     out: Path,
     options: PoolOptions,
-    shard_bytes: int,
+    dtype: str | None,
+    shard_size: str | None,
     *,
     dry_run: bool,
     adapter: AdapterOptions | None = None,
 ) -> None:
-    """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it."""
+    """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it.
+
+    `dtype` is by default the file's, or else the base's.
+    """
+    stored = storage(dtype, shard_size)
     console = new_console()
     data = _read_file(file, f"evomerge pick RUN -o {out}")
     base, experts = _name_models(data.get("pool"), file, options)
@@ -62,7 +69,8 @@ def merge(
     pool, recipe, lineage = _open_recipe(data, file, options, console)
     # Building a member would build its ancestors; it has the base's tensors.
     built = pool.base if recipe.members else Builder(pool).build(recipe)
-    info = built.info.values()
+    stored["dtype"] = stored["dtype"] or data.get("dtype")
+    info = cast(built, stored["dtype"]).info.values()
     size = sum(entry.nbytes for entry in info) / 2**30
     elements = sum(entry.numel for entry in info)
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
@@ -76,7 +84,7 @@ def merge(
     if adapter is not None:
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
-    export_recipe(recipe, pool, out, console, lineage=lineage, shard_bytes=shard_bytes)
+    export_recipe(recipe, pool, out, console, lineage=lineage, **stored)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
         say(console, f"elements of the task vectors left by the edits: {shares}")
@@ -166,13 +174,26 @@ def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, par
     say(console, f"artefact: {out}, {hint}")
 
 
-def decompress(folder: Path, expert: str, out: Path) -> None:
+def storage(dtype: str | None, shard_size: str | None) -> dict[str, Any]:
+    """Return how to store weights, by the names of the parameters of `report.export.export`. Raises `CheckpointError`."""
+    check_dtype(dtype)
+    return {"dtype": dtype, "shard_bytes": SHARD_BYTES if shard_size is None else parse_size(shard_size)}
+
+
+def decompress(folder: Path, expert: str, out: Path, dtype: str | None, shard_size: str | None) -> None:
     """Write one expert of an artefact as a checkpoint."""
+    stored = storage(dtype, shard_size)
     console = new_console()
     artefact = codecs.Artefact(folder)
-    decoded = artefact.decode(expert)
+    decoded = cast(artefact.decode(expert), stored.pop("dtype"))
+    config = with_dtype(artefact.base.config, decoded, artefact.base)
+    extra = (
+        {}
+        if config is artefact.base.config
+        else {"config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
+    )
     with Progress("decompress", sum(entry.nbytes for entry in decoded.info.values()), console) as progress:
-        save(decoded, out, like=artefact.base.path, progress=progress)
+        save(decoded, out, like=artefact.base.path, extra=extra, progress=progress, **stored)
     console.print(f"checkpoint of `{expert}`: {out}", markup=False)
 
 

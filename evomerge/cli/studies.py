@@ -18,7 +18,7 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import build_zoo, new_console, say
-from evomerge.cli.merges import export_recipe, say_what_lies_beside
+from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.price import price
 from evomerge.errors import StudyError, StudyInUseError, nearest
 from evomerge.evaluate import CachingEvaluator
@@ -142,6 +142,8 @@ def pick(
     folder: Path,
     out: Path | None,
     preference: choose.Preference,
+    dtype: str | None = None,
+    shard_size: str | None = None,
     *,
     candidate: int | None,
     anyway: bool,
@@ -157,6 +159,7 @@ def pick(
         raise StudyError("pick: `--candidate` names one candidate; leave out the preference and `--surface`")
     if verify and not from_surface:
         raise StudyError("pick: `--verify` goes with `--surface`; points of the front are evaluated already")
+    stored = storage(dtype, shard_size)
     study = Study.open(folder)
     if from_surface:
         if out is not None:
@@ -189,7 +192,7 @@ def pick(
     if adapter is not None:
         write_adapter(recipe, study.parts.pool, out, adapter, console, study.lineage() if recipe.members else {})
         return
-    _export(study, recipe, out, console, results, point)
+    _export(study, recipe, out, console, results, point, **stored)
     say(console, f"merged checkpoint: {out}")
 
 
@@ -334,10 +337,16 @@ def _print(results: Results, folder: Path, console: Console) -> None:
 
 
 def _export(
-    study: Study, recipe: Recipe, out: Path, console: Console, results: Results | None, point: Candidate | None
+    study: Study,
+    recipe: Recipe,
+    out: Path,
+    console: Console,
+    results: Results | None,
+    point: Candidate | None,
+    **stored: Any,
 ) -> None:
     lineage = study.lineage() if recipe.members else {}
-    export_recipe(recipe, study.parts.pool, out, console, lineage=lineage, results=results, candidate=point)
+    export_recipe(recipe, study.parts.pool, out, console, lineage=lineage, results=results, candidate=point, **stored)
 
 
 def _pairs(text: str | None) -> dict[str, float] | None:

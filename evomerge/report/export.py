@@ -3,20 +3,18 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import with_token_ids
-from evomerge.checkpoints.folder import Checkpoint, Folder
+from evomerge.checkpoints.cast import cast, with_dtype
+from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.save import SCALES, check_free, save
+from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
 from evomerge.merging import check
 from evomerge.models import LiveModel
@@ -37,7 +35,8 @@ def export(
     lineage: Mapping[str, Recipe] | None = None,
     results: Results | None = None,
     candidate: Candidate | None = None,
-    shard_bytes: int = 2 << 30,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
@@ -46,7 +45,8 @@ def export(
     weights of an expert are taken as they are. The scales of a stack are folded into its weights if that gives the same model,
     which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
     earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
-    card, and `evomerge merge recipe.yaml` writes the same bytes again. `progress` gets bytes done and in all. Raises
+    card, and `evomerge merge recipe.yaml` writes the same bytes again. `dtype` (float32, bfloat16, float16) is that of the weights on
+    disk, by default the base's; the merge is rounded to it once. `progress` gets bytes done and in all. Raises
     `RecipeError`, `CheckpointError`, or `ModelError` for a stack that transformers cannot load, before anything is written, and
     `CheckpointError` for a tensor that is not finite; then nothing is left of what was written.
     """
@@ -55,7 +55,8 @@ def export(
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
-        checkpoint: Checkpoint = Builder(pool, members=members).build(recipe)
+        builder = Builder(pool, members=members)
+        checkpoint = cast(builder.build(recipe), dtype, builder.load)
         used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
         sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
         extra: dict[str, str | bytes] = {}
@@ -72,8 +73,7 @@ def export(
                 else:
                     checkpoint = folding.stack
         config = with_token_ids(config, pool.tokenizer)
-        if (stored := _dtype(checkpoint)) != _dtype(pool.base):  # an expert, or layers of one, in its own dtype
-            config = {**config, "torch_dtype" if "torch_dtype" in config else "dtype": stored}
+        config = with_dtype(config, checkpoint, pool.base)  # an expert, or layers of one, may be in its own dtype
         if config is not pool.base.config:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         base = pool.base.path.absolute()
@@ -82,7 +82,7 @@ def export(
         extra["README.md"] = model_card(
             recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like
         )
-        extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage)
+        extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype)
         save(
             checkpoint,
             out,
@@ -95,18 +95,14 @@ def export(
         )
 
 
-def _dtype(checkpoint: Checkpoint) -> str:
-    """Return the name of the dtype that holds all of a checkpoint's floating-point numbers."""
-    dtypes = {entry.dtype for entry in checkpoint.info.values() if entry.dtype.is_floating_point}
-    return str(reduce(torch.promote_types, dtypes, next(iter(dtypes), torch.float32))).removeprefix("torch.")
-
-
-def recipe_file(recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe]) -> str:
+def recipe_file(recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe], dtype: str | None = None) -> str:
     """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again."""
     experts = {name: _reference(expert.path) for name, expert in pool.experts.items()}
     file: dict[str, Any] = {"pool": {"base": _reference(pool.base.path), "experts": experts}, "recipe": recipe.data}
     if pool.like is not None:
         file["like"] = pool.like
+    if dtype is not None:
+        file["dtype"] = dtype
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)
     return strict_yaml.text(file)
