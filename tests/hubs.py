@@ -40,11 +40,13 @@ class Hub:
     """Models by name, each a mapping from file names to contents; what was asked; and the commits that were sent."""
 
     def __init__(self):
+        self.url = ""
         self.models = {}
         self.gated = set()
         self.asked = []  # method, path, Range
         self.sent = {}  # by model, the bytes of each file that was pushed
         self.created = []
+        self.refused = False  # whether accounts may not write
 
     @property
     def bodies(self):
@@ -119,12 +121,16 @@ def _handler(hub):
             path = unquote(urlsplit(self.path).path)
             hub.asked.append((self.command, path, None))
             parts = path.strip("/").split("/")
-            if path == "/api/repos/create":
+            if path == "/api/validate-yaml":
+                self.reply({"errors": [], "warnings": []})
+            elif hub.refused:
+                self.reply(code=401)
+            elif path == "/api/repos/create":
                 asked = json.loads(body)
                 name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
-                hub.created.append((name, bool(asked.get("private"))))
+                hub.created.append((name, asked.get("visibility") == "private" or bool(asked.get("private"))))
                 hub.models.setdefault(name, {})
-                self.reply({"url": f"http://localhost/{name}", "id": name, "name": name})
+                self.reply({"url": f"{hub.url}/{name}", "id": name, "name": name})
             elif parts[4] == "preupload":
                 listed = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -137,7 +143,7 @@ def _handler(hub):
                     if line["key"] == "file":
                         content = base64.b64decode(line["value"]["content"])
                         hub.sent.setdefault(name, {})[line["value"]["path"]] = content
-                url = f"http://localhost/{name}/commit/{COMMIT}"
+                url = f"{hub.url}/{name}/commit/{COMMIT}"
                 self.reply({"success": True, "commitOid": COMMIT, "commitUrl": url})
             else:
                 self.reply(code=404)
@@ -154,7 +160,7 @@ def serve(cache, *, offline=False):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    hub.url = url = f"http://127.0.0.1:{server.server_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", offline)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -115,7 +115,7 @@ def differences_in_text(base: Path, experts: Mapping[str, Path], like: str | Non
 
     These are the base's, or those of the expert `like`. A folder without a tokenizer is not compared.
     """
-    said = {name: _said(folder) for name, folder in {"base": base, **experts}.items()}
+    said = {name: words_about_text(folder) for name, folder in {"base": base, **experts}.items()}
     chosen = "base" if like is None else like
     notes = []
     for what in ("chat template", "end tokens", "vocabulary"):
@@ -126,6 +126,29 @@ def differences_in_text(base: Path, experts: Mapping[str, Path], like: str | Non
         if len(groups) > 1 and what in said[chosen]:
             notes.append(f"{what}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in groups.items()))
     return notes
+
+
+def words_about_text(folder: Path) -> dict[str, str]:
+    """Return what a folder's files say of chat template, end tokens and vocabulary; nothing without a tokenizer."""
+    files = {name: file for name, file in _listed(folder).items() if _TEXT.fullmatch(name)}
+    vocabulary = [file for name, file in files.items() if _VOCABULARY.fullmatch(name)]
+    if not vocabulary:
+        return {}
+    names = ("tokenizer_config.json", "generation_config.json", "config.json", "chat_template.json")
+    tokenizer, generation, config, chat = (_object(folder / name) for name in names)
+    template = tokenizer.get("chat_template")
+    if "chat_template.jinja" in files:
+        template = files["chat_template.jinja"].read_text(encoding="utf-8", errors="replace")
+    elif chat:
+        template = chat.get("chat_template")
+    end = tokenizer.get("eos_token")
+    named = end.get("content") if isinstance(end, dict) else end
+    number = generation.get("eos_token_id", config.get("eos_token_id"))
+    said = {
+        "chat template": _shown(template),
+        "end tokens": " ".join(str(part) for part in (named, number) if part is not None),
+    }
+    return {**said, "vocabulary": _vocabulary(vocabulary)}
 
 
 def _listed(folder: Path) -> dict[str, Path]:
@@ -159,29 +182,6 @@ def _modules(folder: Path) -> list[str]:
 
 def _is_weights(name: str) -> bool:
     return name.lower().endswith(_WEIGHTS) or _TF_DATA.fullmatch(name) is not None
-
-
-def _said(folder: Path) -> dict[str, str]:
-    """Return what the files about text say, in words; nothing without a tokenizer."""
-    files = {name: file for name, file in _listed(folder).items() if _TEXT.fullmatch(name)}
-    vocabulary = [file for name, file in files.items() if _VOCABULARY.fullmatch(name)]
-    if not vocabulary:
-        return {}
-    names = ("tokenizer_config.json", "generation_config.json", "config.json", "chat_template.json")
-    tokenizer, generation, config, chat = (_object(folder / name) for name in names)
-    template = tokenizer.get("chat_template")
-    if "chat_template.jinja" in files:
-        template = files["chat_template.jinja"].read_text(encoding="utf-8", errors="replace")
-    elif chat:
-        template = chat.get("chat_template")
-    end = tokenizer.get("eos_token")
-    named = end.get("content") if isinstance(end, dict) else end
-    number = generation.get("eos_token_id", config.get("eos_token_id"))
-    said = {
-        "chat template": _shown(template),
-        "end tokens": " ".join(str(part) for part in (named, number) if part is not None),
-    }
-    return {**said, "vocabulary": _vocabulary(vocabulary)}
 
 
 def _object(path: Path) -> dict[str, Any]:

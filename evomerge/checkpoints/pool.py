@@ -49,13 +49,15 @@ class Pool:
         experts: Mapping[str, str | Path],
         *,
         like: str | None = None,
+        weights: bool = True,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Open the checkpoints and check that they can be merged. `progress` receives the name of each step.
 
         A model is a folder, or `org/name` or `org/name@revision` on the Hugging Face hub: see `checkpoints.hub`.
         `like` names the expert whose tokenizer, chat template and generation settings merged models have; None is the base.
-        An expert may be a folder with a LoRA adapter: it is the base with that adapter. Raises `PoolError` or
+        An expert may be a folder with a LoRA adapter: it is the base with that adapter. Without `weights` only headers and
+        configurations are compared, and the pool has no digests: nothing can be merged from it. Raises `PoolError` or
         `CheckpointError`.
         """
         if not experts:
@@ -81,15 +83,16 @@ class Pool:
         for name, expert in self.experts.items():
             self._check_alike(name, expert)
             if isinstance(expert, Folder):
-                check_same_integers(name, self.base, expert)
-                self._compare(name, expert)
+                if weights:
+                    check_same_integers(name, self.base, expert)
+                self._compare(name, expert, weights=weights)
         for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
                 raise PoolError(msg)
         self.digests: dict[str, str] = {}
         seen: dict[str, str] = {}
-        for name, folder in {"base": self.base, **self.experts}.items():
+        for name, folder in {"base": self.base, **self.experts}.items() if weights else ():
             progress(f"checking {name}")
             digest = self.digests[name] = fingerprint(folder)
             if digest in seen:
@@ -206,7 +209,7 @@ class Pool:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
 
-    def _compare(self, name: str, expert: Folder) -> None:
+    def _compare(self, name: str, expert: Folder, *, weights: bool) -> None:
         """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""
         fatal, notes = compare_settings(self.base, expert)
         moved, renamed = compare_tokens(added_tokens(self.base.path), added_tokens(expert.path))
@@ -216,7 +219,8 @@ class Pool:
         integers = [
             tensor
             for tensor, entry in self.base.info.items()
-            if not entry.dtype.is_floating_point
+            if weights
+            and not entry.dtype.is_floating_point
             and not tensor.endswith(_COUNTS)
             and not torch.equal(self.base.tensor(tensor), expert.tensor(tensor))
         ]

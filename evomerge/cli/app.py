@@ -338,6 +338,47 @@ def compare(
 
 
 @app.command()
+def check(
+    base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
+    experts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EXPERT...",
+            help="The experts: folders, adapters, or org/name@revision, each also as NAME=MODEL.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw norms and cosines into this PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Compare headers and configurations alone, in seconds.")
+    ] = False,
+) -> None:
+    """Say whether models can be merged, and how they differ, before any download of weights.
+
+    Where all weights are on this machine, the norms of the task vectors and the cosines between them follow. Exits with 0 where all
+    can be merged, else with 2.
+    """
+    from evomerge.cli import check
+
+    check.check(base, experts, out, weights=not no_weights, as_json=as_json)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, as `merge` writes it.", show_default=False)],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The model on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Create it private, where it is new.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and stop.")] = False,
+) -> None:
+    """Send a whole checkpoint to the Hugging Face hub, after showing what would be sent where."""
+    from evomerge.cli import push
+
+    push.push(folder, repository, private=private, yes=yes, dry_run=dry_run)
+
+
+@app.command()
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
     from_method: Annotated[str | None, typer.Option(help="Print a space of all parameters of a merge method.")] = None,

@@ -19,7 +19,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SHARD_BYTES, check_free, parse_size, save
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
-from evomerge.errors import RecipeError, nearest
+from evomerge.errors import CheckpointError, RecipeError, nearest
 from evomerge.models import LiveModel
 from evomerge.progress import Progress, step_printer
 from evomerge.recipe import Recipe, expand_inputs, short_forms
@@ -60,7 +60,7 @@ def merge(
 
     `dtype` is by default the file's, or else the base's.
     """
-    stored = storage(dtype, shard_size)
+    stored = storage(dtype, shard_size, adapter)
     console = new_console()
     data = _read_file(file, f"evomerge pick RUN -o {out}")
     base, experts = _name_models(data.get("pool"), file, options)
@@ -174,9 +174,11 @@ def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, par
     say(console, f"artefact: {out}, {hint}")
 
 
-def storage(dtype: str | None, shard_size: str | None) -> dict[str, Any]:
+def storage(dtype: str | None, shard_size: str | None, adapter: AdapterOptions | None = None) -> dict[str, Any]:
     """Return how to store weights, by the names of the parameters of `report.export.export`. Raises `CheckpointError`."""
     check_dtype(dtype)
+    if adapter is not None and (dtype or shard_size):
+        raise CheckpointError("--as-adapter: `--dtype` and `--shard-size` are for checkpoints; leave them out")
     return {"dtype": dtype, "shard_bytes": SHARD_BYTES if shard_size is None else parse_size(shard_size)}
 
 

@@ -159,7 +159,7 @@ def pick(
         raise StudyError("pick: `--candidate` names one candidate; leave out the preference and `--surface`")
     if verify and not from_surface:
         raise StudyError("pick: `--verify` goes with `--surface`; points of the front are evaluated already")
-    stored = storage(dtype, shard_size)
+    stored = storage(dtype, shard_size, adapter)
     study = Study.open(folder)
     if from_surface:
         if out is not None:

@@ -4,6 +4,6 @@ The only package that imports huggingface_hub, whose settings apply: `HF_HOME`, 
 """
 
 from evomerge.checkpoints.hub.reference import HubId, hub_id, locate
-from evomerge.checkpoints.hub.snapshot import Snapshot, find, missing, name_of, resolve
+from evomerge.checkpoints.hub.snapshot import Snapshot, address, find, missing, name_of, resolve, size
 
-__all__ = ["HubId", "Snapshot", "find", "hub_id", "locate", "missing", "name_of", "resolve"]
+__all__ = ["HubId", "Snapshot", "address", "find", "hub_id", "locate", "missing", "name_of", "resolve", "size"]

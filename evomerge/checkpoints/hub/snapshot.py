@@ -128,6 +128,13 @@ def name_of(folder: Path) -> str | None:
     return f"{parts[1]}/{parts[2]}@{folder.name}"
 
 
+def address(model: HubId) -> str:
+    """Return the address of a model's page."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{model.repository}"
+
+
 def _cached(model: HubId) -> Path | None:
     """Return the folder of a model in the cache, whole or not."""
     from huggingface_hub import try_to_load_from_cache
@@ -217,7 +224,7 @@ def _words(model: HubId, error: BaseException) -> str | None:
     """Return what an error of the hub means, and what to type; None for any other error."""
     from huggingface_hub import constants, errors
 
-    place = f"{constants.ENDPOINT}/{model.repository}"
+    place = address(model)
     there = f"`hf download {model.repository} --revision {model.revision}` where there is a network fills the cache ({constants.HF_HUB_CACHE})"
     match error:
         case errors.GatedRepoError():
@@ -230,8 +237,12 @@ def _words(model: HubId, error: BaseException) -> str | None:
             return f"no such folder here, and no such model at {constants.ENDPOINT}, or a private one; check the name, or type `hf auth login` for a private model"
         case errors.OfflineModeIsEnabled():
             return f"not in the cache, and HF_HUB_OFFLINE is set; unset it, or {there}"
+        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
+            return f"the hub refuses this account ({error.response.status_code}); type `hf auth login`, or set HF_TOKEN, with a token that may read or write {place}"
         case errors.HfHubHTTPError():
             return f"the hub answers {error.response.status_code} ({str(error).partition(chr(10))[0][:200]}); type the same command again later"
+        case errors.SafetensorsParsingError():
+            return f"a safetensors file has no valid header ({str(error)[:200]})"
         case errors.HFValidationError():
             return f"no such folder here, and not a name of the hub ({str(error)[:200]})"
         case errors.LocalEntryNotFoundError() | OSError() if error.__cause__ is None:
