@@ -1,4 +1,4 @@
-"""Adapter: a LoRA adapter together with its base, read as the complete model that the two make.
+"""Adapter: a LoRA adapter, or one of `tuners`, together with its base, read as the complete model that the two make.
 
 A weight W that the adapter changes is W + s·B·A with s = lora_alpha / r (LoRA, https://arxiv.org/abs/2106.09685,
 section 4.1) or, with `use_rslora`, lora_alpha / √r (https://arxiv.org/abs/2312.03732). The product is computed before
@@ -17,13 +17,20 @@ from evomerge.checkpoints.factors import Factors
 from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout, is_head
-from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, Product, read_config, read_stored
+from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, LoraConfig, Product, read_config, read_stored
 from evomerge.checkpoints.naming import Names
+from evomerge.checkpoints.tuners import TUNERS, Change, Settings, Tuner
 from evomerge.errors import CheckpointError
 
 _WRAPPER = "base_model.model."  # PEFT's modules around the model; every key begins with them
-_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save)(?=\.)")  # PEFT's modules around one layer
-_FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB]))")
+_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save|ln_tuning_layers)(?=\.)")  # PEFT's modules around one layer
+_LORA = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_embedding_A": "A",
+    "lora_embedding_B": "B",
+    "lora_magnitude_vector": "magnitude",
+}
 
 
 class LooseTieError(CheckpointError):
@@ -55,7 +62,8 @@ class Adapter(Checkpoint):
         self.base = base
         config = read_config(self.path)
         self._stored = read_stored(self.path)
-        factors, replaced = self._targets()
+        tuner = TUNERS[config.peft_type] if isinstance(config, Settings) else None
+        factors, replaced = self._targets(config, tuner)
         rename = self._names_in_base([*factors, *replaced], names)
         changed = self._with_ties(rename, names, together=config.ensure_weight_tying)
         self._replaced = {name: key for target, key in replaced.items() for name in changed[target]}
@@ -67,13 +75,19 @@ class Adapter(Checkpoint):
                 raise CheckpointError(msg)
         turned = self._turned(names, [*factors], said=config.fan_in_fan_out)
         self._products: dict[str, Product] = {}
+        self._changes: dict[str, Change] = {}
         for target, name in [(product, name) for product in factors for name in changed[product]]:
+            if isinstance(config, Settings) and tuner is not None:
+                self._change(tuner, factors[target], target, name, config, turned=turned.get(target))
+                continue
+            assert isinstance(config, LoraConfig)
             try:
                 product = Product.of(factors[target], target, len(info[name].shape), config, turned=turned.get(target))
             except ValueError as error:
                 raise CheckpointError(f"{self.path / CONFIG}: `rank_pattern` or `alpha_pattern`: {error}") from None
             self._products[name] = product
             self._check_fits(product, name, info[name])
+        for name in (*self._products, *self._changes):
             info[name] = TensorInfo(info[name].shape, torch.promote_types(info[name].dtype, torch.float32))
         self.info: Mapping[str, TensorInfo] = info
 
@@ -90,28 +104,39 @@ class Adapter(Checkpoint):
     @property
     def changed(self) -> tuple[str, ...]:
         """The names of the tensors that differ from the base's, in order."""
-        return tuple(sorted(self._products.keys() | self._replaced.keys()))
+        return tuple(sorted({*self._products, *self._changes, *self._replaced}))
 
     def makes(self, name: str) -> bool:
-        """Return whether the tensor has a product, which costs more than reading it."""
-        return name in self._products
+        """Return whether the tensor is computed, which costs more than reading it."""
+        return name in self._products or name in self._changes
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor: W + s·B·A, computed at each call, where it has a product, else a view of a file."""
+        """The tensor: W + s·B·A, or its change by another formula, computed at each call, where it has one, else a view of a file."""
         origin: torch.Tensor
         origin = self._open.get_tensor(self._replaced[name]) if name in self._replaced else self.base.tensor(name)
+        if name in self._changes:
+            return self._changed_by_formula(name, origin)
         if name not in self._products:
             return origin
         product = self._products[name]
         a, b = (self._open.get_tensor(key).to(self.info[name].dtype).flatten(1) for key in (product.a, product.b))
         change = (a.T @ b.T if product.transposed else b @ a).view(origin.shape)
         # W - (0 - s·B·A), not W + s·B·A: where the product is zero of either sign, W's own zero keeps its sign.
-        return torch.sub(origin, change.mul_(-product.scale).add_(0.0), out=change)
+        result = torch.sub(origin, change.mul_(-product.scale).add_(0.0), out=change)
+        if product.magnitude is not None:
+            rows = result.T if product.transposed else result
+            rows.mul_((self._open.get_tensor(product.magnitude) / torch.linalg.vector_norm(rows, dim=1))[:, None])
+        return result
 
     def factors(self, name: str) -> Factors | None:
         """Return the factors of the change of a matrix, scaled; None where it is no product of two, or replaces the tensor."""
         product = self._products.get(name)
-        if product is None or name in self._replaced or len(self.info[name].shape) != 2:
+        if (
+            product is None
+            or product.magnitude is not None
+            or name in self._replaced
+            or len(self.info[name].shape) != 2
+        ):
             return None
         a, b = (self._open.get_tensor(key).float() for key in (product.a, product.b))
         return Factors(product.scale * a.T, b.T) if product.transposed else Factors(product.scale * b, a)
@@ -128,24 +153,66 @@ class Adapter(Checkpoint):
     def _open(self) -> Any:
         return open_weights(self.path / ADAPTER_WEIGHTS)
 
-    def _targets(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-        """Return the keys of each product's factors, and the key of each replaced tensor, by names of the trained model."""
+    def _changed_by_formula(self, name: str, origin: torch.Tensor) -> torch.Tensor:
+        change, dtype = self._changes[name], self.info[name].dtype
+        try:
+            return change.apply(origin.to(dtype), change.read(self._open.get_tensor, dtype)).contiguous()
+        except (ValueError, IndexError) as error:
+            raise CheckpointError(f"{self.path}: the change of `{name}`: {error}") from None
+
+    def _change(
+        self, tuner: Tuner, keys: Mapping[str, str], target: str, name: str, config: Settings, *, turned: bool | None
+    ) -> None:
+        """Note the changes of a weight and its bias, having checked on tensors without content that they fit."""
+        module = target.removesuffix(".weight")
+        transposed = config.fan_in_fan_out if turned is None else turned
+        changes = {name: Change(tuner.merged, keys, config, module, transposed)}
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if tuner.bias is not None and bias in self.base.info:
+            changes[bias] = Change(tuner.bias, keys, config, module)
+        for changed, change in changes.items():
+            shape = self.base.info[changed].shape
+            try:
+                change.check(shape, self._stored)
+            except ValueError as error:
+                shapes = ", ".join(f"{part} {list(self._stored[key].shape)}" for part, key in keys.items())
+                msg = f"{self.path}: {shapes} do not fit `{changed}`, {list(shape)} in the base ({self.base.path}), as a {config.peft_type} adapter ({error}); expected an adapter trained on this base"
+                raise CheckpointError(msg) from None
+        self._changes |= changes
+
+    def _targets(
+        self, config: LoraConfig | Settings, tuner: Tuner | None
+    ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Return the keys of the tensors that change each weight, and the key of each replaced tensor, by names of the trained model."""
+        parts = _LORA if tuner is None else {part: part for part in tuner.parts}
+        shared = {} if tuner is None else {part: f"base_model.{part}" for part in tuner.shared}
+        for key in shared.values():
+            if key not in self._stored:
+                msg = (
+                    f"{self.path}: no tensor `{key}`, which PEFT draws anew where `save_projection` is false; {INSTEAD}"
+                )
+                raise CheckpointError(msg)
+        pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{'|'.join(map(re.escape, parts))})") if parts else None
         factors: dict[str, dict[str, str]] = {}
         replaced: dict[str, str] = {}
-        for key in self._stored:
+        for key in [key for key in self._stored if key not in shared.values()]:
             name = key.removeprefix(_WRAPPER)
-            if match := _FACTOR.fullmatch(name):
-                factors.setdefault(f"{match['module']}.weight", {})[match["linear"] or match["embedding"]] = key
+            if match := pattern.fullmatch(name) if pattern else None:
+                factors.setdefault(f"{match['module']}.weight", dict(shared))[parts[match["part"]]] = key
             elif ".original_module." not in name:
                 # With `bias: all`, PEFT also stores the originals of modules_to_save, and the new ones by a second name.
                 target = _WRAPPED.sub("", name)
                 if target == name or target not in replaced:
                     replaced[target] = key
-        for pair in factors.values():
-            if len(pair) == 1:
-                have, key = next(iter(pair.items()))
-                msg = f"{self.path}: tensor `{key}` has no {'B' if have == 'A' else 'A'} beside it; expected both factors of every module"
-                raise CheckpointError(msg)
+        if isinstance(config, LoraConfig):
+            needed = ("A", "B", "magnitude") if config.use_dora else ("A", "B")
+            for have in factors.values():
+                if missing := [part for part in needed if part not in have]:
+                    msg = f"{self.path}: tensor `{next(iter(have.values()))}` has no {missing[0]} beside it; expected both factors of every module{', and the norms of DoRA (lora_magnitude_vector)' if config.use_dora else ''}"
+                    raise CheckpointError(msg)
+                if more := [part for part in have if part not in needed]:
+                    msg = f"{self.path}: tensor `{have[more[0]]}` is of DoRA, but `use_dora` is not set in {CONFIG}"
+                    raise CheckpointError(msg)
         return factors, replaced
 
     def _names_in_base(self, targets: list[str], translation: Names | None) -> dict[str, str]:
@@ -244,6 +311,11 @@ class Adapter(Checkpoint):
             transposed = " (its weights are (in, out), says the adapter)" if product.transposed else ""
             msg = f"{self.path}: factors A {list(a.shape)} and B {list(b.shape)} of rank r = {rank} do not fit `{name}`, {list(shape)} in the base ({self.base.path}){transposed}; expected {wanted or 'a matrix or a convolution'}"
             raise CheckpointError(msg)
+        if product.magnitude is not None:
+            norms = self._stored[product.magnitude].shape
+            if product.a.endswith("lora_embedding_A") or len(shape) != 2 or norms != (b.shape[0],):
+                msg = f"{self.path}: norms {list(norms)} of DoRA for `{name}`, {list(shape)}; expected {[b.shape[0]]}, of a linear layer. For other layers, {INSTEAD}"
+                raise CheckpointError(msg)
         for what, dtype in ((f"`{name}`", entry.dtype), ("A", a.dtype), ("B", b.dtype)):
             if not dtype.is_floating_point:
                 msg = f"{self.path}: {what} of the product for `{name}` is {dtype}; expected floating point"

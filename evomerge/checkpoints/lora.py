@@ -4,17 +4,17 @@ The folder is PEFT's: `adapter_config.json` beside `adapter_model.safetensors`. 
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from evomerge.checkpoints.folder import INDEX, WEIGHTS, read_object
 from evomerge.checkpoints.header import TensorInfo, read_header
-from evomerge.checkpoints.patterns import matches
+from evomerge.checkpoints.patterns import first_match
+from evomerge.checkpoints.tuners import TUNERS, Settings
 from evomerge.errors import CheckpointError
 from evomerge.recipe import describe
 
@@ -48,7 +48,6 @@ _IGNORED = {  # settings that do not affect the weights, or only list which of t
 
 _Rank = Annotated[int, Field(ge=1, lt=1 << 31)]
 _Alpha = Annotated[float, Field(allow_inf_nan=False)]
-_Number = TypeVar("_Number", int, float)
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -69,12 +68,13 @@ class LoraConfig(BaseModel):
     rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, _Alpha] | None = None
     init_lora_weights: bool | str | None = None
+    use_dora: bool = False
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _patterns(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
         for pattern in table or {}:
-            _first_match({pattern: 0}, "", 0)
+            first_match({pattern: 0}, "", 0)
         return table
 
 
@@ -90,6 +90,8 @@ class Product:
     rank: int
     scale: float
     transposed: bool
+    magnitude: str | None = None
+    """The key of DoRA's norms, `(out,)`: the changed weight's rows are rescaled to them (arXiv:2402.09353)."""
 
     @classmethod
     def of(
@@ -100,46 +102,36 @@ class Product:
         `turned` says whether that weight is `(in, out)`; None leaves it to `config`, which has one word for all modules.
         """
         module = weight.removesuffix(".weight")
-        rank = _first_match(config.rank_pattern, module, config.r)
-        alpha = _first_match(config.alpha_pattern, module, config.lora_alpha)
+        rank = first_match(config.rank_pattern, module, config.r)
+        alpha = first_match(config.alpha_pattern, module, config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         embedding = pair["A"].endswith("lora_embedding_A")
         transposed = embedding or (dimensions == 2 and (config.fan_in_fan_out if turned is None else turned))
-        return cls(pair["A"], pair["B"], rank, scale, transposed)
+        return cls(pair["A"], pair["B"], rank, scale, transposed, pair.get("magnitude"))
 
 
-def _first_match(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:
-    """Return the value of the first pattern that the name `module` matches, or the part of it after a dot.
-
-    Raises `ValueError` for a pattern that is not safe to match.
-    """
-    for pattern, value in (patterns or {}).items():
-        plain = re.fullmatch(r"[\w.-]*", pattern)  # most are: PEFT may write one for each module
-        try:
-            if (re.fullmatch if plain else matches)(rf"(.*\.)?({pattern})", module):
-                return value
-        except ValueError as error:
-            raise ValueError(f"expected regular expressions, got `{pattern[:80]}` ({error})") from None
-    return default
-
-
-def read_config(folder: Path) -> LoraConfig:
-    """Return the adapter's configuration. Raises `CheckpointError` unless it makes the weights W + s·B·A."""
+def read_config(folder: Path) -> LoraConfig | Settings:
+    """Return the adapter's configuration. Raises `CheckpointError` unless it makes weights by a formula that is known here."""
     path = folder / CONFIG
     data = read_object(path)
-    if (kind := data.get("peft_type")) != "LORA":
-        msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA'. If PEFT can merge this kind, {INSTEAD}"
+    kind = data.get("peft_type")
+    if kind != "LORA" and kind not in TUNERS:
+        msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA' or one of {', '.join(TUNERS)}. If PEFT can merge this kind, {INSTEAD}"
         raise CheckpointError(msg)
     try:
-        config = LoraConfig.model_validate(data)
+        config = LoraConfig.model_validate(data) if kind == "LORA" else Settings.model_validate(data)
     except ValidationError as error:
         raise CheckpointError(describe(error, str(path), {})) from None
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() not in _KEEPS_BASE:
+    ignored = _IGNORED
+    if isinstance(config, Settings):
+        ignored = _IGNORED | {"init_weights", *TUNERS[kind].ignored}
+    elif isinstance(config.init_lora_weights, str) and config.init_lora_weights.lower() not in _KEEPS_BASE:
         msg = f"{path}: `init_lora_weights` is {config.init_lora_weights!r}, which changes the base, too; {INSTEAD}"
         raise CheckpointError(msg)
     for key, value in (config.model_extra or {}).items():
-        if value and key not in _IGNORED:
-            msg = f"{path}: `{key}` is {str(value)[:80]}, so the weights may not be W + s·B·A alone; {INSTEAD}"
+        if value and key not in ignored:
+            formula = "W + s·B·A alone" if kind == "LORA" else f"those of {kind} as known here"
+            msg = f"{path}: `{key}` is {str(value)[:80]}, so the weights may not be {formula}; {INSTEAD}"
             raise CheckpointError(msg)
     return config
 

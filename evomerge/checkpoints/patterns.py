@@ -1,13 +1,15 @@
-"""matches: regular expressions of untrusted files, matched within a bounded number of steps.
+"""matches, first_match: regular expressions of untrusted files, matched within a bounded number of steps.
 
 Python's `re` backtracks: a pattern such as `(a+)+!` may never finish. Here each part of a pattern maps a set of
 positions in the text to the set of positions where its match may end.
 """
 
 import re
+from collections.abc import Mapping
 from re import _compiler, _constants, _parser  # type: ignore[attr-defined]  # no public module parses a pattern
-from typing import Any
+from typing import Any, TypeVar
 
+_Number = TypeVar("_Number", int, float)
 _CHARACTERS = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN, _constants.AT)
 _MOST_STEPS = 100_000  # some hundred are usual
 
@@ -22,6 +24,21 @@ def matches(pattern: str, text: str) -> bool:
         return len(text) in _Matcher(text).ends(_parser.parse(pattern), {0})
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(str(error)) from None
+
+
+def first_match(patterns: Mapping[str, _Number] | None, module: str, default: _Number) -> _Number:
+    """Return the value of the first pattern that the name `module` matches, or the part of it after a dot.
+
+    Raises `ValueError` for a pattern that is not safe to match.
+    """
+    for pattern, value in (patterns or {}).items():
+        plain = re.fullmatch(r"[\w.-]*", pattern)  # most are: PEFT may write one for each module
+        try:
+            if (re.fullmatch if plain else matches)(rf"(.*\.)?({pattern})", module):
+                return value
+        except ValueError as error:
+            raise ValueError(f"expected regular expressions, got `{pattern[:80]}` ({error})") from None
+    return default
 
 
 class _Matcher:

@@ -15,9 +15,14 @@ from evomerge.errors import CheckpointError
 
 A, B = (f"base_model.model.{Q}.lora_{x}.weight" for x in "AB")
 REFUSED = [
-    ({"peft_type": "IA3"}, {}, r"`peft_type` is 'IA3'; expected 'LORA'"),
+    ({"peft_type": "BOFT"}, {}, r"`peft_type` is 'BOFT'; expected 'LORA'"),
     ({"peft_type": None}, {}, r"`peft_type` is None; expected 'LORA'"),
-    ({"use_dora": True}, {}, r"`use_dora` is True, so the weights may not be W \+ s·B·A alone; merge it into its base"),
+    ({"use_dora": True}, {}, r"lora_A.weight` has no magnitude beside it; .*the norms of DoRA"),
+    (
+        {"use_qalora": True},
+        {},
+        r"`use_qalora` is True, so the weights may not be W \+ s·B·A alone; merge it into its base",
+    ),
     ({"trainable_token_indices": [1, 2]}, {}, r"`trainable_token_indices` is \[1, 2\], so"),
     ({"layer_replication": [[0, 2], [1, 2]]}, {}, "`layer_replication` is"),
     ({"not_yet_invented": {"x": 1}}, {}, "`not_yet_invented` is"),
@@ -48,7 +53,12 @@ REFUSED = [
         factors("model.norm", shape=(6, 1)),
         r"`model.norm.weight`, \[6\] in the base .*; expected a matrix or a conv",
     ),
-    ({}, {f"{Q}.lora_magnitude_vector": draw(8)}, "changes `.*lora_magnitude_vector`, which the base .* does not have"),
+    ({}, {f"base_model.model.{Q}.lora_magnitude_vector": draw(8)}, "is of DoRA, but `use_dora` is not set"),
+    (
+        {"use_dora": True},
+        {f"base_model.model.{Q}.lora_magnitude_vector": draw(6)},
+        r"norms \[6\] of DoRA for .*; expected \[8\]",
+    ),
     ({}, {f"{Q}.lora_B.bias": draw(8)}, "changes `.*q.lora_B.bias`, which the base .* does not have"),
     (
         {},
