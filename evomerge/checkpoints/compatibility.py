@@ -65,11 +65,18 @@ def compare(
         checked += [_checked(name, path, None) for name, path in experts.items()]
         return Compatibility(tuple(checked), None)
     mergeable = {}
+    told: set[str] = set()
+
+    def once(what: str) -> None:
+        if what not in told:
+            progress(what)
+        told.add(what)
+
     for name, path in experts.items():
         notes: list[str] = []
 
         def open_pair(name: str = name, path: str = path, notes: list[str] = notes) -> None:
-            pool = Pool(base, {name: path}, weights=weights, progress=progress)
+            pool = Pool(base, {name: path}, weights=weights, progress=once)
             notes += [*pool.notes, *pool.differences_in_text]
 
         problem = _refusal(open_pair)

@@ -11,7 +11,7 @@ from evomerge.checkpoints.pool import Pool
 
 _CHUNK = 1 << 18
 """Elements of each model at a time. Products are summed in fp32 within a chunk, in fp64 between chunks."""
-_OPEN_BYTES = 256 << 20
+_OPEN_BYTES = 64 << 20
 _NEAR = 0.05
 _STILL = 1e-6
 

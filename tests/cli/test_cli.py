@@ -262,6 +262,8 @@ def test_decompress_writes_an_expert_that_transformers_loads(compressed, tmp_pat
     from transformers import AutoModelForImageClassification
 
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "turned").num_labels == 10
+    evomerge("decompress", compressed[0], "turned", "-o", tmp_path / "half", "--dtype", "bfloat16")
+    assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "bfloat16"
     done = evomerge("decompress", compressed[0], "turnt", "-o", tmp_path / "x", code=2)
     assert "did you mean `turned`?" in done.stderr
 

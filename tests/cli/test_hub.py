@@ -8,6 +8,7 @@ import yaml
 from commands import evomerge
 from hubs import COMMIT, read_files, serve
 
+from evomerge.settings import StudySettings
 from evomerge.study import Study
 
 NAMES = ("base", "maths", "code")
@@ -77,9 +78,7 @@ def test_a_study_keeps_the_commits_of_its_models(hub, small_digits, study_file, 
     assert header["identity"]["pool_commits"] == dict.fromkeys(models, COMMIT)
     assert header["settings"]["pool"]["base"] == f"hf://org/base@{COMMIT}"
     hub.models.clear()
-    digest = Study.open(tmp_path / "run").digest()
-    evomerge("run", file, "-o", tmp_path / "run")
-    assert Study.open(tmp_path / "run").digest() == digest, "from the cache alone"
+    assert Study.open(tmp_path / "run", StudySettings.read(file)).digest(), "from the cache alone"
     refs = tmp_path / "cache/models--org--base/refs/main"
     moved = refs.parent.parent / "snapshots" / ("d" * 40)
     moved.symlink_to(refs.parent.parent / "snapshots" / COMMIT)
@@ -87,7 +86,7 @@ def test_a_study_keeps_the_commits_of_its_models(hub, small_digits, study_file, 
     said = evomerge("run", file, "-o", tmp_path / "run", code=2).stderr
     assert "not the study that was started here" in said
     assert "pool_commits" in said
-    evomerge("resume", tmp_path / "run")
+    Study.open(tmp_path / "run")  # what it started with is in its own settings
 
 
 def test_score_takes_an_id(hub, small_digits, study_file):
@@ -101,3 +100,23 @@ def test_a_missing_model_is_an_error_before_any_work(hub, recipe, tmp_path):
     said = evomerge("merge", recipe, "--base", "org/typo", "--expert", "a=org/maths", "-o", tmp_path / "out", code=2)
     assert "org/typo@main: no such folder here, and no such model" in said.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_merge_stores_the_dtype_and_the_file_size_that_are_asked_for(pool_folder, recipe, tmp_path):
+    options = ("--base", pool_folder / "base", *(f"--expert={name}={pool_folder / name}" for name in NAMES[1:]))
+    said = evomerge(
+        "merge", recipe, *options, "-o", tmp_path / "out", "--dtype", "bfloat16", "--shard-size", "50KB"
+    ).stdout
+    assert f"merged checkpoint: {tmp_path / 'out'}" in said
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    evomerge("merge", tmp_path / "out/recipe.yaml", "-o", tmp_path / "again", "--shard-size", "50KB")
+    assert read_files(tmp_path / "again") == read_files(tmp_path / "out"), "the recipe has the dtype"
+    evomerge("merge", recipe, *options, "-o", tmp_path / "mib", "--shard-mib", "1")
+    for wrong, message in (
+        ("--dtype=fp8", "dtype 'fp8': expected one of"),
+        ("--shard-size=big", "size 'big': expected"),
+    ):
+        assert message in evomerge("merge", recipe, *options, "-o", tmp_path / "no", wrong, code=2).stderr
+    done = evomerge("merge", recipe, *options, "-o", tmp_path / "no", "--as-adapter", "--dtype=float32", code=2)
+    assert "`--dtype` and `--shard-size` are for checkpoints" in done.stderr
