@@ -54,13 +54,15 @@ class Adapter(Checkpoint):
     def __init__(self, path: str | Path, base: Folder, names: Names | None = None) -> None:
         """Read and check the configuration and the header in the folder at `path`; no tensor is read.
 
-        The adapter is applied to `base`; its `base_model_name_or_path` is ignored, and never fetched. `names` translates
+        The adapter is applied to `base`, whatever its `base_model_name_or_path`, which is never fetched. `names` translates
         the names of modules that the base's files do not use. Raises `CheckpointError` for what is not plain LoRA, and for
         what does not fit the base, `LooseTieError` where it changes only some of the tensors that the base ties and stores once.
         """
         self.path = Path(path)
         self.base = base
         config = read_config(self.path)
+        self.trained_on = str((config.model_extra or {}).get("base_model_name_or_path") or "")
+        """The base that the adapter's configuration names: an `org/name` of the hub, or a path of another machine; may be empty."""
         self._stored = read_stored(self.path)
         tuner = TUNERS[config.peft_type] if isinstance(config, Settings) else None
         factors, replaced = self._targets(config, tuner)

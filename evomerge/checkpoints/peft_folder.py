@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from evomerge import files
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.factors import Factors
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG
@@ -148,14 +149,13 @@ class PeftFolder:
         # PEFT takes the first pattern that matches the end of a name: `^` keeps one from matching longer names.
         patterns = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
         path = self._pool.base.path.absolute()
-        hub = path.parent.parent.name.split("--")
-        on_hub = path.parent.name == "snapshots" and hub[0] == "models"
+        name, _, commit = (hub.name_of(path) or "").partition("@")
         architectures = self._pool.config.get("architectures") or [""]
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM" if str(architectures[0]).endswith("ForCausalLM") else None,
-            "base_model_name_or_path": "/".join(hub[1:]) if on_hub else str(path),
-            "revision": path.name if on_hub else None,
+            "base_model_name_or_path": name or str(path),
+            "revision": commit or None,
             "inference_mode": True,
             "r": usual,
             "lora_alpha": usual,

@@ -86,6 +86,8 @@ class Pool:
                 if weights:
                     check_same_integers(name, self.base, expert)
                 self._compare(name, expert, weights=weights)
+            else:
+                self._compare_base(name, expert)
         for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
@@ -208,6 +210,14 @@ class Pool:
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
+
+    def _compare_base(self, name: str, adapter: Adapter) -> None:
+        """Note where an adapter names another model of the hub than the base as the one that it was trained on."""
+        base, _, _ = (hub.name_of(self.base.path.absolute()) or "").partition("@")
+        if base and adapter.trained_on != base and hub.hub_id(f"hf://{adapter.trained_on}") is not None:
+            self.notes.append(
+                f"the adapter `{name}` says that it was trained on {adapter.trained_on}, and the base is {base}"
+            )
 
     def _compare(self, name: str, expert: Folder, *, weights: bool) -> None:
         """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.pool import Pool
 from evomerge.cli.listings import new_console, say
@@ -79,12 +80,16 @@ def _describe(extraction: Extraction, console: Console) -> None:
         say(console, f"stored complete, as modules_to_save: {names}{more}")
 
 
-def extract(base: Path, model: Path, out: Path | None, options: AdapterOptions, *, as_json: bool) -> None:
+def extract(base: str, model: str, out: Path | None, options: AdapterOptions, *, as_json: bool) -> None:
     """Write an expert as an adapter of its base, or only measure what the rank loses."""
     console = Console(stderr=True) if as_json else new_console()
-    if options == AdapterOptions() and not is_adapter(model):
+    tell = step_printer(console)
+    folders = [hub.resolve(hub.locate(reference), tell) for reference in (base, model)]
+    if options == AdapterOptions() and not is_adapter(folders[1]):
         raise RecipeError("which rank? give `--rank 16`, or `--energy 0.99`, the share of the change that is kept")
-    pool = Pool(base, {"model": model}, progress=step_printer(console))
+    pool = Pool(folders[0], {"model": folders[1]}, progress=tell)
+    for note in pool.notes:
+        say(console, f"note: {note}")
     extraction = _export(expert("model"), pool, out, options, console, {})
     if as_json:
         sys.stdout.write(json.dumps(_data(extraction, out), indent=2, sort_keys=True) + "\n")

@@ -240,8 +240,8 @@ def merge(
 
 @app.command()
 def extract_lora(
-    base: Annotated[Path, typer.Argument(help="The base's checkpoint folder.", show_default=False)],
-    model: Annotated[Path, typer.Argument(help="The fine-tuned model's folder.", show_default=False)],
+    base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="The fine-tuned model, likewise.", show_default=False)],
     rank: Rank = None,
     energy: Energy = None,
     out: Annotated[

@@ -105,6 +105,17 @@ def test_export_can_be_rebuilt_from_its_recipe(tmp_path):
     assert all(same_bytes(rebuilt.tensor(name), exported.tensor(name)) for name in exported.info)
 
 
+def test_adapter_of_another_model_of_the_hub_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    base = tmp_path / "models--author--other" / "snapshots" / ("1a" * 20)
+    write_checkpoint(base, base_tensors())
+    code = write_adapter(tmp_path / "code", factors(Q))
+    same = write_adapter(tmp_path / "same", factors(Q, seed=3), base_model_name_or_path="author/other")
+    local = write_adapter(tmp_path / "local", factors(Q, seed=5), base_model_name_or_path="/home/me/other")
+    notes = Pool(base, {"code": code, "same": same, "local": local}).notes
+    assert notes == ["the adapter `code` says that it was trained on author/model, and the base is author/other"]
+
+
 def test_factors_merged_separately_are_another_model(tmp_path):
     """Halves of two adapters: ½(B₁A₁ + B₂A₂), not ½(B₁ + B₂)·½(A₁ + A₂), which has cross terms."""
     base = {"q.weight": draw(8, 6)}
