@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,6 +48,7 @@ OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
 
 _STACKS = 16  # recent stacks per worker, of which it may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
+_REST_SECONDS = 60.0  # before another try where workers do not start, and others work
 _LONGEST_WAIT = 1.0  # seconds between looks for an interrupt that Ray swallowed
 _CONNECT_SECONDS = 5.0  # to open a connection to a cluster
 _MOST_PER_CPU = 8  # threads of workers on this machine: more only fill its memory
@@ -62,7 +63,8 @@ class RayEvaluator(Evaluator):
 
     A worker gets candidates only after it has loaded its model, so a candidate's deadline does not include start-up. A
     worker that dies is replaced, and its candidate goes back to the head of the queue, up to `ATTEMPTS` times. A worker
-    past the deadline is killed; its candidate is tried once more, in case the machine was the cause.
+    past the deadline is killed; its candidate is tried once more, in case the machine was the cause. Where a worker cannot be
+    replaced, as when its node is lost, the others go on.
     """
 
     def __init__(self, setup: Setup, workers: int, deadline: float | None = None) -> None:
@@ -114,7 +116,10 @@ class RayEvaluator(Evaluator):
                 self._collect(busy[future])
             for slot in self._slots:
                 if time.monotonic() >= slot.due:
-                    self._replace(slot, DEADLINE)
+                    if slot.actor is None:
+                        self._start(slot)
+                    else:
+                        self._replace(slot, DEADLINE)
         number, evaluation = self._finished.popleft()
         self._causes.pop(number, None)
         return number, evaluation
@@ -146,7 +151,7 @@ class RayEvaluator(Evaluator):
 
     def _dispatch(self) -> None:
         """Start queued proposals in free slots; each time the pair of slot and proposal with most layers in common."""
-        while self._queue and (free := [slot for slot in self._slots if slot.future is None]):
+        while self._queue and (free := [slot for slot in self._slots if slot.free]):
             queue = self._queue if self._queue[0].recipe.prefix_digests else [self._queue[0]]
             pairs = ((slot, proposal) for proposal in queue for slot in free)
             slot, proposal = max(pairs, key=lambda pair: pair[0].shared(pair[1]))  # of equals the first in the queue
@@ -179,6 +184,9 @@ class RayEvaluator(Evaluator):
         if proposal is None:
             self._failed_starts += 1
             if self._failed_starts >= ATTEMPTS:
+                slot.actor, slot.future, slot.due = None, None, time.monotonic() + _REST_SECONDS
+                if any(other.free or other.proposal for other in self._slots):  # as when a node is lost
+                    return
                 raise EvaluatorError(
                     f"{ATTEMPTS} workers in a row did not start ({cause}); look for the reason "
                     "in Ray's logs, by default in /tmp/ray/session_latest/logs, or type --workers 1"
@@ -196,16 +204,21 @@ class RayEvaluator(Evaluator):
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """Room for one worker: starting (future, no proposal), busy (both) or free (neither)."""
+    """Room for one worker: starting (future, no proposal), busy (both), free (neither), or without a worker until it is due."""
 
     actor: Any = None
     future: Any = None
     proposal: Proposal | None = None
     due: float = math.inf
-    """The time by which the future must be ready."""
+    """The time by which the future must be ready, or at which a worker is started."""
     recent: deque[tuple[str, ...]] = field(default_factory=lambda: deque(maxlen=_STACKS))
     prefixes: frozenset[str] = frozenset()
     """The union of `recent`, prefix digests of this worker's last stacks."""
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a worker that waits for a proposal."""
+        return self.actor is not None and self.future is None
 
     def take(self, proposal: Proposal, deadline: float) -> None:
         """Hold a proposal from now on, for `deadline` seconds."""
@@ -270,6 +283,7 @@ def connect(cpus: int) -> bool:
     try:
         with _start_errors(f"no Ray cluster at `{address}`"):
             ray.init(address, **options)
+            _hide_token()
             if address == "auto":  # its address is known only now
                 check_authentication(ray.get_runtime_context().gcs_address)
     except EvaluatorError:
@@ -279,6 +293,14 @@ def connect(cpus: int) -> bool:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return True
+
+
+def _hide_token() -> None:
+    """Let only this user read the file in which Ray keeps a cluster's token: Ray writes it for all to read."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def check_authentication(address: str) -> None:

@@ -1,6 +1,7 @@
 """Any failure to start, reach or size a Ray cluster is one `EvaluatorError` that says what to type. Ray is a stand-in here."""
 
 import socket
+import time
 from unittest.mock import Mock
 
 import pytest
@@ -10,7 +11,9 @@ from ray.exceptions import RaySystemError
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Setup
 from evomerge.evaluate import ray as module
-from evomerge.evaluate.ray import RayEvaluator, check_reachable
+from evomerge.evaluate.ray import ATTEMPTS, RayEvaluator, check_reachable
+from evomerge.recipe import base
+from evomerge.trial import Proposal
 
 FAILURES = [
     Exception("The current node timed out during startup."),  # the class that Ray 2 raises, on a loaded machine
@@ -95,3 +98,42 @@ def test_empty_address_starts_a_cluster_here(stand_in, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "")
     RayEvaluator(SETUP, 2)
     assert stand_in["init"].call_args.args == ("local",)
+
+
+def test_token_of_a_cluster_is_readable_by_this_user_alone(stand_in, tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    RayEvaluator(SETUP, 2)
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_more_workers_than_this_machine_can_run_are_refused_before_ray_starts(stand_in):
+    with pytest.raises(
+        EvaluatorError, match=r"10000 threads in all .* expected at most \d+, 8 per CPU; type a smaller"
+    ):
+        RayEvaluator(SETUP, 10_000)
+    stand_in["init"].assert_not_called()
+
+
+def test_workers_that_cannot_be_replaced_end_nothing_while_another_works(stand_in, monkeypatch):
+    monkeypatch.setattr(ray, "kill", Mock())
+    evaluator = RayEvaluator(SETUP, 2)
+    lost, other = evaluator._slots
+    other.future = None  # its model is loaded
+    for _ in range(ATTEMPTS):
+        assert lost.actor is not None
+        evaluator._replace(lost, "ActorDiedError")
+    assert lost.actor is None
+    assert not lost.free
+    assert 0 < lost.due - time.monotonic() <= module._REST_SECONDS
+    evaluator.submit(Proposal(0, base()))
+    assert other.proposal is not None, "it goes to the worker that there is"
+    evaluator._start(lost)
+    evaluator._replace(lost, "deadline")
+    assert lost.actor is None, "one try at a time"
+    evaluator._start(lost)
+    other.proposal = None  # it is starting, too
+    with pytest.raises(EvaluatorError, match="3 workers in a row did not start"):
+        evaluator._replace(lost, "deadline")
