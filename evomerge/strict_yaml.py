@@ -4,7 +4,7 @@ The data is what JSON can hold: keys are words, and there are no dates, sets, an
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,20 @@ _Loader.add_constructor(f"{_TAG}int", _integer)
 
 def parse(text: str, where: str) -> Any:
     """Return the data of one YAML document. Messages begin with `where`, a file's name. Raises `YamlError`."""
+    return _load(text, where, lambda: yaml.load(text, Loader=_Loader))  # noqa: S506  # a subclass of SafeLoader
+
+
+def parse_all(text: str, where: str) -> list[Any]:
+    """Return the data of all YAML documents of a text, which `---` separates; see `parse`."""
+    data: list[Any] = _load(text, where, lambda: list(yaml.load_all(text, Loader=_Loader)))
+    return data
+
+
+def _load(text: str, where: str, load: Callable[[], Any]) -> Any:
     if len(text) > _LARGEST:
         raise YamlError(f"{where}: {len(text)} characters; expected at most {_LARGEST}")
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a subclass of SafeLoader
+        return load()
     except YamlError as error:
         raise YamlError(f"{where}: {error}") from None
     except (yaml.YAMLError, ValueError, LookupError) as error:  # also `!!int word`, and a number of 5,000 digits
@@ -90,13 +100,21 @@ def parse(text: str, where: str) -> Any:
 
 def read(path: Path) -> Any:
     """Return the data in the YAML file at `path`. Raises `YamlError`, also if it cannot be read."""
+    return parse(_content(path), str(path))
+
+
+def read_all(path: Path) -> list[Any]:
+    """Return the data of all documents in the YAML file at `path`. Raises `YamlError`, also if it cannot be read."""
+    return parse_all(_content(path), str(path))
+
+
+def _content(path: Path) -> str:
     try:
-        content = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise YamlError(f"{path}: not a text file (byte {error.start} is not UTF-8); expected YAML") from None
     except OSError as error:
         raise YamlError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
-    return parse(content, str(path))
 
 
 def text(data: Any) -> str:

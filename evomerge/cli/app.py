@@ -257,6 +257,40 @@ def extract_lora(
     adapters.extract(base, model, out, options, as_json=as_json)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="A configuration of mergekit or of mergekit-evolve.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default it is printed.")] = None,
+    definitions: Annotated[
+        str, typer.Option("--as", help="Whose definitions to take where they differ: evomerge, or mergekit.")
+    ] = "evomerge",
+) -> None:
+    """Turn a mergekit configuration into a recipe, and list in words what evomerge defines otherwise for this file.
+
+    A configuration of mergekit-evolve becomes a study, whose tasks are to be filled in.
+    """
+    from evomerge.cli import exchanges
+
+    exchanges.read(file, out, definitions)
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="YAML with `recipe`, and `pool` unless given here.", show_default=False)],
+    mergekit: Annotated[bool, typer.Option("--mergekit", help="Write a mergekit configuration.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default it is printed.")] = None,
+    name: ZooName = None,
+    base: Base = None,
+    expert: Experts = None,
+) -> None:
+    """Write a recipe for another tool, or say which part of it that tool cannot express."""
+    from evomerge.cli import exchanges, merges
+
+    exchanges.write(file, out, merges.PoolOptions(name, base, expert), mergekit=mergekit)
+
+
 @app.command()
 def compress(
     out: Out,

@@ -1,0 +1,67 @@
+"""Commands that read and write the recipes of other tools: import and export."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from evomerge import exchange, files, strict_yaml
+from evomerge.cli.listings import new_console, say
+from evomerge.cli.merges import PoolOptions, read_recipe
+from evomerge.errors import RecipeError, nearest
+from evomerge.exchange.tables import Outline
+
+_DEFINITIONS = ("evomerge", "mergekit")
+
+
+def read(file: Path, out: Path | None, definitions: str) -> None:
+    """Print or write what a configuration says, and in words what evomerge defines otherwise."""
+    if definitions not in _DEFINITIONS:
+        raise RecipeError(f"--as: {definitions!r}; {nearest(definitions, _DEFINITIONS)}")
+    _check_new(out)
+    imported = exchange.read(file, exact=definitions == "mergekit")
+    is_study = isinstance(imported, exchange.ImportedStudy)
+    head = f"# from {file.name}, by the definitions of {definitions}\n"
+    _give(head + strict_yaml.text(imported.data), out, f"evomerge {'run' if is_study else 'merge'} {out} -o FOLDER")
+    _tell(imported.notes, "evomerge defines nothing in this file otherwise", "what evomerge defines otherwise:", out)
+
+
+def write(file: Path, out: Path | None, options: PoolOptions, *, mergekit: bool) -> None:
+    """Print or write a recipe's mergekit configuration, and in words what mergekit defines otherwise."""
+    if not mergekit:
+        raise RecipeError("for which tool? type: evomerge export RECIPE --mergekit")
+    _check_new(out)
+    pool, recipe, _ = read_recipe(
+        file, options, Console(stderr=True, highlight=False), "evomerge pick RUN -o MODEL, and export MODEL/recipe.yaml"
+    )
+    folders = {"base": str(pool.base.path), **{name: str(model.path) for name, model in pool.experts.items()}}
+    exported = exchange.write(recipe, folders, Outline.of(pool.base))
+    text = "---\n".join(strict_yaml.text(document) for document in exported.documents)
+    tool = "mergekit-yaml" if len(exported.documents) == 1 else "mergekit-multi --intermediate-dir INNER --out-path OUT"
+    _give(text, out, f"{tool} {out}" + (" OUT" if len(exported.documents) == 1 else ""))
+    _tell(exported.notes, "mergekit defines nothing in it otherwise", "where evomerge and mergekit differ:", out)
+
+
+def _check_new(out: Path | None) -> None:
+    if out is not None and out.exists():
+        raise RecipeError(f"{out}: exists; give another name, or remove it")
+
+
+def _give(text: str, out: Path | None, then: str) -> None:
+    console = new_console()
+    if out is None:
+        console.print(text, end="", markup=False, soft_wrap=True)
+        return
+    files.write(out, text)
+    say(console, f"written: {out}; next: {then}")
+
+
+def _tell(notes: Sequence[exchange.Note], none: str, some: str, out: Path | None) -> None:
+    """Print the notes, as comments where the file itself was printed: the output is then still that file."""
+    console = new_console()
+    start = "# " if out is None else ""
+    say(console, f"{start}{some if notes else none}")
+    for note in notes:
+        for line in textwrap.wrap(note.text, 110, initial_indent=f"{start}- ", subsequent_indent=f"{start}  "):
+            say(console, line)
