@@ -124,18 +124,20 @@ def export(
     results: Results | None = None,
     dtype: str | None = None,
     shard_size: str | None = None,
+    head: str | None = None,
 ) -> Path:
     """Write the model of a `candidate` or recipe as a checkpoint that transformers loads, and return its folder.
 
     `source` is the study or the pool with the models. With `results`, the model card shows a candidate's scores. The weights are
     stored as `dtype`, float32, bfloat16 or float16, by default as the base's, in files of up to `shard_size`, such as "5GB", by
-    default 2 GiB. Raises `CheckpointError` if `folder` is not empty, and for numbers too large for the dtype.
+    default 2 GiB. Where heads are not merged, `head` names the expert whose head the checkpoint has; None writes one for each,
+    into folders of their names. Raises `CheckpointError` if `folder` is not empty, and for numbers too large for the dtype.
     """
     recipe = candidate if isinstance(candidate, Recipe) else Recipe.parse(candidate.recipe)
     pool, lineage = (source, {}) if isinstance(source, Pool) else (source.parts.pool, source.lineage())
     scored = None if isinstance(candidate, Recipe) or results is None else candidate
     shard_bytes = SHARD_BYTES if shard_size is None else parse_size(shard_size)
-    stored: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes}
+    stored: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes, "head": head}
     export_recipe(recipe, pool, Path(folder), lineage=lineage, results=results, candidate=scored, **stored)
     return Path(folder)
 

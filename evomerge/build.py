@@ -82,6 +82,8 @@ class Builder:
 
     def _stacked(self, stack: Stack) -> Stacked:
         """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
+        if self.pool.heads:
+            raise RecipeError("a stack needs models without heads of their own; here heads stay outside: merge instead")
         prefix = self.pool.layout.prefix
         if prefix is None:
             raise RecipeError(

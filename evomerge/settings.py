@@ -38,6 +38,9 @@ class PoolSettings(FrozenModel):
     experts: dict[str, str] = Field(default_factory=dict)
     like: str | None = None
     """The expert whose tokenizer, chat template and end tokens candidates and merged models have; by default the base's."""
+    heads: Literal["own"] | None = None
+    """`own`: heads stay outside of merges, and each task is scored with one expert's. By default only where heads differ in
+    names or shapes; otherwise they are merged."""
     auto: str | None = None
     """Name of the transformers class, such as `AutoModel`; by default that of config.json."""
     module: str | None = None
@@ -225,14 +228,23 @@ def open_parts(
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
-    pool = Pool(base, experts, like=models.like, progress=progress)
+    pool = Pool(base, experts, like=models.like, heads=models.heads, progress=progress)
     layout = pool.layout
     model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
     Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
-    setup = Setup(base, experts, task_settings, auto=models.auto, module=models.module, like=models.like, **shared)
+    setup = Setup(
+        base,
+        experts,
+        task_settings,
+        auto=models.auto,
+        module=models.module,
+        like=models.like,
+        heads=models.heads,
+        **shared,
+    )
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
@@ -268,6 +280,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         **code_digests(parts.setup),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
         **({"pool_commits": {name: found.revision for name, found in ids.items()}} if ids else {}),
+        **({"heads": "own"} if parts.pool.heads else {}),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
             for name, entry in parts.setup.tasks.items()

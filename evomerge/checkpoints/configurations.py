@@ -28,8 +28,11 @@ _STRUCTURAL = re.compile(  # heads, activations, and which function a block is
 _LABELS = "id2label"
 
 
-def compare_settings(base: Folder, expert: Folder) -> tuple[list[str], list[str]]:
-    """Return what keeps an expert from being merged, and what is worth a note, each in words."""
+def compare_settings(base: Folder, expert: Folder, *, labels: bool = True) -> tuple[list[str], list[str]]:
+    """Return what keeps an expert from being merged, and what is worth a note, each in words.
+
+    The names of `labels` are compared only where their head is merged.
+    """
     if not _differing(base.config, expert.config):
         return [], []
     ours, theirs = read_settings(base), read_settings(expert)
@@ -43,7 +46,7 @@ def compare_settings(base: Folder, expert: Folder) -> tuple[list[str], list[str]
         words = f"`{key}`: {_shown(came)} in the expert, {_shown(wanted)} in the base"
         last = key.rpartition(".")[2]
         if last == _LABELS:
-            if _named(came) and _named(wanted):
+            if labels and _named(came) and _named(wanted):
                 (fatal if _permuted(came, wanted) else notes).append(words)
         elif _STRUCTURAL.fullmatch(last) and came is not None and wanted is not None:
             fatal.append(words)

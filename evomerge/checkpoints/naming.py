@@ -46,11 +46,14 @@ class Reading(Protocol):
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""
 
 
-def read(folder: Folder) -> Reading | None:
-    """Return what transformers makes of `folder`, None for an architecture that it does not load by moving tensors."""
+def read(folder: Folder, auto: str | None = None) -> Reading | None:
+    """Return what transformers makes of `folder`, None for an architecture that it does not load by moving tensors.
+
+    `auto` names the class that chooses the model's class, None takes the one that `config.json` names.
+    """
     from evomerge.models import reading  # knows transformers, whose import takes seconds: most pools do not need it
 
-    return reading.read(folder)
+    return reading.read(folder, auto)
 
 
 def read_settings(folder: Folder) -> dict[str, Any] | None:

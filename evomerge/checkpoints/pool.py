@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +21,8 @@ from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.layout import Layout, is_head
+from evomerge.checkpoints.heads import Head, split
+from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
@@ -29,11 +30,6 @@ from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.errors import CheckpointError, PoolError, nearest
 
-HEADS = (
-    ". Only heads differ. They cannot stay outside of a merge here: save base and experts without heads, such as by "
-    "`AutoModel.from_pretrained(FOLDER).save_pretrained(BODY)` in transformers, give these folders, and give each `classification` task a `head`"
-)
-"""What to type where models have heads of their own."""
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 _COUNTS = ("position_ids", "num_batches_tracked")
@@ -50,12 +46,14 @@ class Pool:
         *,
         like: str | None = None,
         weights: bool = True,
+        heads: Literal["own"] | None = None,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Open the checkpoints and check that they can be merged. `progress` receives the name of each step.
 
         A model is a folder, or `org/name` or `org/name@revision` on the Hugging Face hub: see `checkpoints.hub`.
         `like` names the expert whose tokenizer, chat template and generation settings merged models have; None is the base.
+        With `heads="own"`, heads stay outside of merges; by default only where they differ in names or shapes.
         An expert may be a folder with a LoRA adapter: it is the base with that adapter. Without `weights` only headers and
         configurations are compared, and the pool has no digests: nothing can be merged from it. Raises `PoolError` or
         `CheckpointError`.
@@ -73,7 +71,12 @@ class Pool:
             check_not_quantised(model)
         self.names = Names(self.base, whole)
         """What the base's class makes of the names in the files."""
-        self.names.align()
+        if heads is None:
+            self.names.align()
+        self.heads = split(self.base, whole, asked=heads == "own")
+        """The heads of base and experts by name, where they stay outside of merges; else empty."""
+        if self.heads:
+            self.names = Names(self.base, whole)
         adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
         self.experts = {name: whole[name] if name in whole else adapters[name] for name in experts}
         self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
@@ -92,6 +95,10 @@ class Pool:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
                 raise PoolError(msg)
+        if self.heads:
+            self.notes.append(_about(self.heads))
+            for head in self.heads.values() if weights else ():
+                head.check_finite()
         self.digests: dict[str, str] = {}
         seen: dict[str, str] = {}
         for name, folder in {"base": self.base, **self.experts}.items() if weights else ():
@@ -192,10 +199,9 @@ class Pool:
                 self.names.untie(loose.ties, str(loose).partition(":")[0])
 
     def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
-        different = differences(expert.info, self.base.info)
-        heads = different and all(is_head(tensor) for tensor, _, _ in different)
         unlike = [
-            f"tensor `{tensor}`: {came} in the expert, {wanted} in the base" for tensor, came, wanted in different
+            f"tensor `{tensor}`: {came} in the expert, {wanted} in the base"
+            for tensor, came, wanted in differences(expert.info, self.base.info)
         ]
         if len(unlike) > 1:
             unlike[1:] = [f"{len(unlike) - 1} more tensors"]
@@ -204,7 +210,7 @@ class Pool:
             if wanted != came:
                 unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
         if unlike:
-            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base{HEADS if heads else ''}"
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
@@ -221,7 +227,7 @@ class Pool:
 
     def _compare(self, name: str, expert: Folder, *, weights: bool) -> None:
         """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""
-        fatal, notes = compare_settings(self.base, expert)
+        fatal, notes = compare_settings(self.base, expert, labels=not self.heads)
         moved, renamed = compare_tokens(added_tokens(self.base.path), added_tokens(expert.path))
         if fatal or moved:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join([*fatal, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
@@ -241,6 +247,14 @@ class Pool:
             self.notes.append(
                 f"`{name}` differs from the base in {'; '.join([*notes, *renamed])}. A merge has what the base has"
             )
+
+
+def _about(heads: Mapping[str, Head]) -> str:
+    kept = [f"{name} ({len(head.own)} tensors, such as `{min(head.own)}`)" for name, head in heads.items() if head.own]
+    return (
+        f"heads are not merged, only the backbone is; each model keeps its own: {', '.join(kept)}. A task is scored with the head "
+        "of the expert of its name, or of its `head_of`; an export has a folder for each, or one head by `--head EXPERT`"
+    )
 
 
 def fingerprint(folder: Folder | Adapter) -> str:

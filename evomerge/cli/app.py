@@ -27,6 +27,12 @@ Like = Annotated[
         help="The expert whose tokenizer, chat template and generation settings to take. Default: the base's."
     ),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        help="Leave heads out of the merge, and write this model's: an expert, or `base`. Default: where heads differ, one folder for each expert; else they are merged."
+    ),
+]
 Experts = Annotated[
     list[str] | None,
     typer.Option("--expert", help="An expert: NAME=FOLDER, or NAME=org/name@revision. May be repeated."),
@@ -187,6 +193,12 @@ def pick(
     energy: Energy = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="In a study whose heads are not merged: write one checkpoint, with this expert's head. Default: a folder for each."
+        ),
+    ] = None,
 ) -> None:
     """Choose one model, and write it as a checkpoint: a point of the front or a reference, whichever fits the preference best.
 
@@ -210,6 +222,7 @@ def pick(
         from_surface=from_surface,
         verify=verify,
         adapter=adapter,
+        head=head,
     )
 
 
@@ -221,6 +234,7 @@ def merge(
     base: Base = None,
     expert: Experts = None,
     like: Like = None,
+    head: Head = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     shard_mib: Annotated[int | None, typer.Option(help="The same in MiB.", min=1, hidden=True)] = None,
@@ -233,7 +247,7 @@ def merge(
     from evomerge.cli import adapters, merges
 
     adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
-    options = merges.PoolOptions(name, base, expert, like)
+    options = merges.PoolOptions(name, base, expert, like, head)
     shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
     merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter)
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,7 +28,7 @@ from evomerge.report import export
 from evomerge.settings import StudySettings, open_parts
 from evomerge.tasks import Task
 
-_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype")
+_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype", "heads", "head")
 
 
 class PoolOptions(NamedTuple):
@@ -39,6 +39,8 @@ class PoolOptions(NamedTuple):
     experts: Sequence[str] | None
     like: str | None = None
     """The expert whose tokenizer the merged model has, whatever the file says."""
+    head: str | None = None
+    """The model whose head the merged model has, whatever the file says; heads are then not merged."""
 
     @property
     def named(self) -> bool:
@@ -84,7 +86,8 @@ def merge(
     if adapter is not None:
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
-    export_recipe(recipe, pool, out, console, lineage=lineage, **stored)
+    head = options.head or data.get("head")
+    export_recipe(recipe, pool, out, console, lineage=lineage, head=head, **stored)
     if isinstance(built, Merged) and (densities := built.densities()):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
         say(console, f"elements of the task vectors left by the edits: {shares}")
@@ -118,7 +121,13 @@ def _read_file(file: Path, then: str) -> dict[str, Any]:
 def _open_recipe(
     data: Mapping[str, Any], file: Path, options: PoolOptions, console: Console
 ) -> tuple[Pool, Recipe, Mapping[str, Recipe]]:
-    pool = _open_pool(data.get("pool"), file, options, console, data.get("like"))
+    head = options.head or data.get("head")
+    if not isinstance(head, str | None):
+        raise RecipeError(f"{file} `head`: expected the name of an expert, got {head!r}")
+    if data.get("heads") not in (None, "own"):
+        raise RecipeError(f"{file} `heads`: expected `own`, or none, got {data['heads']!r}")
+    heads: Literal["own"] | None = "own" if head is not None or "heads" in data else None
+    pool = _open_pool(data.get("pool"), file, options, console, data.get("like"), heads)
     names = list(pool.experts)
     spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=names)
@@ -212,14 +221,21 @@ def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
     return lineage
 
 
-def _open_pool(data: Any, file: Path, options: PoolOptions, console: Console, like: Any = None) -> Pool:
+def _open_pool(
+    data: Any,
+    file: Path,
+    options: PoolOptions,
+    console: Console,
+    like: Any = None,
+    heads: Literal["own"] | None = None,
+) -> Pool:
     """Return the pool of a zoo, of the options, or of the file's `pool`, in this order; `like` is the file's."""
     progress = step_printer(console)
     like = options.like or like
     if not isinstance(like, str | None):
         raise RecipeError(f"{file} `like`: expected the name of an expert, got {like!r}")
     base, experts = _name_models(data, file, options)
-    return Pool(base, experts, like=like, progress=progress)
+    return Pool(base, experts, like=like, heads=heads, progress=progress)
 
 
 def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict[str, str]]:
@@ -251,7 +267,13 @@ def _open_pool_and_tasks(
     data = {} if file is None else strict_yaml.read(file)
     if file is not None and not options.named and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
-        model = LiveModel(parts.pool.base.path, parts.setup.auto, parts.setup.precision, module=parts.setup.module)
+        model = LiveModel(
+            parts.pool.base.path,
+            parts.setup.auto,
+            parts.setup.precision,
+            module=parts.setup.module,
+            heads=parts.pool.heads,
+        )
         return parts.pool, parts.tasks, model
     listed = data.get("pool") if isinstance(data, dict) else None
     pool = _open_pool(listed, file or Path(), options, console)

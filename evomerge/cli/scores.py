@@ -5,12 +5,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from rich.console import Console
 
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
+from evomerge.checkpoints.pool import Pool
 from evomerge.cli.listings import new_console, say
 from evomerge.cli.merges import PoolOptions, read_recipe
 from evomerge.errors import StudyError
@@ -58,14 +60,20 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
         if not recipe.members:
             Builder(pool).build(recipe)  # reads no tensor: an impossible recipe is refused now
-        experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
-        models, setup = {str(what): recipe}, Setup(str(pool.base.path.resolve()), experts, like=pool.like, **fields)
+        models, setup = {str(what): recipe}, _setup(pool, **fields)
     with Progress("score", len(models), console) as progress:
         metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)
     checkpoint = (
         what if (what.is_dir() or hub.hub_id(hub.locate(what))) and not (what / "study.json").exists() else None
     )
     _print(rows, metrics, console, as_json=as_json, path=checkpoint)
+
+
+def _setup(pool: Pool, **fields: Any) -> Setup:
+    """Return the setup of the tasks in `fields` on a pool that is open."""
+    experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
+    heads: Literal["own"] | None = "own" if pool.heads else None
+    return Setup(str(pool.base.path.resolve()), experts, like=pool.like, heads=heads, **fields)
 
 
 def compare(folders: list[Path], *, as_json: bool) -> None:

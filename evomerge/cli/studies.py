@@ -150,6 +150,7 @@ def pick(
     from_surface: bool,
     verify: bool,
     adapter: AdapterOptions | None = None,
+    head: str | None = None,
 ) -> None:
     """Choose a point of a study's front or surface, or the candidate of a number, and export it to `out` if given."""
     console = new_console()
@@ -192,7 +193,7 @@ def pick(
     if adapter is not None:
         write_adapter(recipe, study.parts.pool, out, adapter, console, study.lineage() if recipe.members else {})
         return
-    _export(study, recipe, out, console, results, point, **stored)
+    _export(study, recipe, out, console, results, point, head=head, **stored)
     say(console, f"merged checkpoint: {out}")
 
 

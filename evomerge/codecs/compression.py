@@ -127,6 +127,7 @@ def scores(model: LiveModel, checkpoint: Checkpoint, tasks: Iterable[Task], spli
     model.write(checkpoint)
     means = {}
     for task in tasks:
+        task.put_head_on(model)
         metric = task.search_metric if split == "search" else task.report_metric
         means[task.name] = float(task.score(model, split).scores[metric].mean(dtype=np.float64))
     return means

@@ -42,7 +42,7 @@ class Setup:
     """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
     Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
-    `module`, `like`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
+    `module`, `like`, `heads`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
     candidates, where later ones may be merges of them; None keeps no weights.
     """
 
@@ -57,6 +57,7 @@ class Setup:
     shared_mib: int = 0
     members: str | None = None
     like: str | None = None
+    heads: Literal["own"] | None = None
 
 
 class Worker:
@@ -110,6 +111,8 @@ class Worker:
                     loaded.model.write(checkpoint)
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
+                        if loaded.model.heads:
+                            task.put_head_on(loaded.model)
                         if loaded.model.module.training:  # left so by a task of the user's: dropout would act
                             loaded.model.module.train(mode=False)
                         wanted = (slopes or {}).get(task.name)
@@ -167,16 +170,24 @@ class _Loaded:
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
         base, shared = folder / setup.base, setup.shared_mib << 20
-        pool = Pool(base, {name: folder / path for name, path in setup.experts.items()}, like=setup.like)
+        experts = {name: folder / path for name, path in setup.experts.items()}
+        pool = Pool(base, experts, like=setup.like, heads=setup.heads)
         self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
         self.model = LiveModel(
-            base, setup.auto, setup.precision, shared=shared, module=setup.module, tokenizer=pool.tokenizer
+            base,
+            setup.auto,
+            setup.precision,
+            shared=shared,
+            module=setup.module,
+            tokenizer=pool.tokenizer,
+            heads=pool.heads,
         )
 
     def check(self) -> None:
         """Raise `TaskError` where a task cannot be done with the base's model, and so with no candidate."""
         for task in self.tasks:
+            task.put_head_on(self.model)
             task.check(self.model)
 
     def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:

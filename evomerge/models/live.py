@@ -4,7 +4,7 @@ Not to be confused with `evomerge.models.pretrained`, which loads and saves comp
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
+from evomerge.checkpoints.heads import Head
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
+from evomerge.models.heads import Heads
 from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
@@ -46,6 +48,7 @@ class LiveModel:
         shared: int = 0,
         module: str | None = None,
         tokenizer: Path | None = None,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         """Load the model of the checkpoint in `folder`, or `org/name` on the hub, to compute in `precision` on `device`.
 
@@ -53,7 +56,8 @@ class LiveModel:
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
         creates the module instead: called with the folder, it returns a torch module whose state has the checkpoint's
         names. `tokenizer` is the folder of another model whose tokenizer and end tokens this one has. Up to `shared` bytes of
-        hidden states are kept for stacks that begin with the same layers. Raises `ModelError` where the folder cannot be loaded
+        hidden states are kept for stacks that begin with the same layers. With `heads`, those of a pool whose models have heads
+        of their own, a candidate is a backbone; see `use_head`. `auto` is then the class of the heads. Raises `ModelError` where the folder cannot be loaded
         or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
         self.folder = Path(hub.resolve(hub.locate(folder)))
@@ -62,7 +66,8 @@ class LiveModel:
         if precision not in PRECISIONS:
             raise ModelError(f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`")
         base = Folder(self.folder)
-        loader = Pretrained(base, auto) if module is None else UserModule(base, module)
+        own_head = None if heads else auto
+        loader = Pretrained(base, own_head) if module is None else UserModule(base, module)
         loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
         for tensor in chain(loaded.parameters(), loaded.buffers()):
             tensor.data = tensor.data.clone()  # it may be a view of the file
@@ -74,12 +79,33 @@ class LiveModel:
         self._stacked = False
         self.prefixes = Prefixes(shared)
         self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
+        self._whole = self.module
+        self._heads: Heads | None = None
+        if heads:
+            if module is not None:
+                raise ModelError(f"`module: {module}` has one head; leave out `module`, or give models without heads")
+            common = heads["base"].shared.keys()
+            targets = [mapping.target for mapping in self.mappings if mapping.source in common]
+            self._heads = Heads(self._whole, targets, heads, auto, PRECISIONS[precision])
+            self._info = {name: entry for name, entry in self._info.items() if name in common}
+            self._views = {name: places for name, places in self._views.items() if name in common}
+            self._twins = {name: other for name, other in self._twins.items() if name in common}
         base.forget()
 
     @property
     def device(self) -> torch.device:
         """The device that the model computes on."""
         return next(self.module.parameters()).device
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The experts whose heads the model can have; none in a pool whose heads are merged."""
+        return () if self._heads is None else tuple(self._heads.modules)
+
+    def use_head(self, name: str | None) -> None:
+        """Give `module` the head of the expert `name`, one of `heads`; None is the head of the base, if it has one."""
+        if self._heads is not None:
+            self.module = self._heads.put_on(name)
 
     @cached_property
     def _assembly(self) -> Assembly:
@@ -91,8 +117,9 @@ class LiveModel:
         tokenizer = load_tokenizer(self._text)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        if getattr(self.module.config, "pad_token_id", None) is None:
-            self.module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
+        for module in (self._whole, *(() if self._heads is None else self._heads.modules.values())):
+            if getattr(module.config, "pad_token_id", None) is None:
+                module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
         return tokenizer
 
     @cached_property
@@ -168,7 +195,7 @@ class LiveModel:
         for name in tensors:
             for mapping, _ in self._views.get(self._twins.get(name, name), ()):
                 places[mapping.target].append(mapping)
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        parameters = dict(self._whole.named_parameters(remove_duplicate=False))
         handles = []
         try:
             for target, mappings in places.items():

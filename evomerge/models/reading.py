@@ -18,9 +18,9 @@ _Box = TensorMapping | None
 class ClassReading:
     """Reads one folder as its class does. Its attributes are those of the protocol `checkpoints.naming.Reading`."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, auto: str | None = None) -> None:
         """Load probes in the place of the folder's tensors. Raises `ModelError` where the class does more than move them."""
-        self._loader = Pretrained(folder, None)
+        self._loader = Pretrained(folder, auto)
         module = self._loader.create_empty()
         held = module.state_dict(keep_vars=True)
         self._names = {name: tuple(tensor.shape) for name, tensor in held.items()}
@@ -62,10 +62,10 @@ class ClassReading:
         return self._spellings(self._loader.translate(name))
 
 
-def read(folder: Folder) -> ClassReading | None:
+def read(folder: Folder, auto: str | None = None) -> ClassReading | None:
     """Return what transformers makes of `folder`, None for an architecture that it does not load by moving tensors."""
     try:
-        return ClassReading(folder)
+        return ClassReading(folder, auto)
     except (ModelError, OSError):
         return None
 

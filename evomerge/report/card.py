@@ -53,12 +53,13 @@ def model_card(
     folding: Folding | None = None,
     lineage: Mapping[str, Recipe] | None = None,
     like: str | None = None,
+    head: str | None = None,
 ) -> str:
     """Return the card of the model of `recipe`: its sources, its scores if they were measured, and the recipe.
 
     `base` and `experts` are the pool's names. With `results` and one `candidate` of them, the card has its scores on unseen
     examples beside those of the references. `folding` has the result of folding a stack's scales, `lineage` the ancestors of
-    a member of a population, `like` the expert whose tokenizer the model has. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
+    a member of a population, `like` the expert whose tokenizer the model has, `head` the model whose head it has. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
     become Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
@@ -76,6 +77,8 @@ def model_card(
         origin += f" It is made of earlier candidates of its search, {len(family.tree(recipe, lineage))} in all: see `family.png`."
     if like is not None:
         origin += f" Its tokenizer, chat template and generation settings are those of {_plain(like)}."
+    if head is not None:
+        origin += f" Its head, which is not merged, and its configuration are those of {_plain(head)}."
     parts = [
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",

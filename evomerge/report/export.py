@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge import strict_yaml
+from evomerge import files, strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
-from evomerge.checkpoints.beside import with_token_ids
+from evomerge.checkpoints.beside import has_tokenizer, with_token_ids
 from evomerge.checkpoints.cast import cast, with_dtype
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
+from evomerge.errors import RecipeError, nearest
 from evomerge.merging import check
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
@@ -35,6 +36,7 @@ def export(
     lineage: Mapping[str, Recipe] | None = None,
     results: Results | None = None,
     candidate: Candidate | None = None,
+    head: str | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -46,12 +48,35 @@ def export(
     which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
     earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
     card, and `evomerge merge recipe.yaml` writes the same bytes again. `dtype` (float32, bfloat16, float16) is that of the weights on
-    disk, by default the base's; the merge is rounded to it once. `progress` gets bytes done and in all. Raises
+    disk, by default the base's; the merge is rounded to it once.
+
+    Where heads stay outside of merges, `head` names the model of the pool whose head and configuration the export has; None
+    writes a complete checkpoint for each expert with a head, into a folder of its name inside `out`. `progress` gets bytes done and in all. Raises
     `RecipeError`, `CheckpointError`, or `ModelError` for a stack that transformers cannot load, before anything is written, and
     `CheckpointError` for a tensor that is not finite; then nothing is left of what was written.
     """
     check(recipe)
     check_free(out)
+    if head is not None and head not in pool.heads:
+        known = nearest(head, pool.heads) if pool.heads else "heads are merged in this pool; leave it out"
+        raise RecipeError(f"`head` is `{head}`, which has no head of its own; {known}")
+    if pool.heads and head is None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with files.new_folder(out) as new:
+            for name in [name for name, one in pool.heads.items() if one.own and name != "base"]:
+                export(
+                    recipe,
+                    pool,
+                    new / name,
+                    lineage=lineage,
+                    results=results,
+                    candidate=candidate,
+                    head=name,
+                    dtype=dtype,
+                    shard_bytes=shard_bytes,
+                    progress=progress,
+                )
+        return
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
@@ -72,22 +97,29 @@ def export(
                     extra[SCALES] = json.dumps({"scales": scales}) + "\n"
                 else:
                     checkpoint = folding.stack
-        config = with_token_ids(config, pool.tokenizer)
-        config = with_dtype(config, checkpoint, pool.base)  # an expert, or layers of one, may be in its own dtype
-        if config is not pool.base.config:
+        like, tokenizer = pool.base, pool.tokenizer
+        if head is not None:
+            checkpoint = cast(pool.heads[head].on(checkpoint), dtype)
+            like = pool.heads[head].model
+            config = like.config
+            if tokenizer is None and has_tokenizer(pool.base.path):
+                tokenizer = pool.base.path
+        config = with_token_ids(config, tokenizer)
+        config = with_dtype(config, checkpoint, like)  # an expert, or layers of one, may be in its own dtype
+        if config is not like.config:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         base = pool.base.path.absolute()
         if recipe.members:
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         extra["README.md"] = model_card(
-            recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like
+            recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like, head
         )
-        extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype)
+        extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype, head)
         save(
             checkpoint,
             out,
-            like=base,
-            tokenizer=pool.tokenizer,
+            like=like.path,
+            tokenizer=tokenizer,
             extra=extra,
             shard_bytes=shard_bytes,
             sources=sources,
@@ -95,14 +127,20 @@ def export(
         )
 
 
-def recipe_file(recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe], dtype: str | None = None) -> str:
-    """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again."""
+def recipe_file(
+    recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe], dtype: str | None = None, head: str | None = None
+) -> str:
+    """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again, with this `head`."""
     experts = {name: _reference(expert.path) for name, expert in pool.experts.items()}
     file: dict[str, Any] = {"pool": {"base": _reference(pool.base.path), "experts": experts}, "recipe": recipe.data}
     if pool.like is not None:
         file["like"] = pool.like
     if dtype is not None:
         file["dtype"] = dtype
+    if head is not None:
+        file["head"] = head
+    elif pool.heads:
+        file["heads"] = "own"
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)
     return strict_yaml.text(file)

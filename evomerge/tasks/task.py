@@ -68,6 +68,8 @@ class TaskSettings(FrozenModel):
     """The metric to search; None takes the kind's default."""
     report_metric: str | None = None
     """The metric to report; None takes the kind's default."""
+    head_of: str | None = None
+    """Where heads stay outside of merges: the expert whose head is used. Default: the one of the task's name, else the base's."""
     group: str | None = None
     """Tasks of one group have the same examples, row for row, each with changed inputs; intervals then draw them together."""
 
@@ -120,6 +122,7 @@ class Task(ABC):
         self.report_metric = self._checked_name("report_metric", settings.report_metric or other.name)
         self._sizes = sizes or {split: len(values) for split, values in (inputs or {}).items()}
         self._group = settings.group
+        self._head_of = settings.head_of
         self._digests = {split: digests(values) for split, values in (inputs or {}).items()}
 
     def size(self, split: Split) -> int:
@@ -134,6 +137,13 @@ class Task(ABC):
         if self._group is None and self._digests:
             return self._digests[split]
         return [f"{self._group or self.name}\n{i}" for i in range(self.size(split))]
+
+    def put_head_on(self, model: LiveModel) -> None:
+        """Give `model` the head that the task is scored with. Raises `TaskError` where its `head_of` has none."""
+        if self._head_of is not None and self._head_of not in model.heads:
+            have = nearest(self._head_of, model.heads) if model.heads else "heads are merged here, leave it out"
+            raise task_error(self.name, f"`head_of` is `{self._head_of}`, which has no head of its own; {have}")
+        model.use_head(self._head_of or (self.name if self.name in model.heads else None))
 
     def check(self, model: LiveModel) -> None:  # noqa: B027  # a subclass need not write it
         """Raise `TaskError` where no candidate on the base of `model` could be scored, before the first one is.

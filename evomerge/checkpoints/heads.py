@@ -1,0 +1,122 @@
+"""Heads that stay outside of a merge: what each model of a pool has for itself, and the backbone that all of them share.
+
+The backbone is what `AutoModel` loads: it decides, not the names, what belongs to a head. A prefix such as `bert.` on the
+backbone's names makes no difference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite, differences
+from evomerge.checkpoints.layout import is_head
+from evomerge.checkpoints.naming import Reading, read
+from evomerge.errors import CheckpointError, PoolError
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of one model, and what the model's files name the backbone.
+
+    `shared` are the names in the files by those of the pool. `own` are the names of the tensors of the head; empty for a
+    model without one.
+    """
+
+    model: Folder
+    shared: Mapping[str, str]
+    own: frozenset[str]
+
+    def check_finite(self) -> None:
+        """Raise `CheckpointError` for a tensor of the head that holds NaN or infinity."""
+        for name in sorted(self.own):
+            if not all_finite(self._files.tensor(name)):
+                msg = f"{self.model.path}: tensor `{name}` of its head holds NaN or infinity; expected finite numbers"
+                raise CheckpointError(msg)
+
+    def on(self, backbone: Checkpoint) -> Checkpoint:
+        """Return the complete checkpoint of `backbone`, which has the pool's names, with this head, in the names of its model."""
+        pooled = {**{stored: name for name, stored in self.shared.items()}, **self._copies()}
+        stored = self.model.stored
+
+        def tensor(name: str) -> torch.Tensor:
+            return backbone.tensor(pooled[name]) if name in pooled else self._files.tensor(name)
+
+        info = {name: backbone.info[pooled[name]] if name in pooled else stored[name].info for name in stored}
+        return Computed(info, tensor, (backbone, self._files))
+
+    @cached_property
+    def _files(self) -> Folder:
+        """The model's files by the names in them; the pool's folder names the backbone alone."""
+        return Folder(self.model.path)
+
+    def _copies(self) -> dict[str, str]:
+        """Return the tensors of the head that its class ties to the backbone, and that equal it, with the pool's names."""
+        reading = read(self.model) if self.own else None
+        if reading is None:
+            return {}
+        targets = {target: name for name, stored in self.shared.items() for target, _ in reading.fills.get(stored, ())}
+        copies = {}
+        for name in self.own:
+            tied = [tie for target, _ in reading.fills.get(name, ()) for tie in reading.ties.get(target, ())]
+            pooled = next((targets[target] for target in tied if target in targets), None)
+            if pooled is not None and torch.equal(self._files.tensor(name), self._files.tensor(self.shared[pooled])):
+                copies[name] = pooled
+        return copies
+
+
+def split(base: Folder, experts: Mapping[str, Folder], *, asked: bool) -> dict[str, Head]:
+    """Return the heads of the models by name, `base` among them, and leave in their folders the backbone, in the base's names.
+
+    A tensor of the backbone that is outside of blocks and that some model lacks, such as a pooler, belongs to the heads. If
+    this is not `asked` for, nothing is done and no head returned where the models differ in more than heads. Otherwise such
+    differences are left in the folders. No tensor is read. Raises `PoolError` where transformers has no class for the backbone.
+    """
+    models = {"base": base, **experts}
+    unlike = any(is_head(name) for expert in experts.values() for name, _, _ in differences(expert.info, base.info))
+    if not asked and not unlike:
+        return {}
+    readings = {name: read(model, "AutoModel") for name, model in models.items()}
+    known = {name: reading for name, reading in readings.items() if reading is not None}
+    if len(known) < len(models):
+        if not asked:
+            return {}
+        msg = f"{base.path}: `heads: own` needs an architecture of transformers whose class without a head (`AutoModel`) can be loaded; leave it out, and give models without heads"
+        raise PoolError(msg)
+    sources = {name: _sources(known["base"], reading) for name, reading in known.items()}
+    shapes = {
+        name: {pooled: models[name].stored[stored].info.shape for pooled, stored in found.items()}
+        for name, found in sources.items()
+    }
+    apart = {
+        pooled
+        for pooled, shape in shapes["base"].items()
+        if any(found.get(pooled) != shape for found in shapes.values())
+    }
+    more = {name: _more(reading, sources[name]) for name, reading in known.items()}
+    if not asked and (any(more.values()) or not all(map(is_head, apart))):
+        return {}
+    heads = {}
+    for name, model in models.items():
+        shared = {
+            pooled: stored for pooled, stored in sources[name].items() if not (pooled in apart and is_head(pooled))
+        }
+        own = frozenset(model.stored.keys() - shared.values() - more[name])
+        heads[name] = Head(model, shared, own)
+        names = {**shared, **{stored: stored for stored in more[name]}}
+        model.read_as({pooled: (model, stored) for pooled, stored in names.items()})
+    return heads
+
+
+def _sources(base: Reading, reading: Reading) -> dict[str, str]:
+    """Return the stored tensors of a model that fill what tensors of the base fill in the backbone, by the base's names."""
+    by_place = {(target, str(box)): stored for stored, places in reading.fills.items() for target, box in places}
+    wanted = {stored: (places[0][0], str(places[0][1])) for stored, places in base.fills.items() if places}
+    return {stored: by_place[place] for stored, place in wanted.items() if place in by_place}
+
+
+def _more(reading: Reading, sources: Mapping[str, str]) -> set[str]:
+    """Return the tensors of a model that the backbone has a place for, though the base fills none, and that are in no head."""
+    used = set(sources.values())
+    return {stored for stored, places in reading.fills.items() if places and stored not in used and not is_head(stored)}
