@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Computed, all_finite, differences
+from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
@@ -100,21 +101,24 @@ class Builder:
         layers = [StackedLayer(source(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
         return Stacked(layers, source(stack.rest), stack.rest.id, prefix)
 
-    def load(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        """Return an input's tensor: of a nested merge before its cast, of a folder as it is stored."""
+    def load(self, checkpoint: Checkpoint, name: str, number: int | None = None) -> torch.Tensor:
+        """Return an input's tensor, or its matrix of this number: of a nested merge before its cast, of a folder as it is stored."""
         while isinstance(checkpoint, Stacked):
             checkpoint, name = checkpoint.origin(name)
         if isinstance(checkpoint, Merged):
-            return checkpoint.fp32(name)
+            return checkpoint.fp32(name, number)
         if not self._search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
-            return checkpoint.tensor(name)
+            return self._part(name, number, checkpoint.tensor(name))
         digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
         tables = self.store.prepared(
             ("adapter", digest, name),
             checkpoint.info[name].numel,
             lambda: {"tensor": checkpoint.tensor(name)},
         )
-        return tables["tensor"]
+        return self._part(name, number, tables["tensor"])
+
+    def _part(self, name: str, number: int | None, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if number is None else self.pool.layout.matrices(name)[number].of(tensor)
 
 
 COMPILED = 32_000_000
@@ -134,26 +138,35 @@ class Merged(Computed):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
         recipes = [builder.known_as(inner) for inner in merge.inputs]
+        layout = self._pool.layout
+        self._matrices = {name: layout.matrices(name) for name in self._pool.merged}
+        by_name = {matrix.name: matrix for parts in self._matrices.values() for matrix in parts}
         inputs = Inputs(
-            names=self._pool.merged,
+            names=by_name,
             ids=[self._pool.digests["base"], *(self._pool.digests.get(r.root.label or "", r.id) for r in recipes)],
-            place=self._pool.layout.place,
-            load=lambda name: [builder.load(model, name) for model in models],
+            place=lambda name: layout.place(by_name[name].tensor),
+            load=lambda name: [builder.load(model, by_name[name].tensor, by_name[name].number) for model in models],
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
         self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
         super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
 
-    def fp32(self, name: str) -> torch.Tensor:
-        """The merged tensor before the last cast."""
-        return self._make(name, torch.float32)
+    def fp32(self, name: str, number: int | None = None) -> torch.Tensor:
+        """The merged tensor, or its matrix of this number, before the last cast."""
+        if number is None:
+            return self._make(name, torch.float32)
+        matrix = self._matrices[name][number]
+        out = torch.empty(self.info[name].shape, dtype=torch.float32, device="meta")
+        merged = torch.empty(matrix.of(out).shape, dtype=torch.float32)
+        self._pipeline.write(matrix.name, merged)
+        return merged
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor into `out`: directly where its dtype is the base's, else rounded to that first."""
         direct = out.is_cpu and out.dtype == self.info[name].dtype and out.is_contiguous()
         source = self._pool.aliases.get(name, name)
         if direct and source in self._pool.merged:
-            self._pipeline.write(source, out)
+            self._merge_into(source, out)
         else:
             super().write(name, out)
 
@@ -174,20 +187,33 @@ class Merged(Computed):
 
         `gradient` is float32, of the tensor's shape.
         """
-        source = self._pool.aliases.get(name, name)
-        if source in self._pool.merged:
-            pulled = self._gradient.pull(source, gradient, self._inner)
-            take(self, at, source, pulled)
-            for i, inner in pulled.inputs.items():
-                self._inner[i].pull(source, inner.view(gradient.shape), take, (*at, "inputs", i, "merge"))
+        for matrix in self._matrices.get(self._pool.aliases.get(name, name), ()):
+            self.pull_matrix(matrix, matrix.of(gradient).contiguous(), take, at)
+
+    def pull_matrix(
+        self,
+        matrix: Matrix,
+        gradient: torch.Tensor,
+        take: "Callable[[Merged, KeyPath, str, Pulled], None]",
+        at: KeyPath,
+    ) -> None:
+        """Pass on the derivatives by one matrix, as `pull` does by all of a tensor."""
+        pulled = self._gradient.pull(matrix.name, gradient, self._inner)
+        take(self, at, matrix.name, pulled)
+        for i, inner in pulled.inputs.items():
+            self._inner[i].pull_matrix(matrix, inner.view(gradient.shape), take, (*at, "inputs", i, "merge"))
 
     def numbers(self, name: str, pulled: Pulled) -> Iterator[tuple[KeyPath, float]]:
-        """Yield the derivatives that were pulled of a tensor, by key path: see `MergeGradient.numbers`."""
+        """Yield the derivatives that were pulled of a matrix, by key path: see `MergeGradient.numbers`."""
         return self._gradient.numbers(name, pulled)
 
     def moved(self) -> list[str]:
         """Return the names of the tensors that the numbers of its recipe change."""
-        return [name for name in self._pool.merged if self._inner or self._pipeline.depends(name)]
+        return [
+            name
+            for name, parts in self._matrices.items()
+            if self._inner or any(self._pipeline.depends(matrix.name) for matrix in parts)
+        ]
 
     def densities(self) -> dict[str, float]:
         """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
@@ -198,8 +224,19 @@ class Merged(Computed):
         if source not in self._pool.merged:
             return self._pool.base.tensor(source)
         out = torch.empty(self.info[source].shape, dtype=dtype)
-        self._pipeline.write(source, out)
+        self._merge_into(source, out)
         return out
+
+    def _merge_into(self, name: str, out: torch.Tensor) -> None:
+        """Merge the matrices of a tensor into `out`."""
+        for matrix in self._matrices[name]:
+            part = matrix.of(out)
+            if part.is_contiguous():
+                self._pipeline.write(matrix.name, part)
+            else:
+                merged = torch.empty(part.shape, dtype=out.dtype)
+                self._pipeline.write(matrix.name, merged)
+                part.copy_(merged)
 
 
 class Slopes:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from evomerge.checkpoints.fused import Matrix, matrices
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.recipe import KINDS, Place
 
@@ -54,6 +55,9 @@ class Layout:
         """The number of blocks of each stack, by prefix."""
         self.blocks = 1 if self.prefix is None else self.stacks[self.prefix]
         self._places = {name: self._place(name, entry) for name, entry in info.items()}
+        self._shapes = {name: entry.shape for name, entry in info.items()}
+        self._config = config or {}
+        self._matrices: dict[str, tuple[Matrix, ...]] = {}
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -64,6 +68,14 @@ class Layout:
     def place(self, name: str) -> Place:
         """Return the tensor's place; outside of the stacks, its block is the nearer end."""
         return self._places[name]
+
+    def matrices(self, name: str) -> tuple[Matrix, ...]:
+        """Return the matrices of a tensor: itself, unless it holds those of all experts of a mixture."""
+        if name not in self._matrices:
+            inside = self.place(name).inside
+            whole = (Matrix(name, name),)
+            self._matrices[name] = matrices(name, self._shapes[name], self._config) if inside else whole
+        return self._matrices[name]
 
     def _place(self, name: str, entry: TensorInfo) -> Place:
         numbers = {prefix: block_number(name, prefix) for prefix in self.stacks}

@@ -9,7 +9,8 @@ base. One that the codec does not handle (integers, and tensors that it declines
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.torch import save_file
 
 from evomerge import files
 from evomerge.checkpoints.folder import INDEX, Checkpoint, Computed, Folder, read_object
+from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.header import TensorInfo
+from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free, save
 from evomerge.codecs.codec import Codec, Coded, Constants
@@ -80,7 +83,7 @@ def encode(
 
     def vectors() -> Iterator[torch.Tensor]:
         for name, entry in pool.merged.items():
-            for _, rows in _slices(pool, name, codec):
+            for _, rows in _slices(pool, Matrix(name, name), codec):
                 yield rows
             finish(entry)
 
@@ -94,12 +97,13 @@ def encode(
         for name, entry in pool.base.info.items():
             if name not in pool.aliases:
                 checks[f"base/{name}"] = _check(pool.base.tensor(name))
-                encoded = _encode(pool, name, codec, constants)
+            for matrix in _matrices(pool.layout, name, codec) if name not in pool.aliases else ():
+                encoded = _encode(pool, matrix, codec, constants)
                 if encoded is not None and encoded.parts:
-                    coded[name] = dict(encoded.figures)
-                encoded = encoded or _plain(pool, name)
+                    coded[matrix.name] = dict(encoded.figures)
+                encoded = encoded or _plain(pool, matrix)
                 formula += encoded.formula
-                yield from ((f"{part}/{name}", tensor) for part, tensor in encoded.parts.items())
+                yield from ((f"{part}/{matrix.name}", tensor) for part, tensor in encoded.parts.items())
             finish(entry)
 
     with files.new_folder(folder) as new:
@@ -177,9 +181,20 @@ class Artefact:
         plain = f"own.{expert}"
         if f"{plain}/{name}" in self._codes.info:
             return self._part(plain, name)
-        if name not in self._manifest.coded:
-            return base
-        return apply(base, self._codec.decode(lambda part: self._part(part, name), expert, self.constants))
+
+        def decoded(matrix: Matrix) -> torch.Tensor:
+            part = matrix.of(base)
+            if f"{plain}/{matrix.name}" in self._codes.info:
+                return self._part(plain, matrix.name)
+            if matrix.name not in self._manifest.coded:
+                return part
+            return apply(part, self._codec.decode(lambda key: self._part(key, matrix.name), expert, self.constants))
+
+        return _assembled(_matrices(self._layout, name, self._codec), base, decoded)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout(self.base.info, self.base.config)
 
     def _part(self, part: str, name: str) -> torch.Tensor:
         key = f"{part}/{name}"
@@ -200,10 +215,15 @@ def preview(pool: Pool, codec: Codec, constants: Constants, expert: int) -> Chec
     def tensor(name: str) -> torch.Tensor:
         name = pool.aliases.get(name, name)
         base = pool.base.tensor(name)
-        coded = _encode(pool, name, codec, constants)
-        if coded is None:
-            return _plain(pool, name).parts.get(f"own.{expert}", base)
-        return apply(base, codec.decode(coded.parts.__getitem__, expert, constants)) if coded.parts else base
+
+        def decoded(matrix: Matrix) -> torch.Tensor:
+            part = matrix.of(base)
+            coded = _encode(pool, matrix, codec, constants)
+            if coded is None:
+                return _plain(pool, matrix).parts.get(f"own.{expert}", part)
+            return apply(part, codec.decode(coded.parts.__getitem__, expert, constants)) if coded.parts else part
+
+        return _assembled(_matrices(pool.layout, name, codec), base, decoded)
 
     return Computed(pool.base.info, tensor, pool.models)
 
@@ -214,17 +234,34 @@ def apply(base: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return torch.where(vector == 0, base, (base.to(work) + vector.to(work)).to(base.dtype))
 
 
-def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded | None:
-    """Return a tensor encoded as it is stored, without parts where no expert changed it; None where the codec declines."""
-    base = pool.base.tensor(name)
+def _matrices(layout: Layout, name: str, codec: Codec) -> tuple[Matrix, ...]:
+    """Return what a codec encodes of a tensor, each by itself: its matrices, unless each element is by itself anyway."""
+    return (Matrix(name, name),) if codec.elementwise else layout.matrices(name)
+
+
+def _assembled(
+    matrices: Sequence[Matrix], base: torch.Tensor, decoded: Callable[[Matrix], torch.Tensor]
+) -> torch.Tensor:
+    """Return the tensor of decoded matrices, like the one of the base."""
+    if len(matrices) == 1:
+        return decoded(matrices[0])
+    tensor = base.clone()
+    for matrix in matrices:
+        matrix.of(tensor).copy_(decoded(matrix))
+    return tensor
+
+
+def _encode(pool: Pool, matrix: Matrix, codec: Codec, constants: Constants) -> Coded | None:
+    """Return a matrix encoded as it is stored, without parts where no expert changed it; None where the codec declines."""
+    base = matrix.of(pool.base.tensor(matrix.tensor))
     if not base.is_floating_point():
         return None
-    if all(_equal(expert.tensor(name), base) for expert in pool.experts.values()):
+    if all(_equal(matrix.of(expert.tensor(matrix.tensor)), base) for expert in pool.experts.values()):
         return Coded({}, 0.0)
     pieces: dict[str, list[torch.Tensor]] = {}
     formula = 0.0
     figures: Mapping[str, float] = {}
-    for piece, vectors in _slices(pool, name, codec):
+    for piece, vectors in _slices(pool, matrix, codec):
         coded = codec.encode(piece, vectors, constants)
         if coded is None:
             return None
@@ -236,23 +273,23 @@ def _encode(pool: Pool, name: str, codec: Codec, constants: Constants) -> Coded 
         if tensor.is_floating_point():
             if not tensor.isfinite().all():
                 raise PoolError(
-                    f"tensor `{name}`: `{part}` does not fit into the base's {base.dtype}; convert the pool to float32"
+                    f"tensor `{matrix.name}`: `{part}` does not fit into the base's {base.dtype}; convert the pool to float32"
                 )
             parts[part] = tensor.reshape(base.shape) if codec.elementwise else tensor
     return Coded(parts, formula, figures)
 
 
-def _plain(pool: Pool, name: str) -> Coded:
-    """Return a tensor without encoding, for each expert in which it differs from the base."""
-    base = pool.base.tensor(name)
-    parts = {f"own.{k}": expert.tensor(name).to(base.dtype) for k, expert in enumerate(pool.experts.values())}
+def _plain(pool: Pool, matrix: Matrix) -> Coded:
+    """Return a matrix without encoding, for each expert in which it differs from the base."""
+    base, *experts = (matrix.of(model.tensor(matrix.tensor)) for model in pool.models)
+    parts = {f"own.{k}": expert.to(base.dtype) for k, expert in enumerate(experts)}
     parts = {part: tensor for part, tensor in parts.items() if not torch.equal(tensor, base)}
     return Coded(parts, len(parts) * base.nbytes)
 
 
-def _slices(pool: Pool, name: str, codec: Codec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield a tensor of the base and its task vectors, float64 `(experts, *shape)`; flat slices for elementwise codecs."""
-    base, *experts = (model.tensor(name) for model in pool.models)
+def _slices(pool: Pool, matrix: Matrix, codec: Codec) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield a matrix of the base and its task vectors, float64 `(experts, *shape)`; flat slices for elementwise codecs."""
+    base, *experts = (matrix.of(model.tensor(matrix.tensor)) for model in pool.models)
     spans: list[Any] = [...]
     if codec.elementwise:
         base, *experts = (tensor.reshape(-1) for tensor in (base, *experts))

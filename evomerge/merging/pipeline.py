@@ -49,7 +49,7 @@ class Inputs:
     ids: Sequence[str]
     """Content ids of the base and of the inputs, `(1 + K,)`: part of the keys of prepared tables."""
     place: Callable[[str], Place]
-    """(name) → the tensor's place in the model."""
+    """(name) → the tensor's place in the model, with its name in tables: of several matrices of one tensor, that tensor's."""
     load: Callable[[str], Sequence[torch.Tensor]]
     """(name) → the base's tensor and the inputs', `(1 + K,)`, in the dtype they are stored in."""
     nested: Collection[int] = ()
@@ -70,7 +70,7 @@ class Pipeline:
         self._seed = merge.seed
         self._inputs = inputs
         self._compile = compile
-        named = merge.by_tensor(inputs.names)
+        named = merge.by_tensor(dict.fromkeys(inputs.place(name).tensor or name for name in inputs.names))
         self._places = {  # without names, unless a table has them: tensors of one place share their values
             name: inputs.place(name) if named else inputs.place(name).unnamed for name in inputs.names
         }
