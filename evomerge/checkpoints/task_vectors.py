@@ -12,8 +12,11 @@ from evomerge.checkpoints.pool import Pool
 _CHUNK = 1 << 18
 """Elements of each model at a time. Products are summed in fp32 within a chunk, in fp64 between chunks."""
 _OPEN_BYTES = 64 << 20
+"""Bytes of the base that are read between two closings of the files: pages stay mapped until then."""
 _NEAR = 0.05
+"""Distance of two task vectors, relative to the longer one, up to which they are taken for one."""
 _STILL = 1e-6
+"""Norm of a task vector, relative to the base's, below which it is taken for none."""
 
 Group = tuple[int | None, str]
 """The number of a block, None outside of blocks, and a kind of tensor."""

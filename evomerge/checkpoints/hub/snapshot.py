@@ -236,7 +236,7 @@ def _words(model: HubId, error: BaseException) -> str | None:
         case errors.RepositoryNotFoundError():
             return f"no such folder here, and no such model at {constants.ENDPOINT}, or a private one; check the name, or type `hf auth login` for a private model"
         case errors.OfflineModeIsEnabled():
-            return f"not in the cache, and HF_HUB_OFFLINE is set; unset it, or {there}"
+            return f"no such folder here, not in the cache, and HF_HUB_OFFLINE is set; unset it, or {there}"
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
             return f"the hub refuses this account ({error.response.status_code}); type `hf auth login`, or set HF_TOKEN, with a token that may read or write {place}"
         case errors.HfHubHTTPError():
@@ -248,5 +248,5 @@ def _words(model: HubId, error: BaseException) -> str | None:
         case errors.LocalEntryNotFoundError() | OSError() if error.__cause__ is None:
             return f"the download failed ({str(error)[:200]}); type the same command again"
         case _ if type(error).__module__.startswith("httpx"):
-            return f"not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__}); type the same command again, or {there}"
+            return f"no such folder here, not in the cache, and {constants.ENDPOINT} cannot be reached ({type(error).__name__}); type the same command again, or {there}"
     return None

@@ -115,7 +115,7 @@ def test_offline_and_not_in_the_cache_says_how_to_fill_it(tmp_path):
     with serve(tmp_path / "cache", offline=True), pytest.raises(CheckpointError) as error:
         resolve("hf://org/model@v1")
     assert str(error.value).startswith(
-        "org/model@v1: not in the cache, and HF_HUB_OFFLINE is set; unset it, or `hf download org/model --revision v1`"
+        "org/model@v1: no such folder here, not in the cache, and HF_HUB_OFFLINE is set; unset it, or `hf download org/model --revision v1`"
     )
 
 
