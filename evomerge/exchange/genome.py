@@ -168,9 +168,8 @@ def _axis(genome: _Genome, reader: Reader, where: str) -> list[str]:
     """Return the axis of groups of layers. Raises `RecipeError` where the number of layers is not known, or not a multiple."""
     if genome.layer_granularity < 1:
         return []
-    folder = reader.find(reader.base.path)
-    if folder is None:
-        msg = f"{where} `genome.layer_granularity`: `{reader.base}` is no folder here, so that its number of layers is not known; download it, and give its folder"
+    if not reader.outline.known:
+        msg = f"{where} `genome.layer_granularity`: `{reader.base}` is not on this machine, so that its number of layers is not known; download it"
         raise RecipeError(msg)
     blocks = reader.outline.blocks
     if blocks % genome.layer_granularity:

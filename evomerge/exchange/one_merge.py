@@ -101,11 +101,12 @@ class OneMerge:
     def _tabulated(self, name: str, rows: Mapping[str | None, Row], curves: Sequence[Sequence[float]]) -> Any:
         table = tabulate(self.reader.outline, rows, curves)
         if table is None:
-            msg = f"{self._where}: the filters of `{name}` need the names of the tensors, and `{self.reader.base}` is no folder here; download it, and give its folder"
+            msg = f"{self._where}: the filters of `{name}` need the names of the tensors, and `{self.reader.base}` is not on this machine; download it"
             raise RecipeError(msg)
         if isinstance(table, Mapping) and not self.reader.outline.known:
             self.reader.say(
-                "outline", f"`{self.reader.base}` is no folder here: its tensors are taken to be named as a Llama's"
+                "outline",
+                f"`{self.reader.base}` is not on this machine: its tensors are taken to be named as a Llama's",
             )
         return table
 

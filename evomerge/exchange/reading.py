@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evomerge import merging
+from evomerge.checkpoints import hub
 from evomerge.checkpoints.folder import Folder
 from evomerge.errors import RecipeError, nearest
 from evomerge.exchange import gradients
@@ -56,7 +57,7 @@ class Reader:
         self.base = self._choose_base(used)
         self.names = self._name_models()
         blocks = [source.layer_range[1] for one in used for piece in one.slices or () for source in piece.sources]
-        folder_of_base = self.find(self.base.path)
+        folder_of_base = self._find(self.base.path) or self._cached(self.base.model)
         if folder_of_base is None:
             self.outline = Outline.stand_in(max(blocks, default=24))
         else:
@@ -174,12 +175,17 @@ class Reader:
             names[reference] = name
         return names
 
-    def find(self, path: str) -> Path | None:
+    def _find(self, path: str) -> Path | None:
         """Return the folder of a path, None where there is none on this machine."""
         return next((place.resolve() for place in (Path(path), self._folder / path) if place.is_dir()), None)
 
+    def _cached(self, model: str) -> Path | None:
+        """Return the folder of a model of the hub that is on this machine already."""
+        named = hub.hub_id(hub.locate(model, self._folder))
+        return None if named is None else hub.cached(named)
+
     def _path(self, model: str) -> str:
-        folder = self.find(model)
+        folder = self._find(model)
         return model if folder is None else str(folder)
 
     def _tokenizer(self) -> dict[str, Any] | None:
@@ -188,18 +194,15 @@ class Reader:
         source = document.tokenizer_source if given is None else given.source
         if source is None:
             return None
-        if given is not None and given.pad_to_multiple_of is not None:
-            raise RecipeError(
-                f"{self.where} `tokenizer.pad_to_multiple_of`: evomerge does not pad vocabularies; remove the key"
-            )
+        padded = {} if given is None or given.pad_to_multiple_of is None else {"pad_to": given.pad_to_multiple_of}
         if source in ("union", "base"):
-            return {"source": source}
+            return {"source": source, **padded}
         known = {str(reference): name for reference, name in self.names.items()}
         if source not in known:
             raise RecipeError(
                 f"{self.where} `tokenizer_source`: `{source}` is no model of this merge; {nearest(source, known)}"
             )
-        return {"source": known[source]}
+        return {"source": known[source], **padded}
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
@@ -292,7 +295,9 @@ class Reader:
                 f"{self.place(document)}: layers up to {max(last for _, last in ranges)} of a model that has {self.outline.blocks}"
             )
         if not whole and not self._whole:
-            self.say("outline", f"`{self.base}` is no folder here: it is taken to have {self.outline.blocks} layers")
+            self.say(
+                "outline", f"`{self.base}` is not on this machine: it is taken to have {self.outline.blocks} layers"
+            )
         if in_order and alike:
             return OneMerge(self, document, pieces).recipe()
         recipes = [

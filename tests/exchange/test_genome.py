@@ -72,7 +72,7 @@ def test_tasks_are_places_to_fill_in_with_their_weights(folders, tmp_path):
         ({"merge_method": "sce"}, "merge_method"),
         ({"base_model": None}, "`genome.base_model` is missing"),
         ({"smoth": True}, "did you mean `smooth`"),
-        ({"models": ["org/a", "org/b"], "base_model": "org/c", "layer_granularity": 2}, "is no folder here"),
+        ({"models": ["org/a", "org/b"], "base_model": "org/c", "layer_granularity": 2}, "is not on this machine"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(folders, tmp_path, genome, message):

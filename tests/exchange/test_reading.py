@@ -1,8 +1,11 @@
 """What mergekit's files mean here; worked out by hand from mergekit 0.1.5's configuration format."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from exchange.files import keys, models, read, same
+from hubs import fill_cache, read_files
 
 from evomerge.errors import RecipeError
 from evomerge.strict_yaml import YamlError
@@ -163,6 +166,8 @@ def test_hub_names_revisions_and_adapters_pass_through(tmp_path):
 def test_tokenizers_are_the_pool_s(folders, tmp_path, source):
     for given in ({"tokenizer_source": source}, {"tokenizer": {"source": source}}):
         assert read(tmp_path, {**weighted(folders), **given}).pool["tokenizer"] == {"source": source}
+    padded = {**weighted(folders), "tokenizer": {"source": source, "pad_to_multiple_of": 8}}
+    assert read(tmp_path, padded).pool["tokenizer"] == {"source": source, "pad_to": 8}
 
 
 def test_dtypes_that_change_numbers_are_named(tmp_path):
@@ -208,7 +213,6 @@ WRONG = [
     (("parameters", "t"), 1, "no such parameter; remove it"),
     (("dtype",), "int8", "known: bfloat16"),
     (("tokenizer",), {"source": "union", "tokens": {"a": {}}}, "`tokenizer.tokens`"),
-    (("tokenizer",), {"source": "union", "pad_to_multiple_of": 8}, "pad_to_multiple_of"),
     (("tokenizer_source",), "other/model", "no model of this merge"),
 ]
 
@@ -236,6 +240,16 @@ def test_circles_and_several_results_are_refused(folders, tmp_path):
         read(tmp_path, {"name": "a", **weighted(folders)}, {"name": "b", **weighted(folders)})
     with pytest.raises(RecipeError, match="2 documents have no `name`"):
         read(tmp_path, weighted(folders), weighted(folders))
+
+
+def test_a_model_in_the_hub_s_cache_gives_the_names_of_its_tensors(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    fill_cache(tmp_path / "cache", "org/base", read_files(Path(folders["base"])))
+    file = slerp({"base": "org/base", "code": "org/code"}, [{"filter": "q_proj", "value": 0.1}, {"value": 0.5}])
+    imported = read(tmp_path, file)
+    assert imported.pool == {"base": "org/base", "experts": {"code": "org/code"}}
+    assert t_of(imported)["values"]["model.layers.1.self_attn.q_proj.weight"] == 0.1
+    assert keys(imported) == ["chord"]
 
 
 def test_filters_of_models_that_are_not_here_need_their_names(tmp_path):

@@ -4,6 +4,18 @@ The only package that imports huggingface_hub, whose settings apply: `HF_HOME`, 
 """
 
 from evomerge.checkpoints.hub.reference import HubId, hub_id, locate
-from evomerge.checkpoints.hub.snapshot import Snapshot, address, find, missing, name_of, resolve, size
+from evomerge.checkpoints.hub.snapshot import Snapshot, address, cached, find, missing, name_of, resolve, size
 
-__all__ = ["HubId", "Snapshot", "address", "find", "hub_id", "locate", "missing", "name_of", "resolve", "size"]
+__all__ = [
+    "HubId",
+    "Snapshot",
+    "address",
+    "cached",
+    "find",
+    "hub_id",
+    "locate",
+    "missing",
+    "name_of",
+    "resolve",
+    "size",
+]

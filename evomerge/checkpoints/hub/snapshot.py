@@ -97,6 +97,12 @@ def find(model: HubId) -> Snapshot:
         return Snapshot(model, cached.name, cached, {}, {})
 
 
+def cached(model: HubId) -> Path | None:
+    """Return the folder of a model in the cache, None unless all of it is there. The hub is not asked."""
+    folder = _cached(model)
+    return folder if folder is not None and _is_whole(folder) else None
+
+
 def fetch(snapshot: Snapshot) -> Path:
     """Download what the cache lacks, and return the model's folder in the cache. Raises `CheckpointError`."""
     return download(snapshot.id, snapshot.commit, snapshot.files)
