@@ -4,7 +4,7 @@ It is lazy: a tensor is merged when it is read, so a merge larger than memory st
 candidate into a live model in place. Nested merges stay in fp32; the one cast is at the end, to the base's storage dtype.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,17 @@ from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Inputs, MergeGradient, Pipeline, Pulled, Store, inputs_sloped, sloped_paths
+from evomerge.merging import (
+    Inputs,
+    MergeGradient,
+    Pipeline,
+    Pulled,
+    Store,
+    Watch,
+    inputs_sloped,
+    sloped_paths,
+    unwatched,
+)
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
@@ -27,15 +37,20 @@ from evomerge.recipe.form import KeyPath
 class Builder:
     """Builds the recipes of one pool, and caches what is independent of a recipe's parameters."""
 
-    def __init__(self, pool: Pool, *, search: bool = False, members: Members | None = None) -> None:
+    def __init__(
+        self, pool: Pool, *, search: bool = False, members: Members | None = None, watch: Watch = unwatched
+    ) -> None:
         """Build from `pool`, and from a study's earlier candidates `members`.
 
-        For a `search`, which builds many candidates, the tensors an adapter changes are cached on disk.
+        For a `search`, which builds many candidates, compiled code, prepared tables and the tensors an adapter changes are
+        cached, and files stay mapped. Without, each model is built once, in little memory. The bytes are the same. `watch`
+        receives the progress of the phases `measuring` and `compiling`.
         """
         self.pool = pool
         self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
-        self._search = search
+        self.search, self.watch = search, watch
+        self._mapped: set[str] = set()  # names of the tensors whose pages count as memory of this process
         self._rebuilt: dict[str, HeldCheckpoint] = {}  # ancestors that are being rebuilt
 
     def build(self, recipe: Recipe) -> Checkpoint:
@@ -107,7 +122,7 @@ class Builder:
             checkpoint, name = checkpoint.origin(name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number)
-        if not self._search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
+        if not self.search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
         digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
         tables = self.store.prepared(
@@ -120,6 +135,19 @@ class Builder:
     def _part(self, name: str, number: int | None, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if number is None else self.pool.layout.matrices(name)[number].of(tensor)
 
+    def load_all(self, checkpoints: Sequence[Checkpoint], name: str, number: int) -> list[torch.Tensor]:
+        """Return the matrix of each input, see `load`; before that, files are closed of which much is mapped."""
+        if not self.search and name not in self._mapped:
+            info = self.pool.base.info
+            if sum(info[mapped].nbytes for mapped in (*self._mapped, name)) * len(checkpoints) > MAPPED:
+                self.pool.forget()
+                self._mapped.clear()
+            self._mapped.add(name)
+        return [self.load(checkpoint, name, number) for checkpoint in checkpoints]
+
+
+MAPPED = 256 << 20
+"""Bytes of the pool's files that stay mapped while a model is built once, beside the tensors of one name."""
 
 COMPILED = 32_000_000
 """Minimum number of a model's parameters for which compiling its merges, which takes seconds, pays off in the first few."""
@@ -143,13 +171,22 @@ class Merged(Computed):
         by_name = {matrix.name: matrix for parts in self._matrices.values() for matrix in parts}
         inputs = Inputs(
             names=by_name,
-            ids=[self._pool.digests["base"], *(self._pool.digests.get(r.root.label or "", r.id) for r in recipes)],
+            ids=lambda: [
+                self._pool.digests["base"],
+                *(self._pool.digests.get(recipe.root.label or "", recipe.id) for recipe in recipes),
+            ],
+            size=lambda name: self._size(by_name[name]),
             place=lambda name: layout.place(by_name[name].tensor),
-            load=lambda name: [builder.load(model, by_name[name].tensor, by_name[name].number) for model in models],
+            load=lambda name: builder.load_all(models, by_name[name].tensor, by_name[name].number),
+            watch=builder.watch,
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
         )
-        self._pipeline = Pipeline(merge, inputs, builder.store, compile=self._pool.parameters >= COMPILED)
+        compiled = self._pool.parameters >= COMPILED
+        self._pipeline = Pipeline(merge, inputs, builder.store, compile=compiled, once=not builder.search)
         super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
+
+    def _size(self, matrix: Matrix) -> int:
+        return matrix.of(torch.empty(self.info[matrix.tensor].shape, device="meta")).numel()
 
     def fp32(self, name: str, number: int | None = None) -> torch.Tensor:
         """The merged tensor, or its matrix of this number, before the last cast."""
@@ -216,7 +253,7 @@ class Merged(Computed):
         ]
 
     def densities(self) -> dict[str, float]:
-        """The share of merged elements that are not zero after the merge's edits, by input; reads the pool once more."""
+        """The share of merged elements that are not zero after the merge's edits, by input; {} before all were written."""
         return self._pipeline.densities()
 
     def _make(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 _EVERY = 10.0  # seconds between two lines of a log
+_PHASE_EVERY = 60.0
+_FIRST_SHARE = 200  # parts of a phase, of which one tells its rate
 _NOTEBOOK_EVERY = 0.5
 _THROTTLE = 1.0  # seconds between two updates of a `Throttled` text
 
@@ -77,6 +79,66 @@ class Progress:
             self._notebook_line = display(data, raw=True, display_id=True)
         else:
             self._notebook_line.update(data, raw=True)
+
+
+class Phases:
+    """Progress of work in phases: a live bar on a terminal; when piped, a line for each phase that takes a second, and each minute.
+
+    A phase may be interrupted by another one, whose time is not its own: the time left is that of the rest of the phase, at
+    the rate so far.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase = self._first = ""
+        self._since = self._shown = time.monotonic()
+        self._seconds: dict[str, float] = {}  # of each phase, without that of phases within
+        self._before: dict[str, float] = {}  # those before it began again
+        note = TextColumn("{task.fields[note]}", markup=False)
+        self._bar = Bar(
+            "{task.description:<10}", BarColumn(bar_width=30), note, console=console, disable=not console.is_terminal
+        )
+        self._task = self._bar.add_task("", total=1, note="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+        if error[0] is None:
+            self._end(finished=True)
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a phase are done; 0 of them at its beginning."""
+        now = time.monotonic()
+        if phase != self._phase:
+            self._end()
+            self._phase, self._first, self._shown = phase, self._first or phase, now
+        else:
+            self._seconds[phase] += now - self._since
+        self._since = now
+        seconds = self._seconds.setdefault(phase, 0.0)
+        if not done:
+            self._before[phase] = seconds
+        taken = seconds - self._before.get(phase, 0.0)
+        known = taken and total / _FIRST_SHARE <= done < total
+        left = f"{duration(taken * (total - done) / done)} left" if known else ""
+        self._bar.update(self._task, description=phase, completed=done, total=total, note=left)
+        if not self._console.is_terminal and now - self._shown > _PHASE_EVERY and known:
+            self._shown = now
+            say = [f"{phase}: {done / total:.0%}", f"{duration(seconds)} elapsed", left]
+            self._console.print(", ".join(filter(None, say)), markup=False)
+
+    def _end(self, *, finished: bool = False) -> None:
+        """Print what the phase that ends took; the first one, in which the others are, when all is `finished`."""
+        if not self._phase:
+            return
+        now = time.monotonic()
+        seconds = self._seconds[self._phase] = self._seconds[self._phase] + now - self._since
+        self._since = now
+        if not self._console.is_terminal and seconds >= 1 and (finished or self._phase != self._first):
+            self._console.print(f"{self._phase}: {duration(seconds)}", markup=False)
 
 
 class Throttled:

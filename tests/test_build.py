@@ -10,6 +10,7 @@ from pools import Models, write_pool
 from strategies import recipes
 from tiny_models import TINY, tiny_model
 
+from evomerge import build
 from evomerge.build import Builder
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.pool import Pool
@@ -195,3 +196,18 @@ def test_saved_merges_load_with_transformers(tmp_path, architecture):
         tokenizer("abc")["input_ids"]
         == transformers.AutoTokenizer.from_pretrained(tmp_path / "base")("abc")["input_ids"]
     )
+
+
+def test_a_model_built_once_keeps_little_mapped_and_has_the_bytes_of_a_search(monkeypatch, low):
+    closed = []
+
+    def forget(pool):
+        closed.append(pool)
+
+    monkeypatch.setattr(build, "MAPPED", 1)
+    monkeypatch.setattr(Pool, "forget", forget)
+    recipe = merge("ties", EXPERTS)
+    expected = content(Builder(low.pool, search=True).build(recipe))
+    assert closed == []
+    assert content(Builder(low.pool).build(recipe)) == expected
+    assert len(closed) > len(low.pool.merged)

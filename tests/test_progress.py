@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from evomerge.progress import Progress, duration, step_printer
+from evomerge.progress import Phases, Progress, duration, step_printer
 
 
 @pytest.fixture
@@ -94,3 +94,51 @@ def test_the_time_left_of_a_second_phase_is_estimated_from_that_phase(clock):
             clock[0] += 20
             progress(done, 38)
     assert output.getvalue().splitlines()[-1] == "report: 2/38, 7 min 20 s elapsed, 12 min 0 s left"
+
+
+def test_phases_are_a_line_each_when_piped_and_the_time_of_one_is_not_that_of_another(clock):
+    output = io.StringIO()
+    with Phases(Console(file=output, width=200)) as watch:
+        watch("merging", 0, 100)
+        clock[0] += 5
+        watch("compiling", 0, 1)
+        clock[0] += 60
+        watch("merging", 1, 100)
+        for done in (26, 51, 76, 100):
+            clock[0] += 1
+            watch("merging", done, 100)
+    assert output.getvalue().splitlines() == ["compiling: 1 min 0 s", "merging: 9.0 s"]
+
+
+def test_a_long_phase_says_each_minute_what_is_left_at_its_own_rate(clock):
+    output = io.StringIO()
+    with Phases(Console(file=output, width=200)) as watch:
+        watch("merging", 0, 100)
+        for _ in range(2):  # two passes
+            watch("measuring", 0, 40)
+            for done in (10, 20, 30, 40):
+                clock[0] += 31
+                watch("measuring", done, 40)
+        watch("merging", 50, 100)
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "measuring: 50%, 1 min 2 s elapsed, 1 min 2 s left"
+    assert lines[1] == "measuring: 25%, 2 min 35 s elapsed, 1 min 33 s left"
+    assert lines[-1] == "measuring: 4 min 8 s"
+
+
+def test_a_phase_of_a_moment_is_not_worth_a_line(clock):
+    output = io.StringIO()
+    with Phases(Console(file=output, width=200)) as watch:
+        watch("merging", 0, 1)
+        watch("merging", 1, 1)
+    assert output.getvalue() == ""
+
+
+def test_phases_on_a_terminal_are_one_bar(clock):
+    output = io.StringIO()
+    with Phases(Console(file=output, width=200, force_terminal=True)) as watch:
+        watch("merging", 0, 4)
+        clock[0] += 1
+        watch("merging", 1, 4)
+    assert "merging" in output.getvalue()
+    assert "3.0 s left" in output.getvalue()

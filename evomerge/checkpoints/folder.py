@@ -43,8 +43,11 @@ class Checkpoint(Protocol):
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Return whether a tensor holds no NaN and no infinity."""
-    # A sum is one pass without a temporary. If it is finite, all elements are; it may overflow though they are.
-    return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a temporary: `isfinite` of 16-bit numbers takes a hundred times as long.
+    least, most = tensor.aminmax()
+    return bool(least.isfinite() & most.isfinite())
 
 
 class Computed(Checkpoint):

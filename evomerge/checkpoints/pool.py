@@ -5,9 +5,10 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 """
 
 import contextlib
+import filecmp
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.adapter import Adapter, LooseTieError
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
-from evomerge.checkpoints.folder import Folder, differences
+from evomerge.checkpoints.folder import Folder, all_finite, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
 from evomerge.checkpoints.layout import Layout
@@ -99,14 +100,29 @@ class Pool:
             self.notes.append(_about(self.heads))
             for head in self.heads.values() if weights else ():
                 head.check_finite()
-        self.digests: dict[str, str] = {}
-        seen: dict[str, str] = {}
+        self._stamps = [_stamp(model) for model in self.models] if weights else []
+        seen: dict[str, Folder | Adapter] = {}
         for name, folder in {"base": self.base, **self.experts}.items() if weights else ():
             progress(f"checking {name}")
-            digest = self.digests[name] = fingerprint(folder)
-            if digest in seen:
-                self.notes.append(f"`{name}` has exactly the weights of `{seen[digest]}`: it adds nothing to the pool")
-            seen.setdefault(digest, name)
+            check_finite(folder)
+            twin = next((other for other, model in seen.items() if same_weights(folder, model)), None)
+            if twin is None:
+                seen[name] = folder
+            else:
+                self.notes.append(f"`{name}` has exactly the weights of `{twin}`: it adds nothing to the pool")
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each model's weights, by name, the base's first; all files are read at the first use.
+
+        Raises `CheckpointError` if files have changed since the pool was opened.
+        """
+        if not self._stamps:
+            return {}
+        for model, stamp in zip(self.models, self._stamps, strict=True):
+            if _stamp(model) != stamp:
+                raise CheckpointError(f"{model.path}: its files have changed since they were checked; start again")
+        return {name: fingerprint(model) for name, model in zip(("base", *self.experts), self.models, strict=True)}
 
     @property
     def differences_in_text(self) -> list[str]:
@@ -257,28 +273,43 @@ def _about(heads: Mapping[str, Head]) -> str:
     )
 
 
-def fingerprint(folder: Folder | Adapter) -> str:
-    """Return the sha256 of a checkpoint's weights, having checked that every element is finite.
+def check_finite(folder: Folder | Adapter) -> None:
+    """Raise `CheckpointError` naming the first tensor of a checkpoint that holds NaN or infinity; a pass is cached by `_stamp`."""
+    if isinstance(folder, Adapter):
+        check_finite(folder.base)
+    names = list(folder.changed if isinstance(folder, Adapter) else folder.info)
+    cached = files.cache() / "finite" / _stamp(folder, names)
+    if cached.is_file():
+        return
+    for name in names:
+        tensor = folder.tensor(name)
+        if not all_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {tensor.numel()}; such a model cannot be merged"
+            raise CheckpointError(msg)
+        folder.forget()
+    with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
+        files.write(cached, b"")
 
-    For an adapter it covers its files and its base. It is cached by the files' paths, sizes and modification times. Raises
-    `CheckpointError` naming the first tensor that holds NaN or infinity.
-    """
+
+def same_weights(one: Folder | Adapter, other: Folder | Adapter) -> bool:
+    """Return whether two checkpoints of a pool have the same tensors, adapters the same files; reads as far as they are equal."""
+    if isinstance(one, Folder) and isinstance(other, Folder):
+        same = one.info == other.info and all(torch.equal(one.tensor(name), other.tensor(name)) for name in one.info)
+    else:
+        pairs = zip(one.files, other.files, strict=False)
+        same = type(one) is type(other) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
+    for model in (one, other):
+        model.forget()
+    return same
+
+
+def fingerprint(folder: Folder | Adapter) -> str:
+    """Return the sha256 of a checkpoint's weights, cached by `_stamp`. For an adapter it covers its files and its base."""
     base = [fingerprint(folder.base)] if isinstance(folder, Adapter) else []
-    stamps: list[Any] = [*base]
-    for file in folder.files:
-        stat = file.resolve().stat()
-        stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    cached = files.cache() / "fingerprints" / hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    cached = files.cache() / "fingerprints" / _stamp(folder, base)
     if cached.is_file():
         return cached.read_text(encoding="ascii")
-    for name in folder.changed if isinstance(folder, Adapter) else folder.info:
-        entry = folder.info[name]
-        if entry.dtype.is_floating_point:
-            bad = int((~torch.isfinite(folder.tensor(name))).sum())
-            if bad:
-                msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {entry.numel}; such a model cannot be merged"
-                raise CheckpointError(msg)
-        folder.forget()
     digest = hashlib.sha256("".join(base).encode())
     for file in folder.files:
         with file.open("rb") as content:
@@ -286,3 +317,12 @@ def fingerprint(folder: Folder | Adapter) -> str:
     with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
         files.write(cached, digest.hexdigest())
     return digest.hexdigest()
+
+
+def _stamp(folder: Folder | Adapter, about: Sequence[str] = ()) -> str:
+    """Return a key of a checkpoint's files by their paths, sizes and modification times, and of what it is `about`."""
+    stamps: list[Any] = [*about]
+    for file in folder.files:
+        stat = file.resolve().stat()
+        stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evomerge import codecs, merging, strict_yaml, tasks, zoo
-from evomerge.build import Builder, Merged
+from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
 from evomerge.checkpoints.cast import cast, check_dtype, with_dtype
@@ -21,7 +21,7 @@ from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
 from evomerge.errors import CheckpointError, RecipeError, nearest
 from evomerge.models import LiveModel
-from evomerge.progress import Progress, step_printer
+from evomerge.progress import Phases, Progress, step_printer
 from evomerge.recipe import Recipe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import export
@@ -87,8 +87,7 @@ def merge(
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
     head = options.head or data.get("head")
-    export_recipe(recipe, pool, out, console, lineage=lineage, head=head, **stored)
-    if isinstance(built, Merged) and (densities := built.densities()):
+    if densities := export_recipe(recipe, pool, out, console, lineage=lineage, head=head, **stored):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
         say(console, f"elements of the task vectors left by the edits: {shares}")
     say(console, f"merged checkpoint: {out}")
@@ -154,10 +153,13 @@ def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
         )
 
 
-def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> None:
-    """Write the model that `recipe` describes to `out`, with progress; `options` are those of `report.export.export`."""
-    with Progress("merge", pool.nbytes, console) as progress:
-        export.export(recipe, pool, out, progress=progress, **options)
+def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **options: Any) -> Mapping[str, float]:
+    """Write the model that `recipe` describes to `out`, with progress, and return what `report.export.export` returns.
+
+    `options` are those of that function.
+    """
+    with Phases(console) as watch:
+        return export.export(recipe, pool, out, watch=watch, **options)
 
 
 def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, parameters: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.pipeline import Inputs, Pipeline, check
 from evomerge.merging.prepared import Store
+from evomerge.merging.site import Watch, unwatched
 from evomerge.merging.slopes import inputs_sloped, sloped, sloped_paths
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
@@ -27,8 +28,10 @@ __all__ = [
     "Pulled",
     "Stage",
     "Store",
+    "Watch",
     "check",
     "inputs_sloped",
     "sloped",
     "sloped_paths",
+    "unwatched",
 ]

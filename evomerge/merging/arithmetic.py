@@ -60,6 +60,16 @@ def polynomial(factors: Sequence[float], number: Array) -> Array:
     return result
 
 
+def keep(mask: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Return float32 numbers, or one number, where `mask` `(n,)` holds, and +0 elsewhere."""
+    if torch.compiler.is_compiling() or number.requires_grad:
+        return torch.where(mask, number, 0.0)
+    # The same bits; `torch.where` as written takes five times as long.
+    bits = np.negative(mask.numpy().view(np.int8)).astype(np.int32)
+    bits &= number.contiguous().numpy().view(np.int32)
+    return torch.from_numpy(bits.view(np.float32))
+
+
 def as_float32(integers: Array) -> Array:
     """Return integers as float32."""
     return integers.astype(np.float32) if isinstance(integers, np.ndarray) else integers.float()

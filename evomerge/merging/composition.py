@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from evomerge.merging.site import Bound, Piece, Rows, Tensor, cancels, total
@@ -87,12 +88,28 @@ class Composition:
         (delta,) = rest.upto(len(rest.steps), Piece(rows, torch.zeros((), dtype=torch.int32)), bound[self.edits :])
         return delta
 
-    def run(self, base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
-        """Merge parts `(n,)` of the base and of the inputs, from element `start` on, into `out` `(n,)` of any float dtype."""
+    def run(
+        self, base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound], left: Tensor | None = None
+    ) -> None:
+        """Merge parts `(n,)` of the base and of the inputs, from element `start` on, into `out` `(n,)` of any float dtype.
+
+        To `left`, int64 `(K,)`, the numbers of elements are added that are not zero after the edits.
+        """
         origin, raw = self.rows(base, tensors)
-        (delta,) = self.upto(len(self.steps), Piece(raw, start), bound)
+        rows, field, delta = self.through(len(self.steps), Piece(raw, start), bound)
+        if delta is None:
+            delta = _reduced(rows, field, self.reduce)
         # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's zero keeps its sign.
         out.copy_(delta if self.origin == "zero" else origin - (0.0 - delta))
+        if left is not None:
+            left.add_(_left(rows))
+
+
+def _left(rows: Rows) -> Tensor:
+    """Return how many elements of each row are not zero, int64 `(K,)`."""
+    if torch.compiler.is_compiling():
+        return torch.stack([(row != 0).sum() for row in rows])
+    return torch.tensor([np.count_nonzero(row.numpy() != 0) for row in rows])  # torch takes ten times as long
 
 
 def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
@@ -132,11 +149,13 @@ def compiled(composition: Composition, *dtypes: torch.dtype) -> Callable[..., No
     }
     fused = torch.compile(method, dynamic=True, fullgraph=True, options=options)
 
-    def run(base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound]) -> None:
+    def run(
+        base: Tensor, tensors: Rows, out: Tensor, start: Tensor, bound: list[Bound], left: Tensor | None = None
+    ) -> None:
         if (composition, *dtypes) in _broken:
             raise Uncompilable
         try:
-            fused(base, tensors, out, start, bound)
+            fused(base, tensors, out, start, bound, left)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

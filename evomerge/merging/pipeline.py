@@ -5,7 +5,7 @@ fp32 arithmetic whatever the storage, one cast at the end, and no temporary of a
 
 import contextlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +17,20 @@ from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, resolve
 from evomerge.merging.prepared import Store
-from evomerge.merging.site import INDICES, Bound, Chunk, Piece, Prepared, Region, Rows, Scope, Site, part
+from evomerge.merging.site import (
+    INDICES,
+    Bound,
+    Chunk,
+    Piece,
+    Prepared,
+    Region,
+    Rows,
+    Scope,
+    Site,
+    Watch,
+    part,
+    unwatched,
+)
 from evomerge.merging.stages import STAGES
 from evomerge.recipe import Merge, MergeNode, Place, Recipe
 
@@ -33,6 +46,15 @@ PATIENCE = 15.0
 _spent: defaultdict[Composition, float] = defaultdict(float)
 """Seconds that each composition has run as written, on tensors of at least `COMPILED` elements."""
 
+_FIRST = 1 << 24
+"""Elements of a merge that is made once, after whose merging as written the seconds for the rest are known."""
+
+_FEW = 2
+"""Maximum number of choices of a stage's parameters in one recipe for which cheap tables are not worth storing."""
+
+_SMALL = 1 << 14
+"""Bytes of tables that are always kept in memory."""
+
 _LONGEST = 1 << 30
 """Maximum number of elements for one call of the compiled form."""
 
@@ -46,12 +68,16 @@ class Inputs:
 
     names: Collection[str]
     """The floating-point tensors to merge, in the order of the base."""
-    ids: Sequence[str]
-    """Content ids of the base and of the inputs, `(1 + K,)`: part of the keys of prepared tables."""
+    ids: Callable[[], Sequence[str]]
+    """Returns content ids of the base and of the inputs, `(1 + K,)`: part of the keys of prepared tables."""
+    size: Callable[[str], int]
+    """(name) → the tensor's number of elements."""
     place: Callable[[str], Place]
     """(name) → the tensor's place in the model, with its name in tables: of several matrices of one tensor, that tensor's."""
     load: Callable[[str], Sequence[torch.Tensor]]
     """(name) → the base's tensor and the inputs', `(1 + K,)`, in the dtype they are stored in."""
+    watch: Watch = unwatched
+    """Receives the progress of `measuring` several tensors, in elements; and `compiling`, 0 of 1, before code is compiled."""
     nested: Collection[int] = ()
     """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
 
@@ -59,13 +85,23 @@ class Inputs:
 class Pipeline:
     """One merge of given inputs."""
 
-    def __init__(self, merge: Merge, inputs: Inputs, store: Store, *, compile: bool = False) -> None:  # noqa: A002  # torch's word
+    def __init__(
+        self,
+        merge: Merge,
+        inputs: Inputs,
+        store: Store,
+        *,
+        compile: bool = False,  # noqa: A002  # torch's word
+        once: bool = False,
+    ) -> None:
         """Read `merge`, and check that its tables fit the inputs' model; no tensor is read.
 
         The caller keeps `store` and shares it among all merges of a pool. With `compile`, compositions are compiled at
-        once, else only when they have run for a while; the bytes are the same. Raises `RecipeError`.
+        once, else only when they have run for a while. A merge that is made `once` is compiled, and its tables are stored,
+        only where that pays off in itself. The bytes are the same. Raises `RecipeError`.
         """
         spelled = spell_out(merge)
+        self._once = once
         self._labels = merge.labels
         self._seed = merge.seed
         self._inputs = inputs
@@ -84,30 +120,63 @@ class Pipeline:
             )
             for place in places
         }
-        self._shared, self.store = store, Store() if inputs.nested else store
+        self._shared, self.store = store, Store() if inputs.nested or once else store
         self.stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._adds = any(stage.adds for stage in self.stages)
-        self._about = (spelled["origin"], *inputs.ids, *merge.labels, merge.seed)
+        self._ids = () if once else tuple(inputs.ids())
+        self._about = (spelled["origin"], *self._ids, *merge.labels, merge.seed)
         self._sites: dict[str, Site] = {}
+        self._left: dict[str, torch.Tensor] = {}  # by tensor: elements of each input that its edits left, int64 (K,)
+        self._compiled: set[tuple[Any, ...]] = set()
+        self._written: defaultdict[Composition, tuple[float, int]] = defaultdict(lambda: (0.0, 0))  # seconds, elements
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor `name` into `out`, which has its shape, is contiguous, and has any floating-point dtype."""
         site, base, tensors = self.load(name)
         composition = self.compositions[site.place]
         flat = flattened(out)
+        left = self._left[name] = torch.zeros(len(self._labels), dtype=torch.int64)
         if self.is_base(site, base, tensors):
             flat.copy_(base)
             return
         bound = [self.bound(step, site) for step in range(len(self.stages))] if base.numel() else []
-        if base.numel() >= COMPILED and (self._compile or _spent[composition] > PATIENCE):
+        counts = left if self._once and self._edits else None
+        if base.numel() >= COMPILED and self._pays_off(composition):
             dtypes = [tensor.dtype for tensor in (base, *tensors, out)]
+            if (composition, *dtypes) not in self._compiled:
+                self._compiled.add((composition, *dtypes))
+                self._inputs.watch("compiling", 0, 1)
             with contextlib.suppress(Uncompilable):
-                _run(compiled(composition, *dtypes), _LONGEST, base, tensors, flat, bound)
+                _run(compiled(composition, *dtypes), _LONGEST, base, tensors, flat, bound, counts)
                 return
-        before = time.perf_counter()
-        _run(composition.run, CHUNK, base, tensors, flat, bound)
+        before = time.thread_time()
+        _run(composition.run, CHUNK, base, tensors, flat, bound, counts)
         if base.numel() >= COMPILED:
-            _spent[composition] += time.perf_counter() - before
+            took = time.thread_time() - before
+            _spent[composition] += took
+            seconds, elements = self._written[composition]
+            self._written[composition] = seconds + took, elements + base.numel()
+
+    def _pays_off(self, composition: Composition) -> bool:
+        """Return whether to run the compiled form: for a merge that is made once, if the rest would take twice as long as compiling."""
+        if not self._once:
+            return self._compile or _spent[composition] > PATIENCE
+        seconds, done = self._written[composition]
+        return done >= _FIRST and seconds / done * (self._elements[composition] - done) > 2 * PATIENCE
+
+    @cached_property
+    def _elements(self) -> Mapping[Composition, int]:
+        """Number of elements to which each composition applies."""
+        elements: Counter[Composition] = Counter()
+        for name, place in self._places.items():
+            elements[self.compositions[place]] += self._inputs.size(name)
+        return elements
+
+    @cached_property
+    def _edits(self) -> int:
+        """Number of the last edit, from 1; 0 without edits of each input."""
+        edits = [step for step, stage in enumerate(self.stages, 1) if stage.role == "edit"]
+        return edits[-1] if edits and not any(stage.joins for stage in self.stages) else 0
 
     def depends(self, name: str) -> bool:
         """Return whether the merged tensor depends on the parameters at all: not if all task vectors are zero."""
@@ -117,21 +186,13 @@ class Pipeline:
         """Return the share of merged elements that are not zero after the edits, by input; {} without edits of each input.
 
         It may differ from a `density` asked for: all equals of the smallest kept are kept, and some task vectors have more
-        zeros. Reads the model once.
+        zeros. Known of a merge that is made once, after all its tensors were written.
         """
-        edits = [step for step, stage in enumerate(self.stages, 1) if stage.role == "edit"]
-        if not edits or any(stage.joins for stage in self.stages):
+        if not self._edits or not self._once or len(self._left) < len(self._places):
             return {}
-        kept, count = [0] * len(self._labels), 0
-        for tensor in self.names[None]:
-            site = self.site(tensor)
-            bound = [self.bound(step, site) for step in range(edits[-1])] if site.numel else []
-            for chunk in self.chunks(0, tensor):
-                parts = [part(values, chunk.span) for values in bound]
-                rows, *_ = self.compositions[site.place].through(len(parts), chunk.piece, parts)
-                kept = [so_far + int(row.count_nonzero()) for so_far, row in zip(kept, rows, strict=True)]
-            count += site.numel
-        return {label: number / max(count, 1) for label, number in zip(self._labels, kept, strict=True)}
+        count = max(sum(map(self._inputs.size, self._places)), 1)
+        left = sum(self._left.values(), start=torch.zeros(len(self._labels), dtype=torch.int64))
+        return {label: number / count for label, number in zip(self._labels, left.tolist(), strict=True)}
 
     def chunks(self, step: int, tensor: str, within: slice | None = None) -> Iterator[Chunk]:
         """Yield a tensor, or some of its elements, chunk by chunk, as stage number `step` reads it."""
@@ -156,9 +217,12 @@ class Pipeline:
 
         if not self.lasting(step):
             return make()
+        if not self._stored(step):
+            return self.store.small((step, tensor, prepare.key(site, values)), _SMALL, make)
         origin = self.compositions[site.place].origin
-        read = [0, *(1 + i for i in prepare.reads)] if prepare.reads is not None else range(len(self._inputs.ids))
-        ids = [self._inputs.ids[i] for i in read]
+        known = self._ids or self._inputs.ids()
+        read = [0, *(1 + i for i in prepare.reads)] if prepare.reads is not None else range(len(known))
+        ids = [known[i] for i in read]
         key = (_FORMAT, prepare.shared_as or name, *prepare.key(site, values), origin, *ids, tensor)
         store = self.store if any(i in self._inputs.nested for i in read) else self._shared
         return store.prepared(key, site.numel, make)
@@ -166,6 +230,13 @@ class Pipeline:
     def lasting(self, step: int) -> bool:
         """Return whether a stage's input depends on the pool alone: no edit and no reduction comes before it."""
         return self.stages[step].role != "post" and all(stage.role != "edit" for stage in self.stages[:step])
+
+    def _stored(self, step: int) -> bool:
+        """Return whether a stage's tables are stored: others read them, or they take long to make."""
+        prepare = self.stages[step].prepare
+        cheap = self._once and prepare is not None and prepare.cheap
+        choices = {tuple(steps[step][1].items()) for steps in self.values.values()} if cheap else ()
+        return self.lasting(step) and not (cheap and len(choices) <= _FEW)
 
     def _key(self, step: int, tensor: str | None, kind: str | None) -> Hashable:
         """Return a key of a stage's input: in one tensor, else in those of a kind, else in the model."""
@@ -208,10 +279,13 @@ class Pipeline:
         return Region(
             site,
             [site.tensor] if scope == "tensor" else self.names[site.place.kind if scope == "kind" else None],
-            self.lasting(step),
+            self._inputs.size,
+            self._stored(step),
+            not self._inputs.nested,
             partial(self.prepared, step),
             partial(self.chunks, step),
             lambda what, make: self.store.measure((key, what), make),
+            self._inputs.watch,
         )
 
     def _region_key(self, step: int, site: Site, scope: Scope | None) -> Hashable:
@@ -226,7 +300,7 @@ class Pipeline:
         def compare() -> bool:
             return all(tensor.dtype == base.dtype and torch.equal(tensor, base) for tensor in tensors)
 
-        return self.store.measure(("unchanged", site.tensor, *self._inputs.ids), compare)
+        return self.store.measure(("unchanged", site.tensor, *self._ids), compare)
 
     def site(self, tensor: str) -> Site:
         """Return a tensor's site; cached, as loading the tensors of a nested merge takes long."""
@@ -241,11 +315,17 @@ class Pipeline:
 
 
 def _run(
-    run: Callable[..., None], length: int, base: torch.Tensor, tensors: Rows, out: torch.Tensor, bound: list[Bound]
+    run: Callable[..., None],
+    length: int,
+    base: torch.Tensor,
+    tensors: Rows,
+    out: torch.Tensor,
+    bound: list[Bound],
+    left: torch.Tensor | None,
 ) -> None:
     for span in spans(slice(0, base.numel()), length):
         parts = [part(values, span) for values in bound]
-        run(base[span], [row[span] for row in tensors], out[span], start(span), parts)
+        run(base[span], [row[span] for row in tensors], out[span], start(span), parts, left)
 
 
 def flattened(tensor: torch.Tensor) -> torch.Tensor:

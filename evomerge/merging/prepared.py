@@ -40,6 +40,15 @@ class Store:
             self._prepared[key] = self._on_disk(key, make) if on_disk else make()
         return self._prepared[key]
 
+    def small(self, key: Hashable, most: int, make: Callable[[], Prepared]) -> Prepared:
+        """Return the tables of `make`, which are kept in memory if they have at most `most` bytes."""
+        if key in self._measures:
+            return self._measures[key]  # type: ignore[no-any-return]  # the type of this key's value
+        tables = make()
+        if sum(table.nbytes for table in tables.values()) <= most:
+            self._measures[key] = tables
+        return tables
+
     def measure(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the measurement of `make`; `key` is all that it depends on. The oldest are dropped first."""
         if key not in self._measures:

@@ -27,6 +27,17 @@ Prepared: TypeAlias = dict[str, Tensor]
 
 Scope = Literal["tensor", "kind", "model"]
 
+Watch: TypeAlias = Callable[[str, int, int], None]
+"""(phase, done, total): receives the progress of a phase, in units of its own; it begins with 0 of them."""
+
+
+def unwatched(phase: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+SAMPLED, SAMPLE, SAMPLE_FROM = 1 << 11, 1 << 9, 1 << 24
+"""Number and length of the pieces of a sample, and the number of elements from which a region has one."""
+
 INDICES = 1 << 32
 """An element's index has 32 bits, and starts again after that many."""
 
@@ -98,18 +109,29 @@ class Region:
     """The tensor to be merged; one of the region's."""
     tensors: Sequence[str]
     """Names of the region's tensors, in the order of the model."""
+    size: Callable[[str], int]
+    """(tensor) → its number of elements."""
     lasting: bool
-    """Whether prepared tables are cached: they depend on the pool alone, not on the candidate."""
+    """Whether prepared tables are cached: they depend on the pool alone, not on the candidate, and others will read them."""
+    by_parts: bool
+    """Whether parts of a tensor are read without the rest: not of the tensors of a nested merge."""
     prepare: Callable[[str], Prepared]
     """(tensor) → the tables the stage prepared of it."""
     read: Callable[[str, slice | None], Iterator[Chunk]]
     """(tensor, elements or None for all) → these elements, as the stage reads them."""
     cache: Callable[[str, Callable[[], Any]], Any]
     """(name, make) → the result of `make`, cached per input state, independent of this stage's parameters."""
+    watch: Watch = unwatched
+    """Receives the elements that a pass over several tensors has read."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return sum(map(self.size, self.tensors))
 
     def prepared(self) -> Sequence[Prepared]:
         """Return the tables the stage prepared, tensor by tensor."""
-        return [self.prepare(tensor) for tensor in self.tensors]
+        return [self.prepare(tensor) for tensor in self._each()]
 
     def remember(self, make: Callable[[], T]) -> T:
         """Return the result of `make` from the `cache`."""
@@ -118,8 +140,32 @@ class Region:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all elements of the region, as the stage reads them."""
-        for tensor in self.tensors:
+        for tensor in self._each():
             yield from self.read(tensor, None)
+
+    def _each(self) -> Iterator[str]:
+        """Yield the region's tensors, and report the progress of a pass over several."""
+        done, numel = 0, self.numel
+        watch = self.watch if len(self.tensors) > 1 else unwatched
+        watch("measuring", 0, numel)
+        for tensor in self.tensors:
+            yield tensor
+            done += self.size(tensor)
+            watch("measuring", done, numel)
+
+    def sample(self) -> Iterator[Chunk]:
+        """Yield short pieces at equal distances, as the stage reads them; none where that is no quicker than reading all."""
+        numel = self.numel
+        if numel < SAMPLE_FROM or not self.by_parts:
+            return
+        step = numel // SAMPLED
+        at = step // 2
+        for tensor in self.tensors:
+            size = self.size(tensor)
+            while at < size:
+                yield from self.read(tensor, slice(at, min(at + SAMPLE, size)))
+                at += step
+            at -= size
 
 
 def total(terms: Sequence[Any]) -> Any:

@@ -87,6 +87,8 @@ class Preparation:
     """The inputs that `make` reads, if not all: the tables then serve whatever the others are."""
     shared_as: str = ""
     """Name of the tables, where several stages prepare the same; else the stage's name."""
+    cheap: bool = False
+    """Whether a merge that is made once makes the tables when they are read, and stores none: they pay off in a search alone."""
 
 
 @dataclass(frozen=True, slots=True)

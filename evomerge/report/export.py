@@ -2,12 +2,12 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evomerge import files, strict_yaml
-from evomerge.build import Builder
+from evomerge.build import Builder, Merged
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import has_tokenizer, with_token_ids
 from evomerge.checkpoints.cast import cast, with_dtype
@@ -17,7 +17,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import check
+from evomerge.merging import Watch, check, unwatched
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
 from evomerge.models.saved_stack import stack_config
@@ -39,9 +39,11 @@ def export(
     head: str | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+    watch: Watch = unwatched,
+) -> Mapping[str, float]:
     """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
+
+    Return the share of elements that the edits of a merge left, by input; {} for another recipe, or one without edits.
 
     Configuration and tokenizer are the base's (the tokenizer may be that of the pool's `like`), except for the layers of a stack in `config.json`, and for the dtype where
     weights of an expert are taken as they are. The scales of a stack are folded into its weights if that gives the same model,
@@ -51,7 +53,8 @@ def export(
     disk, by default the base's; the merge is rounded to it once.
 
     Where heads stay outside of merges, `head` names the model of the pool whose head and configuration the export has; None
-    writes a complete checkpoint for each expert with a head, into a folder of its name inside `out`. `progress` gets bytes done and in all. Raises
+    writes a complete checkpoint for each expert with a head, into a folder of its name inside `out`. `watch` receives the progress
+    of `merging` in bytes, and of the phases within, see `Inputs.watch`. Raises
     `RecipeError`, `CheckpointError`, or `ModelError` for a stack that transformers cannot load, before anything is written, and
     `CheckpointError` for a tensor that is not finite; then nothing is left of what was written.
     """
@@ -62,9 +65,10 @@ def export(
         raise RecipeError(f"`head` is `{head}`, which has no head of its own; {known}")
     if pool.heads and head is None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        densities: Mapping[str, float] = {}
         with files.new_folder(out) as new:
             for name in [name for name, one in pool.heads.items() if one.own and name != "base"]:
-                export(
+                densities = export(
                     recipe,
                     pool,
                     new / name,
@@ -74,14 +78,15 @@ def export(
                     head=name,
                     dtype=dtype,
                     shard_bytes=shard_bytes,
-                    progress=progress,
+                    watch=watch,
                 )
-        return
+        return densities
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
-        builder = Builder(pool, members=members)
-        checkpoint = cast(builder.build(recipe), dtype, builder.load)
+        builder = Builder(pool, members=members, watch=watch)
+        built = builder.build(recipe)
+        checkpoint = cast(built, dtype, builder.load)
         used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
         sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
         extra: dict[str, str | bytes] = {}
@@ -115,6 +120,7 @@ def export(
             recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like, head
         )
         extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype, head)
+        watch("merging", 0, sum(entry.nbytes for entry in checkpoint.info.values()))
         save(
             checkpoint,
             out,
@@ -123,8 +129,9 @@ def export(
             extra=extra,
             shard_bytes=shard_bytes,
             sources=sources,
-            progress=progress,
+            progress=lambda done, total: watch("merging", done, total),
         )
+        return built.densities() if isinstance(built, Merged) else {}
 
 
 def recipe_file(

@@ -26,7 +26,13 @@ class InMemory(Inputs):
         models = (base, *inputs)
         layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
         ids = [hashlib.sha256(save(dict(model))).hexdigest() for model in models]
-        super().__init__(tuple(base), ids, layout.place, lambda name: [model[name] for model in models])
+        super().__init__(
+            tuple(base),
+            lambda: ids,
+            lambda name: base[name].numel(),
+            layout.place,
+            lambda name: [model[name] for model in models],
+        )
 
 
 def merge_tensors(
@@ -37,11 +43,12 @@ def merge_tensors(
     *,
     store: Store | None = None,
     compile: bool = False,  # noqa: A002  # torch's word
+    once: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return the merge `recipe` of tensors in memory, in `dtype`, else the base's."""
     node = recipe.root
     assert isinstance(node, MergeNode), "a recipe of a merge"
-    pipeline = Pipeline(node.merge, InMemory(base, inputs), store or Store(), compile=compile)
+    pipeline = Pipeline(node.merge, InMemory(base, inputs), store or Store(), compile=compile, once=once)
     merged = {name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for name, tensor in base.items()}
     for name, out in merged.items():
         pipeline.write(name, out)

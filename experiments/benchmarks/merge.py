@@ -215,7 +215,7 @@ class Ours:
         parts = {}
         if self._builder is None:
             experts = {name: self._job.folders[name] for name in EXPERTS}
-            self._builder = Builder(Pool(self._job.folders["base"], experts))
+            self._builder = Builder(Pool(self._job.folders["base"], experts), search=True)
             parts["opening"] = clock(self._job.device) - start
         merged = self._builder.build(recipe(self._job.operator, number))
         for name, out in self._out.items():

@@ -65,9 +65,9 @@ def test_digest_is_of_the_factors_the_scale_and_the_base(tmp_path):
 
 def test_weights_are_hashed_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = adapter_pool(tmp_path, factors(Q))
+    digests = adapter_pool(tmp_path, factors(Q)).digests
     monkeypatch.setattr(hashlib, "file_digest", None)  # integers, which are few, are compared at each opening
-    assert Pool(tmp_path / "base", {"maths": tmp_path / "maths", "code": tmp_path / "code"}).digests == first.digests
+    assert Pool(tmp_path / "base", {"maths": tmp_path / "maths", "code": tmp_path / "code"}).digests == digests
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

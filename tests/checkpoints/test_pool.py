@@ -144,23 +144,27 @@ def test_sharding_and_order_do_not_change_a_pool(tmp_path, pool, models):
 
 def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = opened(tmp_path, changed("steps", torch.tensor(3)))
+    digests = opened(tmp_path, changed("steps", torch.tensor(3))).digests
 
     def unread(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(torch, "isfinite", unread)
+    monkeypatch.setattr("evomerge.checkpoints.pool.all_finite", unread)
+    monkeypatch.setattr("hashlib.file_digest", unread)
     again = Pool(tmp_path / "base", {"maths": tmp_path / "maths"})
-    assert again.digests == first.digests
+    assert again.digests == digests
 
 
 def test_changed_weights_are_read_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = opened(tmp_path, changed("steps", torch.tensor(3)))
+    digests, late = first.digests, Pool(tmp_path / "base", {"maths": tmp_path / "maths"})
     (tmp_path / "maths" / "model.safetensors").unlink()
     again = opened(tmp_path, changed("steps", torch.tensor(4)))
-    assert again.digests["base"] == first.digests["base"]
-    assert again.digests["maths"] != first.digests["maths"]
+    assert again.digests["base"] == digests["base"]
+    assert again.digests["maths"] != digests["maths"]
+    with pytest.raises(CheckpointError, match="its files have changed since they were checked; start again"):
+        _ = late.digests
 
 
 def test_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

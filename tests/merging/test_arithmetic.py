@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.merging.arithmetic import exp, log, tanh
+from evomerge.merging.arithmetic import exp, keep, log, tanh
 
 
 def relative(found, expected):
@@ -37,3 +37,12 @@ def test_bits_never_change(function, expected):
     """They are part of the bytes of a recipe that merges by PCB; each is within an ulp of the exact number."""
     found = function(torch.tensor([0.1, 0.5, 1.0, 3.0]))
     assert found.numpy().tobytes().hex() == expected
+
+
+def test_keep_is_where_to_the_bit_with_zeros_elsewhere():
+    row = torch.tensor([1.0, -2.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, 3.0])
+    mask = torch.tensor([True, True, True, True, False, True, True, False])
+    for number in (row, row[::2].repeat_interleave(2), torch.tensor(-0.3), torch.tensor(2.0, requires_grad=True)):
+        expected = torch.where(mask, number, 0.0).detach().numpy().tobytes()
+        assert keep(mask, number).detach().numpy().tobytes() == expected
+    assert keep(mask[:0], row[:0]).shape == (0,)

@@ -183,7 +183,7 @@ def _arc(
         about,
         bound_weight,
         {**parameter, "scope": SCOPE},
-        prepare=Preparation(_prepare, shared_as="gram"),
+        prepare=Preparation(_prepare, shared_as="gram", cheap=True),
         measure=Measurement(_by_gram(rule, on_sphere=on_sphere), lambda values: values["scope"]),
         bind=measured_weight,
         arity=arity,

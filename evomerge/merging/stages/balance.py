@@ -74,7 +74,9 @@ def _balance_measure(region: Region, values: Values) -> Bound:
             sums += [np.exp(row).sum() for row in products]
             intra += [np.exp(inputs * products[i * inputs + i]).sum() for i in range(inputs)]
         bound |= {"sums": torch.tensor(sums, dtype=torch.float32), "intra": torch.tensor(intra, dtype=torch.float32)}
-    scores = Streamed(lambda: (_scores(chunk.rows, chunk.piece.raw, bound, variant) for chunk in region.chunks()))
+    scores = Streamed(
+        lambda: (_scores(chunk.rows, chunk.piece.raw, bound, variant) for chunk in region.chunks()), region.numel
+    )
     kept = [how_many(ratio, scores.count) for ratio in values["ratio"]]
     least = torch.tensor(scores.largest(kept), dtype=torch.float32)
     most = torch.tensor(scores.largest([1] * inputs), dtype=torch.float32)

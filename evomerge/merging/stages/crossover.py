@@ -133,7 +133,7 @@ CROSSOVER = {
                 ("model", "kind", "tensor"),
             ),
         },
-        prepare=Preparation(_prepare),
+        prepare=Preparation(_prepare, cheap=True),
         measure=Measurement(_split_measure, lambda values: values["over"]),
         bind=_split_bind,
         arity=(2, 2),

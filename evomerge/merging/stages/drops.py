@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evomerge.merging.arithmetic import keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, keys, limit
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, part
@@ -49,7 +50,7 @@ def _dare_bind(site: Site, values: Values, ratios: list[float] | None) -> Bound:
 def _dare(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     index = piece.index
     return [
-        torch.where(bits(index, key) <= most, row * factor, 0.0)
+        keep(bits(index, key) <= most, row * factor)
         for row, key, most, factor in zip(
             rows, bound["keys"].unbind(), bound["limit"].unbind(), bound["factor"].unbind(), strict=True
         )
@@ -137,7 +138,7 @@ def _della(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
             scaled = row * (1 / q)
         else:
             scaled = row * bound["ratio"][i] if words["rescale"] == "l1" else row
-        edited.append(torch.where(both - rank < q, scaled, 0.0))
+        edited.append(keep(both - rank < q, scaled))
     return edited
 
 
@@ -166,7 +167,7 @@ DROPS = {
             "scope": Parameter.word("over what magnitudes are ranked", ("row", "tensor")),
             "rescale": RESCALE,
         },
-        prepare=Preparation(_rank_rows, lambda site, values: (values["scope"], site.seed, *site.labels)),
+        prepare=Preparation(_rank_rows, lambda site, values: (values["scope"], site.seed, *site.labels), cheap=True),
         measure=Measurement(_della_measure, lambda values: "tensor", fields=True),
         bind=_della_bind,
     ),

@@ -1,14 +1,15 @@
 """Edits that keep or change single elements of each task vector by their size, or by how inputs disagree on them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from evomerge.merging.arithmetic import keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Ranked, Streamed, rank
-from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
+from evomerge.merging.site import Bound, Chunk, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
 from evomerge.merging.stage import Measurement, Preparation, Stage, Words, slope_of
 
 SCOPE = Parameter.word(
@@ -44,7 +45,16 @@ def _rank_magnitudes(site: Site, chunks: Chunks, values: Values) -> Prepared:
 def _magnitudes(region: Region) -> Ranked | Streamed:
     if region.lasting:
         return region.remember(lambda: Ranked(region.prepared()))
-    return Streamed(lambda: (magnitudes(chunk.rows) for chunk in region.chunks()))
+    return _streamed(region, magnitudes)
+
+
+def _streamed(region: Region, sizes: Callable[[Rows], Rows]) -> Streamed:
+    """Return the numbers `sizes` of a region's rows, without tables."""
+
+    def read(chunks: Iterable[Chunk]) -> Iterator[Rows]:
+        return (sizes(chunk.rows) for chunk in chunks)
+
+    return Streamed(lambda: read(region.chunks()), region.numel, lambda: read(region.sample()))
 
 
 def how_many(fraction: float, count: int, rounding: str = "nearest") -> int:
@@ -131,7 +141,7 @@ def _trim(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     if "least" not in bound:
         return rows
     masks = _among(piece, magnitudes(rows), bound, "least", words)
-    return [torch.where(mask, row, 0.0) for mask, row in zip(masks, rows, strict=True)]
+    return [keep(mask, row) for mask, row in zip(masks, rows, strict=True)]
 
 
 def _band_measure(region: Region, values: Values) -> tuple[_Cut, _Cut]:
@@ -151,7 +161,7 @@ def _band_measure(region: Region, values: Values) -> tuple[_Cut, _Cut]:
 def _band(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     sizes = magnitudes(rows)
     masks = zip(*(_among(piece, sizes, bound, name, words) for name in ("least", "largest")), strict=True)
-    return [torch.where(kept & ~large, row, 0.0) for (kept, large), row in zip(masks, rows, strict=True)]
+    return [keep(kept & ~large, row) for (kept, large), row in zip(masks, rows, strict=True)]
 
 
 def _outliers_measure(region: Region, values: Values) -> list[list[float]]:
@@ -194,7 +204,7 @@ def _select_measure(region: Region, values: Values) -> _Cut:
         ranked = region.remember(lambda: Ranked(region.prepared()))
         varying = sum(int(tables["varying"]) for tables in region.prepared())
     else:
-        ranked = Streamed(lambda: (_variance(chunk.rows) for chunk in region.chunks()))
+        ranked = _streamed(region, _variance)
         varying = sum(int((_variance(chunk.rows)[0] > 0).sum()) for chunk in region.chunks())
     if values["rounding"] == "down":
         k = int(np.float32(values["select"]) * np.float32(varying))  # mergekit's product is in float32 here
@@ -207,11 +217,11 @@ def _select(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     if "least" not in bound:
         return rows
     (mask,) = _among(piece, _variance(rows), bound, "least", words)
-    return [torch.where(mask, row, 0.0) for row in rows]
+    return [keep(mask, row) for row in rows]
 
 
 _DENSITY = Parameter("fraction of each task vector that is kept", 0.2, 0.0, 1.0, (0.05, 1.0))
-_MAGNITUDES = Preparation(_rank_magnitudes, shared_as="magnitudes")
+_MAGNITUDES = Preparation(_rank_magnitudes, shared_as="magnitudes", cheap=True)
 
 EDITS = {
     "trim": Stage(
@@ -277,7 +287,7 @@ EDITS = {
             "equals": EQUALS,
             "rounding": ROUNDING,
         },
-        prepare=Preparation(_rank_variance),
+        prepare=Preparation(_rank_variance, cheap=True),
         measure=Measurement(_select_measure, lambda values: None if values["select"] >= 1 else "tensor", smooth=False),
         bind=_bind_cut,
     ),

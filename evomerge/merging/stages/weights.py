@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evomerge.merging.arithmetic import keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Bound, Piece, Region, Rows, Site, Tensor, Values, total
 from evomerge.merging.stage import Derivatives, Measurement, Slope, Stage, Words, as_constants, slope_of
@@ -75,8 +76,7 @@ def _elect(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
         mass = torch.where(mass == 0, bound["undecided"], mass)
     positive, negative = mass > 0, mass < 0
     return [
-        torch.where((row > 0) & positive | (row < 0) & negative, weight, 0.0)
-        for row, weight in zip(weighted, weights, strict=True)
+        keep((row > 0) & positive | (row < 0) & negative, weight) for row, weight in zip(weighted, weights, strict=True)
     ]
 
 
