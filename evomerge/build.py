@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Computed, all_finite, differences
 from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
@@ -42,9 +43,9 @@ class Builder:
     ) -> None:
         """Build from `pool`, and from a study's earlier candidates `members`.
 
-        For a `search`, which builds many candidates, compiled code, prepared tables and the tensors an adapter changes are
-        cached, and files stay mapped. Without, each model is built once, in little memory. The bytes are the same. `watch`
-        receives the progress of the phases `measuring` and `compiling`.
+        For a `search`, which builds many candidates, compiled code, prepared tables, the tensors an adapter changes and those
+        whose rows the pool's vocabulary moves are cached, and files stay mapped. Without, each model is built once, in little
+        memory. The bytes are the same. `watch` receives the progress of the phases `measuring` and `compiling`.
         """
         self.pool = pool
         self.members = Members() if members is None else members
@@ -122,9 +123,10 @@ class Builder:
             checkpoint, name = checkpoint.origin(name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number)
-        if not self.search or not isinstance(checkpoint, Adapter) or not checkpoint.makes(name):
+        if not self.search or not isinstance(checkpoint, Adapter | Aligned) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
-        digest = next(self.pool.digests[key] for key, expert in self.pool.experts.items() if expert is checkpoint)
+        models = {"base": self.pool.base, **self.pool.experts}
+        digest = next(self.pool.digests[label] for label, model in models.items() if model is checkpoint)
         tables = self.store.prepared(
             ("adapter", digest, name),
             checkpoint.info[name].numel,

@@ -18,6 +18,7 @@ from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
 from evomerge.recipe import Recipe, describe
@@ -36,6 +37,8 @@ class PoolSettings(FrozenModel):
     zoo_seed: int = Field(default=0, ge=0)
     base: str | None = None
     experts: dict[str, str] = Field(default_factory=dict)
+    tokenizer: TokenizerChoice | None = None
+    """Which tokens candidates and merged models have, where models have tokens of their own."""
     like: str | None = None
     """The expert whose tokenizer, chat template and end tokens candidates and merged models have; by default the base's."""
     heads: Literal["own"] | None = None
@@ -106,7 +109,12 @@ class StudySettings(FrozenModel):
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
         """Return the settings in `data`, whose relative paths start at `folder`. Every error begins with `where`."""
-        models: dict[str, type[BaseModel]] = {"": cls, "pool": PoolSettings, "report": ReportSettings}
+        models: dict[str, type[BaseModel]] = {
+            "": cls,
+            "pool": PoolSettings,
+            "report": ReportSettings,
+            "tokenizer": TokenizerChoice,
+        }
         known = {key: tuple(model.model_fields) for key, model in models.items()}
         try:
             settings = cls.model_validate(data)
@@ -228,23 +236,15 @@ def open_parts(
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
-    pool = Pool(base, experts, like=models.like, heads=models.heads, progress=progress)
+    pool = Pool(base, experts, like=models.like, heads=models.heads, tokenizer=models.tokenizer, progress=progress)
     layout = pool.layout
     model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
     Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     progress("reading tasks")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
-    setup = Setup(
-        base,
-        experts,
-        task_settings,
-        auto=models.auto,
-        module=models.module,
-        like=models.like,
-        heads=models.heads,
-        **shared,
-    )
+    named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module", "like", "heads", "tokenizer")}
+    setup = Setup(base, experts, task_settings, **named, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
@@ -281,6 +281,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
         **({"pool_commits": {name: found.revision for name, found in ids.items()}} if ids else {}),
         **({"heads": "own"} if parts.pool.heads else {}),
+        **({} if settings.pool.tokenizer is None else {"tokenizer": settings.pool.tokenizer.model_dump()}),
         "tasks": {  # a `group` changes the report's intervals, no score
             name: {key: value for key, value in entry.items() if key != "group"}
             for name, entry in parts.setup.tasks.items()

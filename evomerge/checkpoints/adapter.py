@@ -22,6 +22,8 @@ from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.tuners import TUNERS, Change, Settings, Tuner
 from evomerge.errors import CheckpointError
 
+UNION = "`tokenizer: union` under `pool`, or `--tokenizer union`: rows are then matched by token"
+"""What to type where models have tokens of their own."""
 _WRAPPER = "base_model.model."  # PEFT's modules around the model; every key begins with them
 _WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save|ln_tuning_layers)(?=\.)")  # PEFT's modules around one layer
 _LORA = {
@@ -51,11 +53,14 @@ class Adapter(Checkpoint):
     that the adapter replaces (`modules_to_save`, biases) is a view of the adapter's file, any other the base's tensor.
     """
 
-    def __init__(self, path: str | Path, base: Folder, names: Names | None = None) -> None:
+    def __init__(
+        self, path: str | Path, base: Folder, names: Names | None = None, *, resized: frozenset[str] = frozenset()
+    ) -> None:
         """Read and check the configuration and the header in the folder at `path`; no tensor is read.
 
         The adapter is applied to `base`, whatever its `base_model_name_or_path`, which is never fetched. `names` translates
-        the names of modules that the base's files do not use. Raises `CheckpointError` for what is not plain LoRA, and for
+        the names of modules that the base's files do not use. `resized` are the base's tensors of which the adapter may have
+        more or fewer rows, those of tokens. Raises `CheckpointError` for what is not plain LoRA, and for
         what does not fit the base, `LooseTieError` where it changes only some of the tensors that the base ties and stores once.
         """
         self.path = Path(path)
@@ -72,8 +77,10 @@ class Adapter(Checkpoint):
         info = dict(base.info)
         for name, key in self._replaced.items():
             info[name] = self._stored[key]
-            if info[name].shape != base.info[name].shape:
-                msg = f"{self.path}: tensor `{key}` has shape {list(info[name].shape)}, `{name}` of the base ({base.path}) {list(base.info[name].shape)}; expected an adapter trained on this base"
+            came, wanted = info[name].shape, base.info[name].shape
+            if came != wanted and not (name in resized and came[1:] == wanted[1:]):
+                more = f". If tokens were added to it, type {UNION}" if came[1:] == wanted[1:] and not resized else ""
+                msg = f"{self.path}: tensor `{key}` has shape {list(came)}, `{name}` of the base ({base.path}) {list(wanted)}; expected an adapter trained on this base{more}"
                 raise CheckpointError(msg)
         turned = self._turned(names, [*factors], said=config.fan_in_fan_out)
         self._products: dict[str, Product] = {}

@@ -72,8 +72,8 @@ def files_beside(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]
     """
     files = _listed(folder)
     if tokenizer is not None:
-        texts = {name: file for name, file in _listed(tokenizer).items() if _TEXT.fullmatch(name)}
-        if not any(_VOCABULARY.fullmatch(name) for name in texts):
+        texts = tokenizer_files(tokenizer)
+        if not has_tokenizer(tokenizer):
             msg = f"{tokenizer}: no tokenizer here; expected tokenizer.json or the like beside the weights; leave out `like`, or name an expert that has one"
             raise CheckpointError(msg)
         adapter = (tokenizer / _ADAPTER).exists()  # which has no generation settings of its own
@@ -88,6 +88,14 @@ def text_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]:
     """Return those of `files_beside` that decide what a model computes: its configuration, and the files about text."""
     beside = files_beside(folder, tokenizer)
     return {name: file for name, file in beside.items() if name == "config.json" or _TEXT.fullmatch(name)}
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Return the files about text, by name relative to the folder. Raises `CheckpointError` for one that links out of it."""
+    files = {name: file for name, file in _listed(folder).items() if _TEXT.fullmatch(name)}
+    for name, file in files.items():
+        check_inside(file, file.parents[len(Path(name).parts) - 1])
+    return files
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -110,15 +118,18 @@ def with_token_ids(config: dict[str, Any], tokenizer: Path | None) -> dict[str, 
     return {**config, **ids} if ids else config
 
 
-def differences_in_text(base: Path, experts: Mapping[str, Path], like: str | None = None) -> list[str]:
+def differences_in_text(
+    base: Path, experts: Mapping[str, Path], like: str | None = None, *, vocabularies: bool = True
+) -> list[str]:
     """Return in words how experts' chat templates, end tokens and vocabularies differ from those that a merge has.
 
-    These are the base's, or those of the expert `like`. A folder without a tokenizer is not compared.
+    These are the base's, or those of the expert `like`. A folder without a tokenizer is not compared. Without `vocabularies`,
+    which tokens there are is left out.
     """
     said = {name: words_about_text(folder) for name, folder in {"base": base, **experts}.items()}
     chosen = "base" if like is None else like
     notes = []
-    for what in ("chat template", "end tokens", "vocabulary"):
+    for what in ("chat template", "end tokens", *(("vocabulary",) if vocabularies else ())):
         groups: dict[str, list[str]] = {}
         for name, words in said.items():
             if what in words:

@@ -25,13 +25,17 @@ _STRUCTURAL = re.compile(  # heads, activations, and which function a block is
     r"attention_type|(.*_)?layer_norm_before|"
     r"normalize_before|.*post_layernorm|scale_attn.*|scale_embedding|use_qk_norm|qk_layernorm|rotary_dim|rotary_pct|partial_rotary_factor"
 )
+_TOKENS = re.compile(r"vocab_size|(.*_)?token_(id|ids|index|indices)")
 _LABELS = "id2label"
 
 
-def compare_settings(base: Folder, expert: Folder, *, labels: bool = True) -> tuple[list[str], list[str]]:
+def compare_settings(
+    base: Folder, expert: Folder, *, labels: bool = True, tokens: bool = True
+) -> tuple[list[str], list[str]]:
     """Return what keeps an expert from being merged, and what is worth a note, each in words.
 
-    The names of `labels` are compared only where their head is merged.
+    The names of `labels` are compared only where their head is merged. Without `tokens`, how many there are and which number
+    they have is left out.
     """
     if not _differing(base.config, expert.config):
         return [], []
@@ -45,6 +49,8 @@ def compare_settings(base: Folder, expert: Folder, *, labels: bool = True) -> tu
     for key, came, wanted in _differing(ours, theirs):
         words = f"`{key}`: {_shown(came)} in the expert, {_shown(wanted)} in the base"
         last = key.rpartition(".")[2]
+        if not tokens and _TOKENS.fullmatch(last):
+            continue
         if last == _LABELS:
             if labels and _named(came) and _named(wanted):
                 (fatal if _permuted(came, wanted) else notes).append(words)

@@ -117,6 +117,11 @@ class Folder(Checkpoint):
         return read_object(path)
 
     @property
+    def settings(self) -> Path:
+        """The folder with `config.json`."""
+        return self.path
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The safetensors files, in order of name."""
         return tuple(sorted({entry.file for entry in self.stored.values()}))

@@ -42,6 +42,10 @@ class Reading(Protocol):
     def embeddings(self) -> frozenset[str]:
         """The module's weights of embeddings, (entries, features)."""
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The module's tensors that grow with the number of tokens, by name: the axis that does."""
+
     def land(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""
 
@@ -138,6 +142,26 @@ class Names:
         if any(box is not None for _, box in places):
             return None
         return [target for target, _ in places]
+
+    def vocabulary(self) -> frozenset[str]:
+        """Return the names of the tensors that have a row for each token: embeddings, heads and their biases.
+
+        Raises `PoolError` where the base's class, which says so, is not known, or has no rows of complete tensors for tokens.
+        """
+        axes = {} if self.reading is None else self.reading.vocabulary
+        if self.reading is None or not axes:
+            msg = f"{self.base.path}: which tensors have a row for each token is not known; `tokenizer` needs a language model of an architecture of transformers"
+            raise PoolError(msg)
+        names = {target for target in self.untied if target in axes}
+        for stored, places in self.reading.fills.items():
+            for target, box in [place for place in places if place[0] in axes and place[0] not in self.untied]:
+                if box is not None or axes[target] != 0:
+                    msg = f"{self.base.path}: the tokens of `{stored}` are not its rows; `tokenizer` cannot match them"
+                    raise PoolError(msg)
+                names.add(stored)
+        rows = {self.base.info[name].shape[:1] for name in names if name in self.base.info}
+        unused = {name for name, places in self.reading.fills.items() if not places}  # as a stored copy of a tied head
+        return frozenset(names | {name for name in unused if self.base.stored[name].info.shape[:1] in rows})
 
     def tied(self, names: Sequence[str]) -> list[list[str]]:
         """Return the sets of two or more of `names` whose tensors the base's class keeps in the same memory."""

@@ -29,7 +29,10 @@ class PeftFolder:
     """Collects the changes of a pool's base, tensor by tensor, and writes them."""
 
     def __init__(self, pool: Pool) -> None:
-        """Start with no change."""
+        """Start with no change. Raises `CheckpointError` for a pool with a vocabulary of its own, which the base lacks."""
+        if pool.vocabulary is not None:
+            msg = f"the merge has {pool.vocabulary.rows} rows of tokens chosen by `tokenizer`, and an adapter those of its base; {_WHOLE}"
+            raise CheckpointError(msg)
         self._pool, self._reading = pool, pool.names.reading
         self._changes: dict[str, Factors] = {}  # by the weight's name in the module
         self._tied = False

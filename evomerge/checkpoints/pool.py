@@ -17,10 +17,11 @@ import torch
 
 from evomerge import files
 from evomerge.checkpoints import hub
-from evomerge.checkpoints.adapter import Adapter, LooseTieError
+from evomerge.checkpoints.adapter import UNION, Adapter, LooseTieError
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
-from evomerge.checkpoints.folder import Folder, all_finite, differences
+from evomerge.checkpoints.folder import Checkpoint, Folder, all_finite, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
 from evomerge.checkpoints.layout import Layout
@@ -29,6 +30,7 @@ from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
 from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
+from evomerge.checkpoints.vocabulary import TokenizerChoice, Vocabulary
 from evomerge.errors import CheckpointError, PoolError, nearest
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
@@ -46,6 +48,7 @@ class Pool:
         experts: Mapping[str, str | Path],
         *,
         like: str | None = None,
+        tokenizer: TokenizerChoice | None = None,
         weights: bool = True,
         heads: Literal["own"] | None = None,
         progress: Callable[[str], None] = lambda what: None,
@@ -55,6 +58,7 @@ class Pool:
         A model is a folder, or `org/name` or `org/name@revision` on the Hugging Face hub: see `checkpoints.hub`.
         `like` names the expert whose tokenizer, chat template and generation settings merged models have; None is the base.
         With `heads="own"`, heads stay outside of merges; by default only where they differ in names or shapes.
+        `tokenizer` says which tokens they have where the models have tokens of their own; None expects one vocabulary.
         An expert may be a folder with a LoRA adapter: it is the base with that adapter. Without `weights` only headers and
         configurations are compared, and the pool has no digests: nothing can be merged from it. Raises `PoolError` or
         `CheckpointError`.
@@ -66,30 +70,42 @@ class Pool:
             raise PoolError(msg)
         base = hub.resolve(hub.locate(base), progress)
         experts = {name: hub.resolve(hub.locate(path), progress) for name, path in experts.items()}
-        self.base = Folder(base)
+        stored = Folder(base)
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
-        for model in (self.base, *whole.values()):
+        for model in (stored, *whole.values()):
             check_not_quantised(model)
-        self.names = Names(self.base, whole)
+        self.names = Names(stored, whole)
         """What the base's class makes of the names in the files."""
         if heads is None:
             self.names.align()
-        self.heads = split(self.base, whole, asked=heads == "own")
+        if tokenizer is not None and heads is not None:
+            msg = "`tokenizer` and `heads` are both given; expected one of them: heads outside of a merge keep their own tokens"
+            raise PoolError(msg)
+        self.heads = {} if tokenizer is not None else split(stored, whole, asked=heads == "own")
         """The heads of base and experts by name, where they stay outside of merges; else empty."""
         if self.heads:
-            self.names = Names(self.base, whole)
-        adapters = self._open_adapters({name: path for name, path in experts.items() if name not in whole})
-        self.experts = {name: whole[name] if name in whole else adapters[name] for name in experts}
-        self.models: tuple[Folder | Adapter, ...] = (self.base, *self.experts.values())
+            self.names = Names(stored, whole)
+        adapters = self._open_adapters(
+            {name: path for name, path in experts.items() if name not in whole}, resizable=tokenizer is not None
+        )
+        opened = {name: whole[name] if name in whole else adapters[name] for name in experts}
+        self._stored: dict[str, Folder | Adapter] = {"base": stored, **opened}
         self.like = like
+        self.base: Folder | Aligned = stored
+        self.experts: dict[str, Folder | Adapter | Aligned] = {**opened}
         self.tokenizer = None if like is None else self._folder_like(like)
         self.notes: list[str] = []
-        for name, expert in self.experts.items():
-            self._check_alike(name, expert)
+        self.vocabulary: Vocabulary | None = None
+        """The tokens of merges, where `tokenizer` chose them."""
+        if tokenizer is not None:
+            self._align(tokenizer, self._stored)
+        self.models: tuple[Folder | Adapter | Aligned, ...] = (self.base, *self.experts.values())
+        for name, expert in opened.items():
+            self._check_alike(name, self.experts[name])
             if isinstance(expert, Folder):
                 if weights:
-                    check_same_integers(name, self.base, expert)
-                self._compare(name, expert, weights=weights)
+                    check_same_integers(name, stored, expert)
+                self._compare(name, stored, expert, weights=weights)
             else:
                 self._compare_base(name, expert)
         for folder in self.models:
@@ -100,9 +116,9 @@ class Pool:
             self.notes.append(_about(self.heads))
             for head in self.heads.values() if weights else ():
                 head.check_finite()
-        self._stamps = [_stamp(model) for model in self.models] if weights else []
+        self._stamps = [_stamp(model) for model in self._stored.values()] if weights else []
         seen: dict[str, Folder | Adapter] = {}
-        for name, folder in {"base": self.base, **self.experts}.items() if weights else ():
+        for name, folder in self._stored.items() if weights else ():
             progress(f"checking {name}")
             check_finite(folder)
             twin = next((other for other, model in seen.items() if same_weights(folder, model)), None)
@@ -119,16 +135,42 @@ class Pool:
         """
         if not self._stamps:
             return {}
-        for model, stamp in zip(self.models, self._stamps, strict=True):
+        for model, stamp in zip(self._stored.values(), self._stamps, strict=True):
             if _stamp(model) != stamp:
                 raise CheckpointError(f"{model.path}: its files have changed since they were checked; start again")
-        return {name: fingerprint(model) for name, model in zip(("base", *self.experts), self.models, strict=True)}
+        digests = {name: fingerprint(model) for name, model in self._stored.items()}
+        if self.vocabulary is None:
+            return digests
+        origin = f"{self.vocabulary.digest} {sorted(digests.items())}"  # rows that a model lacks come from the others
+        return {name: hashlib.sha256(f"{origin} {digest}".encode()).hexdigest() for name, digest in digests.items()}
+
+    @property
+    def text(self) -> str:
+        """The model whose tokenizer, chat template and generation settings merges have: `base`, or an expert."""
+        return self.vocabulary.owner if self.vocabulary is not None else self.like or "base"
+
+    def open_base(self) -> Folder | Aligned:
+        """Return the base by the names in its files, as a live model is made of it."""
+        stored = Folder(self.base.path)
+        return self.base.again(stored) if isinstance(self.base, Aligned) else stored
 
     @property
     def differences_in_text(self) -> list[str]:
         """How the experts' chat templates, end tokens and vocabularies differ from those of merged models, in words."""
         experts = {name: expert.path for name, expert in self.experts.items()}
-        return differences_in_text(self.base.path, experts, self.like)
+        like = None if self.text == "base" else self.text
+        return differences_in_text(self.base.path, experts, like, vocabularies=self.vocabulary is None)
+
+    def _align(self, choice: TokenizerChoice, models: Mapping[str, Folder | Adapter]) -> None:
+        """Give all models the rows of one vocabulary, whose tokenizer merges then have."""
+        names = self.names
+        ignored = frozenset(names.ignored)
+        vocabulary = Vocabulary(choice, models, names.vocabulary(), ignored=ignored, like=self.like)
+        base = self.base = Aligned("base", models["base"], vocabulary, models)
+        for name in self.experts:
+            self.experts[name] = Aligned(name, models[name], vocabulary, models, base)
+        self.vocabulary, self.tokenizer = vocabulary, vocabulary.folder
+        self.notes += vocabulary.notes
 
     def _folder_like(self, like: str) -> Path:
         if like not in self.experts:
@@ -206,15 +248,17 @@ class Pool:
         for model in self.models:
             model.forget()
 
-    def _open_adapters(self, paths: Mapping[str, str | Path]) -> dict[str, Adapter]:
+    def _open_adapters(self, paths: Mapping[str, str | Path], *, resizable: bool) -> dict[str, Adapter]:
         """Return the adapters, after each tie that one of them breaks is broken in all models."""
+        names = self.names
         while True:
+            resized = names.vocabulary() if paths and resizable else frozenset[str]()
             try:
-                return {name: Adapter(path, self.base, self.names) for name, path in paths.items()}
+                return {name: Adapter(path, names.base, names, resized=resized) for name, path in paths.items()}
             except LooseTieError as loose:
                 self.names.untie(loose.ties, str(loose).partition(":")[0])
 
-    def _check_alike(self, name: str, expert: Folder | Adapter) -> None:
+    def _check_alike(self, name: str, expert: Folder | Adapter | Aligned) -> None:
         unlike = [
             f"tensor `{tensor}`: {came} in the expert, {wanted} in the base"
             for tensor, came, wanted in differences(expert.info, self.base.info)
@@ -222,11 +266,15 @@ class Pool:
         if len(unlike) > 1:
             unlike[1:] = [f"{len(unlike) - 1} more tensors"]
         for key in _SAME_CONFIG:
+            if key == "vocab_size" and self.vocabulary is not None:
+                continue
             wanted, came = self.base.config.get(key), expert.config.get(key)
             if wanted != came:
                 unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
         if unlike:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
+            if self.vocabulary is None and _only_rows_differ(expert, self.base):
+                msg += f". Their vocabularies differ: type {UNION}"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
@@ -241,20 +289,23 @@ class Pool:
                 f"the adapter `{name}` says that it was trained on {adapter.trained_on}, and the base is {base}"
             )
 
-    def _compare(self, name: str, expert: Folder, *, weights: bool) -> None:
+    def _compare(self, name: str, base: Folder, expert: Folder, *, weights: bool) -> None:
         """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""
-        fatal, notes = compare_settings(self.base, expert, labels=not self.heads)
-        moved, renamed = compare_tokens(added_tokens(self.base.path), added_tokens(expert.path))
+        aligned = self.vocabulary is not None
+        fatal, notes = compare_settings(base, expert, labels=not self.heads, tokens=not aligned)
+        moved, renamed = ([], []) if aligned else compare_tokens(added_tokens(base.path), added_tokens(expert.path))
         if fatal or moved:
-            msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join([*fatal, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({base.path}) in {'; '.join([*fatal, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
+            if not fatal:
+                msg += f". To merge them, type {UNION}"
             raise PoolError(msg)
         integers = [
             tensor
-            for tensor, entry in self.base.info.items()
+            for tensor, entry in base.info.items()
             if weights
             and not entry.dtype.is_floating_point
             and not tensor.endswith(_COUNTS)
-            and not torch.equal(self.base.tensor(tensor), expert.tensor(tensor))
+            and not torch.equal(base.tensor(tensor), expert.tensor(tensor))
         ]
         if integers:
             more = f" and {len(integers) - 1} more" if len(integers) > 1 else ""
@@ -271,6 +322,15 @@ def _about(heads: Mapping[str, Head]) -> str:
         f"heads are not merged, only the backbone is; each model keeps its own: {', '.join(kept)}. A task is scored with the head "
         "of the expert of its name, or of its `head_of`; an export has a folder for each, or one head by `--head EXPERT`"
     )
+
+
+def _only_rows_differ(expert: Checkpoint, base: Checkpoint) -> bool:
+    """Return whether two models differ in the number of rows of some matrices alone, all from and to the same number."""
+    if expert.info.keys() != base.info.keys():
+        return False
+    pairs = [(expert.info[name].shape, entry.shape) for name, entry in base.info.items()]
+    pairs = [(came, wanted) for came, wanted in pairs if came != wanted]
+    return all(came[1:] == wanted[1:] for came, wanted in pairs) and len({(c[0], w[0]) for c, w in pairs}) == 1
 
 
 def check_finite(folder: Folder | Adapter) -> None:

@@ -235,6 +235,10 @@ def merge(
     expert: Experts = None,
     like: Like = None,
     head: Head = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokens of the merged model where models have their own: union, base, or an expert."),
+    ] = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     shard_mib: Annotated[int | None, typer.Option(help="The same in MiB.", min=1, hidden=True)] = None,
@@ -247,7 +251,7 @@ def merge(
     from evomerge.cli import adapters, merges
 
     adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
-    options = merges.PoolOptions(name, base, expert, like, head)
+    options = merges.PoolOptions(name, base, expert, like, head, tokenizer)
     shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
     merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter)
 

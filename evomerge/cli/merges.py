@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,12 +18,13 @@ from evomerge.checkpoints.cast import cast, check_dtype, with_dtype
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SHARD_BYTES, check_free, parse_size, save
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
 from evomerge.errors import CheckpointError, RecipeError, nearest
 from evomerge.models import LiveModel
 from evomerge.progress import Phases, Progress, step_printer
-from evomerge.recipe import Recipe, expand_inputs, short_forms
+from evomerge.recipe import Recipe, describe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import export
 from evomerge.settings import StudySettings, open_parts
@@ -41,6 +43,8 @@ class PoolOptions(NamedTuple):
     """The expert whose tokenizer the merged model has, whatever the file says."""
     head: str | None = None
     """The model whose head the merged model has, whatever the file says; heads are then not merged."""
+    tokenizer: str | None = None
+    """Which tokens the merged model has, whatever the file says: `union`, `base`, or an expert."""
 
     @property
     def named(self) -> bool:
@@ -78,11 +82,11 @@ def merge(
     layers = f"{len(recipe.prefix_digests)} layers, " if recipe.prefix_digests else ""
     say_what_lies_beside(pool, console, "`--like EXPERT`")
     say(console, f"recipe {recipe.id[:12]}: {layers}{len(info)} tensors, {elements:,} elements, {size:.2f} GiB")
+    for note in pool.notes:
+        say(console, f"note: {note}")
     if dry_run:
         say(console, f"would write {out}")
         return
-    for note in pool.notes:
-        say(console, f"note: {note}")
     if adapter is not None:
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
@@ -138,11 +142,12 @@ def _open_recipe(
 
 def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
     """Print what is not merged and differs: chat templates, end tokens, vocabularies; and weights outside the checkpoint."""
+    if pool.vocabulary is not None:
+        say(console, f"vocabulary: {pool.vocabulary.summary}")
     if different := pool.differences_in_text:
-        whose = "base" if pool.like is None else pool.like
         say(
             console,
-            f"note: the tokenizer, chat template and generation settings are those of {whose}, and the models differ in them: "
+            f"note: the tokenizer, chat template and generation settings are those of {pool.text}, and the models differ in them: "
             f"{'; '.join(different)}. {option} takes an expert's",
         )
     if folders := unmerged(pool.base.path):
@@ -236,8 +241,20 @@ def _open_pool(
     like = options.like or like
     if not isinstance(like, str | None):
         raise RecipeError(f"{file} `like`: expected the name of an expert, got {like!r}")
+    listed = data.get("tokenizer") if isinstance(data, dict) else None
+    choice = _tokenizer(options.tokenizer or listed, file)
     base, experts = _name_models(data, file, options)
-    return Pool(base, experts, like=like, heads=heads, progress=progress)
+    return Pool(base, experts, like=like, heads=heads, tokenizer=choice, progress=progress)
+
+
+def _tokenizer(data: Any, file: Path) -> TokenizerChoice | None:
+    """Return the choice of tokens of a recipe file's pool. Raises `RecipeError`."""
+    if data is None:
+        return None
+    try:
+        return TokenizerChoice.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(describe(error, f"{file} `tokenizer`", {"": tuple(TokenizerChoice.model_fields)})) from None
 
 
 def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict[str, str]]:
@@ -250,7 +267,11 @@ def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict
         if options.base is None or not all(equals for _, equals, _ in pairs):
             raise RecipeError("a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`")
         return hub.locate(options.base), {name: hub.locate(path) for name, _, path in pairs}
-    if not isinstance(data, dict) or set(data) != {"base", "experts"} or not isinstance(data["experts"], dict):
+    if (
+        not isinstance(data, dict)
+        or set(data) - {"tokenizer"} != {"base", "experts"}
+        or not isinstance(data["experts"], dict)
+    ):
         msg = f"{file}: no pool; write `pool: {{base: FOLDER, experts: {{NAME: FOLDER}}}}` into it, or give --zoo, or --base and --expert"
         raise RecipeError(msg)
     experts = {name: hub.locate(path, file.parent) for name, path in data["experts"].items()}
@@ -270,7 +291,7 @@ def _open_pool_and_tasks(
     if file is not None and not options.named and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
         model = LiveModel(
-            parts.pool.base.path,
+            parts.pool.open_base(),
             parts.setup.auto,
             parts.setup.precision,
             module=parts.setup.module,
@@ -281,7 +302,7 @@ def _open_pool_and_tasks(
     pool = _open_pool(listed, file or Path(), options, console)
     settings = {} if options.zoo is None else zoo.load(options.zoo).tasks
     judged = {name: tasks.make(name, entry, Path()) for name, entry in settings.items()}
-    return pool, judged, LiveModel(pool.base.path) if judged else None
+    return pool, judged, LiveModel(pool.open_base()) if judged else None
 
 
 def _read_parameters(options: Sequence[str]) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def _setup(pool: Pool, **fields: Any) -> Setup:
     """Return the setup of the tasks in `fields` on a pool that is open."""
     experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
     heads: Literal["own"] | None = "own" if pool.heads else None
-    return Setup(str(pool.base.path.resolve()), experts, like=pool.like, heads=heads, **fields)
+    choice = None if pool.vocabulary is None else pool.vocabulary.choice
+    base = str(pool.base.path.resolve())
+    return Setup(base, experts, like=pool.like, heads=heads, tokenizer=choice, **fields)
 
 
 def compare(folders: list[Path], *, as_json: bool) -> None:

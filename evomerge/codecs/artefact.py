@@ -107,7 +107,15 @@ def encode(
             finish(entry)
 
     with files.new_folder(folder) as new:
-        save(pool.base, new / "base", like=pool.base.path, progress=lambda part, _: progress(pool.nbytes + part, total))
+        aligned = pool.vocabulary is not None
+        save(
+            pool.base,
+            new / "base",
+            like=pool.base.path,
+            tokenizer=pool.tokenizer if aligned else None,
+            extra={"config.json": json.dumps(pool.base.config, indent=2) + "\n"} if aligned else None,
+            progress=lambda part, _: progress(pool.nbytes + part, total),
+        )
         done = 2 * pool.nbytes
         checks |= _write_codes(new / "codes", codes())
         manifest = _Manifest(

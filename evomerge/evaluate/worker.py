@@ -22,10 +22,12 @@ import torch
 from evomerge import tasks
 from evomerge.build import Builder, Slopes
 from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite
 from evomerge.checkpoints.members import Members
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import TaskError, nearest, printable
 from evomerge.evaluate.slopes import score_with_slopes
 from evomerge.models import LiveModel
@@ -42,7 +44,7 @@ class Setup:
     """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
     Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
-    `module`, `like`, `heads`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
+    `module`, `like`, `heads`, `tokenizer`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
     candidates, where later ones may be merges of them; None keeps no weights.
     """
 
@@ -58,6 +60,7 @@ class Setup:
     members: str | None = None
     like: str | None = None
     heads: Literal["own"] | None = None
+    tokenizer: TokenizerChoice | None = None
 
 
 class Worker:
@@ -169,13 +172,13 @@ class _Loaded:
 
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
-        base, shared = folder / setup.base, setup.shared_mib << 20
+        shared = setup.shared_mib << 20
         experts = {name: folder / path for name, path in setup.experts.items()}
-        pool = Pool(base, experts, like=setup.like, heads=setup.heads)
+        pool = Pool(folder / setup.base, experts, like=setup.like, heads=setup.heads, tokenizer=setup.tokenizer)
         self.builder = Builder(pool, search=True, members=members)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
         self.model = LiveModel(
-            base,
+            pool.open_base(),
             setup.auto,
             setup.precision,
             shared=shared,
@@ -204,7 +207,9 @@ class _Loaded:
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint with its merged tensors checked as they are read; the pool's tensors have been checked before."""
     if isinstance(checkpoint, Stacked):
-        return checkpoint.each(lambda source: source if isinstance(source, Folder | Adapter) else _checked(source))
+        return checkpoint.each(
+            lambda source: source if isinstance(source, Folder | Adapter | Aligned) else _checked(source)
+        )
     return _Finite(checkpoint)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
@@ -28,7 +29,7 @@ class Outline:
     dtype: str | None
 
     @classmethod
-    def of(cls, folder: Folder) -> "Outline":
+    def of(cls, folder: Folder | Aligned) -> "Outline":
         """Return the outline of a checkpoint."""
         layout = Layout(folder.info, folder.config)
         floats = {name: entry for name, entry in folder.info.items() if entry.dtype.is_floating_point}

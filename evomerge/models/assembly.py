@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Folder
 from evomerge.checkpoints.layout import block_number
 from evomerge.checkpoints.stack import Stacked, StackedLayer
@@ -90,7 +91,7 @@ class Assembly:
 
     def _forget(self, stack: Stacked) -> None:
         sources = {stack.rest_key: stack.rest, **{layer.key: layer.source for layer in stack.layers}}
-        self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter)}
+        self._lasting |= {key for key, source in sources.items() if isinstance(source, Folder | Adapter | Aligned)}
         used = {(stack.rest_key, None), *((layer.key, layer.index) for layer in stack.layers)}
         held: dict[_Part, Any]
         for held in (self._weights, self._layers):
@@ -171,7 +172,7 @@ def _filled(source: Checkpoint, mappings: Sequence[TensorMapping], like: Tensor)
     """Return the tensor that `mappings` fill, in the dtype and on the device of `like`; a view of the source where possible."""
     first = mappings[0]
     identity = len(mappings) == 1 and first.is_identity(source.info[first.source].shape, like.shape)
-    if identity and isinstance(source, Folder | Adapter):
+    if identity and isinstance(source, Folder | Adapter | Aligned):
         return source.tensor(first.source).to(like)
     filled = torch.empty_like(like)
     if identity:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evomerge.checkpoints import hub
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
 from evomerge.checkpoints.heads import Head
 from evomerge.checkpoints.stack import Stacked
@@ -41,7 +42,7 @@ class LiveModel:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Folder | Aligned,
         auto: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         device: str = "cpu",
@@ -50,7 +51,7 @@ class LiveModel:
         tokenizer: Path | None = None,
         heads: Mapping[str, Head] | None = None,
     ) -> None:
-        """Load the model of the checkpoint in `folder`, or `org/name` on the hub, to compute in `precision` on `device`.
+        """Load the model of the checkpoint in `folder`, of an open one, or of `org/name` on the hub, to compute in `precision` on `device`.
 
         `auto` names the transformers class that chooses the model's class, such as `AutoModelForCausalLM`; None takes the
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
@@ -60,12 +61,11 @@ class LiveModel:
         of their own, a candidate is a backbone; see `use_head`. `auto` is then the class of the heads. Raises `ModelError` where the folder cannot be loaded
         or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
-        self.folder = Path(hub.resolve(hub.locate(folder)))
-        self.precision = precision
-        self._text = tokenizer or self.folder
         if precision not in PRECISIONS:
             raise ModelError(f"`precision` must be one of {', '.join(PRECISIONS)}, got `{precision}`")
-        base = Folder(self.folder)
+        base = Folder(hub.resolve(hub.locate(folder))) if isinstance(folder, str | Path) else folder
+        self.folder, self.precision = base.path, precision
+        self._text = tokenizer or self.folder
         own_head = None if heads else auto
         loader = Pretrained(base, own_head) if module is None else UserModule(base, module)
         loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])

@@ -1,5 +1,6 @@
 """Loaders: create modules of one class from tensors, a class of transformers or one of the user."""
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Folder, differences
 from evomerge.errors import ModelError, nearest
 from evomerge.models.blocks import stacks
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 class UserModule:
     """Modules from a function of the user, such as a network that transformers lacks."""
 
-    def __init__(self, base: Folder, where: str) -> None:
+    def __init__(self, base: Folder | Aligned, where: str) -> None:
         """Import the function `where`, `FILE.py:FUNCTION`. Raises `ModelError`."""
         self._folder = base.path
         self._where = where
@@ -77,15 +79,15 @@ def _import(where: str) -> Callable[[Path], object]:
 class Pretrained:
     """Modules of transformers. Only `config.json` is read from the folder, and none of its code is run."""
 
-    def __init__(self, base: Folder, auto: str | None) -> None:
+    def __init__(self, base: Folder | Aligned, auto: str | None) -> None:
         """Choose the class, see `LiveModel`. Raises `ModelError` where there is none."""
-        self._path = base.path / "config.json"
+        self._path = base.settings / "config.json"
         for key, why in (("auto_map", "needs the folder's code"), ("quantization_config", "is quantised")):
             if key in base.config:
                 msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
                 raise ModelError(msg)
         wrong = f"{self._path}: not the configuration of an architecture of transformers"
-        self._config = from_pretrained(library().AutoConfig, base.path, wrong)
+        self._config = from_pretrained(library().AutoConfig, base.settings, wrong)
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)
         self._options: dict[str, Any] = {}
         self._renamings: list[Any] | None = None
@@ -117,10 +119,19 @@ class Pretrained:
         """Return the tensors of a new module with these `tensors`, in fp32, by their names in the module."""
         return self._load(tensors, torch.float32)[0].state_dict()
 
-    def create_empty(self) -> "PreTrainedModel":
-        """Return a module on the device `meta`, whose parameters are tied as the configuration says."""
+    def create_empty(self, more_tokens: int = 0) -> "PreTrainedModel":
+        """Return a module on the device `meta`, whose parameters are tied as the configuration says.
+
+        It has `more_tokens` tokens than the configuration says, if that gives their number.
+        """
+        config = self._config
+        if more_tokens:
+            config = copy.deepcopy(config)
+            text = config.get_text_config()
+            if isinstance(getattr(text, "vocab_size", None), int):
+                text.vocab_size += more_tokens
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            module: PreTrainedModel = self._class._from_config(self._config)  # noqa: SLF001  # the constructor ties less
+            module: PreTrainedModel = self._class._from_config(config)  # noqa: SLF001  # the constructor ties less
         return module
 
     def translate(self, name: str) -> str:
@@ -152,7 +163,7 @@ class Pretrained:
                 raise self._error(str(error) if name is None else what) from error
         return module, report
 
-    def _named_class(self, base: Folder) -> Any:
+    def _named_class(self, base: Folder | Aligned) -> Any:
         named = base.config.get("architectures")
         if not named:
             return self._chosen_class("AutoModel")

@@ -1,6 +1,7 @@
 """What a class of transformers makes of the names in a folder: which tensor fills what, what is ignored, what is tied."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,17 @@ class ClassReading:
             self.fills[mapping.source].append((mapping.target, box))
         for name in folder.stored.keys() - shapes.keys():
             self.fills[name] += [(target, None) for target in self._spellings(name) if target in self._names]
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The module's tensors that grow with the number of tokens, by name: the axis that does."""
+        larger = self._loader.create_empty(more_tokens=1).state_dict(keep_vars=True)
+        shapes = [(name, shape, tuple(larger[name].shape)) for name, shape in self._names.items()]
+        return {
+            name: next(axis for axis, (few, more) in enumerate(zip(shape, grown, strict=True)) if few != more)
+            for name, shape, grown in shapes
+            if shape != grown
+        }
 
     def land(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the module's names of `names` from another file, as the class translates them; unknown ones are left out."""

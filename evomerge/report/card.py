@@ -9,6 +9,7 @@ from typing import Any
 
 from evomerge import strict_yaml
 from evomerge.checkpoints.save import SCALES
+from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.models.folding import TOLERANCE, Folding
 from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
 from evomerge.report import family, wording
@@ -54,12 +55,14 @@ def model_card(
     lineage: Mapping[str, Recipe] | None = None,
     like: str | None = None,
     head: str | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> str:
     """Return the card of the model of `recipe`: its sources, its scores if they were measured, and the recipe.
 
     `base` and `experts` are the pool's names. With `results` and one `candidate` of them, the card has its scores on unseen
     examples beside those of the references. `folding` has the result of folding a stack's scales, `lineage` the ancestors of
-    a member of a population, `like` the expert whose tokenizer the model has, `head` the model whose head it has. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
+    a member of a population, `like` the expert whose tokenizer the model has, `head` the model whose head it has, `vocabulary` its
+    tokens where the models have tokens of their own. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
     become Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
@@ -79,6 +82,10 @@ def model_card(
         origin += f" Its tokenizer, chat template and generation settings are those of {_plain(like)}."
     if head is not None:
         origin += f" Its head, which is not merged, and its configuration are those of {_plain(head)}."
+    if vocabulary is not None:
+        origin += (
+            f" Rows of embeddings and heads were matched by token. Its vocabulary has {_plain(vocabulary.summary)}."
+        )
     parts = [
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",

@@ -9,6 +9,8 @@ from typing import Any
 from evomerge import files, strict_yaml
 from evomerge.build import Builder, Merged
 from evomerge.checkpoints import hub
+from evomerge.checkpoints.adapter import Adapter
+from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import has_tokenizer, with_token_ids
 from evomerge.checkpoints.cast import cast, with_dtype
 from evomerge.checkpoints.folder import Folder
@@ -87,7 +89,8 @@ def export(
         builder = Builder(pool, members=members, watch=watch)
         built = builder.build(recipe)
         checkpoint = cast(built, dtype, builder.load)
-        used = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
+        models = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
+        used = [model.model if isinstance(model, Aligned) else model for model in models]
         sources = [source for source in used if isinstance(source, Folder)]  # what an adapter adds to its base is small
         extra: dict[str, str | bytes] = {}
         folding = None
@@ -97,12 +100,13 @@ def export(
             config = stack_config(config, [layer.index for layer in checkpoint.layers])
             scales = [layer.scale for layer in checkpoint.layers]
             if any(scale != 1 for scale in scales):
-                folding = fold(LiveModel(pool.base.path), checkpoint)
+                folding = fold(LiveModel(pool.open_base()), checkpoint)
                 if folding.stack is None:
                     extra[SCALES] = json.dumps({"scales": scales}) + "\n"
                 else:
                     checkpoint = folding.stack
-        like, tokenizer = pool.base, pool.tokenizer
+        tokenizer = pool.tokenizer
+        like: Folder | Adapter | Aligned = pool.base
         if head is not None:
             checkpoint = cast(pool.heads[head].on(checkpoint), dtype)
             like = pool.heads[head].model
@@ -111,13 +115,22 @@ def export(
                 tokenizer = pool.base.path
         config = with_token_ids(config, tokenizer)
         config = with_dtype(config, checkpoint, like)  # an expert, or layers of one, may be in its own dtype
-        if config is not like.config:
+        if config is not like.config or pool.vocabulary is not None:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         base = pool.base.path.absolute()
         if recipe.members:
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         extra["README.md"] = model_card(
-            recipe, hub_name(base), list(pool.experts), results, candidate, folding, members.lineage, pool.like, head
+            recipe,
+            hub_name(base),
+            list(pool.experts),
+            results,
+            candidate,
+            folding,
+            members.lineage,
+            pool.like,
+            head,
+            pool.vocabulary,
         )
         extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype, head)
         watch("merging", 0, sum(entry.nbytes for entry in checkpoint.info.values()))
@@ -140,6 +153,8 @@ def recipe_file(
     """Return the text of a `recipe.yaml` from which `evomerge merge` makes the model of `recipe` again, with this `head`."""
     experts = {name: _reference(expert.path) for name, expert in pool.experts.items()}
     file: dict[str, Any] = {"pool": {"base": _reference(pool.base.path), "experts": experts}, "recipe": recipe.data}
+    if pool.vocabulary is not None:
+        file["pool"]["tokenizer"] = pool.vocabulary.choice.model_dump(exclude_defaults=True) or "union"
     if pool.like is not None:
         file["like"] = pool.like
     if dtype is not None:
