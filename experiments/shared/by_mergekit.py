@@ -88,6 +88,17 @@ def merge_in_memory(what: Order, pool: Mapping[str, Mapping[str, torch.Tensor]])
     return merged
 
 
+def configuration(what: Order, pool: Mapping[str, Path], dtype: str) -> dict[str, Any]:
+    """Return the YAML that `mergekit-yaml` takes, of checkpoints in folders."""
+    config = {
+        "merge_method": what.method,
+        "dtype": dtype,
+        "parameters": dict(what.shared),
+        "models": [{"model": str(pool[name]), "parameters": dict(own)} for name, own in what.models.items()],
+    }
+    return config if what.base is None else {**config, "base_model": str(pool[what.base])}
+
+
 def merge_to_folder(what: Order, pool: Mapping[str, Path], dtype: str, folder: Path, **options: Any) -> None:
     """Do what `mergekit-yaml` does with checkpoints in folders, quietly and without a model card, in `dtype`."""
     from mergekit.config import MergeConfiguration
@@ -108,18 +119,10 @@ def merge_to_folder(what: Order, pool: Mapping[str, Path], dtype: str, folder: P
             weight = weight.model_copy(update={"optional": False})
             plan_tensor(self, weight=weight, weights_in=weights_in, models=models, cfg_reader=cfg_reader)
 
-    config = {
-        "merge_method": what.method,
-        "dtype": dtype,
-        "parameters": dict(what.shared),
-        "models": [{"model": str(pool[name]), "parameters": dict(own)} for name, own in what.models.items()],
-    }
-    if what.base is not None:
-        config["base_model"] = str(pool[what.base])
     MergePlanner.plan_tensor = plan_present
     try:
         run_merge(
-            MergeConfiguration.model_validate(config),
+            MergeConfiguration.model_validate(configuration(what, pool, dtype)),
             str(folder),
             MergeOptions(quiet=True, write_model_card=False, **options),
         )
