@@ -21,6 +21,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup
+from evomerge.models.loaders import check_plain
 from evomerge.recipe import Recipe, describe
 from evomerge.recipe import base as base_recipe
 from evomerge.recipe.validation import FrozenModel
@@ -126,7 +127,10 @@ class StudySettings(FrozenModel):
             raise StudyError(msg)
 
         def absolute(path: str) -> str:
-            return str((folder / path).resolve())
+            try:
+                return str((folder / path).resolve())
+            except (OSError, ValueError) as error:  # a NUL, or a lone surrogate
+                raise StudyError(f"{where}: {path!r} is no path ({error})") from None
 
         def located(model: str) -> str:
             place = hub.locate(model, folder)
@@ -237,6 +241,8 @@ def open_parts(
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
     pool = Pool(base, experts, like=models.like, heads=models.heads, tokenizer=models.tokenizer, progress=progress)
+    if models.module is None:
+        check_plain(pool.base)
     layout = pool.layout
     model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)

@@ -1,5 +1,6 @@
 """All Hypothesis strategies, in one place."""
 
+import copy
 import string
 
 import numpy as np
@@ -172,3 +173,26 @@ def parameters_of(draw, method, labels):
             else:
                 found[name] = draw(value)
     return found
+
+
+hostile = plain | st.sampled_from([1e308, -1, 10**400, "\0", "\ud800", "../x", "/", "((\\w|.)+)+!", [[]], {"": None}])
+"""JSON values that a file from others may have anywhere."""
+
+
+@st.composite
+def changed(draw, data):
+    """Draw JSON data in which up to three values, at any depth, are others, or left out."""
+    data = copy.deepcopy(data)
+    for _ in range(draw(st.integers(1, 3))):
+        place = data
+        while isinstance(place, dict | list) and place:
+            keys = sorted(place) if isinstance(place, dict) else range(len(place))
+            key = draw(st.sampled_from(list(keys)))
+            if not isinstance(place[key], dict | list) or not place[key] or draw(st.booleans()):
+                if draw(st.booleans()):
+                    place[key] = copy.deepcopy(draw(hostile))
+                else:
+                    del place[key]
+                break
+            place = place[key]
+    return data

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import changed
 
-from evomerge import costs, space
-from evomerge.errors import StudyError
+from evomerge import costs, header, space
+from evomerge.errors import EvomergeError, StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import digest
 from evomerge.report import measure, tables
+from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation
 
@@ -267,3 +271,20 @@ def test_a_damaged_header_is_one_clear_error(damage, reason, folder):
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
     assert "restore the file from a copy" in str(error.value)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(st.data())
+def test_any_header_is_read_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("study")
+    content = json.loads((DATA / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(data.draw(changed(content))))
+    with contextlib.suppress(StudyError):
+        header.read(folder)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(changed({"pool": {"base": "b", "experts": {"a": "x"}}, "space": "linear", "tasks": {"t": {"kind": "callable"}}}))
+def test_any_settings_are_read_or_refused(data):
+    with contextlib.suppress(EvomergeError):
+        StudySettings.parse(data, "settings", Path("here"))

@@ -229,7 +229,14 @@ def open_weights(file: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises `CheckpointError` where it cannot be read or holds something else."""
+    """Return the JSON object in a file of a checkpoint. Raises `CheckpointError` where it cannot be read or holds something else.
+
+    A link out of the file's folder is not followed, and what is no regular file, such as a pipe, is not opened.
+    """
+    if path.is_symlink():
+        check_inside(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: expected a file with a JSON object")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -115,7 +115,7 @@ def read_config(folder: Path) -> LoraConfig | Settings:
     path = folder / CONFIG
     data = read_object(path)
     kind = data.get("peft_type")
-    if kind != "LORA" and kind not in TUNERS:
+    if not isinstance(kind, str) or (kind != "LORA" and kind not in TUNERS):
         msg = f"{path}: `peft_type` is {kind!r}; expected 'LORA' or one of {', '.join(TUNERS)}. If PEFT can merge this kind, {INSTEAD}"
         raise CheckpointError(msg)
     try:

@@ -141,7 +141,7 @@ def _open_recipe(
 
 
 def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
-    """Print what is not merged and differs: chat templates, end tokens, vocabularies; and weights outside the checkpoint."""
+    """Print what is not merged and differs: chat templates, end tokens, vocabularies, code; and weights outside the checkpoint."""
     if pool.vocabulary is not None:
         say(console, f"vocabulary: {pool.vocabulary.summary}")
     if different := pool.differences_in_text:
@@ -149,6 +149,12 @@ def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
             console,
             f"note: the tokenizer, chat template and generation settings are those of {pool.text}, and the models differ in them: "
             f"{'; '.join(different)}. {option} takes an expert's",
+        )
+    if (pool.base.path / "config.json").exists() and "auto_map" in pool.base.config:
+        say(
+            console,
+            "note: the base's config.json names code of its own (`auto_map`), which is copied and was not run; it runs where somebody "
+            "loads the merge with `trust_remote_code=True`",
         )
     if folders := unmerged(pool.base.path):
         names = ", ".join(folders)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from safetensors.torch import save_file
 
 from evomerge import files
@@ -47,7 +47,7 @@ class _Manifest(BaseModel, extra="forbid", frozen=True):
     version: int
     codec: str
     parameters: dict[str, object]
-    constants: dict[str, list[float]]
+    constants: dict[str, list[FiniteFloat]]
     experts: list[str]
     digests: dict[str, str]
     """sha256 of the original weights of the base and of each expert."""

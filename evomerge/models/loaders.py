@@ -76,16 +76,21 @@ def _import(where: str) -> Callable[[Path], object]:
     return function
 
 
+def check_plain(base: Folder | Aligned) -> None:
+    """Raise `ModelError` for a model that transformers loads only with the folder's code, or that is quantised."""
+    for key, why in (("auto_map", "needs the folder's code"), ("quantization_config", "is quantised")):
+        if key in base.config:
+            msg = f"{base.settings / 'config.json'}: the model {why} (`{key}`); expected a plain architecture of transformers"
+            raise ModelError(msg)
+
+
 class Pretrained:
     """Modules of transformers. Only `config.json` is read from the folder, and none of its code is run."""
 
     def __init__(self, base: Folder | Aligned, auto: str | None) -> None:
         """Choose the class, see `LiveModel`. Raises `ModelError` where there is none."""
         self._path = base.settings / "config.json"
-        for key, why in (("auto_map", "needs the folder's code"), ("quantization_config", "is quantised")):
-            if key in base.config:
-                msg = f"{self._path}: the model {why} (`{key}`); expected a plain architecture of transformers"
-                raise ModelError(msg)
+        check_plain(base)
         wrong = f"{self._path}: not the configuration of an architecture of transformers"
         self._config = from_pretrained(library().AutoConfig, base.settings, wrong)
         self._class = self._named_class(base) if auto is None else self._chosen_class(auto)

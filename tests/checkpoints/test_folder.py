@@ -1,13 +1,14 @@
 """Folders: whatever is wrong with one is an error before any tensor is read."""
 
 import json
+import os
 
 import pytest
 import torch
 from pools import CONFIG, TENSORS, write_checkpoint
 from safetensors.torch import save_file
 
-from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.folder import INDEX, Folder
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.errors import CheckpointError
 
@@ -108,6 +109,25 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
     (tmp_path / "model" / "model.safetensors").symlink_to("../secret.safetensors")
     with pytest.raises(CheckpointError, match=r"links to .*secret.safetensors, outside of the checkpoint's folder"):
         Folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_json_that_is_no_file_of_the_folder_is_refused_unread(tmp_path, name, kind):
+    folder = write_checkpoint(tmp_path / "model", TENSORS, shards=3)
+    (folder / name).unlink()
+    if kind == "link":
+        (tmp_path / "secret").write_text("secret")
+        (folder / name).symlink_to(tmp_path / "secret")
+    elif kind == "pipe":
+        os.mkfifo(folder / name)  # reading it would wait for ever
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"outside of the checkpoint's folder|expected a file with a JSON"
+    ) as error:
+        assert Folder(folder).config
+    assert "secret is" not in str(error.value)
 
 
 def test_links_of_the_hugging_face_cache_are_followed(tmp_path):

@@ -1,11 +1,14 @@
 """An adapter's files: what is not plain LoRA on this base is refused before any tensor is read."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 from adapters import PLAIN, Q, base_tensors, draw, factors, opened, write_adapter
+from hypothesis import HealthCheck, given, settings
 from pools import write_checkpoint
+from strategies import changed
 
 from evomerge.checkpoints import folder as folder_module
 from evomerge.checkpoints.adapter import Adapter
@@ -108,3 +111,27 @@ def test_complete_model_beside_an_adapter_is_no_adapter(tmp_path):
     assert is_adapter(tmp_path)
     write_checkpoint(tmp_path, base_tensors())
     assert not is_adapter(tmp_path)
+
+
+CONFIG = PLAIN | {
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"k": 3},
+    "use_rslora": True,
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "target_modules": ["q"],
+    "modules_to_save": None,
+}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(changed(CONFIG))
+def test_any_configuration_is_read_or_refused(tmp_path, config):
+    write_adapter(tmp_path / "adapter", factors(Q))
+    if not (tmp_path / "base").exists():
+        write_checkpoint(tmp_path / "base", base_tensors())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    with contextlib.suppress(CheckpointError):
+        adapter = Adapter(tmp_path / "adapter", Folder(tmp_path / "base"))
+        for name in adapter.changed:
+            adapter.tensor(name)

@@ -225,3 +225,26 @@ def test_a_module_that_cannot_be_imported_is_one_error(code, folder, tmp_path):
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     assert f"cannot import `{name}`" in evomerge("run", "study.yaml", "-o", "new", cwd=folder, code=2).stderr
     assert not (folder / "new").exists()
+
+
+def test_a_base_that_needs_its_own_code_is_refused_by_run_before_anything_is_written_and_noted_by_merge(
+    folder, small_digits
+):
+    shutil.copytree(small_digits.pool["base"], folder / "base")
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(
+        json.dumps(config | {"auto_map": {"AutoModel": "modeling_evil.Model"}})
+    )
+    (folder / "base" / "modeling_evil.py").write_text("from pathlib import Path\nPath('marker').touch()")
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    study["pool"] = {"base": "base", "experts": dict(small_digits.pool["experts"])}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    for option in ((), ("--dry-run",)):
+        refused = evomerge("run", "study.yaml", "-o", "new", *option, cwd=folder, code=2).stderr
+        assert "needs the folder's code (`auto_map`)" in refused
+    assert not (folder / "new").exists()
+    (folder / "recipe.yaml").write_text("merge: {method: linear, inputs: [turned]}\n")
+    expert = f"turned={small_digits.pool['experts']['turned']}"
+    said = evomerge("merge", "recipe.yaml", "--base", "base", "--expert", expert, "-o", "merged", cwd=folder).stdout
+    assert "names code of its own (`auto_map`), which is copied and was not run" in said
+    assert not (folder / "marker").exists()

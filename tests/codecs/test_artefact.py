@@ -1,12 +1,16 @@
 """Artefacts: what is written, what comes back, and what is refused."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pools import Models, write_pool
 from safetensors.torch import load_file, save_file
+from strategies import changed
 from tiny_models import tiny_model
 
 from evomerge import codecs
@@ -237,3 +241,24 @@ def test_damaged_artefacts_are_refused(damage, message, pool, tmp_path):
         for expert in artefact.experts:
             for name in artefact.base.info:
                 artefact.decode(expert).tensor(name)
+
+
+@pytest.fixture(scope="module")
+def written(pool, tmp_path_factory):
+    """An artefact folder, and the text of its manifest."""
+    folder = tmp_path_factory.mktemp("written") / "artefact"
+    encode(pool, codecs.make("tall", {}), folder)
+    return folder, (folder / "artefact.json").read_text()
+
+
+@settings(derandomize=True)
+@given(st.data())
+def test_any_manifest_is_read_or_refused(written, data):
+    folder, content = written
+    (folder / "artefact.json").write_text(json.dumps(data.draw(changed(json.loads(content)))))
+    with contextlib.suppress(CheckpointError):
+        artefact = Artefact(folder)
+        for expert in artefact.experts:
+            decoded = artefact.decode(expert)
+            for name in decoded.info:
+                decoded.tensor(name)
