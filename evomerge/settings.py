@@ -79,8 +79,9 @@ class StudySettings(FrozenModel):
     """Start of relative paths of tasks; by default the study file's folder."""
     driver: dict[str, Any] | None = None
     """By default that of the space, else `search.default`."""
-    evaluations: int = Field(default=200, ge=1)
-    """Budget. A proposal of a part of the search examples, as `racing` makes, counts as that share of an evaluation."""
+    evaluations: int = Field(default=0, ge=1)
+    """Budget. A proposal of a part of the search examples, as `racing` makes, counts as that share of an evaluation.
+    By default, which is the 0 that no file can name, that of `search.budget`; a study records it when it is created."""
     merge_examples: int = Field(default=0, ge=0)
     """How many search examples could be scored in the time of one merge: each part of an evaluation counts as that many
     more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
@@ -226,11 +227,12 @@ def open_parts(
     settings: StudySettings,
     progress: Callable[[str], None] = lambda step: None,
     python_tasks: Mapping[str, PythonTask] = MappingProxyType({}),
-    default: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Open and check everything that `settings` name. `python_tasks` take the place of the settings of their names.
 
-    `default` is the driver if the settings name none; by default that of the space, else `search.default`.
+    `recorded` is the driver of a study that exists. That of a new one is the settings', that of the space, or
+    `search.default`, each with what `search.completed` adds.
     """
     models = settings.pool
     base, experts, task_settings = sources(settings)
@@ -253,12 +255,13 @@ def open_parts(
     setup = Setup(base, experts, task_settings, **named, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
-    driver = settings.driver or default or search_space.driver or search.default(search_space, objectives)
+    chosen = settings.driver or search_space.driver or search.default(search_space, objectives)
+    driver = recorded or search.completed(chosen, search_space)
     parts = Parts(pool, search_space, opened, setup, driver)
     made = parts.new_driver(settings.seed)
     breeder = search.surfaced(made)
     least = 0 if breeder is None else breeder.min_evaluations * (3 if search.climbs(made) else 1)  # what slopes cost
-    if settings.evaluations < least:
+    if 0 < settings.evaluations < least:
         other = "nsga2" if len(objectives) > 1 else "cma"
         raise StudyError(
             f"`evaluations` is {settings.evaluations}; expected {least} or more, the least from which driver `{driver['kind']}` "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge import attempts, costs, evaluate, header, journal, pareto, trust
+from evomerge import attempts, costs, evaluate, header, journal, pareto, search, trust
 from evomerge.errors import SpaceError, StudyError, StudyInUseError
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
@@ -74,8 +74,12 @@ class Study:
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder}: exists, is not empty, and is no study; give another directory with `-o`")
         settings = settings.pinned()
-        study = cls(folder, settings, open_parts(settings, progress, python_tasks))
-        header.write(folder, settings, study.parts)
+        parts = open_parts(settings, progress, python_tasks)
+        if not settings.evaluations:
+            number, _ = search.budget(parts.new_driver(settings.seed), parts.space)
+            settings = settings.model_copy(update={"evaluations": number})
+        study = cls(folder, settings, parts)
+        header.write(folder, settings, parts)
         return study
 
     @classmethod
@@ -88,16 +92,19 @@ class Study:
     ) -> "Study":
         """Open the study in `folder` with its own settings, or with `settings` that change only `settings.CHANGEABLE`.
 
-        A study whose settings named no driver keeps the one it started with, whatever the default is now. Changed settings are
-        saved by `run`. Raises `StudyError` with the differences if `settings` describe another study, and, without `settings`,
-        before any code of the study's own runs, if this account has not run it before: see `evomerge.trust`.
+        A study whose driver is named as it was, or still is not, keeps the one it started with, whatever the defaults are now; so it
+        does its budget, where `settings` name none. Changed settings are saved by `run`. Raises `StudyError` with the differences
+        if `settings` describe another study, and, without `settings`, before any code of the study's own runs, if this account has
+        not run it before: see `evomerge.trust`.
         """
         started = header.read(folder)
         if settings is None:
             settings = started.settings
             trust.check(code(settings), folder)
         settings = settings.pinned()
-        recorded = started.identity.get("driver") if started.settings.driver is None else None
+        if not settings.evaluations:
+            settings = settings.model_copy(update={"evaluations": started.settings.evaluations})
+        recorded = started.identity.get("driver") if settings.driver == started.settings.driver else None
         parts = open_parts(settings, progress, python_tasks, recorded)
         header.check_same(started, settings, parts, folder)
         return cls(folder, settings, parts)

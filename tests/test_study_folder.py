@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import changed
 
-from evomerge import costs, header, space
+from evomerge import costs, header, search, space
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import digest
@@ -113,6 +113,46 @@ def test_a_new_study_draws_mixtures_and_a_driver_that_was_typed_cannot_be_left_o
     typed = Study.create(tmp_path / "typed", settings.model_copy(update={"driver": {"kind": "random"}}))
     with pytest.raises(StudyError, match=r'driver.kind: was "random", is "front"'):
         Study.open(typed.folder, settings)
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_random_draws_mixtures_in_new_studies_and_what_it_drew_before_in_old_ones(folder, tmp_path, objectives):
+    settings = Study.open(folder).settings
+    tasks = dict([*settings.tasks.items()][:objectives])
+    update = {"driver": {"kind": "random"}, "space": space.read("linear"), "tasks": tasks, "evaluations": 12}
+    settings = settings.model_copy(update=update)
+
+    def run(study):
+        study.run(CachingEvaluator(FromIds(), study.parts.sizes))
+        return study.journal_path.read_bytes()
+
+    new = Study.create(tmp_path / "new", settings)
+    assert new.parts.driver == {"kind": "random", "mixtures": True}
+    content = run(new)
+    assert run(Study.create(new.folder, settings)) == content
+
+    old = Study.create(
+        tmp_path / "before", settings.model_copy(update={"driver": {"kind": "random", "mixtures": False}})
+    )
+    before = run(old)
+    header = old.folder / "study.json"  # as one of the last version, in which `mixtures` was false by default
+    recorded = json.loads(header.read_text())
+    recorded["identity"]["driver"] = {"kind": "random"}
+    header.write_text(json.dumps(recorded | {"settings": settings.model_dump(mode="json")}))
+    old.journal_path.write_bytes(b"".join(before.splitlines(keepends=True)[:7]))
+    assert run(Study.create(old.folder, settings)) == before
+    assert before != content
+
+
+def test_the_default_budget_is_recorded_and_resuming_keeps_it(folder, tmp_path, monkeypatch):
+    data = Study.open(folder).settings.model_dump(mode="json", exclude={"evaluations"})
+    settings = StudySettings.model_validate(data)
+    new = Study.create(tmp_path / "new", settings)
+    expected, _ = search.budget(new.parts.new_driver(0), new.parts.space)
+    assert new.settings.evaluations == expected
+    monkeypatch.setattr(search, "budget", lambda *_: (1, "another rule"))
+    assert Study.create(new.folder, settings).settings.evaluations == expected
+    assert Study.open(new.folder).settings.evaluations == expected
 
 
 def test_an_old_report_is_shown_without_scoring_anything(folder):

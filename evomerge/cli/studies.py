@@ -91,11 +91,15 @@ def run(
         if hub.missing(settings.models.values(), step_printer(console)):
             return
         parts = open_parts(settings, step_printer(console))
-        _describe(parts, settings, console)
+        why = ""
+        if not settings.evaluations:
+            number, why = search.budget(parts.new_driver(settings.seed), parts.space)
+            settings = settings.model_copy(update={"evaluations": number})
+        _describe(parts, settings, console, why)
         price(parts, settings, console)
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
-    _describe(study.parts, settings, console)
+    _describe(study.parts, study.settings, console)
     _search_and_report(study, console)
 
 
@@ -204,7 +208,8 @@ def _override(
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 
 
-def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
+def _describe(parts: Parts, settings: StudySettings, console: Console, why: str = "") -> None:
+    """Print what a study is; `why` says where its budget comes from, unless it was typed."""
     for note in parts.pool.notes:
         say(console, f"note: {note}")
     say_what_lies_beside(parts.pool, console, "`like: EXPERT` under `pool`")
@@ -222,7 +227,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console) -> None:
         ),
         "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
         "driver": f"{parts.driver['kind']}: {driver}",
-        "budget": f"{settings.evaluations} evaluations{', one with slopes counts as three' * slopes}, {settings.workers} workers, seed {settings.seed}",
+        "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {settings.workers} workers, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
     for key, value in rows.items():
@@ -306,7 +311,7 @@ def _standing(searched: Sequence[str], means: list[NDArray[np.float64]]) -> str:
     """Return the best mean over objectives so far, or the size of the front where a mean of different metrics says nothing."""
     if not means:
         return ""
-    if len({*map(wording.metric, searched)}) == 1:
+    if wording.common_metric(searched) is not None:
         return f"best mean {max(float(row.mean()) for row in means):.4g}"
     different = np.unique(np.array(means), axis=0)
     means[:] = different[pareto.nondominated(different)]

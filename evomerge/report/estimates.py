@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge import pareto
+from evomerge.report import wording
 from evomerge.report.bootstrap import Resamples
 from evomerge.report.results import Interval
 from evomerge.surrogate import denoise
@@ -72,7 +73,7 @@ def scale(metrics: Sequence[str], points: pareto.Points) -> tuple[pareto.Points,
     Scores of one metric are averaged as they are: zeros and ones. Otherwise 0 is the base and 1 the best expert, whose scores
     are the rows of `points`, `(models, objectives)`, base first; where no expert is better, 1 is the range of the rows.
     """
-    if len(set(metrics)) == 1:
+    if wording.common_metric(metrics) is not None:
         return np.zeros(len(metrics)), np.ones(len(metrics))
     gains, ranges = points.max(axis=0) - points[0], np.ptp(points, axis=0)
     units = np.where(gains > 0, gains, np.where(ranges > 0, ranges, 1.0))

@@ -12,7 +12,7 @@ from evomerge import strict_yaml, tasks
 from evomerge.errors import StudyError, nearest
 from evomerge.evaluate import Setup, Worker
 from evomerge.recipe import Recipe
-from evomerge.report import bootstrap
+from evomerge.report import bootstrap, wording
 from evomerge.report.results import Interval
 from evomerge.settings import ReportSettings, StudySettings, sources
 
@@ -79,8 +79,8 @@ def score(
         if evaluation.error is not None:
             raise StudyError(f"cannot score {name}: {evaluation.error}")
         intervals = bootstrap.intervals(evaluation.scores, draws)
-        comparable = len(set(metrics.values())) == 1
-        mean = bootstrap.mean_interval(evaluation.scores, draws) if comparable else None
+        common = wording.common_metric(metrics.values())
+        mean = None if common is None else bootstrap.mean_interval(evaluation.scores, draws)
         rows.append(Scored(name, recipe.id, {task: intervals[key] for task, key in objectives.items()}, mean))
         watch(done)
     return metrics, rows

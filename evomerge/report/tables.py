@@ -48,7 +48,7 @@ def point(results: Results, candidate: Candidate) -> RenderableType:
 
 def scores(models: Sequence[Scored], metrics: Mapping[str, str]) -> RenderableType:
     """Return a table of models, one a row, by the reported metric of each objective."""
-    mean = None if models[0].mean is None else wording.common_metric(metrics.values())
+    mean = None if models[0].mean is None else wording.common_metric(metrics.values()) or wording.SCALED
 
     def build(separator: str) -> Table:
         table = _empty(metrics, mean)
@@ -76,7 +76,7 @@ def runs(compared: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Ren
         cells = run.driver, str(run.results.evaluations), f"{run.seconds:.1f}", pick, mean, volume
         table.add_row(Text(str(run.folder)), *map(Text, cells))
     sentences = [verdict(comparison, metric) for comparison in comparisons]
-    if len({objective.report for objective in compared[0].results.objectives}) > 1:
+    if metric == wording.SCALED:
         sentences.append("The metrics differ, so each is scaled before the mean, by the models of the first run.")
     if compared[0].hypervolume is None:
         sentences.append("Hypervolumes are not compared: so many objectives would take too long.")
@@ -163,7 +163,7 @@ def sentences(results: Results) -> list[str]:
     """
     metric = wording.mean_metric(results)
     lines = [verdict(comparison, metric, results.split) for comparison in results.comparisons]
-    if len({objective.report for objective in results.objectives}) > 1:
+    if metric == wording.SCALED:
         lines.append(
             "The metrics differ, so each is scaled before the mean: 0 is the base's score, 1 that of its best expert."
         )

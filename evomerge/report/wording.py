@@ -10,6 +10,9 @@ _SHARES = ("accuracy", "match")
 MANY = 0.2
 """Share of failed candidates from which there is a warning."""
 
+SCALED = "scaled score"
+"""What a mean over different metrics is of."""
+
 SPLITS = {"search": "search examples", "report": "unseen examples", "final": "final examples"}
 
 
@@ -30,13 +33,13 @@ def mean_metric(results: Results, metrics: Mapping[str, str] | None = None) -> s
     The reported ones, or those of `metrics`, by objective.
     """
     reported = [objective.report for objective in results.objectives]
-    return common_metric(reported if metrics is None else metrics.values())
+    return common_metric(reported if metrics is None else metrics.values()) or SCALED
 
 
-def common_metric(metrics: Iterable[str]) -> str:
-    """Return the one metric in words, or `scaled score` for several."""
+def common_metric(metrics: Iterable[str]) -> str | None:
+    """Return the one metric in words, None where they differ: then they are scaled before a mean, see `estimates.scale`."""
     names = {*map(metric, metrics)}
-    return names.pop() if len(names) == 1 else "scaled score"
+    return names.pop() if len(names) == 1 else None
 
 
 def is_share(name: str) -> bool:

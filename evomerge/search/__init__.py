@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from evomerge.errors import DriverError, nearest
 from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe as describe_error
+from evomerge.search.budget import budget
 from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.driver import Breeder, Climber, Driver, Generational, Objectives, asks, read_metrics, read_weights
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
@@ -46,7 +47,9 @@ __all__ = [
     "Population",
     "Surfaced",
     "asks",
+    "budget",
     "climbs",
+    "completed",
     "default",
     "make",
     "surfaced",
@@ -205,6 +208,12 @@ def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
         many = len(space.genes) > MOST_GENES and has_slopes(space, read_metrics(objectives))
         return {"kind": "front", "slopes": True} if many else {"kind": "nsga2"}
     return {"kind": "front"} if space.weights is None else {"kind": "front", "mixtures": True}
+
+
+def completed(settings: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """Return driver settings with what new studies add to them, and record: `random` draws mixtures too, where there are weights."""
+    mixes = settings.get("kind") == "random" and "mixtures" not in settings and space.weights is not None
+    return {**settings, "mixtures": True} if mixes else dict(settings)
 
 
 def climbs(driver: Driver) -> bool:

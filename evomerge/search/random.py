@@ -18,7 +18,8 @@ class RandomSettings(BaseModel, extra="forbid", frozen=True):
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first."""
     mixtures: bool = False
-    """Draw every other candidate as a mixture, where the space has weights of experts (`SearchSpace.weights`)."""
+    """Draw every other candidate, the first of them too, as a mixture, where the space has weights of experts
+    (`SearchSpace.weights`). New studies do so by default."""
 
 
 class Random:

@@ -230,6 +230,13 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_dry_run_says_where_a_default_budget_comes_from(study_file, tmp_path):
+    assert "by default" not in evomerge("run", study_file, "--dry-run", cwd=tmp_path).stdout
+    (tmp_path / "short.yaml").write_text(study_file.read_text().replace("evaluations: 10\n", ""))
+    said = evomerge("run", tmp_path / "short.yaml", "--dry-run", cwd=tmp_path).stdout
+    assert "100 evaluations by default: 20 for each gene and one more, from 100 to 400" in " ".join(said.split())
+
+
 def test_the_driver_of_the_file_gives_way_to_an_option(study_file, tmp_path):
     out = tmp_path / "run"
     said = evomerge("run", study_file, "-o", out, "--driver", "random", "--evaluations", 2).stdout
