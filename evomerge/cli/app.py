@@ -152,6 +152,13 @@ def show(
     final: Annotated[
         bool, typer.Option("--final", help="Judge on the tasks' `final` examples, at the very end. Only prints.")
     ] = False,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Two tasks, `maths,code`, for a panel of the picture; repeat it for more. By default all pairs of up to four tasks.",
+            metavar="TASK,TASK",
+        ),
+    ] = None,
 ) -> None:
     """Print the front and its references, scored on examples that the search never saw; draw it; write report.html.
 
@@ -159,7 +166,7 @@ def show(
     """
     from evomerge.cli import studies
 
-    studies.show(folder, as_json=as_json, csv=csv, report=report, final=final)
+    studies.show(folder, as_json=as_json, csv=csv, report=report, final=final, pairs=pairs or ())
 
 
 @app.command()

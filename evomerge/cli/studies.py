@@ -26,7 +26,7 @@ from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
 from evomerge.progress import Progress, Throttled, step_printer
 from evomerge.recipe import Recipe
-from evomerge.report import choose, html, measure, surface, tables, wording
+from evomerge.report import choose, figures, html, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.report.wording import covered
 from evomerge.search import KINDS, Population
@@ -112,10 +112,14 @@ def resume(folder: Path, evaluations: int | None, workers: int | None, *, retry_
     _search_and_report(study, console, retry_failed=retry_failed)
 
 
-def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool, final: bool) -> None:
+def show(
+    folder: Path, *, as_json: bool, csv: Path | None, report: bool, final: bool, pairs: Sequence[str] = ()
+) -> None:
     """Report on the study in a folder, look at one that another process has locked, or write its candidates as CSV."""
     console = Console(stderr=True) if as_json else new_console()
     study = Study.open(folder)
+    panels = [[name.strip() for name in pair.split(",")] for pair in pairs]
+    figures.check_pairs(panels, list(study.parts.tasks))
     if csv is not None:
         study.trials().to_csv(csv, index=False)
         say(console, f"candidates: {csv}")
@@ -128,7 +132,7 @@ def show(folder: Path, *, as_json: bool, csv: Path | None, report: bool, final: 
         with Progress("report", 1, console) as progress:
             results = measure.measure(study, watch=progress, split="final")
     else:
-        results = _report(study, console)
+        results = _report(study, console, pairs=panels)
     if as_json:
         sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
     else:
@@ -324,11 +328,16 @@ def _coverage(study: Study) -> str:
     return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
 
 
-def _report(study: Study, console: Console, evaluator: CachingEvaluator | None = None) -> Results:
+def _report(
+    study: Study,
+    console: Console,
+    evaluator: CachingEvaluator | None = None,
+    pairs: Sequence[Sequence[str]] = (),
+) -> Results:
     with Progress("report", 1, console) as progress:
         results = measure.measure(study, evaluator, progress)
     measure.write(results, study.folder)
-    html.write(results, study.folder)
+    html.write(results, study.folder, pairs)
     return results
 
 

@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from evomerge.errors import StudyError
 from evomerge.report import wording
 from evomerge.report.results import Candidate, Objective, Results
 
@@ -60,37 +61,49 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def front_figure(results: Results) -> Figure:
+def check_pairs(pairs: Sequence[Sequence[str]], tasks: Sequence[str]) -> None:
+    """Raise `StudyError` unless each of `pairs` is two different names of `tasks`."""
+    for pair in pairs:
+        if len(set(pair)) != 2 or len(pair) != 2 or not {*pair} <= {*tasks}:
+            raise StudyError(
+                f"pair `{','.join(pair)}`: expected two of the tasks {', '.join(tasks)}, such as `maths,code`"
+            )
+
+
+def front_figure(results: Results, pairs: Sequence[Sequence[str]] = ()) -> Figure:
     """Draw the front and the references on the report split, with 95% intervals.
 
-    One scatter for two objectives; for more, every objective side by side, and up to four all pairs.
+    One scatter for two objectives; for more, every objective side by side, and a scatter for each of `pairs`, by the names of
+    objectives. Without them: for all pairs of up to four objectives. Raises `StudyError` for a pair of other names.
     """
     objectives = results.objectives
+    by_name = {objective.name: objective for objective in objectives}
+    check_pairs(pairs, list(by_name))
     if len(objectives) == 1:
         return _one_objective(results)
-    pairs = list(itertools.combinations(objectives, 2))
-    if len(pairs) > MOST_PAIRS:
+    drawn = [(by_name[x], by_name[y]) for x, y in pairs] or [*itertools.combinations(objectives, 2)]
+    if not pairs and len(drawn) > MOST_PAIRS:
         lines = len(results.references) + len(results.front)
         figure = NotebookFigure(figsize=(10, max(4.4, 1.2 + 0.12 * lines)), layout="constrained")
         axes = figure.subplots()
         _number(axes, results, _parallel(axes, results))
         _legend(figure, results)
         return figure
-    if len(pairs) == 1:
+    if len(objectives) == 2:
         figure = NotebookFigure(figsize=(7.6, 5.4), layout="constrained")
-        panels = [figure.subplots()]
+        drawn, panels = drawn[:1], [figure.subplots()]
     else:
-        rows = len(pairs) // 3
+        rows = -(-len(drawn) // 3)
         figure = NotebookFigure(figsize=(11, 3.9 * rows + 3.4), layout="constrained")
         grid = figure.add_gridspec(rows + 1, 3, height_ratios=[1.25] * rows + [1])
-        panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(len(pairs))]
+        panels = [figure.add_subplot(grid[i // 3, i % 3]) for i in range(len(drawn))]
         _parallel(figure.add_subplot(grid[rows, :]), results)
-    for axes, pair in zip(panels, pairs, strict=True):
+    for axes, pair in zip(panels, drawn, strict=True):
         _scatter(axes, results, pair)
     _legend(figure, results)
     figure.draw_without_rendering()  # places the panels, which the positions of names depend on
     figure.set_layout_engine("none")  # names do not change the layout
-    for axes, pair in zip(panels, pairs, strict=True):
+    for axes, pair in zip(panels, drawn, strict=True):
         _name(axes, figure.dpi / 72, results, pair)
     return figure
 

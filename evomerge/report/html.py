@@ -2,7 +2,8 @@
 
 import base64
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -55,9 +56,12 @@ _FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
 }
 
 
-def write(results: Results, folder: Path) -> None:
-    """Write `report.html` and its figures as PNG into the study's `folder`; remove figures that have nothing to draw now."""
-    drawn = _draw(results)
+def write(results: Results, folder: Path, pairs: Sequence[Sequence[str]] = ()) -> None:
+    """Write `report.html` and its figures as PNG into the study's `folder`; remove figures that have nothing to draw now.
+
+    `pairs` are those of `figures.front_figure`.
+    """
+    drawn = _draw(results, pairs)
     files.write(folder / "report.html", _page(results, folder, drawn))
     for name in _FIGURES:
         path = folder / f"{name}.png"
@@ -79,9 +83,10 @@ class _Image(NamedTuple):
     width: int
 
 
-def _draw(results: Results) -> dict[str, _Image]:
+def _draw(results: Results, pairs: Sequence[Sequence[str]] = ()) -> dict[str, _Image]:
     """Return the figures of `_FIGURES` that have something to draw, by name; drawing is what takes a report's time."""
-    drawn = {name: figure for name, draw in _FIGURES.items() if (figure := draw(results)) is not None}
+    makers = {**_FIGURES, "front": partial(figures.front_figure, pairs=pairs)}
+    drawn = {name: figure for name, draw in makers.items() if (figure := draw(results)) is not None}
     return {
         name: _Image(figures.png(figure), round(float(figure.get_figwidth()) * 96)) for name, figure in drawn.items()
     }

@@ -1,7 +1,7 @@
 """Results of a study on examples that its search never used. Plain data, written as `report.json`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -288,11 +288,14 @@ class Results(_Data):
             rows.append(row)
         return DataFrame(rows)
 
-    def figure(self) -> "Figure":
-        """Return the picture of the front, as `evomerge show` draws it. A notebook shows it inline."""
+    def figure(self, pairs: Sequence[Sequence[str]] = ()) -> "Figure":
+        """Return the picture of the front, as `evomerge show` draws it. A notebook shows it inline.
+
+        `pairs` of objectives, such as `[("maths", "code")]`, have a panel each; by default all pairs of up to four.
+        """
         from evomerge.report.figures import front_figure
 
-        return front_figure(self)
+        return front_figure(self, pairs)
 
     def public(self) -> dict[str, Any]:
         """Return the stable JSON form of `evomerge show --json`.

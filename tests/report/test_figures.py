@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from evomerge.errors import StudyError
 from evomerge.report import figures, html
 
 EVIL = '<script>alert("1")</script>[red]$x_{|&'
@@ -62,6 +63,21 @@ def test_the_lines_of_many_objectives_end_in_the_names_of_the_models(build):
     ends = {text.get_text(): text.xyann[1] for text in axes.texts if text.get_text() in names}
     assert set(ends) == names
     assert np.diff(sorted(ends.values())).min() > 0.02
+
+
+def test_chosen_pairs_of_many_objectives_have_a_panel_each(build):
+    results = build(5, merges=12)
+    names = [objective.name for objective in results.objectives]
+    pairs = [(names[4], names[0]), (names[1], names[3]), (names[2], names[3]), (names[0], names[1])]
+    scatters = [axes for axes in figures.front_figure(results, pairs).axes if axes.get_ylabel()]
+    drawn = [(axes.get_xlabel().split(":")[0], axes.get_ylabel().split(":")[0]) for axes in scatters]
+    assert drawn == pairs
+
+
+@pytest.mark.parametrize("pair", [("a",), ("a", "a"), ("a", "c"), ("a", "b", "b")])
+def test_a_pair_that_is_not_two_of_the_tasks_is_refused_with_their_names(pair):
+    with pytest.raises(StudyError, match=f"pair `{','.join(pair)}`: expected two of the tasks a, b"):
+        figures.check_pairs([pair], ["a", "b"])
 
 
 def test_picked_merge_has_a_separate_style(results):

@@ -74,3 +74,49 @@ def test_few_candidates_keep_their_means_and_equal_ones_are_equal():
     np.testing.assert_allclose(denoise(scores[:5], smooth[:5], ONES)[0], scores[:5].mean(axis=1), atol=1e-12)
     same = np.repeat(scores[:1], 9, axis=0)
     assert np.ptp(denoise(same, np.repeat(smooth[:1], 9, axis=0), ONES)) < 1e-9
+
+
+def told_apart(own):
+    """Return right and wrong answers on 2000 examples, log-likelihoods that know nothing of `own`, `(40,)`, and the true shares."""
+    rng = np.random.default_rng(1)
+    level = np.linspace(0.3, 0.7, 40)
+    hard = rng.random(2000)
+    scores = hard + 0.3 * rng.standard_normal((40, 2000)) < (level + own)[:, None]
+    smooth = level[:, None] - hard + 0.01 * rng.standard_normal((40, 2000))
+    return scores.astype(np.float32), smooth.astype(np.float32), level
+
+
+def test_what_the_smooth_metric_does_not_predict_is_left_out_unless_it_exceeds_three_times_the_noise():
+    ones, own = np.ones((1, 2000), np.float32), 0.1 * np.random.default_rng(0).standard_normal(40)
+    kept = []
+    for signal in (0 * own, own):
+        scores, smooth, level = told_apart(signal)
+        deviations, estimates = (
+            values - np.polyval(np.polyfit(level, values, 3), level)
+            for values in (scores.mean(axis=1), denoise(scores, smooth, ones)[0])
+        )
+        kept.append(np.polyfit(deviations, estimates, 1)[0])
+    assert kept[0] == pytest.approx(0, abs=0.1)
+    assert kept[1] > 0.8
+
+
+def test_estimates_depend_on_the_smooth_metric_by_its_order_alone():
+    scores, smooth, _ = drawn(6)
+    np.testing.assert_allclose(
+        denoise(scores, np.exp(smooth.astype(np.float64)), ONES), denoise(scores, smooth, ONES), rtol=0, atol=1e-9
+    )
+
+
+def test_broken_candidates_hardly_change_how_the_others_compare():
+    scores, smooth, _ = drawn(7)
+    before = denoise(scores, smooth, ONES)[0, 6:]
+    scores[:6], smooth[:6] = 0, -1e6
+    assert np.corrcoef(denoise(scores, smooth, ONES)[0, 6:], before)[0, 1] > 0.99
+
+
+def test_hopeless_examples_do_not_rule_the_estimates():
+    scores, smooth, _ = drawn(8)
+    before = denoise(scores, smooth, ONES)[0]
+    hopeless = np.argsort(scores.mean(axis=0))[:5]  # wrong for nearly all, and differently far off
+    smooth[:, hopeless] -= 100 * np.random.default_rng(0).random((60, 1)).astype(np.float32)
+    assert np.corrcoef(denoise(scores, smooth, ONES)[0], before)[0, 1] > 0.95
