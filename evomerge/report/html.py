@@ -85,7 +85,8 @@ class _Image(NamedTuple):
 
 def _draw(results: Results, pairs: Sequence[Sequence[str]] = ()) -> dict[str, _Image]:
     """Return the figures of `_FIGURES` that have something to draw, by name; drawing is what takes a report's time."""
-    makers = {**_FIGURES, "front": partial(figures.front_figure, pairs=pairs)}
+    makers: dict[str, Callable[[Results], Figure | None]] = {**_FIGURES}
+    makers["front"] = partial(figures.front_figure, pairs=pairs)
     drawn = {name: figure for name, draw in makers.items() if (figure := draw(results)) is not None}
     return {
         name: _Image(figures.png(figure), round(float(figure.get_figwidth()) * 96)) for name, figure in drawn.items()

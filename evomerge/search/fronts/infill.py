@@ -5,6 +5,7 @@ Points are in unit coordinates, `(points, genes)`; scores, means and deviations 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,7 @@ def choose(
     chosen: list[int] = []
     free = np.ones(len(points), bool)
 
+    @cache  # short lists overlap
     def drawn(row: int) -> Points:
         """Return the volume along each direction of each draw of a point, `(draws, directions)`."""
         return volume.along(means[row] + draws * deviations[row])
@@ -177,7 +179,7 @@ def choose(
         gains = np.zeros(len(points))
         gains[active] = _rough_gains(rough, pending.mean(axis=0))
         listed = np.argsort(np.where(free, -gains, 1.0), kind="stable")[: min(_SHORT_LIST, free.sum())]
-        best = int(listed[np.argmax([np.maximum(drawn(row) - pending, 0).mean() for row in listed])])
+        best = int(listed[np.argmax([np.maximum(drawn(row) - pending, 0).mean() for row in listed.tolist()])])
         chosen.append(best)
         pending = np.maximum(pending, drawn(best))
         free &= np.abs(points - points[best]).max(axis=1) > APART
