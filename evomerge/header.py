@@ -79,7 +79,8 @@ def check_same(header: Header, settings: StudySettings, parts: Parts, folder: Pa
             del now[key]
     if now != header.identity:
         lines = "\n".join(_differences(header.identity, now, ""))
-        msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or give another directory with `-o`"
+        msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or start anew with the "
+        msg += f"same settings in another directory: `evomerge resume {folder} --fork DIR`, or `evomerge run STUDY.yaml -o DIR`"
         raise StudyError(msg)
 
 

@@ -109,6 +109,18 @@ class Study:
         header.check_same(started, settings, parts, folder)
         return cls(folder, settings, parts)
 
+    @classmethod
+    def fork(cls, folder: Path, new: Path, progress: Callable[[str], None] = lambda step: None) -> "Study":
+        """Start a study in `new` with the settings and the driver of the one in `folder`, whose code or data may have changed.
+
+        All candidates are evaluated anew. Raises `StudyError` if `new` has anything else than this fork, and for code that this account
+        has not agreed to run: see `evomerge.trust`.
+        """
+        started = header.read(folder)
+        trust.check(code(started.settings), folder)
+        driver = started.identity.get("driver", started.settings.driver)
+        return cls.create(new, started.settings.model_copy(update={"driver": driver}), progress)
+
     def run(
         self,
         evaluator: evaluate.CachingEvaluator | None = None,

@@ -117,11 +117,15 @@ def resume(
             "--retry-failed", help="After the search, evaluate candidates that failed again, for the report alone."
         ),
     ] = False,
+    fork: Annotated[
+        Path | None,
+        typer.Option(help="Start the study's settings anew in this directory, after its code or data have changed."),
+    ] = None,
 ) -> None:
     """Resume a study that was interrupted or killed, or extend one by a larger budget."""
     from evomerge.cli import studies
 
-    studies.resume(folder, evaluations, workers, retry_failed=retry_failed)
+    studies.resume(folder, evaluations, workers, retry_failed=retry_failed, fork=fork)
 
 
 @app.command()

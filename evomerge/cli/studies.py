@@ -103,10 +103,17 @@ def run(
     _search_and_report(study, console)
 
 
-def resume(folder: Path, evaluations: int | None, workers: int | None, *, retry_failed: bool) -> None:
-    """Resume the study in a folder."""
+def resume(
+    folder: Path, evaluations: int | None, workers: int | None, *, retry_failed: bool, fork: Path | None = None
+) -> None:
+    """Resume the study in a folder, or start its settings anew in the folder `fork`."""
     console = new_console()
-    study = Study.open(folder, progress=step_printer(console))
+    if fork is not None:
+        study = Study.fork(folder, fork, step_printer(console))
+        say(console, f"{fork}: a new study with the settings of {folder}; all candidates are evaluated anew")
+        folder = fork
+    else:
+        study = Study.open(folder, progress=step_printer(console))
     if evaluations is not None or workers is not None:
         study = Study.open(folder, _override(study.settings, evaluations, workers))
     _search_and_report(study, console, retry_failed=retry_failed)

@@ -129,6 +129,13 @@ def test_changed_code_is_refused_with_the_difference(failing):
     evomerge("trust", "run", cwd=folder)
     refused = evomerge("resume", "run", cwd=folder, code=2).stderr
     assert f'code_digests.{code.stem}:score: was "' in refused
+    assert "`evomerge resume run --fork DIR`" in " ".join(refused.split())
+    before = (folder / "run" / "journal.jl").read_bytes()
+    said = evomerge("resume", "run", "--fork", "anew", "--evaluations", 4, cwd=folder).stdout
+    assert "anew: a new study with the settings of run" in " ".join(said.split())
+    forked = Study.open(folder / "anew")
+    assert (len(forked.population()), forked.settings.name) == (4, "failing")
+    assert (folder / "run" / "journal.jl").read_bytes() == before
     header = folder / "run" / "study.json"
     saved = header.read_text()
     older = json.loads(saved)
@@ -176,6 +183,7 @@ def test_a_received_study_runs_no_code_before_it_is_trusted(folder, failing, tmp
     for command in ("show", "pick", "resume"):
         refused = evomerge(command, "run", cwd=folder, code=2).stderr
         assert "evil_scores.py; read it, then type `evomerge trust run`" in refused
+    assert "type `evomerge trust run`" in evomerge("resume", "run", "--fork", "anew", cwd=folder, code=2).stderr
     assert not marker.exists()
     assert f"trusted: {folder}/evil_scores.py" in evomerge("trust", "run", cwd=folder).stdout
     assert not marker.exists()
