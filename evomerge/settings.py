@@ -79,9 +79,9 @@ class StudySettings(FrozenModel):
     """Start of relative paths of tasks; by default the study file's folder."""
     driver: dict[str, Any] | None = None
     """By default that of the space, else `search.default`."""
-    evaluations: int = Field(default=0, ge=1)
+    evaluations: int = Field(default=0, ge=0)
     """Budget. A proposal of a part of the search examples, as `racing` makes, counts as that share of an evaluation.
-    By default, which is the 0 that no file can name, that of `search.budget`; a study records it when it is created."""
+    By default, 0, that of `search.budget`; a study records it when it is created."""
     merge_examples: int = Field(default=0, ge=0)
     """How many search examples could be scored in the time of one merge: each part of an evaluation counts as that many
     more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
