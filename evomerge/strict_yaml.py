@@ -1,6 +1,7 @@
 """Strict YAML: duplicate keys are errors, `1e-4` is a number, `no` is a word, and no tag runs code.
 
-The data is what JSON can hold: keys are words, and there are no dates, sets, anchors or includes.
+The data is what JSON can hold: keys are words, and there are no dates, sets, merge keys or includes. An alias, `*name`, is a
+copy of what its anchor, `&name`, marks.
 """
 
 import re
@@ -13,6 +14,7 @@ import yaml
 from evomerge.errors import EvomergeError
 
 _LARGEST = 4_000_000  # characters; a recipe with 100,000 numbers has half as many
+_COPIED = 100_000  # values that the aliases of a text may stand for together
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -21,14 +23,43 @@ class YamlError(EvomergeError, ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2, no duplicate keys and no aliases."""
+    """PyYAML's safe loader with the scalars of YAML 1.2, no duplicate keys, and bounded aliases."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._copied = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node; that of an alias is a copy, so that no two places share data."""
+        alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None  # type: ignore[no-untyped-call]  # the library has no types here
+        node = super().compose_node(parent, index)
+        if alias is None or node is None:
+            return node
+        where = f"line {alias.start_mark.line + 1}: `*{alias.anchor}`"
+        if node.end_mark is None:  # PyYAML sets it when the node is complete
+            raise YamlError(f"{where} stands inside of what it names; write the value out")
         # Aliases of aliases can expand a short text to more than any memory holds.
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # the library has no types here
-            raise YamlError(f"line {event.start_mark.line + 1}: `*{event.anchor}` is an alias; write the value out")
-        return super().compose_node(parent, index)
+        self._copied += _size(node)
+        if self._copied > _COPIED:
+            raise YamlError(f"{where}: aliases stand for more than {_COPIED} values; write the value out")
+        return _copy(node)
+
+
+def _size(node: yaml.Node) -> int:
+    """Return the number of nodes of a tree."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+    return 1 + sum(map(_size, inner))
+
+
+def _copy(node: yaml.Node) -> yaml.Node:
+    value = node.value
+    if isinstance(node, yaml.MappingNode):
+        value = [(_copy(key), _copy(item)) for key, item in value]
+    elif isinstance(node, yaml.SequenceNode):
+        value = [_copy(item) for item in value]
+    return type(node)(node.tag, value, node.start_mark, node.end_mark)
 
 
 _RESOLVERS = (
