@@ -68,6 +68,7 @@ def task(
     metrics: Sequence[str] = ("score",),
     gradient: Callable[..., Any] | None = None,
     batch: int = 8,
+    keep_margins: bool = False,
 ) -> PythonTask:
     """Return a task that scores a model by a Python `function`, for `create_study`.
 
@@ -77,8 +78,11 @@ def task(
 
     `gradient(model, examples)`, for drivers that use slopes, returns the first metric as a torch tensor `(examples,)` with a
     graph back to the parameters of `model.module`. It is called with up to `batch` examples at a time.
+
+    With `keep_margins` the mapping also has `margins`, a table `(examples, columns)`: `{"accuracy": right, "margins": table}`.
+    An example is right where all of its row are positive. Driver `front` predicts accuracy best from margins.
     """
-    return PythonTask(function, search, report, metrics, gradient, batch)
+    return PythonTask(function, search, report, metrics, gradient, batch, keep_margins=keep_margins)
 
 
 def results(study: Study, *, final: bool = False, progress: bool = True) -> Results:

@@ -5,10 +5,11 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from evomerge.models import LiveModel
@@ -54,13 +55,24 @@ class FunctionSettings(TaskSettings):
     """A second function, called as the first: it returns the searched metric as a torch tensor that autograd can differentiate."""
     batch: int = Field(default=8, ge=1)
     """Number of examples in each call of `gradient`."""
+    keep_margins: bool = False
+    """The function also returns `margins`, a table `(examples, columns)` by which the metric `accuracy` is predicted: an example
+    is right where all of its row are positive. Driver `front` predicts accuracy from them with at most half the error."""
+
+    @model_validator(mode="after")
+    def _margins_of_accuracy(self) -> Self:
+        if self.keep_margins and "accuracy" not in self.metrics:
+            msg = f"`keep_margins` is about the metric `accuracy`, and `metrics` has {', '.join(self.metrics)}; type: metrics: [accuracy]"
+            raise ValueError(msg)
+        return self
 
 
 class Function(Task):
     """A task scored by a user's function, which also holds the examples.
 
     `function(model, split, examples)` gets a `LiveModel`, `"search"` or `"report"`, and the indices of the examples. It
-    returns one score for each, higher is better: a vector, or a mapping from metric to vector.
+    returns one score for each, higher is better: a vector, or a mapping from metric to vector. With `keep_margins` the mapping
+    also has the table `margins`: `{"accuracy": right, "margins": table}`.
 
     `gradient(model, split, examples)`, where given, returns the searched metric as a torch tensor `(examples,)` with a graph
     back to the parameters of `model.module`, or a mapping from metric to values, which has that tensor. Metrics that it does
@@ -78,7 +90,13 @@ class Function(Task):
         """Take the `function` and `gradient`, or import those that the settings name. Raises `TaskError`."""
         searched = settings.search_metric or next(iter(settings.metrics))
         metrics = [
-            Metric(metric, bounds.low, bounds.high, slopes=settings.gradient is not None and metric == searched)
+            Metric(
+                metric,
+                bounds.low,
+                bounds.high,
+                slopes=settings.gradient is not None and metric == searched,
+                margins="margins" if settings.keep_margins and metric == "accuracy" else None,
+            )
             for metric, bounds in settings.metrics.items()
         ]
         super().__init__(name, settings, metrics, {"search": settings.search, "report": settings.report})
@@ -94,10 +112,12 @@ class Function(Task):
         indices = self.indices(split, examples)
         result = self._function(model, split, indices)
         values = result if isinstance(result, Mapping) else {next(iter(self.metrics)): result}
-        if set(values) != set(self.metrics):
-            msg = f"{self._where} returned the metrics {sorted(values)}; expected {sorted(self.metrics)} (setting `metrics`)"
+        expected = {*self.metrics, *(["margins"] if self._settings.keep_margins else [])}
+        if set(values) != expected:
+            more = "" if values.keys() - expected != {"margins"} else "; type `keep_margins: true` to keep the margins"
+            msg = f"{self._where} returned the metrics {sorted(values)}; expected {sorted(expected)} (setting `metrics`){more}"
             raise task_error(self.name, msg)
-        return Scores({metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics})
+        return self._scores(values, len(indices))
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another, by `gradient`. Raises `TaskError` for values without a graph."""
@@ -120,11 +140,35 @@ class Function(Task):
                 "compute it from the model's outputs, without `.item()`, `.detach()`, `numpy` and `torch.no_grad`"
             )
             raise task_error(self.name, msg)
-        if not set(values) >= set(self.metrics):
+        if not set(values) >= {*self.metrics, *(["margins"] if self._settings.keep_margins else [])}:
             with torch.no_grad():
-                values = {**self.score(model, split, indices).scores, **values}
-        scores = {metric: self._checked(metric, values[metric], len(indices)) for metric in self.metrics}
-        return Part(list(positions), value, Scores(scores))
+                scored = self.score(model, split, indices)
+            values = {**scored.scores, **scored.outputs, **values}
+        return Part(list(positions), value, self._scores(values, len(indices)))
+
+    def _scores(self, values: Mapping[str, Any], count: int) -> Scores:
+        scores = {metric: self._checked(metric, values[metric], count) for metric in self.metrics}
+        return Scores(
+            scores, self._margins(values["margins"], scores["accuracy"]) if self._settings.keep_margins else {}
+        )
+
+    def _margins(self, values: Any, accuracy: Vector) -> dict[str, Vector]:
+        try:
+            table = vector(values)
+        except (TypeError, ValueError):
+            table = np.empty(0, np.float32)
+        if table.ndim != 2 or len(table) != len(accuracy) or not table.shape[1]:  # (examples, columns)
+            came = list(table.shape) if table.size else repr(values)
+            msg = f"{self._where} returned `margins` of shape {came}; expected one row of numbers for each of {len(accuracy)} examples"
+            raise task_error(self.name, msg)
+        wrong = np.flatnonzero((table > 0).all(axis=1) != (accuracy == 1))
+        if wrong.size and np.isfinite(accuracy[wrong[0]]):
+            msg = (
+                f"{self._where} returned accuracy {accuracy[wrong[0]]:g} and margins {table[wrong[0]]} for one example; expected "
+                "accuracy 1 where all margins are positive, else 0"
+            )
+            raise task_error(self.name, msg)
+        return {"margins": table}
 
     def _checked(self, metric: str, values: Any, count: int) -> Vector:
         try:

@@ -33,11 +33,13 @@ class PythonTask(UserDict[str, Any]):
         metrics: Sequence[str] = ("score",),
         gradient: Callable[[LiveModel, Sequence[Any]], Any] | None = None,
         batch: int = 8,
+        *,
+        keep_margins: bool = False,
     ) -> None:
         """Take the function: `function(model, examples)` returns one score per example, or a mapping from metric to scores.
 
         `gradient(model, examples)` returns the first metric as a torch tensor that autograd can differentiate, for up to
-        `batch` examples.
+        `batch` examples. With `keep_margins` the function's mapping also has `margins`, see `evomerge tasks callable`.
 
         Raises `TaskError` for anything but a function, a split without examples, and examples that have no digest.
         """
@@ -47,6 +49,8 @@ class PythonTask(UserDict[str, Any]):
                 raise TaskError(f"expected a function of (model, examples), got {one!r}; wrap it in a `def`")
         if isinstance(metrics, str) or not metrics:
             raise TaskError(f"`metrics` is {metrics!r}; expected a list of names, such as ['score']")
+        if keep_margins and "accuracy" not in metrics:
+            raise TaskError(f"`keep_margins` is about the metric `accuracy`; expected it in `metrics`, got {metrics!r}")
         if batch < 1:
             raise TaskError(f"`batch` is {batch}; expected 1 or more")
         self.function, self.gradient = function, gradient
@@ -67,11 +71,15 @@ class PythonTask(UserDict[str, Any]):
         super().__init__(kind="python", function=_where(function), digest=digest, metrics=list(metrics))
         if gradient is not None:
             self.update(gradient=_where(gradient), batch=batch)
+        if keep_margins:
+            self.update(keep_margins=True)
 
     def make(self, name: str) -> Task:
         """Return the task of this `name`."""
         sizes = {split: len(examples) for split, examples in self.examples.items()}
-        more = {"gradient": "python:gradient", "batch": self["batch"]} if self.gradient else {}
+        more = {key: self[key] for key in ("batch", "keep_margins") if key in self}
+        if self.gradient:
+            more["gradient"] = "python:gradient"
         settings = FunctionSettings.model_validate(
             {"kind": "callable", "function": "python:task", "metrics": self["metrics"], **sizes, **more}
         )

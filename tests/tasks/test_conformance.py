@@ -141,6 +141,27 @@ class TestCallable(Suite):
         return make("some", self.settings, folder), self.model
 
 
+class TestCallableWithMargins(Suite):
+    settings: ClassVar = {
+        "kind": "callable",
+        "function": "evomerge_test_margins:score",
+        "search": 5,
+        "report": 3,
+        "metrics": ["accuracy"],
+        "keep_margins": True,
+    }
+
+    def make(self, folder):
+        (folder / "evomerge_test_margins.py").write_text(
+            "import torch\n"
+            "def score(model, split, examples):\n"
+            "    logits = torch.stack([model.module(torch.tensor([[i]])).logits[0, -1, :3] for i in examples])\n"
+            "    margins = logits[:, :1] - logits[:, 1:]\n"
+            "    return {'accuracy': (margins > 0).all(1), 'margins': margins}\n"
+        )
+        return make("some", self.settings, folder), self.model
+
+
 class TestCallableWithAGradient(Suite):
     settings: ClassVar = {
         "kind": "callable",

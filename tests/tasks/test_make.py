@@ -220,6 +220,75 @@ def test_a_function_without_a_gradient_says_what_to_add(folder):
         make("some", {**FUNCTION, "function": "math:fsum", "gradient": "evomerge_nowhere:slopes"}, folder)
 
 
+MARGINS = "{'accuracy': [1.0, 0.0, 0.0], 'margins': [[2, 1], [2, -1], [0, 3]]}"
+ACCURATE = {"metrics": ["accuracy"], "keep_margins": True}
+
+
+def test_a_function_returns_the_margins_of_its_accuracy(folder):
+    settings = {**function(folder, "evomerge_margins", MARGINS), **ACCURATE}
+    task = make("some", settings, folder)
+    assert task.metrics["accuracy"].margins == "margins"
+    scored = task.score(None, "search")
+    assert scored.scores["accuracy"].tolist() == [1, 0, 0]
+    assert scored.outputs["margins"].tolist() == [[2, 1], [2, -1], [0, 3]]
+    assert scored.outputs["margins"].dtype == np.float32
+    assert make("some", {**settings, "keep_margins": False}, folder).metrics["accuracy"].margins is None
+    slopes = function(folder, "evomerge_loss", "{'loss': 2 * model[examples]}")["function"]
+    function(folder, "evomerge_scored", "{**" + MARGINS + ", 'loss': [0.0] * 3}")
+    more = {"function": "evomerge_scored:score", "metrics": ["loss", "accuracy"], "gradient": slopes}
+    [part] = make("some", {**settings, **more}, folder).graph(torch.ones(3, requires_grad=True), "search", [0, 1, 2])
+    assert part.scores.outputs["margins"].tolist() == scored.outputs["margins"].tolist()
+    assert part.scores.scores["loss"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "says"),
+    [
+        (MARGINS, {}, r"the metrics \['accuracy', 'margins'\]; expected \['accuracy'\].*; type `keep_margins: true`"),
+        ("[1.0, 0.0, 0.0]", ACCURATE, r"\['accuracy'\]; expected \['accuracy', 'margins'\]"),
+        (
+            "{'accuracy': [1, 0, 0], 'margins': [1, 0, 0]}",
+            ACCURATE,
+            r"of shape \[3\]; expected one row of numbers for each of 3",
+        ),
+        (
+            "{'accuracy': [1, 0, 0], 'margins': [['a']] * 3}",
+            ACCURATE,
+            r"shape \[\['a'\], .*; expected one row of numbers",
+        ),
+        (
+            "{'accuracy': [0, 0, 0], 'margins': [[1, 2]] * 3}",
+            ACCURATE,
+            "accuracy 0 and margins .* expected accuracy 1 where all",
+        ),
+    ],
+)
+def test_margins_of_functions_are_checked(body, more, says, folder):
+    sys.modules.pop("evomerge_wrong_margins", None)
+    settings = {**function(folder, "evomerge_wrong_margins", body), "metrics": ["accuracy"], **more}
+    with pytest.raises(TaskError, match=says):
+        make("some", settings, folder).score(None, "search")
+
+
+def test_margins_are_those_of_accuracy(folder):
+    with pytest.raises(
+        TaskError, match=r"`keep_margins` is about the metric `accuracy`.*; type: metrics: \[accuracy\]"
+    ):
+        make("some", {**FUNCTION, "function": "math:fsum", "keep_margins": True}, folder)
+    with pytest.raises(TaskError, match="`keep_margins` is about the metric `accuracy`"):
+        PythonTask(lambda model, examples: examples, [1.0], [2.0], keep_margins=True)
+
+
+def test_a_python_function_returns_margins(folder):
+    def score(weights, examples):
+        return {"accuracy": [float(value > 1) for value in examples], "margins": [[value - 1] for value in examples]}
+
+    kept = PythonTask(score, [1.0, 2.0], [4.0], metrics=["accuracy"], keep_margins=True)
+    assert kept["keep_margins"]
+    assert "keep_margins" not in PythonTask(score, [1.0], [4.0], metrics=["accuracy"])
+    assert make("some", kept, folder).score(None, "search").outputs["margins"].tolist() == [[0], [1]]
+
+
 def test_a_python_function_takes_a_gradient(folder):
     def score(weights, examples):
         return [float(value) for value in differentiable(weights, examples)]
