@@ -28,6 +28,7 @@ from evomerge.recipe.validation import FrozenModel
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
+from evomerge.tasks.data import IMAGES
 from evomerge.trial import Split
 
 
@@ -337,10 +338,12 @@ def _imported(file: Path, folder: Path) -> list[Path]:
 def data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
     """Return the sha256 of every file or folder of data in a task's settings, by key."""
     digests = {}
-    for key in [key for key in ("search", "report", "final", "head") if isinstance(task.get(key), str)]:
+    for key in [key for key in ("search", "report", "examples", "final", "head") if isinstance(task.get(key), str)]:
         path = Path(settings.folder) / task[key]
         digest = hashlib.sha256()
         for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
+            if file.suffix.lower() in IMAGES:  # its folder is its class
+                digest.update(file.relative_to(path.parent if path.is_file() else path).as_posix().encode())
             with file.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         digests[key] = digest.hexdigest()

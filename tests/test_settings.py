@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.errors import EvomergeError, PoolError, StudyError
 from evomerge.evaluate import Setup
-from evomerge.settings import StudySettings, code_digests, identity, open_parts
+from evomerge.settings import StudySettings, code_digests, data_digest, identity, open_parts
 
 GOOD = {"pool": {"base": "base", "experts": {"a": "a"}}, "space": "task_arithmetic"}
 
@@ -114,3 +114,20 @@ def test_the_files_of_a_tasks_functions_are_part_of_the_identity():
     assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords", "textwrap:dedent"]
     del task["gradient"]
     assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords"]
+
+
+def test_the_folders_of_images_are_part_of_the_identity_as_their_contents_are(tmp_path):
+    file = tmp_path / "all" / "cat" / "1.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"pixels")
+    (tmp_path / "all" / "notes.txt").write_bytes(b"text")
+    settings = parse().model_copy(update={"folder": str(tmp_path)})
+    first = data_digest({"examples": "all"}, settings)
+    (tmp_path / "all" / "notes.txt").rename(tmp_path / "all" / "other.txt")
+    assert data_digest({"examples": "all"}, settings) == first
+    file.parent.rename(tmp_path / "all" / "dog")  # the class of its images
+    second = data_digest({"examples": "all"}, settings)
+    assert list(second) == ["examples"]
+    assert second != first
+    (tmp_path / "all" / "dog" / "1.png").write_bytes(b"other pixels")
+    assert data_digest({"examples": "all"}, settings) != second

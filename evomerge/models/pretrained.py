@@ -65,6 +65,15 @@ def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTra
     return cast("PreTrainedTokenizerBase", from_pretrained(library().AutoTokenizer, folder, wrong, **options))
 
 
+def load_image_processor(folder: str | os.PathLike[str]) -> Any:
+    """Return what turns images into pixel values as the model in `folder` takes them; the same without torchvision as with it.
+
+    Raises `ModelError` where the folder has none.
+    """
+    wrong = f"no image processor could be loaded from `{folder}` (preprocessor_config.json expected)"
+    return from_pretrained(library().AutoImageProcessor, folder, wrong, backend="pil")
+
+
 def new_model(
     config: Mapping[str, Any], auto: str = "AutoModel", dtype: torch.dtype | None = None
 ) -> "PreTrainedModel":

@@ -4,26 +4,27 @@ With a `head`, the model is an encoder and the task brings a frozen linear class
 with different classes can share a model. Without a head the model's logits are scored.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
-from safetensors.torch import load_file
+from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from evomerge.checkpoints.header import read_header
-from evomerge.errors import EvomergeError, nearest
+from evomerge.errors import EvomergeError
 from evomerge.models import LiveModel
 from evomerge.models.live import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length, check_tokens
-from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined, negative_entropy
+from evomerge.tasks.data import shown, task_error, texts
+from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.heads import Pooling, pooled, read_head
+from evomerge.tasks.images import are_images, check_images, pixel_values
+from evomerge.tasks.labels import Labels
+from evomerge.tasks.task import Part, Scores, Task, choose_metrics, joined, negative_entropy
 from evomerge.trial import Split
 
 _IMAGE_AXES = 3
@@ -37,11 +38,19 @@ class ClassificationSettings(FileSettings):
 
     kind: Literal["classification"]
     input: str
-    """The column of texts, or of images as nested lists `(channels, height, width)`."""
+    """The column of texts, or of images: files (column `image` of a folder with a folder of images for each class, or a column
+    of `datasets`' type `Image`) and arrays of bytes, which the model's processor resizes and normalises; or arrays of other
+    numbers `(channels, height, width)`, taken as they are."""
     label: str
-    """The column of class numbers, from 0."""
+    """The column of class numbers, from 0, or of words; of a folder of images, `label`."""
+    labels: tuple[str, ...] | dict[str, int] | None = None
+    """The words in the order of the classes, or the number of each. Default: the model's `id2label`, else the words sorted."""
     head: Path | None = None
     """Safetensors with `weight` `(classes, width)`, and optionally `bias` `(classes,)`, `mean` `(width,)` and `scale` `()`."""
+    head_input: Pooling = "mean"
+    """The last hidden state that `head` is applied to: the mean of all, the first (cls), or the last without padding."""
+    plain_head: bool = False
+    """Whether `head` is a plain linear layer; otherwise it is applied to the direction of its input."""
     max_length: int = Field(default=128, ge=1)
     """Texts are truncated to this many tokens."""
     batch: int = Field(default=64, ge=1)
@@ -52,32 +61,16 @@ class ClassificationSettings(FileSettings):
     """Also record the label's logit minus that of each other class. Driver `front` predicts accuracy from these margins with
     at most half the error. Costs four bytes for each example and class in each candidate's record."""
 
+    @model_validator(mode="after")
+    def _keys_of_a_head(self) -> Self:
+        for key in ("head_input", "plain_head"):
+            if self.head is None and key in self.model_fields_set:
+                raise ValueError(f"`{key}` is about the task's `head`; give one, or leave out `{key}`")
+        return self
+
 
 _Batch = tuple[list[int], Mapping[str, Tensor]]
 """Examples that run together: their positions among those scored, and the model's keyword arguments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A frozen linear classifier on the direction of the mean hidden state.
-
-    logits = scale · (h - mean) / |h - mean| @ weightᵀ + bias, where h is the mean of the last hidden states without padding.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def __call__(self, state: Tensor) -> Tensor:
-        """Return logits `(batch, classes)` for mean hidden states `(batch, width)`."""
-        return self.scale * normalize(state - self.mean, dim=1) @ self.weight.T + self.bias
-
-
-def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean without padding, `(batch, width)`, of hidden states `(batch, tokens, width)`; `mask` is 0 at padding."""
-    weights = mask.to(hidden)[:, :, None]
-    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 class Classification(Task):
@@ -85,31 +78,33 @@ class Classification(Task):
 
     `accuracy` is 1 where the label has the largest logit; `log_likelihood` is the log-softmax of the label's logit over all
     classes, in nats; `entropy` is minus the entropy of the softmax of all logits, in nats, and does not use the label.
+
+    The pixel values of all images are kept in memory, four bytes for each.
     """
 
     def __init__(self, name: str, settings: ClassificationSettings, folder: Path) -> None:
         """Read and check the examples and the head. Raises `TaskError`."""
         columns = (settings.input, settings.label)
-        inputs, labels = read_splits(name, settings.paths, columns, folder)
+        inputs, labels = read_splits(name, settings, columns, folder)
         metrics = choose_metrics(settings, settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=inputs)
         self._settings = settings
-        self._head = None if settings.head is None else _read_head(name, folder / settings.head)
+        head = settings.head
+        self._head = None if head is None else read_head(name, folder / head, plain=settings.plain_head)
         classes = None if self._head is None else len(self._head.weight)
-        self._labels: dict[Split, Tensor] = {}
-        self._inputs: dict[Split, list[str] | Tensor] = {}
-        for split, values in labels.items():
-            self._labels[split] = torch.tensor(class_numbers(name, settings.label, values, [classes] * len(values)))
-            self._inputs[split] = _inputs(name, settings.input, inputs[split])
-        self._tokens: dict[tuple[Split, Path], list[list[int]]] = {}
+        self._labels = Labels(name, settings.label, labels, settings.labels, classes)
+        self._inputs = {split: _checked(name, settings.input, values) for split, values in inputs.items()}
+        self._prepared: dict[tuple[Split, Path], list[list[int]] | Tensor] = {}
 
     def check(self, model: LiveModel) -> None:
         """Raise `TaskError` for texts or images that the model cannot read, for labels without a logit, and for a wrong head."""
-        for split, inputs in self._inputs.items():
+        self._check_column(model)
+        for split in self._inputs:
+            inputs = self._model_inputs(model, split)
             if not isinstance(inputs, Tensor):
-                check_tokens(self.name, model, self._tokenised(model, split, inputs))
+                check_tokens(self.name, model, inputs)
             try:
-                self.score(model, split, [int(self._labels[split].argmax())])
+                self.score(model, split, [self._labels.highest(split)])
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 if isinstance(error, EvomergeError):
                     raise
@@ -127,9 +122,9 @@ class Classification(Task):
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another."""
         for positions, inputs in self._batches(model, split, indices):
-            labels = self._labels[split][[indices[i] for i in positions]]
             logits = self._logits(model, inputs)
             classes = logits.shape[1]
+            labels = self._labels.numbers(split, model.module, classes)[[indices[i] for i in positions]]
             if int(labels.max()) >= classes:
                 msg = f"label {int(labels.max())} in the {split} split, but the model has {classes} classes; another model or a `head` is needed"
                 raise task_error(self.name, msg)
@@ -154,16 +149,15 @@ class Classification(Task):
         return values, {"margins": margins.reshape(len(labels), -1)}
 
     def _batches(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[_Batch]:
-        inputs = self._inputs[split]
+        inputs = self._model_inputs(model, split)
         if isinstance(inputs, Tensor):
             return [
                 (positions, {"pixel_values": inputs[[indices[i] for i in positions]]})
                 for positions in by_length([0] * len(indices), self._settings.batch)
             ]
-        tokens = self._tokenised(model, split, inputs)
         batches: list[_Batch] = []
-        for positions in by_length([len(tokens[index]) for index in indices], self._settings.batch):
-            ids, mask = pad([tokens[indices[i]] for i in positions], model.tokenizer.pad_token_id)
+        for positions in by_length([len(inputs[index]) for index in indices], self._settings.batch):
+            ids, mask = pad([inputs[indices[i]] for i in positions], model.tokenizer.pad_token_id)
             batches.append((positions, {"input_ids": ids, "attention_mask": mask}))
         return batches
 
@@ -190,26 +184,57 @@ class Classification(Task):
             msg = f"the head expects hidden states of width {width}, the model's have {hidden.shape[2]}"
             raise task_error(self.name, msg)
         mask = inputs["attention_mask"].cpu() if "attention_mask" in inputs else torch.ones(hidden.shape[:2])
-        return self._head(mean_state(hidden, mask))
+        return self._head(pooled(hidden, mask, self._settings.head_input))
 
-    def _tokenised(self, model: LiveModel, split: Split, inputs: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of all texts of a split, computed once for all candidates of a base."""
+    def _model_inputs(self, model: LiveModel, split: Split) -> list[list[int]] | Tensor:
+        """Return the token ids of all texts of a split, or pixel values of all images, made once for all candidates of a base."""
+        inputs = self._inputs[split]
+        if isinstance(inputs, Tensor):
+            return inputs
         key = (split, model.folder)
-        if key not in self._tokens:
-            tokens = model.tokenizer(list(inputs), truncation=True, max_length=self._settings.max_length)["input_ids"]
-            check_length(self.name, model, max(map(len, tokens)))
-            self._tokens[key] = tokens
-        return self._tokens[key]
+        if key not in self._prepared:
+            column = self._settings.input
+            made = pixel_values(self.name, column, inputs, model) if are_images(inputs) else self._tokens(model, inputs)
+            self._prepared[key] = made
+        return self._prepared[key]
+
+    def _tokens(self, model: LiveModel, inputs: Sequence[str]) -> list[list[int]]:
+        tokens: list[list[int]] = model.tokenizer(list(inputs), truncation=True, max_length=self._settings.max_length)[
+            "input_ids"
+        ]
+        check_length(self.name, model, max(map(len, tokens)))
+        return tokens
+
+    def _check_column(self, model: LiveModel) -> None:
+        """Raise `TaskError` where a model of transformers takes no texts, or no images, and these are what the column has."""
+        if not hasattr(model.module, "main_input_name"):  # a module of the user
+            return
+        takes = inspect.signature(model.module.forward).parameters
+        inputs, column, who = self._inputs["search"], self._settings.input, type(model.module).__name__
+        if not isinstance(inputs, Tensor) and isinstance(inputs[0], str):
+            if "input_ids" not in takes:
+                msg = (
+                    f"column `{column}` has texts, such as {shown(inputs[0])}, and {who} takes `{model.module.main_input_name}`; for images "
+                    "in files, type `search: FOLDER, input: image, label: label`, a folder with a folder of images for each class, or give a "
+                    "column of `datasets`' type `Image`"
+                )
+                raise task_error(self.name, msg)
+        elif "pixel_values" not in takes:
+            msg = f"column `{column}` has images, and {who} takes `{model.module.main_input_name}`; set `input` to a column of texts"
+            raise task_error(self.name, msg)
 
 
-def _inputs(task: str, column: str, values: Sequence[Any]) -> list[str] | Tensor:
-    """Return the texts, or the images as fp32 `(examples, channels, height, width)`."""
+def _checked(task: str, column: str, values: Sequence[Any]) -> list[Any] | Tensor:
+    """Return the texts, or the images as they came, or arrays of pixel values as fp32 `(examples, channels, height, width)`."""
     if isinstance(values[0], str):
         return texts(task, column, values)
+    if are_images(values):
+        check_images(task, column, values)
+        return list(values)
     try:
         images = torch.tensor(np.array(values, dtype=np.float32))
     except (TypeError, ValueError):
-        msg = f"column `{column}`: expected texts, or arrays of numbers of one shape (channels, height, width)"
+        msg = f"column `{column}`: expected texts, images, or arrays of numbers of one shape (channels, height, width), got {shown(values[0])}"
         raise task_error(task, msg) from None
     problem = "" if bool(images.isfinite().all()) else "numbers that are not finite"
     if images.ndim != 1 + _IMAGE_AXES:
@@ -217,25 +242,3 @@ def _inputs(task: str, column: str, values: Sequence[Any]) -> list[str] | Tensor
     if problem:
         raise task_error(task, f"column `{column}`: expected images (channels, height, width), got {problem}")
     return images
-
-
-def _read_head(task: str, path: Path) -> Head:
-    """Return the head in a safetensors file, as fp32. Raises `TaskError`."""
-    if not path.is_file():
-        raise task_error(task, f"no such file: {path}; expected the head as safetensors")
-    for name in read_header(path).info:
-        if name not in Head.__slots__:
-            raise task_error(task, f"{path}: unknown tensor `{name}`; {nearest(name, Head.__slots__)}")
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    weight = tensors.get("weight")
-    if weight is None or weight.ndim != 2:  # (classes, width)
-        raise task_error(task, f"{path}: expected a tensor `weight` of shape (classes, width)")
-    classes, width = weight.shape
-    defaults = {"weight": weight, "bias": torch.zeros(classes), "mean": torch.zeros(width), "scale": torch.ones(())}
-    for name, tensor in tensors.items():
-        expected = defaults[name].shape
-        if tensor.shape != expected and not (name == "scale" and tensor.numel() == 1):
-            raise task_error(task, f"{path}: expected `{name}` of shape {list(expected)}, got {list(tensor.shape)}")
-        if not bool(tensor.isfinite().all()):
-            raise task_error(task, f"{path}: `{name}` has elements that are not finite")
-    return Head(*(tensors.get(name, default).reshape(default.shape) for name, default in defaults.items()))

@@ -24,8 +24,9 @@ from evomerge.tasks.causal import (
     encode,
     require_causal,
 )
-from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
+from evomerge.tasks.data import task_error, texts
+from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.task import Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
 from evomerge.trial import Split
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -70,7 +71,7 @@ class Generation(Task):
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.answer)
-        data = read_splits(name, settings.paths, columns, folder)
+        data = read_splits(name, settings, columns, folder)
         super().__init__(name, settings, choose_metrics(settings, ["accuracy", "log_likelihood"]), inputs=data[0])
         self._settings = settings
         self._pattern = self._compiled()

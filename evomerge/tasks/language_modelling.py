@@ -9,8 +9,9 @@ from pydantic import Field
 
 from evomerge.models import LiveModel
 from evomerge.tasks.causal import Continuation, batches, begin_tokens, by_metric, check_sequences, require_causal
-from evomerge.tasks.data import read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, joined
+from evomerge.tasks.data import task_error, texts
+from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.task import Part, Scores, Task, choose_metrics, joined
 from evomerge.trial import Split
 
 
@@ -38,7 +39,7 @@ class LanguageModelling(Task):
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
         """Read and check the texts. Raises `TaskError`."""
-        [splits] = read_splits(name, settings.paths, (settings.text,), folder)
+        [splits] = read_splits(name, settings, (settings.text,), folder)
         super().__init__(name, settings, choose_metrics(settings, ["log_likelihood"]), inputs=splits)
         self._settings = settings
         self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}

@@ -21,8 +21,9 @@ from evomerge.tasks.causal import (
     require_causal,
     run,
 )
-from evomerge.tasks.data import class_numbers, read_splits, task_error, texts
-from evomerge.tasks.task import FileSettings, Part, Scores, Task, choose_metrics, negative_entropy
+from evomerge.tasks.data import class_numbers, task_error, texts
+from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.task import Part, Scores, Task, choose_metrics, negative_entropy
 from evomerge.trial import Split
 
 
@@ -62,7 +63,7 @@ class MultipleChoice(Task):
     def __init__(self, name: str, settings: MultipleChoiceSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
         columns = (settings.prompt, settings.choices, settings.answer)
-        prompts, choices, answers = read_splits(name, settings.paths, columns, folder)
+        prompts, choices, answers = read_splits(name, settings, columns, folder)
         metrics = choose_metrics(settings, settings.metrics, settings.keep_margins)
         super().__init__(name, settings, metrics, inputs=prompts)
         self._settings = settings

@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor
 
 from evomerge.errors import nearest
@@ -72,25 +71,6 @@ class TaskSettings(FrozenModel):
     """Where heads stay outside of merges: the expert whose head is used. Default: the one of the task's name, else the base's."""
     group: str | None = None
     """Tasks of one group have the same examples, row for row, each with changed inputs; intervals then draw them together."""
-
-
-class FileSettings(TaskSettings):
-    """The settings that every kind of task with examples in files has."""
-
-    search: Path
-    """The examples to search on: JSONL, Parquet, or a folder saved by Hugging Face `datasets`."""
-    report: Path
-    """The examples to report on, none of them in `search`."""
-    final: Path | None = None
-    """Examples for one last measurement, `evomerge show --final`: none of them in `search` or `report`."""
-    batch: int = Field(default=8, ge=1)
-    """Number of examples that run together; another number changes the last bits of scores."""
-
-    @property
-    def paths(self) -> dict[Split, Path]:
-        """The file of each split."""
-        paths: dict[Split, Path] = {"search": self.search, "report": self.report}
-        return paths if self.final is None else {**paths, "final": self.final}
 
 
 class Task(ABC):

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, normalize
 from evomerge.errors import ZooError
 from evomerge.models.pretrained import load_model, load_tokenizer, save_model
 from evomerge.tasks.batches import pad
-from evomerge.tasks.classification import Head, mean_state
+from evomerge.tasks.heads import Head, mean_state
 from evomerge.zoo.packages import locate
 from evomerge.zoo.store import SPLITS, Contents, Plan, Progress, TaskConfig, write_splits
 from evomerge.zoo.training import Report, fast_precision, reproducible, side_by_side, train

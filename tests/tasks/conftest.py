@@ -12,7 +12,7 @@ def live(tmp_path_factory):
     models = {}
 
     def make(architecture, auto=None, **changes):
-        key = (architecture, auto, *sorted(changes.items()))
+        key = (architecture, auto, repr(sorted(changes.items())))
         if key not in models:
             models[key] = LiveModel(
                 tiny_model(tmp_path_factory.mktemp(architecture), architecture, auto=auto, **changes)

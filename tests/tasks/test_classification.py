@@ -151,10 +151,40 @@ def test_model_that_does_not_classify_or_read_the_examples_is_an_error_before_an
         task.check(live("bert", "AutoModel"))
     with pytest.raises(TaskError, match=r"token \d+ .* 60 rows"):
         task.check(live("bert", vocab_size=60))
+    with pytest.raises(
+        TaskError, match=r"column `text` has texts, such as 'one search', and ViTFor.* takes `pixel_values`; for images"
+    ):
+        task.check(live("vit"))
     for value, split in enumerate(("search", "report")):
         write_jsonl(tmp_path / f"{split}.jsonl", [{"text": np.full((2, 4, 4), value).tolist(), "label": 0}])
     with pytest.raises(TaskError, match=r"cannot run its search examples: ValueError: .*channel"):
         make("topics", settings, tmp_path).check(live("vit"))
+    with pytest.raises(
+        TaskError, match=r"column `text` has images, and BertFor.* takes `input_ids`; set `input` to a column of texts"
+    ):
+        make("topics", settings, tmp_path).check(live("bert"))
+
+
+@pytest.mark.parametrize("state", ["mean", "cls", "last"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_head_is_applied_to_the_state_that_the_task_names(state, plain, settings, live, tmp_path):
+    model = live("bert", "AutoModel")
+    torch.manual_seed(3)
+    tensors = {"weight": torch.randn(3, 16), "bias": torch.randn(3)}
+    save_file(tensors, tmp_path / "head.safetensors")
+    more = {"head": "head.safetensors", "head_input": state, "plain_head": plain, "keep_margins": True}
+    scored = make("topics", {**settings, **more}, tmp_path).score(model, "search")
+    hidden = [alone(model, f"{text} search").last_hidden_state[0] for text in TEXTS]
+    states = torch.stack([{"mean": h.mean(0), "cls": h[0], "last": h[-1]}[state] for h in hidden])
+    states = states if plain else states / states.norm(dim=1, keepdim=True)
+    expected = margins(torch.nn.functional.linear(states, **tensors))
+    np.testing.assert_allclose(scored.outputs["margins"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{"head_input": "cls"}, {"plain_head": True}])
+def test_settings_of_a_head_need_a_head(more, settings, tmp_path):
+    with pytest.raises(TaskError, match="is about the task's `head`; give one"):
+        make("topics", {**settings, **more}, tmp_path)
 
 
 def head(folder, **changes):
@@ -196,7 +226,7 @@ def test_head_of_another_width_is_an_error(settings, live, tmp_path):
     [
         ({"text": "", "label": 0}, "expected a text, got ''"),
         ({"text": 3, "label": 0}, "expected a text, got 3"),
-        ({"text": "x", "label": "cat"}, "integer from 0 up, got 'cat'"),
+        ({"text": "x", "label": "cat"}, "search example 0: expected a word, as `cat` elsewhere, got 0"),
         ({"text": "x", "label": -1}, "got -1"),
         ({"text": "x", "label": True}, "got True"),
         ({"text": "x"}, "no column `label`; known: text"),

@@ -40,6 +40,22 @@ class TestClassificationOfTexts(Suite):
         return [{"text": f"{split[0]} {word}", "label": i % 3} for i, word in enumerate(WORDS)]
 
 
+class TestClassificationOfOneFileWithWordsAsLabels(TestClassificationOfTexts):
+    settings: ClassVar = {
+        "kind": "classification",
+        "input": "text",
+        "label": "label",
+        "examples": "all.csv",
+        "split": 0.5,
+        "labels": ["low", "mid", "high"],
+    }
+
+    def make(self, folder):
+        rows = [f"{word} {i},{('mid', 'low', 'high')[i % 3]}" for i, word in enumerate(WORDS * 2)]
+        (folder / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+        return make("some", self.settings, folder), self.model
+
+
 class TestEntropyOfClasses(TestClassificationOfTexts):
     settings: ClassVar = {**TestClassificationOfTexts.settings, "search_metric": "entropy"}
 

@@ -63,9 +63,9 @@ def test_missing_file_is_an_error(folder):
 
 
 def test_unknown_kind_of_file_is_an_error(folder):
-    (folder / "search.csv").write_text("text\nx\n")
-    with pytest.raises(TaskError, match=r"expected examples as \.jsonl, \.parquet, or a folder"):
-        make("some", {**LM, "search": "search.csv"}, folder)
+    (folder / "search.xml").write_text("text\nx\n")
+    with pytest.raises(TaskError, match=r"expected examples as \.jsonl, \.parquet, \.csv, \.tsv, \.npz, or a folder"):
+        make("some", {**LM, "search": "search.xml"}, folder)
 
 
 def test_examples_in_both_splits_are_an_error(folder):
