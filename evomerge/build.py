@@ -5,7 +5,9 @@ candidate into a live model in place. Nested merges stay in fp32; the one cast i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from evomerge.merging import (
     sloped_paths,
     unwatched,
 )
+from evomerge.models.saved_stack import StackConfigs
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
@@ -69,6 +72,13 @@ class Builder:
                 return Merged(merge, self)
             case StackNode(stack=stack):
                 return self._stacked(stack)
+
+    def build_model(self, recipe: Recipe) -> Checkpoint:
+        """Return `build(recipe)` as a model to score or to save. Raises `ModelError` for a stack that could not be saved."""
+        built = self.build(recipe)
+        if isinstance(built, Stacked):
+            self.stack_config(built)
+        return built
 
     def known_as(self, recipe: Recipe) -> Recipe:
         """Return the pool's model that an earlier candidate equals, as a recipe; any other recipe unchanged."""
@@ -114,8 +124,28 @@ class Builder:
                 sources[recipe.id] = self.build(recipe)
             return sources[recipe.id]
 
-        layers = [StackedLayer(source(slot.source), slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
-        return Stacked(layers, source(stack.rest), stack.rest.id, prefix)
+        layers = []
+        for slot in stack.slots:
+            built = source(slot.source)
+            if isinstance(built, Stacked) and slot.layer < len(
+                built.layers
+            ):  # a stack of layers of a stack is one stack
+                inner = built.layers[slot.layer]
+                layers.append(replace(inner, scale=inner.scale * slot.scale))
+            else:
+                layers.append(StackedLayer(built, slot.source.id, slot.layer, slot.scale))
+        rest = source(stack.rest)
+        if isinstance(rest, Stacked):
+            return Stacked(layers, rest.rest, rest.rest_key, prefix)
+        return Stacked(layers, rest, stack.rest.id, prefix)
+
+    def stack_config(self, stack: Stacked) -> dict[str, Any]:
+        """Return the `config.json` of a stack. Raises `ModelError` for one that plain transformers could not make from it."""
+        return self._stack_configs.of([layer.index for layer in stack.layers])
+
+    @cached_property
+    def _stack_configs(self) -> StackConfigs:
+        return StackConfigs(self.pool.config)
 
     def load(self, checkpoint: Checkpoint, name: str, number: int | None = None) -> torch.Tensor:
         """Return an input's tensor, or its matrix of this number: of a nested merge before its cast, of a folder as it is stored."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from evomerge import search, space, strict_yaml, tasks, zoo
@@ -19,10 +20,10 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.vocabulary import TokenizerChoice
-from evomerge.errors import StudyError
+from evomerge.errors import ModelError, StudyError
 from evomerge.evaluate import Setup
 from evomerge.models.loaders import check_plain
-from evomerge.recipe import Recipe, describe
+from evomerge.recipe import Recipe, StackNode, describe
 from evomerge.recipe import base as base_recipe
 from evomerge.recipe.validation import FrozenModel
 from evomerge.search import Driver
@@ -30,6 +31,9 @@ from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
 from evomerge.tasks.data import IMAGES
 from evomerge.trial import Split
+
+_SAMPLE = 16
+"""Number of random candidates of a space of stacks that are checked before a search."""
 
 
 class PoolSettings(FrozenModel):
@@ -249,7 +253,9 @@ def open_parts(
     layout = pool.layout
     model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
-    Builder(pool).build(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
+    builder = Builder(pool)
+    builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
+    _check_stacks(search_space, builder)
     progress("reading tasks")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
     named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module", "like", "heads", "tokenizer")}
@@ -269,6 +275,27 @@ def open_parts(
             f"can predict a front over {len(search_space.genes)} genes; raise it, or type `driver: {{kind: {other}}}`"
         )
     return parts
+
+
+def _check_stacks(space: SearchSpace, builder: Builder) -> None:
+    """Note how many candidates of a space of stacks could not be saved, and so fail. Raises `StudyError` where it is all of a sample."""
+    if not isinstance(initial_recipe(space).root, StackNode):
+        return
+    sample = space.from_unit(np.random.default_rng(0).random((_SAMPLE, len(space.genes))))
+    reasons = []
+    for genome in sample:
+        try:
+            builder.build_model(space.decode(genome, [base_recipe().id for _ in space.parents]))
+        except ModelError as error:
+            reasons.append(str(error))
+    if len(reasons) == _SAMPLE:
+        raise StudyError(
+            f"{reasons[0]}. All of {_SAMPLE} random candidates of the space are such stacks; expected a space such as `layer_swap`, whose layers stay in order"
+        )
+    if reasons:
+        builder.pool.notes.append(
+            f"of {_SAMPLE} random candidates of the space, {len(reasons)} could not be saved, and fail before they are scored: {reasons[0]}"
+        )
 
 
 def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:

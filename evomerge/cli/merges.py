@@ -74,7 +74,7 @@ def merge(
         return
     pool, recipe, lineage = _open_recipe(data, file, options, console)
     # Building a member would build its ancestors; it has the base's tensors.
-    built = pool.base if recipe.members else Builder(pool).build(recipe)
+    built = pool.base if recipe.members else Builder(pool).build_model(recipe)
     stored["dtype"] = stored["dtype"] or data.get("dtype")
     info = cast(built, stored["dtype"]).info.values()
     size = sum(entry.nbytes for entry in info) / 2**30

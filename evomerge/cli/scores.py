@@ -59,7 +59,7 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
     else:
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
         if not recipe.members:
-            Builder(pool).build(recipe)  # reads no tensor: an impossible recipe is refused now
+            Builder(pool).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
         models, setup = {str(what): recipe}, _setup(pool, **fields)
     with Progress("score", len(models), console) as progress:
         metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)

@@ -103,7 +103,7 @@ class Worker:
         try:
             with _reproducible(self.setup.threads):
                 with _timed(seconds, "decode"):
-                    built = loaded.builder.build(recipe)
+                    built = loaded.builder.build_model(recipe)
                     checkpoint = _checked(built)
                     pull = None if slopes is None else Slopes(recipe, built)
                 with _timed(seconds, "merge"):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _COUNT = "num_hidden_layers"  # transformers' name; the file of an architecture may use another
 _FIRST = ("first_k_dense_replace", "num_dense_layers")
 """Settings that give the number of first layers that are dense."""
+_STAGES = ("out_features", "out_indices", "stage_names")
+"""Settings that a backbone has for the layers that it gives out."""
+_FLOAT = "__float__"
 
 
 class _Scales(BaseModel):
@@ -32,37 +35,81 @@ class _Scales(BaseModel):
     scales: list[FiniteFloat]
 
 
-def stack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Return the base's `config.json` for a stack whose layer i has the settings of the base's layer `layers[i]`.
+class StackConfigs:
+    """The `config.json` of each stack of a base's layers, or why there is none.
 
-    The number of layers changes, under the key that the file uses, and so do settings that single out layers: a list with an
-    entry for each layer, which is also written where the file lacks it, since the architecture would derive it from the number
-    of layers; a list of layers' numbers; and the number of first layers that are dense. Raises `ModelError` where transformers
-    would make another kind of layer from the result than the base has.
+    What it refuses is neither scored nor exported: plain transformers would not make that model from a folder.
     """
-    kind = config.get("model_type")
-    try:
-        config_class = library().CONFIG_MAPPING[kind]
-    except KeyError as error:
-        raise ModelError(f"config.json: expected a `model_type` of transformers, got {error}") from None
-    parsed = config_class.from_dict(dict(config))
-    count = getattr(parsed, _COUNT, None)
-    if not isinstance(count, int):
-        msg = (
-            f"config.json of type `{kind}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Read the base's `config.json`. Raises `ModelError` where transformers makes no stack of layers from it."""
+        self._config = config
+        self._kind = config.get("model_type")
+        try:
+            self._class = library().CONFIG_MAPPING[self._kind]
+        except KeyError as error:
+            raise ModelError(f"config.json: expected a `model_type` of transformers, got {error}") from None
+        self._base = self._parsed(config)
+        count = getattr(self._base, _COUNT, None)
+        if not isinstance(count, int):
+            msg = f"config.json of type `{self._kind}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
+            raise ModelError(msg)
+        self._count = count
+        self._expected = _signatures(self._base, count)
+        self._known: dict[tuple[int, ...], dict[str, Any] | str] = {}
+
+    def of(self, layers: Sequence[int]) -> dict[str, Any]:
+        """Return the configuration of a stack whose layer i has the settings of the base's layer `layers[i]`.
+
+        The number of layers changes, under the key that the file uses, and so do settings that single out layers: a list with an
+        entry for each layer, which is also written where the file lacks it, since the architecture would derive it from the number
+        of layers; a list of layers' numbers; and the number of first layers that are dense. Raises `ModelError` where transformers
+        would make another kind of layer from the result than the base has.
+        """
+        key = tuple(layers)
+        if key not in self._known:
+            self._known[key] = self._find(layers)
+        known = self._known[key]
+        if isinstance(known, str):
+            msg = f"config.json of type `{self._kind}`: {known}; its stacks of the layers {_shortened(layers)} cannot be saved, so they are not scored: take layers of one kind, or in the base's order"
+            raise ModelError(msg)
+        return known
+
+    def _find(self, layers: Sequence[int]) -> dict[str, Any] | str:
+        config = self._config
+        key = _COUNT if _COUNT in config else self._class.attribute_map.get(_COUNT, _COUNT)
+        ends = config.get("out_indices") in (
+            [self._count],
+            None,
+        )  # of a backbone, whose output is that of its last layer
+        kept = {name: value for name, value in config.items() if not (ends and name in _STAGES)}
+        why = ""
+        for settings in _rewritten(self._base.to_dict(), config, layers, self._count):
+            stacked = {**kept, key: len(layers), **settings}
+            try:
+                parsed = self._parsed(stacked)
+                why = _difference(parsed, {_COUNT: len(layers), **settings}, self._expected, layers)
+            except ModelError as error:
+                why = str(error).partition(": ")[2]
+            if not why:
+                return stacked
+        return why
+
+    def _parsed(self, config: Mapping[str, Any]) -> Any:
+        try:
+            return self._class.from_dict(_decoded(dict(config)))
+        except Exception as error:  # a class may check its settings as it likes
+            msg = f"config.json of type `{self._kind}`: transformers refuses its settings ({type(error).__name__}: {error})"
+            raise ModelError(msg) from error
+
+
+def _decoded(value: Any) -> Any:
+    """Return settings with the numbers that JSON lacks, which transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(value, Mapping):
+        return (
+            float(value[_FLOAT]) if value.keys() == {_FLOAT} else {key: _decoded(part) for key, part in value.items()}
         )
-        raise ModelError(msg)
-    expected = _signatures(parsed, count)
-    key = _COUNT if _COUNT in config else config_class.attribute_map.get(_COUNT, _COUNT)
-    why = ""
-    for settings in _rewritten(parsed.to_dict(), config, layers, count):
-        stacked = {**config, key: len(layers), **settings}
-        parsed = config_class.from_dict(dict(stacked))
-        why = _difference(parsed, {_COUNT: len(layers), **settings}, expected, layers)
-        if not why:
-            return stacked
-    msg = f"config.json of type `{kind}`: {why}; its stacks of the layers {_shortened(layers)} cannot be saved: take layers of one kind, or in the base's order"
-    raise ModelError(msg)
+    return [_decoded(part) for part in value] if isinstance(value, list) else value
 
 
 def _rewritten(

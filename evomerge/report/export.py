@@ -22,7 +22,6 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Watch, check, unwatched
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
-from evomerge.models.saved_stack import stack_config
 from evomerge.recipe import Recipe
 from evomerge.report import family
 from evomerge.report.card import model_card
@@ -87,7 +86,7 @@ def export(
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
         builder = Builder(pool, members=members, watch=watch)
-        built = builder.build(recipe)
+        built = builder.build_model(recipe)
         checkpoint = cast(built, dtype, builder.load)
         models = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]
         used = [model.model if isinstance(model, Aligned) else model for model in models]
@@ -97,7 +96,7 @@ def export(
         config = pool.config
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices
-            config = stack_config(config, [layer.index for layer in checkpoint.layers])
+            config = builder.stack_config(checkpoint)
             scales = [layer.scale for layer in checkpoint.layers]
             if any(scale != 1 for scale in scales):
                 folding = fold(LiveModel(pool.open_base()), checkpoint)

@@ -9,7 +9,12 @@ from tiny_models import TINY, tiny_model
 from evomerge.errors import ModelError
 from evomerge.models import load_stack
 from evomerge.models.pretrained import load_model
-from evomerge.models.saved_stack import SCALES, stack_config
+from evomerge.models.saved_stack import SCALES, StackConfigs
+
+
+def stack_config(config, layers):
+    return StackConfigs(config).of(layers)
+
 
 KEPT = {"name_or_path": "mine", "unknown": [1, 2], "torch_dtype": "bfloat16"}
 
