@@ -314,6 +314,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
             for name, file in text_files(parts.pool.base.path, parts.pool.tokenizer).items()
         },
         "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
+        **({"task_digests": own} if (own := task_digests(parts.tasks)) else {}),
         **code_digests(parts.setup),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
         **({"pool_commits": {name: found.revision for name, found in ids.items()}} if ids else {}),
@@ -324,6 +325,11 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
             for name, entry in parts.setup.tasks.items()
         },
     }
+
+
+def task_digests(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Return the digests of what tasks read from elsewhere than the files that their settings name, by task."""
+    return {name: digest for name, task in tasks.items() if (digest := task.digest()) is not None}
 
 
 def code_digests(setup: Setup) -> dict[str, dict[str, str]]:

@@ -20,8 +20,8 @@ from evomerge.errors import StudyError
 def code_files(tasks: Mapping[str, Mapping[str, Any]], module: str | None, folder: Path) -> list[Path]:
     """Return the files of code that settings name, and those in `folder` that they import.
 
-    `tasks` are settings by name, of which `callable` ones name modules; `module` is `FILE.py:FUNCTION`. A package counts with
-    all of its files.
+    `tasks` are settings by name, of which `callable` ones name modules, and `lm_eval` ones folders of YAML files that name
+    functions; `module` is `FILE.py:FUNCTION`. A package, and such a folder, counts with all of its files.
     """
     found: dict[Path, None] = {}
     waiting = [] if module is None else [Path(module.rpartition(":")[0])]
@@ -29,6 +29,9 @@ def code_files(tasks: Mapping[str, Mapping[str, Any]], module: str | None, folde
         if task.get("kind") == "callable":
             for where in (task.get("function"), task.get("gradient")):
                 waiting += _files_of(str(where or ""), folder)
+        if task.get("kind") == "lm_eval" and task.get("include_path"):  # its YAML files name functions of any module
+            files_there = sorted((folder / str(task["include_path"])).rglob("*"))
+            waiting += [file for file in files_there if file.suffix in {".py", ".yaml", ".yml"}]
     while waiting:
         file = waiting.pop()
         if file in found or not file.is_file():

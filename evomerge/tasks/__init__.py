@@ -16,6 +16,7 @@ from evomerge.tasks.classification import Classification, ClassificationSettings
 from evomerge.tasks.data import task_error
 from evomerge.tasks.function import Function, FunctionSettings, Range
 from evomerge.tasks.generation import Generation, GenerationSettings
+from evomerge.tasks.harness import LmEval, LmEvalSettings
 from evomerge.tasks.language_modelling import LanguageModelling, LanguageModellingSettings
 from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSettings
 from evomerge.tasks.python import PythonTask
@@ -30,6 +31,7 @@ KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
         "language_modelling": (LanguageModellingSettings, LanguageModelling),
         "multiple_choice": (MultipleChoiceSettings, MultipleChoice),
         "generation": (GenerationSettings, Generation),
+        "lm_eval": (LmEvalSettings, LmEval),
         "callable": (FunctionSettings, Function),
     },
     "(settings model, function of name, settings and folder)",

@@ -118,6 +118,10 @@ class Task(ABC):
             return self._digests[split]
         return [f"{self._group or self.name}\n{i}" for i in range(self.size(split))]
 
+    def digest(self) -> str | None:
+        """Return a digest of what scores depend on beside the settings and the files that they name; None for nothing more."""
+        return None
+
     def put_head_on(self, model: LiveModel) -> None:
         """Give `model` the head that the task is scored with. Raises `TaskError` where its `head_of` has none."""
         if self._head_of is not None and self._head_of not in model.heads:

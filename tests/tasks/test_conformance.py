@@ -139,6 +139,56 @@ class TestEntropyOfAnswers(TestGeneration):
     settings: ClassVar = {**TestGeneration.settings, "search_metric": "entropy"}
 
 
+class TestHarnessMultipleChoice(Suite):
+    output: ClassVar = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    settings: ClassVar = {"num_fewshot": 1, "keep_margins": True, "batch_size": 4}
+
+    @pytest.fixture(autouse=True)
+    def _own_data_cache(self, tmp_path, monkeypatch):
+        pytest.importorskip("lm_eval")
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+    def make(self, folder):
+        rows = [
+            {"prompt": f"{i} {word}", "choices": ["x", "yz", word][: 2 + i % 2], "answer": i % 2, "text": word[0]}
+            for i, word in enumerate([*WORDS, *WORDS])
+        ]
+        write_jsonl(folder / "all.jsonl", rows)
+        config = {
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": "all.jsonl"}},
+            "test_split": "test",
+            "doc_to_text": "{{prompt}}=",
+            **self.output,
+        }
+        return make(
+            "some", {"kind": "lm_eval", "config": config, "search": 5, "report": 7, **self.settings}, folder
+        ), self.model
+
+
+class TestHarnessTargets(TestHarnessMultipleChoice):
+    architecture = "llama_tied"
+    output: ClassVar = {"output_type": "loglikelihood", "doc_to_target": "text"}
+    settings: ClassVar = {"batch_size": 3}
+
+
+class TestHarnessGeneration(TestHarnessMultipleChoice):
+    architecture = "gpt2"
+    output: ClassVar = {
+        "output_type": "generate_until",
+        "doc_to_target": "text",
+        "generation_kwargs": {"until": ["="], "max_gen_toks": 3},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    settings: ClassVar = {"batch_size": 3}
+
+
 class TestCallable(Suite):
     settings: ClassVar = {
         "kind": "callable",
