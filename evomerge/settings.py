@@ -251,7 +251,12 @@ def open_parts(
     if models.module is None:
         check_plain(pool.base)
     layout = pool.layout
-    model: dict[str, Any] = {"kinds": layout.kinds, "tensors": [*pool.merged], "blocks": layout.blocks}
+    model: dict[str, Any] = {
+        "kinds": layout.kinds,
+        "towers": layout.towers,
+        "tensors": [*pool.merged],
+        "blocks": layout.blocks,
+    }
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
     builder = Builder(pool)
     builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now

@@ -1,16 +1,25 @@
-"""Layout: in which block of a model a tensor is, and of which kind it is, inferred from names, shapes and configured depth."""
+"""Layout: in which block and tower of a model a tensor is, and of which kind it is, inferred from names, shapes and configured depth."""
 
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from evomerge.checkpoints.fused import Matrix, matrices
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.recipe import KINDS, Place
+from evomerge.recipe import KINDS, TOWERS, Place
 
 _WORDS = {
     "attention": ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv"),
     "mlp": ("mlp", "ffn", "feed_forward", "feedforward", "intermediate", "output", "experts", "moe", "fc1", "fc2"),
+}
+_TOWERS = {  # the first that a part of a name before its block's number matches
+    "projector": re.compile(
+        r"(.*_)?(projector|connector|merger|aligner|resampler|qformer|perceiver)(_.*)?|query_tokens|"
+        r"(.*_)?(text|language|visual|vision|image|audio|modality)_projection"
+    ),
+    "vision": re.compile(r"(.*_)?(vision|visual|image)(_.*)?"),
+    "audio": re.compile(r"(.*_)?(audio|speech)(_.*)?"),
 }
 _HEADS = {"head", "classifier", "score", "pooler", "cls", "predictions"}
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -65,6 +74,12 @@ class Layout:
         present = {place.kind for place in self._places.values()}
         return tuple(kind for kind in KINDS if kind in present)
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that the model has, in the order of `TOWERS`."""
+        present = {place.tower for place in self._places.values()}
+        return tuple(tower for tower in TOWERS if tower in present)
+
     def place(self, name: str) -> Place:
         """Return the tensor's place; outside of the stacks, its block is the nearer end."""
         return self._places[name]
@@ -84,9 +99,10 @@ class Layout:
         kind = _kind(name, len(entry.shape), inside=block is not None)
         if prefix is None or block is None or block >= self.stacks[prefix]:
             first = block is None and ("embed" in name.lower() or kind == "embedding")
-            return Place(0 if first else self.blocks - 1, self.blocks, kind, inside=False, tensor=name)
+            block = 0 if first else self.blocks - 1
+            return Place(block, self.blocks, kind, inside=False, tensor=name, tower=_tower(name))
         model = 0 if prefix == self.prefix else self.blocks
-        return Place(block, self.stacks[prefix], kind, tensor=name, model=model)
+        return Place(block, self.stacks[prefix], kind, tensor=name, model=model, tower=_tower(name))
 
 
 def _depth(config: Mapping[str, Any]) -> int | None:
@@ -112,6 +128,11 @@ def _blocks(inner: Mapping[int, set[str]], depth: int | None) -> int:
 def _attends(inner: Mapping[int, set[str]]) -> bool:
     """Return whether all blocks of a list are transformer blocks, and not the parts of a front end or a head."""
     return all({"attention", "mlp"} <= {_kind(name, 2, inside=True) for name in names} for names in inner.values())
+
+
+def _tower(name: str) -> str:
+    parts = list(takewhile(lambda part: not part.isdecimal(), name.lower().split(".")))
+    return next((tower for tower, words in _TOWERS.items() if any(map(words.fullmatch, parts))), "language")
 
 
 def block_number(name: str, prefix: str) -> int | None:

@@ -155,7 +155,7 @@ class _Writer:
             return change(value)
         wanted = {tensor: change(value.at(place, label)) for tensor, place in self.outline.places.items()}
         axes = [axis for axis in value.per if axis != "expert"]
-        if axes == ["tensor"]:
+        if axes == ["tensor"] or "tower" in axes:
             return [{"filter": tensor, "value": number} for tensor, number in wanted.items()]
         kinds = list(self.outline.kinds) if "kind" in axes else [None]
         conditions = []

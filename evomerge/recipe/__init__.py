@@ -5,12 +5,13 @@ A recipe is a small, frozen, serialisable expression. Not to be confused with a 
 
 from evomerge.recipe.nodes import NODES, Base, Expert, Member, Merge, MergeNode, Stack, StackNode
 from evomerge.recipe.recipe import Json, Recipe, base, canonical_json, expand_inputs, expert, merge
-from evomerge.recipe.tiling import KINDS, Place, Tiled
+from evomerge.recipe.tiling import KINDS, TOWERS, Place, Tiled
 from evomerge.recipe.validation import describe
 
 __all__ = [
     "KINDS",
     "NODES",
+    "TOWERS",
     "Base",
     "Expert",
     "Json",

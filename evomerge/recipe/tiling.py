@@ -1,9 +1,9 @@
-"""Tiling: a parameter as one number, or as a table over experts, groups of blocks, depth, kinds of tensor, or tensors."""
+"""Tiling: a parameter as one number, or as a table over experts, towers, groups of blocks, depth, kinds of tensor, or tensors."""
 
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Tag, model_validator
@@ -15,15 +15,18 @@ from evomerge.recipe.validation import TAG, FrozenModel
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 """Kinds of tensor, the axis `kind`."""
 
-_AXIS = re.compile(r"expert|kind|tensor|(block|depth)/[1-9]\d{0,3}")
+TOWERS = ("language", "vision", "audio", "projector")
+"""Towers of a model, the axis `tower`; a model of text alone is its language tower."""
 
-_NAMED = ("expert", "kind", "tensor")
+_AXIS = re.compile(r"expert|kind|tensor|tower|(block|depth)/[1-9]\d{0,3}")
+
+_NAMED = ("expert", "kind", "tower", "tensor")
 """Axes whose entries have names; those of others have numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of a tensor in a model: its block, the number of `blocks` of its stack, its kind, and its name in the checkpoint.
+    """The place of a tensor in a model: its block, the number of `blocks` of its stack, its kind, tower, and name in the checkpoint.
 
     `model` is the number of blocks of the model's largest stack where this is another one, else 0. Tensors outside the blocks
     (`inside` is false) belong to the nearest one: embeddings to block 0, others to the last. Without a name it is the place
@@ -36,6 +39,7 @@ class Place:
     inside: bool = True
     tensor: str = ""
     model: int = 0
+    tower: str = "language"
 
     @property
     def depth(self) -> float:
@@ -45,14 +49,14 @@ class Place:
     @property
     def unnamed(self) -> "Place":
         """The same place without the tensor's name."""
-        return Place(self.block, self.blocks, self.kind, self.inside, model=self.model)
+        return replace(self, tensor="")
 
 
 class Tiled(FrozenModel):
     """A parameter as a table over the model: one number for each expert, group of blocks, depth, kind, or tensor.
 
-    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert`, `kind` and
-    `tensor` (names in the checkpoint), a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N
+    `per` names the axes from the outside in; `values` nests in the same order: a mapping by name for `expert`, `kind`, `tower`
+    and `tensor` (names in the checkpoint), a list of N entries for `block/N` (N groups of consecutive blocks) and `depth/N` (N
     control points, interpolated linearly from the first block to the last). `tensor` stands alone or with `expert`.
     """
 
@@ -120,12 +124,12 @@ Value: TypeAlias = Annotated[
 
 
 def check_axes(per: Any) -> None:
-    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `depth/3`, `tensor`."""
+    """Raise `RecipeError` unless `per` is a list of distinct axes such as `expert`, `block/4`, `kind`, `tower`, `depth/3`, `tensor`."""
     if isinstance(per, str) or not isinstance(per, Sequence):
         raise RecipeError(f"`per` is {per!r}; expected a list of axes, such as [expert, block/4]")
     for axis in per:
         if not isinstance(axis, str) or not _AXIS.fullmatch(axis):
-            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `tensor`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
+            msg = f"`per`: unknown axis {axis!r}; expected `expert`, `kind`, `tower`, `tensor`, `block/N` or `depth/N`, N up to 9999, for example `block/4`"
             raise RecipeError(msg)
     if (
         not per
@@ -155,6 +159,8 @@ def _check_table(values: Any, per: Sequence[str], where: str) -> None:
         for name, inner in values.items():
             if axis == "kind" and name not in KINDS:
                 raise RecipeError(f"`{where}`: unknown kind of tensor {name!r}; {nearest(str(name), KINDS)}")
+            if axis == "tower" and name not in TOWERS:
+                raise RecipeError(f"`{where}`: unknown tower {name!r}; {nearest(str(name), TOWERS)}")
             _check_table(inner, per[1:], f"{where}.{name}")
         return
     if not isinstance(values, list | tuple) or len(values) != axis_size(axis):
@@ -211,7 +217,7 @@ def _shares(table: Any, per: Sequence[str], place: Place, label: str | None) -> 
 def _cells(table: Any, axis: str, place: Place, label: str | None) -> tuple[Any, Any, float]:
     """Return the keys of the two entries between which a tensor lies along the outermost axis, and the second's share."""
     if axis in _NAMED:
-        key = label if axis == "expert" else place.kind if axis == "kind" else place.tensor
+        key = {"expert": label, "kind": place.kind, "tower": place.tower, "tensor": place.tensor}[axis]
         if key not in table:
             raise RecipeError(f"a table over `{axis}` has no entry for `{key}`; it has {_listed(str(key), table)}")
         return key, key, 0.0

@@ -27,22 +27,23 @@ _HUGE = 1e300
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a space knows of the pool's model: its kinds of tensor, the names of its merged tensors, its number of blocks."""
+    """What a space knows of the pool's model: its kinds of tensor, its towers, the names of its merged tensors, its number of blocks."""
 
     kinds: tuple[str, ...]
     tensors: tuple[str, ...]
     blocks: int | None
+    towers: tuple[str, ...]
 
     @property
     def places(self) -> list[Place]:
-        """Return places with each kind in each block, and with each tensor; which of them the model has is unknown."""
+        """Return places with each kind in each block of each tower, and with each tensor; which of them the model has is unknown."""
         blocks = self.blocks or 0
-        places = list(itertools.product(range(blocks), self.kinds))
+        places = list(itertools.product(range(blocks), self.kinds, self.towers))
         count = max(len(places), len(self.tensors)) if places else 0
         names = self.tensors or ("",)
         return [
-            Place(block, blocks, kind, tensor=names[i % len(names)])
-            for i, (block, kind) in enumerate(itertools.islice(itertools.cycle(places), count))
+            Place(block, blocks, kind, tensor=names[i % len(names)], tower=tower)
+            for i, (block, kind, tower) in enumerate(itertools.islice(itertools.cycle(places), count))
         ]
 
 
@@ -218,8 +219,9 @@ def _axis(name: str, axis: str, labels: tuple[str, ...], outline: Outline) -> li
             msg = f"hole `{name}`: `per: [expert]` stands outside any merge; expected it among a merge's parameters"
             raise SpaceError(msg)
         return [(label, label) for label in labels]
-    if axis in ("kind", "tensor"):
-        return [(entry, entry) for entry in (outline.kinds if axis == "kind" else outline.tensors)]
+    named = {"kind": outline.kinds, "tower": outline.towers, "tensor": outline.tensors}
+    if axis in named:
+        return [(entry, entry) for entry in named[axis]]
     blocks = outline.blocks
     size, word = axis_size(axis), axis.partition("/")[0]
     if word == "block" and blocks is not None and size > blocks:

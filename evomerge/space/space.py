@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from evomerge import merging
 from evomerge.errors import RecipeError, SpaceError
-from evomerge.recipe import KINDS, Recipe, describe, expand_inputs, short_forms
+from evomerge.recipe import KINDS, TOWERS, Recipe, describe, expand_inputs, short_forms
 from evomerge.space import nested, slopes
 from evomerge.space.holes import (
     Gene,
@@ -54,6 +54,7 @@ class SearchSpace:
         *,
         experts: Sequence[str],
         kinds: Sequence[str] = KINDS,
+        towers: Sequence[str] = TOWERS,
         tensors: Sequence[str] = (),
         blocks: int | None = None,
         about: str = "",
@@ -61,13 +62,13 @@ class SearchSpace:
     ) -> None:
         """Read `template`, a recipe with holes as parsed YAML, for a pool with these `experts`.
 
-        `kinds` are the kinds of tensor of the model, for the genes of `per: [kind]`; `tensors` are the names of its merged
+        `kinds` and `towers` are those of the model, for the genes of `per: [kind]` and `per: [tower]`; `tensors` are the names of its merged
         tensors, for `per: [tensor]`; `blocks` is its number of blocks, the largest N of `block/N`. Raises `SpaceError` or
         `RecipeError`.
         """
         self.about = about
         self.driver = driver
-        self.outline = Outline(tuple(kinds), tuple(tensors), blocks)
+        self.outline = Outline(tuple(kinds), tuple(tensors), blocks, tuple(towers))
         self.template = expand_inputs(copy.deepcopy(template), experts)
         """The recipe with holes, with the experts' names in place of `experts`."""
         members = [
@@ -127,6 +128,7 @@ class SearchSpace:
         *,
         experts: Sequence[str],
         kinds: Sequence[str] = KINDS,
+        towers: Sequence[str] = TOWERS,
         tensors: Sequence[str] = (),
         blocks: int | None = None,
     ) -> "SearchSpace":
@@ -136,7 +138,7 @@ class SearchSpace:
         except ValidationError as error:
             raise SpaceError(describe(error, "search space", {"": tuple(SpaceFile.model_fields)})) from None
         about: dict[str, Any] = {"about": file.about, "driver": file.driver}
-        return cls(file.recipe, experts=experts, kinds=kinds, tensors=tensors, blocks=blocks, **about)
+        return cls(file.recipe, experts=experts, kinds=kinds, towers=towers, tensors=tensors, blocks=blocks, **about)
 
     def decode(self, genome: Genome, parents: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a genome, float64 `(genes,)`; any finite genome is clipped into the box.
