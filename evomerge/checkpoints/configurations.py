@@ -23,10 +23,15 @@ _STRUCTURAL = re.compile(  # heads, activations, and which function a block is
     r"(.*_)?n?_?heads?(_.*)?|(.*_)?d_kv|.*query_groups?|multi_query.*|(.*_)?act|(.*_)?act_fn|.*activation.*|feed_forward_proj|is_gated_act|"
     r"is_decoder|is_encoder_decoder|position_embedding_type|alibi|parallel_attn|use_parallel_residual|new_decoder_architecture|"
     r"attention_type|(.*_)?layer_norm_before|"
+    r"num_kv_shared_layers|no_rope_layers?|no_rope_layer_interval|mrope_section|no_op|replace_with_linear|vision_feature_(layer|select_strategy)|"
+    r"layers_block_type|block_types|attention_types|scoring_func|"
     r"normalize_before|.*post_layernorm|scale_attn.*|scale_embedding|use_qk_norm|qk_layernorm|rotary_dim|rotary_pct|partial_rotary_factor"
 )
 _TOKENS = re.compile(r"vocab_size|(.*_)?token_(id|ids|index|indices)")
 _LABELS = "id2label"
+_KINDS = "layer_types"
+_WINDOWS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers that compute the same function of a text that is shorter than their windows."""
 
 
 def compare_settings(
@@ -47,14 +52,18 @@ def compare_settings(
     fatal: list[str] = []
     notes: list[str] = []
     for key, came, wanted in _differing(ours, theirs):
-        words = f"`{key}`: {_shown(came)} in the expert, {_shown(wanted)} in the base"
+        words = _said(key, came, wanted)
         last = key.rpartition(".")[2]
         if not tokens and _TOKENS.fullmatch(last):
             continue
         if last == _LABELS:
             if labels and _named(came) and _named(wanted):
                 (fatal if _permuted(came, wanted) else notes).append(words)
-        elif _STRUCTURAL.fullmatch(last) and came is not None and wanted is not None:
+        elif (
+            came is not None
+            and wanted is not None
+            and (_STRUCTURAL.fullmatch(last) or _other_kinds(last, came, wanted))
+        ):
             fatal.append(words)
         else:
             notes.append(words)
@@ -104,13 +113,36 @@ def compare_tokens(base: Mapping[str, int], expert: Mapping[str, int]) -> tuple[
 def _differing(base: Mapping[str, Any], expert: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     ours, theirs = dict(_flat(base)), dict(_flat(expert))
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if not _IRRELEVANT.fullmatch(key.rpartition(".")[2])]
-    return [(key, theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)]
+    return [(key, theirs.get(key), ours.get(key)) for key in keys if not _same(theirs.get(key), ours.get(key))]
+
+
+def _same(came: Any, wanted: Any) -> bool:
+    """Return whether two values are equal; one value for all layers is the list that has it for each."""
+    if isinstance(came, list) != isinstance(wanted, list):
+        many, one = (came, wanted) if isinstance(came, list) else (wanted, came)
+        return len(many) > 1 and one is not None and all(value == one for value in many)
+    return bool(came == wanted)
+
+
+def _other_kinds(key: str, came: Any, wanted: Any) -> bool:
+    """Return whether layers are of kinds that differ in more than how far they look back."""
+    return key == _KINDS and any(not {one, other} <= _WINDOWS for _, one, other in _unlike(came, wanted))
+
+
+def _unlike(came: Any, wanted: Any) -> list[tuple[int, Any, Any]]:
+    """Return where two lists of one length differ, with both values; nothing for other values."""
+    if not (isinstance(came, list) and isinstance(wanted, list) and len(came) == len(wanted)):
+        return []
+    return [(i, one, other) for i, (one, other) in enumerate(zip(came, wanted, strict=True)) if one != other]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping) and key not in (_LABELS, "label2id"):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            for number, part in enumerate(value):  # the settings of each layer, as in models from architecture search
+                yield from _flat(part, f"{prefix}{key}[{number}].")
         elif key == _LABELS and isinstance(value, Mapping):
             yield f"{prefix}{key}", {str(number): str(label) for number, label in value.items()}
         else:
@@ -125,6 +157,16 @@ def _permuted(came: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Return whether some label has another number in one of the two."""
     numbers = {label.lower(): number for number, label in wanted.items()}
     return any(numbers.get(label.lower(), number) != number for number, label in came.items())
+
+
+def _said(key: str, came: Any, wanted: Any) -> str:
+    """Return in words how a setting differs; of lists with an entry for each layer, the entries that do."""
+    unlike = _unlike(came, wanted)
+    if len(unlike) < 2 and not (unlike and len(came) > 2):
+        return f"`{key}`: {_shown(came)} in the expert, {_shown(wanted)} in the base"
+    number, one, other = unlike[0]
+    more = f", and {len(unlike) - 1} more of its {len(came)} entries" if len(unlike) > 1 else ""
+    return f"`{key}[{number}]`: {_shown(one)} in the expert, {_shown(other)} in the base{more}"
 
 
 def _shown(value: Any) -> str:

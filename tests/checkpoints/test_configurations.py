@@ -33,6 +33,18 @@ FATAL = [
     ({"position_embedding_type": "absolute"}, {"position_embedding_type": "relative_key"}),
     ({"is_decoder": False}, {"is_decoder": True}),
     ({"text_config": {"num_attention_heads": 4}}, {"text_config": {"num_attention_heads": 8}}),
+    ({"num_query_heads": [2, 4, 4]}, {"num_query_heads": [2, 4, 8]}),
+    ({"num_key_value_heads": 4}, {"num_key_value_heads": [4, 2, 4]}),
+    ({"layer_types": ["full_attention", "conv"]}, {"layer_types": ["conv", "full_attention"]}),
+    ({"no_rope_layers": [1, 1, 1, 0]}, {"no_rope_layers": [1, 0, 1, 0]}),
+    ({"num_kv_shared_layers": 0}, {"num_kv_shared_layers": 2}),
+    ({"rope_parameters": {"mrope_section": [16, 24, 24]}}, {"rope_parameters": {"mrope_section": [24, 20, 20]}}),
+    (
+        {"block_configs": [{"attention": {"n_heads_in_group": 4}}, {"attention": {"n_heads_in_group": 4}}]},
+        {"block_configs": [{"attention": {"n_heads_in_group": 4}}, {"attention": {"n_heads_in_group": 8}}]},
+    ),
+    ({"block_configs": [{"ffn": {"no_op": False}}]}, {"block_configs": [{"ffn": {"no_op": True}}]}),
+    ({"vision_feature_layer": -2}, {"vision_feature_layer": -1}),
     ({"id2label": LABELS}, {"id2label": {"0": "positive", "1": "negative"}}),
     ({"id2label": LABELS}, {"id2label": {"0": "Positive", "1": "neutral"}}),
 ]
@@ -55,6 +67,12 @@ NOTED = [
     ({"text_config": {"rope_theta": 1e4}}, {"text_config": {"rope_theta": 1e6}}),
     ({"id2label": LABELS}, {"id2label": {"0": "toxic", "1": "harmless"}}),
     ({}, {"head_dim": 8}),
+    ({"layer_types": ["full_attention"] * 2}, {"layer_types": ["full_attention", "sliding_attention"]}),
+    ({"attention_window": [64, 64]}, {"attention_window": [64, 128]}),
+    (
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e5}}},
+    ),
 ]
 
 
@@ -70,12 +88,35 @@ EQUAL = [
     ({"transformers_version": "4.40.0", "_name_or_path": "x"}, {"transformers_version": "5.0.0", "use_cache": False}),
     ({"attention_dropout": 0.0}, {"attention_dropout": 0.1}),
     ({"id2label": LABELS}, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}),
+    ({"num_key_value_heads": 4}, {"num_key_value_heads": [4, 4, 4]}),
+    ({"intermediate_size": [24, 24]}, {"intermediate_size": 24}),
 ]
 
 
 @pytest.mark.parametrize(("base", "expert"), EQUAL)
 def test_settings_of_training_and_saving_are_not_noted(tmp_path, base, expert):
     assert pool(tmp_path, base, expert).notes == []
+
+
+def test_layers_that_differ_are_named_with_both_values(tmp_path):
+    types = ["sliding_attention", "full_attention"] * 6
+    other = [*types[:3], "sliding_attention", *types[4:9], "sliding_attention", *types[10:]]
+    (note,) = pool(tmp_path / "types", {"layer_types": types}, {"layer_types": other}).notes
+    said = "`layer_types[3]`: 'sliding_attention' in the expert, 'full_attention' in the base, and 1 more of its 12 entries"
+    assert said in note
+    blocks = [{"attention": {"window": size}} for size in (4, 4, 4)]
+    changed = [*blocks[:2], {"attention": {"window": 8}}]
+    (note,) = pool(tmp_path / "blocks", {"block_configs": blocks}, {"block_configs": changed}).notes
+    assert "`block_configs[2].attention.window`: 8 in the expert, 4 in the base" in note
+
+
+def test_layers_of_real_classes_are_compared_with_their_defaults(tmp_path):
+    explicit = ["full_attention", "sliding_attention"]
+    folders = [tiny_model(tmp_path / name, "qwen3", seed) for seed, name in enumerate(("base", "a"))]
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps({**config, "use_sliding_window": True, "layer_types": explicit}))
+    (note,) = Pool(folders[0], {"a": folders[1]}).notes
+    assert "`layer_types`: ['full_attention', 'sliding_attention'] in the expert" in note
 
 
 def test_defaults_of_the_class_are_the_settings_that_a_file_leaves_out(tmp_path):
