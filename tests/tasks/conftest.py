@@ -20,3 +20,11 @@ def live(tmp_path_factory):
         return models[key]
 
     return make
+
+
+@pytest.fixture
+def own_data_cache(tmp_path, monkeypatch):
+    """Let `datasets` read every file again, and leave the user's cache alone."""
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")

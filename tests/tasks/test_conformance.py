@@ -139,6 +139,7 @@ class TestEntropyOfAnswers(TestGeneration):
     settings: ClassVar = {**TestGeneration.settings, "search_metric": "entropy"}
 
 
+@pytest.mark.usefixtures("own_data_cache")
 class TestHarnessMultipleChoice(Suite):
     output: ClassVar = {
         "output_type": "multiple_choice",
@@ -147,12 +148,6 @@ class TestHarnessMultipleChoice(Suite):
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     }
     settings: ClassVar = {"num_fewshot": 1, "keep_margins": True, "batch_size": 4}
-
-    @pytest.fixture(autouse=True)
-    def _own_data_cache(self, tmp_path, monkeypatch):
-        pytest.importorskip("lm_eval")
-        datasets = pytest.importorskip("datasets")
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
     def make(self, folder):
         rows = [

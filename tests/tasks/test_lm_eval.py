@@ -2,72 +2,24 @@
 
 import json
 import random
-import sys
+import re
 
 import numpy as np
 import pytest
 import torch
+from harness_tasks import CHOICE, GENERATION, ROWS, TARGET, config, harness
 from rows import write_jsonl
 
+from evomerge.errors import TaskError
+from evomerge.tasks.harness.documents import FEW_SHOT_SEED
+
 lm_eval = pytest.importorskip("lm_eval")
-datasets = pytest.importorskip("datasets")
-
-from evomerge import trust  # noqa: E402  # the harness is optional
-from evomerge.errors import TaskError  # noqa: E402
-from evomerge.tasks import make  # noqa: E402
-from evomerge.tasks.harness import loading  # noqa: E402
-from evomerge.tasks.harness.documents import FEW_SHOT_SEED  # noqa: E402
-
-ROWS = [
-    {"q": f"{i} {chr(97 + i % 26)}", "choices": ["x", "yz", f"{i}w"][: 2 + i % 2], "answer": i % 2, "text": "ab"[i % 2]}
-    for i in range(24)
-]
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}=",
-    "doc_to_choice": "choices",
-    "doc_to_target": "answer",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}, {"metric": "f1"}],
-}
-TARGET = {
-    "output_type": "loglikelihood",
-    "doc_to_text": "{{q}}=",
-    "doc_to_target": "text",
-    "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
-}
-GENERATION = {
-    "output_type": "generate_until",
-    "doc_to_text": "{{q}}=",
-    "doc_to_target": "text",
-    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3},
-    "metric_list": [{"metric": "exact_match"}],
-    "filter_list": [
-        {"name": "letter", "filter": [{"function": "regex", "regex_pattern": "([a-z])"}, {"function": "take_first"}]},
-        {"name": "whole", "filter": [{"function": "take_first"}]},
-    ],
-}
-
-
-@pytest.fixture(autouse=True)
-def _own_data_cache(tmp_path, monkeypatch):
-    """Read every file again, and leave the user's cache alone."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+pytestmark = pytest.mark.usefixtures("own_data_cache")
 
 
 @pytest.fixture
 def model(live):
     return live("llama")
-
-
-def config(folder, kind=CHOICE, rows=ROWS, **more):
-    write_jsonl(folder / "test.jsonl", rows)
-    files = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "test.jsonl"}}, "test_split": "test"}
-    return {**files, **kind, **more}
-
-
-def harness(folder, kind=CHOICE, search=8, report=10, rows=ROWS, changes=None, **settings):
-    whole = config(folder, kind, rows, **(changes or {}))
-    return make("mine", {"kind": "lm_eval", "config": whole, "search": search, "report": report, **settings}, folder)
 
 
 def samples_of_the_harness(folder, model, kind, num_fewshot=0, batch_size=8):
@@ -125,6 +77,57 @@ class TestScores:
         np.testing.assert_allclose(scored["log_likelihood"], expected, rtol=1e-5)
         assert set(scored) == {"acc", "log_likelihood"}
         assert (task.search_metric, task.report_metric) == ("log_likelihood", "acc")
+
+    def test_choices_between_prompts(self, tmp_path, model):
+        kind = {
+            **CHOICE,
+            "doc_to_text": "{{answer}}",
+            "doc_to_target": "{{q}}",
+            "metric_list": [{"metric": "acc"}],
+        }  # a right choice in place of a text: the choices come first
+        task = harness(tmp_path, kind, keep_margins=True)
+        own = samples_of_the_harness(tmp_path, model, kind)
+        scored = task.score(model, "report")
+        for i, question in enumerate(questions(task, "report")):
+            sample = own["none", question]
+            assert scored.scores["acc"][i] == sample["acc"]
+            sums = torch.tensor([response[0] for response in sample["filtered_resps"]])
+            expected = sums.log_softmax(0)[sample["doc"]["answer"]]
+            np.testing.assert_allclose(scored.scores["log_likelihood"][i], expected, rtol=1e-4, atol=1e-5)
+
+    def test_several_right_choices_share_the_likelihood(self, tmp_path, model):
+        kind, rows = (
+            {**CHOICE, "doc_to_target": "right"},
+            [{**row, "right": [i % 2, 2]} for i, row in enumerate(ROWS[1::2])],
+        )
+        task = harness(tmp_path, kind, rows=rows, search=5, report=7, keep_margins=True)
+        scored = task.score(model, "report")
+        assert scored.outputs["margins"].shape == (7, 2)
+        np.testing.assert_array_equal((scored.outputs["margins"] > 0).all(axis=1), scored.scores["acc"])
+        summed = [
+            harness(tmp_path, {**CHOICE, "doc_to_target": f"{{{{right[{i}]}}}}"}, rows=rows, search=5, report=7)
+            for i in (0, 1)
+        ]
+        either = np.logaddexp(*(one.score(model, "report").scores["log_likelihood"] for one in summed))
+        np.testing.assert_allclose(scored.scores["log_likelihood"], either, rtol=1e-3, atol=1e-5)
+        assert 0 < scored.scores["acc"].mean() < 1
+
+    def test_chat_templates_are_those_of_the_harness(self, tmp_path, model):
+        template = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+        kept = model.tokenizer.chat_template
+        try:
+            model.tokenizer.chat_template = template
+            task = harness(tmp_path, num_fewshot=1, apply_chat_template=True, system_instruction="Hi")
+            task.check(model)
+            many = harness(tmp_path, num_fewshot=1, apply_chat_template=True, fewshot_as_multiturn=False)
+            many.check(model)
+        finally:
+            model.tokenizer.chat_template = kept
+        [found] = task._requests[model.folder].values()
+        prompts = [made[0].args[0] for made in found.values()]
+        assert all(re.fullmatch(r"\[s\]Hi\[u\]\d+ .=\[a\]\S+\[u\]\d+ .=\[a\]", prompt) for prompt in prompts), prompts
+        [found] = many._requests[model.folder].values()
+        assert all(made[0].args[0].count("[u]") == 1 for made in found.values())
 
     def test_weights_that_change_in_place_are_seen(self, tmp_path, model):
         task = harness(tmp_path)
@@ -203,141 +206,3 @@ class TestDocuments:
         assert harness(tmp_path / "moved").digest() == first
         changed = [{**row, "answer": 1 - row["answer"]} for row in ROWS]
         assert harness(tmp_path / "moved", rows=changed).digest() != first
-
-
-class TestNames:
-    @pytest.fixture(autouse=True)
-    def _few_tasks(self, tmp_path, monkeypatch):
-        """Index no more than the tasks of this folder: all of the harness take seconds."""
-        own = tmp_path / "tasks"
-        own.mkdir()
-        for name, count in (("small", 6), ("large", 18)):
-            rows = [{**row, "q": f"{name} {row['q']}"} for row in ROWS[:count]]
-            whole = config(tmp_path, rows=rows)
-            (tmp_path / "test.jsonl").rename(tmp_path / f"{name}.jsonl")
-            files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
-            text = {**whole, "task": name, "dataset_kwargs": files, "tag": "both"}
-            (own / f"{name}.yaml").write_text(json.dumps(text), encoding="utf-8")
-        for by_size in (True, False):
-            means = [{"metric": "acc", "weight_by_size": by_size}]
-            text = {"group": f"group_{by_size}", "task": ["small", "large"], "aggregate_metric_list": means}
-            (own / f"group_{by_size}.yaml").write_text(json.dumps(text), encoding="utf-8")
-        (own / "loose.yaml").write_text(json.dumps({"group": "loose", "task": ["small", "large"]}), encoding="utf-8")
-        index = loading._manager("small", own)
-        monkeypatch.setattr(loading, "_manager", lambda name, include: index)
-        self.folder = tmp_path
-
-    def named(self, task, **settings):
-        sizes = {"search": 4, "report": 8}
-        return make(
-            "mine", {"kind": "lm_eval", "task": task, "include_path": "tasks", **sizes, **settings}, self.folder
-        )
-
-    @pytest.mark.parametrize(("group", "small", "large"), [("group_True", 2, 6), ("group_False", 4, 4)])
-    def test_a_group_has_its_tasks_by_their_weights(self, model, group, small, large):
-        task = self.named(group, search=2)
-        names = [example.source.name for example in task.examples["report"]]
-        assert [names.count("small"), names.count("large")] == [small, large]
-        assert task.score(model, "report").scores["acc"].shape == (8,)
-
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("smal", "the harness has no task `smal`; did you mean `small`"),
-            ("both", "`both` is a tag, and tags have no score; name one of its tasks: large, small"),
-            ("loose", "the group `loose` has no score of its own; name one of its tasks: small, large"),
-        ],
-    )
-    def test_names_without_a_score_are_refused(self, name, expected):
-        with pytest.raises(TaskError, match=expected):
-            self.named(name)
-
-    def test_missing_data_say_what_to_type(self):
-        text = {**CHOICE, "task": "far", "dataset_path": "some/where", "test_split": "test"}
-        (self.folder / "tasks" / "large.yaml").write_text(json.dumps(text), encoding="utf-8")
-        with pytest.raises(TaskError, match=r"not on this machine.*type: python -c .*TaskManager\(\).load\('large'\)"):
-            self.named("large")
-
-    def test_code_of_the_folder_is_code_of_the_study(self):
-        (self.folder / "tasks" / "more.py").write_text("", encoding="utf-8")
-        tasks = {"mine": {"kind": "lm_eval", "task": "small", "include_path": "tasks"}}
-        names = [file.name for file in trust.code_files(tasks, None, self.folder)]
-        assert names == ["group_False.yaml", "group_True.yaml", "large.yaml", "loose.yaml", "more.py", "small.yaml"]
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("changes", "expected"),
-        [
-            ({"doc_to_txt": "q"}, r"unknown key `doc_to_txt`; did you mean `doc_to_text`"),
-            ({"process_docs": "mine.py"}, r"`process_docs`, which cannot be used here: it is a function"),
-            ({"unsafe_code": True}, r"`unsafe_code`, which cannot be used here: it runs code that the model writes"),
-            ({"dataset_path": "pandas"}, r"`dataset_path` is `pandas`; expected one of json, csv"),
-            ({"dataset_kwargs": {}}, r"needs files of data, such as `dataset_kwargs: \{data_files"),
-            ({"dataset_kwargs": {"data_files": "none.jsonl"}}, r"no such file: .*none.jsonl"),
-            ({"dataset_kwargs": {"trust_remote_code": True}}, r"code of data sets never runs"),
-            (
-                {"metric_list": [{"metric": "my/metric"}]},
-                r"`my/metric`; expected `- metric: NAME` with a metric of the harness",
-            ),
-            ({"test_split": None}, r"no `test_split` or `validation_split`"),
-            ({"test_split": "tset"}, r"the harness cannot load it"),
-            ({"doc_to_text": "{{ q.__class__.__mro__ }}"}, r"the harness cannot load it: SecurityError"),
-            ({"output_type": "loglikelihood_rolling", "metric_list": None}, r"rolling perplexity, which is no mean"),
-            (
-                {"doc_to_target": "{{ 0 if q == '0 a' else 7 }}"},
-                r"target 7; expected a right one, and a wrong one, among \['x', 'yz'",
-            ),
-        ],
-    )
-    def test_configurations(self, tmp_path, model, changes, expected):
-        with pytest.raises(TaskError, match=expected):
-            harness(tmp_path, changes=changes).check(model)
-
-    @pytest.mark.parametrize(
-        ("kind", "settings", "expected"),
-        [
-            (
-                CHOICE,
-                {"metric": "f1"},
-                r"`f1` is computed from all documents together.*one of acc, acc_norm, log_likelihood",
-            ),
-            (TARGET, {"report_metric": "perplexity"}, r"`perplexity` is computed from all documents together"),
-            (CHOICE, {"metric": "acc,none"}, r"write `metric: acc` and `filter: none`"),
-            (CHOICE, {"metric": "acc_nrm"}, r"unknown metric `acc_nrm`; did you mean `acc_norm`"),
-            (GENERATION, {"filter": "leter"}, r"no filter `leter`; did you mean `letter`"),
-            (CHOICE, {"gen_kwargs": {"max_gen_toks": 1}}, r"generates nothing; leave out `gen_kwargs`"),
-            (GENERATION, {"gen_kwargs": {"do_sample": True}}, r"samples its answers, and scores must repeat"),
-            (GENERATION, {"keep_margins": True}, r"`keep_margins` needs a task of multiple choice"),
-            (GENERATION, {"gen_kwargs": {"max_gen_toks": 99}}, r"cannot score it: AssertionError.*\(99\) must be less"),
-            (CHOICE, {"apply_chat_template": True}, r"the tokenizer has no chat template"),
-            (CHOICE, {"task": "gsm8k"}, r"expected one of `task: NAME`"),
-            (CHOICE, {"include_path": "tasks"}, r"`include_path` is for a `task` by name"),
-            (CHOICE, {"num_fewshot": 30}, r"cannot score it"),
-        ],
-    )
-    def test_settings(self, tmp_path, model, kind, settings, expected):
-        with pytest.raises(TaskError, match=expected):
-            harness(tmp_path, kind, **settings).check(model)
-
-    def test_no_metric_that_is_a_mean(self, tmp_path):
-        with pytest.raises(TaskError, match=r"none of its metrics is a mean of scores of each document: bleu"):
-            harness(tmp_path, GENERATION, changes={"metric_list": [{"metric": "bleu"}]})
-
-    def test_examples_without_the_package(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-        with pytest.raises(TaskError, match=r"needs the package lm-eval .*pip install 'evomerge\[lm-eval\]'"):
-            harness(tmp_path)
-
-    def test_a_tokenizer_without_an_end_token(self, tmp_path, model):
-        end = model.tokenizer.eos_token
-        try:
-            model.tokenizer.eos_token = None
-            with pytest.raises(TaskError, match="the harness needs an end token, and the tokenizer has none"):
-                harness(tmp_path).check(model)
-        finally:
-            model.tokenizer.eos_token = end
-
-    def test_an_encoder_is_no_model_for_it(self, tmp_path, live):
-        with pytest.raises(TaskError, match="needs a causal language model"):
-            harness(tmp_path).check(live("bert"))

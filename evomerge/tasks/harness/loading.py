@@ -175,6 +175,11 @@ def _checked(task: str, name: str, built: Mapping[str, Any]) -> Found:
         if leaf.OUTPUT_TYPE == "loglikelihood_rolling":
             msg = f"`{leaf.task_name}` measures rolling perplexity, which is no mean over documents; expected a task of another kind; or score its texts by `kind: language_modelling`"
             raise task_error(task, msg)
+        functions = getattr(leaf, "_metric_fn_list", None) or {}
+        missing = [metric for metric, function in functions.items() if function is None]
+        if missing and not callable(leaf.config.process_results):
+            msg = f"`{leaf.task_name}` has the metric `{missing[0]}`, a script of the hub, which evomerge does not run"
+            raise task_error(task, msg)
         if getattr(leaf, "UNSAFE_CODE", False):
             raise task_error(task, f"`{leaf.task_name}` runs code that the model writes, which evomerge never does")
         if getattr(leaf, "MULTIMODAL", False):

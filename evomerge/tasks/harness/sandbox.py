@@ -77,7 +77,7 @@ def _replaced(owner: Any, name: str, *, value: Any) -> Iterator[None]:
 
 
 def _refuse(*_: Any, **__: Any) -> Any:
-    raise OSError("evomerge runs no metric of the hub")
+    raise OSError("it needs a metric that is a script of the hub, which evomerge does not run")
 
 
 @functools.cache
