@@ -1,0 +1,45 @@
+"""Options and arguments that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
+Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
+ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
+Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        help="The expert whose tokenizer, chat template and generation settings to take. Default: the base's."
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        help="Leave heads out of the merge, and write this model's: an expert, or `base`. Default: where heads differ, one folder for each expert; else they are merged."
+    ),
+]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--expert", help="An expert: NAME=FOLDER, or NAME=org/name@revision. May be repeated."),
+]
+AsAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--as-adapter",
+        help="Write a LoRA adapter of the base (a PEFT folder). Weighted sums of LoRA adapters are exact; others need --rank or --energy.",
+    ),
+]
+Rank = Annotated[int | None, typer.Option(help="Largest rank of an adapter's factors.", min=1)]
+Energy = Annotated[
+    float | None,
+    typer.Option(help="Instead of a rank: the share of the squares of each matrix's change to keep, such as 0.99."),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="Store weights as float32, bfloat16 or float16. Default: the base's dtype.")
+]
+ShardSize = Annotated[str | None, typer.Option(help="Largest weights file: 5GB, 500MB. Default: 2GiB.")]
+StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
