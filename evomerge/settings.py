@@ -40,9 +40,13 @@ class PoolSettings(FrozenModel):
     """The models: an embedded zoo by name; or folders, and `org/name@revision` on the Hugging Face hub."""
 
     zoo: str | None = None
+    """Name of an embedded zoo, instead of `base` and `experts`."""
     zoo_seed: int = Field(default=0, ge=0)
+    """The seed that the zoo was built with."""
     base: str | None = None
+    """The model that the experts were fine-tuned from."""
     experts: dict[str, str] = Field(default_factory=dict)
+    """Models or adapters by name."""
     tokenizer: TokenizerChoice | None = None
     """Which tokens candidates and merged models have, where models have tokens of their own."""
     like: str | None = None
@@ -74,8 +78,11 @@ class StudySettings(FrozenModel):
     """All settings of a study file."""
 
     name: str = Field(default="study", pattern=r"^[\w.-]+$")
+    """Letters, digits, `_`, `.` and `-`. `evomerge run` writes to `runs/NAME`."""
     about: str = ""
+    """A note of your own."""
     pool: PoolSettings
+    """The base and its experts."""
     space: Any
     """Name of a shipped space, a file, or the space itself."""
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -91,7 +98,9 @@ class StudySettings(FrozenModel):
     """How many search examples could be scored in the time of one merge: each part of an evaluation counts as that many
     more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the search, from which all of its randomness comes."""
     workers: int = Field(default=1, ge=1, le=1024)
+    """Processes that evaluate candidates. More give the same search, sooner; populations and swarms have no such order."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -102,6 +111,7 @@ class StudySettings(FrozenModel):
     shared_mib: int = Field(default=1024, ge=0)
     """MiB per worker for hidden states that stacks with equal first layers share. It changes no score."""
     report: ReportSettings = ReportSettings()
+    """How the front is scored."""
 
     @classmethod
     def read(cls, path: Path) -> "StudySettings":

@@ -1,11 +1,11 @@
 """Every command in the README runs, in its order, in an empty folder."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import documents
 import pytest
 from commands import evomerge
 
@@ -14,38 +14,13 @@ from evomerge import strict_yaml, tasks
 README = Path(__file__).parent.parent / "README.md"
 
 
-def blocks():
-    """Return languages and texts of the blocks in their order; without that of `make`, which a fresh clone runs."""
-    found = re.findall(r"```(bash|python)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return [(language, code) for language, code in found if "make demo" not in code]
-
-
-def run_shell(code, folder):
-    """Run a block of `evomerge` commands and of files that `cat` writes: the README has no others."""
-    commands, *others = re.split(r"^cat > (\S+) <<'EOF'\n(.*?^)EOF\n", code, flags=re.DOTALL | re.MULTILINE)
-    run_lines(commands)
-    for name, content, commands in zip(others[::3], others[1::3], others[2::3], strict=True):
-        (folder / name).write_text(content)
-        run_lines(commands)
-
-
-def run_lines(commands):
-    for line in commands.splitlines():
-        if words := shlex.split(line, comments=True):
-            assert words[0] == "evomerge"
-            evomerge(*words[1:])
-
-
 def test_every_command_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for language, code in blocks():
-        if language == "bash":
-            run_shell(code, folder)
-        else:
-            exec(code, {"__name__": "__main__"})
+    found = documents.blocks(README.read_text(encoding="utf-8"), "bash", "python")
+    documents.run([(language, code) for language, code in found if "make demo" not in code])  # a fresh clone runs those
     assert (folder / "merged" / "picked" / "model.safetensors").exists()
     assert (folder / "runs" / "digits" / "report.html").exists()
     assert (folder / "merged" / "python" / "config.json").exists()

@@ -93,20 +93,30 @@ class Stages(FrozenModel):
     """
 
     origin: Literal["base", "zero", "mean"] = "base"
+    """What is subtracted from the inputs before the stages, and added after them: the base, nothing, or the inputs' mean."""
     edit: _Stages = ()
+    """Stages that change task vectors."""
     weigh: _Stages = ()
+    """Stages whose weights P are multiplied."""
     reduce: Literal["sum", "solve", "max"] = "sum"
+    """How task vectors D become one: ΣP∘D, (ΣP∘D) / ΣP, or the largest |P∘D|."""
     post: _Stages = ()
+    """Stages that change the merged task vector."""
 
 
 class Merge(FrozenModel):
     """A merge of other recipes, by the name of a method or by explicit stages."""
 
     inputs: "tuple[Recipe, ...]" = Field(min_length=1)
+    """The recipes to merge; in files also `experts`, all of the pool in its order."""
     method: str | None = None
+    """Name of a method; either this or `stages`."""
     parameters: dict[str, Value] = Field(default_factory=dict)
+    """The method's parameters, each one value or a table; by default the method's."""
     stages: Stages | None = None
+    """The stages, spelled out."""
     seed: int = 0
+    """Seed of random masks and noise."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -163,8 +173,11 @@ class Slot(FrozenModel):
     """One layer of a stack: a layer of a recipe's model, and the factor on the residual stream before it."""
 
     source: "Recipe"
+    """The recipe whose layer it is."""
     layer: int = Field(ge=0)
+    """Number of the layer in it, from 0."""
     scale: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor of the residual stream before the layer."""
 
 
 class Stack(FrozenModel):
@@ -174,7 +187,9 @@ class Stack(FrozenModel):
     """
 
     slots: tuple[Slot, ...] = Field(min_length=1)
+    """The layers, from the first to the last."""
     rest: "Recipe"
+    """The recipe that everything outside of the layers is taken from."""
 
 
 class StackNode(Node):
