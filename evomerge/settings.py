@@ -86,7 +86,9 @@ class StudySettings(FrozenModel):
     space: Any
     """Name of a shipped space, a file, or the space itself."""
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Task settings by name; with a zoo, its tasks by default."""
+    """Task settings by name; with a zoo, its tasks by default. `same_as: NAME` takes those of another task, before its own."""
+    defaults: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda defaults: not defaults)
+    """Settings of every task, unless its own say otherwise."""
     folder: str = "."
     """Start of relative paths of tasks; by default the study file's folder."""
     driver: dict[str, Any] | None = None
@@ -230,12 +232,13 @@ def initial_recipe(space: SearchSpace) -> Recipe:
 
 def sources(settings: StudySettings) -> tuple[str, Mapping[str, str], Mapping[str, Mapping[str, Any]]]:
     """Return the base's folder, the experts' folders by name, and the settings of the tasks, completed by those of a zoo."""
-    models, task_settings = settings.pool, settings.tasks
+    models = settings.pool
     if models.zoo is None:
-        return str(models.base), models.experts, task_settings
+        return str(models.base), models.experts, tasks.complete(settings.tasks, settings.defaults)
     embedded = zoo.load(models.zoo, seed=models.zoo_seed)
-    completed = {name: {**embedded.tasks.get(name, {}), **more} for name, more in task_settings.items()}
-    return embedded.pool["base"], embedded.pool["experts"], completed or embedded.tasks
+    listed = settings.tasks or {name: {} for name in embedded.tasks}
+    completed = tasks.complete(listed, settings.defaults, embedded.tasks)
+    return embedded.pool["base"], embedded.pool["experts"], completed
 
 
 def open_parts(
@@ -320,7 +323,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
     """
     ids = {name: found for name, model in settings.models.items() if (found := hub.hub_id(model)) is not None}
     return {
-        **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder"}),
+        **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder", "defaults"}),
         "driver": dict(parts.driver),
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),

@@ -131,3 +131,16 @@ def test_the_folders_of_images_are_part_of_the_identity_as_their_contents_are(tm
     assert second != first
     (tmp_path / "all" / "dog" / "1.png").write_bytes(b"other pixels")
     assert data_digest({"examples": "all"}, settings) != second
+
+
+def test_a_study_without_defaults_is_written_and_identified_as_before(small_digits):
+    data = {"pool": small_digits.pool, "tasks": small_digits.tasks, "space": "task_arithmetic"}
+    settings = StudySettings.parse(data, "study.yaml", Path())
+    assert "defaults" not in settings.model_dump(mode="json")
+    given = settings.model_copy(update={"defaults": {"max_length": 77}})
+    assert StudySettings.model_validate(given.model_dump(mode="json")).defaults == {"max_length": 77}
+    parts = open_parts(given)
+    tasks = {name: {"max_length": 77, **entry} for name, entry in small_digits.tasks.items()}
+    assert parts.setup.tasks == tasks
+    written = settings.model_copy(update={"tasks": tasks})
+    assert identity(given, parts) == identity(written, open_parts(written))

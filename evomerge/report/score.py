@@ -30,7 +30,7 @@ class Scored:
 
 
 def read_tasks(file: Path) -> dict[str, Any]:
-    """Return the fields of a `Setup` that say how to score: those of a study file, or `tasks` and `folder` of any other YAML.
+    """Return the fields of a `Setup` that say how to score: of a study file, or `tasks`, `defaults`, `folder` of any other YAML.
 
     Paths of tasks start at `folder`, by default that of the file. Raises `StudyError` for anything else.
     """
@@ -41,7 +41,7 @@ def read_tasks(file: Path) -> dict[str, Any]:
         settings = StudySettings.read(file)
         fields = {key: getattr(settings, key) for key in ("folder", "precision", "threads")}
         return {**fields, "tasks": sources(settings)[2], "auto": settings.pool.auto, "module": settings.pool.module}
-    known = ("tasks", "folder")
+    known = ("tasks", "defaults", "folder")
     for key in data if isinstance(data, dict) else ():
         if key not in known:
             raise StudyError(f"{file}: unknown key `{key}`; {nearest(key, known)}")
@@ -50,7 +50,10 @@ def read_tasks(file: Path) -> dict[str, Any]:
         raise StudyError(
             f"{file}: no `tasks`; expected `tasks: {{NAME: {{kind: …, search: …, report: …}}}}`, got {data!r}"
         )
-    return {"tasks": listed, "folder": str((file.parent / data.get("folder", ".")).resolve())}
+    defaults = data.get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise StudyError(f"{file} `defaults`: expected a mapping, got {defaults!r}")
+    return {"tasks": tasks.complete(listed, defaults), "folder": str((file.parent / data.get("folder", ".")).resolve())}
 
 
 def score(

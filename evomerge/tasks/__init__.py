@@ -14,6 +14,7 @@ from evomerge.plugins import Table, is_settings_and_factory
 from evomerge.recipe import describe
 from evomerge.tasks.classification import Classification, ClassificationSettings
 from evomerge.tasks.data import task_error
+from evomerge.tasks.defaults import complete
 from evomerge.tasks.function import Function, FunctionSettings, Range
 from evomerge.tasks.generation import Generation, GenerationSettings
 from evomerge.tasks.harness import LmEval, LmEvalSettings
@@ -22,7 +23,7 @@ from evomerge.tasks.multiple_choice import MultipleChoice, MultipleChoiceSetting
 from evomerge.tasks.python import PythonTask
 from evomerge.tasks.task import Scores, Task, TaskSettings
 
-__all__ = ["KINDS", "PythonTask", "Scores", "Task", "TaskSettings", "make"]
+__all__ = ["KINDS", "PythonTask", "Scores", "Task", "TaskSettings", "complete", "make"]
 
 KINDS: Mapping[str, tuple[type[TaskSettings], Callable[..., Task]]] = Table(
     "evomerge.tasks",
