@@ -1,11 +1,12 @@
-"""Generation: the model's greedy answer to a prompt is compared with the right one."""
+"""Generation: the model's greedy answer to a prompt is compared with the right one, and its tokens are counted."""
 
+import bisect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from evomerge.tasks.causal import (
     encode,
     require_causal,
 )
-from evomerge.tasks.data import task_error, texts
+from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
 from evomerge.tasks.task import Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
-from evomerge.trial import Split
+from evomerge.trial import Metric, Split
 
+_GENERATED = ("accuracy", "length")  # the metrics for which the model has to write
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
 
 
@@ -53,6 +55,10 @@ class GenerationSettings(FileSettings):
     """The answer ends at the first of these texts."""
     max_new_tokens: int = Field(default=32, ge=1)
     """The answer has at most this many tokens."""
+    budget: str | None = None
+    """A column of limits for single answers, in tokens, from 1 to `max_new_tokens`."""
+    cut: Literal["as_is", "wrong"] = "as_is"
+    """An answer that reaches its limit without an end token or a `stop`: its text is compared as it is, or it is wrong."""
     max_length: int = Field(default=256, ge=2)
     """The last this many tokens of the prompt (or of prompt and answer) are used."""
 
@@ -61,8 +67,12 @@ class Generation(Task):
     """A task of prompts, each with one right answer.
 
     `accuracy` is 1 where the generated answer matches; `log_likelihood` is that of the right answer after the prompt, in
-    nats per token, and needs no generation. Generation is slow, so accuracy is measured on the search split only if it is
-    the searched metric.
+    nats per token, and needs no generation. Generation is slow, so accuracy is measured on the search split only if it or
+    `length` is the searched metric.
+
+    `search_metric: length` or `report_metric: length` is minus the number of tokens that the model writes, from minus
+    `max_new_tokens` to 0: higher is shorter. The end token does not count, nor what follows a `stop`; an answer that is cut has
+    the length of its limit. A front of accuracy and length needs two tasks: `brief: {same_as: maths, search_metric: length}`.
 
     `search_metric: entropy` searches the mean over the right answer's tokens of minus the entropy of the next token's
     distribution, in nats. It reads the right answer only as context: each token is predicted from those before it.
@@ -70,14 +80,19 @@ class Generation(Task):
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
-        columns = (settings.prompt, settings.answer)
-        data = read_splits(name, settings, columns, folder)
-        super().__init__(name, settings, choose_metrics(settings, ["accuracy", "log_likelihood"]), inputs=data[0])
+        columns = [settings.prompt, settings.answer]
+        budget = [] if settings.budget is None else [settings.budget]
+        data = read_splits(name, settings, [*columns, *budget], folder)
+        metrics = choose_metrics(settings, ["accuracy", "log_likelihood"])
+        if "length" in (settings.search_metric, settings.report_metric):
+            metrics.append(Metric("length", low=-settings.max_new_tokens, high=0.0))
+        super().__init__(name, settings, metrics, inputs=data[0])
         self._settings = settings
+        self._budgets = {split: self._limits(split, values) for split, values in data[-1].items()}
         self._pattern = self._compiled()
         self._prompts, self._answers = (
             {split: texts(name, column, values) for split, values in splits.items()}
-            for column, splits in zip(columns, data, strict=True)
+            for column, splits in zip(columns, data[:2], strict=True)
         )
         if settings.match == "last_number":
             for split, answers in self._answers.items():
@@ -92,21 +107,21 @@ class Generation(Task):
         for split in self._prompts:
             prompts, answers = self._tokenised(model, split)
             check_sequences(self.name, model, [answer.tokens for answer in answers])
-            generates = split != "search" or self.search_metric == "accuracy"
+            generates = split != "search" or self.search_metric in _GENERATED
             check_sequences(self.name, model, prompts, self._settings.max_new_tokens if generates else 0)
 
     @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
-        """Return the log-likelihood of each answer, and accuracy outside of the search split or if it is searched."""
+        """Return the log-likelihood of each answer; accuracy, and length if asked for, outside of the search split or if searched."""
         indices = self.indices(split, examples)
         scores = joined((batch, detached(values)) for batch, values in self._likelihoods(model, split, indices))
-        return self._with_accuracy(scores, model, split, indices)
+        return self._with_generated(scores, model, split, indices)
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another."""
         for batch, values in self._likelihoods(model, split, indices):
             part, chosen = self.part(batch, values), [indices[i] for i in batch]
-            yield replace(part, scores=self._with_accuracy(part.scores, model, split, chosen))
+            yield replace(part, scores=self._with_generated(part.scores, model, split, chosen))
 
     def _likelihoods(
         self, model: LiveModel, split: Split, indices: Sequence[int]
@@ -130,25 +145,60 @@ class Generation(Task):
             self._encoded[key] = ([tokens[-limit:] for tokens in encode(model, prompts)], answers)
         return self._encoded[key]
 
-    def _with_accuracy(self, scores: Scores, model: LiveModel, split: Split, indices: Sequence[int]) -> Scores:
-        if split == "search" and self.search_metric != "accuracy":
+    def _with_generated(self, scores: Scores, model: LiveModel, split: Split, indices: Sequence[int]) -> Scores:
+        if split == "search" and self.search_metric not in _GENERATED:
             return scores
-        tokens, _ = self._tokenised(model, split)
-        right = [self._answers[split][index] for index in indices]
-        accuracy = self._accuracy(model, [tokens[index] for index in indices], right)
-        return Scores({**scores.scores, "accuracy": accuracy})
+        generated = self._generated(model, split, indices)
+        return Scores(
+            {**scores.scores, **{metric: generated[metric] for metric in _GENERATED if metric in self.metrics}}
+        )
 
     @torch.inference_mode()
-    def _accuracy(self, model: LiveModel, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> Vector:
+    def _generated(self, model: LiveModel, split: Split, indices: Sequence[int]) -> dict[str, Vector]:
+        encoded, _ = self._tokenised(model, split)
+        prompts = [encoded[index] for index in indices]
+        budgets = [self._budgets[split][index] for index in indices]
         check_length(self.name, model, max(map(len, prompts)) + self._settings.max_new_tokens)
-        right = np.empty(len(prompts))
+        right, length = np.empty(len(prompts)), np.empty(len(prompts))
         for batch in by_length([len(prompt) for prompt in prompts], self._settings.batch):
             ids, mask = pad([prompts[i] for i in batch], model.tokenizer.pad_token_id, left=True)
-            generated = model.generate(ids.to(model.device), mask.to(model.device), self._settings.max_new_tokens)
-            for i, tokens in zip(batch, generated, strict=True):
-                text = str(model.tokenizer.decode(tokens, skip_special_tokens=True))
-                right[i] = self.matches(text, answers[i])
-        return vector(right)
+            longest = max(budgets[i] for i in batch)
+            generated = model.generate(ids.to(model.device), mask.to(model.device), longest)
+            for i, tokens in zip(batch, generated.tolist(), strict=True):
+                text, count, ended = self._ended(model, tokens[: budgets[i]])
+                wrong = self._settings.cut == "wrong" and not ended
+                right[i] = not wrong and self.matches(text, self._answers[split][indices[i]])
+                length[i] = -(count if ended else budgets[i])
+        return {"accuracy": vector(right), "length": vector(length)}
+
+    def _ended(self, model: LiveModel, tokens: Sequence[int]) -> tuple[str, int, bool]:
+        """Return the text of `tokens`, the number of those before an end token or a stop, and whether there is one."""
+        ends = model.end_tokens
+        count = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+
+        def decoded(number: int) -> str:
+            return str(model.tokenizer.decode(list(tokens[:number]), skip_special_tokens=True))
+
+        def stopped(number: int) -> bool:
+            return any(stop in decoded(number) for stop in self._settings.stop)
+
+        ended = count < len(tokens)
+        if self._settings.stop and stopped(count):
+            ended, count = (
+                True,
+                bisect.bisect_left(range(count + 1), 1, key=stopped) - 1,
+            )  # before the token that completes it
+        return decoded(len(tokens)), count, ended
+
+    def _limits(self, split: Split, values: Sequence[Any]) -> list[int]:
+        most, column = self._settings.max_new_tokens, self._settings.budget
+        if column is None:
+            return [most] * len(values)
+        limits = class_numbers(self.name, column, values, [most + 1] * len(values))
+        if 0 in limits:
+            msg = f"column `{column}`, {split} example {limits.index(0)}: expected a limit from 1 to `max_new_tokens`, {most}, got 0"
+            raise task_error(self.name, msg)
+        return limits
 
     def matches(self, text: str, answer: str) -> bool:
         """Return whether a generated `text` gives the `answer`, by the settings `stop` and `match`."""

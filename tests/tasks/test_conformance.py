@@ -130,6 +130,13 @@ class TestGeneration(Suite):
         return [{"prompt": f"{split[0]} {word}=", "answer": word[:3].strip()} for word in WORDS]
 
 
+class TestLengthOfAnswers(TestGeneration):
+    settings: ClassVar = {**TestGeneration.settings, "search_metric": "length", "budget": "limit", "cut": "wrong"}
+
+    def rows(self, split):
+        return [{**row, "limit": 1 + i % 3} for i, row in enumerate(super().rows(split))]
+
+
 class TestLikelihoodOfAnswers(TestGeneration):
     architecture = "llama_tied"
     settings: ClassVar = {**TestGeneration.settings, "search_metric": "log_likelihood"}

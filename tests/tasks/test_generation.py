@@ -1,0 +1,106 @@
+"""The length of generated answers, and limits for them. What is generated is compared in test_language.py."""
+
+import pytest
+import torch
+from rows import write_jsonl
+
+from evomerge.errors import TaskError
+from evomerge.models import LiveModel
+from evomerge.tasks import make
+
+END, PAD = 2, 0
+WRITTEN = ["46|", "46\n13|", "the sum is 46|", "46 or a bit more"]  # | is the end token
+
+
+def task(folder, rows=WRITTEN, limits=None, **settings):
+    """Make a task whose report prompts are answered by `rows`, all of which should be 46."""
+    write_jsonl(folder / "search.jsonl", [{"prompt": "other", "answer": "1", "limit": 3}])
+    listed = [{"prompt": f"p{i}", "answer": "46"} for i in range(len(rows))]
+    if limits is not None:
+        listed = [{**row, "limit": limit} for row, limit in zip(listed, limits, strict=True)]
+    write_jsonl(folder / "report.jsonl", listed)
+    files = {split: f"{split}.jsonl" for split in ("search", "report")}
+    return make("some", {"kind": "generation", "report_metric": "length", **files, **settings}, folder)
+
+
+@pytest.fixture
+def writing(live, monkeypatch):
+    """Return a model that writes `WRITTEN`, up to the number of tokens that it is asked for."""
+    model = live("llama")
+
+    def generate(self, ids, mask, new_tokens):
+        tokens = [
+            [END if letter == "|" else model.tokenizer.convert_tokens_to_ids(letter) for letter in answer]
+            for answer in WRITTEN
+        ]
+        tokens = [[model.tokenizer.unk_token_id if token is None else token for token in row] for row in tokens]
+        places = [int(model.tokenizer.decode(row[mask_row == 1])[-1]) for row, mask_row in zip(ids, mask, strict=True)]
+        chosen = [tokens[place][:new_tokens] for place in places]
+        longest = max(map(len, chosen))
+        return torch.tensor([row + [PAD] * (longest - len(row)) for row in chosen])
+
+    monkeypatch.setattr(LiveModel, "generate", generate)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits", "lengths", "right"),
+    [
+        ({"max_new_tokens": 14}, None, [-2, -5, -13, -14], [1, 0, 0, 0]),
+        ({"max_new_tokens": 14, "match": "last_number"}, None, [-2, -5, -13, -14], [1, 0, 1, 1]),
+        ({"max_new_tokens": 14, "stop": [" or"]}, None, [-2, -5, -13, -4], [1, 0, 0, 1]),  # counted to before the r
+        ({"max_new_tokens": 2}, None, [-2, -2, -2, -2], [1, 1, 0, 1]),
+        ({"max_new_tokens": 2, "cut": "wrong"}, None, [-2, -2, -2, -2], [0, 0, 0, 0]),
+        ({"max_new_tokens": 14, "cut": "wrong", "match": "last_number"}, None, [-2, -5, -13, -14], [1, 0, 1, 0]),
+        ({"max_new_tokens": 14, "budget": "limit"}, [3, 2, 14, 1], [-2, -2, -13, -1], [1, 1, 0, 0]),
+        ({"max_new_tokens": 14, "budget": "limit", "cut": "wrong"}, [2, 2, 14, 2], [-2, -2, -13, -2], [0, 0, 0, 0]),
+    ],
+)
+def test_length_is_minus_the_tokens_before_an_end_a_stop_or_the_limit(
+    settings, limits, lengths, right, writing, tmp_path
+):
+    scores = task(tmp_path, limits=limits, **settings).score(writing, "report").scores
+    assert scores["length"].tolist() == lengths
+    assert scores["accuracy"].tolist() == right
+
+
+def test_length_is_declared_where_it_is_asked_for(tmp_path):
+    for key, other in (("search_metric", "report_metric"), ("report_metric", "search_metric")):
+        length = task(tmp_path, max_new_tokens=7, **{key: "length", other: "accuracy"}).metrics["length"]
+        assert (length.bounds, length.slopes, length.smooth) == ((-7, 0), False, False)
+    assert set(task(tmp_path, report_metric="accuracy").metrics) == {"accuracy", "log_likelihood"}
+
+
+def test_length_is_that_of_greedy_decoding(live, tmp_path):
+    model = live("llama", seed=4)
+    scores = task(tmp_path, max_new_tokens=9, search_metric="length").score(model, "report").scores
+    for place, score in enumerate(scores["length"]):
+        ids = model.tokenizer(f"p{place}", return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            for written in range(10):
+                following = model.module(ids).logits[:, -1:].argmax(-1)
+                if written == 9 or int(following) == END:
+                    break
+                ids = torch.cat([ids, following], 1)
+        assert score == -written
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ([3, 0, 1, 1], "column `limit`, report example 1: expected a limit from 1 to `max_new_tokens`, 5, got 0"),
+        ([3, 6, 1, 1], "column `limit`, example 1: expected an integer from 0 to 5, got 6"),
+        ([3, "few", 1, 1], "got 'few'"),
+        (None, "no column `limit`"),
+    ],
+)
+def test_limits_are_checked_before_any_work(limits, says, tmp_path):
+    with pytest.raises(TaskError, match=says):
+        task(tmp_path, limits=limits, budget="limit", max_new_tokens=5)
+
+
+def test_length_has_no_slopes(live, tmp_path):
+    with pytest.raises(
+        TaskError, match="the metric `length` cannot be differentiated; set `search_metric` to `log_likelihood`"
+    ):
+        task(tmp_path, search_metric="length").graph(live("llama"), "search", [0])
