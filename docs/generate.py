@@ -27,7 +27,6 @@ from evomerge import merging, search, space, strict_yaml, tasks
 from evomerge.cli.app import app
 from evomerge.merging.parameters import Parameter
 from evomerge.recipe import NODES
-from evomerge.tasks.task import FileSettings, TaskSettings
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -72,10 +71,10 @@ def results() -> dict[str, str]:
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if "](" in line]
     pages = {"measured/index.md": text.replace("# Experiments", "# Measured", 1)}
     for file in sorted(RESULTS.glob("*.md")):
-        claim, command = next((row[1], row[2]) for row in rows if f"]({file.name})" in row[-1])
+        about = "".join(f"Claim: {row[1]}. Command: {row[2]}.\n\n" for row in rows if f"]({file.name})" in row[-1])
         head, _, body = file.read_text(encoding="utf-8").partition("\n")
         figure = f"![Figure of {file.stem}]({file.stem}.png)\n" if file.with_suffix(".png").exists() else ""
-        pages[f"measured/{file.name}"] = f"{head}\n\nClaim: {claim}. Command: {command}.\n\n{figure}\n{body}"
+        pages[f"measured/{file.name}"] = f"{head}\n\n{about}{figure}\n{body}"
     return pages
 
 
@@ -299,9 +298,9 @@ def task_kinds() -> str:
     """Return a section for each kind of task."""
     parts = []
     for name, (schema, factory) in tasks.KINDS.items():
-        common = FileSettings if issubclass(schema, FileSettings) else TaskSettings
+        parent = next(base for base in schema.__mro__[1:] if issubclass(base, BaseModel))
         parts.append(f"## {name} {{ #{name} }}\n\n{linked(getdoc(factory) or '')}\n\n{linked(getdoc(schema) or '')}\n")
-        parts.append(keys(schema, common.model_fields))
+        parts.append(keys(schema, parent.model_fields))
     return "\n".join(parts)
 
 
