@@ -1,36 +1,180 @@
-"""Costs: the seconds of each evaluation, in `costs.jl` beside the journal, whose bytes must not depend on the clock."""
+"""Costs: what took how long, in `costs.jl` beside the journal, whose bytes must not depend on the clock.
+
+One JSON object a line: the beginning of a run of the search, an evaluation, the end of a run. A process that is killed writes no
+end; its run then ends with its last evaluation.
+"""
 
 import json
 import os
+import socket
+import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from evomerge.trial import Evaluation, Proposal
+from evomerge import interrupts
+from evomerge.trial import LONGEST_ERROR, Evaluation, Proposal
 
-_NAME = "costs.jl"
+NAME = "costs.jl"
+DONE, INTERRUPTED, TERMINATED, HOURS, WORKER_HOURS = "done", "interrupted", "terminated", "hours", "worker_hours"
+"""Why a run of the search ended; others ended by an error, which is said instead."""
 
 
-def append(folder: Path, proposal: Proposal, evaluation: Evaluation) -> None:
-    """Append one evaluation of the study in `folder`, on a new line even if the last line is torn."""
-    line = {"number": proposal.number, "split": proposal.split, "seconds": dict(evaluation.seconds)}
-    with (folder / _NAME).open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(end - 1, 0))
-        torn = end > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+@dataclass(slots=True)
+class Run:
+    """One run of a study's search, by one process. Not to be confused with the study, which may have several."""
+
+    process: int
+    host: str
+    slots: int
+    """How many candidates are evaluated at a time."""
+    examples: Mapping[str, int]
+    """Number of search examples of each task."""
+    objectives: Sequence[str]
+    ended: str | None = None
+    """Why it ended; None while it lasts, or if it was killed."""
+    elapsed: float = 0.0
+    """Seconds from its beginning to its last line."""
+    driver: float = 0.0
+    """Seconds of the driver, which asks and tells."""
+    finished: list[tuple[int, float]] = field(default_factory=list)
+    """The number of each evaluation, and the seconds from the beginning of the run to its end."""
+
+
+class Clock:
+    """The clock of a run that lasts, which is recorded in the study's folder. Only for reports and budgets of time."""
+
+    def __init__(self, folder: Path, slots: int, examples: Mapping[str, int], objectives: Sequence[str]) -> None:
+        """Begin a run."""
+        self._folder, self._slots, self._start = folder, slots, time.monotonic()
+        earlier, _ = runs(folder)
+        self._hours = sum(run.elapsed for run in earlier) / 3600
+        self._worker_hours = sum(run.elapsed * run.slots for run in earlier) / 3600
+        self._driver = 0.0
+        self.stopped: str | None = None
+        """Why the search stops before its end; None while it does not."""
+        began = {"began": time.time(), "process": os.getpid(), "host": socket.gethostname(), "slots": slots}
+        _append(folder, {**began, "examples": dict(examples), "objectives": list(objectives)})
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._start
+
+    @property
+    def hours(self) -> float:
+        """Hours of all runs of the study so far."""
+        return self._hours + self.elapsed / 3600
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of all runs of the study so far, each times its number of workers."""
+        return self._worker_hours + self._slots * self.elapsed / 3600
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """Count the seconds of the block as the driver's."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._driver += time.monotonic() - start
+
+    def add(self, proposal: Proposal, evaluation: Evaluation) -> None:
+        """Record an evaluation of the search."""
+        append(self._folder, proposal, evaluation, elapsed=round(self.elapsed, 3), driver=round(self._driver, 6))
+
+    def end(self, why: str) -> None:
+        """End the run."""
+        _append(self._folder, {"ended": why, "elapsed": round(self.elapsed, 3), "driver": round(self._driver, 6)})
+
+
+@contextmanager
+def timed(folder: Path, slots: int, examples: Mapping[str, int], objectives: Sequence[str]) -> Iterator[Clock]:
+    """Record the block as a run of the search: from its beginning to its end, and why it ended."""
+    clock = Clock(folder, slots, examples, objectives)
+    try:
+        yield clock
+    except KeyboardInterrupt:
+        why = TERMINATED if interrupts.terminated() else INTERRUPTED
+        raise
+    except BaseException as error:
+        why = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+        raise
+    else:
+        why = clock.stopped or DONE
+    finally:
+        with suppress(OSError):  # as on a full disk, which has ended the run
+            clock.end(why)
+
+
+def append(folder: Path, proposal: Proposal, evaluation: Evaluation, **more: float) -> None:
+    """Append one evaluation of the study in `folder`, with `more` numbers about it."""
+    seconds = dict(evaluation.seconds)
+    _append(folder, {"number": proposal.number, "split": proposal.split, "seconds": seconds, **more})
 
 
 def totals(folder: Path) -> tuple[dict[str, float], int]:
-    """Return the seconds by `split: phase`, and the number of damaged lines, which are skipped."""
-    path, total = folder / _NAME, defaultdict[str, float](float)
+    """Return the seconds of evaluations by `split: phase`, and the number of damaged lines, which are skipped."""
+    total = defaultdict[str, float](float)
     damaged = 0
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for entry in _entries(folder):
+        if entry.keys() & {"began", "ended"}:
+            continue
         try:
-            entry = json.loads(line)
             seconds = {f"{entry['split']}: {kind}": float(value) for kind, value in entry["seconds"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             damaged += 1
             continue
         for phase, value in seconds.items():
             total[phase] += value
     return dict(total), damaged
+
+
+def runs(folder: Path) -> tuple[list[Run], int]:
+    """Return the runs of the study's search in their order, and the number of damaged lines, which are skipped.
+
+    A study from before runs were recorded has none.
+    """
+    found: list[Run] = []
+    damaged = 0
+    for entry in _entries(folder):
+        try:
+            if "began" in entry:
+                who = int(entry["process"]), str(entry["host"]), int(entry["slots"])
+                found.append(Run(*who, {**entry["examples"]}, [*entry["objectives"]]))
+            elif found and "elapsed" in entry:
+                run, elapsed, driver = found[-1], float(entry["elapsed"]), float(entry["driver"])
+                if "ended" in entry:
+                    run.ended = str(entry["ended"])
+                else:
+                    run.finished.append((int(entry["number"]), elapsed))
+                run.elapsed, run.driver = elapsed, driver
+            elif "seconds" not in entry:
+                damaged += 1
+        except (ValueError, TypeError, KeyError):
+            damaged += 1
+    return found, damaged
+
+
+def _entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the object of each line; an empty one for a line that is damaged."""
+    path = folder / NAME
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        yield entry if isinstance(entry, dict) else {}
+
+
+def _append(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Append a line, on a new one even if the last is torn."""
+    with (folder / NAME).open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        torn = end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * torn + json.dumps(entry).encode() + b"\n")

@@ -99,6 +99,10 @@ class StudySettings(FrozenModel):
     merge_examples: int = Field(default=0, ge=0)
     """How many search examples could be scored in the time of one merge: each part of an evaluation counts as that many
     more. `run --dry-run` measures it. The journal has no clock, so it is a setting."""
+    hours: float | None = Field(default=None, gt=0)
+    """Budget of time: hours of the search, summed over all its runs. It ends the search earlier, and changes nothing else in it."""
+    worker_hours: float | None = Field(default=None, gt=0)
+    """The same in hours times workers."""
     seed: int = Field(default=0, ge=0)
     """Seed of the search, from which all of its randomness comes."""
     workers: int = Field(default=1, ge=1, le=1024)
@@ -183,7 +187,17 @@ class StudySettings(FrozenModel):
         return self.model_copy(update={"pool": self.pool.model_copy(update=update)}) if pins else self
 
 
-CHANGEABLE = ("evaluations", "merge_examples", "workers", "deadline", "shared_mib", "report", "about")
+CHANGEABLE = (
+    "evaluations",
+    "hours",
+    "worker_hours",
+    "merge_examples",
+    "workers",
+    "deadline",
+    "shared_mib",
+    "report",
+    "about",
+)
 """Settings that may change when a study is resumed: none affects a past proposal or score."""
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge import attempts, costs, evaluate, header, journal, pareto, search, trust
-from evomerge.errors import SpaceError, StudyError, StudyInUseError
+from evomerge import attempts, costs, evaluate, header, interrupts, journal, pareto, search, trust
+from evomerge.errors import EvaluatorError, SpaceError, StudyError, StudyInUseError
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
 from evomerge.progress import Progress
@@ -52,6 +52,8 @@ class Study:
         """The driver of `run`. Watchers may read it; only `run` may call `tell`."""
         self.spent = 0.0
         """The budget that `run` has used so far, in full evaluations; a part counts as its share of one."""
+        self.stopped: str | None = None
+        """Why the last `run` stopped before its end, `hours`, `worker_hours` or `terminated`, if it did."""
 
     @classmethod
     def create(
@@ -127,11 +129,13 @@ class Study:
         watch: Watcher = lambda proposal, evaluation: None,
         *,
         progress: bool = True,
+        grace: float = interrupts.GRACE,
     ) -> None:
-        """Replay the journal, then search until the budget is used or the driver proposes no more.
+        """Replay the journal, then search until a budget is used or the driver proposes no more.
 
-        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. Without an
-        `evaluator` the study makes its own, and shows progress unless `progress` is False. Raises `StudyError` where the first
+        The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. A budget of time ends the
+        search when what runs has finished; so does SIGTERM, where `interrupts.install` was called, for at most `grace` seconds:
+        `stopped` says which. Without an `evaluator` the study makes its own, and shows progress unless `progress` is False. Raises `StudyError` where the first
         candidates all fail with one error.
         """
         if evaluator is None:
@@ -142,7 +146,7 @@ class Study:
                     bar(min(int(self.spent), total))
                     watch(proposal, evaluation)
 
-                self.run(own, show)
+                self.run(own, show, grace=grace)
             return
         driver = self.driver = self.parts.new_driver(self.settings.seed)
         full, merge = sum(self.parts.sizes["search"].values()), self.settings.merge_examples
@@ -152,11 +156,15 @@ class Study:
 
         def ask() -> Proposal | None:
             nonlocal asked
-            proposal = driver.ask() if asked < self.settings.evaluations * (full + merge) else None
+            if asked >= self.settings.evaluations * (full + merge) or self._out_of_time(clock):
+                return None
+            with clock.driving():
+                proposal = driver.ask()
             asked += 0 if proposal is None else cost(proposal, full, merge)
             return proposal
 
-        with self.lock(), Journal(self.journal_path) as record:
+        run = costs.timed(self.folder, evaluator.slots, self.parts.sizes["search"], self.parts.searched)
+        with self.lock(), Journal(self.journal_path) as record, run as clock, interrupts.graceful(grace):
             for proposal, evaluation in self.replay(driver):
                 if evaluation is None:
                     pending[proposal.number] = proposal
@@ -172,16 +180,28 @@ class Study:
             self.spent = completed / (full + merge)
             alone = self.settings.workers == 1 and self.settings.deadline is None  # a candidate may kill this process
             with attempts.counted(self.folder, pending) if alone else nullcontext() as hopeless:
-                driven = evaluate.drive(evaluator, record, ask, pending)
+                driven = _until_terminated(clock, evaluate.drive(evaluator, record, ask, pending))
                 for proposal, evaluation in chain(_given_up(hopeless, record, pending), driven):
-                    driver.tell(proposal, evaluation)
+                    with clock.driving():
+                        driver.tell(proposal, evaluation)
                     if self.parts.space.parents:
                         evaluator.retain(_needed(driver, pending.values()))
-                    costs.append(self.folder, proposal, evaluation)
+                    clock.add(proposal, evaluation)
                     completed += cost(proposal, full, merge)
                     self.spent = completed / (full + merge)
                     watch(proposal, evaluation)
                     self._check_hope(errors, evaluation)
+        self.stopped = clock.stopped
+
+    def _out_of_time(self, clock: costs.Clock) -> bool:
+        """Return whether the search stops before its end, and note why."""
+        if interrupts.terminated():
+            clock.stopped = costs.TERMINATED
+        elif self.settings.hours is not None and clock.hours >= self.settings.hours:
+            clock.stopped = costs.HOURS
+        elif self.settings.worker_hours is not None and clock.worker_hours >= self.settings.worker_hours:
+            clock.stopped = costs.WORKER_HOURS
+        return clock.stopped is not None
 
     def _check_hope(self, errors: list[str | None], evaluation: Evaluation) -> None:
         """Add the error of the next evaluation. Raises `StudyError` if the first ones all failed with one error."""
@@ -334,6 +354,18 @@ class Study:
             f"{'changed since: ' + ', '.join(changed) if changed else 'no version has changed: please report this'}; "
             "install the recorded versions, or start a new study"
         )
+
+
+def _until_terminated(
+    clock: costs.Clock, driven: Iterator[tuple[Proposal, Evaluation]]
+) -> Iterator[tuple[Proposal, Evaluation]]:
+    """Yield evaluations. A scheduler sends SIGTERM to the workers too, which is no error of theirs."""
+    try:
+        yield from driven
+    except EvaluatorError:
+        if not interrupts.terminated():
+            raise
+        clock.stopped = costs.TERMINATED
 
 
 def _given_up(

@@ -4,6 +4,7 @@ Those import torch and transformers, and are imported only when their command ru
 """
 
 import errno
+import os
 import sys
 
 from rich.console import Console
@@ -20,7 +21,7 @@ _NOT_OURS = (  # what a disk, or its permissions, refuse
 
 
 def main() -> None:
-    """Run the command line, and exit: 0 done, 2 for an error the user can fix, 130 for an interrupted command."""
+    """Run the command line, and exit: 0 done, 2 for an error the user can fix, 130 for Ctrl-C, 75 for SIGTERM."""
     interrupts.install()
     try:
         code = app(standalone_mode=False)  # typer returns the exit code of an interrupt instead of raising it
@@ -41,6 +42,7 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True).print(
             "evomerge: interrupted; no finished evaluation is lost: `evomerge resume DIR` goes on", markup=False
         )
+        code = os.EX_TEMPFAIL if interrupts.terminated() else code  # schedulers and services: run it again
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -10,7 +10,8 @@ from evomerge.cli.commands import lists, models, searches
 STARTED = time.monotonic()
 app = typer.Typer(
     help="Search for the recipe by which fine-tuned models that share a base merge into one, or into a whole front.",
-    epilog="Exit codes: 0 done, 2 an error you can fix (the message says what to type), 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 an error you can fix (the message says what to type), 75 stopped by SIGTERM or a budget of time, "
+    "and more can be done by `evomerge resume`, 130 interrupted by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -8,6 +8,15 @@ import typer
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
 Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
+Hours = Annotated[
+    float | None,
+    typer.Option(help="Search for at most so many hours, summed over all resumptions. Then report.", min=0),
+]
+WorkerHours = Annotated[float | None, typer.Option(help="The same in hours times workers.", min=0)]
+Grace = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", help="After SIGTERM, wait at most so long for what is being evaluated.", min=0),
+]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
 Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]
 Like = Annotated[

@@ -7,32 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import pareto, search, strict_yaml, zoo
+from evomerge import search, strict_yaml, zoo
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import build_zoo, new_console, say
 from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.price import price
-from evomerge.errors import StudyError, StudyInUseError, nearest
-from evomerge.evaluate import CachingEvaluator
+from evomerge.cli.searches import print_results, search_and_report, warn, write_report
+from evomerge.errors import StudyError, nearest
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
-from evomerge.progress import Progress, Throttled, step_printer
+from evomerge.progress import Progress, step_printer
 from evomerge.recipe import Recipe
-from evomerge.report import choose, figures, html, measure, surface, tables, wording
+from evomerge.report import choose, figures, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
-from evomerge.report.wording import covered
-from evomerge.search import KINDS, Population
+from evomerge.search import KINDS
 from evomerge.settings import Parts, StudySettings, open_parts
 from evomerge.study import Study
-from evomerge.trial import Evaluation, Proposal
 
 _PER_GENE = 10
 """Search examples per gene below which a study is warned of. A rule of thumb: as for coefficients of a regression."""
@@ -59,7 +55,7 @@ def demo(out: Path, name: str, evaluations: int | None, workers: int | None) -> 
     settings = _override(settings, evaluations, workers or min(os.cpu_count() or 1, 4))
     study = Study.create(out, settings, step_printer(console))
     _describe(study.parts, settings, console)
-    results = _search_and_report(study, console)
+    results = search_and_report(study, console)
     if results is None:
         return
     merged = out / f"merged-{results.picked[:8]}"
@@ -78,13 +74,16 @@ def run(
     seed: int | None,
     driver: str | None,
     *,
+    hours: float | None = None,
+    worker_hours: float | None = None,
+    grace: float,
     dry_run: bool,
 ) -> None:
     """Run or resume the study of a file, or only say what it would cost."""
     console = new_console()
     if driver is not None and driver not in KINDS:
         raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
-    settings = _override(StudySettings.read(file), evaluations, workers, seed)
+    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours)
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
@@ -100,11 +99,19 @@ def run(
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
     _describe(study.parts, study.settings, console)
-    _search_and_report(study, console)
+    search_and_report(study, console, grace=grace)
 
 
 def resume(
-    folder: Path, evaluations: int | None, workers: int | None, *, retry_failed: bool, fork: Path | None = None
+    folder: Path,
+    evaluations: int | None,
+    workers: int | None,
+    *,
+    hours: float | None = None,
+    worker_hours: float | None = None,
+    grace: float,
+    retry_failed: bool,
+    fork: Path | None = None,
 ) -> None:
     """Resume the study in a folder, or start its settings anew in the folder `fork`."""
     console = new_console()
@@ -114,9 +121,10 @@ def resume(
         folder = fork
     else:
         study = Study.open(folder, progress=step_printer(console))
-    if evaluations is not None or workers is not None:
-        study = Study.open(folder, _override(study.settings, evaluations, workers))
-    _search_and_report(study, console, retry_failed=retry_failed)
+    settings = _override(study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours)
+    if settings != study.settings:
+        study = Study.open(folder, settings)
+    search_and_report(study, console, grace=grace, retry_failed=retry_failed)
 
 
 def show(
@@ -139,11 +147,11 @@ def show(
         with Progress("report", 1, console) as progress:
             results = measure.measure(study, watch=progress, split="final")
     else:
-        results = _report(study, console, pairs=panels)
+        results = write_report(study, console, pairs=panels)
     if as_json:
         sys.stdout.write(json.dumps(results.public(), indent=2, sort_keys=True) + "\n")
     else:
-        _print(results, study.folder, console)
+        print_results(results, study.folder, console)
 
 
 def read_preference(
@@ -189,10 +197,10 @@ def pick(
         for part in tables.prediction(prediction, study.parts.tasks, verified):
             console.print(part)
         recipe, point = prediction.recipe, None if verified is None else verified.candidate
-        results = None if point is None or out is None else _report(study, console)
+        results = None if point is None or out is None else write_report(study, console)
     else:
         if candidate is None:
-            results = _report(study, console)
+            results = write_report(study, console)
             point = choose.choose(results, preference, anyway=anyway)
         else:  # the study's own report stays as it is
             with Progress("report", 1, console) as progress:
@@ -213,9 +221,15 @@ def pick(
 
 
 def _override(
-    settings: StudySettings, evaluations: int | None, workers: int | None, seed: int | None = None
+    settings: StudySettings,
+    evaluations: int | None,
+    workers: int | None,
+    seed: int | None = None,
+    hours: float | None = None,
+    worker_hours: float | None = None,
 ) -> StudySettings:
-    options = {"evaluations": evaluations, "workers": workers, "seed": seed}
+    options: dict[str, Any] = {"evaluations": evaluations, "workers": workers, "seed": seed}
+    options |= {"hours": hours, "worker_hours": worker_hours}
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 
 
@@ -266,96 +280,11 @@ def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None
     for row in front.to_dict("records"):
         table.add_row(f"#{row['number']}", *(wording.value(row[name], name) for name in study.parts.searched))
     console.print(table)
-    _warn(wording.failures(failed, len(population), common), console)
+    warn(wording.failures(failed, len(population), common), console)
     say(
         console,
         f"Nothing was scored for this. A report on unseen examples now: `evomerge show {study.folder} --report`",
     )
-
-
-def _warn(warning: str | None, console: Console) -> None:
-    if warning is not None:
-        console.print(warning, markup=False, style="bold red")
-
-
-def _search_and_report(study: Study, console: Console, *, retry_failed: bool = False) -> Results | None:
-    """Search and report. Return None if another process makes the report."""
-    total = study.settings.evaluations
-    history = study.history()
-    if history.completed:
-        say(console, f"replaying {len(history.completed)} evaluations")
-    searched = study.parts.searched
-    means = [evaluation.means(searched) for _, evaluation in history.population if evaluation.error is None]
-    standing = Throttled(lambda: _standing(searched, means) + _coverage(study))
-    with study.evaluator() as evaluator, Progress("search", total, console) as progress:
-
-        def watch(proposal: Proposal, evaluation: Evaluation) -> None:
-            if (complete := evaluator.lookup(proposal.recipe.id, proposal.split)) is not None:
-                means.append(complete.means(searched))
-            now = standing(now=study.spent >= total)
-            progress(
-                min(int(study.spent), total), note=f"failed: {evaluation.error}; {now}" if evaluation.error else now
-            )
-
-        study.run(evaluator, watch)
-        try:
-            if retry_failed:
-                _retry(study, evaluator, console)
-            results = _report(study, console, evaluator)
-        except StudyInUseError as error:
-            say(console, f"search done; {error}, then type `evomerge show {study.folder}`")
-            return None
-    _print(results, study.folder, console)
-    return results
-
-
-def _retry(study: Study, evaluator: CachingEvaluator, console: Console) -> None:
-    failed = study.retry_failed(evaluator)
-    left = sum(evaluation.error is not None for _, evaluation in study.population())
-    say(
-        console,
-        f"{failed} failed candidates were evaluated again; {left} still fail. The search itself stays as it was.",
-    )
-
-
-def _standing(searched: Sequence[str], means: list[NDArray[np.float64]]) -> str:
-    """Return the best mean over objectives so far, or the size of the front where a mean of different metrics says nothing."""
-    if not means:
-        return ""
-    if wording.common_metric(searched) is not None:
-        return f"best mean {max(float(row.mean()) for row in means):.4g}"
-    different = np.unique(np.array(means), axis=0)
-    means[:] = different[pareto.nondominated(different)]
-    return f"{len(means)} on the front"
-
-
-def _coverage(study: Study) -> str:
-    """Return a population's coverage of the examples so far, after a comma; empty for other searches."""
-    diagnostics = study.driver.diagnostics() if isinstance(study.driver, Population) else {}
-    return f", {covered(diagnostics['coverage'], diagnostics.get('entropy'))}" if diagnostics else ""
-
-
-def _report(
-    study: Study,
-    console: Console,
-    evaluator: CachingEvaluator | None = None,
-    pairs: Sequence[Sequence[str]] = (),
-) -> Results:
-    with Progress("report", 1, console) as progress:
-        results = measure.measure(study, evaluator, progress)
-    measure.write(results, study.folder)
-    html.write(results, study.folder, pairs)
-    return results
-
-
-def _print(results: Results, folder: Path, console: Console) -> None:
-    for part in tables.summary(results):
-        console.print(part)
-    _warn(tables.warning(results), console)
-    for sentence in (tables.choice(results), *tables.sentences(results)):
-        console.print(sentence, markup=False)
-    say(console, f"digest {results.digest}")
-    say(console, f"more: {folder / 'report.html'}, `evomerge pick {folder} --weights … -o OUT`")
 
 
 def _export(

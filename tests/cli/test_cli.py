@@ -364,10 +364,14 @@ def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "workers"),
-    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.ray)],
+    ("number", "workers", "code", "said"),
+    [
+        (signal.SIGINT, 1, 130, "interrupted"),
+        (signal.SIGTERM, 1, 75, "stopped by SIGTERM"),
+        pytest.param(signal.SIGTERM, 2, 75, "stopped by SIGTERM", marks=pytest.mark.ray),
+    ],
 )
-def test_an_interrupted_run_exits_with_130_and_says_how_to_resume(number, workers, study_file, tmp_path):
+def test_a_run_that_a_signal_stops_says_how_to_resume(number, workers, code, said, study_file, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "evomerge", "run", study_file, "-o", out]
     command += ["--evaluations", "100000", "--workers", str(workers)]
@@ -376,11 +380,20 @@ def test_an_interrupted_run_exits_with_130_and_says_how_to_resume(number, worker
         while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 4):
             time.sleep(0.05)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "evomerge resume" in errors
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said in output + errors
+    assert "evomerge resume" in output + errors
     assert "Traceback" not in errors
+
+
+def test_a_budget_of_hours_exits_with_75_after_the_report_and_with_2_once_it_is_used(study_file, tmp_path):
+    out = tmp_path / "run"
+    done = evomerge("run", study_file, "-o", out, "--evaluations", "100000", "--hours", "1e-5", code=75)
+    assert "hours is used at" in done.stdout
+    assert (out / "report.html").exists()
+    done = evomerge("resume", out, code=2)
+    assert f"`evomerge resume {out} --hours MORE`" in done.stderr
 
 
 def test_help_and_version_import_neither_torch_nor_transformers():

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.options import AsAdapter, Dtype, Energy, Evaluations, Rank, ShardSize, StudyFolder, Workers
+from evomerge.cli.options import (
+    AsAdapter,
+    Dtype,
+    Energy,
+    Evaluations,
+    Grace,
+    Hours,
+    Rank,
+    ShardSize,
+    StudyFolder,
+    WorkerHours,
+    Workers,
+)
+from evomerge.interrupts import GRACE
 
 app = typer.Typer()
 _PANEL = "Search"
@@ -34,6 +47,9 @@ def run(
     workers: Workers = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
     driver: Annotated[str | None, typer.Option(help="KIND of the driver, instead of the file's driver.")] = None,
+    hours: Hours = None,
+    worker_hours: WorkerHours = None,
+    grace: Grace = GRACE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
     ] = False,
@@ -41,7 +57,18 @@ def run(
     """Search as a study file says. A directory that holds the same study is resumed."""
     from evomerge.cli import studies
 
-    studies.run(file, out, evaluations, workers, seed, driver, dry_run=dry_run)
+    studies.run(
+        file,
+        out,
+        evaluations,
+        workers,
+        seed,
+        driver,
+        hours=hours,
+        worker_hours=worker_hours,
+        grace=grace,
+        dry_run=dry_run,
+    )
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -49,6 +76,9 @@ def resume(
     folder: StudyFolder,
     evaluations: Evaluations = None,
     workers: Workers = None,
+    hours: Hours = None,
+    worker_hours: WorkerHours = None,
+    grace: Grace = GRACE,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -63,7 +93,16 @@ def resume(
     """Resume a study that was interrupted or killed, or extend one by a larger budget."""
     from evomerge.cli import studies
 
-    studies.resume(folder, evaluations, workers, retry_failed=retry_failed, fork=fork)
+    studies.resume(
+        folder,
+        evaluations,
+        workers,
+        hours=hours,
+        worker_hours=worker_hours,
+        grace=grace,
+        retry_failed=retry_failed,
+        fork=fork,
+    )
 
 
 @app.command(rich_help_panel=_PANEL)
