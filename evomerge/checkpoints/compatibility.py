@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from evomerge.checkpoints.adapter import UNION
 from evomerge.checkpoints.beside import words_about_text
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.lora import is_adapter, read_stored
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.quantised import check_not_quantised
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import CheckpointError, PoolError
 
 
@@ -52,13 +55,15 @@ class Compatibility:
 def compare(
     base: str,
     experts: Mapping[str, str],
+    tokenizer: TokenizerChoice | None = None,
     *,
     weights: bool = True,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Compatibility:
     """Return whether the model in the folder `base` and the `experts` can be merged, by the rules of `Pool`.
 
-    Without `weights` only headers and configurations are read: integers and NaN are not compared.
+    `tokenizer` says which tokens merges have. Without it, an expert that only its tokens keep from being merged is said to be
+    one that `tokenizer: union` merges. Without `weights` only headers and configurations are read: integers and NaN are not compared.
     """
     checked = [_checked("base", base, _refusal(lambda: _open_base(base)))]
     if checked[0].problem is not None:
@@ -76,14 +81,17 @@ def compare(
         notes: list[str] = []
 
         def open_pair(name: str = name, path: str = path, notes: list[str] = notes) -> None:
-            pool = Pool(base, {name: path}, weights=weights, progress=once)
+            pool = Pool(base, {name: path}, tokenizer=tokenizer, weights=weights, progress=once)
             notes += [*pool.notes, *pool.differences_in_text]
 
         problem = _refusal(open_pair)
+        if problem is not None and UNION in problem and tokenizer is None:
+            other = _refusal(partial(Pool, base, {name: path}, tokenizer=TokenizerChoice(), weights=False))
+            problem += ". With it, they can be merged" if other is None else f". Even so: {other}"
         checked.append(_checked(name, path, problem, tuple(notes)))
         if problem is None:
             mergeable[name] = path
-    pool = Pool(base, mergeable, weights=weights) if mergeable else None
+    pool = Pool(base, mergeable, tokenizer=tokenizer, weights=weights) if mergeable else None
     return Compatibility(tuple(checked), pool)
 
 

@@ -1,4 +1,4 @@
-"""The command line. Each command is declared in `app`, and carried out in another module of this folder.
+"""The command line. Each command is declared in `commands`, and carried out in a module of this folder.
 
 Those import torch and transformers, and are imported only when their command runs: help and completion stay fast.
 """

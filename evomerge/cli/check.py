@@ -22,15 +22,19 @@ from evomerge.checkpoints.compatibility import Compatibility, compare
 from evomerge.checkpoints.hub.headers import fetch_headers
 from evomerge.checkpoints.task_vectors import TaskVectors, measure
 from evomerge.cli.listings import new_console, say
+from evomerge.cli.merges import read_tokenizer
 from evomerge.errors import PoolError
 from evomerge.progress import Progress, step_printer
 from evomerge.report.check_figure import check_figure
 from evomerge.report.figures import png
 
 
-def check(base: str, experts: Sequence[str], out: Path | None, *, weights: bool, as_json: bool) -> None:
-    """Say whether and how models can be merged. Raises `PoolError` where some cannot."""
+def check(
+    base: str, experts: Sequence[str], out: Path | None, tokenizer: str | None = None, *, weights: bool, as_json: bool
+) -> None:
+    """Say whether and how models can be merged, with the tokens that `tokenizer` names where it is given. Raises `PoolError` where some cannot."""
     console = Console(stderr=True) if as_json else new_console()
+    choice = read_tokenizer(tokenizer, "--tokenizer")
     given = {"base": hub.locate(base), **_named(experts)}
     with tempfile.TemporaryDirectory(prefix="evomerge-check-") as scratch:
         folders, whole = {}, weights
@@ -38,7 +42,7 @@ def check(base: str, experts: Sequence[str], out: Path | None, *, weights: bool,
             folder, local = _headers_or_folder(reference, Path(scratch) / str(number), console)
             folders[name], whole = folder, whole and local
         steps = step_printer(console)
-        checked = compare(folders.pop("base"), folders, weights=whole, progress=steps)
+        checked = compare(folders.pop("base"), folders, choice, weights=whole, progress=steps)
         for number, reference in enumerate(given.values()):  # messages name the model, not a folder for headers
             checked = _renamed(checked, str(Path(scratch) / str(number)), reference.removeprefix("hf://"))
         vectors = None
@@ -58,7 +62,7 @@ def check(base: str, experts: Sequence[str], out: Path | None, *, weights: bool,
                 console,
                 f"picture: {out}" if vectors is not None else "no picture: it shows weights, which were not compared",
             )
-        _say_next(checked, given, console)
+        _say_next(checked, given, tokenizer, console)
     if checked.refused:
         names = ", ".join(f"`{model.name}`" for model in checked.refused)
         raise PoolError(
@@ -167,7 +171,7 @@ def _print(checked: Compatibility, vectors: TaskVectors | None, console: Console
         say(console, f"note: {line}")
 
 
-def _say_next(checked: Compatibility, given: dict[str, str], console: Console) -> None:
+def _say_next(checked: Compatibility, given: dict[str, str], tokenizer: str | None, console: Console) -> None:
     """Say what to type next, for the models that can be merged."""
     if checked.pool is None:
         return
@@ -175,9 +179,11 @@ def _say_next(checked: Compatibility, given: dict[str, str], console: Console) -
     experts = " ".join(f"--expert {shlex.quote(f'{name}={shown[name]}')}" for name in checked.pool.experts)
     say(console, "next:")
     say(console, "  echo 'merge: {method: task_arithmetic, inputs: experts}' > recipe.yaml")
-    say(console, f"  evomerge merge recipe.yaml --base {shlex.quote(shown['base'])} {experts} -o merged")
+    option = "" if tokenizer is None else f" --tokenizer {shlex.quote(tokenizer)}"
+    say(console, f"  evomerge merge recipe.yaml --base {shlex.quote(shown['base'])} {experts}{option} -o merged")
+    more = "" if tokenizer is None else f", tokenizer: {tokenizer}"
     pool = ", ".join(f"{name}: {shown[name]}" for name in checked.pool.experts)
     say(
         console,
-        f"or a search: `pool: {{base: {shown['base']}, experts: {{{pool}}}}}` in a study's YAML, and `evomerge run`",
+        f"or a search: `pool: {{base: {shown['base']}, experts: {{{pool}}}{more}}}` in a study's YAML, and `evomerge run`",
     )

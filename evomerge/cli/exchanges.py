@@ -36,7 +36,8 @@ def write(file: Path, out: Path | None, options: PoolOptions, *, mergekit: bool)
         file, options, Console(stderr=True, highlight=False), "evomerge pick RUN -o MODEL, and export MODEL/recipe.yaml"
     )
     folders = {"base": str(pool.base.path), **{name: str(model.path) for name, model in pool.experts.items()}}
-    exported = exchange.write(recipe, folders, Outline.of(pool.base))
+    choice = None if pool.vocabulary is None else pool.vocabulary.choice
+    exported = exchange.write(recipe, folders, Outline.of(pool.base), choice)
     text = "---\n".join(strict_yaml.text(document) for document in exported.documents)
     tool = "mergekit-yaml" if len(exported.documents) == 1 else "mergekit-multi --intermediate-dir INNER --out-path OUT"
     _give(text, out, f"{tool} {out}" + (" OUT" if len(exported.documents) == 1 else ""))

@@ -248,19 +248,19 @@ def _open_pool(
     if not isinstance(like, str | None):
         raise RecipeError(f"{file} `like`: expected the name of an expert, got {like!r}")
     listed = data.get("tokenizer") if isinstance(data, dict) else None
-    choice = _tokenizer(options.tokenizer or listed, file)
+    choice = read_tokenizer(options.tokenizer or listed, str(file))
     base, experts = _name_models(data, file, options)
     return Pool(base, experts, like=like, heads=heads, tokenizer=choice, progress=progress)
 
 
-def _tokenizer(data: Any, file: Path) -> TokenizerChoice | None:
-    """Return the choice of tokens of a recipe file's pool. Raises `RecipeError`."""
+def read_tokenizer(data: Any, where: str) -> TokenizerChoice | None:
+    """Return the choice of tokens of an option or of a file's pool. Raises `RecipeError`, whose text begins with `where`."""
     if data is None:
         return None
     try:
         return TokenizerChoice.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(describe(error, f"{file} `tokenizer`", {"": tuple(TokenizerChoice.model_fields)})) from None
+        raise RecipeError(describe(error, f"{where} `tokenizer`", {"": tuple(TokenizerChoice.model_fields)})) from None
 
 
 def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict[str, str]]:
@@ -301,6 +301,7 @@ def _open_pool_and_tasks(
             parts.setup.auto,
             parts.setup.precision,
             module=parts.setup.module,
+            tokenizer=parts.pool.tokenizer,
             heads=parts.pool.heads,
         )
         return parts.pool, parts.tasks, model

@@ -35,6 +35,10 @@ Experts = Annotated[
     list[str] | None,
     typer.Option("--expert", help="An expert: NAME=FOLDER, or NAME=org/name@revision. May be repeated."),
 ]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(help="Tokens of merged models where models have their own: union, base, or an expert."),
+]
 AsAdapter = Annotated[
     bool,
     typer.Option(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import merging
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import RecipeError
 from evomerge.exchange import gradients
 from evomerge.exchange.documents import parse
@@ -46,20 +47,35 @@ class Exported:
     notes: Sequence[Note]
 
 
-def write(recipe: Recipe, folders: Mapping[str, str], outline: Outline) -> Exported:
+def write(
+    recipe: Recipe, folders: Mapping[str, str], outline: Outline, tokenizer: TokenizerChoice | None = None
+) -> Exported:
     """Return the mergekit configuration of a recipe. `folders` are the pool's models by name, the base's as `base`.
 
-    Raises `RecipeError`, naming the node or the parameter that mergekit cannot express.
+    `tokenizer` is the pool's choice of tokens. Raises `RecipeError`, naming the node or the parameter that mergekit cannot express.
     """
     merging.check(recipe, list(outline.places.values()))
     writer = _Writer(folders, outline)
     writer.add(recipe, None, "recipe")
+    if tokenizer is not None:
+        writer.documents[-1] |= _tokens(tokenizer, folders)
     where = "the configuration"
     back = Reader(parse(writer.documents, where), where, Path(), exact=False, pool=folders).imported()
     read, given = (_meaning(one.data, outline) for one in (back.recipe, recipe))
     if read != given:
         raise RecipeError(f"mergekit cannot express {_difference(read, given, 'recipe')}")
     return Exported(writer.documents, [note for note in back.notes if not writer.theirs.get(note.key, False)])
+
+
+def _tokens(choice: TokenizerChoice, folders: Mapping[str, str]) -> dict[str, Any]:
+    """Return how mergekit writes a choice of tokens. Raises `RecipeError`."""
+    if choice.missing != "base" or choice.force:
+        key = "force" if choice.force else "missing"
+        raise RecipeError(f"mergekit cannot express `pool.tokenizer.{key}`: {getattr(choice, key)!r}")
+    source = choice.source if choice.source in ("union", "base") else folders[choice.source]
+    if choice.pad_to is None:
+        return {"tokenizer_source": source}
+    return {"tokenizer": {"source": source, "pad_to_multiple_of": choice.pad_to}}
 
 
 class _Writer:

@@ -6,6 +6,7 @@ import pytest
 from commands import evomerge
 from vocabularies import TEXTS, write_base, write_expert
 
+from evomerge import strict_yaml
 from evomerge.models.pretrained import load_model, load_tokenizer
 
 TIES = {"merge": {"method": "ties", "inputs": "experts"}}
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def words(done):
-    return " ".join(done.stdout.split())
+    return " ".join((done.stdout + done.stderr).split())
 
 
 def test_dry_run_says_which_tokens_are_shared_and_whose_the_others_are(folder):
@@ -87,3 +88,62 @@ def test_a_study_searches_the_union_and_its_pick_has_the_tokens(folder, tmp_path
     done = evomerge("run", "changed.yaml", "-o", tmp_path / "run", cwd=folder, code=2)
     assert "tokenizer" in done.stderr
     assert settings["settings"]["pool"]["tokenizer"]["missing"] == "base"
+
+
+def test_check_says_that_a_union_would_merge_them_and_judges_them_under_it(folder):
+    refused = evomerge("check", "base", "a", "b", cwd=folder, code=2)
+    assert words(refused).count("`--tokenizer union`: rows are then matched by token. With it, they can be merged") == 2
+    done = evomerge("check", "base", "a", "b", "--tokenizer", "union", cwd=folder)
+    assert "--expert b=b --tokenizer union -o merged" in words(done)
+    assert "experts: {a: a, b: b}, tokenizer: union}" in words(done)
+    data = json.loads(evomerge("check", "base", "a", "b", "--tokenizer", "union", "--json", cwd=folder).stdout)
+    assert data["mergeable"]
+    assert all(norm > 0 for norm in data["task_vectors"]["norms"])
+    wrong = evomerge("check", "base", "a", "--tokenizer", "c", cwd=folder, code=2)
+    assert "`source` is `c`; known: a, base, union" in words(wrong)
+
+
+def test_scores_are_those_of_the_union_and_of_its_export(folder, tmp_path):
+    models = ("--base", "base", "--expert", "a=a", "--expert", "b=b", "--tokenizer", "union")
+    scores = evomerge("score", "bare.yaml", *models, "--tasks", "study.yaml", "--json", cwd=folder)
+    evomerge("merge", "bare.yaml", *models, "-o", tmp_path / "out", cwd=folder)
+    again = evomerge("score", tmp_path / "out", "--tasks", "study.yaml", "--json", cwd=folder)
+    one, other = (json.loads(done.stdout)["models"][0]["mean"] for done in (scores, again))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_an_artefact_of_a_union_gives_each_expert_with_all_tokens(folder, tmp_path):
+    models = ("--base", "base", "--expert", "a=a", "--expert", "b=b", "--tokenizer", "union")
+    evomerge("compress", "--codec", "tall", *models, "-o", tmp_path / "packed", cwd=folder)
+    evomerge("decompress", tmp_path / "packed", "a", "-o", tmp_path / "a", cwd=folder)
+    assert {"<end>", "<x>", "<y>"} <= load_tokenizer(tmp_path / "a").get_vocab().keys()
+    rows = len(load_model(tmp_path / "a", "AutoModelForCausalLM").get_input_embeddings().weight)
+    assert rows == len(load_tokenizer(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "written"),
+    [
+        ("union", {"tokenizer_source": "union"}),
+        ("a", {"tokenizer_source": "A"}),
+        ({"pad_to": 8}, {"tokenizer": {"source": "union", "pad_to_multiple_of": 8}}),
+    ],
+)
+def test_mergekit_gets_the_choice_of_tokens_and_it_comes_back(choice, written, folder, tmp_path):
+    pool = {"base": str(folder / "base"), "experts": {name: str(folder / name) for name in "ab"}, "tokenizer": choice}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"pool": pool, "recipe": TIES}))
+    evomerge("export", tmp_path / "recipe.yaml", "--mergekit", "-o", tmp_path / "mergekit.yaml")
+    document = strict_yaml.read(tmp_path / "mergekit.yaml")
+    wanted = {key: str(folder / "a") if value == "A" else value for key, value in written.items()}
+    assert {key: document[key] for key in wanted} == wanted
+    evomerge("import", tmp_path / "mergekit.yaml", "-o", tmp_path / "back.yaml")
+    back = strict_yaml.read(tmp_path / "back.yaml")["pool"]["tokenizer"]
+    assert back == ({"source": "union", **choice} if isinstance(choice, dict) else {"source": choice})
+
+
+def test_a_choice_of_tokens_that_mergekit_lacks_is_refused(folder, tmp_path):
+    pool = {"base": str(folder / "base"), "experts": {"a": str(folder / "a")}, "tokenizer": {"missing": "zero"}}
+    recipe = {"merge": {"method": "linear", "inputs": "experts"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"pool": pool, "recipe": recipe}))
+    done = evomerge("export", tmp_path / "recipe.yaml", "--mergekit", code=2)
+    assert "mergekit cannot express `pool.tokenizer.missing`: 'zero'" in words(done)

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.options import AsAdapter, Base, Dtype, Energy, Experts, Head, Like, Out, Rank, ShardSize, ZooName
+from evomerge.cli.options import (
+    AsAdapter,
+    Base,
+    Dtype,
+    Energy,
+    Experts,
+    Head,
+    Like,
+    Out,
+    Rank,
+    ShardSize,
+    Tokenizer,
+    ZooName,
+)
 
 app = typer.Typer()
 _PANEL = "Models"
@@ -23,6 +36,7 @@ def check(
         ),
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw norms and cosines into this PNG.")] = None,
+    tokenizer: Tokenizer = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Compare headers and configurations alone, in seconds.")
@@ -35,7 +49,7 @@ def check(
     """
     from evomerge.cli import check
 
-    check.check(base, experts, out, weights=not no_weights, as_json=as_json)
+    check.check(base, experts, out, tokenizer, weights=not no_weights, as_json=as_json)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -47,10 +61,7 @@ def merge(
     expert: Experts = None,
     like: Like = None,
     head: Head = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Tokens of the merged model where models have their own: union, base, or an expert."),
-    ] = None,
+    tokenizer: Tokenizer = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     shard_mib: Annotated[int | None, typer.Option(help="The same in MiB.", min=1, hidden=True)] = None,
@@ -86,6 +97,7 @@ def score(
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
+    tokenizer: Tokenizer = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Score models on the report examples of tasks, with 95% intervals. Nothing is written.
@@ -94,7 +106,7 @@ def score(
     """
     from evomerge.cli import merges, scores
 
-    scores.score(what, tasks, merges.PoolOptions(name, base, expert), front=front, as_json=as_json)
+    scores.score(what, tasks, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), front=front, as_json=as_json)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -123,6 +135,7 @@ def compress(
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
+    tokenizer: Tokenizer = None,
     codec: Annotated[str, typer.Option(help="tall, emr, low_rank or singular.")] = "tall",
     parameter: Annotated[
         list[str] | None,
@@ -136,7 +149,7 @@ def compress(
     """
     from evomerge.cli import merges
 
-    merges.compress(out, file, merges.PoolOptions(name, base, expert), codec, parameter or [])
+    merges.compress(out, file, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), codec, parameter or [])
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -180,11 +193,12 @@ def export(
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Write a recipe for another tool, or say which part of it that tool cannot express."""
     from evomerge.cli import exchanges, merges
 
-    exchanges.write(file, out, merges.PoolOptions(name, base, expert), mergekit=mergekit)
+    exchanges.write(file, out, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), mergekit=mergekit)
 
 
 @app.command(rich_help_panel=_PANEL)
