@@ -42,7 +42,7 @@ def create_study(
             transformers model; with a loaded base, `"tokenizer"` may give its tokenizer.
         space: The name of a shipped space, a file, or a search space as nested dictionaries.
         tasks: By name, settings as in a study file, or the result of `evomerge.task`. A zoo has tasks by default.
-        settings: Any other key of a study file, such as `evaluations`, `driver`, `seed` or `workers`.
+        settings: Any other key of a study file, such as `evaluations`, `driver`, `seed`, `workers` or `device`.
 
     Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks.
     """
@@ -129,19 +129,20 @@ def export(
     dtype: str | None = None,
     shard_size: str | None = None,
     head: str | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Write the model of a `candidate` or recipe as a checkpoint that transformers loads, and return its folder.
 
     `source` is the study or the pool with the models. With `results`, the model card shows a candidate's scores. The weights are
     stored as `dtype`, float32, bfloat16 or float16, by default as the base's, in files of up to `shard_size`, such as "5GB", by
     default 2 GiB. Where heads are not merged, `head` names the expert whose head the checkpoint has; None writes one for each,
-    into folders of their names. Raises `CheckpointError` if `folder` is not empty, and for numbers too large for the dtype.
+    into folders of their names. The merge is made on `device`, with the same bytes on each. Raises `CheckpointError` if `folder` is not empty, and for numbers too large for the dtype.
     """
     recipe = candidate if isinstance(candidate, Recipe) else Recipe.parse(candidate.recipe)
     pool, lineage = (source, {}) if isinstance(source, Pool) else (source.parts.pool, source.lineage())
     scored = None if isinstance(candidate, Recipe) or results is None else candidate
     shard_bytes = SHARD_BYTES if shard_size is None else parse_size(shard_size)
-    stored: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes, "head": head}
+    stored: dict[str, Any] = {"dtype": dtype, "shard_bytes": shard_bytes, "head": head, "device": device}
     export_recipe(recipe, pool, Path(folder), lineage=lineage, results=results, candidate=scored, **stored)
     return Path(folder)
 

@@ -34,6 +34,7 @@ from evomerge.merging import (
     unwatched,
 )
 from evomerge.models.saved_stack import StackConfigs
+from evomerge.placement import Key, Placement
 from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
@@ -42,15 +43,24 @@ class Builder:
     """Builds the recipes of one pool, and caches what is independent of a recipe's parameters."""
 
     def __init__(
-        self, pool: Pool, *, search: bool = False, members: Members | None = None, watch: Watch = unwatched
+        self,
+        pool: Pool,
+        *,
+        search: bool = False,
+        members: Members | None = None,
+        watch: Watch = unwatched,
+        placement: Placement | None = None,
     ) -> None:
         """Build from `pool`, and from a study's earlier candidates `members`.
 
         For a `search`, which builds many candidates, compiled code, prepared tables, the tensors an adapter changes and those
         whose rows the pool's vocabulary moves are cached, and files stay mapped. Without, each model is built once, in little
-        memory. The bytes are the same. `watch` receives the progress of the phases `measuring` and `compiling`.
+        memory. The bytes are the same. `watch` receives the progress of the phases `measuring` and `compiling`. Merges run
+        where `placement` says, by default on the CPU, with the same bytes again.
         """
         self.pool = pool
+        self.placement = Placement() if placement is None else placement
+        self._labels = {id(model): label for label, model in {"base": pool.base, **pool.experts}.items()}
         self.members = Members() if members is None else members
         self.store = Store(files.cache() / "prepared")
         self.search, self.watch = search, watch
@@ -127,9 +137,8 @@ class Builder:
         layers = []
         for slot in stack.slots:
             built = source(slot.source)
-            if isinstance(built, Stacked) and slot.layer < len(
-                built.layers
-            ):  # a stack of layers of a stack is one stack
+            # A stack of layers of a stack is one stack.
+            if isinstance(built, Stacked) and slot.layer < len(built.layers):
                 inner = built.layers[slot.layer]
                 layers.append(replace(inner, scale=inner.scale * slot.scale))
             else:
@@ -148,15 +157,13 @@ class Builder:
         return StackConfigs(self.pool.config)
 
     def load(self, checkpoint: Checkpoint, name: str, number: int | None = None) -> torch.Tensor:
-        """Return an input's tensor, or its matrix of this number: of a nested merge before its cast, of a folder as it is stored."""
-        while isinstance(checkpoint, Stacked):
-            checkpoint, name = checkpoint.origin(name)
+        """Return an input's tensor, or its matrix of this number, on the host: of a nested merge before its cast, of a folder as it is stored."""
+        checkpoint, name = _origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
-            return checkpoint.fp32(name, number)
+            return checkpoint.fp32(name, number).cpu()
         if not self.search or not isinstance(checkpoint, Adapter | Aligned) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
-        models = {"base": self.pool.base, **self.pool.experts}
-        digest = next(self.pool.digests[label] for label, model in models.items() if model is checkpoint)
+        digest = self.pool.digests[self._labels[id(checkpoint)]]
         tables = self.store.prepared(
             ("adapter", digest, name),
             checkpoint.info[name].numel,
@@ -177,6 +184,31 @@ class Builder:
             self._mapped.add(name)
         return [self.load(checkpoint, name, number) for checkpoint in checkpoints]
 
+    def fetch_all(self, checkpoints: Sequence[Checkpoint], name: str, number: int) -> list[torch.Tensor]:
+        """Return the matrix of each input where merges run: a model of the pool may be there, a nested merge is made there."""
+        sources = [_origin(checkpoint, name) for checkpoint in checkpoints]
+        keys = {
+            i: (self._labels[id(one)], at, number) for i, (one, at) in enumerate(sources) if id(one) in self._labels
+        }
+        placed = dict(zip(keys, self.placement.fetch([*keys.values()], self._on_host), strict=True))
+        for i, (one, at) in enumerate(sources):
+            if isinstance(one, Merged):
+                placed[i] = one.fp32(at, number)
+            elif i not in placed:
+                placed[i] = self.placement.send(self.load(one, at, number))
+        return [placed[i] for i in range(len(sources))]
+
+    def _on_host(self, key: Key) -> torch.Tensor:
+        label, name, number = key
+        return self.load(self.pool.base if label == "base" else self.pool.experts[label], name, number)
+
+
+def _origin(checkpoint: Checkpoint, name: str) -> tuple[Checkpoint, str]:
+    """Return the checkpoint that holds a tensor of a stack, and its name there; of another checkpoint, itself."""
+    while isinstance(checkpoint, Stacked):
+        checkpoint, name = checkpoint.origin(name)
+    return checkpoint, name
+
 
 MAPPED = 256 << 20
 """Bytes of the pool's files that stay mapped while a model is built once, beside the tensors of one name."""
@@ -194,6 +226,7 @@ class Merged(Computed):
         sources = [builder.build(inner) for inner in merge.inputs]
         models = (self._pool.base, *sources)
         self._merge, self._inputs = merge, sources
+        self._device = builder.placement.device
         for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
                 _check_mergeable(label, source, self._pool)
@@ -201,6 +234,10 @@ class Merged(Computed):
         layout = self._pool.layout
         self._matrices = {name: layout.matrices(name) for name in self._pool.merged}
         by_name = {matrix.name: matrix for parts in self._matrices.values() for matrix in parts}
+
+        def fetch(name: str) -> Sequence[torch.Tensor]:
+            return builder.fetch_all(models, by_name[name].tensor, by_name[name].number)
+
         inputs = Inputs(
             names=by_name,
             ids=lambda: [
@@ -212,32 +249,34 @@ class Merged(Computed):
             load=lambda name: builder.load_all(models, by_name[name].tensor, by_name[name].number),
             watch=builder.watch,
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
+            placement=builder.placement,
+            fetch=fetch if builder.placement.copies else None,
         )
         compiled = self._pool.parameters >= COMPILED
         self._pipeline = Pipeline(merge, inputs, builder.store, compile=compiled, once=not builder.search)
-        super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype), models)
+        super().__init__(self._pool.base.info, lambda name: self._make(name, self.info[name].dtype).cpu(), models)
 
     def _size(self, matrix: Matrix) -> int:
         return matrix.of(torch.empty(self.info[matrix.tensor].shape, device="meta")).numel()
 
     def fp32(self, name: str, number: int | None = None) -> torch.Tensor:
-        """The merged tensor, or its matrix of this number, before the last cast."""
+        """The merged tensor, or its matrix of this number, before the last cast, where merges run."""
         if number is None:
             return self._make(name, torch.float32)
         matrix = self._matrices[name][number]
         out = torch.empty(self.info[name].shape, dtype=torch.float32, device="meta")
-        merged = torch.empty(matrix.of(out).shape, dtype=torch.float32)
+        merged = torch.empty(matrix.of(out).shape, dtype=torch.float32, device=self._device)
         self._pipeline.write(matrix.name, merged)
         return merged
 
     def write(self, name: str, out: torch.Tensor) -> None:
         """Merge the tensor into `out`: directly where its dtype is the base's, else rounded to that first."""
-        direct = out.is_cpu and out.dtype == self.info[name].dtype and out.is_contiguous()
+        direct = out.device == self._device and out.dtype == self.info[name].dtype and out.is_contiguous()
         source = self._pool.aliases.get(name, name)
         if direct and source in self._pool.merged:
             self._merge_into(source, out)
         else:
-            super().write(name, out)
+            out.copy_(self._make(name, self.info[name].dtype))
 
     @cached_property
     def _gradient(self) -> MergeGradient:
@@ -292,7 +331,7 @@ class Merged(Computed):
         source = self._pool.aliases.get(name, name)
         if source not in self._pool.merged:
             return self._pool.base.tensor(source)
-        out = torch.empty(self.info[source].shape, dtype=dtype)
+        out = torch.empty(self.info[source].shape, dtype=dtype, device=self._device)
         self._merge_into(source, out)
         return out
 
@@ -303,7 +342,7 @@ class Merged(Computed):
             if part.is_contiguous():
                 self._pipeline.write(matrix.name, part)
             else:
-                merged = torch.empty(part.shape, dtype=out.dtype)
+                merged = torch.empty(part.shape, dtype=out.dtype, device=out.device)
                 self._pipeline.write(matrix.name, merged)
                 part.copy_(merged)
 

@@ -28,6 +28,10 @@ class PoolError(EvomergeError, ValueError):
     """The models of a pool cannot be merged with each other."""
 
 
+class DeviceError(EvomergeError, ValueError):
+    """A device to run on is not there."""
+
+
 class ModelError(EvomergeError, ValueError):
     """A checkpoint cannot be loaded as a runnable model."""
 

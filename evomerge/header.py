@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from evomerge import files
 from evomerge.errors import StudyError
+from evomerge.placement import describe as describe_device
+from evomerge.placement import find
 from evomerge.recipe import describe
 from evomerge.settings import Parts, StudySettings, identity, versions
 
@@ -69,7 +71,7 @@ def write(folder: Path, settings: StudySettings, parts: Parts) -> None:
 def check_same(header: Header, settings: StudySettings, parts: Parts, folder: Path) -> None:
     """Raise `StudyError` with the differences, unless `settings` describe the study of this header, in `folder`.
 
-    Digests that an older version did not record are not compared.
+    Digests that an older version did not record are not compared, nor is the name of the device: see `check_device`.
     """
     now = json.loads(json.dumps(identity(settings, parts)))
     for key in ("code_digests", "text_digests"):
@@ -77,10 +79,26 @@ def check_same(header: Header, settings: StudySettings, parts: Parts, folder: Pa
             del now[key][name]
         if not now.get(key, True):
             del now[key]
-    if now != header.identity:
-        lines = "\n".join(_differences(header.identity, now, ""))
+    then = dict(header.identity)
+    for one in (then, now):
+        if "device" in one:
+            one["device"] = one["device"].partition(" ")[0]
+    if now != then:
+        lines = "\n".join(_differences(then, now, ""))
         msg = f"{folder}: not the study that was started here:\n{lines}\nundo the change, or start anew with the "
         msg += f"same settings in another directory: `evomerge resume {folder} --fork DIR`, or `evomerge run STUDY.yaml -o DIR`"
+        raise StudyError(msg)
+
+
+def check_device(header: Header, device: str, folder: Path) -> None:
+    """Raise `StudyError` unless `device` has the name of the one that the study of this header in `folder` was started on.
+
+    A study may be opened and looked at anywhere; it is only scored there. Raises `DeviceError` where there is no such device.
+    """
+    was, here = header.identity.get("device", "cpu"), describe_device(find(device))
+    if was != here:
+        msg = f"{folder}: was started on {was}, and the device here is {here}, whose scores differ in their last bits; go on where it was "
+        msg += f"started, or start anew with the same settings here: `evomerge resume {folder} --fork DIR`"
         raise StudyError(msg)
 
 

@@ -1,25 +1,25 @@
 """Settings of a study (its YAML), and the parts that they name: pool, space, tasks, driver."""
 
-import ast
 import hashlib
 import importlib.metadata
 import platform
-import sys
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from evomerge import search, space, strict_yaml, tasks, zoo
+from evomerge import placement, search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.vocabulary import TokenizerChoice
+from evomerge.digests import code_digests, data_digest, task_digests
 from evomerge.errors import ModelError, StudyError
 from evomerge.evaluate import Setup
 from evomerge.models.loaders import check_plain
@@ -29,7 +29,6 @@ from evomerge.recipe.validation import FrozenModel
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
-from evomerge.tasks.data import IMAGES
 from evomerge.trial import Split
 
 _SAMPLE = 16
@@ -109,8 +108,13 @@ class StudySettings(FrozenModel):
     """Processes that evaluate candidates. More give the same search, sooner; populations and swarms have no such order."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """The dtype in which candidates run. Merging is always in fp32."""
+    device: str = Field(default="cpu", exclude_if=lambda device: device == "cpu")
+    """Where candidates are merged and run: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, an accelerator if there is one. Fixed for a
+    study, by kind and name: another device changes the last bits of scores."""
+    gpus: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda gpus: gpus == 1)
+    """Share of a GPU for each worker, where `device` is `cuda`."""
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """The dtype in which candidates run; `auto` is the one that the device multiplies fastest. Merging is always in fp32."""
     deadline: float | None = Field(default=None, gt=0)
     """Maximum seconds per candidate. By default an hour; none with one worker, which runs in this process unless a deadline
     is set."""
@@ -118,6 +122,13 @@ class StudySettings(FrozenModel):
     """MiB per worker for hidden states that stacks with equal first layers share. It changes no score."""
     report: ReportSettings = ReportSettings()
     """How the front is scored."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is None:
+            raise ValueError(f"expected auto, cpu, cuda, cuda:1 or mps, got {device!r}")
+        return device
 
     @classmethod
     def read(cls, path: Path) -> "StudySettings":
@@ -178,6 +189,22 @@ class StudySettings(FrozenModel):
         """The references of the pool's base and experts by name; none of a zoo."""
         return {} if self.pool.base is None else {"base": self.pool.base, **self.pool.experts}
 
+    def settled(self, started: "StudySettings | None" = None) -> "StudySettings":
+        """Return the settings without `auto`: with the device and the precision of the study that was `started`, else those of this machine.
+
+        Raises `DeviceError`.
+        """
+        update = {
+            key: getattr(started, key) for key in ("device", "precision") if started and getattr(self, key) == "auto"
+        }
+        settled = self.model_copy(update=update)
+        if settled.device == "auto":
+            settled = settled.model_copy(update={"device": str(placement.find("auto")).removesuffix(":0")})
+        if settled.precision == "auto":
+            fastest = placement.fastest(placement.find(settled.device))
+            settled = settled.model_copy(update={"precision": fastest})
+        return settled
+
     def pinned(self) -> "StudySettings":
         """Return the settings with the commit that each model on the hub has now. Raises `CheckpointError`."""
         ids = {name: found for name, model in self.models.items() if (found := hub.hub_id(model)) is not None}
@@ -193,6 +220,7 @@ CHANGEABLE = (
     "worker_hours",
     "merge_examples",
     "workers",
+    "gpus",
     "deadline",
     "shared_mib",
     "report",
@@ -210,6 +238,10 @@ class Parts:
     tasks: Mapping[str, Task]
     setup: Setup
     driver: Mapping[str, Any]
+
+    def on(self, device: str) -> "Parts":
+        """Return the parts with another device to score on. Raises `DeviceError`."""
+        return replace(self, setup=replace(self.setup, device=str(placement.find(device))))
 
     @property
     def searched(self) -> list[str]:
@@ -266,7 +298,7 @@ def open_parts(
     `recorded` is the driver of a study that exists. That of a new one is the settings', that of the space, or
     `search.default`, each with what `search.completed` adds.
     """
-    models = settings.pool
+    settings, models = settings.settled(), settings.pool
     base, experts, task_settings = sources(settings)
     base = hub.resolve(base, progress)
     experts = {name: hub.resolve(model, progress) for name, model in experts.items()}
@@ -289,7 +321,8 @@ def open_parts(
     builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     _check_stacks(search_space, builder)
     progress("reading tasks")
-    shared: dict[str, Any] = {key: getattr(settings, key) for key in ("folder", "precision", "threads", "shared_mib")}
+    keys = ("folder", "precision", "threads", "shared_mib", "device", "gpus")
+    shared: dict[str, Any] = {key: getattr(settings, key) for key in keys}
     named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module", "like", "heads", "tokenizer")}
     setup = Setup(base, experts, task_settings, **named, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
@@ -337,7 +370,9 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
     """
     ids = {name: found for name, model in settings.models.items() if (found := hub.hub_id(model)) is not None}
     return {
-        **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder", "defaults"}),
+        **settings.model_dump(exclude={*CHANGEABLE, "pool", "folder", "defaults", "device"}),
+        **({} if parts.setup.device == "cpu" else {"device": placement.described(parts.setup.device)}),
+        "precision": parts.setup.precision,
         "driver": dict(parts.driver),
         "order": {"experts": list(parts.pool.experts), "tasks": list(parts.tasks)},
         "pool_digests": dict(parts.pool.digests),
@@ -345,7 +380,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
             name: hashlib.sha256(file.read_bytes()).hexdigest()
             for name, file in text_files(parts.pool.base.path, parts.pool.tokenizer).items()
         },
-        "data_digests": {name: data_digest(entry, settings) for name, entry in parts.setup.tasks.items()},
+        "data_digests": {name: data_digest(entry, settings.folder) for name, entry in parts.setup.tasks.items()},
         **({"task_digests": own} if (own := task_digests(parts.tasks)) else {}),
         **code_digests(parts.setup),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
@@ -357,62 +392,6 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
             for name, entry in parts.setup.tasks.items()
         },
     }
-
-
-def task_digests(tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Return the digests of what tasks read from elsewhere than the files that their settings name, by task."""
-    return {name: digest for name, task in tasks.items() if (digest := task.digest()) is not None}
-
-
-def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
-    """Return the sha256 of the file of each function that the settings name, and of what it imports from the study's folder.
-
-    Without such functions, nothing.
-    """
-    files = {} if setup.module is None else {"module": Path(setup.module.rpartition(":")[0])}
-    for task in setup.tasks.values():
-        if task.get("kind") == "callable":
-            for where in filter(None, (task["function"], task.get("gradient"))):
-                module = sys.modules[where.partition(":")[0]]  # the task has imported it
-                files[where] = Path(str(module.__file__))
-    folder = Path(setup.folder).resolve()
-    for name, file in list(files.items()):
-        files |= {f"{name} imports {path.relative_to(folder)}": path for path in _imported(file, folder)}
-    digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
-    return {"code_digests": digests} if digests else {}
-
-
-def _imported(file: Path, folder: Path) -> list[Path]:
-    """Return the loaded files inside `folder` that `file` imports, and those that they import."""
-    found: list[Path] = []
-    waiting = [file] if file.is_file() and file.is_relative_to(folder) else []
-    while waiting:
-        nodes = list(ast.walk(ast.parse(waiting.pop().read_bytes())))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            path = Path(str(getattr(sys.modules.get(name), "__file__", None) or ""))
-            if path.suffix == ".py" and path.is_file() and path.is_relative_to(folder) and path not in (file, *found):
-                found.append(path)
-                waiting.append(path)
-    return sorted(found)
-
-
-def data_digest(task: Mapping[str, Any], settings: StudySettings) -> dict[str, str]:
-    """Return the sha256 of every file or folder of data in a task's settings, by key."""
-    digests = {}
-    for key in [key for key in ("search", "report", "examples", "final", "head") if isinstance(task.get(key), str)]:
-        path = Path(settings.folder) / task[key]
-        digest = hashlib.sha256()
-        for file in [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file()):
-            if file.suffix.lower() in IMAGES:  # its folder is its class
-                digest.update(file.relative_to(path.parent if path.is_file() else path).as_posix().encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-        digests[key] = digest.hexdigest()
-    return digests
 
 
 def versions() -> dict[str, str]:

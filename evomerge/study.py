@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge import attempts, costs, evaluate, header, interrupts, journal, pareto, search, trust
+from evomerge import attempts, costs, evaluate, header, interrupts, journal, pareto, placement, search, trust
 from evomerge.errors import EvaluatorError, SpaceError, StudyError, StudyInUseError
+from evomerge.evaluate.worker import OUT_OF_DEVICE_MEMORY
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
 from evomerge.progress import Progress
@@ -75,7 +76,8 @@ class Study:
             raise StudyError(f"{folder}: is no directory; give another one with `-o`")
         if folder.exists() and any(folder.iterdir()):
             raise StudyError(f"{folder}: exists, is not empty, and is no study; give another directory with `-o`")
-        settings = settings.pinned()
+        settings = settings.pinned().settled()
+        placement.find(settings.device)
         parts = open_parts(settings, progress, python_tasks)
         if not settings.evaluations:
             number, _ = search.budget(parts.new_driver(settings.seed), parts.space)
@@ -103,7 +105,7 @@ class Study:
         if settings is None:
             settings = started.settings
             trust.check(code(settings), folder)
-        settings = settings.pinned()
+        settings = settings.pinned().settled(started.settings)
         if not settings.evaluations:
             settings = settings.model_copy(update={"evaluations": started.settings.evaluations})
         recorded = started.identity.get("driver") if settings.driver == started.settings.driver else None
@@ -207,9 +209,14 @@ class Study:
         """Add the error of the next evaluation. Raises `StudyError` if the first ones all failed with one error."""
         if len(errors) < _HOPELESS:
             errors.append(evaluation.error)
+            if len(errors) == 1 and (evaluation.error or "").startswith(OUT_OF_DEVICE_MEMORY):
+                raise StudyError(
+                    f"the first candidate of {self.folder} is too large: {evaluation.error}; and start the study in a new "
+                    f"directory, or type `evomerge resume {self.folder}` to go on all the same"
+                )
             if len(errors) == _HOPELESS and errors[0] is not None and len({*errors}) == 1:
                 raise StudyError(
-                    f"the first {_HOPELESS} candidates of {self.folder} all failed with one error: {errors[0]}; mend its cause, and start "
+                    f"the first {_HOPELESS} candidates of {self.folder} all failed with one error: {errors[0]}; remove its cause, and start "
                     f"the study in a new directory, or type `evomerge resume {self.folder}` to go on all the same"
                 )
 
@@ -275,7 +282,9 @@ class Study:
             yield proposal, evaluation
 
     def evaluator(self) -> evaluate.CachingEvaluator:
-        """Return a new evaluator for these settings. The caller closes it."""
+        """Return a new evaluator for these settings. The caller closes it. Raises `StudyError` on another device than the study's."""
+        if self.parts.setup.device == self.settings.device:  # else it was chosen for this evaluator
+            header.check_device(header.read(self.folder), self.settings.device, self.folder)
         deadline = self.settings.deadline
         if deadline is None and self.settings.workers > 1:
             deadline = _DEADLINE

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from evomerge import placement
+from evomerge.digests import code_digests, data_digest
 from evomerge.errors import EvomergeError, PoolError, StudyError
 from evomerge.evaluate import Setup
-from evomerge.settings import StudySettings, code_digests, data_digest, identity, open_parts
+from evomerge.settings import StudySettings, identity, open_parts
 
 GOOD = {"pool": {"base": "base", "experts": {"a": "a"}}, "space": "task_arithmetic"}
 
@@ -26,7 +28,9 @@ def parse(**changes):
         ({"pool": {"zoo": "text", "base": "b"}}, "expected either `zoo: NAME`, or `base: FOLDER` and"),
         ({"workers": 0}, "`workers`: input should be greater than or equal to 1, got 0"),
         ({"evaluations": "many"}, "`evaluations`"),
-        ({"precision": "int4"}, "`precision`: input should be 'float32' or 'bfloat16', got 'int4'"),
+        ({"device": "gpu"}, "`device`: expected auto, cpu, cuda, cuda:1 or mps, got 'gpu'"),
+        ({"gpus": 2}, "`gpus`: input should be less than or equal to 1, got 2"),
+        ({"precision": "int4"}, "`precision`: input should be 'float32', 'bfloat16', 'float16' or 'auto', got 'int4'"),
         ({"space": "ties_per_blok"}, "did you mean `ties_per_block`?"),
         ({"name": "a/b"}, "`name`"),
     ],
@@ -76,6 +80,33 @@ def test_budget_and_workers_are_no_part_of_a_studys_identity(small_digits):
     assert make(tasks=dict(reversed(small_digits.tasks.items()))) != make()
 
 
+def test_a_device_joins_the_identity_by_kind_and_name_and_the_cpu_does_not(small_digits, monkeypatch):
+    def make(**changes):
+        data = {"pool": small_digits.pool, "tasks": small_digits.tasks, "space": "task_arithmetic"}
+        settings = StudySettings.parse(data | changes, "test", Path.cwd())
+        return identity(settings, open_parts(settings))
+
+    cpu = make()
+    assert "device" not in cpu
+    assert "gpus" not in cpu
+    assert make(device="auto") == cpu
+    monkeypatch.setattr(placement, "available", lambda: {"cuda:0": "NVIDIA H100", "cuda:1": "NVIDIA H100", "cpu": ""})
+    assert make() == cpu
+    assert make(device="auto") == make(device="cuda:1", gpus=0.5) == {**cpu, "device": "cuda NVIDIA H100"}
+
+
+def test_automatic_settings_are_those_of_the_machine_or_of_the_study_that_was_started(monkeypatch):
+    settings = parse(device="auto", precision="auto")
+    monkeypatch.setattr(placement, "available", lambda: {"cuda:0": "NVIDIA H100", "cpu": ""})
+    monkeypatch.setattr(placement, "fastest", lambda device: "bfloat16")
+    settled = settings.settled()
+    assert (settled.device, settled.precision) == ("cuda", "bfloat16")
+    started = parse(device="cpu", precision="float16")
+    settled = settings.settled(started)
+    assert (settled.device, settled.precision) == ("cpu", "float16")
+    assert parse(device="cuda:1").settled(started).device == "cuda:1"
+
+
 def test_a_space_over_tensors_has_a_gene_for_each_merged_tensor_of_the_pool(small_digits):
     weight = {"float": [0, 1], "per": ["tensor"]}
     space = {"recipe": {"merge": {"method": "linear", "inputs": "experts", "parameters": {"weight": weight}}}}
@@ -122,15 +153,15 @@ def test_the_folders_of_images_are_part_of_the_identity_as_their_contents_are(tm
     file.write_bytes(b"pixels")
     (tmp_path / "all" / "notes.txt").write_bytes(b"text")
     settings = parse().model_copy(update={"folder": str(tmp_path)})
-    first = data_digest({"examples": "all"}, settings)
+    first = data_digest({"examples": "all"}, settings.folder)
     (tmp_path / "all" / "notes.txt").rename(tmp_path / "all" / "other.txt")
-    assert data_digest({"examples": "all"}, settings) == first
+    assert data_digest({"examples": "all"}, settings.folder) == first
     file.parent.rename(tmp_path / "all" / "dog")  # the class of its images
-    second = data_digest({"examples": "all"}, settings)
+    second = data_digest({"examples": "all"}, settings.folder)
     assert list(second) == ["examples"]
     assert second != first
     (tmp_path / "all" / "dog" / "1.png").write_bytes(b"other pixels")
-    assert data_digest({"examples": "all"}, settings) != second
+    assert data_digest({"examples": "all"}, settings.folder) != second
 
 
 def test_a_study_without_defaults_is_written_and_identified_as_before(small_digits):

@@ -16,8 +16,8 @@ from children import run_study
 from pools import write_checkpoint
 from scipy.stats import entropy
 
-from evomerge import evaluate
-from evomerge.errors import JournalError, RecipeError, StudyError
+from evomerge import evaluate, placement
+from evomerge.errors import DeviceError, JournalError, RecipeError, StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
 from evomerge.history import History, digest
 from evomerge.models import LiveModel
@@ -505,6 +505,50 @@ def test_a_damaged_journal_is_refused_with_its_line(settings, tmp_path):
         study.run(CachingEvaluator(FromIds()))
 
 
+def with_gpu(name, monkeypatch):
+    monkeypatch.setattr(placement, "available", lambda: {"cuda:0": name, "cpu": ""})
+
+
+def test_a_study_is_scored_on_the_device_it_was_started_on_and_opened_anywhere(settings, tmp_path, monkeypatch):
+    with_gpu("NVIDIA H100", monkeypatch)
+    study = Study.create(tmp_path / "run", settings(device="auto"))
+    assert study.settings.device == "cuda"
+    recorded = json.loads((tmp_path / "run" / "study.json").read_text())["identity"]
+    assert recorded["device"] == "cuda NVIDIA H100"
+    with_gpu("NVIDIA A100", monkeypatch)
+    again = Study.open(tmp_path / "run")
+    with pytest.raises(
+        StudyError, match=r"started on cuda NVIDIA H100, and the device here is cuda NVIDIA A100.*--fork DIR"
+    ):
+        again.evaluator()
+    monkeypatch.undo()
+    again = Study.open(tmp_path / "run", settings(device="auto", evaluations=40))
+    with pytest.raises(DeviceError, match="device `cuda`: not here"):
+        again.run(progress=False)
+    again.parts = again.parts.on("cpu")
+    again.evaluator().close()  # a report may be made elsewhere, if that is asked for
+    with pytest.raises(StudyError, match='device: was "cuda", is null'):
+        Study.open(tmp_path / "run", settings(device="cpu"))
+
+
+def test_a_study_from_before_there_were_devices_is_on_the_cpu(settings, tmp_path, monkeypatch):
+    with_gpu("NVIDIA H100", monkeypatch)
+    Study.create(tmp_path / "run", settings())
+    file = tmp_path / "run" / "study.json"
+    data = json.loads(file.read_text())
+    assert "device" not in data["identity"]
+    assert not {"device", "gpus"} & data["settings"].keys(), "as an earlier version wrote it"
+    for given in (None, settings(), settings(device="auto")):
+        study = Study.open(tmp_path / "run", given)
+        assert study.settings.device == study.parts.setup.device == "cpu"
+
+
+def test_a_device_that_is_not_there_starts_no_study(settings, tmp_path):
+    with pytest.raises(DeviceError, match="device `cuda:7`: not here"):
+        Study.create(tmp_path / "run", settings(device="cuda:7"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_is_no_study_is_never_written_into(settings, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
@@ -690,14 +734,14 @@ def test_a_population_that_cannot_be_replayed_still_has_its_front_and_says_why(s
 class Failing(FromIds):
     """The first `count` candidates fail with one error, or each with its own."""
 
-    def __init__(self, count, *, same=True):
+    def __init__(self, count, *, same=True, error="broken"):
         super().__init__()
-        self.failing, self.same = count, same
+        self.failing, self.same, self.error = count, same, error
 
     def wait(self):
         number, evaluation = super().wait()
         if self.count <= self.failing:
-            return number, Evaluation(error="broken" if self.same else f"broken {number}")
+            return number, Evaluation(error=self.error if self.same else f"{self.error} {number}")
         return number, evaluation
 
 
@@ -718,3 +762,13 @@ def test_search_whose_first_candidates_all_fail_alike_stops_and_can_go_on(settin
     study = Study.open(tmp_path / "run")
     study.run(CachingEvaluator(FromIds(), study.parts.sizes))
     assert len(study.history().population) == 30
+
+
+def test_a_first_candidate_that_does_not_fit_on_the_device_stops_the_search(settings, tmp_path):
+    study = Study.create(tmp_path / "run", settings())
+    error = "out of device memory: cuda NVIDIA T4 is too small. Type a smaller `batch`"
+    with pytest.raises(
+        StudyError, match=r"the first candidate of .* is too large: out of device memory: .*evomerge resume"
+    ):
+        study.run(CachingEvaluator(Failing(30, error=error), study.parts.sizes))
+    assert len(study.history().population) == 1

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import codecs, merging, strict_yaml, tasks, zoo
+from evomerge import codecs, merging, placement, strict_yaml, tasks, zoo
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
@@ -61,11 +61,15 @@ def merge(
     *,
     dry_run: bool,
     adapter: AdapterOptions | None = None,
+    device: str = "cpu",
 ) -> None:
     """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it.
 
-    `dtype` is by default the file's, or else the base's.
+    `dtype` is by default the file's, or else the base's. Checkpoints are merged on `device`.
     """
+    if adapter is not None and device != "cpu":
+        raise CheckpointError("--as-adapter: adapters are made on the CPU; leave `--device` out")
+    placement.find(device)
     stored = storage(dtype, shard_size, adapter)
     console = new_console()
     data = _read_file(file, f"evomerge pick RUN -o {out}")
@@ -91,7 +95,7 @@ def merge(
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
     head = options.head or data.get("head")
-    if densities := export_recipe(recipe, pool, out, console, lineage=lineage, head=head, **stored):
+    if densities := export_recipe(recipe, pool, out, console, lineage=lineage, head=head, device=device, **stored):
         shares = ", ".join(f"{label} {share:.1%}" for label, share in densities.items())
         say(console, f"elements of the task vectors left by the edits: {shares}")
     say(console, f"merged checkpoint: {out}")
@@ -173,12 +177,14 @@ def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **opt
         return export.export(recipe, pool, out, watch=watch, **options)
 
 
-def compress(out: Path, file: Path | None, options: PoolOptions, codec: str, parameters: Sequence[str]) -> None:
-    """Write a pool as an artefact, and print sizes and losses."""
+def compress(
+    out: Path, file: Path | None, options: PoolOptions, codec: str, parameters: Sequence[str], device: str | None = None
+) -> None:
+    """Write a pool as an artefact, and print sizes and losses; models are scored on `device`, by default the study's."""
     console = new_console()
     chosen = codecs.make(codec, _read_parameters(parameters))
     check_free(out)
-    pool, judged, model = _open_pool_and_tasks(file, options, console)
+    pool, judged, model = _open_pool_and_tasks(file, options, console, device)
     compression = codecs.compress(pool, chosen, out, judged, model, lambda what, total: Progress(what, total, console))
     artefact = compression.artefact
     for name, values in artefact.constants.items():
@@ -285,7 +291,7 @@ def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict
 
 
 def _open_pool_and_tasks(
-    file: Path | None, options: PoolOptions, console: Console
+    file: Path | None, options: PoolOptions, console: Console, device: str | None
 ) -> tuple[Pool, Mapping[str, Task], LiveModel | None]:
     """Return the pool, the tasks that come with it, and the model that they score, None without tasks."""
     if file is None and not options.named:
@@ -300,6 +306,7 @@ def _open_pool_and_tasks(
             parts.pool.open_base(),
             parts.setup.auto,
             parts.setup.precision,
+            placement.find(device or parts.setup.device),
             module=parts.setup.module,
             tokenizer=parts.pool.tokenizer,
             heads=parts.pool.heads,
@@ -309,7 +316,7 @@ def _open_pool_and_tasks(
     pool = _open_pool(listed, file or Path(), options, console)
     settings = {} if options.zoo is None else zoo.load(options.zoo).tasks
     judged = {name: tasks.make(name, entry, Path()) for name, entry in settings.items()}
-    return pool, judged, LiveModel(pool.open_base()) if judged else None
+    return pool, judged, LiveModel(pool.open_base(), device=placement.find(device or "cpu")) if judged else None
 
 
 def _read_parameters(options: Sequence[str]) -> dict[str, Any]:

@@ -55,4 +55,7 @@ Dtype = Annotated[
     str | None, typer.Option(help="Store weights as float32, bfloat16 or float16. Default: the base's dtype.")
 ]
 ShardSize = Annotated[str | None, typer.Option(help="Largest weights file: 5GB, 500MB. Default: 2GiB.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, or auto, an accelerator if there is one.")
+]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]

@@ -33,6 +33,8 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
     for evaluation in evaluations:
         if evaluation.error is not None:
             raise StudyError(f"the space's initial recipe cannot be evaluated: {evaluation.error}")
+    if memory := worker.memory():
+        say(console, f"memory of the device: {memory}")
     search, report = (sum(evaluation.seconds.values()) for evaluation in evaluations)
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluations[0].seconds.items())
     say(console, f"one evaluation: {duration(search)} ({steps})")

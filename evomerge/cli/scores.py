@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from rich.console import Console
 
+from evomerge import placement
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.pool import Pool
@@ -28,8 +29,10 @@ from evomerge.settings import ReportSettings
 from evomerge.study import Study
 
 
-def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: bool, as_json: bool) -> None:
-    """Score a checkpoint, a recipe, or models of a study on unseen examples of tasks."""
+def score(
+    what: Path, tasks_file: Path | None, options: PoolOptions, *, front: bool, as_json: bool, device: str | None = None
+) -> None:
+    """Score a checkpoint, a recipe, or models of a study on unseen examples of tasks; on `device`, by default the tasks' study's."""
     console = Console(stderr=True) if as_json else new_console()
     fields = None if tasks_file is None else scoring.read_tasks(tasks_file)
     lineage: Mapping[str, Recipe] = {}
@@ -61,6 +64,8 @@ def score(what: Path, tasks_file: Path | None, options: PoolOptions, *, front: b
         if not recipe.members:
             Builder(pool).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
         models, setup = {str(what): recipe}, _setup(pool, **fields)
+    if device is not None:
+        setup = replace(setup, device=str(placement.find(device)))
     with Progress("score", len(models), console) as progress:
         metrics, rows = scoring.score(models, setup, lineage, settings, seed, progress)
     checkpoint = (

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evomerge import search, strict_yaml, zoo
+from evomerge import placement, search, strict_yaml, zoo
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import AdapterOptions, write_adapter
@@ -73,6 +73,7 @@ def run(
     workers: int | None,
     seed: int | None,
     driver: str | None,
+    device: str | None = None,
     *,
     hours: float | None = None,
     worker_hours: float | None = None,
@@ -83,7 +84,7 @@ def run(
     console = new_console()
     if driver is not None and driver not in KINDS:
         raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
-    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours)
+    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device)
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
@@ -128,11 +129,23 @@ def resume(
 
 
 def show(
-    folder: Path, *, as_json: bool, csv: Path | None, report: bool, final: bool, pairs: Sequence[str] = ()
+    folder: Path,
+    *,
+    as_json: bool,
+    csv: Path | None,
+    report: bool,
+    final: bool,
+    pairs: Sequence[str] = (),
+    device: str | None = None,
 ) -> None:
-    """Report on the study in a folder, look at one that another process has locked, or write its candidates as CSV."""
+    """Report on the study in a folder, look at one that another process has locked, or write its candidates as CSV.
+
+    What the report needs is scored on `device`, by default the study's.
+    """
     console = Console(stderr=True) if as_json else new_console()
     study = Study.open(folder)
+    if device is not None:
+        study.parts = study.parts.on(device)
     panels = [[name.strip() for name in pair.split(",")] for pair in pairs]
     figures.check_pairs(panels, list(study.parts.tasks))
     if csv is not None:
@@ -227,9 +240,10 @@ def _override(
     seed: int | None = None,
     hours: float | None = None,
     worker_hours: float | None = None,
+    device: str | None = None,
 ) -> StudySettings:
     options: dict[str, Any] = {"evaluations": evaluations, "workers": workers, "seed": seed}
-    options |= {"hours": hours, "worker_hours": worker_hours}
+    options |= {"hours": hours, "worker_hours": worker_hours, "device": device}
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 
 
@@ -252,6 +266,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console, why: str 
         ),
         "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
         "driver": f"{parts.driver['kind']}: {driver}",
+        "device": _device(parts, settings),
         "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {settings.workers} workers, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
@@ -264,6 +279,18 @@ def _describe(parts: Parts, settings: StudySettings, console: Console, why: str 
             f"warning: {len(genes)} genes meet {examples} search examples, fewer than {_PER_GENE} per gene: much of what the search "
             "finds will be their noise. Give the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`.",
         )
+
+
+def _device(parts: Parts, settings: StudySettings) -> str:
+    """Return in words where candidates run, and, of a study on the CPU, what accelerator there is beside it."""
+    device = parts.setup.device
+    words = f"{placement.described(device)}, {parts.setup.precision}"
+    if device.startswith("cuda") and settings.workers > 1:
+        words += f", {settings.gpus:g} GPUs for each worker"
+    name, kind = next(iter(placement.available().items()))[::-1]
+    return (
+        words if device != "cpu" or kind == "cpu" else f"{words}; there is {kind} ({name}): `device: {kind}` runs there"
+    )
 
 
 def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None:

@@ -78,7 +78,14 @@ class RayEvaluator(Evaluator):
         members = None if setup.members is None else Path(setup.members).resolve()
         self._members = Members(0, members)
         folder = str(Path(setup.folder).resolve())
-        self._setup = replace(setup, folder=folder, members=None if members is None else str(members))
+        kind, _, index = setup.device.partition(":")
+        if int(index or 0):
+            raise EvaluatorError(
+                f"`device` is `{setup.device}`, and Ray gives each worker its GPU; type `device: {kind}`, or --workers 1"
+            )
+        self._gpus = setup.gpus if kind == "cuda" else 0.0
+        members_folder = None if members is None else str(members)
+        self._setup = replace(setup, folder=folder, members=members_folder, device=kind)  # Ray shows a worker one GPU
         self._deadline = math.inf if deadline is None else deadline
         self._queue: deque[Proposal] = deque()
         self._causes: dict[int, list[str]] = {}  # of each proposal that lost workers, by number
@@ -88,7 +95,7 @@ class RayEvaluator(Evaluator):
         self._connected = connect(workers * setup.threads)
         try:
             with _start_errors("cannot start workers on the Ray cluster"):
-                _check_size(workers, setup.threads)
+                _check_size(workers, setup.threads, self._gpus)
                 for slot in self._slots:
                     self._start(slot)
         except EvaluatorError:
@@ -144,7 +151,8 @@ class RayEvaluator(Evaluator):
         """Start a new worker in a slot; its future is ready when its model is loaded."""
         threads = self._setup.threads
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
-        slot.actor = _ACTOR.options(num_cpus=threads, runtime_env=environment).remote(self._setup)
+        gpus = {"num_gpus": self._gpus} if self._gpus else {}
+        slot.actor = _ACTOR.options(num_cpus=threads, runtime_env=environment, **gpus).remote(self._setup)
         slot.future, slot.proposal, slot.due = slot.actor.prepare.remote(), None, time.monotonic() + _START_SECONDS
         slot.recent.clear()
         slot.prefixes = frozenset()
@@ -356,8 +364,16 @@ def _start_errors(what: str) -> Iterator[None]:
         raise EvaluatorError(f"{what}: {describe(error)}; {advice}") from error
 
 
-def _check_size(workers: int, threads: int) -> None:
-    cpus = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]  # the library has no types here
+def _check_size(workers: int, threads: int, gpus: float) -> None:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # the library has no types here
+    cpus, there = int(resources.get("CPU", 0)), resources.get("GPU", 0.0)
+    places = int(there // 1) * int(1 / gpus + 1e-9) if gpus else workers  # a worker is on one GPU
+    if places < workers:
+        share = f", or a smaller share, such as `gpus: {gpus / 2:g}`" if there else ""
+        raise EvaluatorError(
+            f"the Ray cluster has {there:g} GPUs, {workers} workers with `gpus: {gpus:g}` need {workers * gpus:g}; type "
+            f"--workers {max(places, 1)}{share}, or `device: cpu`"
+        )
     if cpus < workers * threads:
         raise EvaluatorError(
             f"the Ray cluster has {cpus} CPUs, {workers} workers with {threads} threads each need "

@@ -31,11 +31,15 @@ from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import TaskError, nearest, printable
 from evomerge.evaluate.slopes import score_with_slopes
 from evomerge.models import LiveModel
+from evomerge.placement import Placement, Precision, fastest, find
+from evomerge.placement import describe as describe_device
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.trial import LONGEST_ERROR, Evaluation, Examples, Split
 
 _NUMPY_GENERATOR = np.random.MT19937()
 """Numpy's global bit generator while a candidate is evaluated."""
+OUT_OF_DEVICE_MEMORY = "out of device memory"
+"""How the error of a candidate begins that does not fit on the device, which says little about its recipe."""
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
@@ -44,7 +48,7 @@ class Setup:
     """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
 
     Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
-    `module`, `like`, `heads`, `tokenizer`, `precision`, `threads` and `shared_mib` are those of `StudySettings`. `members` is the folder for weights of
+    `module`, `like`, `heads`, `tokenizer`, `precision`, `threads`, `device`, `gpus` and `shared_mib` are those of `StudySettings`, none of them `auto`. `members` is the folder for weights of
     candidates, where later ones may be merges of them; None keeps no weights.
     """
 
@@ -52,7 +56,7 @@ class Setup:
     experts: Mapping[str, str]
     tasks: Mapping[str, Mapping[str, Any]]
     folder: str = "."
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     threads: int = 1
     auto: str | None = None
     module: str | None = None
@@ -61,6 +65,8 @@ class Setup:
     like: str | None = None
     heads: Literal["own"] | None = None
     tokenizer: TokenizerChoice | None = None
+    device: str = "cpu"
+    gpus: float = 1.0
 
 
 class Worker:
@@ -76,11 +82,17 @@ class Worker:
     def prepare(self) -> "_Loaded":
         """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
         if self._loaded is None:
-            with _reproducible(self.setup.threads):
+            with _reproducible(self.setup.threads, find(self.setup.device)):
                 loaded = _Loaded(self.setup, self.members)
                 loaded.check()
                 self._loaded = loaded
         return self._loaded
+
+    def memory(self) -> str:
+        """Return in words what memory of its device a candidate takes, after one; nothing on the CPU."""
+        builder = self.prepare().builder
+        pool, copies = builder.pool, builder.placement.copies
+        return builder.placement.summary(pool.nbytes * (1 + len(pool.experts))) if copies else ""
 
     def evaluate(
         self,
@@ -96,12 +108,29 @@ class Worker:
         the exceptions of `prepare`, and KeyboardInterrupt.
         """
         loaded = self.prepare()
+        placement = loaded.builder.placement
+        for _ in range(2):
+            try:
+                evaluation = self._evaluate(loaded, recipe, split, examples, slopes)
+            except torch.OutOfMemoryError:  # once more, with nothing on the device but the candidate
+                loaded.model.prefixes.release()
+                placement.release()
+                continue
+            if evaluation.error is None:
+                placement.settle()
+            return evaluation
+        return Evaluation(error=_does_not_fit(self.setup, placement))
+
+    def _evaluate(
+        self, loaded: "_Loaded", recipe: Recipe, split: Split, examples: Examples | None, slopes: Examples | None
+    ) -> Evaluation:
+        """Evaluate as `evaluate` does. Raises `torch.OutOfMemoryError` where the device is full."""
         scores: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         derivatives: dict[str, Any] = {}
         seconds: dict[str, float] = {}
         try:
-            with _reproducible(self.setup.threads):
+            with _reproducible(self.setup.threads, loaded.builder.placement.device):
                 with _timed(seconds, "decode"):
                     built = loaded.builder.build_model(recipe)
                     checkpoint = _checked(built)
@@ -128,7 +157,7 @@ class Worker:
                             _check_scores(task.name, metric, vector)
                             scores[f"{task.name}/{metric}"] = vector
                         outputs |= {f"{task.name}/{name}": table for name, table in result.outputs.items()}
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, torch.OutOfMemoryError):
             raise
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
             return Evaluation(error=describe(error), seconds=seconds)
@@ -175,12 +204,14 @@ class _Loaded:
         shared = setup.shared_mib << 20
         experts = {name: folder / path for name, path in setup.experts.items()}
         pool = Pool(folder / setup.base, experts, like=setup.like, heads=setup.heads, tokenizer=setup.tokenizer)
-        self.builder = Builder(pool, search=True, members=members)
+        placement = Placement(find(setup.device), share=setup.gpus)
+        self.builder = Builder(pool, search=True, members=members, placement=placement)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
         self.model = LiveModel(
             pool.open_base(),
             setup.auto,
             setup.precision,
+            placement.device,
             shared=shared,
             module=setup.module,
             tokenizer=pool.tokenizer,
@@ -243,6 +274,21 @@ def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:
         raise FloatingPointError(msg)
 
 
+def _does_not_fit(setup: Setup, placement: Placement) -> str:
+    """Return the error of a candidate for which the device is too small, with what to type."""
+    batches = [f"`{name}` ({task['batch']})" for name, task in setup.tasks.items() if task.get("batch", 0) > 1]
+    smaller = fastest(placement.device)
+    advice = [
+        f"a smaller `batch` of the tasks {', '.join(batches)}" if batches else "a smaller `batch` of the tasks",
+        *([f"`precision: {smaller}`"] if setup.precision == "float32" and smaller != "float32" else []),
+        *(["fewer workers, with `gpus: 1`"] if setup.gpus < 1 else []),
+    ]
+    return (
+        f"{OUT_OF_DEVICE_MEMORY}: {describe_device(placement.device)} is too small for the model and a batch, even without the "
+        f"pool's models on it; that says nothing of this candidate's quality. Type {', or '.join(advice)}"
+    )
+
+
 def describe(error: BaseException) -> str:
     """Return an exception as `Type: last line`, without memory addresses, so that it is the same text in every run.
 
@@ -266,7 +312,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def _reproducible(threads: int) -> Iterator[None]:
+def _reproducible(threads: int, device: torch.device) -> Iterator[None]:
     """Give the block the same results in every process, and restore the process's state afterwards.
 
     Fixes the number of torch's threads, its deterministic kernels, and all global generators. The state is restored so
@@ -281,7 +327,7 @@ def _reproducible(threads: int) -> Iterator[None]:
     kernels.fill_uninitialized_memory = False  # merges allocate many tensors and overwrite them
     numpy.set_bit_generator(_NUMPY_GENERATOR)  # a tenth of the time of saving and restoring its state
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # `torch.manual_seed` seeds every kind of accelerator, which takes longer than a small candidate.
             seed: Callable[[int], Any] = torch.default_generator.manual_seed
             if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the library has no types here

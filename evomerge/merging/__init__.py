@@ -10,12 +10,13 @@ A merge method is a named composition of stages on one tensor's task vectors:
 from evomerge.merging.gradient import MergeGradient, Pulled
 from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.pipeline import Inputs, Pipeline, check
+from evomerge.merging.pipeline import Inputs, Pipeline
 from evomerge.merging.prepared import Store
 from evomerge.merging.site import Watch, unwatched
 from evomerge.merging.slopes import inputs_sloped, sloped, sloped_paths
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
+from evomerge.merging.steps import check
 
 __all__ = [
     "METHODS",

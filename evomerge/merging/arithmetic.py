@@ -62,12 +62,19 @@ def polynomial(factors: Sequence[float], number: Array) -> Array:
 
 def keep(mask: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return float32 numbers, or one number, where `mask` `(n,)` holds, and +0 elsewhere."""
-    if torch.compiler.is_compiling() or number.requires_grad:
+    if torch.compiler.is_compiling() or number.requires_grad or not mask.is_cpu:
         return torch.where(mask, number, 0.0)
     # The same bits; `torch.where` as written takes five times as long.
     bits = np.negative(mask.numpy().view(np.int8)).astype(np.int32)
     bits &= number.contiguous().numpy().view(np.int32)
     return torch.from_numpy(bits.view(np.float32))
+
+
+def divided(number: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a tensor divided by a number. On a GPU, torch multiplies by the reciprocal of a number that is no tensor there."""
+    if number.is_cpu or torch.compiler.is_compiling():
+        return number / count
+    return number / torch.full((), count, dtype=number.dtype, device=number.device)
 
 
 def as_float32(integers: Array) -> Array:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evomerge.merging.arithmetic import divided
 from evomerge.merging.site import Bound, Piece, Rows, Tensor, cancels, total
 from evomerge.merging.stages import STAGES
 
@@ -42,7 +43,7 @@ class Composition:
         wide = [tensor.float() for tensor in tensors]
         if self.origin == "zero":
             return 0.0, wide
-        origin = base.float() if self.origin == "base" else total(wide) / len(wide)
+        origin = base.float() if self.origin == "base" else divided(total(wide), len(wide))
         return origin, [row - origin for row in wide]
 
     def upto(self, stop: int, piece: Piece, bound: list[Bound]) -> Rows:
@@ -107,7 +108,7 @@ class Composition:
 
 def _left(rows: Rows) -> Tensor:
     """Return how many elements of each row are not zero, int64 `(K,)`."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not rows[0].is_cpu:
         return torch.stack([(row != 0).sum() for row in rows])
     return torch.tensor([np.count_nonzero(row.numpy() != 0) for row in rows])  # torch takes ten times as long
 
@@ -124,7 +125,7 @@ def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
     if how == "sum":
         return summed
     if field is None:
-        return summed / len(rows)
+        return divided(summed, len(rows))
     return summed / torch.where(cancels(field), torch.inf, total(field))
 
 

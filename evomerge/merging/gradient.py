@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.merging.methods import spell_out
-from evomerge.merging.pipeline import CHUNK, Pipeline, flattened, spans, start
+from evomerge.merging.pipeline import CHUNK, WIDE, Pipeline, flattened, spans, start
 from evomerge.merging.site import Bound, Piece, Rows, Site, part
 from evomerge.merging.slopes import sloped
 from evomerge.merging.stages import STAGES
@@ -41,7 +41,7 @@ _SMALL = 1 << 12
 
 
 def _product(rows: torch.Tensor, flat: torch.Tensor) -> NDArray[np.float64]:
-    return np.asarray((rows @ flat).double().numpy())
+    return np.asarray((rows @ flat).cpu().double().numpy())
 
 
 class MergeGradient:
@@ -61,21 +61,23 @@ class MergeGradient:
         """Return the derivatives of <gradient, merged tensor>, from which `numbers` has those of the parameters.
 
         `gradient` is float32, of the tensor's shape. Masks, signs and thresholds are held fixed. `inner` are the numbers,
-        from 0, of the inputs whose own derivatives are wanted too.
+        from 0, of the inputs whose own derivatives are wanted too. They are computed where the gradient is, if merges run there.
         """
+        pipeline = self._pipeline
+        read = pipeline.reader(gradient.device)
+        gradient = gradient.cpu() if read is None else gradient
         if name in self._small and not inner:
             return Pulled([_product(self._small[name], gradient.reshape(-1))], {}, linear=True)
-        pipeline = self._pipeline
-        site, base, tensors = pipeline.load(name)
+        site, base, tensors = pipeline.load(name, read)
         composition, flat = pipeline.compositions[site.place], flattened(gradient.contiguous())
         if not base.numel() or pipeline.is_base(site, base, tensors):
             return Pulled([], {})
         if composition.linear and not inner:
-            return Pulled([self._products(site, base, tensors, flat)], {}, linear=True)
-        bound, leaves = self._leaves(site)
+            return Pulled([self._products(site, base, tensors, flat, placed=read is not None)], {}, linear=True)
+        bound, leaves = self._leaves(site, placed=read is not None)
         sums = [np.zeros(leaf.shape) for leaf in leaves]
         inputs = {i: torch.empty_like(flat) for i in inner}
-        for span in spans(slice(0, base.numel()), CHUNK):
+        for span in spans(slice(0, base.numel()), CHUNK if read is None else WIDE):
             with torch.enable_grad():
                 rows = [tensor[span].float().requires_grad_(i in inputs) for i, tensor in enumerate(tensors)]
                 origin, raw = composition.rows(base[span], rows)
@@ -83,18 +85,21 @@ class MergeGradient:
                 (delta,) = composition.upto(len(parts), Piece(raw, start(span)), parts)
                 wanted = [*leaves, *(rows[i] for i in inputs)]
                 grads = torch.autograd.grad(origin + delta, wanted, flat[span], allow_unused=True)
-            added = [0.0 if grad is None else grad.double().numpy() for grad in grads[: len(leaves)]]
+            added = [0.0 if grad is None else grad.cpu().double().numpy() for grad in grads[: len(leaves)]]
             sums = [total + new for total, new in zip(sums, added, strict=True)]
             for i, grad in zip(inputs, grads[len(leaves) :], strict=True):
                 inputs[i][span] = 0.0 if grad is None else grad
         return Pulled(sums, inputs)
 
-    def _products(self, site: Site, base: torch.Tensor, tensors: Rows, flat: torch.Tensor) -> NDArray[np.float64]:
+    def _products(
+        self, site: Site, base: torch.Tensor, tensors: Rows, flat: torch.Tensor, *, placed: bool
+    ) -> NDArray[np.float64]:
         """Return the inner products of the rows after the edits with a gradient, float64 `(rows,)`."""
         composition = self._pipeline.compositions[site.place]
         bound = [self._pipeline.bound(step, site) for step in range(composition.edits)]
+        bound = [self._pipeline.send(values) for values in bound] if placed else bound
         products = []
-        for span in spans(slice(0, base.numel()), CHUNK):
+        for span in spans(slice(0, base.numel()), WIDE if placed else CHUNK):
             _, raw = composition.rows(base[span], [tensor[span] for tensor in tensors])
             parts = [part(values, span) for values in bound]
             rows, *_ = composition.through(len(bound), Piece(raw, start(span)), parts)
@@ -102,11 +107,12 @@ class MergeGradient:
                 self._small[site.tensor] = torch.stack(rows)
                 return _product(self._small[site.tensor], flat)
             products.append(torch.stack([row @ flat[span] for row in rows]))
-        return np.asarray(torch.stack(products).double().sum(dim=0).numpy())
+        return np.asarray(torch.stack(products).cpu().double().sum(dim=0).numpy())
 
-    def _leaves(self, site: Site) -> tuple[list[Bound], list[torch.Tensor]]:
+    def _leaves(self, site: Site, *, placed: bool = False) -> tuple[list[Bound], list[torch.Tensor]]:
         """Return what the stages read for one tensor, and those constants of it that depend on parameters with slopes."""
         bound = [self._pipeline.bound(step, site) for step in range(len(self._pipeline.stages))]
+        bound = [self._pipeline.send(values) for values in bound] if placed else bound
         leaves = []
         for stage, values in zip(self._pipeline.stages, bound, strict=True):
             for key, value in values.items() if stage.slopes else ():

@@ -7,15 +7,15 @@ import contextlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from evomerge.merging.composition import Composition, Uncompilable, compiled
 from evomerge.merging.methods import spell_out
-from evomerge.merging.parameters import at, resolve
+from evomerge.merging.parameters import at
 from evomerge.merging.prepared import Store
 from evomerge.merging.site import (
     INDICES,
@@ -27,15 +27,21 @@ from evomerge.merging.site import (
     Rows,
     Scope,
     Site,
+    T,
     Watch,
     part,
     unwatched,
 )
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import Merge, MergeNode, Place, Recipe
+from evomerge.merging.steps import values_at, words_of
+from evomerge.placement import Placement
+from evomerge.recipe import Merge, Place
 
 CHUNK = 1 << 16
 """Elements of one chunk where a composition runs as written: a few such rows fit into a processor's cache."""
+
+WIDE = 1 << 24
+"""Elements of one chunk on an accelerator, where a composition runs as written: many enough to keep it busy."""
 
 COMPILED = 1 << 14
 """Minimum number of elements of a tensor for which the compiled form is faster."""
@@ -61,6 +67,8 @@ _LONGEST = 1 << 30
 _FORMAT = 3
 """Part of the keys of the tables kept on disk; to be raised whenever the content of a table changes."""
 
+Read: TypeAlias = Callable[[str], Sequence[torch.Tensor]]
+
 
 @dataclass
 class Inputs:
@@ -74,12 +82,16 @@ class Inputs:
     """(name) → the tensor's number of elements."""
     place: Callable[[str], Place]
     """(name) → the tensor's place in the model, with its name in tables: of several matrices of one tensor, that tensor's."""
-    load: Callable[[str], Sequence[torch.Tensor]]
-    """(name) → the base's tensor and the inputs', `(1 + K,)`, in the dtype they are stored in."""
+    load: Read
+    """(name) → the base's tensor and the inputs', `(1 + K,)`, in the dtype they are stored in, on the host."""
     watch: Watch = unwatched
     """Receives the progress of `measuring` several tensors, in elements; and `compiling`, 0 of 1, before code is compiled."""
     nested: Collection[int] = ()
     """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
+    placement: Placement = field(default_factory=Placement)
+    """Where merges run; stages prepare and measure on the host."""
+    fetch: Read | None = None
+    """(name) → the same as `load`, on the device of `placement`; None: merges run on the host."""
 
 
 class Pipeline:
@@ -111,11 +123,11 @@ class Pipeline:
             name: inputs.place(name) if named else inputs.place(name).unnamed for name in inputs.names
         }
         places = dict.fromkeys(self._places.values())
-        self.values = {place: _values(spelled, place, merge.labels) for place in places}
+        self.values = {place: values_at(spelled, place, merge.labels) for place in places}
         self.compositions = {
             place: Composition(
                 spelled["origin"],
-                tuple((name, _words(name, values)) for name, values in self.values[place]),
+                tuple((name, words_of(name, values)) for name, values in self.values[place]),
                 at(spelled["reduce"], place),
             )
             for place in places
@@ -131,7 +143,13 @@ class Pipeline:
         self._written: defaultdict[Composition, tuple[float, int]] = defaultdict(lambda: (0.0, 0))  # seconds, elements
 
     def write(self, name: str, out: torch.Tensor) -> None:
-        """Merge the tensor `name` into `out`, which has its shape, is contiguous, and has any floating-point dtype."""
+        """Merge the tensor `name` into `out`, which has its shape, is contiguous, and has any floating-point dtype.
+
+        Where `out` is on the device of the inputs' placement, the merge runs there, else on the host.
+        """
+        if (fetch := self.reader(out.device)) is not None:
+            self._write_placed(name, out, fetch)
+            return
         site, base, tensors = self.load(name)
         composition = self.compositions[site.place]
         flat = flattened(out)
@@ -156,6 +174,28 @@ class Pipeline:
             _spent[composition] += took
             seconds, elements = self._written[composition]
             self._written[composition] = seconds + took, elements + base.numel()
+
+    def _write_placed(self, name: str, out: torch.Tensor, fetch: Read) -> None:
+        """Merge on an accelerator, as written: each operation is rounded as on the host, and the bytes are the same."""
+        site, base, tensors = self.load(name, fetch)
+        flat = flattened(out)
+        left = self._left[name] = torch.zeros(len(self._labels), dtype=torch.int64)
+        if self.is_base(site, base, tensors):
+            flat.copy_(base)
+        elif base.numel():
+            bound = [self.send(self.bound(step, site)) for step in range(len(self.stages))]
+            counts = self.send(left) if self._once and self._edits else None
+            _run(self.compositions[site.place].run, WIDE, base, tensors, flat, bound, counts)
+            if counts is not None:
+                left.copy_(counts)
+
+    def reader(self, device: torch.device) -> Read | None:
+        """Return what reads tensors where merges run, if that is `device`, and not the host."""
+        return self._inputs.fetch if device == self._inputs.placement.device else None
+
+    def send(self, bound: T) -> T:
+        """Return what was bound where merges run."""
+        return self._inputs.placement.send(bound)
 
     def _pays_off(self, composition: Composition) -> bool:
         """Return whether to run the compiled form: for a merge that is made once, if the rest would take twice as long as compiling."""
@@ -306,9 +346,9 @@ class Pipeline:
         """Return a tensor's site; cached, as loading the tensors of a nested merge takes long."""
         return self._sites[tensor] if tensor in self._sites else self.load(tensor)[0]
 
-    def load(self, name: str) -> tuple[Site, torch.Tensor, Rows]:
-        """Return a tensor's site, and the elements `(n,)` of the base and of the inputs."""
-        base, *tensors = self._inputs.load(name)
+    def load(self, name: str, read: Read | None = None) -> tuple[Site, torch.Tensor, Rows]:
+        """Return a tensor's site, and the elements `(n,)` of the base and of the inputs, by default on the host."""
+        base, *tensors = (read or self._inputs.load)(name)
         site = Site(name, tuple(base.shape), self._places[name], self._labels, self._seed)
         self._sites[name] = site
         return site, flattened(base.contiguous()), [flattened(tensor.contiguous()) for tensor in tensors]
@@ -343,32 +383,3 @@ def spans(span: slice, length: int) -> Iterator[slice]:
     """Yield the parts of a span, of up to `length` elements each."""
     for first in range(span.start, span.stop, length):
         yield slice(first, min(first + length, span.stop))
-
-
-def _values(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return each step's parameters for a tensor at `place`. Raises `RecipeError` where a table has no such entry."""
-    return [
-        (name, {key: resolve(STAGES[name].parameters[key], value, place, labels) for key, value in parameters.items()})
-        for name, parameters in spelled["steps"]
-    ]
-
-
-def _words(name: str, values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple((key, values[key]) for key, parameter in STAGES[name].parameters.items() if parameter.is_word)
-
-
-def check(recipe: Recipe, places: Sequence[Place] = ()) -> None:
-    """Raise `RecipeError` unless every merge in `recipe` names known stages and valid parameters.
-
-    With `places`, those of a model's tensors, the recipe's tables must have an entry for each of them.
-    """
-    if isinstance(recipe.root, MergeNode):
-        merge = recipe.root.merge
-        spelled = spell_out(merge)
-        if places:
-            merge.by_tensor(dict.fromkeys(place.tensor for place in places))
-        for place in places:
-            _values(spelled, place, merge.labels)
-            at(spelled["reduce"], place)
-    for child in dict.fromkeys(recipe.children):
-        check(child, places)

@@ -59,7 +59,7 @@ _BELOW = (1.00843514e-06, 1.69780281e-04, 2.27959435e-03, 3.26702391e-02, 9.9155
 
 def noise(index: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Return a standard normal number for each element, float32, by a `key` `(2,)`: `normal` of its `bits`."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not index.is_cpu:
         drawn: torch.Tensor = normal(bits(index, key))
         return drawn
     # The same operations in numpy, whose overhead per operation is a quarter of torch's: most of the time for a small tensor.

@@ -79,7 +79,7 @@ class Piece:
     @property
     def index(self) -> Tensor:
         """Index of each element in its tensor, minus 2^31, int32 `(n,)`."""
-        return torch.arange(self.raw[0].shape[0], dtype=torch.int32) + self.start
+        return torch.arange(self.raw[0].shape[0], dtype=torch.int32, device=self.raw[0].device) + self.start
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -26,11 +26,10 @@ from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
+from evomerge.placement import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LiveModel:
@@ -44,8 +43,8 @@ class LiveModel:
         self,
         folder: str | Path | Folder | Aligned,
         auto: str | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        device: str = "cpu",
+        precision: Precision = "float32",
+        device: str | torch.device = "cpu",
         shared: int = 0,
         module: str | None = None,
         tokenizer: Path | None = None,
@@ -179,9 +178,18 @@ class LiveModel:
             if len(places) == 1 and mapping.is_identity(self._info[name].shape, view.shape):
                 checkpoint.write(name, view)
                 continue
-            tensor = checkpoint.tensor(name)
+            tensor = self._whole_tensor(checkpoint, name)
             for mapping, view in places:
                 view.copy_(mapping.cut(tensor, view.shape))
+
+    def _whole_tensor(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        """Return a tensor in its storage dtype; on an accelerator there, where it is merged."""
+        if self.device.type == "cpu":
+            return checkpoint.tensor(name)
+        info = checkpoint.info[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype, device=self.device)
+        checkpoint.write(name, tensor)
+        return tensor
 
     @contextmanager
     def gradients(self, tensors: Collection[str], take: Callable[[str, Tensor], None]) -> Iterator[None]:

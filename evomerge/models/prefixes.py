@@ -92,6 +92,10 @@ class Prefixes:
         if node in self._chosen and self.nbytes + hidden.nbytes <= self._budget:
             self._kept.setdefault((node, self._inputs), (output, hidden.nbytes))
 
+    def release(self) -> None:
+        """Keep nothing any more, after the device ran out of memory."""
+        self._budget, self._kept = 0, {}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all kept hidden states."""

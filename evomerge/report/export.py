@@ -22,6 +22,7 @@ from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Watch, check, unwatched
 from evomerge.models import LiveModel
 from evomerge.models.folding import fold
+from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
 from evomerge.report import family
 from evomerge.report.card import model_card
@@ -41,6 +42,7 @@ def export(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     watch: Watch = unwatched,
+    device: str = "cpu",
 ) -> Mapping[str, float]:
     """Write the model that `recipe` makes of `pool` to the folder `out`, completely or not at all.
 
@@ -51,7 +53,7 @@ def export(
     which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
     earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
     card, and `evomerge merge recipe.yaml` writes the same bytes again. `dtype` (float32, bfloat16, float16) is that of the weights on
-    disk, by default the base's; the merge is rounded to it once.
+    disk, by default the base's; the merge is rounded to it once. It is made on `device`, with the same bytes: see `placement`.
 
     Where heads stay outside of merges, `head` names the model of the pool whose head and configuration the export has; None
     writes a complete checkpoint for each expert with a head, into a folder of its name inside `out`. `watch` receives the progress
@@ -80,12 +82,13 @@ def export(
                     dtype=dtype,
                     shard_bytes=shard_bytes,
                     watch=watch,
+                    device=device,
                 )
         return densities
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))
         members.lineage |= lineage or {}
-        builder = Builder(pool, members=members, watch=watch)
+        builder = Builder(pool, members=members, watch=watch, placement=Placement(find(device)))
         built = builder.build_model(recipe)
         checkpoint = cast(built, dtype, builder.load)
         models = [pool.base, *(pool.experts[name] for name in family.used_experts(recipe, members.lineage))]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import pareto
+from evomerge.digests import code_digests, data_digest
 from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, measure
 from evomerge.report.comparisons import RESAMPLES, of_fronts, volume
 from evomerge.report.results import Comparison, Interval, Results
 from evomerge.report.scorer import Scorer, Watch
-from evomerge.settings import code_digests, data_digest
 from evomerge.study import Study
 
 _NOT_JUDGED = ("search", "final", "search_metric", "group", "keep_margins", "batch", "metrics", "gradient")
@@ -120,7 +120,7 @@ def _judged(study: Study) -> dict[str, dict[str, Any]]:
     judged = {}
     for name, task in study.parts.tasks.items():
         entry = study.parts.setup.tasks[name]
-        digests = data_digest(entry, study.settings)
+        digests = data_digest(entry, study.settings.folder)
         function = code.get(str(entry.get("function")))
         settings = {**entry, **digests, "report_metric": task.report_metric, "code": function}
         judged[name] = {key: value for key, value in settings.items() if key not in _NOT_JUDGED}

@@ -39,7 +39,8 @@ def read_tasks(file: Path) -> dict[str, Any]:
     data = strict_yaml.read(file)
     if isinstance(data, dict) and "space" in data:
         settings = StudySettings.read(file)
-        fields = {key: getattr(settings, key) for key in ("folder", "precision", "threads")}
+        settled = settings.settled()
+        fields = {key: getattr(settled, key) for key in ("folder", "precision", "threads", "device")}
         return {**fields, "tasks": sources(settings)[2], "auto": settings.pool.auto, "module": settings.pool.module}
     known = ("tasks", "defaults", "folder")
     for key in data if isinstance(data, dict) else ():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.errors import EvomergeError
 from evomerge.models import LiveModel
-from evomerge.models.live import PRECISIONS
+from evomerge.placement import PRECISIONS
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import check_length, check_tokens
 from evomerge.tasks.data import shown, task_error, texts

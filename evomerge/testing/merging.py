@@ -14,6 +14,7 @@ from evomerge.checkpoints.layout import Layout
 from evomerge.merging import METHODS, STAGES, Inputs, MergeGradient, Pipeline, Stage, Store, sloped
 from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.site import Piece, Site
+from evomerge.placement import Placement
 from evomerge.recipe import MergeNode, Recipe, merge
 from evomerge.recipe.form import KeyPath
 
@@ -21,8 +22,13 @@ from evomerge.recipe.form import KeyPath
 class InMemory(Inputs):
     """A base and inputs held in memory, as a merge reads them. Not to be confused with a `Pool`, which is on disk."""
 
-    def __init__(self, base: Mapping[str, torch.Tensor], inputs: Sequence[Mapping[str, torch.Tensor]]) -> None:
-        """Hold the tensors of a base and of each input, by name."""
+    def __init__(
+        self,
+        base: Mapping[str, torch.Tensor],
+        inputs: Sequence[Mapping[str, torch.Tensor]],
+        placement: Placement | None = None,
+    ) -> None:
+        """Hold the tensors of a base and of each input, by name, to be merged where `placement` says."""
         models = (base, *inputs)
         layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
         ids = [hashlib.sha256(save(dict(model))).hexdigest() for model in models]
@@ -32,6 +38,8 @@ class InMemory(Inputs):
             lambda name: base[name].numel(),
             layout.place,
             lambda name: [model[name] for model in models],
+            placement=placement or Placement(),
+            fetch=None if placement is None else lambda name: placement.send([model[name] for model in models]),
         )
 
 

@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from evomerge.placement import PRECISIONS, fastest
+
 T = TypeVar("T")
 
 Report = Callable[[float], None]
@@ -40,8 +42,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
 def fast_precision() -> torch.dtype:
     """Return bfloat16 if this processor multiplies it faster than fp32, else float32."""
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public function exists
-    return torch.bfloat16 if supported else torch.float32
+    return PRECISIONS[fastest(torch.device("cpu"))]
 
 
 def train(

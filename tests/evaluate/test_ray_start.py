@@ -70,6 +70,44 @@ def test_too_small_cluster_is_refused_and_left(stand_in):
     stand_in["shutdown"].assert_called_once()
 
 
+def on_gpus(gpus, device="cuda"):
+    return Setup(base="base", experts={}, tasks={}, device=device, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "workers", "message"),
+    [
+        (0.0, 1.0, 2, "has 0 GPUs, 2 workers with `gpus: 1` need 2; type --workers 1, or `device: cpu`"),
+        (
+            2.0,
+            1.0,
+            3,
+            "has 2 GPUs, 3 workers with `gpus: 1` need 3; type --workers 2, or a smaller share, such as `gpus: 0.5`",
+        ),
+        (2.0, 0.7, 3, "need 2.1; type --workers 2, or a smaller share"),  # a worker is on one GPU
+    ],
+)
+def test_more_workers_than_gpus_are_refused(there, gpus, workers, message, stand_in):
+    stand_in["cluster_resources"].return_value = {"CPU": 8.0, "GPU": there}
+    with pytest.raises(EvaluatorError, match=message):
+        RayEvaluator(on_gpus(gpus), workers)
+
+
+def test_workers_ask_for_their_share_and_see_one_gpu(stand_in):
+    stand_in["cluster_resources"].return_value = {"CPU": 8.0, "GPU": 1.0}
+    RayEvaluator(on_gpus(0.25, "cuda:0"), 4)
+    options = stand_in["actor"].options
+    assert [call.kwargs["num_gpus"] for call in options.call_args_list] == [0.25] * 4
+    assert options.return_value.remote.call_args.args[0].device == "cuda"
+    RayEvaluator(SETUP, 2)
+    assert "num_gpus" not in options.call_args.kwargs
+
+
+def test_a_gpu_of_a_number_is_refused_where_ray_chooses(stand_in):
+    with pytest.raises(EvaluatorError, match=r"`device` is `cuda:1`.*type `device: cuda`, or --workers 1"):
+        RayEvaluator(on_gpus(1.0, "cuda:1"), 2)
+
+
 @pytest.fixture
 def port():
     """A port of this machine that accepts connections."""

@@ -21,8 +21,10 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
+from evomerge.evaluate import worker as worker_module
 from evomerge.evaluate.worker import _checked, _Finite, describe
 from evomerge.models import LiveModel
+from evomerge.placement import Placement
 
 
 def mean(scale=1.0):
@@ -229,3 +231,79 @@ def test_search_uses_the_end_tokens_of_the_expert_like_which_the_merge_is(tmp_pa
     setup = Setup(str(base), {"a": str(expert)}, {})
     ends = {like: Worker(dataclasses.replace(setup, like=like)).prepare().model.end_tokens for like in (None, "a")}
     assert ends == {None: (2,), "a": (3,)}
+
+
+class Full:
+    """A task whose scoring runs out of the device's memory, the first `times`."""
+
+    def __init__(self, task, times):
+        self.name, self._task, self._times = task.name, task, times
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def score(self, *arguments):
+        self._times -= 1
+        if self._times >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self._task.score(*arguments)
+
+
+def filled(setup, times):
+    """Return a worker, whose device is full the first `times`, and its placement, which holds something."""
+    worker = Worker(setup)
+    loaded = worker.prepare()
+    loaded.tasks[0] = Full(loaded.tasks[0], times)
+    placement = loaded.builder.placement
+    placement.room = 100
+    return worker, placement
+
+
+def test_a_full_device_is_emptied_and_the_candidate_tried_once_more(setup, worker):
+    full, placement = filled(setup, 1)
+    evaluation = full.evaluate(mean())
+    assert evaluation.error is None
+    assert placement.room == 0
+    assert evaluation.scores.keys() == (plain := worker.evaluate(mean())).scores.keys()
+    assert all(vector.tobytes() == plain.scores[name].tobytes() for name, vector in evaluation.scores.items())
+
+
+def test_a_device_that_is_too_small_is_not_the_candidates_fault(setup):
+    full, _ = filled(setup, 2)
+    error = full.evaluate(mean()).error
+    assert error.startswith("out of device memory: cpu is too small for the model and a batch")
+    assert "says nothing of this candidate's quality. Type a smaller `batch` of the tasks" in error
+    assert full.evaluate(mean()).error is None, "others go on"
+
+
+def test_what_would_fit_is_said(setup, monkeypatch):
+    monkeypatch.setattr(worker_module, "fastest", lambda device: "bfloat16")
+    sized = {name: {**task, "batch": 64} for name, task in setup.tasks.items()}
+    full, _ = filled(dataclasses.replace(setup, tasks=sized, gpus=0.5), 2)
+    assert full.evaluate(mean()).error.endswith(
+        "Type a smaller `batch` of the tasks `turned` (64), `inverted` (64), or `precision: bfloat16`, or fewer workers, with `gpus: 1`"
+    )
+
+
+def test_scores_on_a_device_with_copies_are_those_of_the_cpu(setup, worker):
+    """The device is the CPU, with copies counted: merges run there, models stay there, and slopes come from there."""
+    other = Worker(setup)
+    place = other.prepare().builder.placement = Placement(copies=True)
+    place.room = 1 << 30
+    for candidate in (mean(), recipe.expert("turned"), mean(0.5)):
+        before = place.sent
+        one, two = worker.evaluate(candidate), other.evaluate(candidate)
+        assert one.error is two.error is None
+        assert all(vector.tobytes() == two.scores[name].tobytes() for name, vector in one.scores.items())
+    assert place.sent - before < place.held_bytes / 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+def test_scores_and_slopes_on_cuda_are_those_of_the_cpu_up_to_rounding(setup, worker):
+    wanted = {name: [0, 1, 2, 3] for name in setup.tasks}
+    other = Worker(dataclasses.replace(setup, device="cuda"))
+    one, two = (each.evaluate(mean(), slopes=wanted) for each in (worker, other))
+    for name, vector in one.scores.items():
+        np.testing.assert_allclose(two.scores[name], vector, atol=1e-3)
+    for name, slopes in one.slopes.items():
+        np.testing.assert_allclose(two.slopes[name], slopes, rtol=1e-2, atol=1e-4)

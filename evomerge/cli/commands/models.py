@@ -8,6 +8,7 @@ import typer
 from evomerge.cli.options import (
     AsAdapter,
     Base,
+    Device,
     Dtype,
     Energy,
     Experts,
@@ -69,6 +70,7 @@ def merge(
     as_adapter: AsAdapter = False,
     rank: Rank = None,
     energy: Energy = None,
+    device: Device = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
     from evomerge.cli import adapters, merges
@@ -76,7 +78,7 @@ def merge(
     adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
     options = merges.PoolOptions(name, base, expert, like, head, tokenizer)
     shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
-    merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter)
+    merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter, device=device or "cpu")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -99,6 +101,7 @@ def score(
     expert: Experts = None,
     tokenizer: Tokenizer = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: Device = None,
 ) -> None:
     """Score models on the report examples of tasks, with 95% intervals. Nothing is written.
 
@@ -106,7 +109,14 @@ def score(
     """
     from evomerge.cli import merges, scores
 
-    scores.score(what, tasks, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), front=front, as_json=as_json)
+    scores.score(
+        what,
+        tasks,
+        merges.PoolOptions(name, base, expert, tokenizer=tokenizer),
+        front=front,
+        as_json=as_json,
+        device=device,
+    )
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -141,6 +151,7 @@ def compress(
         list[str] | None,
         typer.Option("-p", "--parameter", help="NAME=VALUE: `lambda=0.3`, or `lambda.maths=0.3` for one expert."),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Keep all experts of a pool in one small artefact, from which `evomerge decompress` restores each.
 
@@ -149,7 +160,9 @@ def compress(
     """
     from evomerge.cli import merges
 
-    merges.compress(out, file, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), codec, parameter or [])
+    merges.compress(
+        out, file, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), codec, parameter or [], device
+    )
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -7,6 +7,7 @@ import typer
 
 from evomerge.cli.options import (
     AsAdapter,
+    Device,
     Dtype,
     Energy,
     Evaluations,
@@ -50,6 +51,7 @@ def run(
     hours: Hours = None,
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
+    device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
     ] = False,
@@ -64,6 +66,7 @@ def run(
         workers,
         seed,
         driver,
+        device,
         hours=hours,
         worker_hours=worker_hours,
         grace=grace,
@@ -124,6 +127,7 @@ def show(
             metavar="TASK,TASK",
         ),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Print the front and its references, scored on examples that the search never saw; draw it; write report.html.
 
@@ -131,7 +135,7 @@ def show(
     """
     from evomerge.cli import studies
 
-    studies.show(folder, as_json=as_json, csv=csv, report=report, final=final, pairs=pairs or ())
+    studies.show(folder, as_json=as_json, csv=csv, report=report, final=final, pairs=pairs or (), device=device)
 
 
 @app.command(rich_help_panel=_PANEL)

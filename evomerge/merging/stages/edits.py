@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from evomerge.merging.arithmetic import keep
+from evomerge.merging.arithmetic import divided, keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Ranked, Streamed, rank
 from evomerge.merging.site import Bound, Chunk, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
@@ -188,8 +188,8 @@ def _near(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 
 def _variance(rows: Rows) -> Rows:
     """Return the one row of the population's variance over inputs, `(n,)`."""
-    mean = total([row / len(rows) for row in rows])
-    return [total([(row - mean) * (row - mean) for row in rows]) / len(rows)]
+    mean = total([divided(row, len(rows)) for row in rows])
+    return [divided(total([(row - mean) * (row - mean) for row in rows]), len(rows))]
 
 
 def _rank_variance(site: Site, chunks: Chunks, values: Values) -> Prepared:
