@@ -117,8 +117,9 @@ class LiveModel:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         for module in (self._whole, *(() if self._heads is None else self._heads.modules.values())):
-            if getattr(module.config, "pad_token_id", None) is None:
-                module.config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
+            config = getattr(module, "config", None)  # None: a module of the user
+            if config is not None and getattr(config, "pad_token_id", None) is None:
+                config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
         return tokenizer
 
     @cached_property

@@ -133,7 +133,7 @@ def by_metric(
 
 def check_length(task: str, model: LiveModel, longest: int) -> None:
     """Raise `TaskError` if the model has no positions for `longest` tokens."""
-    limit = getattr(model.module.config, "max_position_embeddings", None)
+    limit = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
     if isinstance(limit, int) and longest > limit:
         msg = f"needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
         raise task_error(task, msg)

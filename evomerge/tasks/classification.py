@@ -7,11 +7,11 @@ with different classes can share a model. Without a head the model's logits are 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from evomerge.errors import EvomergeError
@@ -23,7 +23,7 @@ from evomerge.tasks.data import shown, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
 from evomerge.tasks.heads import Pooling, pooled, read_head
 from evomerge.tasks.images import are_images, check_images, pixel_values
-from evomerge.tasks.labels import Labels
+from evomerge.tasks.labels import Labels, check_words
 from evomerge.tasks.task import Part, Scores, Task, choose_metrics, joined, negative_entropy
 from evomerge.trial import Split
 
@@ -34,6 +34,7 @@ class ClassificationSettings(FileSettings):
     """`kind: classification`.
 
     Example: `mood: {kind: classification, search: mood.search.jsonl, report: mood.report.jsonl, input: text, label: class}`
+    Images: `pets: {kind: classification, search: train, report: test, input: image, label: label}`, with `train/cat/1.png`
     """
 
     kind: Literal["classification"]
@@ -43,7 +44,7 @@ class ClassificationSettings(FileSettings):
     numbers `(channels, height, width)`, taken as they are."""
     label: str
     """The column of class numbers, from 0, or of words; of a folder of images, `label`."""
-    labels: tuple[str, ...] | dict[str, int] | None = None
+    labels: Annotated[tuple[str, ...] | dict[str, int] | None, BeforeValidator(check_words)] = None
     """The words in the order of the classes, or the number of each. Default: the model's `id2label`, else the words sorted."""
     head: Path | None = None
     """Safetensors with `weight` `(classes, width)`, and optionally `bias` `(classes,)`, `mean` `(width,)` and `scale` `()`."""
@@ -206,22 +207,23 @@ class Classification(Task):
         return tokens
 
     def _check_column(self, model: LiveModel) -> None:
-        """Raise `TaskError` where a model of transformers takes no texts, or no images, and these are what the column has."""
-        if not hasattr(model.module, "main_input_name"):  # a module of the user
-            return
+        """Raise `TaskError` where the column has texts and the model takes none, or images."""
         takes = inspect.signature(model.module.forward).parameters
+        main = getattr(model.module, "main_input_name", None)
+        # A module of the user, which has no such name, may take whatever comes.
+        if main is None and any(taken.kind is taken.VAR_KEYWORD for taken in takes.values()):
+            return
         inputs, column, who = self._inputs["search"], self._settings.input, type(model.module).__name__
+        who = f"{who} takes `{main or ', '.join(takes)}`"
         if not isinstance(inputs, Tensor) and isinstance(inputs[0], str):
             if "input_ids" not in takes:
                 msg = (
-                    f"column `{column}` has texts, such as {shown(inputs[0])}, and {who} takes `{model.module.main_input_name}`; for images "
-                    "in files, type `search: FOLDER, input: image, label: label`, a folder with a folder of images for each class, or give a "
-                    "column of `datasets`' type `Image`"
+                    f"column `{column}` has texts, such as {shown(inputs[0])}, and {who}; for images in files, type `search: FOLDER, "
+                    "input: image, label: label`, a folder with a folder of images for each class, or give a column of `datasets`' type `Image`"
                 )
                 raise task_error(self.name, msg)
         elif "pixel_values" not in takes:
-            msg = f"column `{column}` has images, and {who} takes `{model.module.main_input_name}`; set `input` to a column of texts"
-            raise task_error(self.name, msg)
+            raise task_error(self.name, f"column `{column}` has images, and {who}; set `input` to a column of texts")
 
 
 def _checked(task: str, column: str, values: Sequence[Any]) -> list[Any] | Tensor:

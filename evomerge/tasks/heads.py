@@ -59,7 +59,8 @@ def mean_state(hidden: Tensor, mask: Tensor) -> Tensor:
 def read_head(task: str, path: Path, *, plain: bool) -> Head:
     """Return the head in a safetensors file, as fp32. Raises `TaskError`."""
     if not path.is_file():
-        raise task_error(task, f"no such file: {path}; expected the head as safetensors")
+        msg = f"no such file: {path}; expected the head as safetensors; for the head of an expert, type `head_of: {path.name}`"
+        raise task_error(task, msg)
     known = ("weight", "bias", "mean", "scale")
     for name in read_header(path).info:
         if name not in known:

@@ -14,7 +14,7 @@ from evomerge.models import LiveModel
 from evomerge.models.pretrained import load_image_processor
 from evomerge.tasks.data import shown, task_error
 
-_AXES = 3
+_COLOURS = 3
 
 
 def are_images(values: Sequence[Any]) -> bool:
@@ -42,7 +42,7 @@ def pixel_values(task: str, column: str, values: Sequence[Any], model: LiveModel
             "width), which are taken as they are"
         )
         raise task_error(task, msg) from None
-    mode = "L" if getattr(model.module.config, "num_channels", _AXES) == 1 else "RGB"
+    mode = "L" if getattr(getattr(model.module, "config", None), "num_channels", _COLOURS) == 1 else "RGB"
     pixels = []
     for index, value in enumerate(values):
         try:

@@ -15,6 +15,17 @@ Map = Mapping[str, int]
 """Class number by word."""
 
 
+def check_words(labels: Any) -> Any:
+    """Return `labels` as they are in a task's settings. Raises `ValueError` for anything but words, or a number by word."""
+    words = list(labels) if isinstance(labels, list | tuple | Mapping) else []
+    numbers = list(labels.values()) if isinstance(labels, Mapping) else []
+    right = all(isinstance(word, str) for word in words) and all(type(number) is int for number in numbers)
+    if labels is not None and not (words and right):
+        msg = f"expected words in the order of the classes, `[cat, dog]`, or the number of each, `{{cat: 0, dog: 1}}`, got {labels!r}"
+        raise ValueError(msg)
+    return labels
+
+
 class Labels:
     """The labels of a task's examples, by split. Numbers stay; words become numbers by a map.
 
@@ -78,7 +89,7 @@ class Labels:
 
     def _check_map(self, pairs: Sequence[tuple[str, int]]) -> None:
         words, numbers = {word for word, _ in pairs}, {number for _, number in pairs}
-        whole = len(words) == len(numbers) == len(pairs) > 0
+        whole = len(words) == len(numbers) == len(pairs)
         if not whole or min(numbers) < 0 or (self._classes is not None and max(numbers) >= self._classes):
             top = "up" if self._classes is None else f"to {self._classes - 1}"
             listed = ", ".join(f"{word}: {number}" for word, number in pairs)

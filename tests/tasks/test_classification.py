@@ -6,8 +6,10 @@ import torch
 from rows import write_jsonl
 from safetensors.torch import save_file
 from scipy.stats import entropy
+from tiny_models import tiny_tokenizer
 
 from evomerge.errors import TaskError
+from evomerge.models import LiveModel
 from evomerge.tasks import make
 from evomerge.tasks.task import negative_entropy
 
@@ -165,6 +167,38 @@ def test_model_that_does_not_classify_or_read_the_examples_is_an_error_before_an
         make("topics", settings, tmp_path).check(live("bert"))
 
 
+@pytest.mark.parametrize(
+    ("takes", "ids", "says"),
+    [
+        ("input_ids, attention_mask", "input_ids", None),
+        ("**inputs", "inputs['input_ids']", None),
+        ("pixel_values", "pixel_values", "has texts, such as 'one search', and Words takes `pixel_values`; for images"),
+    ],
+)
+def test_a_module_of_the_user_is_asked_by_the_names_that_it_takes(takes, ids, says, settings, tmp_path):
+    save_file({"words.weight": torch.randn(99, 3)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    tiny_tokenizer(tmp_path)
+    (tmp_path / "words.py").write_text(
+        "from torch.nn import Embedding, Module\n"
+        "class Words(Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.words = Embedding(99, 3)\n"
+        f"    def forward(self, {takes}):\n"
+        f"        return self.words({ids}).mean(1)\n"
+        "def make(folder):\n"
+        "    return Words()\n"
+    )
+    task, model = make("topics", settings, tmp_path), LiveModel(tmp_path, module=f"{tmp_path / 'words.py'}:make")
+    if says is not None:
+        with pytest.raises(TaskError, match=says):
+            task.check(model)
+        return
+    task.check(model)
+    assert task.score(model, "search").scores["log_likelihood"].shape == (3,)
+
+
 @pytest.mark.parametrize("state", ["mean", "cls", "last"])
 @pytest.mark.parametrize("plain", [False, True])
 def test_head_is_applied_to_the_state_that_the_task_names(state, plain, settings, live, tmp_path):
@@ -209,8 +243,8 @@ def test_head_is_checked_before_any_work(changes, says, settings, tmp_path):
 
 
 def test_missing_head_is_an_error(settings, tmp_path):
-    with pytest.raises(TaskError, match=r"no such file: .*head\.safetensors"):
-        make("topics", {**settings, "head": "head.safetensors"}, tmp_path)
+    with pytest.raises(TaskError, match=r"no such file: .*maths; .* for the head of an expert, type `head_of: maths`"):
+        make("topics", {**settings, "head": "maths"}, tmp_path)
 
 
 def test_head_of_another_width_is_an_error(settings, live, tmp_path):

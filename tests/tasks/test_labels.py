@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from rows import write_jsonl
+from tiny_models import tiny_model
 
+from evomerge import recipe
 from evomerge.errors import TaskError
+from evomerge.evaluate import Setup, Worker
 from evomerge.tasks import make
 
 NAMED = {"id2label": {0: "owl", 1: "cat", 2: "dog"}, "label2id": {"owl": 0, "cat": 1, "dog": 2}}
@@ -84,7 +87,14 @@ def test_fewer_words_than_classes_need_an_order(settings, live, tmp_path):
         (["owl"], ["owl", "owl"], "`labels`: expected different words, each with a number of its own from 0 up, got"),
         (["owl"], {"owl": 0, "cat": 0}, "expected different words"),
         (["owl"], {"owl": -1, "cat": 0}, "expected different words"),
-        (["owl"], [], "expected different words"),
+        (
+            ["owl"],
+            [],
+            r"`labels`: expected words in the order of the classes, `\[cat, dog\]`, or the number of each, .* got \[\]",
+        ),
+        (["owl"], "owl", "got 'owl'"),
+        (["owl"], ["owl", True], r"got \['owl', True\]"),
+        (["owl"], {"owl": "0"}, "got {'owl': '0'}"),
         ([0, 1], ["owl"], "column `label` has numbers, and `labels` maps words"),
     ],
 )
@@ -92,3 +102,21 @@ def test_labels_of_a_task_are_checked_before_any_work(labels, given, says, setti
     write(tmp_path, labels, report=labels[:1])
     with pytest.raises(TaskError, match=says):
         make("pets", {**settings, "labels": given}, tmp_path)
+
+
+def test_words_are_numbered_by_the_head_that_the_task_is_scored_with(settings, tmp_path):
+    """Two experts have other numbers for the same words; each of their tasks has a copy with the numbers themselves."""
+    numbers = {"first": {"owl": 0, "cat": 1, "dog": 2}, "second": {"dog": 0, "owl": 1, "cat": 2}}
+    experts, tasks = {}, {}
+    for name, known in numbers.items():
+        named = {number: word for word, number in known.items()}
+        experts[name] = str(tiny_model(tmp_path / name, "bert", seed=len(experts) + 1, id2label=named, label2id=known))
+        tasks[name] = {**settings, "head_of": name}
+        tasks[f"{name}_numbers"] = {**tasks[name], "labels": known}
+    base = str(tiny_model(tmp_path / "base", "bert", auto="AutoModel"))
+    evaluation = Worker(Setup(base, experts, tasks, heads="own", folder=str(tmp_path))).evaluate(recipe.base())
+    assert evaluation.error is None
+    scores = {name: evaluation.scores[f"{name}/log_likelihood"].tolist() for name in tasks}
+    assert scores["first"] == scores["first_numbers"]
+    assert scores["second"] == scores["second_numbers"]
+    assert scores["first"] != scores["second"]
