@@ -40,8 +40,8 @@ class Run:
     """Seconds from its beginning to its last line."""
     driver: float = 0.0
     """Seconds of the driver, which asks and tells."""
-    finished: list[tuple[int, float]] = field(default_factory=list)
-    """The number of each evaluation, and the seconds from the beginning of the run to its end."""
+    finished: list[tuple[int, float, float]] = field(default_factory=list)
+    """The number of each evaluation, the seconds from the beginning of the run to its end, and the seconds of its work."""
 
 
 class Clock:
@@ -151,11 +151,11 @@ def runs(folder: Path) -> tuple[list[Run], int]:
                 if "ended" in entry:
                     run.ended = str(entry["ended"])
                 else:
-                    run.finished.append((int(entry["number"]), elapsed))
+                    run.finished.append((int(entry["number"]), elapsed, sum(map(float, entry["seconds"].values()))))
                 run.elapsed, run.driver = elapsed, driver
             elif "seconds" not in entry:
                 damaged += 1
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             damaged += 1
     return found, damaged
 

@@ -76,7 +76,7 @@ def common_failure(population: Completed) -> tuple[str, int] | None:
     return next(iter(counts.most_common(1)), None)
 
 
-def cost(proposal: Proposal, full: int, merge: int) -> int:
+def cost(proposal: Proposal | journal.Sketch, full: int, merge: int) -> int:
     """Return the number of examples that a proposal scores, of the `full` number of the search split, plus `merge`.
 
     An example with slopes counts three times: a backward pass takes about twice the time of a forward pass. `merge` is how

@@ -108,7 +108,7 @@ def test_runs_are_recorded_with_their_time_and_end(start, now):
     study.run(Slow(now))
     (run,), damaged = costs.runs(study.folder)
     assert (run.ended, run.elapsed, run.slots, damaged) == ("hours", 3600, 1, 0)
-    assert run.finished == [(0, 1800), (1, 3600)]
+    assert run.finished == [(0, 1800, 1800), (1, 3600, 1800)]
     assert run.examples == study.parts.sizes["search"]
     assert costs.totals(study.folder) == ({"search: score": 3600}, 0), "not the driver's"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.commands import lists, models, searches
+from evomerge.cli.commands import lists, models, searches, watching
 
 STARTED = time.monotonic()
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for part in (searches, models, lists):
+for part in (searches, watching, models, lists):
     app.add_typer(part.app)
 
 

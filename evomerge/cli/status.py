@@ -1,0 +1,121 @@
+"""status: a study's search at a glance, as text, JSON or metrics."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from evomerge import files, status
+from evomerge.costs import DONE, HOURS, INTERRUPTED, TERMINATED, WORKER_HOURS
+from evomerge.errors import printable
+from evomerge.progress import duration
+from evomerge.status import Status
+
+_BARS = "▁▂▃▄▅▆▇█"
+_CAUSES = 5  # of failures, that are printed
+_ENDED = {
+    DONE: "the search ended",
+    INTERRUPTED: "interrupted by Ctrl-C",
+    TERMINATED: "stopped by SIGTERM",
+    HOURS: "its hours are used",
+    WORKER_HOURS: "its worker-hours are used",
+    None: "killed, or its machine was lost",
+}
+
+
+def show(folder: Path, watch: float | None, prometheus: Path | None, *, as_json: bool) -> None:
+    """Print the status of the study in `folder`, and write it as metrics; every `watch` seconds until the search is done."""
+    while True:
+        found = status.read(folder)
+        if prometheus is not None:
+            files.write(prometheus, metrics(found))
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(found), indent=None if watch else 2) + "\n")
+            sys.stdout.flush()
+        else:
+            if watch and sys.stdout.isatty():
+                Console().clear()
+            typer.echo(printable("\n".join(lines(found))))
+        if not watch or found.state == "done":
+            return
+        time.sleep(watch)
+
+
+def lines(found: Status) -> Iterator[str]:
+    """Yield the lines of a status."""
+    yield f"{found.folder}: {_state(found)}"
+    amount = f"{found.spent:g} of {found.budget} evaluations ({found.spent / found.budget:.0%})"
+    yield f"  done      {amount}{'' if found.left is None else f', about {duration(found.left)} left'}"
+    if found.failed:
+        yield f"  failed    {found.failed} of {found.evaluated}"
+        for error, count in found.failures[:_CAUSES]:
+            yield f"            {count} x {error}"
+    if found.seconds:
+        idle = "" if found.idle is None else f"; the workers were idle for {found.idle:.0%} of it"
+        yield f"  time      {duration(found.elapsed)}{idle}"
+        yield f"            {', '.join(f'{part} {duration(seconds)}' for part, seconds in found.seconds.items())}"
+    if found.best is not None:
+        scores = ", ".join(f"{name} {score:.4g}" for name, score in found.best.scores.items())
+        yield f"  best      #{found.best.number}: mean {found.best.mean:.4g} ({scores})"
+    for name, (number, score) in found.bests.items() if found.best is None else ():
+        yield f"  best      {name} {score:.4g} (#{number})"
+    if len(found.curve) > 1:
+        yield f"  gain      {_sparkline(found.curve)} best mean, from {found.curve[0]:.4g} to {found.curve[-1]:.4g}"
+    if found.state == "stopped":
+        yield f"  to go on  evomerge resume {found.folder}"
+
+
+def metrics(found: Status) -> str:
+    """Return the status in the text format of Prometheus, for the textfile collector of its node exporter."""
+    label = found.study.replace("\\", r"\\").replace('"', r"\"")
+    gauges: list[tuple[str, str, dict[str, float]]] = [
+        ("running", "Whether a process runs the search.", {"": float(found.state == "running")}),
+        ("evaluations_done", "Used budget, in full evaluations.", {"": found.spent}),
+        ("evaluations_budget", "Whole budget, in full evaluations.", {"": found.budget}),
+        ("evaluations_failed", "Failed evaluations.", {"": found.failed}),
+        ("elapsed_seconds", "Seconds of all runs of the search.", {"": found.elapsed}),
+        ("seconds", "Seconds of all evaluations, and of the driver.", _labelled("part", found.seconds)),
+        ("best_score", "Best mean search score.", _labelled("objective", {n: s for n, (_, s) in found.bests.items()})),
+    ]
+    optional = {
+        "best_mean": (
+            "Best mean of the search scores over objectives.",
+            None if found.best is None else found.best.mean,
+        ),
+        "left_seconds": ("Seconds until a budget is used.", found.left),
+        "idle_share": ("Share of the workers' time in which they evaluate nothing.", found.idle),
+        "last_result_seconds": ("Seconds since the last result.", found.since),
+    }
+    gauges += [(name, about, {"": value}) for name, (about, value) in optional.items() if value is not None]
+    text = []
+    for name, about, values in gauges:
+        text += [f"# HELP evomerge_{name} {about}", f"# TYPE evomerge_{name} gauge"]
+        text += [f'evomerge_{name}{{study="{label}"{more}}} {value!r}' for more, value in values.items()]
+    return "\n".join(text) + "\n"
+
+
+def _labelled(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    escaped = {
+        key.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n"): value for key, value in values.items()
+    }
+    return {f',{name}="{key}"': value for key, value in escaped.items()}
+
+
+def _state(found: Status) -> str:
+    since = "" if found.since is None else f"; last result {duration(found.since)} ago"
+    if found.state == "running":
+        unseen = "" if found.certain else ", as it says itself: it cannot be seen from this machine"
+        return f"running, {found.process}{unseen}{since}"
+    if found.state == "stopped" and found.process is not None:
+        return f"stopped: {_ENDED.get(found.ended, found.ended)} ({found.process}{since})"
+    return found.state
+
+
+def _sparkline(values: tuple[float, ...]) -> str:
+    low, high = min(values), max(values)
+    return "".join(_BARS[round((value - low) / ((high - low) or 1.0) * (len(_BARS) - 1))] for value in values)

@@ -1,0 +1,265 @@
+"""Status: what a study's folder says of its search, on any machine that sees it. It only reads, and needs neither torch nor models.
+
+Not to be confused with the report, which scores models on examples that the search never saw.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evomerge import costs, journal
+from evomerge.errors import StudyError
+from evomerge.history import cost
+from evomerge.trial import Evaluation, ScoreTable
+
+State = Literal["not started", "running", "stopped", "done"]
+
+_NUMBERS = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
+_HOLDER = re.compile(r"process (\d+) on (.+)")
+_LOCKS = Path("/proc/locks")
+_CURVE = 40  # values of a curve at most
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The candidate with the best mean over the objectives, by its scores on the search examples."""
+
+    number: int
+    mean: float
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of a study's search. Times are in seconds."""
+
+    study: str
+    folder: str
+    state: State
+    process: str | None
+    """The process that runs the search, or did so last."""
+    certain: bool
+    """Whether this machine can see the process; if not, the search runs by its own last word."""
+    ended: str | None
+    """Why the last run ended; None while it lasts, if it was killed, or if a version before runs were recorded ran it."""
+    spent: float
+    """The used budget, in full evaluations."""
+    budget: int
+    """The whole budget, in full evaluations."""
+    evaluated: int
+    """Number of evaluations, parts and failures included."""
+    pending: int
+    """Candidates that were asked and have no result."""
+    failed: int
+    failures: tuple[tuple[str, int], ...]
+    """The first error of each cause and their number; errors that differ only in numbers have one cause."""
+    seconds: Mapping[str, float]
+    """Of all evaluations by `split: part`, and of the driver: `search: driver`."""
+    elapsed: float
+    """Of all runs of the search."""
+    since: float | None
+    """Since the last result."""
+    idle: float | None
+    """Share of the workers' time in which they evaluated nothing, from the first results on."""
+    left: float | None
+    """Until a budget is used, at the rate from the first results on; None while that is unknown, and where no search runs."""
+    best: Best | None
+    """None where the mean of different metrics says nothing: see `bests`."""
+    bests: Mapping[str, tuple[int, float]]
+    """For each objective the number of its best candidate, and the score."""
+    curve: tuple[float, ...]
+    """The best mean so far, from the first candidate to the last, at most 40 values; empty where there is no `best`."""
+
+
+def read(folder: Path) -> Status:
+    """Return the status of the study in `folder`. Raises `StudyError` if there is none, `JournalError` if its journal is damaged."""
+    settings = _settings(folder)
+    runs, _ = costs.runs(folder)
+    seconds, _ = costs.totals(folder)
+    found = _Found(settings.get("merge_examples", 0), *((runs[-1].examples, runs[-1].objectives) if runs else ({}, ())))
+    path = folder / "journal.jl"
+    for record in journal.skim(path):
+        found.add(record)
+    last = runs[-1] if runs else None
+    process, running, certain = _process(folder, last)
+    finished = found.spent >= settings["evaluations"] or (last is not None and last.ended == costs.DONE)
+    state: State = "running" if running else "done" if finished else "stopped" if path.exists() else "not started"
+    rate, idle = _rate(runs, found.units)
+    if runs:
+        seconds["search: driver"] = sum(run.driver for run in runs)
+    return Status(
+        study=settings["name"],
+        folder=str(folder),
+        state=state,
+        process=process,
+        certain=certain,
+        ended=None if running or last is None else last.ended,
+        spent=found.spent,
+        budget=settings["evaluations"],
+        evaluated=found.evaluated,
+        pending=len(found.pending),
+        failed=sum(count for _, count in found.failures.values()),
+        failures=tuple(sorted(found.failures.values(), key=lambda failure: -failure[1])),
+        seconds=seconds,
+        elapsed=sum(run.elapsed for run in runs),
+        since=max(time.time() - path.stat().st_mtime, 0.0) if found.evaluated else None,
+        idle=idle,
+        left=_left(settings, runs, settings["evaluations"] - found.spent, rate) if running else None,
+        best=found.best,
+        bests=found.bests,
+        curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
+        if len(found.means) > _CURVE
+        else tuple(found.means),
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the journal says so far."""
+
+    merge: int
+    examples: Mapping[str, int]
+    """Numbers of search examples; of a study from before runs were recorded, those of its first full evaluation."""
+    objectives: Sequence[str]
+    pending: dict[int, journal.Sketch] = field(default_factory=dict)
+    evaluated: int = 0
+    units: dict[int, float] = field(default_factory=dict)
+    """The share of a full evaluation that each evaluation is, by number."""
+    failures: dict[str, tuple[str, int]] = field(default_factory=dict)
+    best: Best | None = None
+    bests: dict[str, tuple[int, float]] = field(default_factory=dict)
+    means: list[float] = field(default_factory=list)
+    """The best mean after each full evaluation."""
+    _parts: dict[str, ScoreTable] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> float:
+        """The used budget, in full evaluations."""
+        return sum(self.units.values())
+
+    def add(self, record: journal.Sketch | journal.Tell) -> None:
+        """Add the next record."""
+        if isinstance(record, journal.Sketch):
+            self.pending[record.number] = record
+            return
+        proposal, evaluation = self.pending.pop(record.number), record.evaluation
+        self.evaluated += 1
+        if evaluation.error is not None:
+            cause = _NUMBERS.sub("#", evaluation.error)
+            first, count = self.failures.get(cause, (evaluation.error, 0))
+            self.failures[cause] = first, count + 1
+        elif proposal.examples is None and not self.examples:
+            self.examples = {name.rpartition("/")[0]: len(scores) for name, scores in evaluation.scores.items()}
+        full = sum(self.examples.values())
+        whole = proposal.examples is None and proposal.slopes is None
+        self.units[record.number] = 1.0 if whole or not full else cost(proposal, full, self.merge) / (full + self.merge)
+        complete = self._assembled(proposal, evaluation)
+        if complete is not None:
+            self._compare(record.number, complete)
+
+    def _assembled(self, proposal: journal.Sketch, evaluation: Evaluation) -> Evaluation | None:
+        """Return the evaluation on all examples, once all parts of it are there."""
+        if evaluation.error is not None or proposal.examples is None:
+            return None if evaluation.error is not None else evaluation
+        if not self.examples:
+            return None
+        table = self._parts.setdefault(proposal.recipe, ScoreTable(self.examples))
+        if table.complete:
+            return None
+        table.add(proposal.examples, evaluation)
+        return table.take() if table.complete else None
+
+    def _compare(self, number: int, evaluation: Evaluation) -> None:
+        objectives = self.objectives = self.objectives or sorted(evaluation.scores)
+        scores = dict(zip(objectives, evaluation.means(objectives).tolist(), strict=True))
+        for name, score in scores.items():
+            if name not in self.bests or score > self.bests[name][1]:
+                self.bests[name] = number, score
+        if len({name.rpartition("/")[2] for name in objectives}) == 1:
+            mean = sum(scores.values()) / len(scores)
+            if self.best is None or mean > self.best.mean:
+                self.best = Best(number, mean, scores)
+            self.means.append(self.best.mean)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in `study.json`, which are validated when the study is opened."""
+    path = folder / "study.json"
+    try:
+        settings = json.loads(path.read_bytes())["settings"]
+        return {**settings, "name": str(settings["name"]), "evaluations": int(settings["evaluations"])}
+    except (FileNotFoundError, NotADirectoryError):
+        raise StudyError(f"{folder}: no study here (no study.json); expected a study's directory") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StudyError(f"{path}: expected the JSON of a study ({error}); restore the file from a copy") from None
+
+
+def _process(folder: Path, run: costs.Run | None) -> tuple[str | None, bool, bool]:
+    """Return the process that locked the study last, whether it runs, and whether this machine can tell."""
+    path = folder / "lock"
+    try:
+        holder = path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None, False, True
+    match = _HOLDER.fullmatch(holder)
+    if match is None:
+        return None, False, True
+    process, host = int(match[1]), match[2]
+    if host != socket.gethostname():
+        last = run is not None and (run.process, run.host) == (process, host)
+        return holder, last and run is not None and run.ended is None, False
+    return holder, _locks(process, path), True
+
+
+def _locks(process: int, path: Path) -> bool:
+    """Return whether a process of this machine holds the lock. To try the lock could keep a search from starting."""
+    with suppress(OSError):
+        ending = f":{path.stat().st_ino}"
+        held = [line.split() for line in _LOCKS.read_text().splitlines() if " FLOCK " in line and " -> " not in line]
+        return any(fields[4] == str(process) and fields[5].endswith(ending) for fields in held)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _rate(runs: Sequence[costs.Run], units: Mapping[int, float]) -> tuple[float | None, float | None]:
+    """Return full evaluations per second and the idle share, None where no run has told them yet.
+
+    They are those of the last run that has evaluated two candidates in each slot, from the end of the first ones on: start-up
+    and the compilation of merges take no part.
+    """
+    for run in reversed(runs):
+        slots, since = run.slots, run.finished[: run.slots]
+        later = run.finished[slots:]
+        if len(later) < slots:
+            continue
+        seconds = later[-1][1] - since[-1][1]
+        done = sum(units.get(number, 0.0) for number, _, _ in later)
+        if seconds <= 0 or not done:
+            continue
+        busy = sum(work for _, _, work in later) / (slots * seconds)
+        return done / seconds / slots * runs[-1].slots, min(max(1 - busy, 0.0), 1.0)
+    return None, None
+
+
+def _left(settings: Mapping[str, Any], runs: Sequence[costs.Run], rest: float, rate: float | None) -> float | None:
+    """Return the seconds until the first of the budgets is used."""
+    ends = [] if rate is None else [rest / rate]
+    if settings.get("hours"):
+        ends.append(3600 * settings["hours"] - sum(run.elapsed for run in runs))
+    if settings.get("worker_hours") and runs:
+        ends.append((3600 * settings["worker_hours"] - sum(run.elapsed * run.slots for run in runs)) / runs[-1].slots)
+    return max(min(ends), 0.0) if ends else None
