@@ -5,6 +5,7 @@ Texts are `str`, numbers are `int` and `float`, arrays are lists or numpy arrays
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -103,8 +104,12 @@ def _read_parquet(task: str, path: Path, columns: Sequence[str]) -> Columns:
 def _read_table(task: str, path: Path, columns: Sequence[str]) -> Columns:
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the line of names
+            table = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8"
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise task_error(task, f"{path}: not a table in UTF-8 with a line of column names ({error})") from None
     _check_columns(task, str(path), columns, list(table.columns))
     return {column: table[column].tolist() for column in columns}

@@ -42,7 +42,7 @@ class Labels:
     ) -> None:
         """Check the `values`. `classes` is their number where it is known. Raises `TaskError` naming the first wrong example."""
         self._task, self._column, self._classes = task, column, classes
-        words = [value for listed in values.values() for value in listed if isinstance(value, str)]
+        words = [value for listed in values.values() for value in listed if isinstance(value, str) and value.strip()]
         self._words: dict[Split, list[str]] = {}
         self._numbers: dict[Split, Tensor] = {}
         self._made: dict[tuple[Split, tuple[tuple[str, int], ...]], Tensor] = {}
@@ -55,7 +55,7 @@ class Labels:
             return
         for split, listed in values.items():
             for index, value in enumerate(listed):
-                if not isinstance(value, str):
+                if not isinstance(value, str) or not value.strip():
                     msg = f"column `{column}`, {split} example {index}: expected a word, as `{words[0]}` elsewhere, got {shown(value)}"
                     raise task_error(task, msg)
             self._words[split] = list(listed)

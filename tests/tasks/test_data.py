@@ -24,7 +24,7 @@ def test_a_table_has_texts_and_nothing_else(suffix, separator, tmp_path):
         read("t", file, ["txt"])
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n1,2,3\n1,2,3,4\n", b"a\n\xff\n"])
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n1,2,3,4\n", b"a,b\n1,2,3\n4,5,6\n", b"a\n\xff\n"])
 def test_a_broken_table_is_an_error(content, tmp_path):
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(TaskError, match=r"rows\.csv: not a table in UTF-8"):
@@ -95,3 +95,8 @@ def test_an_image_without_its_content_is_an_error(tmp_path):
     parquet.write_table(arrow.table({"image": [{"bytes": None, "path": "a.png"}]}), tmp_path / "rows.parquet")
     with pytest.raises(TaskError, match="column `image`, example 0: an image without its content; expected its bytes"):
         read("t", tmp_path / "rows.parquet", ["image"])
+
+
+def test_a_table_of_a_spreadsheet_begins_with_a_mark_that_is_no_name(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbftext\none\n")
+    assert read("t", tmp_path / "rows.csv", ["text"]) == {"text": ["one"]}

@@ -66,6 +66,15 @@ def test_a_label_that_the_model_does_not_have_is_refused_with_its_row_before_any
         make("pets", settings, tmp_path).check(live("bert", **NAMED))
 
 
+def test_a_label_that_is_missing_is_refused_with_its_row(settings, tmp_path):
+    write(tmp_path, ["owl", ""])
+    with pytest.raises(TaskError, match="search example 1: expected a word, as `owl` elsewhere, got ''"):
+        make("pets", settings, tmp_path)
+    write(tmp_path, [""], report=[""])
+    with pytest.raises(TaskError, match="example 0: expected an integer from 0 up, got ''"):
+        make("pets", settings, tmp_path)
+
+
 def test_fewer_words_than_classes_need_an_order(settings, live, tmp_path):
     write(tmp_path, ["owl", "cat"])
     task = make("pets", settings, tmp_path)
