@@ -50,6 +50,7 @@ from safetensors.torch import save_file
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import StudyError
+from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
@@ -215,12 +216,14 @@ class Ours:
         parts = {}
         if self._builder is None:
             experts = {name: self._job.folders[name] for name in EXPERTS}
-            self._builder = Builder(Pool(self._job.folders["base"], experts), search=True)
+            placement = Placement(find(self._job.device))
+            self._builder = Builder(Pool(self._job.folders["base"], experts), search=True, placement=placement)
             parts["opening"] = clock(self._job.device) - start
         merged = self._builder.build(recipe(self._job.operator, number))
         for name, out in self._out.items():
             merged.write(name, out)
         seconds = clock(self._job.device) - start
+        self._builder.placement.settle()  # on a GPU, models stay there from the next merge on
         if parts:
             parts["compiling"] = compiling()
         return Took(seconds, parts)
