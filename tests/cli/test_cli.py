@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import evomerge
+from tiny_models import tiny_model
 
 from evomerge.cli.merges import _read_parameters
 from evomerge.errors import RecipeError
@@ -343,13 +344,14 @@ def test_merge_refuses_a_folder_that_is_not_empty(finished, tmp_path):
     assert "not empty" in done.stderr
 
 
-def test_merge_takes_the_short_forms_of_a_stack(pool, pool_folder, tmp_path):
-    blocks = pool.layout.blocks
+def test_merge_takes_the_short_forms_of_a_stack(tmp_path):
+    blocks = 2
+    base, code = (tiny_model(tmp_path / name, "llama", seed) for seed, name in enumerate(("base", "code")))
     recipe = tmp_path / "r.yaml"
     arguments = [
         "--base",
-        pool_folder / "base",
-        f"--expert=code={pool_folder / 'code'}",
+        base,
+        f"--expert=code={code}",
         "-o",
         tmp_path / "x",
         "--dry-run",
