@@ -303,6 +303,16 @@ def connect(cpus: int) -> bool:
     return True
 
 
+def check_start() -> int:
+    """Connect as a search with one worker does, disconnect, and return the CPUs of the cluster. Raises `EvaluatorError`."""
+    connected = connect(1)
+    try:
+        return int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call]  # the library has no types here
+    finally:
+        if connected:
+            ray.shutdown()
+
+
 def _hide_token() -> None:
     """Let only this user read the file in which Ray keeps a cluster's token: Ray writes it for all to read."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -1,4 +1,4 @@
-"""Commands that look in on a search that runs unattended."""
+"""Commands that look in on a search that runs unattended, and on the machine that is to run it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,3 +28,19 @@ def status(
     from evomerge.cli import status
 
     status.show(folder, watch, prometheus, as_json=as_json)
+
+
+@app.command(rich_help_panel=_PANEL)
+def doctor(
+    what: Annotated[
+        Path | None, typer.Argument(help="A study's YAML, or its directory.", metavar="[DIR | STUDY.yaml]")
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Start Ray too, or connect to RAY_ADDRESS. Takes seconds.")
+    ] = False,
+) -> None:
+    """Check this machine before a long search: versions, cores, memory, disks, limits. Exits with 2 where there is a problem."""
+    from evomerge.cli import doctor
+
+    if not doctor.print_checks(what, ray=ray):
+        raise typer.Exit(2)
