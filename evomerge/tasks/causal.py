@@ -107,7 +107,12 @@ def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[T
 
 def log_likelihood(tokens: Tensor, logits: Tensor) -> Tensor:
     """Return the summed log-likelihood of `tokens` in nats, float64 `()`."""
-    return -cross_entropy(logits, tokens, reduction="none").double().sum()
+    return -_float64(cross_entropy(logits, tokens, reduction="none")).sum()
+
+
+def _float64(values: Tensor) -> Tensor:
+    """Return values as float64: on the CPU those of Apple's GPUs, which have none."""
+    return values.cpu().double() if values.is_mps else values.double()
 
 
 def by_metric(
@@ -124,7 +129,7 @@ def by_metric(
                 logits if metric == searched else logits.detach()
             )  # no second table of the vocabulary's size is kept
             entropy = metric == "entropy"
-            found.append(negative_entropy(scored).double().mean() if entropy else log_likelihood(tokens, scored))
+            found.append(_float64(negative_entropy(scored)).mean() if entropy else log_likelihood(tokens, scored))
     stacked = {metric: torch.stack(found).cpu() for metric, found in values.items()}
     if "log_likelihood" in stacked:
         stacked["log_likelihood"] = stacked["log_likelihood"] / torch.tensor(sizes)
