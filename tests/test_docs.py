@@ -7,7 +7,7 @@ from pathlib import Path
 import documents
 import pytest
 
-from evomerge import merging, search, strict_yaml, zoo
+from evomerge import merging, search, strict_yaml, tasks, zoo
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {str(page.relative_to(DOCS)): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
@@ -35,9 +35,11 @@ def test_few_blocks_do_not_run():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_yaml_of_the_page_is_valid(page):
+def test_the_tasks_of_the_page_are_valid(page):
     for _, text in documents.blocks(PAGES[page], "yaml"):
-        assert isinstance(strict_yaml.parse(text, page), dict)
+        for settings in strict_yaml.parse(text, page).get("tasks", {}).values():
+            schema, _ = tasks.KINDS[settings["kind"]]
+            assert schema.model_validate(settings).kind == settings["kind"]
 
 
 @pytest.mark.parametrize(("what", "known"), [("methods", merging.METHODS), ("drivers", search.KINDS)])

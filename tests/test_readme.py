@@ -58,6 +58,6 @@ def test_clean_leaves_the_studies():
     assert "runs" not in makefile[makefile.index("\nclean:") :]
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", README.read_text(encoding="utf-8")))
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http|#)([^)]+)\)", README.read_text(encoding="utf-8")))
 def test_every_file_that_the_readme_links_to_is_there(link):
     assert (README.parent / link).exists()
