@@ -55,6 +55,8 @@ class Status:
     """The used budget, in full evaluations."""
     budget: int
     """The whole budget, in full evaluations."""
+    times: Mapping[str, tuple[float, float]]
+    """Budgets of time, `hours` and `worker_hours`: what is used, and the whole."""
     evaluated: int
     """Number of evaluations, parts and failures included."""
     pending: int
@@ -105,6 +107,7 @@ def read(folder: Path) -> Status:
         ended=None if running or last is None else last.ended,
         spent=found.spent,
         budget=settings["evaluations"],
+        times=(times := _times(settings, runs)),
         evaluated=found.evaluated,
         pending=len(found.pending),
         failed=sum(count for _, count in found.failures.values()),
@@ -113,7 +116,7 @@ def read(folder: Path) -> Status:
         elapsed=sum(run.elapsed for run in runs),
         since=max(time.time() - path.stat().st_mtime, 0.0) if found.evaluated else None,
         idle=idle,
-        left=_left(settings, runs, settings["evaluations"] - found.spent, rate) if running else None,
+        left=_left(times, runs, settings["evaluations"] - found.spent, rate) if running else None,
         best=found.best,
         bests=found.bests,
         curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
@@ -255,11 +258,22 @@ def _rate(runs: Sequence[costs.Run], units: Mapping[int, float]) -> tuple[float 
     return None, None
 
 
-def _left(settings: Mapping[str, Any], runs: Sequence[costs.Run], rest: float, rate: float | None) -> float | None:
-    """Return the seconds until the first of the budgets is used."""
+def _times(settings: Mapping[str, Any], runs: Sequence[costs.Run]) -> dict[str, tuple[float, float]]:
+    """Return what is used of the budgets of time that are set, and the whole."""
+    used = {
+        costs.HOURS: sum(run.elapsed for run in runs) / 3600,
+        costs.WORKER_HOURS: sum(run.elapsed * run.slots for run in runs) / 3600,
+    }
+    return {name: (hours, settings[name]) for name, hours in used.items() if settings.get(name) is not None}
+
+
+def _left(
+    times: Mapping[str, tuple[float, float]], runs: Sequence[costs.Run], rest: float, rate: float | None
+) -> float | None:
+    """Return the seconds until the first of the budgets is used, None before the last run's first result."""
+    if not runs or not runs[-1].finished:
+        return None
     ends = [] if rate is None else [rest / rate]
-    if settings.get("hours"):
-        ends.append(3600 * settings["hours"] - sum(run.elapsed for run in runs))
-    if settings.get("worker_hours") and runs:
-        ends.append((3600 * settings["worker_hours"] - sum(run.elapsed * run.slots for run in runs)) / runs[-1].slots)
+    for name, (used, whole) in times.items():
+        ends.append(3600 * (whole - used) / (runs[-1].slots if name == costs.WORKER_HOURS else 1))
     return max(min(ends), 0.0) if ends else None

@@ -154,6 +154,9 @@ def test_the_time_left_ends_with_the_first_budget(budget, left, search, monkeypa
     study.lock(os.getpid())
     study.run(good(0), good(10), good(20), ended=None)
     assert study.status.left == pytest.approx(left)
+    ((name, whole),) = budget.items()
+    assert study.status.times == {name: (pytest.approx(20 / 3600), whole)}
+    assert f"0.00556 of {whole} {name.replace('_', '-')}" in evomerge("status", study.folder).stdout
 
 
 @pytest.mark.parametrize(

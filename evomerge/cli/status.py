@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from evomerge import files, status
-from evomerge.costs import DONE, HOURS, INTERRUPTED, TERMINATED, WORKER_HOURS
+from evomerge.costs import HOURS, INTERRUPTED, TERMINATED, WORKER_HOURS
 from evomerge.errors import printable
 from evomerge.progress import duration
 from evomerge.status import Status
@@ -19,12 +19,11 @@ from evomerge.status import Status
 _BARS = "▁▂▃▄▅▆▇█"
 _CAUSES = 5  # of failures, that are printed
 _ENDED = {
-    DONE: "the search ended",
-    INTERRUPTED: "interrupted by Ctrl-C",
-    TERMINATED: "stopped by SIGTERM",
-    HOURS: "its hours are used",
-    WORKER_HOURS: "its worker-hours are used",
-    None: "killed, or its machine was lost",
+    INTERRUPTED: "by Ctrl-C",
+    TERMINATED: "by SIGTERM",
+    HOURS: "as its hours are used",
+    WORKER_HOURS: "as its worker-hours are used",
+    None: "as the process was killed or its machine lost",
 }
 
 
@@ -51,6 +50,8 @@ def lines(found: Status) -> Iterator[str]:
     yield f"{found.folder}: {_state(found)}"
     amount = f"{found.spent:g} of {found.budget} evaluations ({found.spent / found.budget:.0%})"
     yield f"  done      {amount}{'' if found.left is None else f', about {duration(found.left)} left'}"
+    for name, (used, whole) in found.times.items():
+        yield f"            {used:.3g} of {whole:g} {name.replace('_', '-')}"
     if found.failed:
         yield f"  failed    {found.failed} of {found.evaluated}"
         for error, count in found.failures[:_CAUSES]:
@@ -67,7 +68,8 @@ def lines(found: Status) -> Iterator[str]:
     if len(found.curve) > 1:
         yield f"  gain      {_sparkline(found.curve)} best mean, from {found.curve[0]:.4g} to {found.curve[-1]:.4g}"
     if found.state == "stopped":
-        yield f"  to go on  evomerge resume {found.folder}"
+        more = f" --{found.ended.replace('_', '-')} MORE" if found.ended in (HOURS, WORKER_HOURS) else ""
+        yield f"  to go on  evomerge resume {found.folder}{more}"
 
 
 def metrics(found: Status) -> str:
@@ -112,7 +114,7 @@ def _state(found: Status) -> str:
         unseen = "" if found.certain else ", as it says itself: it cannot be seen from this machine"
         return f"running, {found.process}{unseen}{since}"
     if found.state == "stopped" and found.process is not None:
-        return f"stopped: {_ENDED.get(found.ended, found.ended)} ({found.process}{since})"
+        return f"stopped {_ENDED.get(found.ended, f'by {found.ended}')} ({found.process}{since})"
     return found.state
 
 
