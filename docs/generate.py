@@ -172,6 +172,11 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def exit_codes() -> str:
+    """Return what the help text says of exit codes."""
+    return f"{typer.main.get_command(app).epilog}"
+
+
 def leaves(group: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield every command with its full name, in the order in which `evomerge --help` lists them."""
     for name, command in group.items():
@@ -337,6 +342,7 @@ FRAGMENTS: Mapping[str, Callable[..., str]] = {
         commands,
         default_driver,
         drivers,
+        exit_codes,
         file,
         forms,
         methods,
