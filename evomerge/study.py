@@ -180,6 +180,7 @@ class Study:
             if header.read(self.folder).settings != self.settings:
                 header.write(self.folder, self.settings, self.parts)
             self.spent = completed / (full + merge)
+            clock.start()
             alone = self.settings.workers == 1 and self.settings.deadline is None  # a candidate may kill this process
             with attempts.counted(self.folder, pending) if alone else nullcontext() as hopeless:
                 driven = _until_terminated(clock, evaluate.drive(evaluator, record, ask, pending))

@@ -96,6 +96,21 @@ def test_a_budget_of_time_ends_the_search_and_a_larger_one_goes_on_with_the_same
     assert resumed.journal_path.read_bytes() == whole.journal_path.read_bytes()
 
 
+def test_the_replay_of_the_journal_uses_no_hours(start, now, monkeypatch):
+    study = start(hours=1)
+    study.run(Slow(now))
+    replay = Study.replay
+
+    def slow(self, driver):
+        now[0] += 36000
+        yield from replay(self, driver)
+
+    monkeypatch.setattr(Study, "replay", slow)
+    resumed = Study.open(study.folder, study.settings.model_copy(update={"hours": 2.0}))
+    resumed.run(Slow(now))
+    assert resumed.spent == 4
+
+
 def test_worker_hours_count_each_slot(start, now):
     study, evaluator = start(worker_hours=2), Slow(now)
     evaluator.slots = 4
