@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator
 
 from evomerge import placement, search, space, strict_yaml, tasks, zoo
 from evomerge.build import Builder
@@ -25,7 +25,7 @@ from evomerge.evaluate import Setup
 from evomerge.models.loaders import check_plain
 from evomerge.recipe import Recipe, StackNode, describe
 from evomerge.recipe import base as base_recipe
-from evomerge.recipe.validation import FrozenModel
+from evomerge.recipe.validation import TAG, FrozenModel
 from evomerge.search import Driver
 from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
@@ -58,6 +58,27 @@ class PoolSettings(FrozenModel):
     module: str | None = None
     """`FILE.py:FUNCTION` for a model that is not in transformers: called with the checkpoint's folder, it returns a torch
     module whose state dictionary has the checkpoint's names."""
+
+
+class QueueSettings(FrozenModel):
+    """Workers that share a folder with the study's process: `evomerge worker DIR`, on any machine that sees the folder."""
+
+    queue: str
+    """The folder. Models, data and the study's directory have the same paths on all machines."""
+    in_flight: int = Field(default=16, ge=1, le=4096)
+    """Maximum number of proposals in the queue: a few more than there are workers."""
+    lease: float = Field(default=120.0, ge=1, le=86400)
+    """Seconds without a sign of life after which a worker counts as dead. Network file systems delay such signs by a minute."""
+
+
+def _kind_of_workers(value: Any) -> str:
+    return f"{TAG}queue" if isinstance(value, Mapping | QueueSettings) else f"{TAG}number"
+
+
+Workers = Annotated[
+    Annotated[int, Field(ge=1, le=1024), Tag(f"{TAG}number")] | Annotated[QueueSettings, Tag(f"{TAG}queue")],
+    Discriminator(_kind_of_workers),
+]
 
 
 class ReportSettings(FrozenModel):
@@ -104,8 +125,9 @@ class StudySettings(FrozenModel):
     """The same in hours times workers."""
     seed: int = Field(default=0, ge=0)
     """Seed of the search, from which all of its randomness comes."""
-    workers: int = Field(default=1, ge=1, le=1024)
-    """Processes that evaluate candidates. More give the same search, sooner; populations and swarms have no such order."""
+    workers: Workers = 1
+    """Processes that evaluate candidates, or `{queue: DIR}`: workers that are started elsewhere. More give the same search, sooner;
+    populations and swarms have no such order."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
     device: str = Field(default="cpu", exclude_if=lambda device: device == "cpu")
@@ -147,6 +169,7 @@ class StudySettings(FrozenModel):
             "": cls,
             "pool": PoolSettings,
             "report": ReportSettings,
+            "workers": QueueSettings,
             "tokenizer": TokenizerChoice,
         }
         known = {key: tuple(model.model_fields) for key, model in models.items()}
@@ -172,10 +195,17 @@ class StudySettings(FrozenModel):
         folders: dict[str, Any] = {"experts": {name: located(path) for name, path in pool.experts.items()}}
         folders |= {"base": pool.base and located(pool.base), "module": pool.module and absolute(pool.module)}
         update = {"pool": pool.model_copy(update=folders), "folder": absolute(settings.folder)}
+        if isinstance(settings.workers, QueueSettings):
+            update["workers"] = settings.workers.model_copy(update={"queue": absolute(settings.workers.queue)})
         source = settings.space
         if isinstance(source, str):
             update["space"] = space.read(source if source in space.shipped() else folder / source)
         return settings.model_copy(update=update)
+
+    @property
+    def processes(self) -> int:
+        """How many workers this command starts, itself included: those of a queue are started by others."""
+        return self.workers if isinstance(self.workers, int) else 1
 
     def with_options(self, options: Mapping[str, Any]) -> "StudySettings":
         """Return the settings with other values, as options of a command give them. Raises `StudyError`."""

@@ -282,16 +282,34 @@ class Study:
                 driver.tell(proposal, evaluation)
             yield proposal, evaluation
 
-    def evaluator(self) -> evaluate.CachingEvaluator:
-        """Return a new evaluator for these settings. The caller closes it. Raises `StudyError` on another device than the study's."""
+    def evaluator(self, *, queue: bool = True) -> evaluate.CachingEvaluator:
+        """Return a new evaluator for these settings. The caller closes it. Raises `StudyError` on another device than the study's.
+
+        Without `queue`, workers that share a folder are left out, as they may have ended: all is evaluated in this process.
+        """
         if self.parts.setup.device == self.settings.device:  # else it was chosen for this evaluator
             header.check_device(header.read(self.folder), self.settings.device, self.folder)
-        deadline = self.settings.deadline
-        if deadline is None and self.settings.workers > 1:
-            deadline = _DEADLINE
+        workers, deadline = self.settings.workers, self.settings.deadline
         members = str(self.folder / "members") if self.parts.space.parents else None
         setup = replace(self.parts.setup, members=members)
-        evaluator = evaluate.CachingEvaluator(evaluate.make(setup, self.settings.workers, deadline), self.parts.sizes)
+        made: evaluate.Evaluator
+        if isinstance(workers, int):
+            made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline)
+        elif not queue:
+            made = evaluate.make(setup)
+        else:
+            known = header.read(self.folder).identity
+            made = evaluate.QueueEvaluator(
+                setup,
+                Path(workers.queue),
+                workers.in_flight,
+                workers.lease,
+                _DEADLINE if deadline is None else deadline,
+                study=self.folder.resolve(),
+                same={key: known[key] for key in ("pool_digests", "data_digests", "code_digests") if key in known},
+                versions=versions(),
+            )
+        evaluator = evaluate.CachingEvaluator(made, self.parts.sizes)
         if members is not None:
             evaluator.lineage.update(self.lineage())
         return evaluator

@@ -190,11 +190,11 @@ def _study(what: Path) -> Iterator[Check]:
     except EvomergeError as error:
         yield Check("problem", "the study", str(error))
         return
-    cores, threads = len(os.sched_getaffinity(0)), settings.workers * settings.threads
+    cores, threads = len(os.sched_getaffinity(0)), settings.processes * settings.threads
     if threads > cores and "RAY_ADDRESS" not in os.environ:
         yield Check(
             "warning",
-            f"{settings.workers} workers with {settings.threads} threads each on {cores} cores",
+            f"{settings.processes} workers with {settings.threads} threads each on {cores} cores",
             f"type --workers {max(cores // settings.threads, 1)}",
         )
     for name, model in settings.models.items():
@@ -203,8 +203,8 @@ def _study(what: Path) -> Iterator[Check]:
     base, free = settings.models.get("base"), _available()
     weights = sum(file.stat().st_size for file in Path(base).glob("*.safetensors")) if base else 0
     if weights:
-        need = weights * settings.workers
-        what_ = f"{settings.workers} workers with {_size(weights)} of weights each"
+        need = weights * settings.processes
+        what_ = f"{settings.processes} workers with {_size(weights)} of weights each"
         if free is not None and need > free:
             advice = f"{_size(free)} of memory are free: type --workers {max(free // weights, 1)}"
             yield Check("warning" if free >= weights else "problem", what_, advice)

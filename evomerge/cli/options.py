@@ -7,6 +7,12 @@ import typer
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
+Queue = Annotated[
+    Path | None,
+    typer.Option(
+        help="Evaluate by workers that share this folder: `evomerge worker DIR`, on any machine that sees it."
+    ),
+]
 Evaluations = Annotated[int | None, typer.Option(help="How many candidates to evaluate in all.", min=1)]
 Hours = Annotated[
     float | None,

@@ -59,12 +59,13 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
     phases = {
         "start-up": start_up,
         "driver": driver,
-        "search": search * settings.evaluations / settings.workers,
-        "report": (search * references + report * models) / settings.workers + _DRAWN,
+        "search": search * settings.evaluations / settings.processes,
+        "report": (search * references + report * models) / settings.processes + _DRAWN,
     }
     parts_of_it = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items())
-    total = f"{duration(sum(phases.values()))}{', and the start of the workers' * (settings.workers > 1)}"
-    say(console, f"the whole command: about {total} ({parts_of_it}); workers: {settings.workers}; nothing was written")
+    total = f"{duration(sum(phases.values()))}{', and the start of the workers' * (settings.processes > 1)}"
+    workers = settings.workers if isinstance(settings.workers, int) else "one of a queue, more need less time"
+    say(console, f"the whole command: about {total} ({parts_of_it}); workers: {workers}; nothing was written")
 
 
 def _driver_seconds(parts: Parts, settings: StudySettings, evaluation: Evaluation) -> tuple[float, Examples | None]:

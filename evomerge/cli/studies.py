@@ -77,6 +77,7 @@ def run(
     *,
     hours: float | None = None,
     worker_hours: float | None = None,
+    queue: Path | None = None,
     grace: float,
     dry_run: bool,
 ) -> None:
@@ -84,7 +85,7 @@ def run(
     console = new_console()
     if driver is not None and driver not in KINDS:
         raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
-    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device)
+    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device, queue)
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
@@ -110,6 +111,7 @@ def resume(
     *,
     hours: float | None = None,
     worker_hours: float | None = None,
+    queue: Path | None = None,
     grace: float,
     retry_failed: bool,
     fork: Path | None = None,
@@ -122,7 +124,7 @@ def resume(
         folder = fork
     else:
         study = Study.open(folder, progress=step_printer(console))
-    settings = _override(study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours)
+    settings = _override(study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours, queue=queue)
     if settings != study.settings:
         study = Study.open(folder, settings)
     search_and_report(study, console, grace=grace, retry_failed=retry_failed)
@@ -241,9 +243,15 @@ def _override(
     hours: float | None = None,
     worker_hours: float | None = None,
     device: str | None = None,
+    queue: Path | None = None,
 ) -> StudySettings:
     options: dict[str, Any] = {"evaluations": evaluations, "workers": workers, "seed": seed}
     options |= {"hours": hours, "worker_hours": worker_hours, "device": device}
+    if queue is not None:
+        if workers is not None:
+            raise StudyError("`--queue` goes without `--workers`: its workers are started by `evomerge worker DIR`")
+        before = {} if isinstance(settings.workers, int) else settings.workers.model_dump()
+        options["workers"] = before | {"queue": str(queue.resolve())}
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 
 
@@ -267,7 +275,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console, why: str 
         "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
         "driver": f"{parts.driver['kind']}: {driver}",
         "device": _device(parts, settings),
-        "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {settings.workers} workers, seed {settings.seed}",
+        "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {_crew(settings)}, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
     for key, value in rows.items():
@@ -285,12 +293,20 @@ def _device(parts: Parts, settings: StudySettings) -> str:
     """Return in words where candidates run, and, of a study on the CPU, what accelerator there is beside it."""
     device = parts.setup.device
     words = f"{placement.described(device)}, {parts.setup.precision}"
-    if device.startswith("cuda") and settings.workers > 1:
+    if device.startswith("cuda") and settings.processes > 1:
         words += f", {settings.gpus:g} GPUs for each worker"
     name, kind = next(iter(placement.available().items()))[::-1]
     return (
         words if device != "cpu" or kind == "cpu" else f"{words}; there is {kind} ({name}): `device: {kind}` runs there"
     )
+
+
+def _crew(settings: StudySettings) -> str:
+    """Return in words which workers evaluate."""
+    workers = settings.workers
+    if isinstance(workers, int):
+        return f"{workers} workers"
+    return f"up to {workers.in_flight} candidates in a queue, for workers that you start by `evomerge worker {workers.queue}`"
 
 
 def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None:

@@ -1,15 +1,16 @@
 """Evaluation of proposals, in this process or in worker processes. Every evaluator gives the same scores.
 
-`make` chooses an evaluator; `CachingEvaluator` wraps one so that no example of a recipe is scored twice; `drive` is the
+`make` chooses an evaluator, `QueueEvaluator` shares a folder with workers on any machine; `CachingEvaluator` wraps one so that no example of a recipe is scored twice; `drive` is the
 loop over an evaluator and a journal.
 """
 
 from evomerge.evaluate.caching import CachingEvaluator
 from evomerge.evaluate.evaluator import Evaluator, drive
+from evomerge.evaluate.folder_queue import QueueEvaluator
 from evomerge.evaluate.serial import Serial
 from evomerge.evaluate.worker import Setup, Worker
 
-__all__ = ["CachingEvaluator", "Evaluator", "Serial", "Setup", "Worker", "drive", "make"]
+__all__ = ["CachingEvaluator", "Evaluator", "QueueEvaluator", "Serial", "Setup", "Worker", "drive", "make"]
 
 
 def make(setup: Setup, workers: int = 1, deadline: float | None = None) -> Evaluator:

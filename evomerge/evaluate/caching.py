@@ -99,6 +99,10 @@ class CachingEvaluator(Evaluator):
         """Close the other evaluator. The cache stays."""
         self._evaluator.close()
 
+    def __exit__(self, *error: object) -> None:
+        """Leave the other evaluator, which may tell its workers that the search is over."""
+        self._evaluator.__exit__(*error)
+
     def _table(self, key: Key) -> ScoreTable:
         """Return the cached scores of a recipe on a split, example by example."""
         if key in self._parts:

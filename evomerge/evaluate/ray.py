@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -26,6 +26,7 @@ from evomerge import interrupts
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
+from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
 from evomerge.evaluate.worker import RemoteWorker, Setup, describe
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
@@ -40,11 +41,6 @@ os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")
 
 import ray  # reads the environment when it is imported
 from ray.exceptions import OutOfMemoryError, RayError
-
-ATTEMPTS = 3
-"""Number of lost workers after which a candidate fails."""
-OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
-"""Causes for which two lost workers are enough, because each attempt is expensive."""
 
 _STACKS = 16  # recent stacks per worker, of which it may still have hidden states
 _START_SECONDS = 600.0  # for a worker to get its CPUs, load its model and read its tasks
@@ -237,20 +233,6 @@ class _Slot:
     def shared(self, proposal: Proposal) -> int:
         """Return how many leading layers a proposal's stack has in common with a recent one of this slot."""
         return sum(prefix in self.prefixes for prefix in proposal.recipe.prefix_digests)
-
-
-def final_error(causes: Sequence[str], deadline: float) -> str | None:
-    """Return the error of a candidate that lost workers for these `causes`, or None if it is to be tried again.
-
-    `deadline` is in seconds.
-    """
-    if causes.count(OUT_OF_MEMORY) > 1:
-        return f"{OUT_OF_MEMORY}: the worker was killed twice on this candidate; use fewer workers"
-    if causes.count(DEADLINE) > 1:
-        return f"no result within the {DEADLINE} of {deadline:g} seconds, twice"
-    if len(causes) >= ATTEMPTS:
-        return f"worker died {len(causes)} times on this candidate: {', '.join(dict.fromkeys(causes))}"
-    return None
 
 
 _ACTOR: Any = ray.remote(max_restarts=0, max_task_retries=0)(RemoteWorker)

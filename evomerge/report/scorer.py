@@ -67,7 +67,7 @@ class Scorer:
             return {}
         evaluator = evaluator or self._evaluator
         if evaluator is None:
-            with self._study.evaluator() as started:
+            with self._study.evaluator(queue=False) as started:
                 return self.attempt(missing, started)
         errors: dict[tuple[str, Split], str] = {}
         with self._study.lock("report.lock"), Journal(path) as journal:

@@ -11,7 +11,8 @@ from ray.exceptions import RaySystemError
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Setup
 from evomerge.evaluate import ray as module
-from evomerge.evaluate.ray import ATTEMPTS, RayEvaluator, check_reachable
+from evomerge.evaluate.losses import ATTEMPTS
+from evomerge.evaluate.ray import RayEvaluator, check_reachable
 from evomerge.recipe import base
 from evomerge.trial import Proposal
 

@@ -1,6 +1,6 @@
 """When lost workers become a candidate's error."""
 
-from evomerge.evaluate.ray import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
+from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
 
 
 def test_single_losses_are_tried_again():

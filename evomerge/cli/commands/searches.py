@@ -13,6 +13,7 @@ from evomerge.cli.options import (
     Evaluations,
     Grace,
     Hours,
+    Queue,
     Rank,
     ShardSize,
     StudyFolder,
@@ -46,6 +47,7 @@ def run(
     ] = None,
     evaluations: Evaluations = None,
     workers: Workers = None,
+    queue: Queue = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search.", min=0)] = None,
     driver: Annotated[str | None, typer.Option(help="KIND of the driver, instead of the file's driver.")] = None,
     hours: Hours = None,
@@ -69,6 +71,7 @@ def run(
         device,
         hours=hours,
         worker_hours=worker_hours,
+        queue=queue,
         grace=grace,
         dry_run=dry_run,
     )
@@ -79,6 +82,7 @@ def resume(
     folder: StudyFolder,
     evaluations: Evaluations = None,
     workers: Workers = None,
+    queue: Queue = None,
     hours: Hours = None,
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
@@ -102,10 +106,28 @@ def resume(
         workers,
         hours=hours,
         worker_hours=worker_hours,
+        queue=queue,
         grace=grace,
         retry_failed=retry_failed,
         fork=fork,
     )
+
+
+@app.command(rich_help_panel=_PANEL)
+def worker(
+    folder: Annotated[
+        Path, typer.Argument(help="The queue: DIR of `evomerge run STUDY.yaml --queue DIR`.", show_default=False)
+    ],
+    idle: Annotated[float, typer.Option(help="Seconds without work after which to end.", min=0)] = 600.0,
+    once: Annotated[bool, typer.Option("--once", help="End after one candidate.")] = False,
+) -> None:
+    """Evaluate candidates of a study's queue, on any machine that sees its folder, until the study is done.
+
+    SIGTERM gives the candidate back. Start as many workers as you like, before or after the study itself.
+    """
+    from evomerge.cli import serving
+
+    serving.serve(folder, idle, once=once)
 
 
 @app.command(rich_help_panel=_PANEL)
