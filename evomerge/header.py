@@ -9,10 +9,11 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from evomerge import files
 from evomerge.errors import StudyError
+from evomerge.parts import Parts, identity, versions
 from evomerge.placement import describe as describe_device
 from evomerge.placement import find
 from evomerge.recipe import describe
-from evomerge.settings import Parts, StudySettings, identity, versions
+from evomerge.settings import StudySettings
 
 NAME = "study.json"
 

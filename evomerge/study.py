@@ -6,9 +6,6 @@ truth), `costs.jl` (the time they took), `retried.jl` (failed candidates, evalua
 stored.
 """
 
-import fcntl
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -19,15 +16,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge import attempts, costs, evaluate, header, interrupts, journal, pareto, placement, search, trust
+from evomerge import attempts, costs, evaluate, header, interrupts, journal, locks, pareto, placement, search, trust
 from evomerge.errors import EvaluatorError, SpaceError, StudyError, StudyInUseError
 from evomerge.evaluate.worker import OUT_OF_DEVICE_MEMORY
 from evomerge.history import Completed, History, cost, digest
 from evomerge.journal import Journal
+from evomerge.parts import Parts, code, open_parts, versions
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe
 from evomerge.search import Driver
-from evomerge.settings import Parts, StudySettings, open_parts, sources, versions
+from evomerge.settings import StudySettings
 from evomerge.tasks import PythonTask
 from evomerge.trial import Evaluation, Proposal
 
@@ -343,26 +341,16 @@ class Study:
 
         A report may be made while a search runs. Raises `StudyInUseError` naming the process that holds the lock.
         """
-        with (self.folder / name).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise StudyInUseError(f"{self.folder}: in use by {holder}; wait for it, or stop it") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        try:
+            file = locks.take(self.folder / name)
+        except locks.TakenError as error:
+            raise StudyInUseError(f"{self.folder}: in use by {error}; wait for it, or stop it") from None
+        with file:
             yield
 
     def holder(self, name: str = "lock") -> str | None:
         """Return the process that holds a lock of the study, None if it is free."""
-        with suppress(FileNotFoundError), (self.folder / name).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return file.read().strip() or "another process"
-        return None
+        return locks.holder(self.folder / name)
 
     def _retried(self) -> Completed:
         """Return the evaluations of candidates that had failed."""
@@ -404,11 +392,6 @@ def _given_up(
         failure = Evaluation(error=attempts.ERROR)
         record.tell(number, failure)
         yield pending.pop(number), failure
-
-
-def code(settings: StudySettings) -> list[Path]:
-    """Return the files of code in the settings' folder that would be imported."""
-    return trust.code_files(sources(settings)[2], settings.pool.module, Path(settings.folder))
 
 
 def _needed(driver: Driver, pending: Iterable[Proposal]) -> set[str]:

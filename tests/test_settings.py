@@ -9,7 +9,8 @@ from evomerge import placement
 from evomerge.digests import code_digests, data_digest
 from evomerge.errors import EvomergeError, PoolError, StudyError
 from evomerge.evaluate import Setup
-from evomerge.settings import StudySettings, identity, open_parts
+from evomerge.parts import identity, open_parts
+from evomerge.settings import StudySettings
 
 GOOD = {"pool": {"base": "base", "experts": {"a": "a"}}, "space": "task_arithmetic"}
 

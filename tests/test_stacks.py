@@ -12,9 +12,10 @@ from evomerge.errors import ModelError
 from evomerge.evaluate import Setup
 from evomerge.evaluate.worker import Worker
 from evomerge.models import LiveModel
+from evomerge.parts import open_parts
 from evomerge.recipe import Recipe
 from evomerge.report.export import export
-from evomerge.settings import StudySettings, open_parts
+from evomerge.settings import StudySettings
 
 REFUSED = {
     *(

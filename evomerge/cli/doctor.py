@@ -20,8 +20,9 @@ from packaging.requirements import Requirement
 from evomerge import files, header
 from evomerge.checkpoints import hub
 from evomerge.errors import EvomergeError, printable
+from evomerge.parts import versions
 from evomerge.progress import duration
-from evomerge.settings import StudySettings, versions
+from evomerge.settings import StudySettings
 
 _GIB = 1 << 30
 _DISK = 1 * _GIB, 10 * _GIB  # free: less is a problem, or a warning

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from evomerge import header, journal, trust
 from evomerge.cli.listings import new_console, say
-from evomerge.study import Study, code
+from evomerge.parts import code
+from evomerge.study import Study
 
 
 def trust_code(folder: Path) -> None:

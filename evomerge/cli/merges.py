@@ -23,11 +23,12 @@ from evomerge.cli.adapters import AdapterOptions, write_adapter
 from evomerge.cli.listings import new_console, say
 from evomerge.errors import CheckpointError, RecipeError, nearest
 from evomerge.models import LiveModel
+from evomerge.parts import open_parts
 from evomerge.progress import Phases, Progress, step_printer
 from evomerge.recipe import Recipe, describe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import export
-from evomerge.settings import StudySettings, open_parts
+from evomerge.settings import StudySettings
 from evomerge.tasks import Task
 
 _RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype", "heads", "head")

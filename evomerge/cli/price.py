@@ -13,9 +13,10 @@ from evomerge.cli.listings import say
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.history import cost
+from evomerge.parts import Parts, initial_recipe
 from evomerge.progress import duration
 from evomerge.report import comparisons
-from evomerge.settings import Parts, StudySettings, initial_recipe
+from evomerge.settings import StudySettings
 from evomerge.trial import Evaluation, Examples, Proposal
 
 _TRIED = 20.0

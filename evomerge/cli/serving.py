@@ -11,7 +11,7 @@ from evomerge.digests import code_digests, data_digest
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker
 from evomerge.evaluate.folder_queue import Opened, QueueFolder, QueueWorker
-from evomerge.settings import versions
+from evomerge.parts import versions
 
 _PAUSE = 0.5  # seconds between looks for a queue
 

@@ -22,12 +22,13 @@ from evomerge.cli.searches import print_results, search_and_report, warn, write_
 from evomerge.errors import StudyError, nearest
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
+from evomerge.parts import Parts, open_parts
 from evomerge.progress import Progress, step_printer
 from evomerge.recipe import Recipe
 from evomerge.report import choose, figures, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.search import KINDS
-from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.settings import StudySettings
 from evomerge.study import Study
 
 _PER_GENE = 10

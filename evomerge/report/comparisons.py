@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evomerge import pareto
+from evomerge.parts import Parts
 from evomerge.recipe import Recipe, base, expert, merge
 from evomerge.report import bootstrap
 from evomerge.report.estimates import Estimates
 from evomerge.report.results import Candidate, Comparison
 from evomerge.report.scorer import Scorer
-from evomerge.settings import Parts, ReportSettings
+from evomerge.settings import ReportSettings
 
 RESAMPLES = 1000
 """Resamples of hypervolumes, at most."""

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.history import Completed
+from evomerge.parts import Parts
 from evomerge.report.results import Fitted
-from evomerge.settings import Parts
 
 
 def fitted(

@@ -11,10 +11,11 @@ from typing import Any
 from evomerge import strict_yaml, tasks
 from evomerge.errors import StudyError, nearest
 from evomerge.evaluate import Setup, Worker
+from evomerge.parts import sources
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, wording
 from evomerge.report.results import Interval
-from evomerge.settings import ReportSettings, StudySettings, sources
+from evomerge.settings import ReportSettings, StudySettings
 
 
 @dataclass(frozen=True, slots=True)

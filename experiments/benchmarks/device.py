@@ -31,9 +31,10 @@ from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.evaluate import Worker
 from evomerge.merging import METHODS
+from evomerge.parts import Parts, initial_recipe, open_parts
 from evomerge.placement import Placement, describe, find
 from evomerge.recipe import merge
-from evomerge.settings import Parts, StudySettings, initial_recipe, open_parts
+from evomerge.settings import StudySettings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table

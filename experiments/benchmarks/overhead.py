@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from evomerge import search, zoo
 from evomerge.evaluate import Worker
 from evomerge.journal import Journal
+from evomerge.parts import open_parts
 from evomerge.recipe import Recipe
-from evomerge.settings import StudySettings, open_parts
+from evomerge.settings import StudySettings
 from evomerge.space import Genome, SearchSpace
 from evomerge.trial import Evaluation, Proposal
 

@@ -38,8 +38,9 @@ from evomerge.checkpoints.save import save
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.models import LiveModel
+from evomerge.parts import Parts, open_parts
 from evomerge.recipe import Recipe
-from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.settings import StudySettings
 from evomerge.zoo import Zoo
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is

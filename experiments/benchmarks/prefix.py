@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from evomerge import zoo
 from evomerge.evaluate import Worker
-from evomerge.settings import StudySettings, open_parts
+from evomerge.parts import open_parts
+from evomerge.settings import StudySettings
 from evomerge.trial import Evaluation
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is

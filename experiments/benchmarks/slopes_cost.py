@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 from evomerge import zoo
 from evomerge.evaluate import Worker
-from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.parts import Parts, open_parts
+from evomerge.settings import StudySettings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table

@@ -21,10 +21,11 @@ from shared.harness import say
 
 from evomerge import files, pareto, surrogate, zoo
 from evomerge.evaluate import Worker
+from evomerge.parts import Parts, open_parts
 from evomerge.recipe import Recipe
 from evomerge.search import Driver
 from evomerge.search.driver import known_recipes, propose
-from evomerge.settings import Parts, StudySettings, open_parts
+from evomerge.settings import StudySettings
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal, Split
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from evomerge import files, settings
+from evomerge import files
 from evomerge.errors import EvomergeError, StudyError
+from evomerge.parts import versions
 from evomerge.report.figures import png
 
 _RESULTS = Path("experiments") / "results"
@@ -151,7 +152,7 @@ def _positive(text: str) -> int:
 
 
 def _record(name: str, switches: Switches, arguments: Sequence[str], found: Findings) -> dict[str, Any]:
-    versions = {**settings.versions(), **{package: metadata.version(package) for package in found.packages}}
+    known = {**versions(), **{package: metadata.version(package) for package in found.packages}}
     record = {
         "experiment": name,
         "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *arguments]),
@@ -159,7 +160,7 @@ def _record(name: str, switches: Switches, arguments: Sequence[str], found: Find
         "seeds": list(switches.seeds),
         "figures": dict(found.figures),
         "recipes": dict(found.recipes),
-        "versions": versions,
+        "versions": known,
         "machine": machine(),
     }
     try:

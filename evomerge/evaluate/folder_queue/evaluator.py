@@ -1,16 +1,13 @@
 """QueueEvaluator: evaluates by workers that share a folder with this process, wherever they run."""
 
-import fcntl
 import math
-import os
-import socket
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge import interrupts
+from evomerge import interrupts, locks
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
@@ -76,8 +73,12 @@ class QueueEvaluator(Evaluator):
         self._told: str | None = None  # the job whose result was returned last
         self._next_look = -math.inf
         self._queue.create()
-        self._lock = (folder / "lock").open("a+")
-        self._hold_lock()
+        try:
+            self._lock = locks.take(folder / "lock")
+        except locks.TakenError as error:
+            raise EvaluatorError(
+                f"{folder}: {error} runs a study on this queue; wait for it, or give another folder by --queue"
+            ) from None
         opened = Opened(
             study=str(study or folder),
             lease=lease,
@@ -205,18 +206,3 @@ class QueueEvaluator(Evaluator):
             self._write(name)
         else:
             self._failed[name] = error
-
-    def _hold_lock(self) -> None:
-        """Take the lock of the queue. Raises `EvaluatorError` naming the process that has it."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise EvaluatorError(
-                f"{self._queue.path}: {holder} runs a study on this queue; wait for it, or give another folder by --queue"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
