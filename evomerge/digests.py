@@ -22,7 +22,7 @@ def code_digests(setup: Setup) -> dict[str, dict[str, str]]:
         if task.get("kind") == "callable":
             for where in filter(None, (task["function"], task.get("gradient"))):
                 module = sys.modules[where.partition(":")[0]]  # the task has imported it
-                files[where] = Path(str(module.__file__))
+                files[where] = Path(getattr(module, "__file__", None) or "")  # a module built into Python has no file
     folder = Path(setup.folder).resolve()
     for name, file in list(files.items()):
         files |= {f"{name} imports {path.relative_to(folder)}": path for path in _imported(file, folder)}

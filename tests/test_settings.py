@@ -144,6 +144,11 @@ def test_files_that_a_function_imports_from_the_studys_folder_are_part_of_the_id
 def test_the_files_of_a_tasks_functions_are_part_of_the_identity():
     task = {"kind": "callable", "function": "string:capwords", "gradient": "textwrap:dedent"}
     assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords", "textwrap:dedent"]
+
+
+def test_a_function_that_is_built_into_python_has_no_digest():
+    task = {"kind": "callable", "function": "sys:getsizeof", "search": 1, "report": 1}
+    assert code_digests(Setup("base", {}, {"t": task})) == {}
     del task["gradient"]
     assert list(code_digests(Setup("base", {}, {"t": task}))["code_digests"]) == ["string:capwords"]
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from commands import evomerge
 
-from evomerge.cli.studies import _standing
+from evomerge.cli.searches import _standing
 from evomerge.study import Study
 
 CODE = """

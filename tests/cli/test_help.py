@@ -5,7 +5,8 @@ from typer.main import get_command
 from evomerge.cli.app import app
 
 ORDER = {
-    "Search": ["demo", "run", "resume", "show", "pick", "compare", "trust", "repair"],
+    "Search": ["demo", "run", "resume", "worker", "show", "pick", "compare", "trust", "repair"],
+    "Look in": ["status", "doctor"],
     "Models": ["check", "merge", "score", "extract-lora", "compress", "decompress", "import", "export", "push"],
     "Lists": ["spaces", "tasks", "zoo"],
 }
