@@ -8,7 +8,7 @@ import pytest
 from rows import write_jsonl
 from tiny_models import tiny_model
 
-from evomerge import settings as study_settings
+from evomerge import zoo
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 
@@ -26,9 +26,7 @@ def tiny_zoo(tmp_path, monkeypatch):
         rows = [{"prompt": f"{10 + i}+{split[0]}=", "answer": str(i)} for i in range(4)]
         task[split] = write_jsonl(tmp_path / f"{split}.jsonl", rows)
     pool = {"base": models[0], "experts": dict(zip(("german", "addition"), models[1:], strict=True))}
-    monkeypatch.setattr(
-        study_settings.zoo, "load", lambda name, seed: SimpleNamespace(pool=pool, tasks={"addition": task})
-    )
+    monkeypatch.setattr(zoo, "load", lambda name, seed: SimpleNamespace(pool=pool, tasks={"addition": task}))
 
 
 def test_the_study_searches_both_objectives_of_one_task(tiny_zoo, tmp_path):
