@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge import journal
 from evomerge.errors import StudyError
-from evomerge.trial import Evaluation, Proposal, ScoreTable, Split
+from evomerge.trial import SLOPES_COST, Evaluation, Proposal, ScoreTable, Split
 
 Completed = list[tuple[Proposal, Evaluation]]
 """Proposals with their evaluations, in order of number."""
@@ -79,11 +79,11 @@ def common_failure(population: Completed) -> tuple[str, int] | None:
 def cost(proposal: Proposal | journal.Sketch, full: int, merge: int) -> int:
     """Return the number of examples that a proposal scores, of the `full` number of the search split, plus `merge`.
 
-    An example with slopes counts three times: a backward pass takes about twice the time of a forward pass. `merge` is how
-    many examples could be scored in the time of one merge, which each part of an evaluation makes again.
+    An example with slopes counts `SLOPES_COST` times. `merge` is how many examples could be scored in the time of one merge,
+    which each part of an evaluation makes again.
     """
     scored = full if proposal.examples is None else sum(map(len, proposal.examples.values()))
-    return merge + scored + 2 * sum(map(len, (proposal.slopes or {}).values()))
+    return merge + scored + (SLOPES_COST - 1) * sum(map(len, (proposal.slopes or {}).values()))
 
 
 def digest(completed: Completed) -> str:

@@ -26,7 +26,7 @@ from evomerge.search import Driver
 from evomerge.settings import CHANGEABLE, StudySettings
 from evomerge.space import SearchSpace
 from evomerge.tasks import PythonTask, Task
-from evomerge.trial import Split
+from evomerge.trial import SLOPES_COST, Split
 
 _SAMPLE = 16
 """Number of random candidates of a space of stacks that are checked before a search."""
@@ -140,7 +140,7 @@ def open_parts(
     parts = Parts(pool, search_space, opened, setup, driver)
     made = parts.new_driver(settings.seed)
     breeder = search.surfaced(made)
-    least = 0 if breeder is None else breeder.min_evaluations * (3 if search.climbs(made) else 1)  # what slopes cost
+    least = 0 if breeder is None else breeder.min_evaluations * (SLOPES_COST if search.climbs(made) else 1)
     if 0 < settings.evaluations < least:
         other = "nsga2" if len(objectives) > 1 else "cma"
         raise StudyError(

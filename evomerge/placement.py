@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 
 from evomerge.errors import DeviceError
+from evomerge.progress import gib
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
@@ -192,9 +193,11 @@ class Placement:
         stay = (
             "stay on it"
             if pool <= (self.room or 0)
-            else f"are copied for each candidate, but for {_gib(self.room or 0)}"
+            else f"are copied for each candidate, but for {gib(self.room or 0)}"
         )
-        return f"{_gib(self.limit)} for a worker; a candidate takes {_gib(needed)}; the pool's models, {_gib(pool)}, {stay}"
+        return (
+            f"{gib(self.limit)} for a worker; a candidate takes {gib(needed)}; the pool's models, {gib(pool)}, {stay}"
+        )
 
     def _arrived(self, wanted: Sequence[Key]) -> dict[Key, torch.Tensor]:
         """Return the tensors whose copies were begun; those that are not wanted are dropped."""
@@ -227,7 +230,3 @@ class Placement:
             now.wait_stream(self._stream)
             for tensor in tensors:
                 tensor.record_stream(now)
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

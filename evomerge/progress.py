@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def gib(count: int) -> str:
+    """Return bytes of memory as `1.5 GiB`."""
+    return f"{count / 2**30:.1f} GiB"
+
+
 class Progress:
     """One line of progress: a live bar on a terminal, a live line in a notebook, a line every ten seconds when piped."""
 

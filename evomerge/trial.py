@@ -21,6 +21,9 @@ Examples = Mapping[str, tuple[int, ...]]
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
+SLOPES_COST = 3
+"""Examples without slopes that one with slopes counts as in a budget: a backward pass takes about twice the time of a forward pass."""
+
 LONGEST_ERROR = 1000
 """Characters of an evaluation's error."""
 

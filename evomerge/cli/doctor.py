@@ -21,7 +21,7 @@ from evomerge import files, header
 from evomerge.checkpoints import hub
 from evomerge.errors import EvomergeError, printable
 from evomerge.parts import versions
-from evomerge.progress import duration
+from evomerge.progress import duration, gib
 from evomerge.settings import StudySettings
 
 _GIB = 1 << 30
@@ -129,13 +129,13 @@ def _memory() -> Iterator[Check]:
     if free is not None:
         low = free < _MEMORY
         advice = "stop other programs, or use a larger machine" if low else ""
-        yield Check("warning" if low else "ok", f"{_size(free)} of memory are free", advice)
+        yield Check("warning" if low else "ok", f"{gib(free)} of memory are free", advice)
 
 
 def _disk(name: str, path: Path, advice: str) -> Iterator[Check]:
     there = _existing(path)
     free = shutil.disk_usage(there).free
-    what = f"{name}: {_size(free)} are free at {path}"
+    what = f"{name}: {gib(free)} are free at {path}"
     if not os.access(there, os.W_OK):
         yield Check("problem", f"{name}: {there} cannot be written to", advice)
     elif free < _DISK[1]:
@@ -163,9 +163,9 @@ def _limits() -> Iterator[Check]:
         size = shutil.disk_usage(shared).total
         if size < _SHARED:
             advice = "in a container: --shm-size=1g; without it Ray uses the disk"
-            yield Check("warning", f"{shared} has {_size(size)}, for Ray's workers", advice)
+            yield Check("warning", f"{shared} has {gib(size)}, for Ray's workers", advice)
         else:
-            yield Check("ok", f"{shared} has {_size(size)}")
+            yield Check("ok", f"{shared} has {gib(size)}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _OPEN_FILES:
         most = 65536 if hard == resource.RLIM_INFINITY else hard
@@ -205,9 +205,9 @@ def _study(what: Path) -> Iterator[Check]:
     weights = sum(file.stat().st_size for file in Path(base).glob("*.safetensors")) if base else 0
     if weights:
         need = weights * settings.processes
-        what_ = f"{settings.processes} workers with {_size(weights)} of weights each"
+        what_ = f"{settings.processes} workers with {gib(weights)} of weights each"
         if free is not None and need > free:
-            advice = f"{_size(free)} of memory are free: type --workers {max(free // weights, 1)}"
+            advice = f"{gib(free)} of memory are free: type --workers {max(free // weights, 1)}"
             yield Check("warning" if free >= weights else "problem", what_, advice)
         else:
             yield Check("ok", what_)
@@ -223,7 +223,3 @@ def _existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB"

@@ -64,4 +64,5 @@ ShardSize = Annotated[str | None, typer.Option(help="Largest weights file: 5GB, 
 Device = Annotated[
     str | None, typer.Option(help="Where to run: cpu, cuda, cuda:1, mps, or auto, an accelerator if there is one.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]

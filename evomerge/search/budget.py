@@ -5,9 +5,10 @@ from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.populations.population import Population
 from evomerge.search.slopes.polish import Polish
 from evomerge.space import SearchSpace
+from evomerge.trial import SLOPES_COST
 
 _CLIMB = 40
-"""Evaluations with slopes: the steps that a climb takes hardly depend on the number of genes. Each costs three."""
+"""Evaluations with slopes: the steps that a climb takes hardly depend on the number of genes."""
 _DESIGNS, _LARGEST = 6, 600
 """With a surface: multiples of the fewest evaluations that may have one, which are half a design; at most."""
 _PER_GENE, _FEWEST, _MOST = 20, 100, 400
@@ -28,10 +29,10 @@ def budget(driver: Driver, space: SearchSpace) -> tuple[int, str]:
     climbs = isinstance(breeder, Climber)
     if isinstance(breeder, Surfaced):
         fewest = breeder.min_evaluations
-        designs = max(fewest, min(_DESIGNS * fewest, _LARGEST)) * (3 if climbs else 1)
+        designs = max(fewest, min(_DESIGNS * fewest, _LARGEST)) * (SLOPES_COST if climbs else 1)
         return designs, f"up to three designs of its surrogates over {len(space.genes)} genes"
     if climbs and not isinstance(breeder, Polish):
-        return 3 * _CLIMB, f"{_CLIMB} evaluations with slopes"
+        return SLOPES_COST * _CLIMB, f"{_CLIMB} evaluations with slopes"
     if isinstance(driver, Population):
         return _MOST, "a population of models"
     return (

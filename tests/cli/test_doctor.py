@@ -136,5 +136,5 @@ def test_a_study_is_checked_for_its_folders_workers_and_memory(machine, pool_fol
     assert "absent is no folder" in levels["problem"].what
     assert [check.advice for check in complaints(file) if "workers" in check.what] == [
         "type --workers 4",
-        f"{doctor._size(doctor._available())} of memory are free: type --workers 3",
+        f"{doctor.gib(doctor._available())} of memory are free: type --workers 3",
     ]

@@ -164,7 +164,7 @@ class TestScores:
     def test_global_generators_stay_as_they_are(self, tmp_path, model):
         before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state()  # noqa: NPY002  # the global one
         harness(tmp_path, num_fewshot=2).check(model)
-        assert (random.getstate(), np.random.get_state()[1].tobytes()) == before[:2]  # noqa: NPY002
+        assert (random.getstate(), np.random.get_state()[1].tobytes()) == before[:2]  # noqa: NPY002  # as above
         assert torch.equal(torch.get_rng_state(), before[2])
 
 

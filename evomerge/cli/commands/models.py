@@ -13,6 +13,7 @@ from evomerge.cli.options import (
     Energy,
     Experts,
     Head,
+    Json,
     Like,
     Out,
     Rank,
@@ -38,7 +39,7 @@ def check(
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw norms and cosines into this PNG.")] = None,
     tokenizer: Tokenizer = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Compare headers and configurations alone, in seconds.")
     ] = False,
@@ -100,7 +101,7 @@ def score(
     base: Base = None,
     expert: Experts = None,
     tokenizer: Tokenizer = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
     device: Device = None,
 ) -> None:
     """Score models on the report examples of tasks, with 95% intervals. Nothing is written.
@@ -128,7 +129,7 @@ def extract_lora(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to write. Without it, only the loss is measured.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the difference of a fine-tuned model from its base as a LoRA adapter (a PEFT folder), and print what its rank loses."""
     from evomerge.cli import adapters

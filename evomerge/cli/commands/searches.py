@@ -13,6 +13,7 @@ from evomerge.cli.options import (
     Evaluations,
     Grace,
     Hours,
+    Json,
     Queue,
     Rank,
     ShardSize,
@@ -133,7 +134,7 @@ def worker(
 @app.command(rich_help_panel=_PANEL)
 def show(
     folder: StudyFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
     csv: Annotated[
         Path | None,
         typer.Option(help="Write all candidates with their search scores and genes to this file, and stop."),
@@ -230,7 +231,7 @@ def compare(
         list[Path],
         typer.Argument(metavar="RUN RUN...", help="Study directories with the same tasks.", show_default=False),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare runs with the first one: the means of their picks and the hypervolumes of their fronts, on unseen examples."""
     from evomerge.cli import scores

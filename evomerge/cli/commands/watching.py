@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.options import StudyFolder
+from evomerge.cli.options import Json, StudyFolder
 
 app = typer.Typer()
 _PANEL = "Look in"
@@ -14,7 +14,7 @@ _PANEL = "Look in"
 @app.command(rich_help_panel=_PANEL)
 def status(
     folder: StudyFolder,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
     watch: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Print it again and again, until the search is done.", min=0.1),

@@ -17,7 +17,7 @@ def require(task: str) -> None:
     """Raise `TaskError` unless the harness is installed."""
     try:
         import lm_eval.models.huggingface
-        import lm_eval.tasks  # noqa: F401
+        import lm_eval.tasks  # noqa: F401  # only whether it can be imported
     except ImportError as error:
         msg = f"kind `lm_eval` needs the package lm-eval ({error}); type: pip install 'evomerge[lm-eval]'"
         raise task_error(task, msg) from None
