@@ -5,7 +5,6 @@ section 4.1) or, with `use_rslora`, lora_alpha / √r (https://arxiv.org/abs/231
 anything is merged: factors merged separately would multiply into cross terms Bᵢ·Aⱼ that no expert has.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,22 +16,13 @@ from evomerge.checkpoints.factors import Factors
 from evomerge.checkpoints.folder import Checkpoint, Folder, open_weights
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout, is_head
-from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, LoraConfig, Product, read_config, read_stored
+from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, INSTEAD, AdapterFiles, LoraConfig, Product
 from evomerge.checkpoints.naming import Names
-from evomerge.checkpoints.tuners import TUNERS, Change, Settings, Tuner
+from evomerge.checkpoints.tuners import Change, Settings, Tuner
 from evomerge.errors import CheckpointError
 
 UNION = "`tokenizer: union` under `pool`, or `--tokenizer union`: rows are then matched by token"
 """What to type where models have tokens of their own."""
-_WRAPPER = "base_model.model."  # PEFT's modules around the model; every key begins with them
-_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save|ln_tuning_layers)(?=\.)")  # PEFT's modules around one layer
-_LORA = {
-    "lora_A.weight": "A",
-    "lora_B.weight": "B",
-    "lora_embedding_A": "A",
-    "lora_embedding_B": "B",
-    "lora_magnitude_vector": "magnitude",
-}
 
 
 class LooseTieError(CheckpointError):
@@ -54,23 +44,30 @@ class Adapter(Checkpoint):
     """
 
     def __init__(
-        self, path: str | Path, base: Folder, names: Names | None = None, *, resized: frozenset[str] = frozenset()
+        self,
+        path: str | Path | AdapterFiles,
+        base: Folder,
+        names: Names | None = None,
+        *,
+        resized: frozenset[str] = frozenset(),
+        apart: frozenset[str] = frozenset(),
     ) -> None:
         """Read and check the configuration and the header in the folder at `path`; no tensor is read.
 
         The adapter is applied to `base`, whatever its `base_model_name_or_path`, which is never fetched. `names` translates
         the names of modules that the base's files do not use. `resized` are the base's tensors of which the adapter may have
-        more or fewer rows, those of tokens. Raises `CheckpointError` for what is not plain LoRA, and for
+        more or fewer rows, those of tokens. `apart` are tensors that it trained, by their names in the trained model, and
+        that are left out: those of a head outside of merges. Raises `CheckpointError` for what is not plain LoRA, and for
         what does not fit the base, `LooseTieError` where it changes only some of the tensors that the base ties and stores once.
         """
-        self.path = Path(path)
-        self.base = base
-        config = read_config(self.path)
+        held = path if isinstance(path, AdapterFiles) else AdapterFiles(path)
+        self.path, self.base = held.path, base
+        config, tuner = held.config, held.tuner
         self.trained_on = str((config.model_extra or {}).get("base_model_name_or_path") or "")
         """The base that the adapter's configuration names: an `org/name` of the hub, or a path of another machine; may be empty."""
-        self._stored = read_stored(self.path)
-        tuner = TUNERS[config.peft_type] if isinstance(config, Settings) else None
-        factors, replaced = self._targets(config, tuner)
+        self._stored = held.stored
+        factors = {target: keys for target, keys in held.factors.items() if target not in apart}
+        replaced = {target: key for target, key in held.replaced.items() if target not in apart}
         rename = self._names_in_base([*factors, *replaced], names)
         changed = self._with_ties(rename, names, together=config.ensure_weight_tying)
         self._replaced = {name: key for target, key in replaced.items() for name in changed[target]}
@@ -189,47 +186,14 @@ class Adapter(Checkpoint):
                 raise CheckpointError(msg) from None
         self._changes |= changes
 
-    def _targets(
-        self, config: LoraConfig | Settings, tuner: Tuner | None
-    ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-        """Return the keys of the tensors that change each weight, and the key of each replaced tensor, by names of the trained model."""
-        parts = _LORA if tuner is None else {part: part for part in tuner.parts}
-        shared = {} if tuner is None else {part: f"base_model.{part}" for part in tuner.shared}
-        for key in shared.values():
-            if key not in self._stored:
-                msg = (
-                    f"{self.path}: no tensor `{key}`, which PEFT draws anew where `save_projection` is false; {INSTEAD}"
-                )
-                raise CheckpointError(msg)
-        pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{'|'.join(map(re.escape, parts))})") if parts else None
-        factors: dict[str, dict[str, str]] = {}
-        replaced: dict[str, str] = {}
-        for key in [key for key in self._stored if key not in shared.values()]:
-            name = key.removeprefix(_WRAPPER)
-            if match := pattern.fullmatch(name) if pattern else None:
-                factors.setdefault(f"{match['module']}.weight", dict(shared))[parts[match["part"]]] = key
-            elif ".original_module." not in name:
-                # With `bias: all`, PEFT also stores the originals of modules_to_save, and the new ones by a second name.
-                target = _WRAPPED.sub("", name)
-                if target == name or target not in replaced:
-                    replaced[target] = key
-        if isinstance(config, LoraConfig):
-            needed = ("A", "B", "magnitude") if config.use_dora else ("A", "B")
-            for have in factors.values():
-                if missing := [part for part in needed if part not in have]:
-                    msg = f"{self.path}: tensor `{next(iter(have.values()))}` has no {missing[0]} beside it; expected both factors of every module{', and the norms of DoRA (lora_magnitude_vector)' if config.use_dora else ''}"
-                    raise CheckpointError(msg)
-                if more := [part for part in have if part not in needed]:
-                    msg = f"{self.path}: tensor `{have[more[0]]}` is of DoRA, but `use_dora` is not set in {CONFIG}"
-                    raise CheckpointError(msg)
-        return factors, replaced
-
     def _names_in_base(self, targets: list[str], translation: Names | None) -> dict[str, str]:
         """Return the base's name of each target, which may have one prefix more or less, the same for all targets.
 
         Where that is not enough, the base's class translates the names.
         """
         names = self.base.info
+        if not targets:
+            return {}
         edits = [("", ""), *sorted({edit for name in names for edit in _prefixes(targets[0], name)})]
         edits = [edit for edit in edits if all(target.startswith(edit[0]) for target in targets)]
         renamed = {(drop, add): [f"{add}{target.removeprefix(drop)}" for target in targets] for drop, add in edits}

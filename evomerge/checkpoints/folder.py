@@ -73,7 +73,7 @@ class Computed(Checkpoint):
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class Stored:
     """A tensor in a file: its name and its bytes there."""
 
     file: Path
@@ -94,15 +94,15 @@ class Folder(Checkpoint):
         if not self.path.is_dir():
             msg = f"{self.path}: no such folder; expected a checkpoint folder with config.json and safetensors"
             raise CheckpointError(msg)
-        stored: dict[str, _Stored] = {}
+        stored: dict[str, Stored] = {}
         for shard, names in self._shards().items():
             header = read_header(shard)
             for name in header.info if names is None else names:
                 if name not in header.info:
                     msg = f"{self.path}: the index puts tensor `{name}` into {shard.name}, which does not hold it; download the checkpoint again"
                     raise CheckpointError(msg)
-                stored[name] = _Stored(shard, name, header.spans[name], header.info[name])
-        self.stored: Mapping[str, _Stored] = dict(sorted(stored.items()))
+                stored[name] = Stored(shard, name, header.spans[name], header.info[name])
+        self.stored: Mapping[str, Stored] = dict(sorted(stored.items()))
         self._named = dict(self.stored)
         self.info: Mapping[str, TensorInfo] = {name: entry.info for name, entry in self._named.items()}
         self._open: dict[Path, Any] = {}

@@ -10,9 +10,12 @@ from functools import cached_property
 
 import torch
 
+from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite, differences
 from evomerge.checkpoints.layout import is_head
-from evomerge.checkpoints.naming import Reading, read
+from evomerge.checkpoints.lora import AdapterFiles
+from evomerge.checkpoints.naming import Names, Reading, read
+from evomerge.checkpoints.trained_heads import complete
 from evomerge.errors import CheckpointError, PoolError
 
 
@@ -20,19 +23,22 @@ from evomerge.errors import CheckpointError, PoolError
 class Head:
     """The head of one model, and what the model's files name the backbone.
 
-    `shared` are the names in the files by those of the pool. `own` are the names of the tensors of the head; empty for a
-    model without one.
+    `model` is the folder of its files and settings. `shared` are the names in the files by those of the pool. `own` are the names
+    of the tensors of the head; empty for a model without one. The head of an `adapter` is in the adapter's file, where `trained`
+    are the names of its tensors, and `model` is the base with it.
     """
 
     model: Folder
     shared: Mapping[str, str]
     own: frozenset[str]
+    adapter: Adapter | None = None
+    trained: frozenset[str] = frozenset()
 
     def check_finite(self) -> None:
         """Raise `CheckpointError` for a tensor of the head that holds NaN or infinity."""
         for name in sorted(self.own):
-            if not all_finite(self._files.tensor(name)):
-                msg = f"{self.model.path}: tensor `{name}` of its head holds NaN or infinity; expected finite numbers"
+            if not all_finite(self.complete.tensor(name)):
+                msg = f"{(self.adapter or self.model).path}: tensor `{name}` of its head holds NaN or infinity; expected finite numbers"
                 raise CheckpointError(msg)
 
     def on(self, backbone: Checkpoint) -> Checkpoint:
@@ -41,15 +47,15 @@ class Head:
         stored = self.model.stored
 
         def tensor(name: str) -> torch.Tensor:
-            return backbone.tensor(pooled[name]) if name in pooled else self._files.tensor(name)
+            return backbone.tensor(pooled[name]) if name in pooled else self.complete.tensor(name)
 
-        info = {name: backbone.info[pooled[name]] if name in pooled else stored[name].info for name in stored}
-        return Computed(info, tensor, (backbone, self._files))
+        info = {name: (backbone.info[pooled[name]] if name in pooled else self.complete.info[name]) for name in stored}
+        return Computed(info, tensor, (backbone, self.complete))
 
     @cached_property
-    def _files(self) -> Folder:
-        """The model's files by the names in them; the pool's folder names the backbone alone."""
-        return Folder(self.model.path)
+    def complete(self) -> Folder | Adapter:
+        """The complete model by the names in its files; the pool's folder names the backbone alone."""
+        return Folder(self.model.path) if self.adapter is None else self.adapter
 
     def _copies(self) -> dict[str, str]:
         """Return the tensors of the head that its class ties to the backbone, and that equal it, with the pool's names."""
@@ -61,20 +67,26 @@ class Head:
         for name in self.own:
             tied = [tie for target, _ in reading.fills.get(name, ()) for tie in reading.ties.get(target, ())]
             pooled = next((targets[target] for target in tied if target in targets), None)
-            if pooled is not None and torch.equal(self._files.tensor(name), self._files.tensor(self.shared[pooled])):
+            if pooled is not None and torch.equal(
+                self.complete.tensor(name), self.complete.tensor(self.shared[pooled])
+            ):
                 copies[name] = pooled
         return copies
 
 
-def split(base: Folder, experts: Mapping[str, Folder], *, asked: bool) -> dict[str, Head]:
+def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool) -> dict[str, Head]:
     """Return the heads of the models by name, `base` among them, and leave in their folders the backbone, in the base's names.
 
-    A tensor of the backbone that is outside of blocks and that some model lacks, such as a pooler, belongs to the heads. If
+    The models are those of `names`, and `adapters`, of which those with a tensor outside of the backbone have a head. A tensor
+    of the backbone that is outside of blocks and that some model lacks, such as a pooler, belongs to the heads. If
     this is not `asked` for, nothing is done and no head returned where the models differ in more than heads. Otherwise such
-    differences are left in the folders. No tensor is read. Raises `PoolError` where transformers has no class for the backbone.
+    differences are left in the folders. No tensor is read. Raises `PoolError` where transformers has no class for the backbone,
+    and where an adapter and its base do not make a complete model.
     """
+    base, experts = names.base, names.experts
     models = {"base": base, **experts}
     unlike = any(is_head(name) for expert in experts.values() for name, _, _ in differences(expert.info, base.info))
+    unlike = unlike or any(_other_head(files, names) for files in adapters.values())
     if not asked and not unlike:
         return {}
     readings = {name: read(model, "AutoModel") for name, model in models.items()}
@@ -104,9 +116,56 @@ def split(base: Folder, experts: Mapping[str, Folder], *, asked: bool) -> dict[s
         }
         own = frozenset(model.stored.keys() - shared.values() - more[name])
         heads[name] = Head(model, shared, own)
-        names = {**shared, **{stored: stored for stored in more[name]}}
-        model.read_as({pooled: (model, stored) for pooled, stored in names.items()})
+        left = {**shared, **{stored: stored for stored in more[name]}}
+        model.read_as({pooled: (model, stored) for pooled, stored in left.items()})
+    backbone = [target for stored in heads["base"].shared.values() for target, _ in known["base"].fills[stored]]
+    for name, files in adapters.items():
+        landed = known["base"].land([*files.factors, *files.replaced])
+        own = frozenset(name for name in (*files.factors, *files.replaced) if landed.get(name) not in backbone)
+        head = _trained(base, files, heads["base"].shared, own) if own else None
+        if head is not None:
+            heads[name] = head
     return heads
+
+
+def _other_head(files: AdapterFiles, names: Names) -> bool:
+    """Return whether an adapter replaces a tensor that the base's class has no place for, or of another shape than the base's.
+
+    Another number of tokens is no other head.
+    """
+    stored = {name: entry.info.shape for name, entry in names.base.stored.items()}
+    replaced = {target: files.stored[key].shape for target, key in files.replaced.items()}
+    known = [(f".{name}", shape) for name, shape in stored.items()]
+    unknown = [
+        target
+        for target, shape in replaced.items()
+        if not any(
+            shape == other and (f".{target}".endswith(name) or name.endswith(f".{target}")) for name, other in known
+        )
+    ]
+    if not unknown or names.reading is None:
+        return False
+    reading = names.reading
+    landed = reading.land(unknown)
+    filled = {target: stored[name] for name, places in reading.fills.items() for target, box in places if box is None}
+    return any(
+        landed.get(target) is None
+        or (
+            filled.get(landed[target], replaced[target]) != replaced[target]
+            and landed[target] not in reading.vocabulary
+        )
+        for target in unknown
+    )
+
+
+def _trained(base: Folder, files: AdapterFiles, shared: Mapping[str, str], own: frozenset[str]) -> Head | None:
+    """Return the head of an adapter, None without one. `own` are its tensors with no place in the base's backbone, `shared` the base's."""
+    view, adapter, reading, prefix = complete(base, files, own)
+    kept = {pooled: f"{prefix}{stored}" for pooled, stored in shared.items() if f"{prefix}{stored}" in view.stored}
+    backbone = {target for stored in kept.values() for target, _ in reading.fills[stored]}
+    landed = reading.land(sorted(own))
+    trained = frozenset(name for name in own if landed.get(name) not in backbone)  # the class may have another prefix
+    return Head(view, kept, frozenset(view.stored.keys() - kept.values()), adapter, trained) if trained else None
 
 
 def _sources(base: Reading, reading: Reading) -> dict[str, str]:

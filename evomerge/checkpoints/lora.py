@@ -1,9 +1,10 @@
-"""The files of a LoRA adapter: its configuration, the header of its weights, and the products that they describe.
+"""The files of an adapter: its configuration, the header of its weights, and the products that they describe.
 
 The folder is PEFT's: `adapter_config.json` beside `adapter_model.safetensors`. Both are checked; no tensor is read here.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from evomerge.checkpoints.folder import INDEX, WEIGHTS, read_object
 from evomerge.checkpoints.header import TensorInfo, read_header
 from evomerge.checkpoints.patterns import first_match
-from evomerge.checkpoints.tuners import TUNERS, Settings
+from evomerge.checkpoints.tuners import TUNERS, Settings, Tuner
 from evomerge.errors import CheckpointError
 from evomerge.recipe import describe
 
@@ -44,6 +45,15 @@ _IGNORED = {  # settings that do not affect the weights, or only list which of t
     "revision",
     "target_modules",
     "task_type",
+}
+_WRAPPER = "base_model.model."  # PEFT's modules around the model; every key begins with them
+_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save|ln_tuning_layers)(?=\.)")  # PEFT's modules around one layer
+_LORA = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_embedding_A": "A",
+    "lora_embedding_B": "B",
+    "lora_magnitude_vector": "magnitude",
 }
 
 _Rank = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -149,3 +159,54 @@ def read_stored(folder: Path) -> dict[str, TensorInfo]:
     if not stored:
         raise CheckpointError(f"{weights}: holds no tensor; expected the factors of at least one module")
     return stored
+
+
+class AdapterFiles:
+    """What the folder of an adapter says, before it is put on a base.
+
+    `factors` has the keys of the tensors that change each weight, by part, and `replaced` the key of each tensor that is stored
+    complete; both by names of the trained model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read and check the configuration and the header in the folder at `path`. Raises `CheckpointError`."""
+        self.path = Path(path)
+        self.config = read_config(self.path)
+        self.stored = read_stored(self.path)
+        self.tuner = TUNERS[self.config.peft_type] if isinstance(self.config, Settings) else None
+        self.factors, self.replaced = self._targets(self.config, self.tuner)
+
+    def _targets(
+        self, config: LoraConfig | Settings, tuner: Tuner | None
+    ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """Return the keys of the tensors that change each weight, and the key of each replaced tensor, by names of the trained model."""
+        parts = _LORA if tuner is None else {part: part for part in tuner.parts}
+        shared = {} if tuner is None else {part: f"base_model.{part}" for part in tuner.shared}
+        for key in shared.values():
+            if key not in self.stored:
+                msg = (
+                    f"{self.path}: no tensor `{key}`, which PEFT draws anew where `save_projection` is false; {INSTEAD}"
+                )
+                raise CheckpointError(msg)
+        pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{'|'.join(map(re.escape, parts))})") if parts else None
+        factors: dict[str, dict[str, str]] = {}
+        replaced: dict[str, str] = {}
+        for key in [key for key in self.stored if key not in shared.values()]:
+            name = key.removeprefix(_WRAPPER)
+            if match := pattern.fullmatch(name) if pattern else None:
+                factors.setdefault(f"{match['module']}.weight", dict(shared))[parts[match["part"]]] = key
+            elif ".original_module." not in name:
+                # With `bias: all`, PEFT also stores the originals of modules_to_save, and the new ones by a second name.
+                target = _WRAPPED.sub("", name)
+                if target == name or target not in replaced:
+                    replaced[target] = key
+        if isinstance(config, LoraConfig):
+            needed = ("A", "B", "magnitude") if config.use_dora else ("A", "B")
+            for have in factors.values():
+                if missing := [part for part in needed if part not in have]:
+                    msg = f"{self.path}: tensor `{next(iter(have.values()))}` has no {missing[0]} beside it; expected both factors of every module{', and the norms of DoRA (lora_magnitude_vector)' if config.use_dora else ''}"
+                    raise CheckpointError(msg)
+                if more := [part for part in have if part not in needed]:
+                    msg = f"{self.path}: tensor `{have[more[0]]}` is of DoRA, but `use_dora` is not set in {CONFIG}"
+                    raise CheckpointError(msg)
+        return factors, replaced

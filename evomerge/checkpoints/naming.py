@@ -31,6 +31,14 @@ class Reading(Protocol):
         """Whether the model is an encoder-decoder."""
 
     @property
+    def prefix(self) -> str:
+        """What the class puts before the names of its backbone, without a dot; empty for a class that is the backbone."""
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """The module's parameters that no stored tensor fills."""
+
+    @property
     def transposed(self) -> frozenset[str]:
         """The module's weights that are (in, out), those of GPT-2's `Conv1D`."""
 
@@ -60,6 +68,13 @@ def read(folder: Folder, auto: str | None = None) -> Reading | None:
     return reading.read(folder, auto)
 
 
+def read_shapes(folder: Folder, auto: str | None = None) -> tuple[str, Mapping[str, tuple[int, ...]]] | None:
+    """Return the name of the class, chosen as in `read`, and the shapes of its module's tensors; None for an unknown one."""
+    from evomerge.models import reading
+
+    return reading.shapes(folder, auto)
+
+
 def read_settings(folder: Folder) -> dict[str, Any] | None:
     """Return the configuration with the defaults of its class, by transformers' present names, None for an unknown one."""
     from evomerge.models import reading
@@ -77,11 +92,13 @@ class Names:
     """Tensors of the base that its class ignores, and that some expert lacks. They are copied from the base."""
     untied: dict[str, str] = field(default_factory=dict)
     """Names that the base's files lack, of tensors that the base's class ties: by name in the module, that of the stored one."""
+    auto: str | None = None
+    """The class that chooses the base's class, None for the one in its `config.json`."""
 
     @cached_property
     def reading(self) -> Reading | None:
         """What the base's class makes of the base's files."""
-        return read(self.base)
+        return read(self.base, self.auto)
 
     @property
     def encoder_decoder(self) -> bool:

@@ -25,7 +25,7 @@ from evomerge.checkpoints.folder import Checkpoint, Folder, all_finite, differen
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
 from evomerge.checkpoints.layout import Layout
-from evomerge.checkpoints.lora import is_adapter
+from evomerge.checkpoints.lora import AdapterFiles, is_adapter
 from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
 from evomerge.checkpoints.save import SCALES
@@ -81,13 +81,13 @@ class Pool:
         if tokenizer is not None and heads is not None:
             msg = "`tokenizer` and `heads` are both given; expected one of them: heads outside of a merge keep their own tokens"
             raise PoolError(msg)
-        self.heads = {} if tokenizer is not None else split(stored, whole, asked=heads == "own")
+        held = {name: AdapterFiles(path) for name, path in experts.items() if name not in whole}
+        parts = {} if tokenizer is not None else split(self.names, held, asked=heads == "own")
+        self.heads = {name: parts[name] for name in ("base", *experts) if name in parts}
         """The heads of base and experts by name, where they stay outside of merges; else empty."""
         if self.heads:
             self.names = Names(stored, whole)
-        adapters = self._open_adapters(
-            {name: path for name, path in experts.items() if name not in whole}, resizable=tokenizer is not None
-        )
+        adapters = self._open_adapters(held, resizable=tokenizer is not None)
         opened = {name: whole[name] if name in whole else adapters[name] for name in experts}
         self._stored: dict[str, Folder | Adapter] = {"base": stored, **opened}
         self.like = like
@@ -248,14 +248,20 @@ class Pool:
         for model in self.models:
             model.forget()
 
-    def _open_adapters(self, paths: Mapping[str, str | Path], *, resizable: bool) -> dict[str, Adapter]:
+    def _open_adapters(self, held: Mapping[str, AdapterFiles], *, resizable: bool) -> dict[str, Adapter]:
         """Return the adapters, after each tie that one of them breaks is broken in all models."""
-        names = self.names
+        names = Names(self.names.base, {}, auto="AutoModel") if self.heads else self.names
+        apart = {name: head.trained for name, head in self.heads.items()}
         while True:
-            resized = names.vocabulary() if paths and resizable else frozenset[str]()
+            resized = names.vocabulary() if held and resizable else frozenset[str]()
             try:
-                return {name: Adapter(path, names.base, names, resized=resized) for name, path in paths.items()}
+                return {
+                    name: Adapter(files, names.base, names, resized=resized, apart=apart.get(name, frozenset()))
+                    for name, files in held.items()
+                }
             except LooseTieError as loose:
+                if self.heads:
+                    raise
                 self.names.untie(loose.ties, str(loose).partition(":")[0])
 
     def _check_alike(self, name: str, expert: Folder | Adapter | Aligned) -> None:

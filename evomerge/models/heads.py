@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.heads import Head
 from evomerge.errors import ModelError
 from evomerge.models.loaders import Pretrained
@@ -54,8 +53,8 @@ class Heads:
         return self._base if name is None else self._modules[name]
 
     def _add(self, name: str, head: Head, auto: str | None, dtype: torch.dtype) -> None:
-        folder = Folder(head.model.path)
-        loaded = Pretrained(folder, auto).load_base({key: folder.tensor(key) for key in folder.info}, dtype)
+        folder, complete = head.model, head.complete
+        loaded = Pretrained(folder, auto).load_base({key: complete.tensor(key) for key in complete.info}, dtype)
         loaded = loaded.to(self._backbone.device).requires_grad_(requires_grad=False)
         own: Any = loaded.base_model
         if own is loaded or type(own) is not type(self._backbone):

@@ -25,6 +25,7 @@ class ClassReading:
         module = self._loader.create_empty()
         held = module.state_dict(keep_vars=True)
         self._names = {name: tuple(tensor.shape) for name, tensor in held.items()}
+        self.prefix = "" if module.base_model is module else module.base_model_prefix
         self._prefix = module.base_model_prefix
         self.encoder_decoder = bool(getattr(module.config, "is_encoder_decoder", False))
         self.transposed, self.linear, self.embeddings = (
@@ -46,6 +47,12 @@ class ClassReading:
             self.fills[mapping.source].append((mapping.target, box))
         for name in folder.stored.keys() - shapes.keys():
             self.fills[name] += [(target, None) for target in self._spellings(name) if target in self._names]
+        filled = {target for places in self.fills.values() for target, _ in places}
+        self.missing = tuple(
+            name
+            for name, _ in module.named_parameters(remove_duplicate=False)
+            if filled.isdisjoint(self.ties.get(name, {name}))
+        )
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
@@ -80,6 +87,15 @@ def read(folder: Folder, auto: str | None = None) -> ClassReading | None:
         return ClassReading(folder, auto)
     except (ModelError, OSError):
         return None
+
+
+def shapes(folder: Folder, auto: str | None = None) -> tuple[str, Mapping[str, tuple[int, ...]]] | None:
+    """Return the name of the class of `folder`, and the shapes of its module's tensors; None for an unknown class."""
+    try:
+        module = Pretrained(folder, auto).create_empty()
+    except (ModelError, OSError):
+        return None
+    return type(module).__name__, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def settings(folder: Folder) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from typing import Any
 from evomerge import files, strict_yaml
 from evomerge.build import Builder, Merged
 from evomerge.checkpoints import hub
-from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import has_tokenizer, with_token_ids
 from evomerge.checkpoints.cast import cast, with_dtype
@@ -108,7 +107,7 @@ def export(
                 else:
                     checkpoint = folding.stack
         tokenizer = pool.tokenizer
-        like: Folder | Adapter | Aligned = pool.base
+        like: Folder | Aligned = pool.base
         if head is not None:
             checkpoint = cast(pool.heads[head].on(checkpoint), dtype)
             like = pool.heads[head].model
@@ -117,7 +116,7 @@ def export(
                 tokenizer = pool.base.path
         config = with_token_ids(config, tokenizer)
         config = with_dtype(config, checkpoint, like)  # an expert, or layers of one, may be in its own dtype
-        if config is not like.config or pool.vocabulary is not None:
+        if config is not like.config or like.settings != like.path:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         base = pool.base.path.absolute()
         if recipe.members:
