@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,31 +12,14 @@ from rich.table import Table
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.lora import is_adapter
 from evomerge.checkpoints.pool import Pool
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
+from evomerge.cli.options import AdapterOptions
 from evomerge.errors import RecipeError
 from evomerge.progress import Progress, step_printer
 from evomerge.recipe import Recipe, expert
 from evomerge.report.export_adapter import Extraction, Kept, export_adapter
 
 _LISTED = 10  # modules that are named
-
-
-class AdapterOptions(NamedTuple):
-    """The options about the rank of an adapter: at most one of them; neither means exact factors."""
-
-    rank: int | None = None
-    energy: float | None = None
-
-    @classmethod
-    def read(cls, rank: int | None, energy: float | None, *, wanted: bool) -> "AdapterOptions | None":
-        """Return the options, None where no adapter is `wanted`. Raises `RecipeError`."""
-        if not wanted and (rank is not None or energy is not None):
-            raise RecipeError("`--rank` and `--energy` are of adapters; add `--as-adapter`, or leave them out")
-        if rank is not None and energy is not None:
-            raise RecipeError("`--rank` and `--energy` both choose ranks; give one of them")
-        if energy is not None and not 0 < energy < 1:
-            raise RecipeError(f"--energy {energy:g}: expected a share between 0 and 1, such as 0.99")
-        return cls(rank, energy) if wanted else None
 
 
 def write_adapter(

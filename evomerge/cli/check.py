@@ -21,7 +21,7 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.compatibility import Compatibility, compare
 from evomerge.checkpoints.hub.headers import fetch_headers
 from evomerge.checkpoints.task_vectors import TaskVectors, measure
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import read_tokenizer
 from evomerge.errors import PoolError
 from evomerge.progress import Progress, step_printer

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from evomerge import exchange, files, strict_yaml
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import PoolOptions, read_recipe
 from evomerge.errors import RecipeError, nearest
 from evomerge.exchange.tables import Outline

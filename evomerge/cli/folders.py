@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evomerge import header, journal, trust
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.parts import code
 from evomerge.study import Study
 

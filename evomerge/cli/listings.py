@@ -1,27 +1,16 @@
 """What can be chosen from: search spaces, merge methods, embedded zoos."""
 
-import sys
 from inspect import getdoc
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from evomerge import merging, space, strict_yaml, tasks, zoo
-from evomerge.errors import EvomergeError, StudyError, nearest, printable
+from evomerge.cli.console import new_console, say
+from evomerge.errors import EvomergeError, StudyError, nearest
 from evomerge.progress import Progress
-
-
-def new_console() -> Console:
-    """Return the console of a command's output: as wide as the terminal; when piped, nothing is wrapped."""
-    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line without markup and without wrapping it. Names and texts in it may come from others."""
-    console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def spaces(name: str | None, from_method: str | None) -> None:

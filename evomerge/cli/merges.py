@@ -1,35 +1,31 @@
-"""Commands that write checkpoints without a search: merge, compress, decompress; and the pool that their options name."""
+"""The command that writes a checkpoint without a search: merge; and the pool and the recipe that its options and its file name.
 
-import json
+It imports torch, and of this package no more than it needs: that is most of what a small merge costs.
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from evomerge import codecs, merging, placement, strict_yaml, tasks, zoo
+from evomerge import merging, placement, strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
-from evomerge.checkpoints.cast import cast, check_dtype, with_dtype
+from evomerge.checkpoints.cast import cast, check_dtype
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.save import SHARD_BYTES, check_free, parse_size, save
+from evomerge.checkpoints.save import SHARD_BYTES, parse_size
 from evomerge.checkpoints.vocabulary import TokenizerChoice
-from evomerge.cli.adapters import AdapterOptions, write_adapter
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
+from evomerge.cli.options import AdapterOptions
 from evomerge.errors import CheckpointError, RecipeError, nearest
-from evomerge.models import LiveModel
-from evomerge.parts import open_parts
-from evomerge.progress import Phases, Progress, step_printer
+from evomerge.progress import Phases, step_printer
 from evomerge.recipe import Recipe, describe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import export
-from evomerge.settings import StudySettings
-from evomerge.tasks import Task
 
 _RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype", "heads", "head")
 
@@ -93,6 +89,8 @@ def merge(
         say(console, f"would write {out}")
         return
     if adapter is not None:
+        from evomerge.cli.adapters import write_adapter
+
         write_adapter(recipe, pool, out, adapter, console, lineage)
         return
     head = options.head or data.get("head")
@@ -135,7 +133,7 @@ def _open_recipe(
     if data.get("heads") not in (None, "own"):
         raise RecipeError(f"{file} `heads`: expected `own`, or none, got {data['heads']!r}")
     heads: Literal["own"] | None = "own" if head is not None or "heads" in data else None
-    pool = _open_pool(data.get("pool"), file, options, console, data.get("like"), heads)
+    pool = open_pool(data.get("pool"), file, options, console, data.get("like"), heads)
     names = list(pool.experts)
     spelled = short_forms.spell_out(expand_inputs(data["recipe"], names), pool.layout.blocks)
     recipe = Recipe.parse(spelled, experts=names)
@@ -178,54 +176,12 @@ def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **opt
         return export.export(recipe, pool, out, watch=watch, **options)
 
 
-def compress(
-    out: Path, file: Path | None, options: PoolOptions, codec: str, parameters: Sequence[str], device: str | None = None
-) -> None:
-    """Write a pool as an artefact, and print sizes and losses; models are scored on `device`, by default the study's."""
-    console = new_console()
-    chosen = codecs.make(codec, _read_parameters(parameters))
-    check_free(out)
-    pool, judged, model = _open_pool_and_tasks(file, options, console, device)
-    compression = codecs.compress(pool, chosen, out, judged, model, lambda what, total: Progress(what, total, console))
-    artefact = compression.artefact
-    for name, values in artefact.constants.items():
-        pairs = zip(artefact.experts, values, strict=True)
-        console.print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in pairs)}", markup=False)
-    for name, values in compression.figures.items():
-        say(console, f"{name}: {min(values):.4g} to {max(values):.4g} over {len(values)} tensors")
-    size = compression.expert_bytes
-    console.print(
-        f"bytes: {size:,} of {len(pool.experts)} experts, {artefact.nbytes:,} of the artefact: "
-        f"ratio {artefact.nbytes / size:.4f}, by the formula {artefact.formula / size:.4f}"
-    )
-    console.print(_loss_table(compression.losses))
-    hint = f"`evomerge decompress {out} EXPERT -o FOLDER` writes an expert back"
-    say(console, f"artefact: {out}, {hint}")
-
-
 def storage(dtype: str | None, shard_size: str | None, adapter: AdapterOptions | None = None) -> dict[str, Any]:
     """Return how to store weights, by the names of the parameters of `report.export.export`. Raises `CheckpointError`."""
     check_dtype(dtype)
     if adapter is not None and (dtype or shard_size):
         raise CheckpointError("--as-adapter: `--dtype` and `--shard-size` are for checkpoints; leave them out")
     return {"dtype": dtype, "shard_bytes": SHARD_BYTES if shard_size is None else parse_size(shard_size)}
-
-
-def decompress(folder: Path, expert: str, out: Path, dtype: str | None, shard_size: str | None) -> None:
-    """Write one expert of an artefact as a checkpoint."""
-    stored = storage(dtype, shard_size)
-    console = new_console()
-    artefact = codecs.Artefact(folder)
-    decoded = cast(artefact.decode(expert), stored.pop("dtype"))
-    config = with_dtype(artefact.base.config, decoded, artefact.base)
-    extra = (
-        {}
-        if config is artefact.base.config
-        else {"config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
-    )
-    with Progress("decompress", sum(entry.nbytes for entry in decoded.info.values()), console) as progress:
-        save(decoded, out, like=artefact.base.path, extra=extra, progress=progress, **stored)
-    console.print(f"checkpoint of `{expert}`: {out}", markup=False)
 
 
 def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
@@ -241,7 +197,7 @@ def _read_lineage(data: Any, file: Path) -> dict[str, Recipe]:
     return lineage
 
 
-def _open_pool(
+def open_pool(
     data: Any,
     file: Path,
     options: PoolOptions,
@@ -249,7 +205,7 @@ def _open_pool(
     like: Any = None,
     heads: Literal["own"] | None = None,
 ) -> Pool:
-    """Return the pool of a zoo, of the options, or of the file's `pool`, in this order; `like` is the file's."""
+    """Return the pool of a zoo, of the options, or of a file's `pool`, `data`, in this order; `like` is the file's."""
     progress = step_printer(console)
     like = options.like or like
     if not isinstance(like, str | None):
@@ -273,6 +229,8 @@ def read_tokenizer(data: Any, where: str) -> TokenizerChoice | None:
 def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict[str, str]]:
     """Return the base, and the experts by name: folders, or ids on the hub."""
     if options.zoo is not None:
+        from evomerge import zoo
+
         built = zoo.load(options.zoo)
         return built.pool["base"], built.pool["experts"]
     if options.named:
@@ -289,61 +247,3 @@ def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict
         raise RecipeError(msg)
     experts = {name: hub.locate(path, file.parent) for name, path in data["experts"].items()}
     return hub.locate(data["base"], file.parent), experts
-
-
-def _open_pool_and_tasks(
-    file: Path | None, options: PoolOptions, console: Console, device: str | None
-) -> tuple[Pool, Mapping[str, Task], LiveModel | None]:
-    """Return the pool, the tasks that come with it, and the model that they score, None without tasks."""
-    if file is None and not options.named:
-        msg = "which experts? give a study or a YAML with `pool`, or --zoo NAME, or --base FOLDER --expert NAME=FOLDER"
-        raise RecipeError(msg)
-    if file is not None and not file.is_file():
-        raise RecipeError(f"{file}: no such file; expected a study, or YAML with `pool`")
-    data = {} if file is None else strict_yaml.read(file)
-    if file is not None and not options.named and isinstance(data, dict) and "space" in data:
-        parts = open_parts(StudySettings.read(file), step_printer(console))
-        model = LiveModel(
-            parts.pool.open_base(),
-            parts.setup.auto,
-            parts.setup.precision,
-            placement.find(device or parts.setup.device),
-            module=parts.setup.module,
-            tokenizer=parts.pool.tokenizer,
-            heads=parts.pool.heads,
-        )
-        return parts.pool, parts.tasks, model
-    listed = data.get("pool") if isinstance(data, dict) else None
-    pool = _open_pool(listed, file or Path(), options, console)
-    settings = {} if options.zoo is None else zoo.load(options.zoo).tasks
-    judged = {name: tasks.make(name, entry, Path()) for name, entry in settings.items()}
-    return pool, judged, LiveModel(pool.open_base(), device=placement.find(device or "cpu")) if judged else None
-
-
-def _read_parameters(options: Sequence[str]) -> dict[str, Any]:
-    """Return `NAME=VALUE` options as a mapping; `NAME.EXPERT=VALUE` goes into a mapping by expert."""
-    parameters: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise RecipeError(f"{option!r}: expected NAME=VALUE, such as `lambda=0.3`")
-        name, dot, expert = key.partition(".")
-        values = parameters.setdefault(name, {}) if dot else parameters
-        if not isinstance(values, dict) or (expert if dot else name) in values:
-            raise RecipeError(f"--parameter `{name}` is given twice; give one value, or one for each expert")
-        values[expert if dot else name] = strict_yaml.parse(text, f"--parameter {key}")
-    return parameters
-
-
-def _loss_table(losses: Sequence[codecs.Loss]) -> Table:
-    scored = ("task", "expert scores", "decoded", "retention") if any(loss.scores for loss in losses) else ()
-    table = Table("expert", "relative error", "cosine", *scored, box=None)
-    for loss in losses:
-        cells = [escape(loss.expert), f"{loss.fidelity.error:.4g}", f"{loss.fidelity.cosine:.6f}"]
-        if not loss.scores:
-            table.add_row(*cells)
-        for task, (before, after) in loss.scores.items():
-            retention = f"{after / before:.2%}" if before > 0 else "-"
-            table.add_row(*cells, escape(task), f"{before:.4f}", f"{after:.4f}", retention)
-            cells = ["", "", ""]
-    return table

@@ -1,9 +1,11 @@
 """Options and arguments that several commands have."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
+
+from evomerge.errors import RecipeError
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write; it must not exist, or be empty.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes. More give the same search, sooner.", min=1)]
@@ -66,3 +68,21 @@ Device = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 StudyFolder = Annotated[Path, typer.Argument(help="The study's directory.", show_default=False)]
+
+
+class AdapterOptions(NamedTuple):
+    """The options about the rank of an adapter: at most one of them; neither means exact factors."""
+
+    rank: int | None = None
+    energy: float | None = None
+
+    @classmethod
+    def read(cls, rank: int | None, energy: float | None, *, wanted: bool) -> "AdapterOptions | None":
+        """Return the options, None where no adapter is `wanted`. Raises `RecipeError`."""
+        if not wanted and (rank is not None or energy is not None):
+            raise RecipeError("`--rank` and `--energy` are of adapters; add `--as-adapter`, or leave them out")
+        if rank is not None and energy is not None:
+            raise RecipeError("`--rank` and `--energy` both choose ranks; give one of them")
+        if energy is not None and not 0 < energy < 1:
+            raise RecipeError(f"--energy {energy:g}: expected a share between 0 and 1, such as 0.99")
+        return cls(rank, energy) if wanted else None

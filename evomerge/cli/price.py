@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from evomerge.cli.app import STARTED
-from evomerge.cli.listings import say
+from evomerge.cli.console import say
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.history import cost

@@ -10,7 +10,7 @@ from evomerge import strict_yaml
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.hub.push import contents
 from evomerge.checkpoints.hub.push import push as send
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.errors import CheckpointError
 
 

@@ -14,7 +14,7 @@ from evomerge import placement
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.pool import Pool
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import PoolOptions, read_recipe
 from evomerge.errors import StudyError
 from evomerge.evaluate import Setup

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from evomerge import pareto
-from evomerge.cli.listings import say
+from evomerge.cli.console import say
 from evomerge.costs import TERMINATED
 from evomerge.errors import StudyError, StudyInUseError
 from evomerge.evaluate import CachingEvaluator

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import interrupts, trust
-from evomerge.cli.listings import new_console, say
+from evomerge.cli.console import new_console, say
 from evomerge.digests import code_digests, data_digest
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker

@@ -14,9 +14,11 @@ from rich.table import Table
 from evomerge import placement, search, strict_yaml, zoo
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
-from evomerge.cli.adapters import AdapterOptions, write_adapter
-from evomerge.cli.listings import build_zoo, new_console, say
+from evomerge.cli.adapters import write_adapter
+from evomerge.cli.console import new_console, say
+from evomerge.cli.listings import build_zoo
 from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
+from evomerge.cli.options import AdapterOptions
 from evomerge.cli.price import price
 from evomerge.cli.searches import print_results, search_and_report, warn, write_report
 from evomerge.errors import StudyError, nearest

@@ -19,13 +19,10 @@ from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import Watch, check, unwatched
-from evomerge.models import LiveModel
-from evomerge.models.folding import fold
 from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
 from evomerge.report import family
 from evomerge.report.card import model_card
-from evomerge.report.figures import png
 from evomerge.report.results import Candidate, Results
 
 
@@ -101,6 +98,9 @@ def export(
             config = builder.stack_config(checkpoint)
             scales = [layer.scale for layer in checkpoint.layers]
             if any(scale != 1 for scale in scales):
+                from evomerge.models import LiveModel
+                from evomerge.models.folding import fold
+
                 folding = fold(LiveModel(pool.open_base()), checkpoint)
                 if folding.stack is None:
                     extra[SCALES] = json.dumps({"scales": scales}) + "\n"
@@ -120,6 +120,8 @@ def export(
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         base = pool.base.path.absolute()
         if recipe.members:
+            from evomerge.report.figures import png
+
             extra["family.png"] = png(family.draw(recipe, members.lineage))
         extra["README.md"] = model_card(
             recipe,

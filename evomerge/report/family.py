@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from evomerge.checkpoints.members import ancestors
 from evomerge.recipe import Json, Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST = 150  # ancestors that are drawn
 
@@ -22,8 +24,10 @@ def used_experts(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[str]:
     return list(dict.fromkeys(name for each in recipes for name in each.experts))
 
 
-def draw(recipe: Recipe, lineage: Mapping[str, Recipe]) -> Figure:
+def draw(recipe: Recipe, lineage: Mapping[str, Recipe]) -> "Figure":
     """Draw a candidate at the right, with its parents to the left, and so on to the pool's models; at most the nearest 150 ancestors."""
+    from matplotlib.figure import Figure
+
     recipes = {recipe.id: recipe}
     for identity, ancestor in ancestors(recipe, lineage):
         if len(recipes) == _MOST:

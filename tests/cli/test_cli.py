@@ -13,7 +13,7 @@ import yaml
 from commands import evomerge
 from tiny_models import tiny_model
 
-from evomerge.cli.merges import _read_parameters
+from evomerge.cli.artefacts import _read_parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
 from evomerge.progress import Throttled

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.options import (
+    AdapterOptions,
     AsAdapter,
     Base,
     Device,
@@ -74,9 +75,9 @@ def merge(
     device: Device = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
-    from evomerge.cli import adapters, merges
+    from evomerge.cli import merges
 
-    adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
+    adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
     options = merges.PoolOptions(name, base, expert, like, head, tokenizer)
     shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
     merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter, device=device or "cpu")
@@ -134,7 +135,7 @@ def extract_lora(
     """Write the difference of a fine-tuned model from its base as a LoRA adapter (a PEFT folder), and print what its rank loses."""
     from evomerge.cli import adapters
 
-    options = adapters.AdapterOptions.read(rank, energy, wanted=True)
+    options = AdapterOptions.read(rank, energy, wanted=True)
     assert options is not None
     adapters.extract(base, model, out, options, as_json=as_json)
 
@@ -159,9 +160,9 @@ def compress(
     Where there are tasks, the λ of TALL masks is chosen for each expert on the search examples, unless it is given, and the retention
     is the decoded expert's score on unseen examples as a share of the expert's.
     """
-    from evomerge.cli import merges
+    from evomerge.cli import artefacts, merges
 
-    merges.compress(
+    artefacts.compress(
         out, file, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), codec, parameter or [], device
     )
 
@@ -175,9 +176,9 @@ def decompress(
     shard_size: ShardSize = None,
 ) -> None:
     """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
-    from evomerge.cli import merges
+    from evomerge.cli import artefacts
 
-    merges.decompress(folder, expert, out, dtype, shard_size)
+    artefacts.decompress(folder, expert, out, dtype, shard_size)
 
 
 @app.command("import", rich_help_panel=_PANEL)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from evomerge.cli.options import (
+    AdapterOptions,
     AsAdapter,
     Device,
     Dtype,
@@ -206,9 +207,9 @@ def pick(
     the search is likely enough to be better. With --surface, preferences are in units of the searched metric, which the surrogates of
     drivers such as `front` and `map` predict.
     """
-    from evomerge.cli import adapters, studies
+    from evomerge.cli import studies
 
-    adapter = adapters.AdapterOptions.read(rank, energy, wanted=as_adapter)
+    adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
     preference = studies.read_preference(weights, floors, best, wish, tchebycheff, knee=knee)
     studies.pick(
         folder,
