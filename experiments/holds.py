@@ -1,7 +1,7 @@
 """Does the picked merge hold on unseen examples, and does the searched front?
 
-Beds: the first experts of the zoos `digits`, `text` and `text4`, merged by task arithmetic with one weight per expert. All
-examples of both splits are pooled. Each draw makes another split: some examples per task to search, all others unseen. The
+Beds: the first experts of the zoos `digits`, `text`, `text4` and `language`, merged by task arithmetic with one weight per expert.
+All examples of both splits are pooled; of `language`, whose tasks are texts, the first of each, and log-likelihood is its accuracy. Each draw makes another split: some examples per task to search, all others unseen. The
 whole search is repeated on each: with NSGA-II and with the default driver, by log-likelihood and by accuracy, and without a
 search, as convex mixtures of the experts drawn at random (`simplex`). Weights are rounded to the bed's grid, so that a merge is
 scored once for all draws.
@@ -59,6 +59,11 @@ class Bed:
     step: float
     precision: str = "float32"
     batch: int = 64
+    metrics: tuple[str, ...] = ("accuracy", "log_likelihood")
+    """What is scored; the first is what a pick is judged by."""
+    examples: int | None = None
+    """Examples per task, half of each split; None for all."""
+    sizes: tuple[int, ...] = SIZES
 
     def __str__(self) -> str:
         return f"{self.zoo}-{self.tasks}"
@@ -70,8 +75,9 @@ BEDS = {
         Bed("digits", 2, 0.05),
         Bed("digits", 3, 0.1),
         Bed("digits", 4, 0.2),
-        Bed("text", 3, 0.2, "fast", 16),
-        Bed("text4", 4, 0.2, "fast", 16),
+        Bed("text", 3, 0.3, "fast", 16),
+        Bed("text4", 4, 0.3, "fast", 16),
+        Bed("language", 2, 0.3, "fast", 16, ("log_likelihood",), 96, (25, 50)),
     )
 }
 METHODS = (
@@ -93,7 +99,7 @@ def measure(switches: Switches) -> Findings:
     with tempfile.TemporaryDirectory(prefix="holds-") as scratch:
         folder = Path(scratch) if switches.smoke else SCORES
         for name in switches.parts[:1] if switches.smoke else switches.parts:
-            for size in (100,) if switches.smoke else SIZES:
+            for size in (100,) if switches.smoke else BEDS[name].sizes:
                 kept = folder / f"{name}-{size}-{switches.evaluations}-{len(switches.seeds)}.json"
                 if not kept.exists():
                     files.write(kept, json.dumps(of_bed(BEDS[name], size, folder, switches)))
@@ -105,17 +111,18 @@ def measure(switches: Switches) -> Findings:
 
 def of_bed(bed: Bed, size: int, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each method and rule, and one for each method's front, over all draws of `size` search examples."""
-    scored = {"metrics": ["accuracy", "log_likelihood"]}
+    scored = {"metrics": [*bed.metrics]}
     bench = open_bench(bed.zoo, bed.tasks, folder, precision=bed.precision, batch=bed.batch, scored=scored)
     fixed = references(bench.parts, ReportSettings())
-    pooled = Pooled(bench)
+    pooled = Pooled(bench, bed)
+    methods = [one for one in (SMOKE_METHODS if switches.smoke else METHODS) if one[1] in bed.metrics]
     for recipe in fixed.values():
         pooled.score(recipe)
     found: dict[tuple[str, str], list[dict[str, dict[str, float]]]] = {}
     volumes: dict[tuple[str, str], list[float]] = {}
     for seed in switches.seeds:
         drawn = pooled.draw(size, seed)
-        for method, searched in SMOKE_METHODS if switches.smoke else METHODS:
+        for method, searched in methods:
             recipes = list(candidates(bed, pooled, drawn, method, searched, seed, switches.evaluations))
             found.setdefault((method, searched), []).append(picks(pooled, drawn, recipes, fixed, seed))
             volumes.setdefault((method, searched), []).append(volume(pooled, drawn, recipes, list(fixed.values())))
@@ -159,12 +166,14 @@ class Draw:
 class Pooled:
     """Scores of merges on the examples of both splits together, each merge once."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, bed: Bed) -> None:
         self.bench = bench
         self.tasks = bench.parts.tasks
+        self.judged = bed.metrics[0]
         splits: tuple[Split, Split] = ("search", "report")
+        self._count = None if bed.examples is None else bed.examples // 2
         self.keys = {
-            name: [f"{split} {key}" for split in splits for key in task.example_keys(split)]
+            name: [f"{split} {key}" for split in splits for key in task.example_keys(split)[: self._count]]
             for name, task in self.tasks.items()
         }
         self._known: dict[str, Evaluation] = {}
@@ -175,7 +184,7 @@ class Pooled:
     def score(self, recipe: Recipe) -> Evaluation:
         """Return the scores of a recipe on all examples. Raises `RuntimeError` if it fails."""
         if recipe.id not in self._known:
-            parts = [self.bench.score(recipe, split) for split in ("search", "report")]
+            parts = [self.bench.score(recipe, split, self._count) for split in ("search", "report")]
             for part in parts:
                 if part.error is not None:
                     raise RuntimeError(f"{recipe.json}: {part.error}")
@@ -250,17 +259,19 @@ def picks(
         objectives = [f"{name}/{metric}" for name in names]
         return max(models, key=lambda identity: float(scored[identity].means(objectives).mean()))
 
-    raw = highest(theirs, "accuracy")
+    raw = highest(theirs, pooled.judged)
     chosen = {
-        "accuracy": highest(ours, "accuracy"),
+        "accuracy": highest(ours, pooled.judged),
         "log-likelihood": highest(ours, "log_likelihood"),
         "denoised": best,
         **{f"safe, {needed}": best if probability >= needed else reference for needed in NEEDED},
     }
     unseen = {name: [pooled.keys[name][i] for i in drawn.unseen[name]] for name in names}
-    draws = bootstrap.resamples({f"{name}/accuracy": unseen[name] for name in names}, 300, seed)
+    draws = bootstrap.resamples({f"{name}/{pooled.judged}": unseen[name] for name in names}, 300, seed)
     judged = {identity: pooled.part(one, drawn.unseen).scores for identity, one in both.items()}
-    truth = {key: float(np.mean([scores[f"{n}/accuracy"].mean() for n in names])) for key, scores in judged.items()}
+    truth = {
+        key: float(np.mean([scores[f"{n}/{pooled.judged}"].mean() for n in names])) for key, scores in judged.items()
+    }
     found = {}
     for rule, pick in chosen.items():
         value, low, high = bootstrap.difference(judged[pick], judged[reference], draws)
@@ -276,15 +287,15 @@ def picks(
 
 
 def volume(pooled: Pooled, drawn: Draw, recipes: Sequence[Recipe], fixed: Sequence[Recipe]) -> float:
-    """Return the hypervolume on the unseen examples of the front on the search examples, by accuracy."""
+    """Return the hypervolume on the unseen examples of the front on the search examples, by what judges a pick."""
     once = list({recipe.id: recipe for recipe in recipes}.values())
-    points = pooled.means(once, drawn.search, "accuracy")
+    points = pooled.means(once, drawn.search, pooled.judged)
     front = [once[i] for i in np.flatnonzero(pareto.nondominated(points))]
-    corner = pooled.means(fixed, drawn.search, "accuracy").min(axis=0)
+    corner = pooled.means(fixed, drawn.search, pooled.judged).min(axis=0)
     if len(front) > FRONT:
-        front = [front[i] for i in pareto.subset(pooled.means(front, drawn.search, "accuracy"), corner, FRONT)]
-    below = pooled.means(fixed, drawn.unseen, "accuracy").min(axis=0)
-    return pareto.hypervolume(pooled.means(front, drawn.unseen, "accuracy"), below)
+        front = [front[i] for i in pareto.subset(pooled.means(front, drawn.search, pooled.judged), corner, FRONT)]
+    below = pooled.means(fixed, drawn.unseen, pooled.judged).min(axis=0)
+    return pareto.hypervolume(pooled.means(front, drawn.unseen, pooled.judged), below)
 
 
 def text(rows: Sequence[Mapping[str, Any]], fronts: Sequence[Mapping[str, Any]]) -> str:
@@ -317,7 +328,7 @@ def text(rows: Sequence[Mapping[str, Any]], fronts: Sequence[Mapping[str, Any]])
     first = (
         f"Picks over {draws} draws of the search examples, against the best reference on the unseen ones: share of draws in which "
         "the pick is shown worse or better, mean gain, the same above the reference that accuracy on the search examples picks, and "
-        "mean regret (points of accuracy), share of draws that keep a reference."
+        "mean regret (points of accuracy; hundredths of a nat per token for language), share of draws that keep a reference."
     )
     head = ["bed, search examples", "method", "unseen hypervolume", "of simplex", "draws at or above simplex"]
     volumes = [

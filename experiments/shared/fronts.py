@@ -48,11 +48,15 @@ class Bench:
         for path in sorted(folder.glob("*.npz")):
             self._read(path)
 
-    def score(self, recipe: Recipe, split: Split = "search") -> Evaluation:
-        """Return the recipe's scores; a failure is not remembered."""
+    def score(self, recipe: Recipe, split: Split = "search", count: int | None = None) -> Evaluation:
+        """Return the recipe's scores, of the first `count` examples per task or of all; a failure is not remembered.
+
+        A bench is always asked for the same `count`.
+        """
         key: tuple[Split, str] = (split, recipe.id)
         if key not in self._known:
-            found = self._worker.evaluate(recipe, split)
+            examples = None if count is None else {name: np.arange(count) for name in self._tasks}
+            found = self._worker.evaluate(recipe, split, examples)
             if found.error is not None:
                 return found
             self._known[key] = Evaluation(found.scores, outputs=found.outputs if split == "search" else {})

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
@@ -30,6 +29,7 @@ APART = 1e-3
 
 _DRAWS, _DIRECTIONS = 5, 9  # exponents of two: 32 draws of scores, 512 directions
 _SHORT_LIST = 64
+_PARENTS, _CHILDREN = 40, 64  # of a round of `candidates`
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(3)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -55,29 +55,30 @@ def evolve(
     return np.concatenate([points for points, _ in tried]), np.concatenate([scores for _, scores in tried])
 
 
-def candidates(predict: Predict, best: Points, shape: tuple[int, int], seed: int) -> Points:
-    """Return candidates over the whole cube, around the `best` so far, and on the predicted front.
+def candidates(predict: Predict, best: Points, shape: tuple[int, int], rounds: int, seed: int) -> Points:
+    """Return candidates over the whole cube, and on the predicted front; `shape` is (genes, objectives).
 
-    1,024 Sobol points; eight neighbours of each of the best, at steps of 0.02 and 0.1; and all that NSGA-II tries on the
-    predictions in 25 generations of 100, starting from the best of these.
+    The `best` so far and 256 Sobol points, then in each round 64 neighbours of the front that is predicted among all before: its
+    points moved by steps that shrink from 0.2 to 0.02, half of them towards or away from another point of the front first.
     """
-    genes, objectives = shape
+    genes = shape[0]
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
-    sobol = qmc.Sobol(genes, seed=rng).random_base2(10)
-    around = np.repeat(best, 8, axis=0)
-    steps = np.where(np.arange(len(around)) % 2, 0.1, 0.02)[:, None]
-    moved = rng.random(around.shape) < max(0.3, 1 / genes)
-    around = np.clip(around + moved * steps * rng.standard_normal(around.shape), 0, 1)
-    first = np.concatenate([best, around, sobol])
-    scores, violations = predict(first)
-    allowed = np.ones(len(first), bool) if violations is None else violations <= 0
-    if allowed.any():
-        start = first[allowed][spread(scores[allowed], 100)]
-        start = np.concatenate([start, first[: 100 - len(start)]])
-        bred = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        algorithm = NSGA2(pop_size=100, sampling=start, output=None)
-        first = np.concatenate([first, evolve(algorithm, predict, (genes, objectives), 25, bred)[0]])
-    return first
+    points = np.concatenate([best, qmc.Sobol(genes, seed=rng).random_base2(8)])
+    scores, violations = predict(points)
+    allowed = np.ones(len(points), bool) if violations is None else violations <= 0
+    for step in np.geomspace(0.2, 0.02, rounds):
+        rows = np.flatnonzero(allowed) if allowed.any() else np.arange(len(points))
+        front = rows[pareto.nondominated(scores[rows])]
+        front = front[spread(scores[front], _PARENTS)]
+        parents, mates = points[np.resize(front, _CHILDREN)], points[rng.choice(front, _CHILDREN)]
+        mixed = (rng.random((_CHILDREN, 1)) < 0.5) * rng.uniform(-0.2, 1, (_CHILDREN, 1))
+        moved = rng.random(parents.shape) < max(0.3, 1 / genes)
+        children = parents + mixed * (mates - parents) + moved * step * rng.standard_normal(parents.shape)
+        children = np.clip(children, 0, 1)
+        predicted, violations = predict(children)
+        points, scores = np.concatenate([points, children]), np.concatenate([scores, predicted])
+        allowed = np.append(allowed, np.ones(_CHILDREN, bool) if violations is None else violations <= 0)
+    return points
 
 
 def spread(scores: Points, count: int) -> NDArray[np.intp]:

@@ -154,7 +154,7 @@ def test_candidates_reach_the_predicted_front_where_they_are_allowed():
         scores = -((points[:, None] - middles) ** 2).sum(axis=2)
         return scores, points[:, 0] - 0.6
 
-    tried = infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)
+    tried = infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 6, 0)
     assert tried.min() >= 0
     assert tried.max() <= 1
     scores, broken = predict(tried)
@@ -162,7 +162,7 @@ def test_candidates_reach_the_predicted_front_where_they_are_allowed():
     fine = middles[0] + np.linspace(0, 2 / 3, 400)[:, None] * (middles[1] - middles[0])  # as far as allowed
     true = pareto.hypervolume(predict(fine)[0], [-1.2, -1.2])
     assert pareto.hypervolume(allowed, [-1.2, -1.2]) > 0.98 * true
-    assert (tried == infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 0)).all()
+    assert (tried == infill.candidates(predict, np.full((1, 3), 0.5), (3, 2), 6, 0)).all()
 
 
 def test_points_that_violate_a_constraint_die_out():
