@@ -3,6 +3,7 @@
 import io
 import signal
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ def evomerge(*arguments, cwd=None, code=0):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setattr(sys, "argv", ["evomerge", *map(str, arguments)])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # `main` replaces it
         if cwd is not None:
             patch.chdir(cwd)
         with pytest.raises(SystemExit) as exit_:

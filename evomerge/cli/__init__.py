@@ -6,6 +6,7 @@ Those import torch and transformers, and are imported only when their command ru
 import errno
 import os
 import sys
+import warnings
 
 from rich.console import Console
 
@@ -23,6 +24,7 @@ _NOT_OURS = (  # what a disk, or its permissions, refuse
 def main() -> None:
     """Run the command line, and exit: 0 done, 2 for an error the user can fix, 130 for Ctrl-C, 75 for SIGTERM."""
     interrupts.install()
+    warnings.showwarning = _warn
     try:
         code = app(standalone_mode=False)  # typer returns the exit code of an interrupt instead of raising it
     except EvomergeError as error:
@@ -44,6 +46,11 @@ def main() -> None:
         )
         code = os.EX_TEMPFAIL if interrupts.terminated() else code  # schedulers and services: run it again
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _warn(message: Warning | str, *_where: object, **_more: object) -> None:
+    """Print a warning without the line of code that it comes from."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {printable(str(message))}", markup=False)
 
 
 def _failed(message: str) -> int:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from commands import evomerge
 from tiny_models import tiny_model
 
+from evomerge import cli
 from evomerge.cli.artefacts import _read_parameters
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
@@ -229,6 +231,12 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     phases = ["start-up", "driver", "search", "report"]
     assert [phase for phase in phases if re.search(rf"{phase} \d", done.stdout)] == phases
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("always:few examples")
+def test_a_warning_is_printed_without_the_line_of_code_that_it_comes_from(monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda **_: warnings.warn("few examples", stacklevel=2))
+    assert evomerge("run").stderr == "warning: few examples\n"
 
 
 def test_the_dry_run_says_where_a_default_budget_comes_from(study_file, tmp_path):
