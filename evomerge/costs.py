@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evomerge import interrupts
+from evomerge import files, interrupts
 from evomerge.trial import LONGEST_ERROR, Evaluation, Proposal
 
 NAME = "costs.jl"
@@ -121,21 +121,64 @@ def append(folder: Path, proposal: Proposal, evaluation: Evaluation, **more: flo
     _append(folder, {"number": proposal.number, "split": proposal.split, "seconds": seconds, **more})
 
 
+class Ledger:
+    """What `costs.jl` says so far; `read` adds what is new. Not to be confused with the `Clock`, which writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin with nothing, for the study in `folder`."""
+        self._tail = files.Tail(folder / NAME)
+        self.seconds = defaultdict[str, float](float)
+        """Of evaluations by `split: phase`."""
+        self.runs: list[Run] = []
+        """The runs of the search in their order; a study from before runs were recorded has none."""
+        self.damaged = 0, 0
+        """Numbers of damaged lines, which are skipped: of evaluations, and of what runs say."""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another file is in its place: then begin anew."""
+        return self._tail.replaced
+
+    def read(self, *, torn: bool = False) -> "Ledger":
+        """Add the new lines; with `torn` also one without an end, as the last of a file that is no more written to."""
+        for line in self._tail.new(torn=torn):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                entry = None
+            self._add(entry if isinstance(entry, dict) else {})
+        return self
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        if not entry.keys() & {"began", "ended"}:
+            try:
+                seconds = {f"{entry['split']}: {kind}": float(value) for kind, value in entry["seconds"].items()}
+            except (ValueError, TypeError, KeyError, AttributeError):
+                self.damaged = self.damaged[0] + 1, self.damaged[1]
+            else:
+                for phase, value in seconds.items():
+                    self.seconds[phase] += value
+        try:
+            if "began" in entry:
+                who = int(entry["process"]), str(entry["host"]), int(entry["slots"])
+                self.runs.append(Run(*who, {**entry["examples"]}, [*entry["objectives"]]))
+            elif self.runs and "elapsed" in entry:
+                run, elapsed, driver = self.runs[-1], float(entry["elapsed"]), float(entry["driver"])
+                if "ended" in entry:
+                    run.ended = str(entry["ended"])
+                else:
+                    run.finished.append((int(entry["number"]), elapsed, sum(map(float, entry["seconds"].values()))))
+                run.elapsed, run.driver = elapsed, driver
+            elif "seconds" not in entry:
+                self.damaged = self.damaged[0], self.damaged[1] + 1
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.damaged = self.damaged[0], self.damaged[1] + 1
+
+
 def totals(folder: Path) -> tuple[dict[str, float], int]:
     """Return the seconds of evaluations by `split: phase`, and the number of damaged lines, which are skipped."""
-    total = defaultdict[str, float](float)
-    damaged = 0
-    for entry in _entries(folder):
-        if entry.keys() & {"began", "ended"}:
-            continue
-        try:
-            seconds = {f"{entry['split']}: {kind}": float(value) for kind, value in entry["seconds"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            damaged += 1
-            continue
-        for phase, value in seconds.items():
-            total[phase] += value
-    return dict(total), damaged
+    ledger = Ledger(folder).read(torn=True)
+    return dict(ledger.seconds), ledger.damaged[0]
 
 
 def runs(folder: Path) -> tuple[list[Run], int]:
@@ -143,36 +186,8 @@ def runs(folder: Path) -> tuple[list[Run], int]:
 
     A study from before runs were recorded has none.
     """
-    found: list[Run] = []
-    damaged = 0
-    for entry in _entries(folder):
-        try:
-            if "began" in entry:
-                who = int(entry["process"]), str(entry["host"]), int(entry["slots"])
-                found.append(Run(*who, {**entry["examples"]}, [*entry["objectives"]]))
-            elif found and "elapsed" in entry:
-                run, elapsed, driver = found[-1], float(entry["elapsed"]), float(entry["driver"])
-                if "ended" in entry:
-                    run.ended = str(entry["ended"])
-                else:
-                    run.finished.append((int(entry["number"]), elapsed, sum(map(float, entry["seconds"].values()))))
-                run.elapsed, run.driver = elapsed, driver
-            elif "seconds" not in entry:
-                damaged += 1
-        except (ValueError, TypeError, KeyError, AttributeError):
-            damaged += 1
-    return found, damaged
-
-
-def _entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line; an empty one for a line that is damaged."""
-    path = folder / NAME
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        yield entry if isinstance(entry, dict) else {}
+    ledger = Ledger(folder).read(torn=True)
+    return ledger.runs, ledger.damaged[1]
 
 
 def _append(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -47,6 +47,44 @@ def new_folder(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
+class Tail:
+    """The lines that another process appends to a file; each is read once. Not to be confused with the journal, whose lines are checked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self._offset = 0
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file that was read is gone, or another one is in its place: what was read is then no longer so."""
+        if self._inode is None:
+            return False
+        try:
+            now = self._path.stat()
+        except FileNotFoundError:
+            return True
+        return now.st_ino != self._inode or now.st_size < self._offset
+
+    def new(self, *, torn: bool = False) -> Iterator[bytes]:
+        """Yield the complete lines since the last one that was yielded, each with its end; none of a file that does not exist.
+
+        With `torn` a last line without an end is one too.
+        """
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            self._inode = os.fstat(file.fileno()).st_ino
+            file.seek(self._offset)
+            for line in file:
+                if not torn and not line.endswith(b"\n"):
+                    return  # it is being written, or is torn
+                self._offset += len(line)
+                yield line
+
+
 def sync(path: Path) -> None:
     """Sync the content of a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)

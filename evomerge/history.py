@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,13 @@ class History:
         that failed is a failed evaluation. `sizes` are the numbers of examples of each task, by split; without them, a
         journal with parts is a `StudyError`. `retried` is that of `journal.events`, `merge` that of `cost`.
         """
-        events = journal.events(path, retried=retried)
+        return cls.of(journal.events(path, retried=retried), sizes, merge)
+
+    @classmethod
+    def of(
+        cls, events: Iterable[journal.Event], sizes: Mapping[Split, Mapping[str, int]] | None = None, merge: int = 0
+    ) -> "History":
+        """Return the history of these events of a journal, in any order; see `read`."""
         completed = [(proposal, evaluation) for proposal, evaluation in events if evaluation is not None]
         completed.sort(key=lambda pair: pair[0].number)
         population: Completed = []

@@ -55,6 +55,10 @@ class Sketch:
     slopes: Examples | None = None
 
 
+Event = tuple[Proposal, Evaluation | None]
+"""A proposal that is asked, with None, or one that is told, with its evaluation."""
+
+
 class Journal:
     """A journal open for appending, by one writer. Use `read` to look at one that another process may be writing."""
 
@@ -157,6 +161,59 @@ class Journal:
         )
 
 
+class Followed:
+    """A journal that another process may be writing: each call of `skim` or `events` reads what is new since the last one.
+
+    Not to be confused with `Journal`, its one writer. Use one of the two, `skim` or `events`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Follow the journal at `path`, which need not exist yet."""
+        self.path = path
+        self._tail = files.Tail(path)
+        self._lines = 0
+        self._pending: set[int] = set()
+        self._order = _Order(path)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another journal is in its place, as after a repair: then begin anew."""
+        return self._tail.replaced
+
+    def skim(self) -> Iterator[Sketch | Tell]:
+        """Yield the new records. Recipes, which take most of the time of `events`, are not read.
+
+        Raises `JournalError` naming a line that is damaged, or the result of no proposal.
+        """
+        for line, body in self._bodies():
+            plain = None if b'"examples":' in body or b'"slopes":' in body else _PLAIN_ASK.match(body)
+            if plain:
+                record: Proposal | Tell | Sketch = Sketch(int(plain[1]), "")
+            else:
+                record = _record(self.path, line, body)
+            if isinstance(record, Proposal):
+                record = Sketch(record.number, record.recipe.id, record.examples, record.slopes)
+            if isinstance(record, Sketch):
+                self._pending.add(record.number)
+            elif record.number in self._pending:
+                self._pending.remove(record.number)
+            else:
+                raise JournalError(
+                    f"{self.path}: line {line} is the result of a proposal that is not pending; {_RESTORE}"
+                )
+            yield record
+
+    def events(self) -> Iterator[Event]:
+        """Yield the new events, as `events` does. Raises `JournalError` naming a line that is damaged or out of order."""
+        for line, body in self._bodies():
+            yield self._order.add(line, _record(self.path, line, body))
+
+    def _bodies(self) -> Iterator[tuple[int, bytes]]:
+        for _, body in _checked(self.path, self._tail.new(), self._lines + 1):
+            self._lines += 1
+            yield self._lines, body
+
+
 def read(path: Path) -> list[Proposal | Tell]:
     """Return the records of a journal, without a torn last line. Raises `JournalError` naming a line that is not valid."""
     if not path.exists():
@@ -164,33 +221,10 @@ def read(path: Path) -> list[Proposal | Tell]:
     return [_record(path, number, body) for number, (_, body) in enumerate(_lines(path), start=1)]
 
 
-def skim(path: Path) -> Iterator[Sketch | Tell]:
-    """Yield the records of a journal, without a torn last line. Recipes, which take most of the time of `read`, are not read.
-
-    Raises `JournalError` naming a line that is damaged, or the result of no proposal.
-    """
-    pending: set[int] = set()
-    for line, (_, body) in enumerate(_lines(path) if path.exists() else (), start=1):
-        plain = None if b'"examples":' in body or b'"slopes":' in body else _PLAIN_ASK.match(body)
-        if plain:
-            record: Proposal | Tell | Sketch = Sketch(int(plain[1]), "")
-        else:
-            record = _record(path, line, body)
-        if isinstance(record, Proposal):
-            record = Sketch(record.number, record.recipe.id, record.examples, record.slopes)
-        if isinstance(record, Sketch):
-            pending.add(record.number)
-        elif record.number in pending:
-            pending.remove(record.number)
-        else:
-            raise JournalError(f"{path}: line {line} is the result of a proposal that is not pending; {_RESTORE}")
-        yield record
-
-
 _PLAIN_ASK = re.compile(rb'\{"ask":(\d+),"recipe":')
 
 
-def events(path: Path, *, retried: bool = False) -> Iterator[tuple[Proposal, Evaluation | None]]:
+def events(path: Path, *, retried: bool = False) -> Iterator[Event]:
     """Yield each proposal of a journal when it is asked, with None, and again with its evaluation.
 
     Proposals are numbered from 0 without a gap; each is evaluated at most once. With `retried`, one without an evaluation
@@ -227,24 +261,33 @@ def repair(path: Path, *, retried: bool = False) -> tuple[int, int] | None:
     return None
 
 
-def _in_order(
-    path: Path, records: Iterable[Proposal | Tell], *, retried: bool
-) -> Iterator[tuple[Proposal, Evaluation | None]]:
-    pending: dict[int, Proposal] = {}
-    count = 0
+def _in_order(path: Path, records: Iterable[Proposal | Tell], *, retried: bool) -> Iterator[Event]:
+    order = _Order(path, retried=retried)
     for line, record in enumerate(records, start=1):
+        yield order.add(line, record)
+
+
+class _Order:
+    """The order of a journal's records, which is checked one by one."""
+
+    def __init__(self, path: Path, *, retried: bool = False) -> None:
+        self._path, self._retried = path, retried
+        self._pending: dict[int, Proposal] = {}
+        self._count = 0
+
+    def add(self, line: int, record: Proposal | Tell) -> Event:
+        """Return the proposal of the next record, and its evaluation if this is one. Raises `JournalError`."""
         if isinstance(record, Tell):
-            if record.number not in pending:
-                msg = f"{path}: line {line} is the result of proposal {record.number}, which is not pending; lines are missing, doubled or swapped: {_RESTORE}"
+            if record.number not in self._pending:
+                msg = f"{self._path}: line {line} is the result of proposal {record.number}, which is not pending; lines are missing, doubled or swapped: {_RESTORE}"
                 raise JournalError(msg)
-            yield pending.pop(record.number), record.evaluation
-            continue
-        if record.number != count and not (retried and record.number in pending):
-            msg = f"{path}: line {line} is proposal {record.number}, expected proposal {count}; lines are missing, doubled or swapped: {_RESTORE}"
+            return self._pending.pop(record.number), record.evaluation
+        if record.number != self._count and not (self._retried and record.number in self._pending):
+            msg = f"{self._path}: line {line} is proposal {record.number}, expected proposal {self._count}; lines are missing, doubled or swapped: {_RESTORE}"
             raise JournalError(msg)
-        count = max(count, record.number + 1)
-        pending[record.number] = record
-        yield record, None
+        self._count = max(self._count, record.number + 1)
+        self._pending[record.number] = record
+        return record, None
 
 
 _RESTORE = "restore the file from a copy, or type `evomerge repair DIR` to cut it before that line"
@@ -310,10 +353,15 @@ def _compact(data: dict[str, Any]) -> str:
 def _lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Yield each complete line, and the body in it. Raises `JournalError` for one whose checksum is wrong."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return  # torn by a kill during the write: it was never acknowledged
-            body = line[9:-1]
-            if line[:9] != b"%08x " % zlib.crc32(body):
-                raise JournalError(f"{path}: line {number} is damaged; {_RESTORE}")
-            yield line, body
+        yield from _checked(path, file, 1)
+
+
+def _checked(path: Path, lines: Iterable[bytes], first: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the complete lines among `lines` and the bodies in them; `first` is the number of the first one."""
+    for number, line in enumerate(lines, start=first):
+        if not line.endswith(b"\n"):
+            return  # torn by a kill during the write: it was never acknowledged
+        body = line[9:-1]
+        if line[:9] != b"%08x " % zlib.crc32(body):
+            raise JournalError(f"{path}: line {number} is damaged; {_RESTORE}")
+        yield line, body

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge import costs, journal
-from evomerge.errors import StudyError
+from evomerge.errors import JournalError, StudyError
 from evomerge.history import cost
 from evomerge.trial import Evaluation, ScoreTable
 
@@ -84,45 +84,73 @@ class Status:
 
 def read(folder: Path) -> Status:
     """Return the status of the study in `folder`. Raises `StudyError` if there is none, `JournalError` if its journal is damaged."""
-    settings = _settings(folder)
-    runs, _ = costs.runs(folder)
-    seconds, _ = costs.totals(folder)
-    found = _Found(settings.get("merge_examples", 0), *((runs[-1].examples, runs[-1].objectives) if runs else ({}, ())))
-    path = folder / "journal.jl"
-    for record in journal.skim(path):
-        found.add(record)
-    last = runs[-1] if runs else None
-    process, running, certain = _process(folder, last)
-    finished = found.spent >= settings["evaluations"] or (last is not None and last.ended == costs.DONE)
-    state: State = "running" if running else "done" if finished else "stopped" if path.exists() else "not started"
-    rate, idle = _rate(runs, found.units)
-    if runs:
-        seconds["search: driver"] = sum(run.driver for run in runs)
-    return Status(
-        study=settings["name"],
-        folder=str(folder),
-        state=state,
-        process=process,
-        certain=certain,
-        ended=None if running or last is None else last.ended,
-        spent=found.spent,
-        budget=settings["evaluations"],
-        times=(times := _times(settings, runs)),
-        evaluated=found.evaluated,
-        pending=len(found.pending),
-        failed=sum(count for _, count in found.failures.values()),
-        failures=tuple(sorted(found.failures.values(), key=lambda failure: -failure[1])),
-        seconds=seconds,
-        elapsed=sum(run.elapsed for run in runs),
-        since=max(time.time() - path.stat().st_mtime, 0.0) if found.evaluated else None,
-        idle=idle,
-        left=_left(times, runs, settings["evaluations"] - found.spent, rate) if running else None,
-        best=found.best,
-        bests=found.bests,
-        curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
-        if len(found.means) > _CURVE
-        else tuple(found.means),
-    )
+    return Reader(folder).read()
+
+
+class Reader:
+    """Reads a study's status again and again; of journal and costs only what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin with the study in `folder`."""
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        self._journal = journal.Followed(self._folder / "journal.jl")
+        self._costs = costs.Ledger(self._folder)
+        self._found: _Found | None = None
+
+    def read(self) -> Status:
+        """Return the status now. Raises `StudyError` if there is no study, `JournalError` if its journal is damaged."""
+        folder, settings = self._folder, _settings(self._folder)
+        if self._journal.replaced or self._costs.replaced:
+            self._begin()
+        earlier = bool(self._costs.runs)
+        runs, seconds = self._costs.read().runs, dict(self._costs.seconds)
+        if self._found is None or (runs and not earlier):
+            self._journal = journal.Followed(self._journal.path)
+            known = (runs[-1].examples, runs[-1].objectives) if runs else ({}, ())
+            self._found = _Found(settings.get("merge_examples", 0), *known)
+        found = self._found
+        try:
+            for record in self._journal.skim():
+                found.add(record)
+        except JournalError:
+            self._begin()
+            raise
+        path = self._journal.path
+        last = runs[-1] if runs else None
+        process, running, certain = _process(folder, last)
+        finished = found.spent >= settings["evaluations"] or (last is not None and last.ended == costs.DONE)
+        state: State = "running" if running else "done" if finished else "stopped" if path.exists() else "not started"
+        rate, idle = _rate(runs, found.units)
+        if runs:
+            seconds["search: driver"] = sum(run.driver for run in runs)
+        return Status(
+            study=settings["name"],
+            folder=str(folder),
+            state=state,
+            process=process,
+            certain=certain,
+            ended=None if running or last is None else last.ended,
+            spent=found.spent,
+            budget=settings["evaluations"],
+            times=(times := _times(settings, runs)),
+            evaluated=found.evaluated,
+            pending=len(found.pending),
+            failed=sum(count for _, count in found.failures.values()),
+            failures=tuple(sorted(found.failures.values(), key=lambda failure: -failure[1])),
+            seconds=seconds,
+            elapsed=sum(run.elapsed for run in runs),
+            since=max(time.time() - path.stat().st_mtime, 0.0) if found.evaluated else None,
+            idle=idle,
+            left=_left(times, runs, settings["evaluations"] - found.spent, rate) if running else None,
+            best=found.best,
+            bests=dict(found.bests),
+            curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
+            if len(found.means) > _CURVE
+            else tuple(found.means),
+        )
 
 
 @dataclass(slots=True)

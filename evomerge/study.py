@@ -20,7 +20,7 @@ from evomerge import attempts, costs, evaluate, header, interrupts, journal, loc
 from evomerge.errors import EvaluatorError, SpaceError, StudyError, StudyInUseError
 from evomerge.evaluate.worker import OUT_OF_DEVICE_MEMORY
 from evomerge.history import Completed, History, cost, digest
-from evomerge.journal import Journal
+from evomerge.journal import Event, Journal
 from evomerge.parts import Parts, code, open_parts, versions
 from evomerge.progress import Progress
 from evomerge.recipe import Recipe
@@ -220,9 +220,7 @@ class Study:
                 )
 
     def retry_failed(
-        self,
-        evaluator: evaluate.CachingEvaluator,
-        watch: Watcher = lambda proposal, evaluation: None,
+        self, evaluator: evaluate.CachingEvaluator, watch: Watcher = lambda proposal, evaluation: None
     ) -> int:
         """Evaluate the failed candidates again, for `population` and the report. Return their number.
 
@@ -316,9 +314,10 @@ class Study:
         """Return the recipes of all candidates by id, from which candidates that are merges of others can be built again."""
         return {proposal.recipe.id: proposal.recipe for proposal, _ in journal.events(self.journal_path)}
 
-    def history(self) -> History:
-        """Return all evaluations so far. In `population`, a failure that `retry_failed` could evaluate has that evaluation."""
-        history = History.read(self.journal_path, self.parts.sizes, merge=self.settings.merge_examples)
+    def history(self, events: Iterable[Event] | None = None) -> History:
+        """Return all evaluations so far, or those in `events`. A failure that `retry_failed` could evaluate has that one in `population`."""
+        recorded = journal.events(self.journal_path) if events is None else events
+        history = History.of(recorded, self.parts.sizes, self.settings.merge_examples)
         retried = {proposal.recipe.id: again for proposal, again in self._retried() if again.error is None}
         population = [
             (proposal, evaluation if evaluation.error is None else retried.get(proposal.recipe.id, evaluation))

@@ -63,7 +63,7 @@ def measure(
             msg = f"{study.folder}: no candidate {number} was evaluated on all search examples without a failure; there are {len(good)}"
             raise StudyError(msg)
     searched = np.array([e.means(parts.searched) for _, e in good])
-    ids = [good[i][0].recipe.id for i in _contenders(searched)]
+    ids = [good[i][0].recipe.id for i in contenders(searched)]
     estimates = scorer.estimates([*ids, *(numbers[number].id for number in also)], tried)
     shown = comparisons.show(tried, estimates)
     limit = settings.report.front
@@ -158,7 +158,7 @@ def verify(
     )
 
 
-def _contenders(searched: pareto.Points) -> list[int]:
+def contenders(searched: pareto.Points) -> list[int]:
     """Return the rows of candidates that can be picked: the front, and the best by the mean of their ranks, up to a number."""
     ranks = searched.argsort(axis=0).argsort(axis=0).mean(axis=1)
     rows = {

@@ -26,6 +26,9 @@ _DRAWS = 200
 _SAME = 1e-4
 """Scores of an example that differ by less differ by rounding."""
 
+RECORD = "report.jl"
+"""The journal of reports, in a study's folder."""
+
 Watch = Callable[[int, int], None]
 """Called with the number of evaluations that are completed and that of all."""
 
@@ -59,7 +62,7 @@ class Scorer:
         self, wanted: Sequence[tuple[Recipe, Split]], evaluator: Evaluator | None = None
     ) -> dict[tuple[str, Split], str]:
         """Score the `wanted` recipes that have no scores on their split. Returns the errors, by recipe id and split."""
-        path = self._study.folder / "report.jl"
+        path = self._study.folder / RECORD
         recorded = History.read(path, retried=True).population
         self._evaluations |= {(p.recipe.id, p.split): e for p, e in recorded if e.error is None}
         missing = [pair for pair in dict.fromkeys(wanted) if (pair[0].id, pair[1]) not in self._evaluations]

@@ -6,7 +6,7 @@ from evomerge.cli.app import app
 
 ORDER = {
     "Search": ["demo", "run", "resume", "worker", "show", "pick", "compare", "trust", "repair"],
-    "Look in": ["status", "doctor"],
+    "Look in": ["status", "view", "doctor"],
     "Models": ["check", "merge", "score", "extract-lora", "compress", "decompress", "import", "export", "push"],
     "Lists": ["spaces", "tasks", "zoo"],
 }

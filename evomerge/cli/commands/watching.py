@@ -31,6 +31,25 @@ def status(
 
 
 @app.command(rich_help_panel=_PANEL)
+def view(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR...]", help="Study directories, or folders of some. By default runs.", show_default=False
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.", min=0, max=65535)] = 8040,
+) -> None:
+    """Show searches in a browser on this machine, while they run: front, recipes, progress, genes, populations, preferences.
+
+    It only reads. A candidate can be exported from the page with the token that this command prints.
+    """
+    from evomerge.cli import viewing
+
+    viewing.view(folders or [], port)
+
+
+@app.command(rich_help_panel=_PANEL)
 def doctor(
     what: Annotated[
         Path | None, typer.Argument(help="A study's YAML, or its directory.", metavar="[DIR | STUDY.yaml]")

@@ -1,0 +1,40 @@
+"""view: serves the page of some studies until Ctrl-C."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.cli.console import new_console, say
+from evomerge.errors import StudyError
+from evomerge.view.server import Server
+
+_RUNS = Path("runs")
+
+
+def view(folders: Sequence[Path], port: int) -> None:
+    """Serve the page of the studies in `folders`, or in their subfolders. Raises `StudyError` where there is none."""
+    found = [study for folder in folders or [_RUNS] for study in _studies(folder)]
+    console = new_console()
+    try:
+        server = Server(list(dict.fromkeys(found)), port)
+    except OSError as error:
+        raise StudyError(f"port {port}: {error.strerror}; type `--port 0` for a free one") from None
+    with server:
+        say(console, f"{len(server.sources)} {'study' if len(server.sources) == 1 else 'studies'}: {server.url}")
+        say(console, f"token for exports: {server.token}")
+        say(console, "Ctrl-C ends it; the searches go on")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say(console, "ended")
+
+
+def _studies(folder: Path) -> list[Path]:
+    """Return the study in a folder, or those in its subfolders. Raises `StudyError` for none."""
+    if (folder / "study.json").is_file():
+        return [folder]
+    inside = sorted(file.parent for file in folder.glob("*/study.json")) if folder.is_dir() else []
+    if not inside:
+        raise StudyError(
+            f"{folder}: no study here; expected a study's directory, or a folder of some, such as `evomerge view runs`"
+        )
+    return inside

@@ -1,0 +1,103 @@
+// The page: which study and which view are shown, and when it asks for more.
+import { el } from "./dom.js";
+import { ask, frozen } from "./data.js";
+import { showFront, updateFront } from "./front.js";
+import { redrawAll } from "./plots.js";
+import { refresh, reset, state } from "./state.js";
+import { showCompare, showGenes, showPopulation, showPreferences, showProgress } from "./views.js";
+
+const FAST = 1500, SLOW = 10000; // milliseconds between looks, while a search runs and else
+const at = (id) => document.getElementById(id);
+const view = at("view");
+const VIEWS = {
+  front: ["Front", (box) => showFront(box, select)],
+  progress: ["Progress", showProgress],
+  genes: ["Genes", showGenes],
+  population: ["Population", (box) => showPopulation(box, select)],
+  ...(frozen ? {} : { preferences: ["Preferences", showPreferences], compare: ["Compare", showCompare] }),
+};
+let current = "front";
+
+function fail(error) {
+  at("error").hidden = false;
+  at("error").textContent = error.message;
+}
+
+async function show(name) {
+  current = name;
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    tab.setAttribute("aria-selected", String(tab.id === `tab-${name}`));
+    tab.tabIndex = tab.id === `tab-${name}` ? 0 : -1;
+  }
+  at("error").hidden = true;
+  const box = el("div"); // an answer that comes late goes into a box that is no more shown
+  view.replaceChildren(box);
+  try {
+    await VIEWS[name][1](box);
+  } catch (error) {
+    if (box.isConnected) fail(error);
+  }
+}
+
+function select(name, against = state.against) {
+  state.selected = name;
+  state.against = against;
+  if (current === "front") updateFront();
+  else show("front");
+}
+
+function tabs() {
+  at("tabs").replaceChildren(...Object.entries(VIEWS).map(([key, [words]]) => el("button", { role: "tab", id: `tab-${key}`, "aria-controls": "view", on: { click: () => show(key) } }, words)));
+  at("tabs").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const keys = Object.keys(VIEWS), next = keys[(keys.indexOf(current) + step + keys.length) % keys.length];
+    show(next);
+    at(`tab-${next}`).focus();
+  });
+  view.setAttribute("role", "tabpanel");
+}
+
+function head() {
+  at("title").textContent = state.name;
+  document.title = `${state.name}: evomerge`;
+  const now = state.status;
+  at("state").textContent = `${now.state}, ${Number(now.spent.toPrecision(4))} of ${now.budget} evaluations${now.failed ? `, ${now.failed} failed` : ""}`;
+}
+
+async function look() {
+  let pause = SLOW;
+  try {
+    if (!document.hidden) {
+      const changed = await refresh();
+      at("error").hidden = true;
+      head();
+      if (changed && current === "front") updateFront();
+      else if (changed && current === "progress") await showProgress(view.firstElementChild);
+      pause = ["running", "not started"].includes(state.status.state) ? FAST : SLOW;
+    } else pause = FAST;
+  } catch (error) {
+    fail(error instanceof TypeError ? new Error("evomerge view does not answer; start it again") : error);
+  }
+  if (!frozen) setTimeout(look, pause);
+}
+
+async function start() {
+  tabs();
+  if (frozen) at("chooser").hidden = true;
+  else {
+    state.studies = await ask("studies");
+    at("study").replaceChildren(...state.studies.map((study, i) => el("option", { value: i }, `${study.name} (${study.folder})`)));
+    at("chooser").hidden = state.studies.length < 2;
+    at("study").addEventListener("change", async () => {
+      reset(Number(at("study").value));
+      await refresh().then(head, fail);
+      show(current);
+    });
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => (current === "front" ? show("front") : redrawAll()));
+  await show("front");
+  look();
+}
+
+start().catch(fail);
