@@ -121,7 +121,7 @@ class StudySettings(FrozenModel):
     """Maximum seconds per candidate. By default an hour; none with one worker, which runs in this process unless a deadline
     is set."""
     shared_mib: int = Field(default=1024, ge=0)
-    """MiB per worker for hidden states that stacks with equal first layers share. It changes no score."""
+    """MiB per worker for hidden states that candidates with equal first layers share. It changes no score."""
     report: ReportSettings = ReportSettings()
     """How the front is scored."""
 

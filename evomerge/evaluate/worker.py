@@ -113,7 +113,7 @@ class Worker:
             try:
                 evaluation = self._evaluate(loaded, recipe, split, examples, slopes)
             except torch.OutOfMemoryError:  # once more, with nothing on the device but the candidate
-                loaded.model.prefixes.release()
+                loaded.model.release()
                 placement.release()
                 continue
             if evaluation.error is None:

@@ -6,7 +6,7 @@ Not to be confused with `evomerge.models.pretrained`, which loads and saves comp
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +25,7 @@ from evomerge.models.heads import Heads
 from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
 from evomerge.models.pretrained import load_tokenizer
+from evomerge.models.shared_blocks import SharedBlocks
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
 from evomerge.placement import PRECISIONS, Precision
 
@@ -56,7 +57,7 @@ class LiveModel:
         class under `architectures` in `config.json`, else `AutoModel`. `module`, `FILE.py:FUNCTION`, names a function that
         creates the module instead: called with the folder, it returns a torch module whose state has the checkpoint's
         names. `tokenizer` is the folder of another model whose tokenizer and end tokens this one has. Up to `shared` bytes of
-        hidden states are kept for stacks that begin with the same layers. With `heads`, those of a pool whose models have heads
+        hidden states are kept for candidates that begin with the same layers. With `heads`, those of a pool whose models have heads
         of their own, a candidate is a backbone; see `use_head`. `auto` is then the class of the heads. Raises `ModelError` where the folder cannot be loaded
         or leaves a parameter unfilled, `CheckpointError` where it cannot be read.
         """
@@ -79,6 +80,7 @@ class LiveModel:
         self.prefixes = Prefixes(shared)
         self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
         self._whole = self.module
+        self.shared_blocks = SharedBlocks(self._whole, shared, lambda: self.prefixes.nbytes)
         self._heads: Heads | None = None
         if heads:
             if module is not None:
@@ -89,6 +91,8 @@ class LiveModel:
             self._info = {name: entry for name, entry in self._info.items() if name in common}
             self._views = {name: places for name, places in self._views.items() if name in common}
             self._twins = {name: other for name, other in self._twins.items() if name in common}
+            for headed in self._heads.modules.values():
+                self.shared_blocks.watch(headed)
         base.forget()
 
     @property
@@ -104,7 +108,7 @@ class LiveModel:
     def use_head(self, name: str | None) -> None:
         """Give `module` the head of the expert `name`, one of `heads`; None is the head of the base, if it has one."""
         if self._heads is not None:
-            self.module = self._heads.put_on(name)
+            self.module, self.shared_blocks.variant = self._heads.put_on(name), name
 
     @cached_property
     def _assembly(self) -> Assembly:
@@ -165,6 +169,7 @@ class LiveModel:
         self._untie(checkpoint)
         if isinstance(checkpoint, Stacked):
             self._stacked = True
+            self.shared_blocks.pause()
             self._assembly.show(checkpoint)
             return
         if self._stacked:
@@ -174,14 +179,23 @@ class LiveModel:
         for name, came, wanted in differences(info, self._info):
             msg = f"tensor `{name}` of the candidate: {came}; expected {wanted}, as in the base `{self.folder}`"
             raise ModelError(msg)
-        for name, places in self._views.items():
-            mapping, view = places[0]
-            if len(places) == 1 and mapping.is_identity(self._info[name].shape, view.shape):
-                checkpoint.write(name, view)
-                continue
-            tensor = self._whole_tensor(checkpoint, name)
-            for mapping, view in places:
-                view.copy_(mapping.cut(tensor, view.shape))
+        self.shared_blocks.begin()
+        try:
+            for name, places in self._views.items():
+                mapping, view = places[0]
+                if len(places) == 1 and mapping.is_identity(self._info[name].shape, view.shape):
+                    self.shared_blocks.write(view, partial(checkpoint.write, name))
+                    continue
+                tensor = self._whole_tensor(checkpoint, name)
+                for mapping, view in places:
+                    self.shared_blocks.write(view, partial(_copy_into, mapping.cut(tensor, view.shape)))
+        finally:
+            self.shared_blocks.end()
+
+    def release(self) -> None:
+        """Keep no hidden states any more, after the device ran out of memory."""
+        self.prefixes.release()
+        self.shared_blocks.release()
 
     def _whole_tensor(self, checkpoint: Checkpoint, name: str) -> Tensor:
         """Return a tensor in its storage dtype; on an accelerator there, where it is merged."""
@@ -271,6 +285,7 @@ class LiveModel:
         self._info = dict(sorted({**self._info, **more}.items()))
         self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, self._loader.load)
         self._views, self._twins = self._bind(self.mappings)
+        self.shared_blocks.reset()
 
     def _bind(
         self, mappings: list[TensorMapping]
@@ -298,3 +313,7 @@ class LiveModel:
                 msg = f"parameter `{target}` of {type(self.module).__name__} is not filled from `{self.folder}`"
                 raise ModelError(msg)
         return views, twins
+
+
+def _copy_into(source: Tensor, out: Tensor) -> None:
+    out.copy_(source)

@@ -64,7 +64,7 @@ class Prefixes:
         self._inputs, self._fork, self._output = None, 0, None
         if not self._path or caches or not self._budget:
             return
-        self._inputs = _digest(args, kwargs)
+        self._inputs = digest(args, kwargs)
         for number, node in enumerate(self._path, start=1):
             if self._inputs is not None and (node, self._inputs) in self._kept:
                 self._fork, (self._output, _) = number, self._kept[node, self._inputs]
@@ -142,7 +142,7 @@ def choose(paths: Sequence[tuple[PrefixId, ...]], room: int) -> set[PrefixId]:
     return chosen | set(others[: room - len(chosen)])
 
 
-def _digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+def digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Return the sha256 of a module's arguments, None where some are neither tensors nor constants."""
     digest = hashlib.sha256()
     for name, value in (*enumerate(args), *sorted(kwargs.items())):

@@ -190,6 +190,37 @@ def test_hidden_states_that_stacks_share_change_no_score(setup):
     assert spared > 0
 
 
+def test_hidden_states_that_merges_share_change_no_score_and_no_slope(setup, sizes):
+    wanted = {task: tuple(range(10)) for task in sizes["search"]}
+    sharing, plain = Worker(dataclasses.replace(setup, shared_mib=64)), Worker(setup)
+
+    def half(upper, lower=0.3):
+        weight = {"per": ["block/2"], "values": [lower, upper]}
+        return recipe.Recipe.parse(
+            {
+                "merge": {
+                    "method": "task_arithmetic",
+                    "inputs": ["turned", "inverted"],
+                    "parameters": {"weight": weight, "lambda": 1.0},
+                }
+            }
+        )
+
+    spared = []
+    for candidate, slopes in (
+        *((half(upper), None) for upper in (0.1, 0.2, 0.3, 0.4)),
+        (half(0.5), wanted),  # slopes of the lower half, too: nothing can be spared
+        (half(0.6), None),
+        (recipe.expert("turned"), None),
+        (half(0.7, lower=0.2), None),
+    ):
+        evaluation = sharing.evaluate(candidate, slopes=slopes)
+        assert evaluation.error is None
+        assert evaluation.to_json() == plain.evaluate(candidate, slopes=slopes).to_json()
+        spared.append(sharing.prepare().model.shared_blocks.count.spared)
+    assert [count > 0 for count in spared] == [False, False, False, True, False, True, False, False]
+
+
 def test_merged_layer_that_is_not_finite_is_named(setup):
     base = Folder(setup.base)
     prefix = Layout(base.info).prefix
