@@ -47,6 +47,12 @@ class Hub:
         self.sent = {}  # by model, the bytes of each file that was pushed
         self.created = []
         self.refused = False  # whether accounts may not write
+        self.large = None  # files of so many bytes or more are sent by git-LFS
+        self.part = None  # larger ones in parts of so many bytes
+        self.objects = {}  # what git-LFS has, by sha256
+        self.parts = {}  # by sha256 and number
+        self.full = False  # whether git-LFS takes nothing more
+        self.broken = None  # an object or a part whose upload is refused: its path
 
     @property
     def bodies(self):
@@ -131,9 +137,25 @@ def _handler(hub):
                 hub.created.append((name, asked.get("visibility") == "private" or bool(asked.get("private"))))
                 hub.models.setdefault(name, {})
                 self.reply({"url": f"{hub.url}/{name}", "id": name, "name": name})
+            elif path.endswith(".git/info/lfs/objects/batch"):
+                asked = json.loads(body)
+                assert asked["operation"] == "upload"
+                assert asked["hash_algo"] == "sha256"
+                self.reply({"transfer": "basic", "objects": [self.instructions(**entry) for entry in asked["objects"]]})
+            elif parts[0] == "complete":
+                asked = json.loads(body)
+                numbers = [part["partNumber"] for part in asked["parts"]]
+                held = [hub.parts[asked["oid"], number] for number in numbers]
+                assert numbers == list(range(1, len(held) + 1))
+                assert [part["etag"] for part in asked["parts"]] == [digest(content) for content in held]
+                self.keep(asked["oid"], b"".join(held))
+            elif parts[0] == "verify":
+                asked = json.loads(body)
+                right = len(hub.objects.get(asked["oid"], b"")) == asked["size"]
+                self.reply({}, 200 if right else 404)
             elif parts[4] == "preupload":
                 listed = [
-                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    {"path": f["path"], "uploadMode": self.mode(f["size"]), "shouldIgnore": False}
                     for f in json.loads(body)["files"]
                 ]
                 self.reply({"files": listed})
@@ -143,10 +165,47 @@ def _handler(hub):
                     if line["key"] == "file":
                         content = base64.b64decode(line["value"]["content"])
                         hub.sent.setdefault(name, {})[line["value"]["path"]] = content
+                    elif line["key"] == "lfsFile":
+                        hub.sent.setdefault(name, {})[line["value"]["path"]] = hub.objects[line["value"]["oid"]]
                 url = f"{hub.url}/{name}/commit/{COMMIT}"
                 self.reply({"success": True, "commitOid": COMMIT, "commitUrl": url})
             else:
                 self.reply(code=404)
+
+        def do_PUT(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            path = urlsplit(self.path).path
+            hub.asked.append((self.command, path, None))
+            _, oid, *number = path.strip("/").split("/")
+            if hub.broken is not None and path.endswith(hub.broken):
+                self.reply(code=403)
+            elif number:
+                hub.parts[oid, int(number[0])] = body
+                self.reply(ETag=digest(body))
+            else:
+                self.keep(oid, body)
+
+        def mode(self, size):
+            return "regular" if hub.large is None or size < hub.large else "lfs"
+
+        def instructions(self, oid, size):
+            entry = {"oid": oid, "size": size}
+            if oid in hub.objects:
+                return entry
+            if hub.full:
+                return {**entry, "error": {"code": 507, "message": "storage limit reached"}}
+            upload = {"href": f"{hub.url}/object/{oid}"}
+            if hub.part is not None and size > hub.part:
+                count = -(-size // hub.part)
+                places = {f"{i:05d}": f"{hub.url}/object/{oid}/{i}" for i in range(1, count + 1)}
+                upload = {"href": f"{hub.url}/complete", "header": {"chunk_size": str(hub.part), **places}}
+            return {**entry, "actions": {"upload": upload, "verify": {"href": f"{hub.url}/verify"}}}
+
+        def keep(self, oid, content):
+            right = hashlib.sha256(content).hexdigest() == oid
+            if right:
+                hub.objects[oid] = content
+            self.reply({}, 200 if right else 400)
 
     return Handler
 
@@ -163,6 +222,7 @@ def serve(cache, *, offline=False):
     hub.url = url = f"http://127.0.0.1:{server.server_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own; git-LFS is the other one
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "ENDPOINT", url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")

@@ -1,9 +1,17 @@
 """`evomerge push`: a whole checkpoint, shown first, sent to a hub on loopback."""
 
+import hashlib
+
 import pytest
+import torch
 from commands import evomerge
 from hubs import read_files, serve
 from pools import TENSORS, write_checkpoint
+from safetensors.torch import save_file
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Use 'content=<...>':DeprecationWarning"
+)  # huggingface_hub asks httpx so
 
 
 @pytest.fixture
@@ -85,3 +93,49 @@ def test_an_account_that_may_not_write_is_told_what_to_type(hub, folder):
         "the hub refuses this account (401); type `hf auth login`"
         in evomerge("push", folder, "org/merged", "--yes", code=2).stderr
     )
+
+
+@pytest.fixture
+def large(hub, tmp_path):
+    """A checkpoint of two shards, of which the hub takes the weights by git-LFS, and one of them in parts."""
+    folder = write_checkpoint(tmp_path / "large", TENSORS)
+    (folder / "model.safetensors").unlink()
+    for name, count in (("a", 600), ("b", 3000)):
+        save_file({name: torch.arange(count, dtype=torch.float32)}, folder / f"{name}.safetensors")
+    index = '{"metadata": {}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+    hub.large, hub.part = 2000, 5000
+    return folder
+
+
+def paths(hub, method):
+    return [path for asked, path, _ in hub.asked if asked == method]
+
+
+def test_large_files_are_sent_by_git_lfs_whole_or_in_parts(hub, large):
+    evomerge("push", large, "org/merged", "--yes")
+    assert hub.sent["org/merged"] == sent(large)
+    oid = {name: hashlib.sha256((large / f"{name}.safetensors").read_bytes()).hexdigest() for name in "ab"}
+    assert sorted(paths(hub, "PUT")) == sorted([f"/object/{oid['a']}", *(f"/object/{oid['b']}/{i}" for i in (1, 2, 3))])
+    assert [len(hub.parts[oid["b"], i]) for i in (1, 2, 3)] == [5000, 5000, len(hub.objects[oid["b"]]) - 10000]
+    assert paths(hub, "POST").count("/verify") == 2
+
+
+def test_push_that_failed_sends_only_what_is_missing_when_it_is_typed_again(hub, large):
+    hub.broken = "/2"
+    said = evomerge("push", large, "org/merged", "--yes", code=2).stderr
+    assert "the hub refuses this account (403)" in said
+    assert not hub.sent
+    hub.broken, hub.asked = None, []
+    evomerge("push", large, "org/merged", "--yes")
+    assert hub.sent["org/merged"] == sent(large)
+    assert all(path.count("/") == 3 for path in paths(hub, "PUT"))  # parts of the one alone
+
+
+def test_errors_of_git_lfs_are_said(hub, large):
+    hub.full = True
+    said = evomerge("push", large, "org/merged", "--yes", code=2).stderr
+    assert "the upload failed" in said
+    assert "storage limit reached" in said
+    assert "type the same command again" in said
+    assert not hub.sent

@@ -36,15 +36,24 @@ def push(folder: Path, model: HubId, *, private: bool) -> str:
     Files of the same names there are replaced, others stay. `private` is for a new repository. Raises `CheckpointError`.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     files = contents(folder)
     api = HfApi()
     with explained(model):
         api.create_repo(model.repository, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=model.repository,
-            folder_path=folder,
-            allow_patterns=[escape(name) for name in files],
-            commit_message="Upload the model",
-        )
+        try:
+            commit = api.upload_folder(
+                repo_id=model.repository,
+                folder_path=folder,
+                allow_patterns=[escape(name) for name in files],
+                commit_message="Upload the model",
+            )
+        except (OSError, RuntimeError, ValueError) as error:  # of git-LFS and Xet, each in words of its own
+            cause = error.__cause__ or error
+            if isinstance(cause, HfHubHTTPError):
+                raise
+            said = " ".join(f"{error} {'' if cause is error else cause}".split())
+            msg = f"{model}: the upload failed ({said[:300]}), and nothing was committed; type the same command again: what arrived is not sent twice"
+            raise CheckpointError(msg) from None
     return str(commit.commit_url)
