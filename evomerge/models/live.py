@@ -140,12 +140,24 @@ class LiveModel:
         return tuple(sorted(ends))
 
     @torch.inference_mode()
-    def generate(self, ids: Tensor, mask: Tensor, new_tokens: int) -> Tensor:
+    def generate(
+        self, ids: Tensor, mask: Tensor, new_tokens: int, done: Callable[[int, list[int]], bool] | None = None
+    ) -> Tensor:
         """Return up to `new_tokens` next tokens by greedy decoding, `(prompts, new)`, padded after an end token.
 
-        `ids` and `mask` are `(prompts, tokens)`, padded on the left.
+        `ids` and `mask` are `(prompts, tokens)`, padded on the left. `done` takes the number of a prompt and its next tokens so far,
+        and says whether it needs no more: it is then padded, too, and the pass over the batch ends with the last one that does.
         """
         module: Any = self.module
+        ended: set[int] = set()
+
+        def all_done(tokens: Tensor, scores: Any, **_: Any) -> Tensor:
+            assert done is not None
+            for row, new in enumerate(tokens[:, ids.shape[1] :].tolist()):
+                if row not in ended and done(row, new):
+                    ended.add(row)
+            return torch.tensor([row in ended for row in range(len(tokens))], device=tokens.device)
+
         tokens: Tensor = module.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -154,6 +166,7 @@ class LiveModel:
             max_new_tokens=new_tokens,
             eos_token_id=list(self.end_tokens) or None,
             pad_token_id=self.tokenizer.pad_token_id,
+            stopping_criteria=None if done is None else [all_done],
         )
         return tokens[:, ids.shape[1] :]
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,8 +163,9 @@ class Generation(Task):
         right, length = np.empty(len(prompts)), np.empty(len(prompts))
         for batch in by_length([len(prompt) for prompt in prompts], self._settings.batch):
             ids, mask = pad([prompts[i] for i in batch], model.tokenizer.pad_token_id, left=True)
-            longest = max(budgets[i] for i in batch)
-            generated = model.generate(ids.to(model.device), mask.to(model.device), longest)
+            limits = [budgets[i] for i in batch]
+            done = partial(self._needs_no_more, model, limits) if self._settings.stop or len({*limits}) > 1 else None
+            generated = model.generate(ids.to(model.device), mask.to(model.device), max(limits), done)
             for i, tokens in zip(batch, generated.tolist(), strict=True):
                 text, count, ended = self._ended(model, tokens[: budgets[i]])
                 wrong = self._settings.cut == "wrong" and not ended
@@ -171,24 +173,29 @@ class Generation(Task):
                 length[i] = -(count if ended else budgets[i])
         return {"accuracy": vector(right), "length": vector(length)}
 
+    def _needs_no_more(self, model: LiveModel, limits: Sequence[int], row: int, tokens: Sequence[int]) -> bool:
+        """Return whether what the model would write after these `tokens` changes no score."""
+        return len(tokens) >= limits[row] or self._stopped(model, tokens)
+
+    def _stopped(self, model: LiveModel, tokens: Sequence[int]) -> bool:
+        text = model.tokenizer.decode(list(tokens), skip_special_tokens=True) if self._settings.stop else ""
+        return any(stop in text for stop in self._settings.stop)
+
     def _ended(self, model: LiveModel, tokens: Sequence[int]) -> tuple[str, int, bool]:
         """Return the text of `tokens`, the number of those before an end token or a stop, and whether there is one."""
         ends = model.end_tokens
         count = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
 
-        def decoded(number: int) -> str:
-            return str(model.tokenizer.decode(list(tokens[:number]), skip_special_tokens=True))
-
         def stopped(number: int) -> bool:
-            return any(stop in decoded(number) for stop in self._settings.stop)
+            return self._stopped(model, tokens[:number])
 
         ended = count < len(tokens)
-        if self._settings.stop and stopped(count):
+        if stopped(count):
             ended, count = (
                 True,
                 bisect.bisect_left(range(count + 1), 1, key=stopped) - 1,
             )  # before the token that completes it
-        return decoded(len(tokens)), count, ended
+        return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)), count, ended
 
     def _limits(self, split: Split, values: Sequence[Any]) -> list[int]:
         most, column = self._settings.max_new_tokens, self._settings.budget

@@ -152,7 +152,7 @@ def test_tensor_that_changed_and_stays_from_then_on_is_shared(tmp_path):
     pair = Pair(tmp_path, "bert")
     spared = []
     for number in range(8):
-        pair.write(number if number < 3 else 3, also=("bert.embeddings.word_embeddings.weight",))
+        pair.write(min(number, 3), also=("bert.embeddings.word_embeddings.weight",))
         spared.append(pair.check())
     assert spared[:4] == [0] * 4
     assert spared[-1] > 0

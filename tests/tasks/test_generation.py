@@ -28,7 +28,7 @@ def writing(live, monkeypatch):
     """Return a model that writes `WRITTEN`, up to the number of tokens that it is asked for."""
     model = live("llama")
 
-    def generate(self, ids, mask, new_tokens):
+    def generate(self, ids, mask, new_tokens, done=None):
         tokens = [
             [END if letter == "|" else model.tokenizer.convert_tokens_to_ids(letter) for letter in answer]
             for answer in WRITTEN
@@ -36,6 +36,9 @@ def writing(live, monkeypatch):
         tokens = [[model.tokenizer.unk_token_id if token is None else token for token in row] for row in tokens]
         places = [int(model.tokenizer.decode(row[mask_row == 1])[-1]) for row, mask_row in zip(ids, mask, strict=True)]
         chosen = [tokens[place][:new_tokens] for place in places]
+        for number, row in enumerate(chosen) if done else ():
+            needed = next((end for end in range(1, len(row) + 1) if done(number, row[:end])), len(row))
+            chosen[number] = row[:needed]
         longest = max(map(len, chosen))
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in chosen])
 
@@ -104,3 +107,40 @@ def test_length_has_no_slopes(live, tmp_path):
         TaskError, match="the metric `length` cannot be differentiated; set `search_metric` to `log_likelihood`"
     ):
         task(tmp_path, search_metric="length").graph(live("llama"), "search", [0])
+
+
+def test_generation_ends_where_no_answer_needs_more_and_no_score_differs(live, tmp_path, monkeypatch):
+    model, passes, written = live("llama"), [], []
+    hook = model.module.register_forward_hook(lambda *_: passes.append(1))
+    plain = LiveModel.generate
+
+    def through(self, ids, mask, new_tokens, done=None):
+        written.extend(plain(self, ids, mask, new_tokens).tolist())
+        return torch.tensor(written[-len(ids) :])
+
+    def scored(generate, **settings):
+        monkeypatch.setattr(LiveModel, "generate", generate)
+        passes.clear()
+        scores = task(tmp_path, WRITTEN, max_new_tokens=24, **settings).score(model, "report").scores
+        return {name: values.tolist() for name, values in scores.items()}, len(passes)
+
+    scored(through)
+    stops = [text[1:3] for tokens in written if (text := model.tokenizer.decode(tokens, skip_special_tokens=True))]
+    ours, fewer = scored(plain, stop=stops)
+    theirs, more = scored(through, stop=stops)
+    hook.remove()
+    assert ours == theirs
+    assert "length" in ours
+    assert fewer < more
+
+
+def test_rows_that_are_done_are_padded_and_the_others_are_written_as_ever(live):
+    model = live("llama")
+    ids = torch.tensor([[5, 6], [9, 7], [11, 12]])
+    whole = model.generate(ids, torch.ones_like(ids), 12)
+    limits = [3, 5, 4]
+    cut = model.generate(ids, torch.ones_like(ids), 12, lambda row, tokens: len(tokens) >= limits[row])
+    assert cut.shape[1] == max(limits)
+    for row, limit in enumerate(limits):
+        assert cut[row, :limit].tolist() == whole[row, :limit].tolist()
+        assert set(cut[row, limit:].tolist()) <= {model.tokenizer.pad_token_id}
