@@ -21,6 +21,8 @@ from evomerge.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OPEN_BYTES = 8 << 20
+"""Bytes that are read before files are closed: opening one again reads its header."""
 _PREFETCH_BYTES = 1 << 20  # bytes read at a time only to have them in the kernel's cache
 
 
@@ -39,6 +41,32 @@ class Checkpoint(Protocol):
 
     def forget(self) -> None:
         """Close files and drop caches; the next read opens the files again."""
+
+
+class Sparing:
+    """Reads tensors one after the other, and closes the files so often that few pages of them count as memory of this process."""
+
+    def __init__(self, models: Sequence[Checkpoint]) -> None:
+        """Take the checkpoints whose files are closed. What was read stays valid as long as it is referenced."""
+        self._models, self._read = models, 0
+
+    def tensors(self, models: Sequence[Checkpoint], name: str) -> list[torch.Tensor]:
+        """Return the tensor of each of some `models`. If it is no small one, the files were closed before."""
+        count = sum(model.info[name].nbytes for model in models)
+        if self._read and self._read + count > _OPEN_BYTES:
+            self.close()
+        self._read += count
+        return [model.tensor(name) for model in models]
+
+    def tensor(self, model: Checkpoint, name: str) -> torch.Tensor:
+        """Return the tensor of one model."""
+        return self.tensors([model], name)[0]
+
+    def close(self) -> None:
+        """Close the files."""
+        for model in self._models:
+            model.forget()
+        self._read = 0
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from evomerge.checkpoints.adapter import UNION, Adapter, LooseTieError
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
-from evomerge.checkpoints.folder import Checkpoint, Folder, all_finite, differences
+from evomerge.checkpoints.folder import Checkpoint, Folder, Sparing, all_finite, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
 from evomerge.checkpoints.layout import Layout
@@ -361,7 +361,8 @@ def check_finite(folder: Folder | Adapter) -> None:
 def same_weights(one: Folder | Adapter, other: Folder | Adapter) -> bool:
     """Return whether two checkpoints of a pool have the same tensors, adapters the same files; reads as far as they are equal."""
     if isinstance(one, Folder) and isinstance(other, Folder):
-        same = one.info == other.info and all(torch.equal(one.tensor(name), other.tensor(name)) for name in one.info)
+        read = Sparing((one, other))
+        same = one.info == other.info and all(torch.equal(*read.tensors((one, other), name)) for name in one.info)
     else:
         pairs = zip(one.files, other.files, strict=False)
         same = type(one) is type(other) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)

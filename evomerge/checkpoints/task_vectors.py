@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evomerge.checkpoints.folder import Sparing
 from evomerge.checkpoints.pool import Pool
 
 _CHUNK = 1 << 18
 """Elements of each model at a time. Products are summed in fp32 within a chunk, in fp64 between chunks."""
-_OPEN_BYTES = 64 << 20
-"""Bytes of the base that are read between two closings of the files: pages stay mapped until then."""
 _NEAR = 0.05
 """Distance of two task vectors, relative to the longer one, up to which they are taken for one."""
 _STILL = 1e-6
@@ -86,12 +85,12 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
     count = len(pool.experts)
     products: dict[Group, NDArray[np.float64]] = {}
     bases: dict[Group, float] = {}
-    done = closed = 0
+    done, files = 0, Sparing(pool.models)
     total = sum(entry.nbytes for entry in pool.merged.values())
     for name, entry in pool.merged.items():
         place = pool.layout.place(name)
         group = (place.model + place.block if place.inside else None, place.kind)
-        base, *experts = [model.tensor(name).reshape(-1) for model in pool.models]
+        base, *experts = [tensor.reshape(-1) for tensor in files.tensors(pool.models, name)]
         gram, square = torch.zeros(count, count, dtype=torch.float64), 0.0
         for start in range(0, entry.numel, _CHUNK):
             origin, *parts = [flat[start : start + _CHUNK].float() for flat in (base, *experts)]
@@ -101,9 +100,7 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
         products[group] = products.get(group, 0) + gram.numpy()
         bases[group] = bases.get(group, 0.0) + square
         done += entry.nbytes
-        if done - closed > _OPEN_BYTES:
-            pool.forget()
-            closed = done
+        del base, experts  # views of files, which the next tensor closes
         progress(done, total)
-    pool.forget()
+    files.close()
     return TaskVectors(tuple(pool.experts), products, bases)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.folder import Checkpoint, Sparing
 
 _TIED = "tie_word_embeddings"
 _SAMPLE = 64  # elements that are compared before complete tensors are
@@ -20,11 +20,14 @@ def find_copies(models: Sequence[Checkpoint]) -> list[list[str]]:
     base, *experts = models
     floating = [name for name, entry in base.info.items() if entry.dtype.is_floating_point and entry.numel]
     groups = _split([floating], lambda name: (base.info[name].shape, base.info[name].dtype))
+    files = Sparing(models)
     for model in (base, *experts):
-        groups = _split(groups, partial(_sample, model))
+        groups = _split(groups, partial(_sample, partial(files.tensor, model)))
     for model in (base, *experts):
-        groups = [part for group in groups for part in _equal(model, group)]
-    return [group for group in groups if not all(_is_constant(model.tensor(group[0])) for model in models)]
+        groups = [part for group in groups for part in _equal(partial(files.tensor, model), group)]
+    groups = [group for group in groups if not all(_is_constant(files.tensor(model, group[0])) for model in models)]
+    files.close()
+    return groups
 
 
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +46,16 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable]) -> l
     return parts
 
 
-def _sample(model: Checkpoint, name: str) -> bytes:
-    flat = model.tensor(name).reshape(-1)
+def _sample(read: Callable[[str], torch.Tensor], name: str) -> bytes:
+    flat = read(name).reshape(-1)
     return flat[:: max(1, len(flat) // _SAMPLE)].double().add(0.0).numpy().tobytes()  # -0.0 equals 0.0
 
 
-def _equal(model: Checkpoint, group: Sequence[str]) -> list[list[str]]:
+def _equal(read: Callable[[str], torch.Tensor], group: Sequence[str]) -> list[list[str]]:
     rest, parts = list(group), []
     while len(rest) > 1:
-        first = model.tensor(rest[0])
-        same = [name for name in rest if torch.equal(first, model.tensor(name))]
+        first = read(rest[0])
+        same = [name for name in rest if torch.equal(first, read(name))]
         parts.append(same)
         rest = [name for name in rest[1:] if name not in same]
     return [part for part in parts if len(part) > 1]

@@ -5,9 +5,13 @@ import json
 import pytest
 import torch
 from pools import CONFIG, Models, write_checkpoint, write_pool
+from tiny_models import tiny_model
 
+from evomerge.checkpoints import folder as folders
 from evomerge.checkpoints.compatibility import compare
+from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.task_vectors import measure
 from evomerge.errors import CheckpointError, PoolError
 
 
@@ -64,3 +68,29 @@ def test_dtypes_vocabulary_and_differences_are_said(folder):
     assert code.vocabulary == CONFIG["vocab_size"]
     assert any("rope_theta" in note for note in code.notes)
     assert code.problem is None
+
+
+def test_about_one_tensor_of_each_model_is_mapped_at_a_time(tmp_path, monkeypatch):
+    models = [tiny_model(tmp_path / name, "llama", seed) for seed, name in enumerate(("base", "a", "b"))]
+    mapped, most = {}, []
+    read, forget = Folder.tensor, Folder.forget
+
+    def counted(self, name):
+        mapped.setdefault(id(self), {})[name] = self.info[name].nbytes
+        most.append(sum(sum(sizes.values()) for sizes in mapped.values()))
+        return read(self, name)
+
+    def forgotten(self):
+        mapped.pop(id(self), None)
+        forget(self)
+
+    monkeypatch.setattr(Folder, "tensor", counted)
+    monkeypatch.setattr(Folder, "forget", forgotten)
+    monkeypatch.setattr(folders, "_OPEN_BYTES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    checked = compare(str(models[0]), {"a": str(models[1]), "b": str(models[2])})
+    measure(checked.pool)
+    largest = max(entry.nbytes for entry in checked.pool.base.info.values())
+    assert len(most) > 4 * len(checked.pool.merged)
+    assert max(most) <= 3 * largest
+    assert not mapped
