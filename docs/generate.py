@@ -27,6 +27,7 @@ from evomerge import merging, search, space, strict_yaml, tasks
 from evomerge.cli.app import app
 from evomerge.merging.parameters import Parameter
 from evomerge.recipe import NODES
+from evomerge.statistics import STATISTICS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -289,6 +290,13 @@ def stages(role: str) -> str:
     return "\n".join(parts)
 
 
+def statistics() -> str:
+    """Return the table of the kinds of statistics."""
+    return table(
+        ("statistic", "tables of each matrix or tensor"), [(f"`{k}`", kind.about) for k, kind in STATISTICS.items()]
+    )
+
+
 def spaces() -> str:
     """Return a section for each shipped search space, with its YAML."""
     parts = []
@@ -352,6 +360,7 @@ FRAGMENTS: Mapping[str, Callable[..., str]] = {
         settings,
         spaces,
         stages,
+        statistics,
         task_kinds,
     )
 }

@@ -27,6 +27,7 @@ from evomerge.merging import (
     MergeGradient,
     Pipeline,
     Pulled,
+    Statistics,
     Store,
     Watch,
     inputs_sloped,
@@ -92,9 +93,8 @@ class Builder:
 
     def known_as(self, recipe: Recipe) -> Recipe:
         """Return the pool's model that an earlier candidate equals, as a recipe; any other recipe unchanged."""
-        if not isinstance(recipe.root, Member):
-            return recipe
-        candidate = recipe_of(recipe.root.member, self.members.lineage)
+        root = recipe.root
+        candidate = recipe_of(root.member, self.members.lineage) if isinstance(root, Member) else recipe
         return candidate if isinstance(candidate.root, Base | Expert) else recipe
 
     def _member(self, identity: str) -> Checkpoint:
@@ -250,6 +250,7 @@ class Merged(Computed):
             watch=builder.watch,
             nested={i for i, recipe in enumerate(recipes, 1) if not isinstance(recipe.root, Base | Expert)},
             placement=builder.placement,
+            statistics=Statistics.of(self._pool.evidence, [recipe.root.label or "" for recipe in recipes]),
             fetch=fetch if builder.placement.copies else None,
         )
         compiled = self._pool.parameters >= COMPILED
@@ -359,7 +360,8 @@ class Slopes:
         self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
         self.tensors = [] if self._merged is None else self._merged.moved()
         """The names of the tensors whose gradients are needed."""
-        self._start = np.array([0.0 if _begins(path, known) else np.nan for path in self._numbers])
+        starts = [any(path[:length] in known for length in range(len(path) + 1)) for path in self._numbers]
+        self._start = np.where(np.array(starts, dtype=bool), 0.0, np.nan)
         self._sums: dict[tuple[KeyPath, str], tuple[Merged, Pulled]] = {}
 
     def take(self, name: str, gradient: torch.Tensor) -> None:
@@ -382,10 +384,6 @@ class Slopes:
     def _add(self, merged: Merged, at: KeyPath, name: str, pulled: Pulled) -> None:
         before = self._sums.get((at, name))
         self._sums[at, name] = (merged, pulled if before is None else before[1] + pulled)
-
-
-def _begins(path: KeyPath, known: set[KeyPath]) -> bool:
-    return any(path[:length] in known for length in range(len(path) + 1))
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

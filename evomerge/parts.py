@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
+from rich.console import Console
 
 from evomerge import placement, search, tasks, trust, zoo
 from evomerge.build import Builder
@@ -19,6 +20,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.digests import code_digests, data_digest, task_digests
 from evomerge.errors import ModelError, StudyError
 from evomerge.evaluate import Setup
+from evomerge.evidence import Evidence
 from evomerge.models.loaders import check_plain
 from evomerge.recipe import Recipe, StackNode
 from evomerge.recipe import base as base_recipe
@@ -41,10 +43,17 @@ class Parts:
     tasks: Mapping[str, Task]
     setup: Setup
     driver: Mapping[str, Any]
+    evidence: Evidence | None = None
+    """The statistics that the space's recipes read."""
 
     def on(self, device: str) -> "Parts":
         """Return the parts with another device to score on. Raises `DeviceError`."""
         return replace(self, setup=replace(self.setup, device=str(placement.find(device))))
+
+    def collect(self) -> None:
+        """Collect the statistics that recipes read, where the cache has none."""
+        if self.evidence is not None:
+            self.evidence.collect(Console(stderr=True))
 
     @property
     def searched(self) -> list[str]:
@@ -125,19 +134,23 @@ def open_parts(
         "blocks": layout.blocks,
     }
     search_space = SearchSpace.parse(settings.space, experts=[*pool.experts], **model)
-    builder = Builder(pool)
-    builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
-    _check_stacks(search_space, builder)
     progress("reading tasks")
     keys = ("folder", "precision", "threads", "shared_mib", "device", "gpus")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in keys}
     named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module", "like", "heads", "tokenizer")}
     setup = Setup(base, experts, task_settings, **named, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
+    evidence = None
+    if search_space.needs or models.evidence:
+        evidence = Evidence(pool, setup, opened, models.evidence, search_space.needs)
+        setup = replace(setup, statistics=evidence.folders)
+    builder = Builder(pool)
+    builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
+    _check_stacks(search_space, builder)
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     chosen = settings.driver or search_space.driver or search.default(search_space, objectives)
     driver = recorded or search.completed(chosen, search_space)
-    parts = Parts(pool, search_space, opened, setup, driver)
+    parts = Parts(pool, search_space, opened, setup, driver, evidence)
     made = parts.new_driver(settings.seed)
     breeder = search.surfaced(made)
     least = 0 if breeder is None else breeder.min_evaluations * (SLOPES_COST if search.climbs(made) else 1)
@@ -191,6 +204,7 @@ def identity(settings: StudySettings, parts: Parts) -> dict[str, Any]:
         "data_digests": {name: data_digest(entry, settings.folder) for name, entry in parts.setup.tasks.items()},
         **({"task_digests": own} if (own := task_digests(parts.tasks)) else {}),
         **code_digests(parts.setup),
+        **({} if parts.evidence is None else {"evidence": parts.evidence.digests}),
         **({} if parts.pool.like is None else {"like": parts.pool.like}),
         **({"pool_commits": {name: found.revision for name, found in ids.items()}} if ids else {}),
         **({"heads": "own"} if parts.pool.heads else {}),

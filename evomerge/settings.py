@@ -13,6 +13,7 @@ from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import StudyError
 from evomerge.recipe import describe
 from evomerge.recipe.validation import TAG, FrozenModel
+from evomerge.statistics import EvidenceSettings
 
 
 class PoolSettings(FrozenModel):
@@ -33,6 +34,8 @@ class PoolSettings(FrozenModel):
     heads: Literal["own"] | None = None
     """`own`: heads stay outside of merges, and each task is scored with one expert's. By default only where heads differ in
     names or shapes; otherwise they are merged."""
+    evidence: dict[str, EvidenceSettings] = Field(default_factory=dict, exclude_if=lambda evidence: not evidence)
+    """What each expert is good at, for methods that read data: by default 256 search examples of the task of its name."""
     auto: str | None = None
     """Name of the transformers class, such as `AutoModel`; by default that of config.json."""
     module: str | None = None
@@ -151,6 +154,7 @@ class StudySettings(FrozenModel):
             "report": ReportSettings,
             "workers": QueueSettings,
             "tokenizer": TokenizerChoice,
+            "evidence": EvidenceSettings,
         }
         known = {key: tuple(model.model_fields) for key, model in models.items()}
         try:

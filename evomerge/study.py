@@ -283,6 +283,7 @@ class Study:
 
         Without `queue`, workers that share a folder are left out, as they may have ended: all is evaluated in this process.
         """
+        self.parts.collect()
         if self.parts.setup.device == self.settings.device:  # else it was chosen for this evaluator
             header.check_device(header.read(self.folder), self.settings.device, self.folder)
         workers, deadline = self.settings.workers, self.settings.deadline

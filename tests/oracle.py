@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.randomness import bits, keys, own_key
+from evomerge.testing import random_statistics
 
 
 def as_float64(tensors):
@@ -498,7 +499,49 @@ ON_WEIGHTS = {
     "karcher": spherical(karcher),
     "layer_swap": layer_swap,
 }
+
+
+def tables(kind, taus, p):
+    """Return the random statistics of each input, by tensor."""
+    like = {name: torch.empty(tau.shape) for name, tau in taus[0].items()}
+    found = random_statistics(p["labels"], like)
+    return {name: found.tables(kind, name) for name in like}
+
+
+def fisher(taus, p):
+    squares = tables(f"fisher_{p['estimate']}", taus, p)
+    squares = [{name: rows[k]["square"].double().numpy() for name, rows in squares.items()} for k in range(len(taus))]
+    norms = [np.sqrt(np.square(flat(square)).sum()) if p["normalise"] == "model" else 1.0 for square in squares]
+    weights = [
+        {name: w * (np.maximum(table, p["floor"]) / norm) ** p["power"] for name, table in square.items()}
+        for w, square, norm in zip(p["weight"], squares, norms, strict=True)
+    ]
+    above = combine(
+        [each(np.multiply, tau, weight) for tau, weight in zip(taus, weights, strict=True)], [1] * len(taus)
+    )
+    return each(quotient, above, combine(weights, [1] * len(taus)))
+
+
+def regmean(taus, p):
+    found, result = tables("gram", taus, p), {}
+    for name in taus[0]:
+        rows, w = [tau[name] for tau in taus], p["weight"]
+        mean = sum(wk * row for wk, row in zip(w, rows, strict=True)) / sum(w)
+        if not all(found[name]):
+            result[name] = mean
+            continue
+        grams = [table["gram"].double().numpy() for table in found[name]]
+        scaled = [np.where(np.eye(len(gram), dtype=bool), gram, p["alpha"] * gram) for gram in grams]
+        ridge = p["ridge"] * np.trace(sum(wk * gram for wk, gram in zip(w, grams, strict=True))) / len(grams[0])
+        left = sum(wk * gram for wk, gram in zip(w, scaled, strict=True)) + ridge * np.eye(len(grams[0]))
+        right = sum(wk * row @ gram for wk, row, gram in zip(w, rows, scaled, strict=True)) + ridge * mean
+        result[name] = right @ np.linalg.inv(left)
+    return result
+
+
 ON_TASK_VECTORS = {
+    "fisher": fisher,
+    "regmean": regmean,
     "task_arithmetic": scaled(lambda taus, p: combine(taus, p["weight"])),
     "lines": lines,
     "nuslerp": lambda taus, p: each(lambda a, b: arc(a, b, p["weight"][1] / sum(p["weight"])), *taus),

@@ -32,6 +32,7 @@ from evomerge.checkpoints.save import SCALES
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.checkpoints.vocabulary import TokenizerChoice, Vocabulary
 from evomerge.errors import CheckpointError, PoolError, nearest
+from evomerge.merging import Evidence
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
@@ -95,6 +96,8 @@ class Pool:
         self.experts: dict[str, Folder | Adapter | Aligned] = {**opened}
         self.tokenizer = None if like is None else self._folder_like(like)
         self.notes: list[str] = []
+        self.evidence: Evidence | None = None
+        """What data say of the experts, for merges that need it."""
         self.vocabulary: Vocabulary | None = None
         """The tokens of merges, where `tokenizer` chose them."""
         if tokenizer is not None:

@@ -27,7 +27,7 @@ from evomerge.recipe import Recipe, describe, expand_inputs, short_forms
 from evomerge.recipe import base as base_recipe
 from evomerge.report import export
 
-_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype", "heads", "head")
+_RECIPE_KEYS = ("pool", "recipe", "members", "about", "like", "dtype", "heads", "head", "evidence", "statistics")
 
 
 class PoolOptions(NamedTuple):
@@ -59,10 +59,12 @@ def merge(
     dry_run: bool,
     adapter: AdapterOptions | None = None,
     device: str = "cpu",
+    evidence: Path | None = None,
 ) -> None:
     """Write the merge of a recipe file, as a checkpoint or as an adapter, or only check it.
 
-    `dtype` is by default the file's, or else the base's. Checkpoints are merged on `device`.
+    `dtype` is by default the file's, or else the base's. Checkpoints are merged on `device`. `evidence` is a file with the tasks of
+    statistics that the recipe needs, by default the recipe file's.
     """
     if adapter is not None and device != "cpu":
         raise CheckpointError("--as-adapter: adapters are made on the CPU; leave `--device` out")
@@ -74,6 +76,10 @@ def merge(
     if dry_run and hub.missing([base, *experts.values()], step_printer(console)):
         return
     pool, recipe, lineage = _open_recipe(data, file, options, console)
+    if kinds := export.needed(recipe, lineage):
+        from evomerge.cli.statistics import attach
+
+        attach(pool, kinds, data, file, evidence, options.zoo, console, dry_run=dry_run)
     # Building a member would build its ancestors; it has the base's tensors.
     built = pool.base if recipe.members else Builder(pool).build_model(recipe)
     stored["dtype"] = stored["dtype"] or data.get("dtype")

@@ -63,7 +63,7 @@ def score(
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
         if not recipe.members:
             Builder(pool).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
-        models, setup = {str(what): recipe}, _setup(pool, **fields)
+        models, setup = {str(what): recipe}, setup_of(pool, **fields)
     if device is not None:
         setup = replace(setup, device=str(placement.find(device)))
     with Progress("score", len(models), console) as progress:
@@ -74,7 +74,7 @@ def score(
     _print(rows, metrics, console, as_json=as_json, path=checkpoint)
 
 
-def _setup(pool: Pool, **fields: Any) -> Setup:
+def setup_of(pool: Pool, **fields: Any) -> Setup:
     """Return the setup of the tasks in `fields` on a pool that is open."""
     experts = {name: str(expert.path.resolve()) for name, expert in pool.experts.items()}
     heads: Literal["own"] | None = "own" if pool.heads else None

@@ -21,6 +21,7 @@ from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.options import AdapterOptions
 from evomerge.cli.price import price
 from evomerge.cli.searches import print_results, search_and_report, warn, write_report
+from evomerge.cli.statistics import say_price
 from evomerge.errors import StudyError, nearest
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
@@ -100,6 +101,10 @@ def run(
             number, why = search.budget(parts.new_driver(settings.seed), parts.space)
             settings = settings.model_copy(update={"evaluations": number})
         _describe(parts, settings, console, why)
+        if parts.evidence is not None and parts.evidence.left:
+            say_price(parts.evidence, console)
+            say(console, f"after `evomerge statistics {file}`, which collects them, --dry-run prices the search too")
+            return
         price(parts, settings, console)
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))

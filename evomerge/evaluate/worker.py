@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from evomerge.models import LiveModel
 from evomerge.placement import Placement, Precision, fastest, find
 from evomerge.placement import describe as describe_device
 from evomerge.recipe import Base, Expert, Recipe
+from evomerge.statistics import Collected
 from evomerge.trial import LONGEST_ERROR, Evaluation, Examples, Split
 
 _NUMPY_GENERATOR = np.random.MT19937()
@@ -67,6 +68,8 @@ class Setup:
     tokenizer: TokenizerChoice | None = None
     device: str = "cpu"
     gpus: float = 1.0
+    statistics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The folder of each statistic that recipes may read, by kind and expert."""
 
 
 class Worker:
@@ -82,7 +85,7 @@ class Worker:
     def prepare(self) -> "_Loaded":
         """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
         if self._loaded is None:
-            with _reproducible(self.setup.threads, find(self.setup.device)):
+            with reproducible(self.setup.threads, find(self.setup.device)):
                 loaded = _Loaded(self.setup, self.members)
                 loaded.check()
                 self._loaded = loaded
@@ -130,7 +133,7 @@ class Worker:
         derivatives: dict[str, Any] = {}
         seconds: dict[str, float] = {}
         try:
-            with _reproducible(self.setup.threads, loaded.builder.placement.device):
+            with reproducible(self.setup.threads, loaded.builder.placement.device):
                 with _timed(seconds, "decode"):
                     built = loaded.builder.build_model(recipe)
                     checkpoint = _checked(built)
@@ -204,6 +207,7 @@ class _Loaded:
         shared = setup.shared_mib << 20
         experts = {name: folder / path for name, path in setup.experts.items()}
         pool = Pool(folder / setup.base, experts, like=setup.like, heads=setup.heads, tokenizer=setup.tokenizer)
+        pool.evidence = Collected(setup.statistics)
         placement = Placement(find(setup.device), share=setup.gpus)
         self.builder = Builder(pool, search=True, members=members, placement=placement)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
@@ -312,7 +316,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def _reproducible(threads: int, device: torch.device) -> Iterator[None]:
+def reproducible(threads: int, device: torch.device) -> Iterator[None]:
     """Give the block the same results in every process, and restore the process's state afterwards.
 
     Fixes the number of torch's threads, its deterministic kernels, and all global generators. The state is restored so

@@ -12,15 +12,16 @@ from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.pipeline import Inputs, Pipeline
 from evomerge.merging.prepared import Store
-from evomerge.merging.site import Watch, unwatched
+from evomerge.merging.site import Evidence, Statistics, Tables, Watch, unwatched
 from evomerge.merging.slopes import inputs_sloped, sloped, sloped_paths
 from evomerge.merging.stage import Stage
 from evomerge.merging.stages import STAGES
-from evomerge.merging.steps import check
+from evomerge.merging.steps import check, needs
 
 __all__ = [
     "METHODS",
     "STAGES",
+    "Evidence",
     "Inputs",
     "MergeGradient",
     "Method",
@@ -28,10 +29,13 @@ __all__ = [
     "Pipeline",
     "Pulled",
     "Stage",
+    "Statistics",
     "Store",
+    "Tables",
     "Watch",
     "check",
     "inputs_sloped",
+    "needs",
     "sloped",
     "sloped_paths",
     "unwatched",

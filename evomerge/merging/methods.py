@@ -118,6 +118,8 @@ _REACH: Mapping[str, Reach] = {
 _COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "linear": ("weight → solve", {}),
     "mwa": ("metric → solve", {}),
+    "fisher": ("weight → fisher → solve", {}),
+    "regmean": ("regmean → sum", {}),
     "task_arithmetic": ("weight → sum → scale", {"lambda": 0.3}),
     "lines": ("weight → sum → lines", {}),
     "slerp": ("zero → slerp → sum", {}),
@@ -151,6 +153,8 @@ _ABOUT = {
     "linear": "weighted average: Σwθ / Σw, the base where the weights cancel (model soups, arXiv 2203.05482)",
     "mwa": "average of checkpoints weighted by a power of their metric (arXiv 2504.18580)",
     "task_arithmetic": "base + λ Σwτ (arXiv 2212.04089); a negative λ forgets",
+    "fisher": "average weighted by each expert's Fisher information, element by element: ΣwF̂θ / ΣwF̂ (arXiv 2111.09832)",
+    "regmean": "the matrices whose outputs are nearest to the experts' on their own data; means for other tensors (RegMean, arXiv 2212.09849)",
     "lines": "task arithmetic, scaled linearly with depth (LiNeS, arXiv 2410.17146)",
     "slerp": "along the arc between two models, tensor by tensor, on raw weights (Shoemake 1985)",
     "split_slerp": (

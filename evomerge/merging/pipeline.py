@@ -27,6 +27,7 @@ from evomerge.merging.site import (
     Rows,
     Scope,
     Site,
+    Statistics,
     T,
     Watch,
     part,
@@ -90,6 +91,8 @@ class Inputs:
     """Numbers, from 1, of the inputs that are not models of the pool: tables prepared of them last for one merge."""
     placement: Placement = field(default_factory=Placement)
     """Where merges run; stages prepare and measure on the host."""
+    statistics: Statistics = field(default_factory=Statistics)
+    """What data say of the inputs, where a stage needs it."""
     fetch: Read | None = None
     """(name) → the same as `load`, on the device of `placement`; None: merges run on the host."""
 
@@ -136,7 +139,11 @@ class Pipeline:
         self.stages = [STAGES[name] for name, _ in spelled["steps"]]
         self._adds = any(stage.adds for stage in self.stages)
         self._ids = () if once else tuple(inputs.ids())
-        self._about = (spelled["origin"], *self._ids, *merge.labels, merge.seed)
+        kinds = {
+            kind for steps in self.values.values() for name, values in steps for kind in STAGES[name].needs(values)
+        }
+        self._evidence = {kind: tuple(inputs.statistics.digests(kind)) for kind in sorted(kinds)}
+        self._about = (spelled["origin"], *self._ids, *merge.labels, merge.seed, *self._evidence.values())
         self._sites: dict[str, Site] = {}
         self._left: dict[str, torch.Tensor] = {}  # by tensor: elements of each input that its edits left, int64 (K,)
         self._compiled: set[tuple[Any, ...]] = set()
@@ -263,7 +270,8 @@ class Pipeline:
         known = self._ids or self._inputs.ids()
         read = [0, *(1 + i for i in prepare.reads)] if prepare.reads is not None else range(len(known))
         ids = [known[i] for i in read]
-        key = (_FORMAT, prepare.shared_as or name, *prepare.key(site, values), origin, *ids, tensor)
+        evidence = [digest for kind in self.stages[step].needs(values) for digest in self._evidence[kind]]
+        key = (_FORMAT, prepare.shared_as or name, *prepare.key(site, values), origin, *ids, *evidence, tensor)
         store = self.store if any(i in self._inputs.nested for i in read) else self._shared
         return store.prepared(key, site.numel, make)
 
@@ -349,7 +357,7 @@ class Pipeline:
     def load(self, name: str, read: Read | None = None) -> tuple[Site, torch.Tensor, Rows]:
         """Return a tensor's site, and the elements `(n,)` of the base and of the inputs, by default on the host."""
         base, *tensors = (read or self._inputs.load)(name)
-        site = Site(name, tuple(base.shape), self._places[name], self._labels, self._seed)
+        site = Site(name, tuple(base.shape), self._places[name], self._labels, self._seed, self._inputs.statistics)
         self._sites[name] = site
         return site, flattened(base.contiguous()), [flattened(tensor.contiguous()) for tensor in tensors]
 

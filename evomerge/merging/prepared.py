@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -63,7 +64,9 @@ class Store:
         name = hashlib.sha256(canonical_json(key).encode()).hexdigest()
         file = self._folder / name[:2] / f"{name}.safetensors"
         with contextlib.suppress(OSError, SafetensorError):  # missing, or broken by a crash: prepared again
-            return load_file(file)
+            tables = load_file(file)
+            os.utime(file)  # the latest use, by which the cache is pruned
+            return tables
         tables = make()
         with contextlib.suppress(OSError):  # an unwritable cache only costs time
             file.parent.mkdir(parents=True, exist_ok=True)

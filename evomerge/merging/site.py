@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -25,6 +25,9 @@ Bound: TypeAlias = dict[str, Any]
 Prepared: TypeAlias = dict[str, Tensor]
 """The tables prepared of one tensor, by name."""
 
+Tables: TypeAlias = Mapping[str, Tensor]
+"""What a statistic holds of one tensor of one model, by name; {} where it has nothing of that tensor."""
+
 Scope = Literal["tensor", "kind", "model"]
 
 Watch: TypeAlias = Callable[[str, int, int], None]
@@ -42,6 +45,43 @@ INDICES = 1 << 32
 """An element's index has 32 bits, and starts again after that many."""
 
 
+class Evidence(Protocol):
+    """The statistics of models by their labels: what a pool holds."""
+
+    def digest(self, kind: str, expert: str) -> str:
+        """Return what identifies a statistic. Raises `RecipeError` where there is none."""
+
+    def tables(self, kind: str, expert: str, name: str) -> Tables:
+        """Return the tables of one tensor, or of one matrix in it. Raises `RecipeError` where they are not collected."""
+
+
+def _none(kind: str, *tensor: str) -> list[Any]:
+    raise RecipeError(
+        f"the merge needs the statistic `{kind}` of each expert, and there is no evidence; type `evomerge merge RECIPE --evidence "
+        "STUDY.yaml`, a study file or any YAML with `tasks:`"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What data say of the inputs of a merge: see `evomerge.statistics`. By default nothing: each call raises `RecipeError`."""
+
+    digests: Callable[[str], Sequence[str]] = _none
+    """(kind) → what identifies the statistic of each input, `(K,)`: the model, the examples, the kind and its version."""
+    tables: Callable[[str, str], Sequence[Tables]] = _none
+    """(kind, tensor) → the tables of each input, `(K,)`."""
+
+    @classmethod
+    def of(cls, evidence: Evidence | None, labels: Sequence[str]) -> "Statistics":
+        """Return the statistics of the experts with these labels."""
+        if evidence is None:
+            return cls()
+        return cls(
+            lambda kind: [evidence.digest(kind, label) for label in labels],
+            lambda kind, name: [evidence.tables(kind, label, name) for label in labels],
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """The tensor to be merged."""
@@ -51,6 +91,7 @@ class Site:
     place: Place
     labels: tuple[str, ...]  # (K,)
     seed: int
+    statistics: Statistics = field(default_factory=Statistics)
 
     @property
     def numel(self) -> int:

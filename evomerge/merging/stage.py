@@ -9,7 +9,7 @@ It reads rows `(n,)` of task vectors, one for each input, and has one of three r
 As every stage is a function of a point, a composition of them runs in one pass over memory. Whatever a stage needs besides
 the point (a threshold, an angle, a singular basis) is computed before, in three steps:
 
-- `prepare` reads one tensor of the pool; independent of the candidate, slow, cached for the search and on disk;
+- `prepare` reads one tensor of the pool, and the statistics that the stage `needs`; independent of the candidate, slow, cached for the search and on disk;
 - `measure` reads the prepared tables or the rows of a region (a tensor or the model), for one candidate;
 - `bind` turns parameters and measurements into what `apply` reads, for one tensor.
 """
@@ -121,6 +121,8 @@ class Stage:
     measure: Measurement | None = None
     bind: Callable[[Site, Values, Any], Bound] = as_constants
     """(tensor, parameters, measurement or None) → what `apply` reads."""
+    needs: Callable[[Values], tuple[str, ...]] = lambda values: ()
+    """(words among the parameters) → the kinds of statistics of each input that it reads, by `Site.statistics`."""
     arity: tuple[int, int | None] = (1, None)
     """The least and the greatest number of inputs; None: no limit."""
     adds: bool = False

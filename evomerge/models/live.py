@@ -258,6 +258,19 @@ class LiveModel:
                 if target in parameters:
                     parameters[target].requires_grad_(False).grad = None  # noqa: FBT003  # torch's only name for it differs
 
+    def has_gradient(self, tensor: str) -> bool:
+        """Return whether a checkpoint's tensor fills parameters of the module alone, not buffers such as running means."""
+        places = self._views.get(self._twins.get(tensor, tensor), ())
+        parameters = dict(self._whole.named_parameters(remove_duplicate=False))
+        return bool(places) and all(mapping.target in parameters for mapping, _ in places)
+
+    def views(self, tensor: str) -> Iterator[Tensor]:
+        """Yield views of the memory that a checkpoint's tensor fills, with its axes; several, and parts of it, where a module has it so."""
+        for mapping, filled in self._views.get(self._twins.get(tensor, tensor), ()):
+            view = mapping.uncut(filled, self._info[mapping.source].shape)
+            if view is not None:
+                yield view
+
     def torn(self, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         """Return the pairs of tensors that are tied in the module, and differ in `checkpoint`."""
         return [

@@ -45,6 +45,15 @@ class TensorMapping:
         box.copy_(gradient.reshape(box.shape))
         return result
 
+    def uncut(self, filled: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """Return the filled box as a view with the axes of the checkpoint's tensor, which has `shape`; None where no view has them."""
+        taken = torch.empty(tuple(shape), device="meta")[self.taken].shape
+        try:
+            box = filled.view([taken[axis] for axis in self.order])
+        except RuntimeError:  # its elements are in another order in memory
+            return None
+        return box.permute([self.order.index(axis) for axis in range(len(self.order))])
+
     def is_identity(self, source: Sequence[int], shape: Sequence[int]) -> bool:
         """Return whether the complete tensor, of shape `source`, fills a box of `shape` as it is."""
         return tuple(source) == tuple(shape) and self.order == tuple(range(len(source)))

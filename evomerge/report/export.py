@@ -13,12 +13,12 @@ from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import has_tokenizer, with_token_ids
 from evomerge.checkpoints.cast import cast, with_dtype
 from evomerge.checkpoints.folder import Folder
-from evomerge.checkpoints.members import Members
+from evomerge.checkpoints.members import Members, ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import RecipeError, nearest
-from evomerge.merging import Watch, check, unwatched
+from evomerge.merging import Watch, check, needs, unwatched
 from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
 from evomerge.report import family
@@ -150,6 +150,12 @@ def export(
         return built.densities() if isinstance(built, Merged) else {}
 
 
+def needed(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[str]:
+    """Return the kinds of statistics that a recipe reads, or one of the earlier candidates that it is made of."""
+    made = [recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))]
+    return sorted({kind for one in made for kind in needs(one)})
+
+
 def recipe_file(
     recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe], dtype: str | None = None, head: str | None = None
 ) -> str:
@@ -166,6 +172,10 @@ def recipe_file(
         file["head"] = head
     elif pool.heads:
         file["heads"] = "own"
+    if pool.evidence is not None and (kinds := needed(recipe, lineage)):
+        evidence = pool.evidence
+        experts_of = {kind: recipe.experts or list(pool.experts) for kind in kinds}
+        file["statistics"] = {k: {name: evidence.digest(k, name) for name in names} for k, names in experts_of.items()}
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)
     return strict_yaml.text(file)

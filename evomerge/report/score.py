@@ -43,7 +43,7 @@ def read_tasks(file: Path) -> dict[str, Any]:
         settled = settings.settled()
         fields = {key: getattr(settled, key) for key in ("folder", "precision", "threads", "device")}
         return {**fields, "tasks": sources(settings)[2], "auto": settings.pool.auto, "module": settings.pool.module}
-    known = ("tasks", "defaults", "folder")
+    known = ("tasks", "defaults", "folder", "evidence")
     for key in data if isinstance(data, dict) else ():
         if key not in known:
             raise StudyError(f"{file}: unknown key `{key}`; {nearest(key, known)}")

@@ -351,6 +351,13 @@ class SearchSpace:
         filled = self._spelled(self.filled(genome.tolist()))
         return Recipe.parse(nested.with_parents(filled, dummies), experts=self.experts)
 
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The kinds of statistics of the experts that its recipes read."""
+        chosen = [i for i, gene in enumerate(self.genes) if gene.kind == "choice"]
+        points = {tuple(point[chosen]): point for point in self._extremes()}
+        return tuple(sorted({kind for point in points.values() for kind in merging.needs(self._example(point))}))
+
     def _check_everywhere(self) -> None:
         """Check recipes all over the space, so that no error comes during a search."""
         for i, point in enumerate(self._extremes()):

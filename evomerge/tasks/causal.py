@@ -105,6 +105,12 @@ def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[T
         yield tokens[start:end], row[start - 1 : end - 1].float()
 
 
+def predicted(model: LiveModel, sequence: Continuation) -> tuple[Tensor, Tensor]:
+    """Return what `Task.predictions` does, of one sequence: log-probabilities `(scored, vocabulary)`, and its scored tokens."""
+    ((tokens, logits),) = run(model, [sequence])
+    return logits.log_softmax(-1), tokens
+
+
 def log_likelihood(tokens: Tensor, logits: Tensor) -> Tensor:
     """Return the summed log-likelihood of `tokens` in nats, float64 `()`."""
     return -_float64(cross_entropy(logits, tokens, reduction="none")).sum()

@@ -131,6 +131,12 @@ class Classification(Task):
                 raise task_error(self.name, msg)
             yield self.part(positions, *self._measured(logits, labels))
 
+    def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of the classes, and the label."""
+        ((_, inputs),) = self._batches(model, split, [index])
+        logits = self._logits(model, inputs)
+        return logits.log_softmax(1), self._labels.numbers(split, model.module, logits.shape[1])[[index]]
+
     def _measured(self, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the metrics, and `margins` if they are kept, from logits `(batch, classes)` and labels `(batch,)`."""
         label = labels[:, None]

@@ -24,6 +24,7 @@ from evomerge.tasks.causal import (
     check_sequences,
     continuations,
     encode,
+    predicted,
     require_causal,
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
@@ -123,6 +124,10 @@ class Generation(Task):
         for batch, values in self._likelihoods(model, split, indices):
             part, chosen = self.part(batch, values), [indices[i] for i in batch]
             yield replace(part, scores=self._with_generated(part.scores, model, split, chosen))
+
+    def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of each token of the right answer, and its tokens."""
+        return predicted(model, self._tokenised(model, split)[1][index])
 
     def _likelihoods(
         self, model: LiveModel, split: Split, indices: Sequence[int]

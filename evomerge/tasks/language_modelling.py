@@ -6,9 +6,18 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from evomerge.models import LiveModel
-from evomerge.tasks.causal import Continuation, batches, begin_tokens, by_metric, check_sequences, require_causal
+from evomerge.tasks.causal import (
+    Continuation,
+    batches,
+    begin_tokens,
+    by_metric,
+    check_sequences,
+    predicted,
+    require_causal,
+)
 from evomerge.tasks.data import task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
 from evomerge.tasks.task import Part, Scores, Task, choose_metrics, joined
@@ -63,6 +72,10 @@ class LanguageModelling(Task):
             chosen = [sequences[i] for i in batch]
             divisors = [sizes[indices[i]] for i in batch]
             yield self.part(batch, by_metric(model, chosen, divisors, self.metrics, self.search_metric))
+
+    def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of each token of a text, and its tokens."""
+        return predicted(model, self._sequences(model, split)[0][index])
 
     def _sequences(self, model: LiveModel, split: Split) -> tuple[list[Continuation], list[int]]:
         """Return the sequences and divisors of a split, computed once for all candidates of a base."""

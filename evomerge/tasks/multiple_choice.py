@@ -108,6 +108,12 @@ class MultipleChoice(Task):
             sums = _sums(model, list(itertools.chain(*chosen)))
             yield self.part(batch, *self._measured(split, [indices[i] for i in batch], chosen, sums))
 
+    def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return the log-softmax of the merits of an example's choices, and the right choice."""
+        (sequences,) = self._sequences(model, split, [index])
+        merits = _sums(model, sequences) / torch.tensor(self._lengths(self._choices[split][index], sequences))
+        return merits.log_softmax(0)[None], torch.tensor([self._answers[split][index]])
+
     def _measured(
         self, split: Split, indices: Sequence[int], encoded: Sequence[Sequence[Continuation]], sums: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -169,6 +169,18 @@ class Task(ABC):
         msg = f"kind `{self._kind}` declares a metric with slopes, and does not write `parts`; see `evomerge.tasks.Task.parts`"
         raise task_error(self.name, msg)
 
+    def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
+        """Return what `model` predicts of one example, and what is right.
+
+        Log-probabilities `(predictions, outcomes)`, with a graph if gradients are enabled, one row for a class or a choice and one for
+        each token of a text; and the right outcomes, int64 `(predictions,)`. Raises `TaskError` where a task has no such predictions.
+        """
+        msg = (
+            f"kind `{self._kind}` has no predicted distribution and no labels, which statistics of gradients need; expected "
+            "a task of kind classification, multiple_choice, language_modelling or generation as evidence"
+        )
+        raise task_error(self.name, msg)
+
     def part(
         self, positions: Sequence[int], values: Mapping[str, Tensor], outputs: Mapping[str, Any] | None = None
     ) -> Part:

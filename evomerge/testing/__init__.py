@@ -6,7 +6,15 @@ itself does not need pytest. `problems` has search problems with known optima.
 
 from evomerge.testing.drivers import DecodedSuite, DriverSuite, GenomeSuite, PopulationSuite, SteadySuite, drive
 from evomerge.testing.evaluators import EvaluatorSuite
-from evomerge.testing.merging import InMemory, MethodSuite, StageSuite, inputs_of, merge_tensors, tiny_tensors
+from evomerge.testing.merging import (
+    InMemory,
+    MethodSuite,
+    StageSuite,
+    inputs_of,
+    merge_tensors,
+    random_statistics,
+    tiny_tensors,
+)
 from evomerge.testing.problems import Family, Problem, Scattered, family, scattered_spheres, toy_space, two_spheres
 from evomerge.testing.surfaces import SurfaceSuite
 from evomerge.testing.tasks import TaskSuite
@@ -30,6 +38,7 @@ __all__ = [
     "family",
     "inputs_of",
     "merge_tensors",
+    "random_statistics",
     "scattered_spheres",
     "tiny_tensors",
     "toy_space",

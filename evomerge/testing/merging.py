@@ -11,12 +11,13 @@ from safetensors.torch import save
 
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import Layout
-from evomerge.merging import METHODS, STAGES, Inputs, MergeGradient, Pipeline, Stage, Store, sloped
+from evomerge.merging import METHODS, STAGES, Inputs, MergeGradient, Pipeline, Stage, Statistics, Store, Tables, sloped
 from evomerge.merging.pipeline import CHUNK
 from evomerge.merging.site import Piece, Site
 from evomerge.placement import Placement
 from evomerge.recipe import MergeNode, Recipe, merge
 from evomerge.recipe.form import KeyPath
+from evomerge.statistics import STATISTICS
 
 
 class InMemory(Inputs):
@@ -27,8 +28,9 @@ class InMemory(Inputs):
         base: Mapping[str, torch.Tensor],
         inputs: Sequence[Mapping[str, torch.Tensor]],
         placement: Placement | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
-        """Hold the tensors of a base and of each input, by name, to be merged where `placement` says."""
+        """Hold the tensors of a base and of each input, by name, to be merged where `placement` says; by default without statistics."""
         models = (base, *inputs)
         layout = Layout({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in base.items()})
         ids = [hashlib.sha256(save(dict(model))).hexdigest() for model in models]
@@ -39,6 +41,7 @@ class InMemory(Inputs):
             layout.place,
             lambda name: [model[name] for model in models],
             placement=placement or Placement(),
+            statistics=statistics or Statistics(),
             fetch=None if placement is None else lambda name: placement.send([model[name] for model in models]),
         )
 
@@ -52,15 +55,31 @@ def merge_tensors(
     store: Store | None = None,
     compile: bool = False,  # noqa: A002  # torch's word
     once: bool = False,
+    statistics: Statistics | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the merge `recipe` of tensors in memory, in `dtype`, else the base's."""
+    """Return the merge `recipe` of tensors in memory, in `dtype`, else the base's; by default with `random_statistics`."""
     node = recipe.root
     assert isinstance(node, MergeNode), "a recipe of a merge"
-    pipeline = Pipeline(node.merge, InMemory(base, inputs), store or Store(), compile=compile, once=once)
+    held = InMemory(base, inputs, statistics=statistics or random_statistics(node.merge.labels, base))
+    pipeline = Pipeline(node.merge, held, store or Store(), compile=compile, once=once)
     merged = {name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for name, tensor in base.items()}
     for name, out in merged.items():
         pipeline.write(name, out)
     return merged
+
+
+def random_statistics(labels: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Statistics:
+    """Return random statistics of every kind, of tensors like these; the same for an input of the same label, wherever it stands."""
+
+    def one(kind: str, label: str, name: str) -> Tables:
+        key = hashlib.sha256(f"{kind} {label} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:4], "little"))
+        return STATISTICS[kind].sample(tuple(tensors[name].shape), generator)
+
+    return Statistics(
+        lambda kind: [f"{kind} of {label}" for label in labels],
+        lambda kind, name: [one(kind, label, name) for label in labels],
+    )
 
 
 def tiny_tensors(seed: int, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -117,9 +136,11 @@ class StageSuite:
         tensor = "layers.0.mlp.weight"
         recipe = Recipe.parse({"merge": {"inputs": list(labels), "stages": {stage.role: [self.name]}}})
         assert isinstance(recipe.root, MergeNode)
-        inputs = InMemory({tensor: torch.zeros(stack.shape[1])}, [{tensor: row} for row in stack])
+        base = {tensor: torch.zeros(stack.shape[1])}
+        statistics = random_statistics(labels, base)
+        inputs = InMemory(base, [{tensor: row} for row in stack], statistics=statistics)
         pipeline = Pipeline(recipe.root.merge, inputs, Store())
-        site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor).unnamed, tuple(labels), 0)
+        site = Site(tensor, tuple(stack.shape[1:]), inputs.place(tensor).unnamed, tuple(labels), 0, statistics)
         words = {name: str(spec.default) for name, spec in stage.parameters.items() if spec.is_word}
         piece = Piece(list(stack.clone()), torch.tensor(-(2**31), dtype=torch.int32))
         rows = list(stack.clone())
@@ -271,7 +292,8 @@ class MethodSuite:
         rng = np.random.default_rng(7)
         direction = dict(zip(paths, rng.uniform(0.5, 1.0, len(paths)), strict=True))
         below, at, above = (merge_tensors(_moved(recipe, direction, step), base, inputs) for step in (-1e-3, 0.0, 1e-3))
-        gradients = MergeGradient(recipe.root.merge, Pipeline(recipe.root.merge, InMemory(base, inputs), Store()))
+        held = InMemory(base, inputs, statistics=random_statistics(recipe.root.merge.labels, base))
+        gradients = MergeGradient(recipe.root.merge, Pipeline(recipe.root.merge, held, Store()))
         found = expected = size = 0.0
         for name, tensor in at.items():
             fixed = (above[name] - 2 * tensor + below[name]).abs() <= 2e-5

@@ -7,8 +7,19 @@ from evomerge.cli.app import app
 ORDER = {
     "Search": ["demo", "run", "resume", "worker", "show", "pick", "compare", "trust", "repair"],
     "Look in": ["status", "view", "doctor"],
-    "Models": ["check", "merge", "score", "extract-lora", "compress", "decompress", "import", "export", "push"],
-    "Lists": ["spaces", "tasks", "zoo"],
+    "Models": [
+        "check",
+        "merge",
+        "statistics",
+        "score",
+        "extract-lora",
+        "compress",
+        "decompress",
+        "import",
+        "export",
+        "push",
+    ],
+    "Lists": ["spaces", "tasks", "zoo", "cache"],
 }
 
 

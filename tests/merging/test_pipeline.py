@@ -10,7 +10,7 @@ from strategies import parameters_of, tiny_models
 from evomerge.errors import RecipeError
 from evomerge.merging import METHODS, STAGES, Pipeline, Store, check, pipeline
 from evomerge.recipe import Place, Recipe, merge
-from evomerge.testing import InMemory, merge_tensors, tiny_tensors
+from evomerge.testing import InMemory, merge_tensors, random_statistics, tiny_tensors
 
 BASE = tiny_tensors(0)
 INPUTS = [tiny_tensors(1 + i, BASE) for i in range(2)]
@@ -32,7 +32,8 @@ def test_order_of_tensors_does_not_change_a_byte(method):
     """A worker that writes in another order, or one tensor alone, gets the same."""
     recipe = merge(method, LABELS, seed=4)
     expected = run(recipe)
-    backwards = Pipeline(recipe.root.merge, InMemory(BASE, INPUTS), Store())
+    statistics = random_statistics(recipe.root.merge.labels, BASE)
+    backwards = Pipeline(recipe.root.merge, InMemory(BASE, INPUTS, statistics=statistics), Store())
     for name in reversed(BASE):
         out = torch.empty_like(BASE[name])
         backwards.write(name, out)
@@ -55,7 +56,8 @@ def test_what_was_prepared_for_other_candidates_does_not_change_a_byte(method, d
         except RecipeError:
             reject()
         order = data.draw(st.permutations(sorted(base)))
-        warm = Pipeline(recipe.root.merge, InMemory(base, inputs), store)
+        statistics = random_statistics(recipe.root.merge.labels, base)
+        warm = Pipeline(recipe.root.merge, InMemory(base, inputs, statistics=statistics), store)
         for name in order:
             out = torch.empty_like(base[name])
             warm.write(name, out)

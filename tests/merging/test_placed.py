@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evomerge.merging import MergeGradient, Pipeline, Store, pipeline
 from evomerge.placement import Placement
-from evomerge.testing import InMemory, merge_tensors
+from evomerge.testing import InMemory, merge_tensors, random_statistics
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
@@ -20,7 +20,8 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU wit
 def placed(name, placement, once=False):
     """Merge a case into fp32 where the placement says; return the tensors and the pipeline."""
     recipe, base, inputs = case(name)
-    run = Pipeline(recipe.root.merge, InMemory(base, inputs, placement), Store(), once=once)
+    statistics = random_statistics(recipe.root.merge.labels, base)
+    run = Pipeline(recipe.root.merge, InMemory(base, inputs, placement, statistics), Store(), once=once)
     merged = {
         key: torch.empty(tensor.shape, dtype=torch.float32, device=placement.device) for key, tensor in base.items()
     }

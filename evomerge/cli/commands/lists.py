@@ -8,6 +8,8 @@ import typer
 app = typer.Typer()
 zoo_app = typer.Typer(help="The embedded experts: real models and data, built on this machine.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo", rich_help_panel="Lists")
+cache_app = typer.Typer(help="What is kept on this machine, and can be made again.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache", rich_help_panel="Lists")
 _PANEL = "Lists"
 
 
@@ -51,3 +53,21 @@ def zoo_build(
     from evomerge.cli import listings
 
     listings.build_zoo(name, seed, text=text, again=again)
+
+
+@cache_app.command("list")
+def cache_list() -> None:
+    """List prepared tables and statistics, and their size."""
+    from evomerge.cli import statistics
+
+    statistics.list_cache()
+
+
+@cache_app.command("prune")
+def cache_prune(
+    keep: Annotated[str, typer.Option(help="How much to keep: 20GB, 500MB, or 0.")] = "20GB",
+) -> None:
+    """Remove what has not been used for longest, until the cache has this size. What is in use stays."""
+    from evomerge.cli import statistics
+
+    statistics.prune_cache(keep)

@@ -73,6 +73,10 @@ def merge(
     rank: Rank = None,
     energy: Energy = None,
     device: Device = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="Of methods that read data: a study file, or YAML with `tasks:` and `evidence:`."),
+    ] = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
     from evomerge.cli import merges
@@ -80,7 +84,32 @@ def merge(
     adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
     options = merges.PoolOptions(name, base, expert, like, head, tokenizer)
     shard_size = f"{shard_mib}MiB" if shard_mib and shard_size is None else shard_size
-    merges.merge(file, out, options, dtype, shard_size, dry_run=dry_run, adapter=adapter, device=device or "cpu")
+    merges.merge(
+        file,
+        out,
+        options,
+        dtype,
+        shard_size,
+        dry_run=dry_run,
+        adapter=adapter,
+        device=device or "cpu",
+        evidence=evidence,
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def statistics(
+    what: Annotated[Path, typer.Argument(help="The study's YAML, or its directory.", show_default=False)],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Which statistic, such as gram; may be repeated. Default: those that the space reads."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost, and stop.")] = False,
+) -> None:
+    """Collect what methods that read data need of each expert, into this machine's cache. A study does so itself, before its search."""
+    from evomerge.cli import statistics
+
+    statistics.statistics(what, kind or [], dry_run=dry_run)
 
 
 @app.command(rich_help_panel=_PANEL)

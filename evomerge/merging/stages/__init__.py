@@ -8,14 +8,16 @@ from evomerge.merging.stages.balance import BALANCE
 from evomerge.merging.stages.crossover import CROSSOVER
 from evomerge.merging.stages.drops import DROPS
 from evomerge.merging.stages.edits import EDITS
+from evomerge.merging.stages.fisher import FISHER
 from evomerge.merging.stages.posts import POSTS
+from evomerge.merging.stages.regmean import REGMEAN
 from evomerge.merging.stages.spectral import SPECTRAL
 from evomerge.merging.stages.weights import WEIGHTS
 from evomerge.plugins import Table
 
 STAGES: Mapping[str, Stage] = Table(
     "evomerge.stages",
-    {**EDITS, **DROPS, **SPECTRAL, **WEIGHTS, **BALANCE, **ARCS, **CROSSOVER, **POSTS},
+    {**EDITS, **DROPS, **SPECTRAL, **REGMEAN, **WEIGHTS, **BALANCE, **FISHER, **ARCS, **CROSSOVER, **POSTS},
     "an evomerge.merging.Stage",
     lambda entry: isinstance(entry, Stage),
 )

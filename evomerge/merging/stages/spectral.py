@@ -21,7 +21,7 @@ _NULL = 1e-6
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run on one thread: the last bits of a decomposition depend on the number of threads; a recipe's bytes must not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -100,7 +100,7 @@ def _prepare(
     def prepare(site: Site, chunks: Chunks, values: Values) -> Prepared:
         rows = [complete(chunks, i) for i in range(len(site.labels))]
         if len(site.shape) == 2 and rows[0].numel():
-            with _one_thread():
+            with one_thread():
                 matrices = rule([row.double().view(site.shape) for row in rows], values)
             rows = [matrix.float().reshape(-1) for matrix in matrices]
         else:
@@ -135,7 +135,7 @@ def _factors(site: Site, chunks: Chunks, values: Values) -> Prepared:
     # Counted from the base, whatever the origin is.
     vectors = [chunk.rows[1] - (chunk.base.float() - chunk.origin) for chunk in chunks()]
     matrix = torch.cat(vectors).double().view(site.shape)
-    with _one_thread():
+    with one_thread():
         u, sigma, v = _svd(matrix)
     return {"left": (u * sigma).float().contiguous(), "right": v.mH.float().contiguous()}
 
@@ -148,7 +148,7 @@ def _mutation(region: Region, values: Values) -> Bound:
     key = own_key(region.site.seed, "svd_mutate", region.site.tensor)
     directions = torch.arange(len(right)).sub(2**31).to(torch.int32)
     shares = values["rate"] * uniform(bits(directions, key))
-    with _one_thread():
+    with one_thread():
         # The copy is aligned in memory, as a view of a file may not be: a product's last bits may depend on that.
         mutation = (left * shares.float()) @ right.clone()
     return {"rows": [mutation.view(-1)]}

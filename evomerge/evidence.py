@@ -1,0 +1,220 @@
+"""Evidence: for each expert, the task and the search examples that say what it is good at; and the statistics collected of them.
+
+A study's pool names it (`evidence:`), by default the task of the expert's name. What a search space, or a recipe, needs is
+collected before any work, and read by all workers.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from evomerge import cache, placement
+from evomerge.checkpoints.beside import text_files
+from evomerge.checkpoints.pool import Pool
+from evomerge.digests import code_digests, data_digest
+from evomerge.errors import PoolError, nearest
+from evomerge.evaluate import Setup
+from evomerge.evaluate.worker import reproducible
+from evomerge.models import LiveModel
+from evomerge.progress import Progress
+from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Subject, store
+from evomerge.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One statistic of one expert."""
+
+    kind: str
+    expert: str
+    task: str
+    examples: tuple[int, ...]
+    about: Mapping[str, Any]
+    """All that it depends on."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be, in the cache."""
+        return store.place(store.key_of(self.about))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has been collected."""
+        return store.is_complete(self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What collecting will cost: an estimate from one example."""
+
+    seconds: float
+    nbytes: int
+
+
+class Evidence:
+    """The statistics of some kinds of a pool's experts. It adds them to the pool, collected or not."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        setup: Setup,
+        tasks: Mapping[str, Task],
+        given: Mapping[str, EvidenceSettings],
+        kinds: Sequence[str],
+    ) -> None:
+        """Find the examples of each expert. Nothing is run. Raises `PoolError` for wrong evidence."""
+        self._pool, self._setup, self._tasks = pool, setup, tasks
+        for expert in given:
+            if expert not in pool.experts:
+                raise PoolError(
+                    f"`evidence` names `{expert}`, which is no expert of the pool; {nearest(expert, pool.experts)}"
+                )
+        # An expert without evidence is refused by the merge that needs it.
+        chosen = {one: _chosen(one, given.get(one), tasks) for one in pool.experts if one in given or one in tasks}
+        common = {
+            "precision": setup.precision,
+            "device": placement.described(setup.device),
+            "threads": setup.threads,
+            "auto": setup.auto,
+            "text": {
+                name: hashlib.sha256(file.read_bytes()).hexdigest()
+                for name, file in text_files(pool.base.path, pool.tokenizer).items()
+            },
+            "config": pool.base.config,
+            **code_digests(setup),
+        }
+        self.entries = [
+            Entry(kind, expert, task, examples, self._about(kind, expert, task, examples, common))
+            for kind in kinds
+            for expert, (task, examples) in chosen.items()
+        ]
+        folders: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+        for entry in self.entries:
+            folders[entry.kind][entry.expert] = str(entry.folder)
+        self.folders = folders
+        pool.evidence = Collected(folders)
+
+    def _about(
+        self, kind: str, expert: str, task: str, examples: Sequence[int], common: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        settings = dict(self._setup.tasks[task])
+        data = data_digest(settings, self._setup.folder)
+        return {
+            "kind": kind,
+            "version": STATISTICS[kind].version,
+            "model": self._pool.digests[expert],
+            "base": self._pool.digests["base"],
+            "examples": list(examples),
+            "task": {key: value for key, value in settings.items() if key not in data and key != "group"},
+            "data": {key: digest for key, digest in data.items() if key not in ("report", "final")},
+            "read": self._tasks[task].digest(),
+            "common": common,
+        }
+
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """The key of each statistic, by kind and expert."""
+        return {kind: {expert: Path(folder).name for expert, folder in of.items()} for kind, of in self.folders.items()}
+
+    @property
+    def left(self) -> list[Entry]:
+        """Those that have not been collected."""
+        return [entry for entry in self.entries if not entry.is_complete]
+
+    def collect(self, console: Console) -> None:
+        """Collect what is not in the cache, and show progress."""
+        if not (left := self.left):
+            return
+        live = self._load()
+        for number, entry in enumerate(
+            sorted(left, key=lambda entry: entry.expert), start=1
+        ):  # one model after the other
+            about = {"kind": entry.kind, "expert": entry.expert, "task": entry.task, "number": len(entry.examples)}
+            what = f"{entry.kind} of {entry.expert} ({number} of {len(left)})"
+            with Progress(what, len(entry.examples), console) as bar, reproducible(self._setup.threads, live.device):
+                subject, memory = self._subject(live, entry, entry.examples), _room(live.device)
+                watch = partial(_show, bar)
+                store.collect(STATISTICS[entry.kind], subject, entry.folder, about, memory, watch)
+        cache.prune(cache.LIMIT, keep=[entry.folder for entry in self.entries])
+
+    def price(self) -> dict[str, Price]:
+        """Return what collecting the rest costs, by kind, measured on one example of one expert."""
+        prices: dict[str, Price] = {}
+        live = self._load() if self.left else None
+        for entry in self.left:
+            if live is None or entry.kind in prices:
+                continue
+            statistic, left = STATISTICS[entry.kind], [other for other in self.left if other.kind == entry.kind]
+            with reproducible(self._setup.threads, live.device):
+                subject = self._subject(live, entry, entry.examples[:1])
+                statistic.collect(subject, lambda *_: None)
+                start = time.perf_counter()
+                made = statistic.collect(subject, lambda *_: None)
+                seconds = time.perf_counter() - start
+            held = sum(statistic.nbytes(subject.shape(name)) for name in subject.matrices)
+            passes = math.ceil(held / max(_room(live.device), 1)) or 1
+            nbytes = sum(table.nbytes for table in store.unique(made).values())
+            examples = sum(len(other.examples) for other in left)
+            prices[entry.kind] = Price(seconds * examples * passes, nbytes * len(left))
+        return prices
+
+    def _load(self) -> LiveModel:
+        pool, setup = self._pool, self._setup
+        return LiveModel(
+            pool.open_base(),
+            setup.auto,
+            setup.precision,
+            placement.find(setup.device),
+            module=setup.module,
+            tokenizer=pool.tokenizer,
+            heads=pool.heads,
+        )
+
+    def _subject(self, live: LiveModel, entry: Entry, examples: Sequence[int]) -> Subject:
+        """Return an expert in memory, with what is to be measured."""
+        task, pool = self._tasks[entry.task], self._pool
+        live.write(pool.experts[entry.expert])
+        task.put_head_on(live)
+        live.module.train(mode=False)
+        matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}
+        shapes = {name: info.shape for name, info in pool.merged.items()}
+        return Subject(live, task, examples, matrices, shapes, store.key_of(entry.about))
+
+
+def _show(bar: Progress, what: str, done: int, total: int) -> None:
+    bar(done, total)
+
+
+def _chosen(expert: str, given: EvidenceSettings | None, tasks: Mapping[str, Task]) -> tuple[str, tuple[int, ...]]:
+    """Return an expert's task, and the indices of its examples: drawn evenly, the same in every study. Raises `PoolError`."""
+    name = expert if given is None else given.task
+    if name not in tasks:
+        raise PoolError(f"`evidence` of `{expert}`: no task `{name}`; {nearest(name, tasks)}")
+    size = tasks[name].size("search")
+    number = min(EvidenceSettings(task=name).examples, size) if given is None else given.examples
+    if number > size:
+        raise PoolError(
+            f"`evidence` of `{expert}`: {number} examples of the task `{name}`, which has {size} to search; type `examples: {size}`"
+        )
+    order = np.random.default_rng(0).permutation(size)[:number]
+    return name, tuple(sorted(order.tolist()))
+
+
+def _room(device: torch.device) -> int:
+    """Return the bytes for sums: a quarter of what is free where they are."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024 // 4
+    except (OSError, KeyError, ValueError):  # not Linux
+        return 4 << 30

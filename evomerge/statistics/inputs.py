@@ -1,0 +1,156 @@
+"""Statistics of the inputs of each matrix: Gram matrices, means and norms of activations, use of the experts of a mixture."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evomerge.merging import Tables, Watch
+from evomerge.statistics.products import Products, watched
+from evomerge.statistics.statistic import Statistic, Subject
+
+Sums = dict[str, Tensor]
+"""Sums over tokens, by name."""
+
+
+def _collector(
+    start: Callable[[Tensor], Sums], add: Callable[[Sums, Tensor], None], finish: Callable[[Sums, Tensor], Tables]
+) -> Callable[[Subject, Watch], dict[str, Tables]]:
+    """Return a collector that sums over the tokens of each matrix's inputs.
+
+    `start` makes the sums for inputs `(tokens, d)`, `add` adds inputs to them, `finish` makes tables of the sums and the number of
+    tokens. Matrices that always share their inputs share their tables.
+    """
+
+    def collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
+        sums: dict[tuple[str, ...], Sums] = {}
+        tokens: dict[tuple[str, ...], int] = {}
+
+        def take(inputs: Tensor, names: tuple[str, ...]) -> None:
+            rows = inputs.float()
+            if names not in sums:
+                sums[names], tokens[names] = start(rows), 0
+            add(sums[names], rows)
+            tokens[names] += len(rows)
+
+        products = Products(subject.live, subject.matrices, subject.shapes, take)
+        with watched(subject.live, products):
+            for done, example in enumerate(subject.examples):
+                watch("examples", done, len(subject.examples))
+                subject.task.score(subject.live, "search", [example])
+        groups: dict[str, list[tuple[str, ...]]] = {}
+        for names, summed in sums.items():
+            for name in names:
+                if name not in products.embedded and _complete(subject, name, products.axes[name], summed):
+                    groups.setdefault(name, []).append(names)
+        made: dict[tuple[Any, ...], Tables] = {}
+        tables: dict[str, Tables] = {}
+        for name in sorted(groups):
+            key = (products.axes[name], *groups[name])
+            if key not in made:
+                summed = {
+                    field: _total([sums[names][field] for names in groups[name]]) for field in sums[groups[name][0]]
+                }
+                count = torch.tensor(sum(tokens[names] for names in groups[name]))
+                axis = torch.tensor(products.axes[name])
+                finished = finish(summed, count)
+                made[key] = {**{field: table.cpu() for field, table in finished.items()}, "tokens": count, "axis": axis}
+            tables[name] = made[key]
+        return tables
+
+    return collect
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _complete(subject: Subject, name: str, axis: int, sums: Mapping[str, Tensor]) -> bool:
+    """Return whether sums are of all the inputs of a matrix, which a module may have in pieces."""
+    shape = subject.shape(name)
+    size = shape[0] if axis == 0 else torch.Size(shape[1:]).numel()
+    return all(not table.ndim or len(table) == size for table in sums.values())
+
+
+def _gram_add(sums: Sums, rows: Tensor) -> None:
+    sums["gram"].addmm_(rows.mT, rows)
+
+
+def _gram_finish(sums: Mapping[str, Tensor], tokens: Tensor) -> Tables:
+    return {"gram": sums["gram"] / tokens}
+
+
+def _square(shape: tuple[int, ...]) -> int:
+    """Return the bytes of a Gram matrix, whichever way round the matrix is stored."""
+    if len(shape) < 2:  # a matrix
+        return 0
+    inputs = torch.Size(shape[1:]).numel()
+    return 4 * (inputs if len(shape) > 2 else max(shape)) ** 2  # a convolution
+
+
+def _gram_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    if len(shape) < 2 or not all(shape):  # a matrix
+        return {}
+    inputs = torch.Size(shape[1:]).numel()
+    rows = torch.randn(2 * inputs + 1, inputs, generator=generator)
+    return {"gram": rows.mT @ rows / len(rows), "tokens": torch.tensor(len(rows)), "axis": torch.tensor(1)}
+
+
+def _moments_start(rows: Tensor) -> Sums:
+    width = rows.shape[1]
+    return {name: rows.new_zeros(width, dtype=torch.float64) for name in ("sum", "squares")}
+
+
+def _moments_add(sums: Sums, rows: Tensor) -> None:
+    wide = rows.double()
+    sums["sum"] += wide.sum(0)
+    sums["squares"] += wide.square().sum(0)
+
+
+def _moments_finish(sums: Mapping[str, Tensor], tokens: Tensor) -> Tables:
+    mean, square = sums["sum"] / tokens, sums["squares"] / tokens
+    variance = (square - mean.square()).clamp(min=0)
+    return {"mean": mean.float(), "norm": square.sqrt().float(), "variance": variance.float()}
+
+
+def _moments_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    if len(shape) < 2 or not all(shape):  # a matrix
+        return {}
+    rows = torch.randn(17, torch.Size(shape[1:]).numel(), generator=generator)
+    sums = _moments_start(rows)
+    _moments_add(sums, rows)
+    count = torch.tensor(len(rows))
+    return {**_moments_finish(sums, count), "tokens": count, "axis": torch.tensor(1)}
+
+
+def _usage_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    if len(shape) < 2:  # a matrix
+        return {}
+    return {"tokens": torch.randint(1, 99, (), generator=generator), "axis": torch.tensor(1)}
+
+
+INPUTS = {
+    "gram": Statistic(
+        "`gram`, XᵀX / tokens of the inputs X `(tokens, d)` of a matrix, float32 `(d, d)`, of a convolution of its unfolded inputs; "
+        "`tokens`, their number without padding; `axis`, 1 where the matrix is stored (out, in), 0 where it is (in, out)",
+        _collector(lambda rows: {"gram": rows.new_zeros(rows.shape[1], rows.shape[1])}, _gram_add, _gram_finish),
+        _square,
+        _gram_sample,
+    ),
+    "activation": Statistic(
+        "`mean`, `norm` (the root of the mean square) and `variance` of each input channel of a matrix over tokens, float32 `(d,)`; "
+        "`tokens` and `axis` as of `gram`",
+        _collector(_moments_start, _moments_add, _moments_finish),
+        lambda shape: 16 * max(shape, default=0),
+        _moments_sample,
+    ),
+    "usage": Statistic(
+        "`tokens`, the number of tokens, without padding, that a matrix was multiplied with: of the matrices of a mixture's expert, the "
+        "tokens that were routed to it; `axis` as of `gram`",
+        _collector(lambda rows: {}, lambda sums, rows: None, lambda sums, tokens: {}),
+        lambda shape: 0,
+        _usage_sample,
+    ),
+}
+"""The statistics of inputs, by name."""

@@ -1,0 +1,109 @@
+"""Evidence: which examples, what is refused, and a study and a merge that read it."""
+
+import json
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from evomerge import cache
+from evomerge.errors import EvomergeError, RecipeError
+from evomerge.evidence import Evidence
+from evomerge.parts import open_parts
+from evomerge.recipe import merge
+from evomerge.report.export import export
+from evomerge.settings import StudySettings
+
+SPACE = {
+    "recipe": {
+        "merge": {"method": "regmean", "inputs": ["turned", "shifted"], "parameters": {"alpha": {"float": [0, 1]}}}
+    }
+}
+SMALL = {name: {"task": name, "examples": 4} for name in ("turned", "inverted", "shifted", "mirrored")}
+
+
+@pytest.fixture
+def study(small_digits, tmp_path):
+    """Return a function that reads a study of two experts of the small zoo."""
+
+    def read(evidence=None, space=SPACE, **more):
+        pool = {"base": small_digits.pool["base"], "experts": dict(small_digits.pool["experts"])}
+        tasks = {name: dict(entry) for name, entry in small_digits.tasks.items()}
+        data = {"pool": pool | {"evidence": SMALL if evidence is None else evidence}, "space": space, "tasks": tasks}
+        return StudySettings.parse(data | more, "study", tmp_path)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("evidence", "message"),
+    [
+        ({"turned": {"task": "turned", "split": "report"}}, "evidence is of the search split, got 'report'"),
+        ({"turnd": {"task": "turned"}}, "names `turnd`, which is no expert of the pool; did you mean `turned`"),
+        ({"turned": {"task": "turnd"}}, "`evidence` of `turned`: no task `turnd`; did you mean `turned`"),
+        (
+            {"turned": {"task": "turned", "examples": 9999}},
+            "9999 examples of the task `turned`, which has 400 to search; type `examples: 400`",
+        ),
+    ],
+)
+def test_wrong_evidence_is_refused_before_any_work(study, evidence, message):
+    with pytest.raises(EvomergeError, match=message):
+        open_parts(study(evidence))
+
+
+def test_a_method_without_evidence_says_what_to_type(study, tmp_path):
+    parts = open_parts(study({}, space="task_arithmetic"))
+    assert parts.evidence is None
+    with pytest.raises(RecipeError, match=r"type `evomerge merge RECIPE --evidence STUDY.yaml`"):
+        export(merge("regmean", ["turned", "shifted"], {}), parts.pool, tmp_path / "merged")
+
+
+def test_settings_without_evidence_are_what_they_were(study):
+    settings = study({}, space="task_arithmetic")
+    assert "evidence" not in json.loads(settings.model_dump_json())["pool"]
+
+
+def test_a_study_collects_and_an_export_is_the_same_merge(study, tmp_path):
+    parts = open_parts(study())
+    assert [entry.kind for entry in parts.evidence.left] == ["gram"] * 4
+    price = parts.evidence.price()["gram"]
+    assert price.seconds > 0
+    parts.collect()
+    assert not parts.evidence.left
+    written = sum(entry.folder.joinpath("00000.safetensors").stat().st_size for entry in parts.evidence.entries)
+    assert price.nbytes == pytest.approx(written, rel=0.5)
+    recipe = merge("regmean", ["turned", "shifted"], {"alpha": 0.7})
+    for name in ("one", "two"):
+        export(recipe, parts.pool, tmp_path / name)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all((one[name] == two[name]).all() for name in one)
+    record = (tmp_path / "one" / "recipe.yaml").read_text(encoding="utf-8")
+    assert parts.evidence.digests["gram"]["turned"] in record
+
+
+def test_other_examples_are_another_statistic(study):
+    keys = [
+        open_parts(study(evidence)).evidence.digests["gram"]["turned"]
+        for evidence in (SMALL, {**SMALL, "turned": {"task": "turned", "examples": 5}}, SMALL)
+    ]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_the_cache_lists_and_removes_statistics(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    parts = open_parts(study())
+    parts.collect()
+    assert {entry.what for entry in cache.entries()} == {"statistics"}
+    assert cache.prune(0) == []  # used within the hour
+    keep = parts.evidence.entries[0].folder
+    assert len(cache.prune(0, keep=[keep], fresh=0.0)) == 3
+    assert [entry.path for entry in cache.entries()] == [keep]
+    assert len(parts.evidence.left) == 3
+
+
+def test_no_statistics_are_collected_where_all_are_there(study, monkeypatch):
+    parts = open_parts(study())
+    parts.collect()
+    monkeypatch.setattr(Evidence, "_load", lambda self: pytest.fail("a model was loaded"))
+    parts.evidence.collect(Console(quiet=True))
