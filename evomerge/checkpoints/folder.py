@@ -6,6 +6,7 @@ untrusted: weights load only from safetensors, headers are checked before a tens
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,15 +173,20 @@ class Folder(Checkpoint):
     def read_ahead(self, name: str) -> None:
         """Load the tensor's pages into the kernel's cache; an unknown tensor is ignored.
 
-        The bytes are read, not advised: after `madvise` the pages are small, which are slower to map.
+        The bytes are read, not advised: after `madvise` the pages are small, which are slower to map. Pieces that are there
+        already, as far as their first and last byte tell, are left out.
         """
         if name in self.info:
             begin, end = self._named[name].span
             buffer = memoryview(bytearray(min(_PREFETCH_BYTES, end - begin)))
             with contextlib.suppress(OSError), self._named[name].file.open("rb", buffering=0) as file:
-                file.seek(begin)
-                while begin < end and (count := file.readinto(buffer[: end - begin])):
-                    begin += count
+                while begin < end:
+                    piece = buffer[: end - begin]
+                    if not all(_cached(file.fileno(), at) for at in (begin, begin + len(piece) - 1)):
+                        file.seek(begin)
+                        if not file.readinto(piece):
+                            return
+                    begin += len(piece)
 
     def forget(self) -> None:
         """Close the files, whose pages then no longer count as memory of this process; reading opens them again."""
@@ -236,6 +242,14 @@ class Folder(Checkpoint):
             raise CheckpointError(f"{self.path}: shard {name[:200]} is missing; download the checkpoint again")
         check_inside(path)
         return path
+
+
+def _cached(file: int, at: int) -> bool:
+    """Return whether a byte of an open file is in the kernel's cache, as far as the system tells."""
+    try:
+        return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except (AttributeError, OSError):  # macOS cannot be asked; elsewhere, the byte would have to be read from the disk
+        return False
 
 
 def check_inside(path: Path, folder: Path | None = None) -> None:

@@ -34,6 +34,9 @@ from evomerge.checkpoints.vocabulary import TokenizerChoice, Vocabulary
 from evomerge.errors import CheckpointError, PoolError, nearest
 from evomerge.merging import Evidence
 
+_OPEN_BYTES = 64 << 20
+"""Bytes that are read between two closings of a checkpoint's files."""
+
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
 _COUNTS = ("position_ids", "num_batches_tracked")
@@ -350,13 +353,18 @@ def check_finite(folder: Folder | Adapter) -> None:
     cached = files.cache() / "finite" / _stamp(folder, names)
     if cached.is_file():
         return
+    mapped = 0
     for name in names:
         tensor = folder.tensor(name)
         if not all_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {tensor.numel()}; such a model cannot be merged"
             raise CheckpointError(msg)
-        folder.forget()
+        mapped += tensor.nbytes
+        if mapped >= _OPEN_BYTES:  # pages stay mapped until files are closed, but opening one reads its header
+            folder.forget()
+            mapped = 0
+    folder.forget()
     with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
         files.write(cached, b"")
 

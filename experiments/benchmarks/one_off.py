@@ -5,6 +5,8 @@ checkpoints. For each operator the same files go, in turns, through
 
 - `evomerge`: the command `evomerge merge`, with empty cache folders;
 - `mergekit`: the command `mergekit-yaml`;
+- `plain`: a loop in torch over the mapped tensors of the models that the merge reads, which sums them in fp32 with one weight
+  each, rounds once, and writes one file: what a weighted sum costs with torch and without checks;
 - `copy`: `cat` of all the models that the merge reads, `cp` of one of them, and `sync`: about as many bytes are read and
   written as by the merge, and nothing is computed;
 - `start`: a process that imports what `evomerge merge` imports, and ends.
@@ -59,7 +61,30 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "della": {"density": 0.5, "epsilon": 0.1},
     "breadcrumbs": {"density": 0.6, "gamma": 0.01},
 }
-PATHS = ("evomerge", "mergekit", "copy", "start")
+PATHS = ("evomerge", "mergekit", "plain", "copy", "start")
+
+PLAIN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from safetensors import safe_open
+out, *folders = map(Path, sys.argv[1:])
+index = json.loads((folders[0] / "model.safetensors.index.json").read_text())["weight_map"]
+with out.open("wb") as file:
+    for shard in sorted(set(index.values())):
+        models = [safe_open(folder / shard, "pt") for folder in folders]
+        for name in models[0].keys():
+            rows = [model.get_tensor(name).view(-1) for model in models]
+            merged = torch.empty_like(rows[0])
+            for at in range(0, len(merged), 1 << 16):
+                total = rows[0][at : at + (1 << 16)].float().mul_(1 / len(rows))
+                for row in rows[1:]:
+                    total.add_(row[at : at + (1 << 16)].float(), alpha=1 / len(rows))
+                merged[at : at + (1 << 16)].copy_(total)
+            file.write(merged.view(torch.uint8).numpy())
+    os.fsync(file.fileno())
+"""
+"""A plain loop; torch and safetensors are all that it imports."""
 
 
 WATCH = """
@@ -193,13 +218,22 @@ def mergekit(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -
     return [str(Path(sys.executable).with_name("mergekit-yaml")), str(file), str(out), *options]
 
 
+def read(what: Recipe, pool: Mapping[str, Path]) -> list[Path]:
+    """Return the folders of the models that a merge reads."""
+    names = [*what.experts] if "slerp" in str(what.data) else [*what.experts, "base"]  # slerp reads no base
+    return [pool[name] for name in names]
+
+
+def plain(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> list[str]:
+    del out
+    return [sys.executable, "-c", PLAIN, str(scratch / "plain.safetensors"), *map(str, read(what, pool))]
+
+
 def copy(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> list[str]:
     del scratch
-    read = [pool[name] for name in what.experts]
-    if "slerp" not in str(what.data):  # it reads no base
-        read.append(pool["base"])
-    files = " ".join(f"{path}/*.safetensors" for path in read)
-    return ["sh", "-c", f"cat {files} > /dev/null && cp -r {read[-1]} {out} && sync {out}/*"]
+    folders = read(what, pool)
+    files = " ".join(f"{path}/*.safetensors" for path in folders)
+    return ["sh", "-c", f"cat {files} > /dev/null && cp -r {folders[-1]} {out} && sync {out}/*"]
 
 
 def start(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> list[str]:
@@ -210,6 +244,7 @@ def start(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> l
 COMMANDS: dict[str, Callable[[Recipe, Mapping[str, Path], Path, Path], list[str]]] = {
     "evomerge": evomerge,
     "mergekit": mergekit,
+    "plain": plain,
     "copy": copy,
     "start": start,
 }
@@ -260,10 +295,12 @@ def measure(switches: Switches, options: Options) -> Findings:
 
 def ratios(best: Mapping[str, Took]) -> dict[str, float]:
     """Return ratios of times, and peaks of memory in MiB, of one operator."""
-    ours, copied, begun = best["evomerge"], best["copy"], best["start"]
+    ours, copied, begun, loop = best["evomerge"], best["copy"], best["start"], best["plain"]
     found = {
         "cpu_by_copy": ours.cpu / copied.cpu,
         "cpu_after_start_by_copy": max(ours.cpu - begun.cpu, 0.0) / copied.cpu,
+        "cpu_by_plain": ours.cpu / loop.cpu,
+        "start_by_plain": begun.cpu / loop.cpu,
         "wall_by_copy": ours.wall / copied.wall,
         "peak_mib": ours.peak,
     }
@@ -284,6 +321,8 @@ COLUMNS = {
     "cpu_by_copy": "CPU by a copy's",
     "cpu_after_start_by_copy": "without imports",
     "wall_by_copy": "time by a copy's",
+    "cpu_by_plain": "CPU by a plain loop's",
+    "start_by_plain": "imports by a plain loop's CPU",
 }
 
 

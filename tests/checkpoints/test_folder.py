@@ -1,7 +1,9 @@
 """Folders: whatever is wrong with one is an error before any tensor is read."""
 
+import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +174,28 @@ def test_reading_ahead_of_a_file_that_is_gone_or_shorter_is_no_error(tmp_path):
     folder.read_ahead("a.weight")
     folder.files[0].unlink()
     folder.read_ahead("a.weight")
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is cached")
+def test_reading_ahead_leaves_out_what_is_cached_and_reads_what_may_not_be(tmp_path, monkeypatch):
+    folder = Folder(write_checkpoint(tmp_path, {"a": torch.zeros(1 << 19)}))  # two pieces of 1 MiB
+    folder.files[0].read_bytes()
+    asked, preadv = [], os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, buffers, at, flags: asked.append(at) or preadv(file, buffers, at, flags)
+    )
+    opened = []
+
+    class File(io.FileIO):
+        def readinto(self, buffer):
+            opened.append((self.tell(), len(buffer)))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: File(self))
+    begin, end = folder.stored["a"].span
+    folder.read_ahead("a")
+    assert opened == []
+    assert asked == [begin, begin + (1 << 20) - 1, begin + (1 << 20), end - 1]
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    folder.read_ahead("a")
+    assert opened == [(begin, 1 << 20), (begin + (1 << 20), 1 << 20)]
