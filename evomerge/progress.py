@@ -40,6 +40,7 @@ class Progress:
         # Time and amount of the first call, from which the rest is estimated: start-up takes no part.
         self._first: tuple[float, int] | None = None
         self._last_done = 0
+        self._warned = False
         self._notebook_line: Any = None  # IPython's handle of the line that is shown
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()
@@ -74,9 +75,16 @@ class Progress:
                 parts.append(f"{duration((now - since) / (done - first) * (self._total - done))} left")
             self._print(", ".join([*parts, note] if note else parts))
 
+    def say(self, line: str) -> None:
+        """Print a line, as a warning that comes again; on a terminal only the first time, and then beside the bar."""
+        self._bar.update(self._task, note=line)
+        if not (self._console.is_terminal and self._warned):
+            self._print(f"{self._what}: {line}")
+        self._warned = True
+
     def _print(self, line: str) -> None:
         if not self._console.is_jupyter or self._console.quiet:
-            self._console.print(line, markup=False)
+            self._console.print(line, markup=False, soft_wrap=True)
             return
         display = import_module("IPython.display").display
         data = {"text/plain": line}

@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evomerge import costs, journal
+from evomerge import costs, journal, presence
 from evomerge.errors import JournalError, StudyError
 from evomerge.history import cost
+from evomerge.presence import Presence
 from evomerge.trial import Evaluation, ScoreTable
 
 State = Literal["not started", "running", "stopped", "done"]
@@ -74,6 +75,10 @@ class Status:
     """Share of the workers' time in which they evaluated nothing, from the first results on."""
     left: float | None
     """Until a budget is used, at the rate from the first results on; None while that is unknown, and where no search runs."""
+    workers: int
+    """Workers of the search now: those that live, of a queue; otherwise as many as were started. 0 where no search runs."""
+    queue: Presence | None
+    """Who is at the queue of a search that runs; None of other searches."""
     best: Best | None
     """None where the mean of different metrics says nothing: see `bests`."""
     bests: Mapping[str, tuple[int, float]]
@@ -124,6 +129,8 @@ class Reader:
         finished = found.spent >= settings["evaluations"] or (last is not None and last.ended == costs.DONE)
         state: State = "running" if running else "done" if finished else "stopped" if path.exists() else "not started"
         rate, idle = _rate(runs, found.units)
+        queue = _queue(settings) if running else None
+        slots = last.slots if running and last is not None else 0
         if runs:
             seconds["search: driver"] = sum(run.driver for run in runs)
         return Status(
@@ -145,6 +152,8 @@ class Reader:
             since=max(time.time() - path.stat().st_mtime, 0.0) if found.evaluated else None,
             idle=idle,
             left=_left(times, runs, settings["evaluations"] - found.spent, rate) if running else None,
+            workers=slots if queue is None else queue.workers,
+            queue=queue,
             best=found.best,
             bests=dict(found.bests),
             curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
@@ -232,6 +241,17 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise StudyError(f"{folder}: no study here (no study.json); expected a study's directory") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StudyError(f"{path}: expected the JSON of a study ({error}); restore the file from a copy") from None
+
+
+def _queue(settings: Mapping[str, Any]) -> Presence | None:
+    """Return who is at the queue of the settings, if they have one."""
+    workers = settings.get("workers")
+    if not isinstance(workers, dict):
+        return None
+    try:
+        return presence.read(Path(workers["queue"]), float(workers["lease"]))
+    except (KeyError, TypeError, ValueError, PermissionError):  # of another account, or no settings of ours
+        return None
 
 
 def _process(folder: Path, run: costs.Run | None) -> tuple[str | None, bool, bool]:

@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from evomerge import attempts, costs, evaluate, header, interrupts, journal, locks, pareto, placement, search, trust
+from evomerge import (
+    attempts,
+    costs,
+    evaluate,
+    header,
+    interrupts,
+    journal,
+    locks,
+    pareto,
+    placement,
+    search,
+    trust,
+    workers,
+)
 from evomerge.errors import EvaluatorError, SpaceError, StudyError, StudyInUseError
 from evomerge.evaluate.worker import OUT_OF_DEVICE_MEMORY
 from evomerge.history import Completed, History, cost, digest
@@ -32,7 +45,6 @@ from evomerge.trial import Evaluation, Proposal
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
 _HOPELESS = 8  # candidates, the first of a search, after which one error of all of them ends it
 
 Watcher = Callable[[Proposal, Evaluation], None]
@@ -140,7 +152,10 @@ class Study:
         """
         if evaluator is None:
             total = self.settings.evaluations
-            with self.evaluator() as own, Progress("search", total, Console(quiet=not progress)) as bar:
+            with (
+                Progress("search", total, Console(quiet=not progress)) as bar,
+                self.evaluator(say=bar.say) as own,
+            ):
 
                 def show(proposal: Proposal, evaluation: Evaluation) -> None:
                     bar(min(int(self.spent), total))
@@ -278,36 +293,17 @@ class Study:
                 driver.tell(proposal, evaluation)
             yield proposal, evaluation
 
-    def evaluator(self, *, queue: bool = True) -> evaluate.CachingEvaluator:
+    def evaluator(
+        self, *, queue: bool = True, say: Callable[[str], None] = lambda line: None
+    ) -> evaluate.CachingEvaluator:
         """Return a new evaluator for these settings. The caller closes it. Raises `StudyError` on another device than the study's.
 
-        Without `queue`, workers that share a folder are left out, as they may have ended: all is evaluated in this process.
+        Without `queue`, workers that share a folder are left out, as they may have ended: all is evaluated in this process. `say` is
+        called with a line where candidates wait for workers in vain.
         """
         self.parts.collect()
-        if self.parts.setup.device == self.settings.device:  # else it was chosen for this evaluator
-            header.check_device(header.read(self.folder), self.settings.device, self.folder)
-        workers, deadline = self.settings.workers, self.settings.deadline
-        members = str(self.folder / "members") if self.parts.space.parents else None
-        setup = replace(self.parts.setup, members=members)
-        made: evaluate.Evaluator
-        if isinstance(workers, int):
-            made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline)
-        elif not queue:
-            made = evaluate.make(setup)
-        else:
-            known = header.read(self.folder).identity
-            made = evaluate.QueueEvaluator(
-                setup,
-                Path(workers.queue),
-                workers.in_flight,
-                workers.lease,
-                _DEADLINE if deadline is None else deadline,
-                study=self.folder.resolve(),
-                same={key: known[key] for key in ("pool_digests", "data_digests", "code_digests") if key in known},
-                versions=versions(),
-            )
-        evaluator = evaluate.CachingEvaluator(made, self.parts.sizes)
-        if members is not None:
+        evaluator = workers.start(self.settings, self.parts, self.folder, queue=queue, say=say)
+        if self.parts.space.parents:
             evaluator.lineage.update(self.lineage())
         return evaluator
 

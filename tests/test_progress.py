@@ -51,6 +51,16 @@ def test_progress_in_a_notebook_is_one_line_that_is_updated(clock, monkeypatch):
     assert [line.partition(",")[0] for line in updates] == ["search: 2/3", "search: 3/3"]
 
 
+@pytest.mark.parametrize(("terminal", "lines"), [(False, 2), (True, 1)])
+def test_a_warning_that_comes_again_is_a_line_each_time_when_piped_and_one_line_on_a_terminal(clock, terminal, lines):
+    output = io.StringIO()
+    console = Console(file=output, width=200, force_terminal=terminal, force_interactive=False, highlight=False)
+    with Progress("search", 10, console) as progress:
+        progress.say("no worker is here: type [this]")
+        progress.say("no worker is here: type [this]")
+        assert output.getvalue().count("search: no worker is here: type [this]\n") == lines
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.24, "0.2 s"), (41, "41 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")])
 def test_durations_are_read_at_a_glance(seconds, text):
     assert duration(seconds) == text

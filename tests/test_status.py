@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -135,6 +137,50 @@ def test_the_time_left_leaves_out_the_start_and_is_none_until_it_is_known(search
     # By hand: 2 candidates in 10 seconds after the first two, 5 are left of 12; 18 of 20 seconds of the two workers were work.
     assert study.status.left == pytest.approx(25)
     assert study.status.idle == pytest.approx(0.1)
+
+
+@pytest.fixture
+def queued(search, monkeypatch):
+    """A search that runs, and its queue, with two candidates that wait, made ten minutes ago."""
+    monkeypatch.setattr(status, "_locks", lambda process, path: True)
+    study = search(workers={"queue": "q", "in_flight": 4, "lease": 60.0})
+    queue = study.folder / "q"
+    header = json.loads((study.folder / "study.json").read_text())
+    header["settings"]["workers"]["queue"] = str(queue)
+    (study.folder / "study.json").write_text(json.dumps(header))
+    for name in ("todo", "workers"):
+        (queue / name).mkdir(parents=True)
+    for name in ("clock", "todo/1", "todo/2", "todo/.temporary"):
+        (queue / name).touch()
+    os.utime(queue / "workers", (time.time() - 600,) * 2)
+    study.lock(os.getpid())
+    study.run(good(1), ended=None)
+    return study, queue
+
+
+def test_a_queue_without_a_worker_is_said_with_what_to_type(queued):
+    study, queue = queued
+    assert (study.status.workers, study.status.queue.waiting) == (0, 2)
+    assert study.status.queue.alone == pytest.approx(600, abs=60)
+    said = evomerge("status", study.folder).stdout
+    assert "2 candidates wait, and no worker has shown itself for 1" in said
+    assert f"type `evomerge worker {queue}`" in said
+
+
+def test_workers_of_a_queue_are_those_whose_files_are_younger_than_a_lease(queued):
+    study, queue = queued
+    for name, age in (("one", 0), ("two", 59), ("dead", 61)):
+        (queue / "workers" / name).touch()
+        os.utime(queue / "workers" / name, ((queue / "clock").stat().st_mtime - age,) * 2)
+    assert (study.status.workers, study.status.queue.alone) == (2, None)
+    assert f"2 at the queue {queue}; 2 candidates wait" in evomerge("status", study.folder).stdout
+
+
+def test_a_queue_that_is_gone_or_of_another_study_version_is_left_out(queued):
+    study, queue = queued
+    shutil.rmtree(queue)
+    assert study.status.queue is None
+    assert study.status.workers == 1
 
 
 def test_a_resumed_search_has_the_rate_of_the_run_before_for_its_own_workers(search, monkeypatch):

@@ -39,7 +39,7 @@ def search_and_report(
     means = [evaluation.means(searched) for _, evaluation in history.population if evaluation.error is None]
     evaluated = 0
     standing = Throttled(lambda: _standing(searched, means) + _coverage(study))
-    with study.evaluator() as evaluator, Progress("search", total, console) as progress:
+    with Progress("search", total, console) as progress, study.evaluator(say=progress.say) as evaluator:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
             nonlocal evaluated

@@ -52,6 +52,8 @@ def lines(found: Status) -> Iterator[str]:
     yield f"  done      {amount}{'' if found.left is None else f', about {duration(found.left)} left'}"
     for name, (used, whole) in found.times.items():
         yield f"            {used:.3g} of {whole:g} {name.replace('_', '-')}"
+    if found.queue is not None:
+        yield f"  workers   {found.queue}"
     if found.failed:
         yield f"  failed    {found.failed} of {found.evaluated}"
         for error, count in found.failures[:_CAUSES]:

@@ -168,6 +168,51 @@ def test_a_resumed_process_takes_what_lies_there_and_drops_what_is_stale(setup, 
     assert not queue.names("done")
 
 
+class Clock:
+    """A clock that only sleeping moves, in place of `time`; it calls `then` at each time that is named there."""
+
+    def __init__(self, then):
+        self.now, self._then = 0.0, dict(then)
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        for due in [due for due in self._then if due <= self.now]:
+            self._then.pop(due)()
+
+
+def test_a_queue_without_a_worker_says_so_once_a_minute_until_one_comes(setup, queue, expected, monkeypatch):
+    said = []
+    with QueueEvaluator(setup, queue.path, say=said.append) as evaluator:
+        for number in range(2):
+            evaluator.submit(Proposal(number, merge(0.3)))
+        clock = Clock({200.0: lambda: queue.new_worker("here"), 500.0: lambda: serve(queue, most=1)})
+        monkeypatch.setattr("evomerge.evaluate.folder_queue.evaluator.time", clock)
+        assert evaluator.wait()[1].to_json() == expected
+    assert clock.now == pytest.approx(500, abs=1)
+    assert len(said) == 3, "at 60, 120 and 180 seconds; a worker comes at 200"
+    assert said[0].startswith("2 candidates wait, and no worker has shown itself for 0.")
+    assert said[0].endswith(f"type `evomerge worker {queue.path}`")
+
+
+def test_the_time_without_a_worker_begins_when_the_last_one_is_taken_for_dead(setup, queue):
+    said = []
+    with QueueEvaluator(setup, queue.path, lease=4.0, say=said.append) as evaluator:
+        evaluator.submit(Proposal(0, merge(0.3)))
+        age(queue.new_worker("dead")[1], 5.0)
+        evaluator._look_for_lost()
+        evaluator._look_for_workers()
+        age(queue.path / "workers", 3600.0)
+        evaluator._look_for_workers()
+        evaluator._queue.remove_job(*queue.names("todo"))
+        evaluator._look_for_workers()
+    first, second = (line.partition(" has shown itself for ")[2].partition(":")[0] for line in said)
+    assert float(first.removesuffix(" s")) < 10
+    assert second.startswith("1 h 0 min")
+
+
 def test_a_candidate_past_its_deadline_is_given_up_by_a_new_process(faulty, plan_faults, queue):
     plan_faults({merge(0.3): "hang"})
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)

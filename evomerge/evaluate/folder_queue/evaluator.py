@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evomerge import interrupts, locks
+from evomerge import interrupts, locks, presence
 from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
@@ -18,6 +18,7 @@ from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between looks at the folder
+_NOTICE = 60.0  # seconds without a result after which, again and again, it is said that there is no worker
 
 
 class QueueEvaluator(Evaluator):
@@ -39,12 +40,13 @@ class QueueEvaluator(Evaluator):
         study: Path | None = None,
         same: Mapping[str, Mapping[str, Any]] | None = None,
         versions: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Open the queue in `folder` for workers.
 
         Up to `in_flight` proposals are in it at a time. `lease` and `deadline`, the time of one candidate, are in seconds; None is no
         limit. `study` is the directory of the study, `same` the digests that workers must find again, `versions` those of packages
-        here. Raises `EvaluatorError` for the queue of another study, or of one that another process runs now.
+        here. `say` is called once a minute while candidates wait and there is no worker. Raises `EvaluatorError` for the queue of another study, or of one that another process runs now.
         """
         self.slots = in_flight
         self.lineage: dict[str, Recipe] = {}
@@ -66,7 +68,7 @@ class QueueEvaluator(Evaluator):
             members=None if members is None else str(members),
         )
         self._queue = QueueFolder(folder)
-        self._lease, self._deadline = lease, deadline
+        self._lease, self._deadline, self._say = lease, deadline, say
         self._pending: dict[str, Proposal] = {}  # by job
         self._causes: dict[str, list[str]] = {}  # of each job that lost workers
         self._failed: dict[str, str] = {}  # the error of each job that lost too many
@@ -108,7 +110,7 @@ class QueueEvaluator(Evaluator):
             self._write(name)
 
     def wait(self) -> tuple[int, Evaluation]:
-        """Return the first result in the folder. Without a worker this takes forever."""
+        """Return the first result in the folder. Without a worker this takes forever, which is said."""
         if not self._pending:
             raise EvaluatorError("no proposal is pending; submit one before waiting")
         self._settle()
@@ -117,7 +119,7 @@ class QueueEvaluator(Evaluator):
                 self._queue.remove_job(name)
                 self._queue.remove_result(name)
             self._found = None
-        pause = _SHORTEST_PAUSE
+        pause, notice = _SHORTEST_PAUSE, time.monotonic() + _NOTICE
         while True:
             interrupts.check()
             for name in self._queue.names("done"):
@@ -131,6 +133,9 @@ class QueueEvaluator(Evaluator):
             if self._failed:
                 name, error = next(iter(self._failed.items()))
                 return self._finish(name, Evaluation(error=error))
+            if time.monotonic() >= notice:
+                notice += _NOTICE
+                self._look_for_workers()
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 
@@ -184,6 +189,12 @@ class QueueEvaluator(Evaluator):
         if self._told is not None:
             self._queue.remove_result(self._told)
             self._told = None
+
+    def _look_for_workers(self) -> None:
+        """Say that candidates wait, if there is no worker."""
+        here = presence.read(self._queue.path, self._lease)
+        if here is not None and here.alone is not None and here.waiting:
+            self._say(str(here))
 
     def _look_for_lost(self) -> None:
         """Count the loss of jobs whose workers are dead, and write again what is gone from the folder."""

@@ -36,6 +36,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from evomerge import files
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.worker import Setup
+from evomerge.presence import listed, time_of
 from evomerge.recipe import Json, canonical_json, describe
 from evomerge.trial import Evaluation, Examples, Proposal, Split
 
@@ -145,16 +146,16 @@ class QueueFolder:
 
     def stopped(self, since: float) -> bool:
         """Return whether a search ended after the time `since`, of the file system."""
-        written = _time(self.path / "stop")
+        written = time_of(self.path / "stop")
         return written is not None and written >= since
 
     def names(self, folder: Literal["todo", "done"]) -> list[str]:
         """Return the jobs in a folder, those of low numbers first."""
-        return sorted(name for name in _listed(self.path / folder) if _JOB.fullmatch(name))
+        return sorted(name for name in listed(self.path / folder) if _JOB.fullmatch(name))
 
     def claims(self) -> Iterator[tuple[str, Path]]:
         """Yield the name and the file of each claimed job."""
-        for entry in _listed(self.path / "claimed"):
+        for entry in listed(self.path / "claimed"):
             name, at, _ = entry.partition("@")
             if at and _JOB.fullmatch(name):
                 yield name, self.path / "claimed" / entry
@@ -238,7 +239,7 @@ class QueueFolder:
         clock = self.path / "clock"
         clock.touch()
         now = clock.stat().st_mtime
-        for name in _listed(self.path / "workers"):
+        for name in listed(self.path / "workers"):
             if _older(path := self.path / "workers" / name, now - lease):
                 path.unlink(missing_ok=True)
         for name, claim in self.claims():
@@ -265,18 +266,5 @@ def _digest(content: Any) -> str:
 
 
 def _older(path: Path, time: float) -> bool:
-    touched = _time(path)
+    touched = time_of(path)
     return touched is not None and touched < time
-
-
-def _time(path: Path) -> float | None:
-    """Return when a file was touched, None if it is gone. It is opened, for which network file systems ask their server."""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:
-        return None
-
-
-def _listed(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]

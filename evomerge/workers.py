@@ -1,0 +1,43 @@
+"""Workers: the evaluator that a study's settings ask for, in this process, by Ray, or by a queue."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from evomerge import evaluate, header
+from evomerge.parts import Parts, versions
+from evomerge.settings import StudySettings
+
+_DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
+
+
+def start(
+    settings: StudySettings, parts: Parts, folder: Path, *, queue: bool, say: Callable[[str], None]
+) -> evaluate.CachingEvaluator:
+    """Return a new evaluator for the study in `folder`. Raises `StudyError` on another device than the study's, and `EvaluatorError`.
+
+    Without `queue`, all is evaluated in this process in place of one. `say` is called with a line where candidates wait in vain.
+    """
+    if parts.setup.device == settings.device:  # else it was chosen for this evaluator
+        header.check_device(header.read(folder), settings.device, folder)
+    workers, deadline = settings.workers, settings.deadline
+    setup = replace(parts.setup, members=str(folder / "members") if parts.space.parents else None)
+    made: evaluate.Evaluator
+    if isinstance(workers, int):
+        made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline)
+    elif not queue:
+        made = evaluate.make(setup)
+    else:
+        known = header.read(folder).identity
+        made = evaluate.QueueEvaluator(
+            setup,
+            Path(workers.queue),
+            workers.in_flight,
+            workers.lease,
+            _DEADLINE if deadline is None else deadline,
+            study=folder.resolve(),
+            same={key: known[key] for key in ("pool_digests", "data_digests", "code_digests") if key in known},
+            versions=versions(),
+            say=say,
+        )
+    return evaluate.CachingEvaluator(made, parts.sizes)
