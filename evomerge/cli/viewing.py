@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from evomerge import files
 from evomerge.cli.console import new_console, say
 from evomerge.errors import StudyError
+from evomerge.view import frozen
 from evomerge.view.server import Server
 
 _RUNS = Path("runs")
@@ -26,6 +28,15 @@ def view(folders: Sequence[Path], port: int) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             say(console, "ended")
+
+
+def save(folders: Sequence[Path], file: Path) -> None:
+    """Write the page of one study into `file`. Raises `StudyError` for several studies, or none."""
+    found = [study for folder in folders or [_RUNS] for study in _studies(folder)]
+    if len(found) != 1:
+        raise StudyError(f"--save writes the page of one study, got {len(found)}; name its directory")
+    files.write(file, frozen.save(found[0]))
+    say(new_console(), f"page: {file}")
 
 
 def _studies(folder: Path) -> list[Path]:

@@ -39,6 +39,10 @@ def view(
         ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.", min=0, max=65535)] = 8040,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the page of one study as one file of less than 1 MB, and stop."),
+    ] = None,
 ) -> None:
     """Show searches in a browser on this machine, while they run: front, recipes, progress, genes, populations, preferences.
 
@@ -46,6 +50,9 @@ def view(
     """
     from evomerge.cli import viewing
 
+    if save is not None:
+        viewing.save(folders or [], save)
+        return
     viewing.view(folders or [], port)
 
 

@@ -5,9 +5,10 @@ export const frozen = held ? JSON.parse(held.textContent) : null;
 
 export async function ask(what, parameters = {}) {
   if (frozen) {
-    const key = [what, ...["name", "against"].filter((part) => parameters[part]).map((part) => parameters[part])].join(" ");
+    const key = what === "model" ? `model ${parameters.name}` : what; // genes: of one candidate, which the answer names
+    if (frozen[key]?.error) throw new Error(frozen[key].error);
     if (key in frozen) return frozen[key];
-    throw new Error("this page is a report: it holds only the models of its front and the references; `evomerge view` shows all");
+    throw new Error("this page is a file, and holds only some models of the front and the references; evomerge view shows all");
   }
   const answer = await fetch(`/data?${new URLSearchParams({ what, ...parameters })}`);
   return read(answer);

@@ -50,6 +50,7 @@ export function updateFront() {
 function said() {
   const intervals = Object.keys(state.intervals).length || state.split !== "search";
   const judged = state.report ? ` The report is of ${state.report.evaluations} evaluations.` : " There is no report yet, so nothing is scored on unseen examples.";
+  if (state.picture !== "pairs") return `The 95% intervals are in the tables.${judged}`;
   return (intervals ? "Lines are 95% intervals over the examples." : "Intervals of a selected model are beside the picture.") + judged;
 }
 

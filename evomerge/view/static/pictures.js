@@ -28,7 +28,7 @@ export function rotatable(host, { points, objectives, shares, marked, pick, turn
   const { canvas, context, said, width, height } = sheet(host, 460, "Three objectives. Drag, or use the arrow keys, to rotate; all models are in the table.");
   const ends = extents(points, 3);
   const unit = points.map((point) => ({ ...point, values: point.values.map((value, i) => (2 * (value - ends[i][0])) / (ends[i][1] - ends[i][0]) - 1) }));
-  const reach = Math.min(width, height) * 0.3;
+  const reach = Math.min(width, height) * 0.28;
   const place = ([x, y, z]) => {
     const [ca, sa, cb, sb] = [Math.cos(turn.a), Math.sin(turn.a), Math.cos(turn.b), Math.sin(turn.b)];
     return [width / 2 + reach * (x * ca - y * sa), height / 2 - reach * (z * cb - (x * sa + y * ca) * sb)];
@@ -57,10 +57,10 @@ export function rotatable(host, { points, objectives, shares, marked, pick, turn
       context.lineTo(...place(end));
       context.stroke();
       context.fillStyle = colour("ink");
-      const [x, y] = place(middle);
-      context.fillText(name.slice(0, 28), Math.min(Math.max(x, 60), width - 60), y);
+      const [left, up] = place(middle), x = Math.min(Math.max(left, 70), width - 70), y = Math.min(Math.max(up, 14), height - 20);
+      context.fillText(name.slice(0, 28), x, y);
       context.fillStyle = colour("muted");
-      context.fillText(`${number(ends[i][0], shares[i])} to ${number(ends[i][1], shares[i])}`, Math.min(Math.max(x, 60), width - 60), y + 15);
+      context.fillText(`${number(ends[i][0], shares[i])} to ${number(ends[i][1], shares[i])}`, x, y + 15);
     });
     drawMarks(context, unit, place, 1);
     for (const point of unit) if (marked.includes(point.name)) drawRing(context, ...place(point.values), 1, marked[1] === point.name);

@@ -39,6 +39,7 @@ export class Scatter {
     this.marked = [];
     this.at = -1;
     this.tip = el("div", { class: "tip", hidden: true });
+    this.ring = el("div", { class: "ring", hidden: true }); // not drawn: a move of the mouse redraws nothing
     this.pick = pick;
     this.tell = tell;
     const wait = { x: [0, 1], y: [0, 1] };
@@ -50,7 +51,7 @@ export class Scatter {
       cursor: { drag: { x: true, y: true, uni: 12 }, points: { show: false } },
       hooks: { draw: [() => this.draw()], setSelect: [(u) => { if (u.select.width > 2) u.zoomed = true; }] },
     }, [[0, 1], [0, 1]], host);
-    host.append(this.tip);
+    host.append(this.tip, this.ring);
     host.tabIndex = 0;
     host.setAttribute("role", "application");
     host.setAttribute("aria-label", `${label}. Arrow keys go through the marked models, Enter selects one; all are in the table.`);
@@ -68,8 +69,10 @@ export class Scatter {
   }
 
   set(points, marked) {
+    const hovered = this.at >= 0 ? this.points[this.at].name : null;
     this.points = points;
     this.marked = marked;
+    if (hovered !== null && points[this.at]?.name !== hovered) this.hover(-1); // rows have moved
     const ends = (i) => points.flatMap((point) => (point.interval ? [point.values[i], point.interval[i][1], point.interval[i][2]] : [point.values[i]]));
     this.extent = { x: range(ends(0)), y: range(ends(1)) };
     this.u.setData([this.extent.x, this.extent.y], !this.u.zoomed);
@@ -109,10 +112,10 @@ export class Scatter {
     }
     context.globalAlpha = 1;
     drawMarks(context, this.points, (values) => this.place(values), scale);
-    this.points.forEach((point, i) => {
+    for (const point of this.points) {
       const found = this.marked.indexOf(point.name);
-      if (found >= 0 || i === this.at) drawRing(context, ...this.place(point.values), scale, found === 1);
-    });
+      if (found >= 0) drawRing(context, ...this.place(point.values), scale, found === 1);
+    }
     context.restore();
   }
 
@@ -130,11 +133,12 @@ export class Scatter {
   hover(i) {
     if (i === this.at) return;
     this.at = i;
-    this.u.redraw(false);
-    this.tip.hidden = i < 0;
+    this.tip.hidden = this.ring.hidden = i < 0;
     if (i < 0) return;
     const point = this.points[i];
     const x = this.u.valToPos(point.values[0], "x") + this.u.over.offsetLeft, y = this.u.valToPos(point.values[1], "y") + this.u.over.offsetTop;
+    this.ring.style.left = `${x - 10}px`;
+    this.ring.style.top = `${y - 10}px`;
     this.tip.replaceChildren(el("strong", {}, point.label), el("div", {}, point.said));
     const right = x < this.host.clientWidth / 2;
     this.tip.style.left = right ? `${x + 16}px` : "auto";

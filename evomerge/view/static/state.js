@@ -42,7 +42,7 @@ export function reset(study) {
   models.clear();
 }
 
-function best() {
+export function best() {
   const mean = (values) => values.reduce((sum, value) => sum + value, 0);
   const found = state.rows.filter((row) => state.front.has(row.number)).sort((a, b) => mean(b.means) - mean(a.means));
   return found.length ? `#${found[0].number}` : null;

@@ -3,7 +3,7 @@ import { duration, el, facts, heatTable, number, table, within } from "./dom.js"
 import { ask } from "./data.js";
 import { heatMaps, scoresOf, tree } from "./model.js";
 import { lines } from "./plots.js";
-import { labels, model, shares, state } from "./state.js";
+import { best, labels, model, shares, state } from "./state.js";
 
 export async function showProgress(view) {
   const data = await ask("progress", { study: state.study });
@@ -32,9 +32,10 @@ export async function showProgress(view) {
 const SLICES = 8;
 
 export async function showGenes(view) {
-  if (state.selected === null) return view.replaceChildren(el("p", {}, "No candidate has been evaluated yet."));
+  const through = state.selected?.startsWith("#") ? state.selected : best(); // a reference is no point of the space
+  if (through === null) return view.replaceChildren(el("p", {}, "No candidate has been evaluated yet."));
   view.replaceChildren(el("p", { class: "muted" }, "Fitting surrogates …"));
-  const data = await ask("genes", { study: state.study, name: state.selected });
+  const data = await ask("genes", { study: state.study, name: through });
   const tasks = Object.keys(data.importance);
   if (!tasks.length) return view.replaceChildren(el("p", {}, "No objective varies over the candidates."));
   const at = (task) => state.objectives.findIndex((objective) => objective.task === task);
@@ -88,10 +89,10 @@ export async function showPopulation(view, select) {
   }
   for (const cells of data.cells) {
     const [columns, rows] = [cells.shape[0], cells.shape[1] || 1];
-    const grid = Array.from({ length: rows }, () => Array(columns).fill(null)), best = {};
-    for (const [cell, numbered, quality] of cells.elites) {
+    const grid = Array.from({ length: rows }, () => Array(columns).fill(null));
+    for (const [cell, , quality] of cells.elites) {
       const [i, j] = [rows - 1 - (cell[1] || 0), cell[0]];
-      if (grid[i][j] === null || quality > grid[i][j]) [grid[i][j], best[`${i} ${j}`]] = [quality, numbered];
+      if (grid[i][j] === null || quality > grid[i][j]) grid[i][j] = quality;
     }
     const edges = (axis, k) => `${cells.edges[axis][k].toPrecision(3)}`;
     const values = cells.elites.map((one) => one[2]);
