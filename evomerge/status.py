@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import ge
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from evomerge import costs, journal, presence
+from evomerge import costs, journal, pareto, presence
 from evomerge.errors import JournalError, StudyError
 from evomerge.history import cost
 from evomerge.presence import Presence
@@ -28,6 +29,8 @@ _NUMBERS = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 _LOCKS = Path("/proc/locks")
 _CURVE = 40  # values of a curve at most
+_FIRST = 8  # candidates, whose lowest scores are the reference of the hypervolume
+_REPEATS = 1000  # a hypervolume that takes a thousandth of what a report allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,9 @@ class Status:
     """For each objective the number of its best candidate, and the score."""
     curve: tuple[float, ...]
     """The best mean so far, from the first candidate to the last, at most 40 values; empty where there is no `best`."""
+    hypervolume: float | None
+    """What the front dominates above the lowest scores of the first 8 candidates: it never falls once these are there. Not to be
+    confused with the report's, above the scores of its references. None without a candidate, and where it takes too long."""
 
 
 def read(folder: Path) -> Status:
@@ -159,6 +165,7 @@ class Reader:
             curve=tuple(found.means[i] for i in np.linspace(0, len(found.means) - 1, _CURVE).astype(int))
             if len(found.means) > _CURVE
             else tuple(found.means),
+            hypervolume=found.hypervolume,
         )
 
 
@@ -180,11 +187,21 @@ class _Found:
     means: list[float] = field(default_factory=list)
     """The best mean after each full evaluation."""
     _parts: dict[str, ScoreTable] = field(default_factory=dict)
+    _first: list[list[float]] = field(default_factory=list)
+    """Scores of the first candidates."""
+    _front: list[list[float]] = field(default_factory=list)
 
     @property
     def spent(self) -> float:
         """The used budget, in full evaluations."""
         return sum(self.units.values())
+
+    @property
+    def hypervolume(self) -> float | None:
+        """The hypervolume so far, as `Status` has it."""
+        if not self._front or not pareto.affordable(len(self._front), len(self.objectives), _REPEATS):
+            return None
+        return pareto.hypervolume(self._front, np.min(self._first, axis=0))
 
     def add(self, record: journal.Sketch | journal.Tell) -> None:
         """Add the next record."""
@@ -221,6 +238,11 @@ class _Found:
     def _compare(self, number: int, evaluation: Evaluation) -> None:
         objectives = self.objectives = self.objectives or sorted(evaluation.scores)
         scores = dict(zip(objectives, evaluation.means(objectives).tolist(), strict=True))
+        point = [*scores.values()]
+        if len(self._first) < _FIRST:
+            self._first.append(point)
+        if not any(all(map(ge, other, point)) for other in self._front):
+            self._front = [other for other in self._front if not all(map(ge, point, other))] + [point]
         for name, score in scores.items():
             if name not in self.bests or score > self.bests[name][1]:
                 self.bests[name] = number, score

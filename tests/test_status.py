@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pytest
 from commands import evomerge
+from prometheus_client.parser import text_string_to_metric_families
 
 from evomerge import costs, status
+from evomerge.cli import status as cli_status
 from evomerge.errors import JournalError, StudyError
 from evomerge.journal import Journal
 from evomerge.recipe import Recipe, base
@@ -292,15 +294,79 @@ def test_the_command_prints_json_and_writes_metrics_and_changes_nothing_in_the_f
     done = evomerge("status", study.folder, "--json", "--prometheus", file)
     data = json.loads(done.stdout)
     assert (data["state"], data["spent"], data["failures"]) == ("done", 2, [["boom", 1]])
-    lines = file.read_text().splitlines()
-    assert 'evomerge_evaluations_done{study="test"} 2.0' in lines
-    assert 'evomerge_evaluations_failed{study="test"} 1' in lines
-    assert 'evomerge_seconds{study="test",part="search: score"} 0.75' in lines
-    assert 'evomerge_best_score{study="test",objective="code/accuracy"} 0.5' in lines
-    assert [line for line in lines if line.startswith("# TYPE")] == sorted(
-        {line for line in lines if line.startswith("# TYPE")}, key=lines.index
-    )
+    assert metrics(file.read_text(), study.folder)["evaluations_done", ()] == 2
     assert {path.name: path.read_bytes() for path in study.folder.iterdir()} == before
+
+
+def metrics(text, folder):
+    """Return the values of metrics by name and labels, as Prometheus' own client reads them; each is there once, of one study."""
+    families = [*text_string_to_metric_families(text)]
+    assert len({family.name for family in families}) == len(families)
+    assert {family.type for family in families} == {"gauge"}
+    assert all(family.documentation for family in families)
+    found = {}
+    for sample in (sample for family in families for sample in family.samples):
+        labels = dict(sample.labels)
+        assert (labels.pop("study"), labels.pop("folder")) == ("test", str(folder.resolve()))
+        assert sample.timestamp is None, "the textfile collector refuses them"
+        key = sample.name.removeprefix("evomerge_"), tuple(labels.values())
+        assert key not in found
+        found[key] = sample.value
+    return found
+
+
+def test_metrics_are_those_of_the_search_in_the_format_of_prometheus(search):
+    study = search(budget=8)
+    errors = [
+        "ValueError: loss 1",
+        "ValueError: loss 2",
+        "worker died 3 times on this candidate: ActorDiedError",
+        '"\\\n',
+    ]
+    failures = [(4, Evaluation(error=error)) for error in errors]
+    study.run(good(1, maths=0.25), good(2, maths=1.0), good(3, maths=0.0, code=0.75), *failures)
+    found = metrics(cli_status.metrics(study.status), study.folder)
+    assert found["running", ()] == found["workers", ()] == 0
+    assert (found["evaluations_done", ()], found["evaluations_budget", ()]) == (7, 8)
+    assert found["evaluations_failed", ()] == 4
+    causes = {labels[0]: value for (name, labels), value in found.items() if name == "failures"}
+    assert causes == {"ValueError": 2, "worker died # times on this candidate": 1, errors[3]: 1}
+    assert found["seconds", ("search: score",)] == 2.25
+    assert found["best_score", ("maths/accuracy",)] == 1
+    assert found["best_mean", ()] == 0.75
+    # By hand: above (0, 0.5) the front, (1, 0.5) and (0, 0.75), dominates nothing.
+    assert found["hypervolume", ()] == 0
+
+
+def test_the_hypervolume_is_above_the_lowest_scores_of_the_first_eight_candidates(search):
+    study = search(budget=20)
+    study.run(*(good(at, maths=0.5, code=0.25 if at else 0.5) for at in range(8)), good(8, maths=0.75, code=0.75))
+    # By hand: the reference is (0.5, 0.25).
+    assert study.status.hypervolume == pytest.approx(0.25 * 0.5)
+    study.run(good(1, maths=1.0, code=0.5), good(2, maths=0.0, code=0.0))
+    assert study.status.hypervolume == pytest.approx(0.25 * 0.5 + 0.25 * 0.25)
+    assert "hypervolume 0.1875 above" in evomerge("status", study.folder).stdout
+
+
+def test_metrics_of_a_queue_say_how_many_wait_and_who_is_there(queued):
+    study, queue = queued
+    (queue / "workers" / "one").touch()
+    found = metrics(cli_status.metrics(study.status), study.folder)
+    assert (found["running", ()], found["workers", ()], found["queue_waiting", ()]) == (1, 1, 2)
+
+
+def test_metrics_are_replaced_in_one_step_and_all_may_read_them(search, tmp_path_factory):
+    study, folder = search(), tmp_path_factory.mktemp("metrics")
+    file = folder / "evomerge.prom"
+    for _ in range(2):
+        file.touch()
+        before = file.stat().st_ino
+        os.link(file, folder.parent / "kept")
+        evomerge("status", study.folder, "--prometheus", file)
+        assert file.stat().st_ino != before
+        (folder.parent / "kept").unlink()
+        assert [path.name for path in folder.iterdir()] == ["evomerge.prom"]
+        assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_status_imports_neither_torch_nor_transformers(search):

@@ -1,8 +1,10 @@
 """status: a study's search at a glance, as text, JSON or metrics."""
 
 import json
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,8 @@ from evomerge.progress import duration
 from evomerge.status import Status
 
 _BARS = "▁▂▃▄▅▆▇█"
+_NUMBERS = re.compile(r"\d[\d.]*")
+_LONGEST_CAUSE = 80
 _CAUSES = 5  # of failures, that are printed
 _ENDED = {
     INTERRUPTED: "by Ctrl-C",
@@ -67,6 +71,8 @@ def lines(found: Status) -> Iterator[str]:
         yield f"  best      #{found.best.number}: mean {found.best.mean:.4g} ({scores})"
     for name, (number, score) in found.bests.items() if found.best is None else ():
         yield f"  best      {name} {score:.4g} (#{number})"
+    if found.hypervolume is not None and len(found.bests) > 1:
+        yield f"  front     hypervolume {found.hypervolume:.4g} above the lowest scores of the first candidates"
     if len(found.curve) > 1:
         yield f"  gain      {_sparkline(found.curve)} best mean, from {found.curve[0]:.4g} to {found.curve[-1]:.4g}"
     if found.state == "stopped":
@@ -75,13 +81,24 @@ def lines(found: Status) -> Iterator[str]:
 
 
 def metrics(found: Status) -> str:
-    """Return the status in the text format of Prometheus, for the textfile collector of its node exporter."""
-    label = found.study.replace("\\", r"\\").replace('"', r"\"")
+    """Return the status in the text format of Prometheus, for the textfile collector of its node exporter.
+
+    The collector refuses all files if two have one series, so the folder is a label too: studies may have one name.
+    """
+    labels = ",".join(
+        f'{name}="{_escaped(value)}"'
+        for name, value in (("study", found.study), ("folder", str(Path(found.folder).resolve())))
+    )
+    causes = Counter[str]()
+    for error, count in found.failures:
+        causes[cause(error)] += count
     gauges: list[tuple[str, str, dict[str, float]]] = [
         ("running", "Whether a process runs the search.", {"": float(found.state == "running")}),
         ("evaluations_done", "Used budget, in full evaluations.", {"": found.spent}),
         ("evaluations_budget", "Whole budget, in full evaluations.", {"": found.budget}),
         ("evaluations_failed", "Failed evaluations.", {"": found.failed}),
+        ("failures", "Failed evaluations by cause.", _labelled("cause", causes)),
+        ("workers", "Workers of the search that live now.", {"": found.workers}),
         ("elapsed_seconds", "Seconds of all runs of the search.", {"": found.elapsed}),
         ("seconds", "Seconds of all evaluations, and of the driver.", _labelled("part", found.seconds)),
         ("best_score", "Best mean search score.", _labelled("objective", {n: s for n, (_, s) in found.bests.items()})),
@@ -92,6 +109,14 @@ def metrics(found: Status) -> str:
             None if found.best is None else found.best.mean,
         ),
         "left_seconds": ("Seconds until a budget is used.", found.left),
+        "queue_waiting": (
+            "Candidates in the queue that no worker has.",
+            None if found.queue is None else found.queue.waiting,
+        ),
+        "hypervolume": (
+            "Hypervolume of the front on the search examples, above the lowest scores of the first candidates.",
+            found.hypervolume,
+        ),
         "idle_share": ("Share of the workers' time in which they evaluate nothing.", found.idle),
         "last_result_seconds": ("Seconds since the last result.", found.since),
     }
@@ -99,15 +124,21 @@ def metrics(found: Status) -> str:
     text = []
     for name, about, values in gauges:
         text += [f"# HELP evomerge_{name} {about}", f"# TYPE evomerge_{name} gauge"]
-        text += [f'evomerge_{name}{{study="{label}"{more}}} {value!r}' for more, value in values.items()]
+        text += [f"evomerge_{name}{{{labels}{more}}} {value!r}" for more, value in values.items()]
     return "\n".join(text) + "\n"
 
 
 def _labelled(name: str, values: Mapping[str, float]) -> dict[str, float]:
-    escaped = {
-        key.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n"): value for key, value in values.items()
-    }
-    return {f',{name}="{key}"': value for key, value in escaped.items()}
+    return {f',{name}="{_escaped(key)}"': value for key, value in values.items()}
+
+
+def _escaped(label: str) -> str:
+    return printable(label).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def cause(error: str) -> str:
+    """Return what an error begins with, without its numbers: a label must not have a new value for each candidate."""
+    return _NUMBERS.sub("#", error.partition(":")[0])[:_LONGEST_CAUSE]
 
 
 def _state(found: Status) -> str:

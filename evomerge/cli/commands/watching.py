@@ -21,7 +21,9 @@ def status(
     ] = None,
     prometheus: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write it as metrics too, atomically, for Prometheus' textfile collector."),
+        typer.Option(
+            metavar="FILE.prom", help="Write it as metrics too, atomically, for Prometheus' textfile collector."
+        ),
     ] = None,
 ) -> None:
     """Say how far a search is, what failed, what takes the time and what is best so far. Only reads; at any time, on any machine."""
