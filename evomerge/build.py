@@ -9,14 +9,12 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from evomerge import files
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
-from evomerge.checkpoints.folder import Checkpoint, Computed, all_finite, differences
+from evomerge.checkpoints.folder import Checkpoint, Computed, differences
 from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
@@ -31,7 +29,6 @@ from evomerge.merging import (
     Store,
     Watch,
     inputs_sloped,
-    sloped_paths,
     unwatched,
 )
 from evomerge.models.saved_stack import StackConfigs
@@ -316,6 +313,10 @@ class Merged(Computed):
         """Yield the derivatives that were pulled of a matrix, by key path: see `MergeGradient.numbers`."""
         return self._gradient.numbers(name, pulled)
 
+    def linear(self, name: str) -> bool:
+        """Return whether slopes through a tensor are inner products with its inputs' tensors, for any gradient."""
+        return not self._inner and all(self._gradient.linear(matrix.name) for matrix in self._matrices.get(name, ()))
+
     def moved(self) -> list[str]:
         """Return the names of the tensors that the numbers of its recipe change."""
         return [
@@ -346,44 +347,6 @@ class Merged(Computed):
                 merged = torch.empty(part.shape, dtype=out.dtype, device=out.device)
                 self._pipeline.write(matrix.name, merged)
                 part.copy_(merged)
-
-
-class Slopes:
-    """Derivatives with respect to the numbers of one recipe, summed over its tensors as their gradients come."""
-
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint) -> None:
-        """Start at zero for `checkpoint`, which a builder built from `recipe`. Raises `RecipeError` for a stack."""
-        if isinstance(checkpoint, Stacked):
-            raise RecipeError("a stack has no slopes; expected a merge")
-        self._merged = checkpoint if isinstance(checkpoint, Merged) else None
-        known = sloped_paths(recipe)
-        self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
-        self.tensors = [] if self._merged is None else self._merged.moved()
-        """The names of the tensors whose gradients are needed."""
-        starts = [any(path[:length] in known for length in range(len(path) + 1)) for path in self._numbers]
-        self._start = np.where(np.array(starts, dtype=bool), 0.0, np.nan)
-        self._sums: dict[tuple[KeyPath, str], tuple[Merged, Pulled]] = {}
-
-    def take(self, name: str, gradient: torch.Tensor) -> None:
-        """Add the part of one tensor, by a number's gradient with respect to it. Raises `FloatingPointError` if not finite."""
-        if not all_finite(gradient):
-            raise FloatingPointError(f"the gradient of the tensor `{name}` holds NaN or infinity")
-        assert self._merged is not None
-        self._merged.pull(name, gradient.float(), self._add, ("merge",))
-
-    def collect(self) -> NDArray[np.float64]:
-        """Return the derivatives, float64 `(numbers,)`, NaN where a number has no slope; and start again at zero."""
-        result = self._start.copy()
-        for (at, name), (merged, pulled) in self._sums.items():
-            for path, number in merged.numbers(name, pulled):
-                if (*at, *path) in self._numbers:  # else a default, which is not in the recipe
-                    result[self._numbers[*at, *path]] += number
-        self._sums = {}
-        return result
-
-    def _add(self, merged: Merged, at: KeyPath, name: str, pulled: Pulled) -> None:
-        before = self._sums.get((at, name))
-        self._sums[at, name] = (merged, pulled if before is None else before[1] + pulled)
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from evomerge import placement
-from evomerge.build import Builder, Slopes
+from evomerge.build import Builder
 from evomerge.errors import DeviceError
+from evomerge.evaluate.slopes import Slopes
 from evomerge.merging import METHODS
 from evomerge.placement import Placement, describe, described, fastest, find, room_left
 from evomerge.recipe import Recipe, merge

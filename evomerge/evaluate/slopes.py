@@ -1,20 +1,84 @@
-"""Scores with slopes: one backward pass over some of a task's examples, contracted tensor by tensor as gradients come."""
+"""Scores with slopes: a backward pass over some of a task's examples, contracted tensor by tensor as gradients come."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.build import Slopes
-from evomerge.errors import ModelError
+from evomerge.build import Merged
+from evomerge.checkpoints.folder import Checkpoint, all_finite
+from evomerge.checkpoints.stack import Stacked
+from evomerge.errors import ModelError, RecipeError
+from evomerge.merging import Pulled, sloped_paths
 from evomerge.models import LiveModel
+from evomerge.recipe import Recipe
+from evomerge.recipe.form import KeyPath
 from evomerge.tasks import Task
 from evomerge.tasks.data import task_error
 from evomerge.tasks.task import Scores, joined
 from evomerge.trial import Split
+
+HELD = 256 << 20
+"""Bytes of gradients that are held over the batches of a task."""
+
+
+class Slopes:
+    """Derivatives with respect to the numbers of one recipe, summed over its tensors as their gradients come.
+
+    Gradients of all batches are first added up where the merge must be run again to pass them on, as TIES', as far as they fit in
+    `HELD` bytes: one pass through the merge for each task then, instead of one for each batch.
+    """
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint) -> None:
+        """Start at zero for `checkpoint`, which a builder built from `recipe`. Raises `RecipeError` for a stack."""
+        if isinstance(checkpoint, Stacked):
+            raise RecipeError("a stack has no slopes; expected a merge")
+        self._merged = checkpoint if isinstance(checkpoint, Merged) else None
+        known = sloped_paths(recipe)
+        self._numbers = {path: i for i, path in enumerate(recipe.numbers)}
+        self.tensors = [] if self._merged is None else self._merged.moved()
+        """The names of the tensors whose gradients are needed."""
+        starts = [any(path[:length] in known for length in range(len(path) + 1)) for path in self._numbers]
+        self._start = np.where(np.array(starts, dtype=bool), 0.0, np.nan)
+        self._sums: dict[tuple[KeyPath, str], tuple[Merged, Pulled]] = {}
+        self._held: dict[str, Tensor] = {}  # gradients, float32, that were not passed through the merge yet
+        self._room = HELD
+
+    def take(self, name: str, gradient: Tensor) -> None:
+        """Add the part of one tensor, by a number's gradient with respect to it. Raises `FloatingPointError` if not finite."""
+        if not all_finite(gradient):
+            raise FloatingPointError(f"the gradient of the tensor `{name}` holds NaN or infinity")
+        assert self._merged is not None
+        if name in self._held:
+            self._held[name] += gradient
+        elif not self._merged.linear(name) and 4 * gradient.numel() <= self._room:
+            self._held[name] = gradient.to(torch.float32, copy=True)
+            self._room -= 4 * gradient.numel()
+        else:
+            self._merged.pull(name, gradient.float(), self._add, ("merge",))
+
+    def collect(self) -> NDArray[np.float64]:
+        """Return the derivatives, float64 `(numbers,)`, NaN where a number has no slope; and start again at zero."""
+        if self._held and self._merged is not None:
+            for name, gradient in self._held.items():
+                self._merged.pull(name, gradient, self._add, ("merge",))
+            self._held, self._room = {}, HELD
+        result = self._start.copy()
+        for (at, name), (merged, pulled) in self._sums.items():
+            for path, number in merged.numbers(name, pulled):
+                if (*at, *path) in self._numbers:  # else a default, which is not in the recipe
+                    result[self._numbers[*at, *path]] += number
+        self._sums = {}
+        return result
+
+    def _add(self, merged: Merged, at: KeyPath, name: str, pulled: Pulled) -> None:
+        before = self._sums.get((at, name))
+        self._sums[at, name] = (merged, pulled if before is None else before[1] + pulled)
 
 
 def score_with_slopes(

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from evomerge import tasks
-from evomerge.build import Builder, Slopes
+from evomerge.build import Builder
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite
@@ -29,7 +29,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import TaskError, nearest, printable
-from evomerge.evaluate.slopes import score_with_slopes
+from evomerge.evaluate.slopes import Slopes, score_with_slopes
 from evomerge.models import LiveModel
 from evomerge.placement import Placement, Precision, fastest, find
 from evomerge.placement import describe as describe_device

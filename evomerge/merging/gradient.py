@@ -57,6 +57,10 @@ class MergeGradient:
         # Rows after the edits, (rows, n), of small tensors, which every batch reads.
         self._small: dict[str, torch.Tensor] = {}
 
+    def linear(self, name: str) -> bool:
+        """Return whether `pull` of a tensor takes one inner product per input, and no pass through the merge."""
+        return self._pipeline.compositions[self._pipeline.site(name).place].linear
+
     def pull(self, name: str, gradient: torch.Tensor, inner: Collection[int] = ()) -> Pulled:
         """Return the derivatives of <gradient, merged tensor>, from which `numbers` has those of the parameters.
 

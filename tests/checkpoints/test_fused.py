@@ -5,9 +5,10 @@ import torch
 from pools import write_checkpoint
 
 from evomerge import codecs
-from evomerge.build import Builder, Slopes
+from evomerge.build import Builder
 from evomerge.checkpoints.fused import matrices
 from evomerge.checkpoints.pool import Pool
+from evomerge.evaluate.slopes import Slopes
 from evomerge.recipe import Recipe
 
 EXPERTS, INNER, HIDDEN = 3, 4, 6

@@ -1,13 +1,17 @@
 """Slopes of a candidate are those of its scores, and what has none says so."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from evomerge.build import Builder, Slopes
+from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.evaluate import Worker
-from evomerge.evaluate.slopes import score_with_slopes
+from evomerge.evaluate import slopes as slopes_of
+from evomerge.evaluate.slopes import Slopes, score_with_slopes
+from evomerge.merging import MergeGradient
 from evomerge.models import LiveModel
 from evomerge.recipe import Recipe, base
 from evomerge.tasks import make
@@ -71,6 +75,32 @@ def test_slopes_pass_through_nested_merges(worker, everything):
     assert np.isfinite([number for path, number in numbers.items() if path[-1] != "density"]).all()
     inner = [number for path, number in numbers.items() if "inputs" in path and path[-1] == "lambda"]
     assert inner[0] != 0
+
+
+@pytest.mark.parametrize("room", [0, 8_000])
+def test_gradients_that_are_held_over_batches_give_the_slopes_of_the_batches(setup, sizes, monkeypatch, room):
+    # With batches of 8, a pass through TIES for each batch and tensor, or for each task where gradients fit in the room.
+    tasks = {name: {**given, "batch": 8} for name, given in setup.tasks.items()}
+    worker = Worker(dataclasses.replace(setup, tasks=tasks))
+    examples = {task: tuple(range(32)) for task in sizes["search"]}
+    passes = []
+    pull = MergeGradient.pull
+
+    def counted(self, name, *arguments):
+        passes.append(name)
+        return pull(self, name, *arguments)
+
+    monkeypatch.setattr(MergeGradient, "pull", counted)
+    merge = {"method": "ties", "inputs": ["turned", "inverted"], "parameters": {"weight": 0.7, "density": 0.6}}
+    recipe = Recipe.parse({"merge": merge})
+    held = worker.evaluate(recipe, slopes=examples).slopes
+    assert len(passes) == len(set(passes)) * len(sizes["search"])
+    passes.clear()
+    monkeypatch.setattr(slopes_of, "HELD", room)
+    batches = worker.evaluate(recipe, slopes=examples).slopes
+    assert len(passes) > 2 * len(set(passes)) * len(sizes["search"])
+    for name, slopes in held.items():
+        assert slopes == pytest.approx(batches[name], rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 def test_scores_are_those_without_slopes(worker, everything):
