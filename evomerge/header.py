@@ -26,6 +26,12 @@ class Header(BaseModel):
     identity: dict[str, Any]
     versions: dict[str, str]
 
+    @field_validator("settings")
+    @classmethod
+    def _without_notices(cls, settings: StudySettings) -> StudySettings:
+        """Leave out an address to post to: a directory may come from somebody else, and evomerge writes none."""
+        return settings.model_copy(update={"notify": None})
+
     @field_validator("settings", mode="before")
     @classmethod
     def _without_mixtures(cls, settings: Any) -> Any:

@@ -76,10 +76,14 @@ class Progress:
             self._print(", ".join([*parts, note] if note else parts))
 
     def say(self, line: str) -> None:
-        """Print a line, as a warning that comes again; on a terminal only the first time, and then beside the bar."""
+        """Print a line."""
+        self._print(f"{self._what}: {line}")
+
+    def remind(self, line: str) -> None:
+        """Print a line that is said again and again; on a terminal only the first time, and then beside the bar."""
         self._bar.update(self._task, note=line)
         if not (self._console.is_terminal and self._warned):
-            self._print(f"{self._what}: {line}")
+            self.say(line)
         self._warned = True
 
     def _print(self, line: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator
 
@@ -77,6 +78,29 @@ class ReportSettings(FrozenModel):
     """Bootstrap resamples of the examples."""
 
 
+class NotifySettings(FrozenModel):
+    """Notices about a search that runs unattended. They are no part of the study, and its directory has no word of them."""
+
+    webhook: str
+    """Address, http or https, to which one JSON object is posted at the start, at the end, and if too many candidates fail."""
+    failed: float = Field(default=0.25, ge=0, le=1)
+    """Share of a run's evaluations: if more of them fail, that is posted once. The first 8 are waited for."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_webhook(cls, webhook: str) -> str:
+        try:
+            address = urlsplit(webhook)
+            right = (
+                address.scheme in ("http", "https") and address.hostname and address.port != 0 and not address.username
+            )
+        except ValueError:
+            right = False
+        if not right or not webhook.isascii() or not webhook.isprintable() or " " in webhook:
+            raise ValueError("expected an address such as https://HOST/PATH, http or https, without a user's name")
+        return webhook
+
+
 class StudySettings(FrozenModel):
     """All settings of a study file."""
 
@@ -127,6 +151,8 @@ class StudySettings(FrozenModel):
     """MiB per worker for hidden states that candidates with equal first layers share. It changes no score."""
     report: ReportSettings = ReportSettings()
     """How the front is scored."""
+    notify: NotifySettings | None = Field(default=None, exclude=True)
+    """Notices to a webhook. The address may be a secret: it is not kept in the study's directory, so `evomerge resume` takes `--webhook`."""
 
     @field_validator("device")
     @classmethod
@@ -153,6 +179,7 @@ class StudySettings(FrozenModel):
             "pool": PoolSettings,
             "report": ReportSettings,
             "workers": QueueSettings,
+            "notify": NotifySettings,
             "tokenizer": TokenizerChoice,
             "evidence": EvidenceSettings,
         }
@@ -194,7 +221,7 @@ class StudySettings(FrozenModel):
     def with_options(self, options: Mapping[str, Any]) -> "StudySettings":
         """Return the settings with other values, as options of a command give them. Raises `StudyError`."""
         try:
-            return self.model_validate(self.model_dump() | dict(options))
+            return self.model_validate(self.model_dump() | {"notify": self.notify} | dict(options))
         except ValidationError as error:
             raise StudyError(describe(error, "options", {})) from None
 

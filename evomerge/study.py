@@ -24,6 +24,7 @@ from evomerge import (
     interrupts,
     journal,
     locks,
+    notices,
     pareto,
     placement,
     search,
@@ -142,26 +143,24 @@ class Study:
         *,
         progress: bool = True,
         grace: float = interrupts.GRACE,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Replay the journal, then search until a budget is used or the driver proposes no more.
 
         The budget is counted in examples; the last proposal may exceed it by less than a full evaluation. A budget of time ends the
         search when what runs has finished; so does SIGTERM, where `interrupts.install` was called, for at most `grace` seconds:
-        `stopped` says which. Without an `evaluator` the study makes its own, and shows progress unless `progress` is False. Raises `StudyError` where the first
-        candidates all fail with one error.
+        `stopped` says which. Without an `evaluator` the study makes its own, and shows progress unless `progress` is False. `say` is
+        called with a line if notices cannot be posted. Raises `StudyError` where the first candidates all fail with one error.
         """
         if evaluator is None:
             total = self.settings.evaluations
-            with (
-                Progress("search", total, Console(quiet=not progress)) as bar,
-                self.evaluator(say=bar.say) as own,
-            ):
+            with Progress("search", total, Console(quiet=not progress)) as bar, self.evaluator(say=bar.remind) as own:
 
                 def show(proposal: Proposal, evaluation: Evaluation) -> None:
                     bar(min(int(self.spent), total))
                     watch(proposal, evaluation)
 
-                self.run(own, show, grace=grace)
+                self.run(own, show, grace=grace, say=bar.say)
             return
         driver = self.driver = self.parts.new_driver(self.settings.seed)
         full, merge = sum(self.parts.sizes["search"].values()), self.settings.merge_examples
@@ -179,7 +178,8 @@ class Study:
             return proposal
 
         run = costs.timed(self.folder, evaluator.slots, self.parts.sizes["search"], self.parts.searched)
-        with self.lock(), Journal(self.journal_path) as record, run as clock, interrupts.graceful(grace):
+        posts = notices.Notices(self.settings.notify, self.folder, say)
+        with posts, self.lock(), Journal(self.journal_path) as record, run as clock, interrupts.graceful(grace):
             for proposal, evaluation in self.replay(driver):
                 if evaluation is None:
                     pending[proposal.number] = proposal
@@ -190,10 +190,11 @@ class Study:
                     evaluator.seed(proposal.recipe.id, proposal.split, evaluation, proposal.examples)
                     completed += cost(proposal, full, merge)
                     errors.append(evaluation.error)
-            if header.read(self.folder).settings != self.settings:
+            if header.read(self.folder).settings.model_dump() != self.settings.model_dump():
                 header.write(self.folder, self.settings, self.parts)
             self.spent = completed / (full + merge)
             clock.start()
+            posts.began()
             alone = self.settings.workers == 1 and self.settings.deadline is None  # a candidate may kill this process
             with attempts.counted(self.folder, pending) if alone else nullcontext() as hopeless:
                 driven = _until_terminated(clock, evaluate.drive(evaluator, record, ask, pending))
@@ -203,6 +204,7 @@ class Study:
                     if self.parts.space.parents:
                         evaluator.retain(_needed(driver, pending.values()))
                     clock.add(proposal, evaluation)
+                    posts.add(evaluation)
                     completed += cost(proposal, full, merge)
                     self.spent = completed / (full + merge)
                     watch(proposal, evaluation)

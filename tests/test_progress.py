@@ -52,12 +52,12 @@ def test_progress_in_a_notebook_is_one_line_that_is_updated(clock, monkeypatch):
 
 
 @pytest.mark.parametrize(("terminal", "lines"), [(False, 2), (True, 1)])
-def test_a_warning_that_comes_again_is_a_line_each_time_when_piped_and_one_line_on_a_terminal(clock, terminal, lines):
+def test_a_reminder_is_a_line_each_time_when_piped_and_one_line_on_a_terminal(clock, terminal, lines):
     output = io.StringIO()
     console = Console(file=output, width=200, force_terminal=terminal, force_interactive=False, highlight=False)
     with Progress("search", 10, console) as progress:
-        progress.say("no worker is here: type [this]")
-        progress.say("no worker is here: type [this]")
+        progress.remind("no worker is here: type [this]")
+        progress.remind("no worker is here: type [this]")
         assert output.getvalue().count("search: no worker is here: type [this]\n") == lines
 
 

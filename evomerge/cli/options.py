@@ -25,6 +25,10 @@ Grace = Annotated[
     float,
     typer.Option(metavar="SECONDS", help="After SIGTERM, wait at most so long for what is being evaluated.", min=0),
 ]
+Webhook = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Post JSON there at the start, at the end, and if too many candidates fail."),
+]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
 Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]
 Like = Annotated[

@@ -39,7 +39,7 @@ def search_and_report(
     means = [evaluation.means(searched) for _, evaluation in history.population if evaluation.error is None]
     evaluated = 0
     standing = Throttled(lambda: _standing(searched, means) + _coverage(study))
-    with Progress("search", total, console) as progress, study.evaluator(say=progress.say) as evaluator:
+    with Progress("search", total, console) as progress, study.evaluator(say=progress.remind) as evaluator:
 
         def watch(proposal: Proposal, evaluation: Evaluation) -> None:
             nonlocal evaluated
@@ -51,7 +51,7 @@ def search_and_report(
                 min(int(study.spent), total), note=f"failed: {evaluation.error}; {now}" if evaluation.error else now
             )
 
-        study.run(evaluator, watch, grace=grace)
+        study.run(evaluator, watch, grace=grace, say=progress.say)
         if study.stopped == TERMINATED:
             say(console, f"stopped by SIGTERM at {_spent(study)}: `evomerge resume {study.folder}` goes on")
             sys.exit(os.EX_TEMPFAIL)

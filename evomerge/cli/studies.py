@@ -83,13 +83,16 @@ def run(
     worker_hours: float | None = None,
     queue: Path | None = None,
     grace: float,
+    webhook: str | None = None,
     dry_run: bool,
 ) -> None:
     """Run or resume the study of a file, or only say what it would cost."""
     console = new_console()
     if driver is not None and driver not in KINDS:
         raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
-    settings = _override(StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device, queue)
+    settings = _override(
+        StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device, queue, webhook
+    )
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
     if dry_run:
@@ -121,6 +124,7 @@ def resume(
     worker_hours: float | None = None,
     queue: Path | None = None,
     grace: float,
+    webhook: str | None = None,
     retry_failed: bool,
     fork: Path | None = None,
 ) -> None:
@@ -132,7 +136,9 @@ def resume(
         folder = fork
     else:
         study = Study.open(folder, progress=step_printer(console))
-    settings = _override(study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours, queue=queue)
+    settings = _override(
+        study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours, queue=queue, webhook=webhook
+    )
     if settings != study.settings:
         study = Study.open(folder, settings)
     search_and_report(study, console, grace=grace, retry_failed=retry_failed)
@@ -252,9 +258,12 @@ def _override(
     worker_hours: float | None = None,
     device: str | None = None,
     queue: Path | None = None,
+    webhook: str | None = None,
 ) -> StudySettings:
     options: dict[str, Any] = {"evaluations": evaluations, "workers": workers, "seed": seed}
     options |= {"hours": hours, "worker_hours": worker_hours, "device": device}
+    if webhook is not None:
+        options["notify"] = ({} if settings.notify is None else settings.notify.model_dump()) | {"webhook": webhook}
     if queue is not None:
         if workers is not None:
             raise StudyError("`--queue` goes without `--workers`: its workers are started by `evomerge worker DIR`")

@@ -19,6 +19,7 @@ from evomerge.cli.options import (
     Rank,
     ShardSize,
     StudyFolder,
+    Webhook,
     WorkerHours,
     Workers,
 )
@@ -55,6 +56,7 @@ def run(
     hours: Hours = None,
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
+    webhook: Webhook = None,
     device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
@@ -75,6 +77,7 @@ def run(
         worker_hours=worker_hours,
         queue=queue,
         grace=grace,
+        webhook=webhook,
         dry_run=dry_run,
     )
 
@@ -88,6 +91,7 @@ def resume(
     hours: Hours = None,
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
+    webhook: Webhook = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -110,6 +114,7 @@ def resume(
         worker_hours=worker_hours,
         queue=queue,
         grace=grace,
+        webhook=webhook,
         retry_failed=retry_failed,
         fork=fork,
     )
