@@ -8,10 +8,11 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from evomerge import recipe
+from evomerge import presence, recipe
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import CachingEvaluator, QueueEvaluator, Worker
 from evomerge.evaluate.folder_queue import QueueFolder, QueueWorker
@@ -211,6 +212,19 @@ def test_the_time_without_a_worker_begins_when_the_last_one_is_taken_for_dead(se
     first, second = (line.partition(" has shown itself for ")[2].partition(":")[0] for line in said)
     assert float(first.removesuffix(" s")) < 10
     assert second.startswith("1 h 0 min")
+
+
+def test_a_worker_that_was_taken_for_dead_shows_itself_again(setup, queue):
+    with QueueEvaluator(setup, queue.path, lease=4.0):
+        worker = QueueWorker(queue, queue.opened())
+        _, file, _ = queue.new_worker("slow")
+        age(file, 5.0)
+        assert not [*queue.expired(4.0)]
+        assert presence.read(queue.path, 4.0).workers == 0
+        turns = iter([False, True])
+        worker._ended = SimpleNamespace(wait=lambda seconds: next(turns))
+        worker._beat(file)
+        assert presence.read(queue.path, 4.0).workers == 1
 
 
 def test_a_candidate_past_its_deadline_is_given_up_by_a_new_process(faulty, plan_faults, queue):

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,8 @@ class QueueWorker:
     def _beat(self, file: Path) -> None:
         """Touch the worker's file and its claim, until the worker ends or its candidate is past the deadline."""
         while not self._ended.wait(self._lease / 4):
-            touch(file)
+            with suppress(FileNotFoundError):  # the queue was removed
+                file.touch()  # made again, if this worker was taken for dead
             with self._guard:
                 current = self._current
                 if current is None:
