@@ -111,7 +111,7 @@ class Evidence:
         return {
             "kind": kind,
             "version": STATISTICS[kind].version,
-            "model": self._pool.digests[expert],
+            "model": self._pool.digests["base" if STATISTICS[kind].of_base else expert],
             "base": self._pool.digests["base"],
             "examples": list(examples),
             "task": {key: value for key, value in settings.items() if key not in data and key != "group"},
@@ -180,9 +180,9 @@ class Evidence:
         )
 
     def _subject(self, live: LiveModel, entry: Entry, examples: Sequence[int]) -> Subject:
-        """Return an expert in memory, with what is to be measured."""
+        """Return an expert, or the base, in memory, with what is to be measured."""
         task, pool = self._tasks[entry.task], self._pool
-        live.write(pool.experts[entry.expert])
+        live.write(pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert])
         task.put_head_on(live)
         live.module.train(mode=False)
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}

@@ -1,6 +1,7 @@
 """Statistics of the inputs of each matrix: Gram matrices, means and norms of activations, use of the experts of a mixture."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,10 +36,12 @@ def _collector(
             tokens[names] += len(rows)
 
         products = Products(subject.live, subject.matrices, subject.shapes, take)
+        done = 0
         with watched(subject.live, products):
-            for done, example in enumerate(subject.examples):
+            for examples in subject.task.unpadded(subject.live, "search", subject.examples):
                 watch("examples", done, len(subject.examples))
-                subject.task.score(subject.live, "search", [example])
+                subject.task.score(subject.live, "search", examples)
+                done += len(examples)
         groups: dict[str, list[tuple[str, ...]]] = {}
         for names, summed in sums.items():
             for name in names:
@@ -99,19 +102,21 @@ def _gram_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
 
 def _moments_start(rows: Tensor) -> Sums:
     width = rows.shape[1]
-    return {name: rows.new_zeros(width, dtype=torch.float64) for name in ("sum", "squares")}
+    return {name: rows.new_zeros(width, dtype=torch.float64) for name in ("sum", "sizes", "squares")}
 
 
 def _moments_add(sums: Sums, rows: Tensor) -> None:
     wide = rows.double()
     sums["sum"] += wide.sum(0)
+    sums["sizes"] += wide.abs().sum(0)
     sums["squares"] += wide.square().sum(0)
 
 
 def _moments_finish(sums: Mapping[str, Tensor], tokens: Tensor) -> Tables:
     mean, square = sums["sum"] / tokens, sums["squares"] / tokens
     variance = (square - mean.square()).clamp(min=0)
-    return {"mean": mean.float(), "norm": square.sqrt().float(), "variance": variance.float()}
+    size = sums["sizes"] / tokens
+    return {"mean": mean.float(), "size": size.float(), "norm": square.sqrt().float(), "variance": variance.float()}
 
 
 def _moments_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
@@ -130,6 +135,15 @@ def _usage_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
     return {"tokens": torch.randint(1, 99, (), generator=generator), "axis": torch.tensor(1)}
 
 
+_ACTIVATION = Statistic(
+    "`mean`, `size` (the mean magnitude), `norm` (the root of the mean square) and `variance` of each input channel of a matrix over "
+    "tokens, float32 `(d,)`; `tokens` and `axis` as of `gram`",
+    _collector(_moments_start, _moments_add, _moments_finish),
+    lambda shape: 24 * max(shape, default=0),
+    _moments_sample,
+    version=2,
+)
+
 INPUTS = {
     "gram": Statistic(
         "`gram`, XᵀX / tokens of the inputs X `(tokens, d)` of a matrix, float32 `(d, d)`, of a convolution of its unfolded inputs; "
@@ -137,13 +151,11 @@ INPUTS = {
         _collector(lambda rows: {"gram": rows.new_zeros(rows.shape[1], rows.shape[1])}, _gram_add, _gram_finish),
         _square,
         _gram_sample,
+        version=2,
     ),
-    "activation": Statistic(
-        "`mean`, `norm` (the root of the mean square) and `variance` of each input channel of a matrix over tokens, float32 `(d,)`; "
-        "`tokens` and `axis` as of `gram`",
-        _collector(_moments_start, _moments_add, _moments_finish),
-        lambda shape: 16 * max(shape, default=0),
-        _moments_sample,
+    "activation": _ACTIVATION,
+    "base_activation": replace(
+        _ACTIVATION, about=f"{_ACTIVATION.about}, of the base on the expert's examples", of_base=True
     ),
     "usage": Statistic(
         "`tokens`, the number of tokens, without padding, that a matrix was multiplied with: of the matrices of a mixture's expert, the "
@@ -151,6 +163,7 @@ INPUTS = {
         _collector(lambda rows: {}, lambda sums, rows: None, lambda sums, tokens: {}),
         lambda shape: 0,
         _usage_sample,
+        version=2,
     ),
 }
 """The statistics of inputs, by name."""

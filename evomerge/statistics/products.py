@@ -32,6 +32,10 @@ _COMPOSITE |= {operation.padding for operation in (_aten.conv1d, _aten.conv2d, _
 """Operations that consist of others, and reach a watcher undivided in inference mode."""
 
 
+_UNFOLDED = 8
+"""Images of a batch that are unfolded at once: unfolded they may take many times the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A matrix in the memory of a module: two lengths, their steps, and the first element."""
@@ -166,8 +170,8 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the libra
         for axis in range(axes):
             length = (weight.shape[2 + axis] - 1) * dilation[axis] + 1
             unfolded = unfolded.unfold(2 + axis, length, stride[axis])[..., :: dilation[axis]]
-        places = unfolded.movedim(1, 1 + axes).flatten(1 + axes).flatten(0, axes)
-        self._multiplied(places, weight.flatten(1), 1)
+        for some in unfolded.split(_UNFOLDED):
+            self._multiplied(some.movedim(1, 1 + axes).flatten(1 + axes).flatten(0, axes), weight.flatten(1), 1)
 
     def _multiplied(self, inputs: Tensor, weight: Tensor, inner: int) -> None:
         """Note the inputs `(n, d)` of the matrices in a weight, whose axis `inner` is d."""

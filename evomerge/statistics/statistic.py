@@ -50,3 +50,5 @@ class Statistic:
     """(shape, generator) → random tables as `collect` might return them, for the suites of what reads them."""
     version: int = 1
     """To be raised whenever the content of a table changes."""
+    of_base: bool = False
+    """Whether the model is the base, on the examples of each expert, and not the expert."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from evomerge.errors import EvomergeError
 from evomerge.models import LiveModel
 from evomerge.placement import PRECISIONS
-from evomerge.tasks.batches import by_length, pad
+from evomerge.tasks.batches import by_length, of_one_length, pad
 from evomerge.tasks.causal import check_length, check_tokens
 from evomerge.tasks.data import shown, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
@@ -136,6 +136,12 @@ class Classification(Task):
         ((_, inputs),) = self._batches(model, split, [index])
         logits = self._logits(model, inputs)
         return logits.log_softmax(1), self._labels.numbers(split, model.module, logits.shape[1])[[index]]
+
+    def unpadded(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[list[int]]:
+        """Return images in batches, and texts of the same number of tokens."""
+        inputs = self._model_inputs(model, split)
+        lengths = [0 if isinstance(inputs, Tensor) else len(inputs[index]) for index in indices]
+        return [[indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch)]
 
     def _measured(self, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the metrics, and `margins` if they are kept, from logits `(batch, classes)` and labels `(batch,)`."""

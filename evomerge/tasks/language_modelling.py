@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from evomerge.models import LiveModel
+from evomerge.tasks.batches import of_one_length
 from evomerge.tasks.causal import (
     Continuation,
     batches,
@@ -76,6 +77,12 @@ class LanguageModelling(Task):
     def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of each token of a text, and its tokens."""
         return predicted(model, self._sequences(model, split)[0][index])
+
+    def unpadded(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[list[int]]:
+        """Return texts of the same number of tokens together."""
+        sequences, _ = self._sequences(model, split)
+        lengths = [len(sequences[index].tokens) for index in indices]
+        return [[indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch)]
 
     def _sequences(self, model: LiveModel, split: Split) -> tuple[list[Continuation], list[int]]:
         """Return the sequences and divisors of a split, computed once for all candidates of a base."""

@@ -181,6 +181,10 @@ class Task(ABC):
         )
         raise task_error(self.name, msg)
 
+    def unpadded(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[list[int]]:
+        """Return these examples of `split` in groups that `score` runs in one batch without padding; by default each by itself."""
+        return [[index] for index in indices]
+
     def part(
         self, positions: Sequence[int], values: Mapping[str, Tensor], outputs: Mapping[str, Any] | None = None
     ) -> Part:

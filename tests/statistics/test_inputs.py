@@ -1,6 +1,7 @@
 """Statistics of inputs against hooks on the modules themselves, which are told apart by their classes."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,5 +136,24 @@ def test_activations_are_the_moments_of_the_inputs(tiny):
     for name, tables in found.items():
         rows = inputs[name]
         torch.testing.assert_close(tables["mean"].double(), rows.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tables["size"].double(), rows.abs().mean(0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(tables["norm"].double(), rows.square().mean(0).sqrt(), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(tables["variance"].double(), rows.var(0, correction=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "vit"])
+def test_examples_of_one_length_run_together(tiny, architecture):
+    """Images, and texts of as many tokens; what is collected is that of single examples."""
+    subject = tiny(architecture)
+    if architecture != "vit":
+        subject = replace(subject, examples=[*subject.examples, subject.examples[0]])
+    sizes = []
+    hook = subject.live.module.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(next(iter(kwargs.values())))), with_kwargs=True
+    )
+    found = GRAM(subject, unwatched)
+    hook.remove()
+    assert sum(sizes) == len(subject.examples)
+    assert len(sizes) < len(subject.examples)
+    inputs = hooked(subject, lambda: by_one(subject))
+    assert_grams(found, inputs, set(found) & set(inputs))
