@@ -406,6 +406,28 @@ def iso(tensors, p):
     return np.concatenate(sigmas).mean() * polar(np.hstack(us)) @ polar(np.hstack(vs)).T
 
 
+def cart(tensors, p):
+    """CART, arXiv 2412.12153: the average A, and A's low-rank distances to each input."""
+    average = sum(tensors) / len(tensors)
+    rank = max(round(p["rank"] * min(average.shape)), 1)
+    away = [tuple(part[..., :rank] for part in singular(tensor - average)) for tensor in tensors]
+    return average + p["strength"] * sum(u @ np.diag(sigma) @ v.T for u, sigma, v in away)
+
+
+def wudi(tensors, p):
+    """WUDI-Merging, arXiv 2503.08099, eq. 12, by Adam as its paper has it (arXiv 1412.6980), or by the pseudo-inverse."""
+    grams = [tau.T @ tau / np.sum(tau**2) for tau in tensors]
+    if p.get("solver") == "exact":
+        return sum(tau @ gram for tau, gram in zip(tensors, grams, strict=True)) @ np.linalg.pinv(sum(grams), 1e-12)
+    delta = sum(tensors)
+    m, v = np.zeros(delta.shape), np.zeros(delta.shape)
+    for t in range(1, p["steps"] + 1):
+        gradient = sum(2 * (delta - tau) @ gram for tau, gram in zip(tensors, grams, strict=True))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        delta = delta - p["rate"] * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return delta
+
+
 def opcm(taus, p):
     """arXiv 2501.09522, with its states Δ_t and λ_t as written; the norms are the whole model's."""
     merged, scale, norms = taus[0], 1.0, [np.linalg.norm(flat(taus[0]))]
@@ -539,7 +561,29 @@ def regmean(taus, p):
     return result
 
 
+def stitched(taus, p):
+    """Localize-and-Stitch, arXiv 2408.13656, with masks of the largest elements."""
+    chosen = [trim(tau, p["density"]) for tau in taus]
+    masks = [each(lambda d, w=w: w * (d != 0), tau) for w, tau in zip(p["weight"], chosen, strict=True)]
+    return each(quotient, combine(chosen, p["weight"]), combine(masks, [1] * len(taus)))
+
+
+def aim(taus, p):
+    """AIM, arXiv 2502.02421: 1 - (1 - ω)A, A relative to the largest channel."""
+    found, merged = tables("base_activation", taus, p), scaled(lambda t, q: combine(t, q["weight"]))(taus, p)
+    for name, rows in found.items():
+        if all(rows):
+            tokens = np.array([int(table["tokens"]) for table in rows])
+            size = tokens @ np.stack([table["size"].double().numpy() for table in rows]) / tokens.sum()
+            merged[name] = merged[name] * (1 - (1 - p["omega"]) * size / size.max())
+    return merged
+
+
 ON_TASK_VECTORS = {
+    "cart": matrices(cart, lambda tensors, p: sum(tensors) / len(tensors)),
+    "wudi": scaled(matrices(wudi, lambda tensors, p: sum(tensors) / len(tensors))),
+    "localize_stitch": stitched,
+    "aim": aim,
     "fisher": fisher,
     "regmean": regmean,
     "task_arithmetic": scaled(lambda taus, p: combine(taus, p["weight"])),

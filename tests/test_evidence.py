@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -88,6 +89,22 @@ def test_other_examples_are_another_statistic(study):
         for evidence in (SMALL, {**SMALL, "turned": {"task": "turned", "examples": 5}}, SMALL)
     ]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_statistics_of_the_base_are_of_its_weights_on_the_examples_of_experts(study):
+    recipe = {"method": "aim", "inputs": ["turned", "shifted"], "parameters": {"omega": {"float": [0, 1]}}}
+    parts = open_parts(study(space={"recipe": {"merge": recipe}}))
+    assert {entry.about["model"] for entry in parts.evidence.entries} == {parts.pool.digests["base"]}
+    assert len(set(parts.evidence.digests["base_activation"].values())) == 4  # of other examples
+    live = parts.evidence._load()
+    base = [parameter.clone() for parameter in live.module.parameters()]
+    live.write(parts.pool.experts["turned"])
+    assert not all(map(torch.equal, base, live.module.parameters()))
+    entry = parts.evidence.entries[0]
+    subject = parts.evidence._subject(live, entry, entry.examples)
+    assert all(map(torch.equal, base, subject.live.module.parameters()))
+    parts.collect()
+    assert not parts.evidence.left
 
 
 def test_the_cache_lists_and_removes_statistics(study, tmp_path, monkeypatch):

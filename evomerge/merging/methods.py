@@ -18,6 +18,8 @@ Differences that have no option:
   nuslerp, multislerp and karcher; mergekit divides by the sum in linear, and takes 0.5 below 1e-6 in nuslerp;
 - a curve over depth (`per: [depth/N]`) gives the final norm and the head the last block's value, and embeddings the first
   block's; gradients of mergekit 0.1.5 give norm and head their first value too;
+- Localize-and-Stitch's masks are the paper's dataless ones, the largest elements; those that it trains are not there;
+- CART's and WUDI's matrices are all of the model's, embeddings and head included;
 - OPCM projects every matrix, embeddings and head included; the authors' code only linear layers.
 
 tests/test_mergekit.py compares with mergekit 0.1.5 and lists the differences from it.
@@ -142,6 +144,10 @@ _COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "tsv": ("decorrelate → weight → sum → scale", {}),
     "iso_c": ("isotropise → sum → scale", {}),
     "iso_cts": ("isotropise → sum → scale", {"common": 0.8}),
+    "cart": ("centre → sum", {}),
+    "wudi": ("wudi → sum → scale", {}),
+    "localize_stitch": ("trim → stitch → solve", {"density": 0.05}),
+    "aim": ("weight → sum → scale → aim", {}),
     "opcm": ("project → sum → restore_norm", {}),
     "svd_mutate": ("zero → svd_mutate → sum", {}),
     "layer_swap": ("zero → swap → sum", {}),
@@ -179,6 +185,10 @@ _ABOUT = {
     "tsv": "each input's first singular vectors, made orthogonal to the others' (TSV-Merge, arXiv 2412.00081)",
     "iso_c": "the summed task vector with equal singular values (arXiv 2502.04959)",
     "iso_cts": "equal singular values over common and task-specific directions (arXiv 2502.04959)",
+    "cart": "the mean, and the first singular directions of what each input's matrices are away from it (CART, arXiv 2412.12153)",
+    "wudi": "the matrices that disturb least what each input does, judged by the task vectors alone (WUDI-Merging, arXiv 2503.08099)",
+    "localize_stitch": "the largest elements of each task vector, the mean where several have one (dataless Localize-and-Stitch, arXiv 2408.13656)",
+    "aim": "task arithmetic, with smaller changes where the base's inputs are large (AIM, arXiv 2502.02421)",
     "opcm": "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",
     "svd_mutate": (
         "the first input, mutated at random along the singular directions of the second's task vector (CycleQD, "

@@ -170,7 +170,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # the libra
         for axis in range(axes):
             length = (weight.shape[2 + axis] - 1) * dilation[axis] + 1
             unfolded = unfolded.unfold(2 + axis, length, stride[axis])[..., :: dilation[axis]]
-        for some in unfolded.split(_UNFOLDED):
+        for some in torch.split(unfolded, _UNFOLDED):
             self._multiplied(some.movedim(1, 1 + axes).flatten(1 + axes).flatten(0, axes), weight.flatten(1), 1)
 
     def _multiplied(self, inputs: Tensor, weight: Tensor, inner: int) -> None:

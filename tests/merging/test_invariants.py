@@ -35,6 +35,10 @@ WHOLE = {
     "consensus": {"agree": 1, "lambda": 1},
     "consensus_ties": {"density": 1, "agree": 1, "lambda": 1},
     "tsv": {},
+    "cart": {},
+    "wudi": {},
+    "localize_stitch": {"density": 1},
+    "aim": {"omega": 1},
     "opcm": {},
     "nearswap": {"t": 1e6},
 }
@@ -160,8 +164,8 @@ def test_inputs_may_be_named_in_any_order(method, data):
     assert_same(merge_tensors(turned, base, [inputs[i] for i in order]), expected, 2e-5)
 
 
-UNSCALED = {"nearswap"}
-"""Its t is in the weights' own units."""
+UNSCALED = {"nearswap", "wudi"}
+"""Their t, and rate, are in the weights' own units."""
 SIGNED = {"sce"}
 """Where votes cancel, + wins."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from evomerge.merging.stage import Stage
+from evomerge.merging.stages.aim import AIM
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.merging.stages.balance import BALANCE
 from evomerge.merging.stages.crossover import CROSSOVER
@@ -13,11 +14,25 @@ from evomerge.merging.stages.posts import POSTS
 from evomerge.merging.stages.regmean import REGMEAN
 from evomerge.merging.stages.spectral import SPECTRAL
 from evomerge.merging.stages.weights import WEIGHTS
+from evomerge.merging.stages.wudi import WUDI
 from evomerge.plugins import Table
 
 STAGES: Mapping[str, Stage] = Table(
     "evomerge.stages",
-    {**EDITS, **DROPS, **SPECTRAL, **REGMEAN, **WEIGHTS, **BALANCE, **FISHER, **ARCS, **CROSSOVER, **POSTS},
+    {
+        **EDITS,
+        **DROPS,
+        **SPECTRAL,
+        **WUDI,
+        **REGMEAN,
+        **WEIGHTS,
+        **BALANCE,
+        **FISHER,
+        **ARCS,
+        **CROSSOVER,
+        **POSTS,
+        **AIM,
+    },
     "an evomerge.merging.Stage",
     lambda entry: isinstance(entry, Stage),
 )

@@ -13,7 +13,7 @@ import torch
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, own_key, uniform
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Tensor, Values
-from evomerge.merging.stage import Measurement, Preparation, Stage, Words
+from evomerge.merging.stage import Measurement, Preparation, Stage, Words, slope_of
 from evomerge.merging.stages.edits import complete
 
 _NULL = 1e-6
@@ -110,6 +110,32 @@ def _prepare(
     return prepare
 
 
+def _centre(site: Site, chunks: Chunks, values: Values) -> Prepared:
+    """Prepare the mean, and of matrices the summed low-rank approximations of what each input is away from it."""
+    rows = [complete(chunks, i) for i in range(len(site.labels))]
+    mean = torch.stack(rows).double().sum(dim=0) / len(rows)
+    tables = {"mean": mean.float()}
+    if len(site.shape) == 2 and site.numel:
+        rank = max(round(values["rank"] * min(site.shape)), 1)
+        summed = torch.zeros(site.shape, dtype=torch.float64)
+        with one_thread():
+            for row in rows:
+                u, sigma, v = _svd((row.double() - mean).view(site.shape))
+                summed += u[:, :rank] * sigma[:rank] @ v[:, :rank].mH
+        tables["away"] = summed.float().reshape(-1).contiguous()
+    return tables
+
+
+def _centred(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
+    away = bound["away"][0] if "away" in bound else 0.0
+    return [bound["mean"][0] + bound["strength"] * away]
+
+
+def _bind_centre(site: Site, values: Values, tables: Prepared) -> Bound:
+    strength = torch.tensor(values["strength"], dtype=torch.float32)
+    return {**{name: [table] for name, table in tables.items()}, "strength": strength}
+
+
 def _mean_parts(rows: Rows) -> Rows:
     return [row / len(rows) for row in rows]
 
@@ -202,6 +228,28 @@ SPECTRAL = {
         measure=Measurement(_mutation, lambda values: "tensor" if values["rate"] else None, fields=True),
         bind=lambda site, values, fields: fields or {},
         arity=(2, 2),
+        joins=True,
+    ),
+    "centre": Stage(
+        "edit",
+        "the mean, plus a low-rank approximation of what each input's matrix is away from it; the mean for tensors other than matrices (CART, "
+        "arXiv 2412.12153)",
+        _centred,
+        {
+            "rank": Parameter.share("share of the singular values that are kept, at least one", 0.08, (0.02, 0.5)),
+            "strength": Parameter(
+                "scale of what is added to the mean, which the paper searches",
+                1.0,
+                -10,
+                10,
+                (0.1, 3.0),
+                per_input=False,
+            ),
+        },
+        prepare=Preparation(_centre, lambda site, values: (values["rank"],)),
+        measure=Measurement(lambda region, values: region.prepared()[0], lambda values: "tensor", fields=True),
+        bind=_bind_centre,
+        slopes={"strength": slope_of("strength")},
         joins=True,
     ),
     "project": _spectral(

@@ -152,6 +152,16 @@ WEIGHTS = {
         bind=_elect_bind,
         slopes={"weight": slope_of("weight")},
     ),
+    "stitch": Stage(
+        "weigh",
+        "weight where the task vector is not zero, else 0: with `solve`, the mean of those that an edit has left in each element "
+        "(Localize-and-Stitch, arXiv 2408.13656)",
+        lambda piece, rows, bound, words: [
+            keep(row != 0, weight) for row, weight in zip(rows, bound["weight"].unbind(), strict=True)
+        ],
+        {"weight": WEIGHT},
+        slopes={"weight": slope_of("weight")},
+    ),
     "energy": Stage(
         "weigh",
         "each input's share of the tensor's sum of squares (SCE's coefficients, arXiv 2408.07990)",

@@ -216,3 +216,19 @@ def test_opcm_depends_on_the_order():
 def test_opcm_sums_what_is_no_matrix_at_the_mean_length():
     """[3, 0] and [0, 4]: a sum of length 5, brought to 3.5."""
     assert merged("opcm", [[3.0, 0.0], [0.0, 4.0]]) == pytest.approx([2.1, 2.8])
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(1.0, [4.0, 1.0]), (-2.0, [-3.5, -0.5]), (0.0, [1.5, 0.5])])
+def test_cart_by_hand(strength, expected):
+    """The mean is diag(1.5, 0.5); the first singular directions away from it are diag(2.5, 0), diag(0, 3) and diag(0, -2.5)."""
+    rows = [[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 3.5]], [[0.5, 0.0], [0.0, -2.0]]]
+    found = merged("cart", rows, {"rank": 0.5, "strength": strength})
+    assert found[0] == pytest.approx([expected[0], 0.0], abs=1e-6)
+    assert found[1] == pytest.approx([0.0, expected[1]], abs=1e-6)
+
+
+def test_cart_of_full_rank_is_the_mean():
+    """What inputs are away from their mean sums to zero."""
+    rows = [[[4.0, 1.0], [2.0, 0.0]], [[0.0, 3.0], [1.0, 5.0]]]
+    found = merged("cart", rows, {"rank": 1.0, "strength": 3.0})
+    assert [number for row in found for number in row] == pytest.approx([2.0, 2.0, 1.5, 2.5], abs=1e-6)

@@ -62,3 +62,14 @@ def test_energies_of_nothing_are_equal():
 def test_swap_refuses_other_numbers_of_inputs():
     with pytest.raises(RecipeError, match="`layer_swap` takes exactly 2 inputs, got 3: e0, e1, e2"):
         merged("layer_swap", [[1.0], [2.0], [3.0]])
+
+
+def test_stitching_is_the_mean_of_what_is_left():
+    """Of the specification: masks 110 and 010."""
+    assert staged([[2.0, 4.0, 0.0], [0.0, 2.0, 0.0]], weigh=["stitch"], reduce="solve") == [2.0, 3.0, 0.0]
+
+
+def test_localize_and_stitch_by_hand():
+    """The two largest of five of each: places 0 and 3, and 3 and 4."""
+    rows = [[5.0, 0.1, -1.0, -2.0, 0.5], [0.3, 1.0, 1.0, 6.0, -2.0]]
+    assert merged("localize_stitch", rows, {"density": 0.4}) == [5.0, 0.0, 0.0, 2.0, -2.0]
