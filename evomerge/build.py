@@ -18,6 +18,7 @@ from evomerge.checkpoints.folder import Checkpoint, Computed, differences
 from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.shuffled import Shuffled
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import (
@@ -51,8 +52,8 @@ class Builder:
     ) -> None:
         """Build from `pool`, and from a study's earlier candidates `members`.
 
-        For a `search`, which builds many candidates, compiled code, prepared tables, the tensors an adapter changes and those
-        whose rows the pool's vocabulary moves are cached, and files stay mapped. Without, each model is built once, in little
+        For a `search`, which builds many candidates, compiled code, prepared tables, the tensors an adapter changes, those
+        whose rows the pool's vocabulary moves and those that are shuffled are cached, and files stay mapped. Without, each model is built once, in little
         memory. The bytes are the same. `watch` receives the progress of the phases `measuring` and `compiling`. Merges run
         where `placement` says, by default on the CPU, with the same bytes again.
         """
@@ -158,7 +159,7 @@ class Builder:
         checkpoint, name = _origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
-        if not self.search or not isinstance(checkpoint, Adapter | Aligned) or not checkpoint.makes(name):
+        if not self.search or not isinstance(checkpoint, Adapter | Aligned | Shuffled) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
         digest = self.pool.digests[self._labels[id(checkpoint)]]
         tables = self.store.prepared(

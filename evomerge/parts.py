@@ -123,7 +123,8 @@ def open_parts(
     if not task_settings:
         msg = "the study has no `tasks`; expected at least one, such as `tasks: {maths: {kind: multiple_choice, search: a.jsonl, report: b.jsonl}}`"
         raise StudyError(msg)
-    pool = Pool(base, experts, like=models.like, heads=models.heads, tokenizer=models.tokenizer, progress=progress)
+    asked: dict[str, Any] = {key: getattr(models, key) for key in ("like", "heads", "tokenizer", "shuffled")}
+    pool = Pool(base, experts, **asked, progress=progress)
     if models.module is None:
         check_plain(pool.base)
     layout = pool.layout
@@ -137,8 +138,8 @@ def open_parts(
     progress("reading tasks")
     keys = ("folder", "precision", "threads", "shared_mib", "device", "gpus")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in keys}
-    named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module", "like", "heads", "tokenizer")}
-    setup = Setup(base, experts, task_settings, **named, **shared)
+    named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module")}
+    setup = Setup(base, experts, task_settings, **named, **asked, **shared)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     evidence = None
     if search_space.needs or models.evidence:

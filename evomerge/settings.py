@@ -42,6 +42,9 @@ class PoolSettings(FrozenModel):
     module: str | None = None
     """`FILE.py:FUNCTION` for a model that is not in transformers: called with the checkpoint's folder, it returns a torch
     module whose state dictionary has the checkpoint's names."""
+    shuffled: int | None = Field(default=None, ge=0, exclude_if=lambda seed: seed is None)
+    """A seed by which the task vector of each expert is permuted within each tensor: sham experts, as `evomerge control` merges
+    them. By default experts are as they are."""
 
 
 class QueueSettings(FrozenModel):
@@ -101,6 +104,13 @@ class NotifySettings(FrozenModel):
         return webhook
 
 
+class ControlSettings(FrozenModel):
+    """What a search is compared with beside its references, at the cost of another search."""
+
+    sham: bool = False
+    """Search again over sham experts, whose task vectors are shuffled, after the search: the same driver, seed, space and budget."""
+
+
 class StudySettings(FrozenModel):
     """All settings of a study file."""
 
@@ -153,6 +163,8 @@ class StudySettings(FrozenModel):
     """How the front is scored."""
     notify: NotifySettings | None = Field(default=None, exclude=True)
     """Notices to a webhook. The address may be a secret: it is not kept in the study's directory, so `evomerge resume` takes `--webhook`."""
+    controls: ControlSettings = Field(default=ControlSettings(), exclude_if=lambda controls: not controls.sham)
+    """Searches to compare with."""
 
     @field_validator("device")
     @classmethod
@@ -178,6 +190,7 @@ class StudySettings(FrozenModel):
             "": cls,
             "pool": PoolSettings,
             "report": ReportSettings,
+            "controls": ControlSettings,
             "workers": QueueSettings,
             "notify": NotifySettings,
             "tokenizer": TokenizerChoice,
@@ -265,6 +278,7 @@ CHANGEABLE = (
     "deadline",
     "shared_mib",
     "report",
+    "controls",
     "about",
 )
 """Settings that may change when a study is resumed: none affects a past proposal or score."""

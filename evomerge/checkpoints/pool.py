@@ -4,24 +4,21 @@ Opening a pool raises an error, naming both sides, for models that cannot be mer
 shape, a missing tensor, an element that is not finite. The result of reading all weights is cached.
 """
 
-import contextlib
-import filecmp
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from evomerge import files
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.adapter import UNION, Adapter, LooseTieError
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import differences_in_text, files_beside
 from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
-from evomerge.checkpoints.folder import Checkpoint, Folder, Sparing, all_finite, differences
+from evomerge.checkpoints.fingerprints import check_finite, fingerprint, same_weights, stamp
+from evomerge.checkpoints.folder import Checkpoint, Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
 from evomerge.checkpoints.layout import Layout
@@ -29,13 +26,11 @@ from evomerge.checkpoints.lora import AdapterFiles, is_adapter
 from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
 from evomerge.checkpoints.save import SCALES
+from evomerge.checkpoints.shuffled import Shuffled
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.checkpoints.vocabulary import TokenizerChoice, Vocabulary
 from evomerge.errors import CheckpointError, PoolError, nearest
 from evomerge.merging import Evidence
-
-_OPEN_BYTES = 64 << 20
-"""Bytes that are read between two closings of a checkpoint's files."""
 
 _SAME_CONFIG = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
 
@@ -55,6 +50,7 @@ class Pool:
         tokenizer: TokenizerChoice | None = None,
         weights: bool = True,
         heads: Literal["own"] | None = None,
+        shuffled: int | None = None,
         progress: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Open the checkpoints and check that they can be merged. `progress` receives the name of each step.
@@ -64,7 +60,8 @@ class Pool:
         With `heads="own"`, heads stay outside of merges; by default only where they differ in names or shapes.
         `tokenizer` says which tokens they have where the models have tokens of their own; None expects one vocabulary.
         An expert may be a folder with a LoRA adapter: it is the base with that adapter. Without `weights` only headers and
-        configurations are compared, and the pool has no digests: nothing can be merged from it. Raises `PoolError` or
+        configurations are compared, and the pool has no digests: nothing can be merged from it. With `shuffled`, a seed, experts
+        are `Shuffled` once they have been checked. Raises `PoolError` or
         `CheckpointError`.
         """
         if not experts:
@@ -96,7 +93,7 @@ class Pool:
         self._stored: dict[str, Folder | Adapter] = {"base": stored, **opened}
         self.like = like
         self.base: Folder | Aligned = stored
-        self.experts: dict[str, Folder | Adapter | Aligned] = {**opened}
+        self.experts: dict[str, Folder | Adapter | Aligned | Shuffled] = {**opened}
         self.tokenizer = None if like is None else self._folder_like(like)
         self.notes: list[str] = []
         self.evidence: Evidence | None = None
@@ -105,7 +102,7 @@ class Pool:
         """The tokens of merges, where `tokenizer` chose them."""
         if tokenizer is not None:
             self._align(tokenizer, self._stored)
-        self.models: tuple[Folder | Adapter | Aligned, ...] = (self.base, *self.experts.values())
+        self.models: tuple[Folder | Adapter | Aligned | Shuffled, ...] = (self.base, *self.experts.values())
         for name, expert in opened.items():
             self._check_alike(name, self.experts[name])
             if isinstance(expert, Folder):
@@ -122,7 +119,7 @@ class Pool:
             self.notes.append(_about(self.heads))
             for head in self.heads.values() if weights else ():
                 head.check_finite()
-        self._stamps = [_stamp(model) for model in self._stored.values()] if weights else []
+        self._stamps = [stamp(model) for model in self._stored.values()] if weights else []
         seen: dict[str, Folder | Adapter] = {}
         for name, folder in self._stored.items() if weights else ():
             progress(f"checking {name}")
@@ -133,6 +130,15 @@ class Pool:
             else:
                 self.notes.append(f"`{name}` has exactly the weights of `{twin}`: it adds nothing to the pool")
 
+        self.shuffled = shuffled
+        """The seed by which the experts' task vectors are permuted; None of real experts."""
+        if shuffled is not None:
+            keys = {name: name for name in self.merged} | self.aliases  # found in the real experts
+            self.experts = {
+                name: Shuffled(name, expert, self.base, shuffled, keys) for name, expert in self.experts.items()
+            }
+            self.models = (self.base, *self.experts.values())
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """The sha256 of each model's weights, by name, the base's first; all files are read at the first use.
@@ -141,10 +147,16 @@ class Pool:
         """
         if not self._stamps:
             return {}
-        for model, stamp in zip(self._stored.values(), self._stamps, strict=True):
-            if _stamp(model) != stamp:
+        for model, known in zip(self._stored.values(), self._stamps, strict=True):
+            if stamp(model) != known:
                 raise CheckpointError(f"{model.path}: its files have changed since they were checked; start again")
         digests = {name: fingerprint(model) for name, model in self._stored.items()}
+        if self.shuffled is not None:
+            origin = f"shuffled {self.shuffled} {digests['base']}"
+            mixed = {
+                name: hashlib.sha256(f"{origin} {name} {digests[name]}".encode()).hexdigest() for name in self.experts
+            }
+            digests |= mixed
         if self.vocabulary is None:
             return digests
         origin = f"{self.vocabulary.digest} {sorted(digests.items())}"  # rows that a model lacks come from the others
@@ -270,7 +282,7 @@ class Pool:
                     raise
                 self.names.untie(loose.ties, str(loose).partition(":")[0])
 
-    def _check_alike(self, name: str, expert: Folder | Adapter | Aligned) -> None:
+    def _check_alike(self, name: str, expert: Folder | Adapter | Aligned | Shuffled) -> None:
         unlike = [
             f"tensor `{tensor}`: {came} in the expert, {wanted} in the base"
             for tensor, came, wanted in differences(expert.info, self.base.info)
@@ -343,64 +355,3 @@ def _only_rows_differ(expert: Checkpoint, base: Checkpoint) -> bool:
     pairs = [(expert.info[name].shape, entry.shape) for name, entry in base.info.items()]
     pairs = [(came, wanted) for came, wanted in pairs if came != wanted]
     return all(came[1:] == wanted[1:] for came, wanted in pairs) and len({(c[0], w[0]) for c, w in pairs}) == 1
-
-
-def check_finite(folder: Folder | Adapter) -> None:
-    """Raise `CheckpointError` naming the first tensor of a checkpoint that holds NaN or infinity; a pass is cached by `_stamp`."""
-    if isinstance(folder, Adapter):
-        check_finite(folder.base)
-    names = list(folder.changed if isinstance(folder, Adapter) else folder.info)
-    cached = files.cache() / "finite" / _stamp(folder, names)
-    if cached.is_file():
-        return
-    mapped = 0
-    for name in names:
-        tensor = folder.tensor(name)
-        if not all_finite(tensor):
-            bad = int((~torch.isfinite(tensor)).sum())
-            msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {tensor.numel()}; such a model cannot be merged"
-            raise CheckpointError(msg)
-        mapped += tensor.nbytes
-        if mapped >= _OPEN_BYTES:  # pages stay mapped until files are closed, but opening one reads its header
-            folder.forget()
-            mapped = 0
-    folder.forget()
-    with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
-        files.write(cached, b"")
-
-
-def same_weights(one: Folder | Adapter, other: Folder | Adapter) -> bool:
-    """Return whether two checkpoints of a pool have the same tensors, adapters the same files; reads as far as they are equal."""
-    if isinstance(one, Folder) and isinstance(other, Folder):
-        read = Sparing((one, other))
-        same = one.info == other.info and all(torch.equal(*read.tensors((one, other), name)) for name in one.info)
-    else:
-        pairs = zip(one.files, other.files, strict=False)
-        same = type(one) is type(other) and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
-    for model in (one, other):
-        model.forget()
-    return same
-
-
-def fingerprint(folder: Folder | Adapter) -> str:
-    """Return the sha256 of a checkpoint's weights, cached by `_stamp`. For an adapter it covers its files and its base."""
-    base = [fingerprint(folder.base)] if isinstance(folder, Adapter) else []
-    cached = files.cache() / "fingerprints" / _stamp(folder, base)
-    if cached.is_file():
-        return cached.read_text(encoding="ascii")
-    digest = hashlib.sha256("".join(base).encode())
-    for file in folder.files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
-        files.write(cached, digest.hexdigest())
-    return digest.hexdigest()
-
-
-def _stamp(folder: Folder | Adapter, about: Sequence[str] = ()) -> str:
-    """Return a key of a checkpoint's files by their paths, sizes and modification times, and of what it is `about`."""
-    stamps: list[Any] = [*about]
-    for file in folder.files:
-        stat = file.resolve().stat()
-        stamps.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()

@@ -63,10 +63,22 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
         "search": search * settings.evaluations / settings.processes,
         "report": (search * references + report * models) / settings.processes + _DRAWN,
     }
+    if settings.controls.sham:
+        phases["control"] = sum(phases[part] for part in ("driver", "search", "report"))
+        say(console, shuffling(parts))
     parts_of_it = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items())
     total = f"{duration(sum(phases.values()))}{', and the start of the workers' * (settings.processes > 1)}"
     workers = settings.workers if isinstance(settings.workers, int) else "one of a queue, more need less time"
     say(console, f"the whole command: about {total} ({parts_of_it}); workers: {workers}; nothing was written")
+
+
+def shuffling(parts: Parts) -> str:
+    """Return in words what the shuffled experts of a control take."""
+    nbytes = 4 * parts.pool.parameters * len(parts.pool.experts)
+    return (
+        f"the control evaluates as many candidates over shuffled experts, which are computed once, one tensor at a time; large tensors "
+        f"are kept in the cache on disk, up to {nbytes / 2**30:.2g} GiB (`evomerge cache`)"
+    )
 
 
 def _driver_seconds(parts: Parts, settings: StudySettings, evaluation: Evaluation) -> tuple[float, Examples | None]:

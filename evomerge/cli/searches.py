@@ -25,9 +25,9 @@ from evomerge.trial import Evaluation, Proposal
 
 
 def search_and_report(
-    study: Study, console: Console, *, grace: float = GRACE, retry_failed: bool = False
+    study: Study, console: Console, *, grace: float = GRACE, retry_failed: bool = False, quiet: bool = False
 ) -> Results | None:
-    """Search and report. Return None if another process makes the report.
+    """Search and report, which is not printed if `quiet`. Return None if another process makes the report.
 
     Exits with `EX_TEMPFAIL` where SIGTERM stopped the search, without a report, or a budget of time, after the report.
     """
@@ -62,7 +62,8 @@ def search_and_report(
         except StudyInUseError as error:
             say(console, f"search done; {error}, then type `evomerge show {study.folder}`")
             return None
-    print_results(results, study.folder, console)
+    if not quiet:
+        print_results(results, study.folder, console)
     if study.stopped is not None:
         option = f"--{study.stopped.replace('_', '-')}"
         used = f"the budget of {getattr(study.settings, study.stopped):g} {study.stopped.replace('_', '-')} is used"

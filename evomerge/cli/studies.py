@@ -19,9 +19,11 @@ from evomerge.cli.console import new_console, say
 from evomerge.cli.listings import build_zoo
 from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.options import AdapterOptions
-from evomerge.cli.price import price
+from evomerge.cli.price import price, shuffling
 from evomerge.cli.searches import print_results, search_and_report, warn, write_report
 from evomerge.cli.statistics import say_price
+from evomerge.control import settings as settings_of_control
+from evomerge.control import start as start_control
 from evomerge.errors import StudyError, nearest
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
@@ -112,7 +114,35 @@ def run(
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
     _describe(study.parts, study.settings, console)
-    search_and_report(study, console, grace=grace)
+    results = search_and_report(study, console, grace=grace)
+    if results is not None and study.settings.controls.sham:
+        search_control(study, console, grace=grace)
+
+
+def control(folder: Path, workers: int | None, queue: Path | None, *, grace: float, dry_run: bool) -> None:
+    """Search over shuffled experts, beside the study in a folder, or only say what it would cost."""
+    console = new_console()
+    study = Study.open(folder, progress=step_printer(console))
+    if dry_run:
+        asked = _override(settings_of_control(study), None, workers, queue=queue)
+        say(console, shuffling(study.parts))
+        price(open_parts(asked, step_printer(console)), asked, console)
+        return
+    search_control(study, console, workers, queue, grace=grace)
+
+
+def search_control(
+    study: Study, console: Console, workers: int | None = None, queue: Path | None = None, *, grace: float
+) -> None:
+    """Search over shuffled experts to the end of the study's budget, and say what the real ones give beyond it."""
+    asked = _override(settings_of_control(study), None, workers, queue=queue)
+    say(console, f"control: {asked.evaluations} evaluations over shuffled experts, {_crew(asked)}")
+    made = start_control(study, asked, step_printer(console))
+    if search_and_report(made, console, grace=grace, quiet=True) is None:
+        return
+    results = write_report(study, console)
+    say(console, tables.control(results) or f"the control has no comparable pick: see `evomerge show {made.folder}`")
+    say(console, f"more: {study.folder / 'report.html'}, and of the control {made.folder / 'report.html'}")
 
 
 def resume(
@@ -141,7 +171,9 @@ def resume(
     )
     if settings != study.settings:
         study = Study.open(folder, settings)
-    search_and_report(study, console, grace=grace, retry_failed=retry_failed)
+    results = search_and_report(study, console, grace=grace, retry_failed=retry_failed)
+    if results is not None and study.settings.controls.sham:
+        search_control(study, console, grace=grace)
 
 
 def show(

@@ -68,6 +68,8 @@ class Setup:
     tokenizer: TokenizerChoice | None = None
     device: str = "cpu"
     gpus: float = 1.0
+    shuffled: int | None = None
+    """The seed by which the experts are shuffled: see `PoolSettings`."""
     statistics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """The folder of each statistic that recipes may read, by kind and expert."""
 
@@ -206,7 +208,8 @@ class _Loaded:
         folder = Path(setup.folder)
         shared = setup.shared_mib << 20
         experts = {name: folder / path for name, path in setup.experts.items()}
-        pool = Pool(folder / setup.base, experts, like=setup.like, heads=setup.heads, tokenizer=setup.tokenizer)
+        asked: dict[str, Any] = {key: getattr(setup, key) for key in ("like", "heads", "tokenizer", "shuffled")}
+        pool = Pool(folder / setup.base, experts, **asked)
         pool.evidence = Collected(setup.statistics)
         placement = Placement(find(setup.device), share=setup.gpus)
         self.builder = Builder(pool, search=True, members=members, placement=placement)

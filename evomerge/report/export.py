@@ -17,7 +17,7 @@ from evomerge.checkpoints.members import Members, ancestors
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
-from evomerge.errors import RecipeError, nearest
+from evomerge.errors import PoolError, RecipeError, nearest
 from evomerge.merging import Watch, check, needs, unwatched
 from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
@@ -58,6 +58,7 @@ def export(
     `CheckpointError` for a tensor that is not finite; then nothing is left of what was written.
     """
     check(recipe)
+    check_real(pool)
     check_free(out)
     if head is not None and head not in pool.heads:
         known = nearest(head, pool.heads) if pool.heads else "heads are merged in this pool; leave it out"
@@ -184,6 +185,14 @@ def recipe_file(
 def _reference(folder: Path) -> str:
     """Return what names a model in `recipe.yaml`, whose reader takes relative paths from the file's folder."""
     return hub.name_of(folder) or str(folder.absolute())
+
+
+def check_real(pool: Pool) -> None:
+    """Raise `PoolError` for a pool of shuffled experts, whose merges are of no use to anyone."""
+    if pool.shuffled is not None:
+        raise PoolError(
+            "the experts are shuffled, as a control's: there is nothing to export; export from the study itself"
+        )
 
 
 def hub_name(folder: Path) -> str:

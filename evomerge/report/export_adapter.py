@@ -18,7 +18,7 @@ from evomerge.merging import check
 from evomerge.recipe import Recipe, StackNode
 from evomerge.report import family
 from evomerge.report.card import adapter_card
-from evomerge.report.export import hub_name, recipe_file
+from evomerge.report.export import check_real, hub_name, recipe_file
 
 
 @dataclass(slots=True)
@@ -85,6 +85,7 @@ def export_adapter(
     `CheckpointError` for a tensor that is not finite, or that no adapter can change; then nothing is written.
     """
     check(recipe)
+    check_real(pool)
     if out is not None:
         check_free(out)
     if isinstance(recipe.root, StackNode):

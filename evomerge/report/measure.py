@@ -14,7 +14,7 @@ from evomerge.errors import DriverError, StudyError, SurrogateError
 from evomerge.evaluate import Evaluator
 from evomerge.history import common_failure, digest
 from evomerge.recipe import Recipe
-from evomerge.report import bootstrap, comparisons, replay, surface
+from evomerge.report import bootstrap, comparisons, controls, replay, surface
 from evomerge.report.estimates import NEEDED, Estimates
 from evomerge.report.fitted import fitted
 from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
@@ -128,6 +128,7 @@ def measure(
         **replay.population(study, len(population)),
         surface=_surface(study, population),
         fitted=fitted(parts, good, picked.recipe_id, scorer.scores(picked.recipe_id, split)),
+        control=controls.read(study, history.spent, scorer, picked, candidates.get("base")),
         costs=seconds,
         damaged_costs=damaged,
         study=settings.model_dump(mode="json"),

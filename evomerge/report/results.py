@@ -113,6 +113,22 @@ class Fitted(_Data):
     """On the report split; None if the metric is not scored there."""
 
 
+class Control(_Data):
+    """What the same search over shuffled experts reaches: see `evomerge.control`. Means are over objectives, on the report split."""
+
+    picked: str
+    """Name of the control's default pick: a candidate of its search, or a reference."""
+    evaluations: int
+    spent: tuple[float, float]
+    """Used budget of the control, and of the study."""
+    base: Interval | None
+    """Mean of the base; None where it could not be scored."""
+    mean: Interval
+    """Mean of the control's pick."""
+    difference: Interval
+    """Mean of the study's pick minus that of the control's, with its paired 95% interval over unseen examples."""
+
+
 class Hypervolume(_Data):
     """Hypervolumes above one reference point per split, which has the lowest score of any reference in each objective.
 
@@ -260,6 +276,8 @@ class Results(_Data):
     """Only for a driver that fits surrogates of the objectives, such as `front`."""
     fitted: Fitted | None = None
     """Only where the picked model was searched by slopes."""
+    control: Control | None = None
+    """Only where the search over shuffled experts came to its end, on the report split."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     damaged_costs: int = 0
@@ -323,6 +341,8 @@ class Results(_Data):
             ],
             "references": {name: _public(point) for name, point in self.references.items()},
         }
+        if self.control is not None:
+            data["control"] = self.control.model_dump(mode="json")
         if self.split != "report":
             data["split"] = self.split
         if self.unscored:

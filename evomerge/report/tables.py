@@ -171,7 +171,7 @@ def sentences(results: Results) -> list[str]:
         *missing(results),
         noise(results),
         *filter(None, [overfit(results)]),
-        *filter(None, (population(results), surface(results))),
+        *filter(None, (population(results), surface(results), control(results))),
     ]
     if results.damaged_costs:
         lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
@@ -190,6 +190,34 @@ def noise(results: Results) -> str:
     return (
         f"{results.genes} genes were searched with {total} examples. Of the variance between the means of the better half of "
         f"models, {results.choice.noise:.0%} is the noise of these examples; more examples or fewer genes lower it."
+    )
+
+
+def control(results: Results) -> str | None:
+    """Return what the experts give beyond a search over shuffled ones, or how to learn it where a study asks for it; else None."""
+    if results.study.get("pool", {}).get("shuffled") is not None:
+        return "This is a control: the task vectors of its experts are shuffled within each tensor."
+    found, metric = results.control, wording.mean_metric(results)
+    if found is None:
+        asked = results.study.get("controls", {}).get("sham", False) and results.split == "report"
+        return (
+            "The control over shuffled experts is not done yet: `evomerge control RUN` makes it, or goes on with it."
+            if asked
+            else None
+        )
+    base = "" if found.base is None else f", the base {wording.value(found.base[0], metric)}"
+    _, low, high = found.difference
+    gain = f"give {wording.interval(found.difference, metric, sign=True)} (95%, paired) beyond it on the same examples"
+    verdict = (
+        "what the experts have learned is worth more than a search"
+        if low > 0
+        else "the pick is shown worse than a search over noise"
+        if high < 0
+        else "no more than what a search over noise of that size gives is shown"
+    )
+    return (
+        f"Control: the same search over experts with shuffled task vectors ({found.evaluations} evaluations, its pick {found.picked}) "
+        f"reaches mean {metric} {wording.interval(found.mean, metric)}{base}; the real experts {gain}: {verdict}."
     )
 
 

@@ -149,7 +149,7 @@ def test_contents_are_read_once_and_remembered(tmp_path, monkeypatch):
     def unread(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr("evomerge.checkpoints.pool.all_finite", unread)
+    monkeypatch.setattr("evomerge.checkpoints.fingerprints.all_finite", unread)
     monkeypatch.setattr("hashlib.file_digest", unread)
     again = Pool(tmp_path / "base", {"maths": tmp_path / "maths"})
     assert again.digests == digests

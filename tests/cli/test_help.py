@@ -5,7 +5,7 @@ from typer.main import get_command
 from evomerge.cli.app import app
 
 ORDER = {
-    "Search": ["demo", "run", "resume", "worker", "show", "pick", "compare", "trust", "repair"],
+    "Search": ["demo", "run", "resume", "control", "worker", "show", "pick", "compare", "trust", "repair"],
     "Look in": ["status", "view", "doctor"],
     "Models": [
         "check",

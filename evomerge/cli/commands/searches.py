@@ -121,6 +121,27 @@ def resume(
 
 
 @app.command(rich_help_panel=_PANEL)
+def control(
+    folder: StudyFolder,
+    workers: Workers = None,
+    queue: Queue = None,
+    grace: Grace = GRACE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the time of the control, and stop.")
+    ] = False,
+) -> None:
+    """Search again over experts whose task vectors are shuffled, and report what the real experts give beyond them.
+
+    The driver, the seed, the space and the budget are those of the study, whose search must have ended. The control is a study of its
+    own in DIR/sham: type the same again after a kill or with a larger study. `controls: {sham: true}` in a study's YAML makes it after
+    the search.
+    """
+    from evomerge.cli import studies
+
+    studies.control(folder, workers, queue, grace=grace, dry_run=dry_run)
+
+
+@app.command(rich_help_panel=_PANEL)
 def worker(
     folder: Annotated[
         Path, typer.Argument(help="The queue: DIR of `evomerge run STUDY.yaml --queue DIR`.", show_default=False)
