@@ -1,6 +1,7 @@
 """Evidence: which examples, what is refused, and a study and a merge that read it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from evomerge import cache
+from evomerge.cli.merges import PoolOptions
+from evomerge.cli.scores import score
 from evomerge.errors import EvomergeError, RecipeError
 from evomerge.evidence import Evidence
 from evomerge.parts import open_parts
@@ -105,6 +108,17 @@ def test_statistics_of_the_base_are_of_its_weights_on_the_examples_of_experts(st
     assert all(map(torch.equal, base, subject.live.module.parameters()))
     parts.collect()
     assert not parts.evidence.left
+
+
+def test_a_recipe_that_reads_data_is_scored_with_the_tasks_as_evidence(small_digits, tmp_path, capsys):
+    pool = small_digits.pool
+    recipe, tasks = tmp_path / "recipe.yaml", tmp_path / "tasks.yaml"
+    recipe.write_text(json.dumps({"merge": {"method": "aim", "inputs": ["turned", "shifted"]}}))
+    entries = {name: dict(entry) for name, entry in small_digits.tasks.items() if name in SMALL}
+    tasks.write_text(json.dumps({"tasks": entries, "evidence": SMALL}))
+    experts = [f"{name}={folder}" for name, folder in pool["experts"].items()]
+    score(recipe, tasks, PoolOptions(None, Path(pool["base"]), experts), front=False, as_json=True)
+    assert "recipe.yaml" in capsys.readouterr().out
 
 
 def test_the_cache_lists_and_removes_statistics(study, tmp_path, monkeypatch):

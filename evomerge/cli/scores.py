@@ -23,9 +23,11 @@ from evomerge.recipe import Recipe
 from evomerge.recipe import base as base_recipe
 from evomerge.report import runs, tables
 from evomerge.report import score as scoring
+from evomerge.report.export import needed
 from evomerge.report.results import Results
 from evomerge.report.score import Scored
 from evomerge.settings import ReportSettings
+from evomerge.statistics import Collected
 from evomerge.study import Study
 
 
@@ -60,10 +62,17 @@ def score(
         path = str(Path(hub.resolve(hub.locate(what), step_printer(console))).resolve())
         models, setup = {str(what): base_recipe()}, Setup(path, {"model": path}, **fields)
     else:
+        assert tasks_file is not None  # `fields` are its
         pool, recipe, lineage = read_recipe(what, options, console, "evomerge score RUN")
+        statistics: Mapping[str, Mapping[str, str]] = {}
+        if kinds := needed(recipe, lineage):
+            from evomerge.cli.statistics import attach
+
+            attach(pool, kinds, {}, what, tasks_file, None, console, dry_run=False)
+            statistics = pool.evidence.folders if isinstance(pool.evidence, Collected) else {}
         if not recipe.members:
             Builder(pool).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
-        models, setup = {str(what): recipe}, setup_of(pool, **fields)
+        models, setup = {str(what): recipe}, replace(setup_of(pool, **fields), statistics=statistics)
     if device is not None:
         setup = replace(setup, device=str(placement.find(device)))
     with Progress("score", len(models), console) as progress:
