@@ -111,7 +111,7 @@ def measure(switches: Switches) -> Findings:
 
 def of_bed(bed: Bed, size: int, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each method and rule, and one for each method's front, over all draws of `size` search examples."""
-    scored = {"metrics": [*bed.metrics]}
+    scored = {"metrics": [*bed.metrics]} if len(bed.metrics) > 1 else {}  # texts have no other
     bench = open_bench(bed.zoo, bed.tasks, folder, precision=bed.precision, batch=bed.batch, scored=scored)
     fixed = references(bench.parts, ReportSettings())
     pooled = Pooled(bench, bed)
