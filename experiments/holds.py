@@ -342,7 +342,28 @@ def text(rows: Sequence[Mapping[str, Any]], fronts: Sequence[Mapping[str, Any]])
         for row in fronts
     ]
     second = "Fronts by accuracy on the search examples, at equal evaluations: hypervolume on the unseen ones, and over `simplex`'s."
-    return "\n\n".join([first, table(columns, cells), second, table(head, volumes)])
+    return "\n\n".join([summary(rows), first, table(columns, cells), second, table(head, volumes)])
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table with a row for each bed and rule, over all sizes and methods."""
+    cells = []
+    for bed, rule in dict.fromkeys((row["bed"], row["rule"]) for row in rows):
+        of = [row for row in rows if (row["bed"], row["rule"]) == (bed, rule)]
+        mean = {key: 100 * float(np.mean([row[key] for row in of])) for key in ("shown_worse", "gain", "above_raw")}
+        most = 100 * max(row["shown_worse"] for row in of)
+        cells.append(
+            [
+                bed,
+                rule,
+                f"{mean['shown_worse']:.1f}%",
+                f"{most:.1f}%",
+                f"{mean['gain']:+.2f}",
+                f"{mean['above_raw']:+.2f}",
+            ]
+        )
+    about = "Means over numbers of search examples and methods, and the largest share of draws in which a pick is shown worse, of one of them."
+    return f"{about}\n\n{table(['bed', 'rule', 'shown worse', 'at most', 'gain', 'above raw'], cells)}"
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
