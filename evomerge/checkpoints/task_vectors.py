@@ -30,6 +30,10 @@ class TaskVectors:
     """<τᵢ, τⱼ> over the tensors of a group, `(experts, experts)`."""
     bases: Mapping[Group, float]
     """The squared norm of the base's tensors of a group."""
+    both: NDArray[np.int64]
+    """Numbers of elements that two task vectors both change, `(experts, experts)`."""
+    opposed: NDArray[np.int64]
+    """Those of them that they change in opposite directions."""
 
     @property
     def blocks(self) -> list[int | None]:
@@ -61,6 +65,15 @@ class TaskVectors:
             cosines: NDArray[np.float64] = np.clip(gram / np.outer(norms, norms), -1, 1)
         return cosines
 
+    def conflicts(self) -> NDArray[np.float64]:
+        """Return the share of the elements that two experts both change that they change in opposite directions, `(experts, experts)`.
+
+        Half of them for task vectors that have nothing to do with each other; NaN where they have none in common.
+        """
+        with np.errstate(invalid="ignore"):
+            shares: NDArray[np.float64] = self.opposed / self.both
+        return shares
+
     def duplicates(self) -> list[str]:
         """Return in words which experts are the base, and which two are one, exactly or nearly."""
         gram = np.sum([*self.products.values()], axis=0)
@@ -85,6 +98,7 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
     count = len(pool.experts)
     products: dict[Group, NDArray[np.float64]] = {}
     bases: dict[Group, float] = {}
+    both, opposed = (np.zeros((count, count), dtype=np.int64) for _ in range(2))
     done, files = 0, Sparing(pool.models)
     total = sum(entry.nbytes for entry in pool.merged.values())
     for name, entry in pool.merged.items():
@@ -96,6 +110,10 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
             origin, *parts = [flat[start : start + _CHUNK].float() for flat in (base, *experts)]
             rows = torch.stack(parts).sub_(origin)
             gram += (rows @ rows.T).double()
+            signs = rows.sign_()
+            agreed, common = signs @ signs.T, signs.square() @ signs.square().T  # counts up to 2^18: exact in fp32
+            both += common.numpy().astype(np.int64)
+            opposed += ((common - agreed) / 2).numpy().astype(np.int64)
             square += float(origin @ origin)
         products[group] = products.get(group, 0) + gram.numpy()
         bases[group] = bases.get(group, 0.0) + square
@@ -103,4 +121,4 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
         del base, experts  # views of files, which the next tensor closes
         progress(done, total)
     files.close()
-    return TaskVectors(tuple(pool.experts), products, bases)
+    return TaskVectors(tuple(pool.experts), products, bases, both, opposed)

@@ -16,14 +16,14 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import write_adapter
 from evomerge.cli.console import new_console, say
+from evomerge.cli.controls import crew, search_control
 from evomerge.cli.listings import build_zoo
 from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.options import AdapterOptions
 from evomerge.cli.price import price, shuffling
 from evomerge.cli.searches import print_results, search_and_report, warn, write_report
 from evomerge.cli.statistics import say_price
-from evomerge.control import settings as settings_of_control
-from evomerge.control import start as start_control
+from evomerge.control import settings as control_of
 from evomerge.errors import StudyError, nearest
 from evomerge.history import common_failure
 from evomerge.models.pretrained import load_model
@@ -116,33 +116,19 @@ def run(
     _describe(study.parts, study.settings, console)
     results = search_and_report(study, console, grace=grace)
     if results is not None and study.settings.controls.sham:
-        search_control(study, console, grace=grace)
+        search_control(study, control_of(study), console, grace=grace)
 
 
 def control(folder: Path, workers: int | None, queue: Path | None, *, grace: float, dry_run: bool) -> None:
     """Search over shuffled experts, beside the study in a folder, or only say what it would cost."""
     console = new_console()
     study = Study.open(folder, progress=step_printer(console))
+    asked = _override(control_of(study), None, workers, queue=queue)
     if dry_run:
-        asked = _override(settings_of_control(study), None, workers, queue=queue)
         say(console, shuffling(study.parts))
         price(open_parts(asked, step_printer(console)), asked, console)
         return
-    search_control(study, console, workers, queue, grace=grace)
-
-
-def search_control(
-    study: Study, console: Console, workers: int | None = None, queue: Path | None = None, *, grace: float
-) -> None:
-    """Search over shuffled experts to the end of the study's budget, and say what the real ones give beyond it."""
-    asked = _override(settings_of_control(study), None, workers, queue=queue)
-    say(console, f"control: {asked.evaluations} evaluations over shuffled experts, {_crew(asked)}")
-    made = start_control(study, asked, step_printer(console))
-    if search_and_report(made, console, grace=grace, quiet=True) is None:
-        return
-    results = write_report(study, console)
-    say(console, tables.control(results) or f"the control has no comparable pick: see `evomerge show {made.folder}`")
-    say(console, f"more: {study.folder / 'report.html'}, and of the control {made.folder / 'report.html'}")
+    search_control(study, asked, console, grace=grace)
 
 
 def resume(
@@ -173,7 +159,7 @@ def resume(
         study = Study.open(folder, settings)
     results = search_and_report(study, console, grace=grace, retry_failed=retry_failed)
     if results is not None and study.settings.controls.sham:
-        search_control(study, console, grace=grace)
+        search_control(study, control_of(study), console, grace=grace)
 
 
 def show(
@@ -324,7 +310,7 @@ def _describe(parts: Parts, settings: StudySettings, console: Console, why: str 
         "examples": f"{examples} to search, {examples / len(genes):.0f} per gene",
         "driver": f"{parts.driver['kind']}: {driver}",
         "device": _device(parts, settings),
-        "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {_crew(settings)}, seed {settings.seed}",
+        "budget": f"{settings.evaluations} evaluations{f' by default: {why}' * bool(why)}{', one with slopes counts as three' * slopes}, {crew(settings)}, seed {settings.seed}",
     }
     table = Table(box=None, show_header=False)
     for key, value in rows.items():
@@ -348,14 +334,6 @@ def _device(parts: Parts, settings: StudySettings) -> str:
     return (
         words if device != "cpu" or kind == "cpu" else f"{words}; there is {kind} ({name}): `device: {kind}` runs there"
     )
-
-
-def _crew(settings: StudySettings) -> str:
-    """Return in words which workers evaluate."""
-    workers = settings.workers
-    if isinstance(workers, int):
-        return f"{workers} workers"
-    return f"up to {workers.in_flight} candidates in a queue, for workers that you start by `evomerge worker {workers.queue}`"
 
 
 def _look(study: Study, holder: str, console: Console, *, as_json: bool) -> None:

@@ -100,6 +100,8 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
         for comparison, text in zip(results.comparisons, sentences, strict=False)
     )
     control = tables.control(results)
+    lines = "".join(f"<li>{escape(text)}</li>" for text in tables.advice(results))
+    following = f"<ul>{lines}</ul>" if lines else ""
     beyond = "" if control is None else f"<p>{escape(control)}</p>"
     missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.missing(results))
     trust = " ".join(filter(None, (tables.noise(results), tables.overfit(results))))
@@ -126,7 +128,7 @@ def _page(results: Results, folder: Path, drawn: Mapping[str, _Image]) -> str:
 <dl class="facts">{shown}</dl>
 <p><strong>{escape(tables.warning(results) or "")}</strong></p>
 <p>{escape(tables.choice(results))}</p>
-<ul class="verdicts">{items}</ul>{beyond}<p class="muted">{escape(trust)}</p>{missing}
+<ul class="verdicts">{items}</ul>{beyond}{following}<p class="muted">{escape(trust)}</p>{missing}
 <h2>The front, on unseen examples</h2>
 {_image(drawn["front"], "Scores of the front and of the references on unseen examples")}
 <h2>Scores on unseen examples</h2>

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from evomerge import costs, files, pareto
+from evomerge import costs, files, pareto, search
 from evomerge.errors import DriverError, StudyError, SurrogateError
 from evomerge.evaluate import Evaluator
 from evomerge.history import common_failure, digest
 from evomerge.recipe import Recipe
-from evomerge.report import bootstrap, comparisons, controls, replay, surface
+from evomerge.report import advice, bootstrap, comparisons, controls, replay, surface
 from evomerge.report.estimates import NEEDED, Estimates
 from evomerge.report.fitted import fitted
 from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
@@ -128,6 +128,9 @@ def measure(
         **replay.population(study, len(population)),
         surface=_surface(study, population),
         fitted=fitted(parts, good, picked.recipe_id, scorer.scores(picked.recipe_id, split)),
+        advice=advice.advise(
+            scorer, picked, choice, candidates, settings.space, climbed=search.climbs(parts.new_driver(settings.seed))
+        ),
         control=controls.read(study, history.spent, scorer, picked, candidates.get("base")),
         costs=seconds,
         damaged_costs=damaged,

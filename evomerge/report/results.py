@@ -113,6 +113,16 @@ class Fitted(_Data):
     """On the report split; None if the metric is not scored there."""
 
 
+class Advice(_Data):
+    """What to try next."""
+
+    text: str
+    evidence: str
+    """The numbers that it rests on."""
+    sure: Literal["shown", "likely", "a guess"]
+    """`shown`: the evidence is an interval of unseen examples, or exact; `a guess`: a rule of thumb that was not tested here."""
+
+
 class Control(_Data):
     """What the same search over shuffled experts reaches: see `evomerge.control`. Means are over objectives, on the report split."""
 
@@ -278,6 +288,8 @@ class Results(_Data):
     """Only where the picked model was searched by slopes."""
     control: Control | None = None
     """Only where the search over shuffled experts came to its end, on the report split."""
+    advice: tuple[Advice, ...] = ()
+    """What to try next; not of shuffled experts."""
     costs: Mapping[str, float]
     """Seconds of work by kind: merge, score, and so on."""
     damaged_costs: int = 0
@@ -341,6 +353,8 @@ class Results(_Data):
             ],
             "references": {name: _public(point) for name, point in self.references.items()},
         }
+        if self.advice:
+            data["advice"] = [one.model_dump() for one in self.advice]
         if self.control is not None:
             data["control"] = self.control.model_dump(mode="json")
         if self.split != "report":

@@ -172,6 +172,7 @@ def sentences(results: Results) -> list[str]:
         noise(results),
         *filter(None, [overfit(results)]),
         *filter(None, (population(results), surface(results), control(results))),
+        *advice(results),
     ]
     if results.damaged_costs:
         lines.append(f"{results.damaged_costs} lines of costs.jl are damaged: the times leave them out.")
@@ -219,6 +220,11 @@ def control(results: Results) -> str | None:
         f"Control: the same search over experts with shuffled task vectors ({found.evaluations} evaluations, its pick {found.picked}) "
         f"reaches mean {metric} {wording.interval(found.mean, metric)}{base}; the real experts {gain}: {verdict}."
     )
+
+
+def advice(results: Results) -> list[str]:
+    """Return what to try next, each line with its evidence and how sure it is."""
+    return [f"What to try next ({one.sure}): {one.text}. Evidence: {one.evidence}." for one in results.advice]
 
 
 def overfit(results: Results) -> str | None:

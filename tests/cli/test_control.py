@@ -60,6 +60,22 @@ def test_the_report_says_what_the_real_pick_gives_beyond_the_pick_of_the_control
     assert sentence.replace("'", "&#x27;") in (folder / "report.html").read_text()
     assert json.loads(evomerge("show", folder, "--json").stdout)["control"]["difference"] == list(found.difference)
     assert "shuffled" in tables.control(theirs)
+    assert not theirs.advice
+
+
+def test_the_report_says_what_to_try_next_by_the_best_mixture(controlled):
+    study = Study.open(controlled[0])
+    ours = measure.measure(study)
+    (mixture,) = (one for name, one in ours.references.items() if name.startswith("best mixture"))
+    (line,) = (one for one in ours.advice if "best mixture" in one.evidence)
+    if ours.picked == mixture.recipe_id:
+        assert f"{ours.choice.probability:.2f}" in line.evidence
+    else:
+        evaluated = [
+            Worker(study.parts.setup).evaluate(Recipe.parse(one.recipe), "report").means(study.parts.reported).mean()
+            for one in (ours.pick, mixture)
+        ]
+        assert f"{100 * (evaluated[0] - evaluated[1]):+.1f} [" in line.evidence
 
 
 def test_a_control_that_was_stopped_goes_on_to_the_same_digest(finished, controlled, tmp_path):
