@@ -23,8 +23,10 @@ from evomerge.history import History, digest
 from evomerge.models import LiveModel
 from evomerge.models.blocks import find_blocks
 from evomerge.recipe import Recipe
-from evomerge.report import html, measure, replay, tables
+from evomerge.report import measure, replay, tables
+from evomerge.report.drawn import draw
 from evomerge.report.export import export
+from evomerge.report.section import section
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation
@@ -427,7 +429,7 @@ def test_references_and_front_models_that_cannot_be_scored_are_left_out_and_name
     [said] = tables.missing(results)
     assert said == f"Could not be scored, and is in nothing above: {', '.join(results.unscored)}: out of luck."
     assert said in tables.sentences(results)
-    assert said in html.page(results, study.folder)
+    assert said in section(results, study.folder, draw(results))
 
     again = measure.measure(study)
     assert again.unscored == {}

@@ -9,19 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from evomerge import pareto
+from evomerge import files, pareto
 from evomerge.cli.console import say
 from evomerge.costs import TERMINATED
 from evomerge.errors import StudyError, StudyInUseError
 from evomerge.evaluate import CachingEvaluator
 from evomerge.interrupts import GRACE
 from evomerge.progress import Progress, Throttled
-from evomerge.report import html, measure, tables, wording
+from evomerge.report import drawn, measure, tables, wording
 from evomerge.report.results import Results
 from evomerge.report.wording import covered
 from evomerge.search import Population
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal
+from evomerge.view import frozen
+from evomerge.view.front_table import front_csv
+from evomerge.view.source import Source
 
 
 def search_and_report(
@@ -114,7 +117,10 @@ def write_report(
     with Progress("report", 1, console) as progress:
         results = measure.measure(study, evaluator, progress)
     measure.write(results, study.folder)
-    html.write(results, study.folder, pairs)
+    source, pictures = Source(study.folder, study), drawn.draw(results, pairs)
+    drawn.write(pictures, study.folder)
+    files.write(study.folder / "front.csv", front_csv(source, results))
+    files.write(study.folder / "report.html", frozen.text(source, pictures))
     return results
 
 

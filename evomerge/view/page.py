@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from evomerge.view.candidate import describe, find
 from evomerge.view.recipes import panels
 from evomerge.view.source import Source
 
+STATIC = Path(__file__).parent / "static"
+"""The files of the page."""
 _INTERVALS = 400
 """Points of a front that are drawn with their intervals."""
 

@@ -24,8 +24,6 @@ from evomerge.view.source import Source
 
 HOST = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
-STATIC = Path(__file__).parent / "static"
-"""The files of the page."""
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -55,7 +53,7 @@ class Server(ThreadingHTTPServer):
         self.token = secrets.token_hex(8)
         """What an export asks for."""
         self.exports = Exports()
-        self.files = {file.name: (_TYPES[file.suffix], file.read_bytes()) for file in sorted(STATIC.iterdir())}
+        self.files = {file.name: (_TYPES[file.suffix], file.read_bytes()) for file in sorted(page.STATIC.iterdir())}
         super().__init__((HOST, port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:

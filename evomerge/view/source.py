@@ -24,9 +24,11 @@ _T = TypeVar("_T")
 class Source:
     """A study that may be running. Hold `lock` while using it: several requests may come at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Follow the study in `folder`, which is opened when something is asked of it."""
+    def __init__(self, folder: Path, study: Study | None = None) -> None:
+        """Follow the study in `folder`, which is opened when something is asked of it, if it is not given."""
         self.folder = folder
+        if study is not None:
+            self.study = study
         self.lock = RLock()
         self.generation = 0
         """How often it began anew, as after a repair of the journal: rows from before no longer hold."""
@@ -161,7 +163,7 @@ class Source:
         return 0 if stamp is None else stamp[0]
 
     def scored(self, recipe_id: str, split: Split) -> Evaluation | None:
-        """Return what the reports have recorded of a recipe's scores on `split`, None for nothing."""
+        """Return what the reports have recorded of a recipe's scores on `split`, or else the search; None for nothing."""
         stamp = _stamp(self.folder / RECORD)
         if stamp is None:
             return None
@@ -171,8 +173,8 @@ class Source:
             self._recorded = stamp, scorer
         try:
             return Evaluation(self._recorded[1].scores(recipe_id, split))
-        except KeyError:
-            return None
+        except KeyError:  # a report does not score again what the search has
+            return next((e for p, e in self.good if (p.recipe.id, p.split) == (recipe_id, split)), None)
 
     def once(self, what: str, make: Callable[[], _T]) -> _T:
         """Return what `make` returns, made once for each state of the search."""

@@ -5,7 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from evomerge.errors import StudyError
-from evomerge.report import figures, html
+from evomerge.report import figures
+from evomerge.report.drawn import draw, write
 
 EVIL = '<script>alert("1")</script>[red]$x_{|&'
 
@@ -21,7 +22,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["front.png", "hypervolume.png"])
 def test_figure_is_written_and_not_blank(name, results, tmp_path):
-    html.write(results, tmp_path / "new")
+    write(draw(results), tmp_path / "new")
     image = pixels((tmp_path / "new" / name).read_bytes())
     assert image.shape[1] >= 1000, "readable at the width of a page"
     assert image[..., :3].std() > 0.05

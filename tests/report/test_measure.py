@@ -10,9 +10,11 @@ from rich.console import Console
 
 from evomerge.errors import StudyError
 from evomerge.evaluate import CachingEvaluator, Evaluator
-from evomerge.report import comparisons, html, measure, tables
+from evomerge.report import comparisons, measure, tables
 from evomerge.report.choose import Preference, choose
+from evomerge.report.drawn import draw, write
 from evomerge.report.scorer import Scorer
+from evomerge.report.section import section
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation
@@ -85,8 +87,8 @@ def test_study_of_many_objectives_is_reported_without_hypervolumes_that_take_too
     assert {one.level for one in results.comparisons} == {1 - 0.05 / len(results.comparisons)}
     assert results.pick in (*results.front, *results.references.values())
     assert results.choice.is_candidate == (results.pick in results.front)
-    html.write(results, tmp_path)
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    write(draw(results), tmp_path)
+    page = section(results, tmp_path, draw(results))
     console = Console(file=io.StringIO(), width=110)
     console.print(*tables.summary(results))
     assert (tmp_path / "hypervolume.png").exists() == (objectives == 16)

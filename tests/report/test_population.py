@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from evomerge.report import html, population, tables
+from evomerge.report import population, tables
+from evomerge.report.drawn import draw, write
 from evomerge.report.results import Cells, Diagnostics, Elite
+from evomerge.report.section import section
 
 DIAGNOSTICS = Diagnostics(evaluations=(1, 10, 20), coverage=(0.5, 0.75, 0.9375), entropy=(0.0, 0.5, 0.408), members=12)
 NEWS, REUTERS, TWEETS = (f"{name}/log_likelihood" for name in ("news", "reuters", "tweets"))
@@ -147,7 +149,9 @@ def test_no_label_overlaps_another_or_leaves_the_picture(maps, populated):
 
 def test_same_results_give_the_same_bytes(populated, tmp_path):
     for folder in ("one", "two"):
-        html.write(populated(*CELLS.values()), tmp_path / folder)
+        write(draw(populated(*CELLS.values())), tmp_path / folder)
+    for name in ("population.svg", "cells.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     for name in ("population.png", "cells.png"):
         content = (tmp_path / "one" / name).read_bytes()
         assert content == (tmp_path / "two" / name).read_bytes()
@@ -162,19 +166,19 @@ def test_empty_map_is_drawn_empty(populated):
 
 def test_nothing_is_written_without_a_population_and_no_cells_without_cells(plain, populated, tmp_path):
     names = {"population.png", "cells.png"}
-    html.write(plain, tmp_path)
+    write(draw(plain), tmp_path)
     assert not names & {file.name for file in tmp_path.iterdir()}
-    html.write(populated(), tmp_path)
+    write(draw(populated()), tmp_path)
     assert names & {file.name for file in tmp_path.iterdir()} == {"population.png"}
 
 
 def test_page_has_the_section_only_for_populations(plain, populated, tmp_path):
-    assert "<h2>The population</h2>" not in html.page(plain, tmp_path)
+    assert "<h2>The population</h2>" not in section(plain, tmp_path, draw(plain))
     assert "population" not in plain.public()
-    curves = html.page(populated(), tmp_path)
+    curves = section(populated(), tmp_path, draw(populated()))
     assert "<h2>The population</h2>" in curves
     assert curves.count("<img") == 3
-    both = html.page(populated(CELLS[2]), tmp_path)
+    both = section(populated(CELLS[2]), tmp_path, draw(populated(CELLS[2])))
     assert both.count("<img") == 4
     assert "The population has 12 members: coverage 0.94, entropy 0.41; 3 of 100 cells filled (best news: log" in both
 
@@ -193,7 +197,7 @@ def test_json_has_the_end_of_the_series_and_the_number_of_filled_cells(populated
 
 def test_population_that_could_not_be_replayed_is_stated_and_not_drawn(plain, tmp_path):
     failed = plain.model_copy(update={"not_replayed": "journal.jl: <other> recipe"})
-    page = html.page(failed, tmp_path)
+    page = section(failed, tmp_path, draw(failed))
     assert "The population is not shown: journal.jl: &lt;other&gt; recipe." in page
     assert page.count("<img") == 2
     assert "The population is not shown: journal.jl: <other> recipe." in tables.sentences(failed)

@@ -11,9 +11,11 @@ from evomerge import pareto
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.history import History
-from evomerge.report import html, measure, surface, surface_figures, tables
+from evomerge.report import measure, surface, surface_figures, tables
 from evomerge.report.choose import Preference
+from evomerge.report.drawn import draw, write
 from evomerge.report.results import ObjectiveFit, Surface
+from evomerge.report.section import section
 from evomerge.settings import StudySettings
 from evomerge.study import Study
 
@@ -216,12 +218,12 @@ def test_results_tell_the_surface_in_plain_data(results, predicted, population):
 
 
 def test_page_and_sentences_say_whether_the_surface_may_be_asked(results, study):
-    page = html.page(results, study.folder)
+    page = section(results, study.folder, draw(results))
     assert page.count("<img") == 4
     assert "--surface --tchebycheff turned=2,inverted=1 --verify" in page
     assert any(said.startswith("The surface predicts merges") for said in tables.sentences(results))
     refused = results.model_copy(update={"surface": Surface(refused="`a/b` is <noise>")})
-    page = html.page(refused, study.folder)
+    page = section(refused, study.folder, draw(refused))
     assert "The surface is unreliable: `a/b` is &lt;noise&gt;." in page
     assert page.count("<img") == 2
     assert "--surface" not in page
@@ -297,11 +299,16 @@ def test_same_surface_gives_the_same_bytes_and_a_refused_one_no_front(drawn, tmp
     for count in (2, 3):
         written = []
         for turn in "ab":
-            html.write(drawn(count), tmp_path / turn)
-            written.append([(tmp_path / turn / name).read_bytes() for name in ("surface.png", "predicted.png")])
+            write(draw(drawn(count)), tmp_path / turn)
+            written.append(
+                [
+                    (tmp_path / turn / name).read_bytes()
+                    for name in ("surface.png", "surface.svg", "predicted.png", "predicted.svg")
+                ]
+            )
         assert written[0] == written[1]
     names = {"surface.png", "predicted.png"}
-    html.write(drawn(2, refused="noise"), tmp_path / "a")
+    write(draw(drawn(2, refused="noise")), tmp_path / "a")
     assert names & {file.name for file in (tmp_path / "a").iterdir()} == {"predicted.png"}
-    html.write(drawn(2).model_copy(update={"surface": None}), tmp_path / "a")
+    write(draw(drawn(2).model_copy(update={"surface": None})), tmp_path / "a")
     assert not names & {file.name for file in (tmp_path / "a").iterdir()}

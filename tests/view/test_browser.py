@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from evomerge.view import frozen
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+EVIL = '<img src=x onerror="document.title=1">'
 WAIT = 300  # seconds at most, on a machine that is busy with other tests
 
 pytestmark = pytest.mark.skipif(
@@ -272,9 +273,31 @@ def test_the_page_as_a_file_shows_the_same_without_a_server(finished, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(frozen.save(finished), encoding="utf-8")
     with opened(file.as_uri()) as driver:
+        until(driver, lambda d: "of 12" in text(d, "#state"))
+        assert text(driver, "#report .choice").startswith("Picked: ")
+        assert not driver.find_element(By.ID, "view").is_displayed()
+        go(driver, "front")
         until(driver, lambda d: text(d, "#selected"))
+        assert not driver.find_element(By.ID, "report").is_displayed()
         for tab, words in {"progress": "Hypervolume", "genes": "Slices through", "population": "no population"}.items():
             go(driver, tab)
             until(driver, lambda d, words=words: words in text(d, "#view"))
         assert not driver.find_elements(By.ID, "tab-preferences")
+        assert not complaints(driver)
+
+
+def test_the_report_is_read_without_scripts_and_on_a_phone(finished):
+    page = (finished / "report.html").as_uri()
+    with opened("about:blank", 390, 844, "dark") as driver:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        driver.get(page)
+        said = text(driver, "body")
+        for words in ("view", "Picked: ", "Scores on unseen examples", f"expert {EVIL}", "Digest of all proposals"):
+            assert words in said
+        assert len(driver.find_elements(By.TAG_NAME, "img")) == 2
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+        driver.get(page)
+        until(driver, lambda d: text(d, "#state"))
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert driver.title == "view: evomerge"
         assert not complaints(driver)

@@ -179,7 +179,7 @@ def show(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Print the front and its references, scored on examples that the search never saw; draw it; write report.html.
+    """Print the front and its references, scored on examples that the search never saw; write report.html, front.csv and figures.
 
     While another process searches or reports the study, this prints the search's own scores of the front, and scores nothing.
     """

@@ -43,7 +43,7 @@ def view(
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes a free one.", min=0, max=65535)] = 8040,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the page of one study as one file of less than 1 MB, and stop."),
+        typer.Option(metavar="FILE", help="Write the page of one study as one file, as report.html, and stop."),
     ] = None,
 ) -> None:
     """Show searches in a browser on this machine, while they run: front, recipes, progress, genes, populations, preferences.

@@ -8,15 +8,16 @@ import { showCompare, showGenes, showPopulation, showPreferences, showProgress }
 
 const FAST = 1500, SLOW = 10000; // milliseconds between looks, while a search runs and else
 const at = (id) => document.getElementById(id);
-const view = at("view");
+const view = at("view"), report = at("report"); // only a saved page has a report, which is there without scripts
 const VIEWS = {
+  ...(report ? { report: ["Report", () => {}] } : {}),
   front: ["Front", (box) => showFront(box, select)],
   progress: ["Progress", showProgress],
   genes: ["Genes", showGenes],
   population: ["Population", (box) => showPopulation(box, select)],
   ...(frozen ? {} : { preferences: ["Preferences", showPreferences], compare: ["Compare", showCompare] }),
 };
-let current = "front";
+let current = Object.keys(VIEWS)[0];
 
 function fail(error) {
   at("error").hidden = false;
@@ -30,6 +31,8 @@ async function show(name) {
     tab.tabIndex = tab.id === `tab-${name}` ? 0 : -1;
   }
   at("error").hidden = true;
+  view.hidden = name === "report";
+  if (report) report.hidden = name !== "report";
   const box = el("div"); // an answer that comes late goes into a box that is no more shown
   view.replaceChildren(box);
   try {
@@ -47,7 +50,7 @@ function select(name, against = state.against) {
 }
 
 function tabs() {
-  at("tabs").replaceChildren(...Object.entries(VIEWS).map(([key, [words]]) => el("button", { role: "tab", id: `tab-${key}`, "aria-controls": "view", on: { click: () => show(key) } }, words)));
+  at("tabs").replaceChildren(...Object.entries(VIEWS).map(([key, [words]]) => el("button", { role: "tab", id: `tab-${key}`, "aria-controls": key === "report" ? "report" : "view", on: { click: () => show(key) } }, words)));
   at("tabs").addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -55,14 +58,14 @@ function tabs() {
     show(next);
     at(`tab-${next}`).focus();
   });
-  view.setAttribute("role", "tabpanel");
+  for (const panel of [view, report]) panel?.setAttribute("role", "tabpanel");
 }
 
 function head() {
   at("title").textContent = state.name;
   document.title = `${state.name}: evomerge`;
   const now = state.status;
-  at("state").textContent = `${now.state}, ${Number(now.spent.toPrecision(4))} of ${now.budget} evaluations${now.failed ? `, ${now.failed} failed` : ""}`;
+  at("state").textContent = `${now.state ? `${now.state}, ` : ""}${Number(now.spent.toPrecision(4))} of ${now.budget} evaluations${now.failed ? `, ${now.failed} failed` : ""}`;
 }
 
 async function look() {
@@ -96,7 +99,7 @@ async function start() {
     });
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => (current === "front" ? show("front") : redrawAll()));
-  await show("front");
+  await show(current);
   look();
 }
 

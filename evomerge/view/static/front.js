@@ -98,7 +98,7 @@ function tables() {
   const open = shown.below.querySelector("#candidates")?.open;
   const step = (by) => el("button", { disabled: shown.from + by < 0 || shown.from + by >= pages, on: { click: () => { shown.from += by; tables(); } } }, by < 0 ? "Earlier" : "Later");
   const rows = state.rows.slice(shown.from * PAGE, (shown.from + 1) * PAGE);
-  parts.push(el("details", { id: "candidates", open: open === true }, el("summary", {}, `All candidates: ${state.rows.length}`),
+  parts.push(el("details", { id: "candidates", open: open === true }, el("summary", {}, `All candidates: ${state.rows.length}${state.leftOut ? `, and ${state.leftOut} that this file has no room for` : ""}`),
     table(["model", ...labels("search")], rows.map((one) => row(`#${one.number}`, `#${one.number}`, one.means ? one.means.map((value, i) => number(value, share[i])) : [`failed: ${one.error}`]))),
     pages > 1 ? el("div", { class: "controls" }, step(-1), el("span", {}, `${shown.from + 1} of ${pages}`), step(1)) : null));
   shown.below.replaceChildren(...parts);

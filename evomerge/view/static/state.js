@@ -27,6 +27,7 @@ export async function refresh() {
   const changed = data.first === 0 || data.rows.length > 0 || "report" in data;
   state.front = new Set(data.front);
   for (const key of ["intervals", "objectives", "genes", "status", "name", "folder", "generation", "reported"]) state[key] = data[key];
+  state.leftOut = data.left_out || 0;
   if ("report" in data) {
     state.report = data.report;
     models.clear();

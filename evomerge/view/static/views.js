@@ -1,6 +1,6 @@
 // The other views: progress, genes, populations, preferences, two studies.
 import { duration, el, facts, heatTable, number, table, within } from "./dom.js";
-import { ask } from "./data.js";
+import { ask, frozen } from "./data.js";
 import { heatMaps, scoresOf, tree } from "./model.js";
 import { lines } from "./plots.js";
 import { best, labels, model, shares, state } from "./state.js";
@@ -10,8 +10,8 @@ export async function showProgress(view) {
   const now = data.status;
   const plot = el("div", { class: "plot" });
   const parts = [facts([
-    ["of the budget", `${Number(now.spent.toPrecision(4))} of ${now.budget}`], ["failed", now.failed], ["in progress", now.pending], ["time", duration(now.elapsed)],
-    ...(now.left === null ? [] : [["left, about", duration(now.left)]]), ...(now.idle === null ? [] : [["workers idle", `${(100 * now.idle).toFixed(0)}%`]]),
+    ["of the budget", `${Number(now.spent.toPrecision(4))} of ${now.budget}`], ["failed", now.failed], ...(frozen ? [] : [["in progress", now.pending], ["time", duration(now.elapsed)]]),
+    ...(frozen || now.left === null ? [] : [["left, about", duration(now.left)]]), ...(frozen || now.idle === null ? [] : [["workers idle", `${(100 * now.idle).toFixed(0)}%`]]),
   ])];
   if (data.hypervolume.length) parts.push(el("h2", {}, "Hypervolume of the front on search examples"), plot, el("p", { class: "muted" }, `Above ${data.corner_is}: ${data.corner.map((value, i) => `${state.objectives[i].task} ${number(value, state.objectives[i].share[0])}`).join(", ")}.`),
     el("details", {}, el("summary", {}, "Table"), table(["evaluations", "hypervolume"], data.hypervolume.map((value, i) => [i + 1, value.toPrecision(5)]).filter((row, i, all) => i === 0 || row[1] !== all[i - 1][1]))));
@@ -22,7 +22,7 @@ export async function showProgress(view) {
     return outer;
   };
   parts.push(el("h2", {}, "Where the time went, summed over workers"), table(["part", "time", "share", ""], Object.entries(now.seconds).sort((a, b) => b[1] - a[1]).map(([part, value]) => [part, duration(value), `${((100 * value) / whole).toFixed(0)}%`, bar(value)])));
-  parts.push(el("h2", {}, "Workers"), el("p", {}, `${now.state}${now.process ? `: ${now.process}` : ""}${now.ended ? `, ended: ${now.ended}` : ""}${now.since === null ? "" : `, last result ${duration(now.since)} ago`}`));
+  if (!frozen) parts.push(el("h2", {}, "Workers"), el("p", {}, `${now.state}${now.process ? `: ${now.process}` : ""}${now.ended ? `, ended: ${now.ended}` : ""}${now.since === null ? "" : `, last result ${duration(now.since)} ago`}`));
   parts.push(el("h2", {}, `Failures: ${now.failed}`));
   if (now.failures.length) parts.push(table(["number", "cause, by its first error"], now.failures.map(([error, count]) => el("tr", {}, el("td", {}, count), el("td", { class: "wrap" }, error)))));
   view.replaceChildren(...parts);

@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 import pytest
 
 from evomerge import strict_yaml
-from evomerge.report import html, tables
+from evomerge.report import tables
+from evomerge.report.drawn import draw
 from evomerge.report.results import Fitted
+from evomerge.report.section import section
 
 EVIL = '<script src="https://evil.example/x.js">alert(1)</script>&"\'$[red]'
 VOID = {"meta", "img", "br"}
@@ -39,31 +41,49 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evil(build, tmp_path_factory):
-    return html.page(build(2, merges=8, rename=lambda name: f"{EVIL}{name}"), tmp_path_factory.mktemp("study"))
+    results = build(2, merges=8, rename=lambda name: f"{EVIL}{name}")
+    return section(results, tmp_path_factory.mktemp("study"), draw(results))
 
 
 @pytest.fixture(scope="module")
 def page(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("my study; rm -rf x")
-    html.write(results, folder)
-    return Page((folder / "report.html").read_text(encoding="utf-8"))
+    return Page(section(results, folder, draw(results)))
 
 
 def test_page_is_well_formed(page):
     assert not page.open
     assert page.tags.count("img") == 2
-    assert page.tags.count("h1") == 1
+    assert "h1" not in page.tags, "the page around it has one"
+
+
+def test_tables_have_heads_and_rows_that_a_screen_reader_can_name(results, evil):
+    tags = re.findall(r"<th ([^>]*)>", evil)
+    assert all(re.search(r"scope=.(col|row|rowgroup).", attributes) for attributes in tags)
+    assert evil.count("<table") == evil.count("<thead>") + 1, "where the time went has no head"
+    assert all('alt="' in image for image in re.findall(r"<img [^>]*>", evil))
+
+
+def test_verdicts_come_before_the_first_table(page, results):
+    first = page.text.index("Scores on unseen examples")
+    assert page.text.index(tables.choice(results).split("`")[0]) < first
+    for comparison, sentence in zip(results.comparisons, tables.sentences(results), strict=False):
+        assert comparison.verdict in sentence
+        assert page.text.index(sentence) < first
+
+
+def test_nothing_needs_a_style_of_its_own(evil):
+    """The page's policy forbids style attributes."""
+    assert not re.search(r"<[^>]*\sstyle=", evil)
 
 
 def test_page_loads_nothing_from_anywhere(evil):
     page = Page(evil)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"script", "style", "link", "iframe", "object"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("src", "href"):
             assert value.startswith("data:image/png;base64,")
-    assert "@import" not in evil
-    assert "url(" not in evil
 
 
 def test_malicious_names_are_text(evil):
@@ -104,4 +124,4 @@ def test_a_search_along_slopes_says_how_the_pick_holds_in_tables_and_on_the_page
     sloped = results.model_copy(update={"fitted": fitted})
     line = "The picked model has mean log likelihood -0.500 on the search examples that gave slopes, -0.750 on unseen examples."
     assert line in tables.sentences(sloped)
-    assert line in Page(html.page(sloped, tmp_path)).text
+    assert line in Page(section(sloped, tmp_path, draw(sloped))).text
