@@ -20,6 +20,8 @@ _PER_GENE, _NOISY = 10, 0.5
 """Search examples per gene below which, and share of noise above which, more examples come first."""
 _ALIKE, _APART, _OPPOSED = 0.5, 0.1, -0.1
 """Cosines from which two task vectors repeat each other, below which all are nearly orthogonal, and from which they undo each other."""
+_MOST = 16 << 30
+"""Bytes of the pool's files from which task vectors are not compared: reading them would take minutes."""
 _SPACES = {"linear_mixture": "linear", "ties_per_block": "ties", "task_arithmetic": "task_arithmetic"}
 """Shipped spaces that are advised, and the method of each."""
 
@@ -44,7 +46,7 @@ def advise(
     lines = (
         *_on_averages(scorer, picked, choice, references),
         *_on_examples(len(parts.space.genes), examples, choice.noise, climbed=climbed),
-        *_on_experts(list(parts.pool.experts), similarity(parts.pool)),
+        *_on_experts(list(parts.pool.experts), _alike(parts.pool)),
     )
     return tuple(line for line in lines if not _is_searched(line, searched))
 
@@ -98,7 +100,9 @@ def _on_examples(genes: int, examples: int, noise: float, *, climbed: bool) -> S
     return [Advice(text=text, evidence=evidence, sure="likely" if noise > _NOISY else "a guess")]
 
 
-def _on_experts(names: Sequence[str], alike: Mapping[str, Any]) -> Sequence[Advice]:
+def _on_experts(names: Sequence[str], alike: Mapping[str, Any] | None) -> Sequence[Advice]:
+    if alike is None:
+        return []
     found = [Advice(text="leave an expert out", evidence=said, sure="shown") for said in alike["duplicates"]]
     cosines, conflicts = (np.array(alike[key], dtype=float) for key in ("cosines", "conflicts"))
     pairs = [
@@ -121,6 +125,15 @@ def _on_experts(names: Sequence[str], alike: Mapping[str, Any]) -> Sequence[Advi
     cosine, conflict, who = shown
     evidence = f"task vectors of {who}: cosine {cosine:.2f}, opposite signs in {conflict:.0%} of the elements that both change (50% by chance)"
     return [Advice(text=text, evidence=evidence, sure="a guess")]
+
+
+def _alike(pool: Pool) -> dict[str, Any] | None:
+    """Return `similarity` of a pool, None of one that takes minutes to read."""
+    return similarity(pool) if _size(pool) < _MOST else None
+
+
+def _size(pool: Pool) -> int:
+    return sum(file.stat().st_size for model in (pool.base, *pool.experts.values()) for file in model.files)
 
 
 def similarity(pool: Pool) -> dict[str, Any]:

@@ -81,6 +81,17 @@ def test_similarity_is_read_once_and_remembered(tmp_path, monkeypatch):
     assert advice.similarity(pool) == found
 
 
+def test_pools_that_take_minutes_to_read_are_not_compared(tmp_path, monkeypatch):
+    models = Models.random(2)
+    write_pool(tmp_path, models)
+    pool = Pool(tmp_path / "base", {name: tmp_path / name for name in models.experts})
+    files = [file for model in (pool.base, *pool.experts.values()) for file in model.files]
+    assert advice._size(pool) == sum(len(file.read_bytes()) for file in files)
+    monkeypatch.setattr(advice, "similarity", lambda pool: pytest.fail("read"))
+    monkeypatch.setattr(advice, "_MOST", advice._size(pool))
+    assert advice._alike(pool) is None
+
+
 def test_a_line_has_its_evidence_and_how_sure_it_is(build):
     one = Advice(text="do this", evidence="1 of 2", sure="likely")
     results = build(2).model_copy(update={"advice": (one,)})
