@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no 
 import pytest
 import torch
 from hypothesis import settings
-from pools import Models, write_pool
+from pools import Models, RandomEvidence, write_pool
 
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
@@ -79,8 +79,10 @@ def pool_folder(models, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pool(pool_folder, models):
-    """A pool of a tiny base and three experts."""
-    return Pool(pool_folder / "base", {name: pool_folder / name for name in models.experts})
+    """A pool of a tiny base and three experts, with random statistics of them."""
+    pool = Pool(pool_folder / "base", {name: pool_folder / name for name in models.experts})
+    pool.evidence = RandomEvidence(models.base)
+    return pool
 
 
 @pytest.fixture

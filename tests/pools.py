@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import save_file
 
-from evomerge.testing import tiny_tensors
+from evomerge.testing import random_statistics, tiny_tensors
 
 EXPERTS = ("maths", "code", "prose", "law")
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7), "c": torch.zeros(0, 4)}
@@ -63,3 +63,17 @@ def write_pool(folder, models, shards=1, config=CONFIG):
     for name, tensors in models.experts.items():
         write_checkpoint(folder / name, tensors, config, shards)
     return folder
+
+
+class RandomEvidence:
+    """Random statistics of every kind, of experts with the tensors of `like`: what `Pool.evidence` holds."""
+
+    def __init__(self, like):
+        self._like = like
+
+    def digest(self, kind, expert):
+        return f"{kind} of {expert}"
+
+    def tables(self, kind, expert, name):
+        (tables,) = random_statistics([expert], self._like).tables(kind, name)
+        return tables

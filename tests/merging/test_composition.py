@@ -112,7 +112,7 @@ def test_compiled_is_as_written_byte_for_byte(compiled, name):
 
 EXACT = """
     __lshift __rshift _to_copy abs add arange bitwise_and bitwise_not bitwise_or bitwise_xor clamp copy copysign detach div eq
-    floor ge gt le lift_fresh lt maximum minimum mul neg reciprocal rsub scalar_tensor select sign sub unbind view where zeros
+    floor ge gt le lift_fresh lt maximum minimum mul ne neg reciprocal rsub scalar_tensor select sign sub unbind view where zeros
 """
 """Names of torch operations whose result IEEE 754 or integer arithmetic defines; not exp, log, tanh, pow, sums or products."""
 
