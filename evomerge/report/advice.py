@@ -73,7 +73,7 @@ def _on_averages(
         ]
     difference = scorer.difference(picked.recipe_id, references[name].recipe_id, LEVEL)
     metric = wording.common_metric(task.report_metric for task in scorer.parts.tasks.values()) or wording.SCALED
-    evidence = f"the pick minus the {name}: {wording.interval(difference, metric, sign=True)} on unseen examples"
+    evidence = f"the pick minus the {name}: {wording.interval(difference, metric, sign=True)} on {wording.SPLITS[scorer.split]}"
     if difference[1] > 0:
         return [
             Advice(text="go on with this space: it gives more than plain averages do", evidence=evidence, sure="shown")

@@ -47,6 +47,7 @@ def test_show_json_prints_one_object_with_the_documented_keys(finished):
         "picked",
         "comparisons",
         "front",
+        "advice",
     }
     assert set(found) == keys | {"references"}
     assert set(found["hypervolume"]) == {"search", "report"}
