@@ -23,7 +23,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.digests import code_digests, data_digest
 from evomerge.errors import PoolError, nearest
 from evomerge.evaluate import Setup
-from evomerge.evaluate.worker import reproducible
+from evomerge.evaluate.worker import open_model, reproducible
 from evomerge.models import LiveModel
 from evomerge.progress import Progress
 from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Subject, store
@@ -149,9 +149,11 @@ class Evidence:
     def price(self) -> dict[str, Price]:
         """Return what collecting the rest costs, by kind, measured on one example of one expert."""
         prices: dict[str, Price] = {}
-        live = self._load() if self.left else None
+        if not self.left:
+            return prices
+        live = self._load()
         for entry in self.left:
-            if live is None or entry.kind in prices:
+            if entry.kind in prices:
                 continue
             statistic, left = STATISTICS[entry.kind], [other for other in self.left if other.kind == entry.kind]
             with reproducible(self._setup.threads, live.device):
@@ -168,16 +170,7 @@ class Evidence:
         return prices
 
     def _load(self) -> LiveModel:
-        pool, setup = self._pool, self._setup
-        return LiveModel(
-            pool.open_base(),
-            setup.auto,
-            setup.precision,
-            placement.find(setup.device),
-            module=setup.module,
-            tokenizer=pool.tokenizer,
-            heads=pool.heads,
-        )
+        return open_model(self._setup, self._pool, placement.find(self._setup.device))
 
     def _subject(self, live: LiveModel, entry: Entry, examples: Sequence[int]) -> Subject:
         """Return an expert, or the base, in memory, with what is to be measured."""
@@ -211,10 +204,5 @@ def _chosen(expert: str, given: EvidenceSettings | None, tasks: Mapping[str, Tas
 
 def _room(device: torch.device) -> int:
     """Return the bytes for sums: a quarter of what is free where they are."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024 // 4
-    except (OSError, KeyError, ValueError):  # not Linux
-        return 4 << 30
+    free = placement.free(device)
+    return (16 << 30 if free is None else free) // 4

@@ -9,6 +9,7 @@ have other last bits, so a study keeps its device.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
@@ -55,6 +56,21 @@ def find(device: str) -> torch.device:
     version = f"torch {torch.__version__}"
     why = f"{version} is built without CUDA" if wanted.startswith("cuda") and torch.version.cuda is None else version
     raise DeviceError(f"device `{device}`: not here ({why}); expected one of {known}, or `auto`")
+
+
+def free(device: torch.device) -> int | None:
+    """Return the bytes of memory that processes here may still take on a device, None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    sizes = []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        sizes.append(int(lines["MemAvailable"].split()[0]) << 10)
+        group = Path("/sys/fs/cgroup")
+        sizes.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, KeyError):  # no Linux, no limit
+        pass
+    return min(sizes, default=None)
 
 
 def describe(device: torch.device) -> str:

@@ -25,7 +25,8 @@ from evomerge.trial import Evaluation, ScoreTable
 
 State = Literal["not started", "running", "stopped", "done"]
 
-_NUMBERS = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
+NUMBERS = re.compile(r"\d[\d.]*(?:e[+-]?\d+)?")
+"""Numbers in an error, by which errors of one cause may differ."""
 _HOLDER = re.compile(r"process (\d+) on (.+)")
 _LOCKS = Path("/proc/locks")
 _CURVE = 40  # values of a curve at most
@@ -211,7 +212,7 @@ class _Found:
         proposal, evaluation = self.pending.pop(record.number), record.evaluation
         self.evaluated += 1
         if evaluation.error is not None:
-            cause = _NUMBERS.sub("#", evaluation.error)
+            cause = NUMBERS.sub("#", evaluation.error)
             first, count = self.failures.get(cause, (evaluation.error, 0))
             self.failures[cause] = first, count + 1
         elif proposal.examples is None and not self.examples:

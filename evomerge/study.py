@@ -301,7 +301,7 @@ class Study:
         """Return a new evaluator for these settings. The caller closes it. Raises `StudyError` on another device than the study's.
 
         Without `queue`, workers that share a folder are left out, as they may have ended: all is evaluated in this process. `say` is
-        called with a line where candidates wait for workers in vain.
+        called with a line while candidates wait and there is no worker.
         """
         self.parts.collect()
         evaluator = workers.start(self.settings, self.parts, self.folder, queue=queue, say=say)

@@ -16,7 +16,7 @@ def start(
 ) -> evaluate.CachingEvaluator:
     """Return a new evaluator for the study in `folder`. Raises `StudyError` on another device than the study's, and `EvaluatorError`.
 
-    Without `queue`, all is evaluated in this process in place of one. `say` is called with a line where candidates wait in vain.
+    Without `queue`, all is evaluated in this process in place of one. `say` is called with a line while candidates wait and there is no worker.
     """
     if parts.setup.device == settings.device:  # else it was chosen for this evaluator
         header.check_device(header.read(folder), settings.device, folder)

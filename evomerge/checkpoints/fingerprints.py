@@ -14,9 +14,6 @@ from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Folder, Sparing, all_finite
 from evomerge.errors import CheckpointError
 
-_OPEN_BYTES = 64 << 20
-"""Bytes that are read between two closings of a checkpoint's files."""
-
 
 def check_finite(folder: Folder | Adapter) -> None:
     """Raise `CheckpointError` naming the first tensor of a checkpoint that holds NaN or infinity; a pass is cached by `stamp`."""
@@ -26,18 +23,14 @@ def check_finite(folder: Folder | Adapter) -> None:
     cached = files.cache() / "finite" / stamp(folder, names)
     if cached.is_file():
         return
-    mapped = 0
+    read = Sparing([folder])
     for name in names:
-        tensor = folder.tensor(name)
+        tensor = read.tensor(folder, name)
         if not all_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             msg = f"{folder.path}: tensor `{name}` holds {bad} elements that are NaN or infinite, of {tensor.numel()}; such a model cannot be merged"
             raise CheckpointError(msg)
-        mapped += tensor.nbytes
-        if mapped >= _OPEN_BYTES:  # pages stay mapped until files are closed, but opening one reads its header
-            folder.forget()
-            mapped = 0
-    folder.forget()
+    read.close()
     with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
         files.write(cached, b"")
 

@@ -16,6 +16,7 @@ from evomerge.checkpoints.save import check_free, save
 from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import PoolOptions, open_pool, storage
 from evomerge.errors import RecipeError
+from evomerge.evaluate.worker import open_model
 from evomerge.models import LiveModel
 from evomerge.parts import open_parts
 from evomerge.progress import Progress, step_printer
@@ -77,15 +78,7 @@ def _open_pool_and_tasks(
     data = {} if file is None else strict_yaml.read(file)
     if file is not None and not options.named and isinstance(data, dict) and "space" in data:
         parts = open_parts(StudySettings.read(file), step_printer(console))
-        model = LiveModel(
-            parts.pool.open_base(),
-            parts.setup.auto,
-            parts.setup.precision,
-            placement.find(device or parts.setup.device),
-            module=parts.setup.module,
-            tokenizer=parts.pool.tokenizer,
-            heads=parts.pool.heads,
-        )
+        model = open_model(parts.setup, parts.pool, placement.find(device or parts.setup.device))
         return parts.pool, parts.tasks, model
     listed = data.get("pool") if isinstance(data, dict) else None
     pool = open_pool(listed, file or Path(), options, console)

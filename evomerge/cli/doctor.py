@@ -17,7 +17,7 @@ import torch
 import typer
 from packaging.requirements import Requirement
 
-from evomerge import files, header
+from evomerge import files, header, placement
 from evomerge.checkpoints import hub
 from evomerge.errors import EvomergeError, printable
 from evomerge.parts import versions
@@ -113,15 +113,7 @@ def _processors() -> Iterator[Check]:
 
 def _available() -> int | None:
     """Return the bytes of memory that processes here may still take, None where the system does not tell."""
-    numbers = []
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        numbers.append(int(lines["MemAvailable"].split()[0]) << 10)
-        group = Path("/sys/fs/cgroup")
-        numbers.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, KeyError):  # no Linux, no limit
-        pass
-    return min(numbers, default=None)
+    return placement.free(torch.device("cpu"))
 
 
 def _memory() -> Iterator[Check]:

@@ -48,14 +48,15 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
         return
     evidence.collect(console)
     table = Table("statistic", "expert", "task", "examples", "size", "without", box=None)
+    silent: list[str] = []
     for entry in evidence.entries:
-        silent = store.read_index(entry.folder)["silent"]
+        names = store.read_index(entry.folder)["silent"]
         size = gib(sum(file.stat().st_size for file in entry.folder.iterdir()))
-        cells = (entry.kind, entry.expert, entry.task, str(len(entry.examples)), size, str(len(silent)))
+        cells = (entry.kind, entry.expert, entry.task, str(len(entry.examples)), size, str(len(names)))
         table.add_row(*map(escape, cells))
+        silent = silent or names
     console.print(table)
-    if any(store.read_index(entry.folder)["silent"] for entry in evidence.entries):
-        silent = store.read_index(evidence.entries[0].folder)["silent"]
+    if silent:
         shown = ", ".join(f"`{name}`" for name in silent[:4]) + f" and {len(silent) - 4} more" * (len(silent) > 4)
         say(console, f"`without`: tensors of which the statistic says nothing, such as {shown}; merges take their mean")
 

@@ -1,7 +1,6 @@
 """status: a study's search at a glance, as text, JSON or metrics."""
 
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -16,10 +15,9 @@ from evomerge import files, status
 from evomerge.costs import HOURS, INTERRUPTED, TERMINATED, WORKER_HOURS
 from evomerge.errors import printable
 from evomerge.progress import duration
-from evomerge.status import Status
+from evomerge.status import NUMBERS, Status
 
 _BARS = "▁▂▃▄▅▆▇█"
-_NUMBERS = re.compile(r"\d[\d.]*")
 _LONGEST_CAUSE = 80
 _CAUSES = 5  # of failures, that are printed
 _ENDED = {
@@ -138,7 +136,7 @@ def _escaped(label: str) -> str:
 
 def cause(error: str) -> str:
     """Return what an error begins with, without its numbers: a label must not have a new value for each candidate."""
-    return _NUMBERS.sub("#", error.partition(":")[0])[:_LONGEST_CAUSE]
+    return NUMBERS.sub("#", error.partition(":")[0])[:_LONGEST_CAUSE]
 
 
 def _state(found: Status) -> str:

@@ -114,7 +114,12 @@ def run(
         return
     study = Study.create(out or Path("runs") / settings.name, settings, step_printer(console))
     _describe(study.parts, study.settings, console)
-    results = search_and_report(study, console, grace=grace)
+    _search(study, console, grace=grace)
+
+
+def _search(study: Study, console: Console, *, grace: float, retry_failed: bool = False) -> None:
+    """Search and report, and then search the control that the study asks for."""
+    results = search_and_report(study, console, grace=grace, retry_failed=retry_failed)
     if results is not None and study.settings.controls.sham:
         search_control(study, control_of(study), console, grace=grace)
 
@@ -157,9 +162,7 @@ def resume(
     )
     if settings != study.settings:
         study = Study.open(folder, settings)
-    results = search_and_report(study, console, grace=grace, retry_failed=retry_failed)
-    if results is not None and study.settings.controls.sham:
-        search_control(study, control_of(study), console, grace=grace)
+    _search(study, console, grace=grace, retry_failed=retry_failed)
 
 
 def show(

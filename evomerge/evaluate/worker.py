@@ -201,12 +201,25 @@ class RemoteWorker:
         return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples, slopes)
 
 
+def open_model(setup: Setup, pool: Pool, device: torch.device, *, shared: int = 0) -> LiveModel:
+    """Return the model that candidates of `pool` are written into, on `device`; up to `shared` bytes of hidden states are kept."""
+    return LiveModel(
+        pool.open_base(),
+        setup.auto,
+        setup.precision,
+        device,
+        shared=shared,
+        module=setup.module,
+        tokenizer=pool.tokenizer,
+        heads=pool.heads,
+    )
+
+
 class _Loaded:
     """The builder, tasks and model that stay in memory between candidates."""
 
     def __init__(self, setup: Setup, members: Members) -> None:
         folder = Path(setup.folder)
-        shared = setup.shared_mib << 20
         experts = {name: folder / path for name, path in setup.experts.items()}
         asked: dict[str, Any] = {key: getattr(setup, key) for key in ("like", "heads", "tokenizer", "shuffled")}
         pool = Pool(folder / setup.base, experts, **asked)
@@ -214,16 +227,7 @@ class _Loaded:
         placement = Placement(find(setup.device), share=setup.gpus)
         self.builder = Builder(pool, search=True, members=members, placement=placement)
         self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = LiveModel(
-            pool.open_base(),
-            setup.auto,
-            setup.precision,
-            placement.device,
-            shared=shared,
-            module=setup.module,
-            tokenizer=pool.tokenizer,
-            heads=pool.heads,
-        )
+        self.model = open_model(setup, pool, placement.device, shared=setup.shared_mib << 20)
 
     def check(self) -> None:
         """Raise `TaskError` where a task cannot be done with the base's model, and so with no candidate."""

@@ -27,13 +27,12 @@ def section(results: Results, folder: Path, drawn: Mapping[str, Drawn]) -> str:
         for comparison, text in zip(results.comparisons, sentences, strict=False)
     )
     control = tables.control(results)
-    lines = "".join(f"<li>{escape(text)}</li>" for text in tables.advice(results))
+    lines = "".join(f"<li>{_prose(text)}</li>" for text in tables.advice(results))
     following = f"<ul>{lines}</ul>" if lines else ""
     beyond = "" if control is None else f"<p>{escape(control)}</p>"
     missing = "".join(f'<p class="muted">{escape(text)}</p>' for text in tables.missing(results))
     warning = tables.warning(results)
     trust = " ".join(filter(None, (tables.noise(results), tables.overfit(results))))
-    choice = _CODE.sub(r"<code>\1</code>", escape(tables.choice(results)))
     facts = {
         "candidates evaluated": f"{results.evaluations}"
         + f", and {results.stopped} that lost their race ({results.spent:g} evaluations' worth of examples in all)"
@@ -51,7 +50,7 @@ def section(results: Results, folder: Path, drawn: Mapping[str, Drawn]) -> str:
         for kind, seconds in results.costs.items()
     )
     return f"""{"" if warning is None else f'<p class="warning">{escape(warning)}</p>'}
-<p class="choice">{choice}</p>
+<p class="choice">{_prose(tables.choice(results))}</p>
 <ul class="verdicts">{items}</ul>
 {beyond}{following}<p class="muted">{escape(trust)}</p>{missing}
 <dl class="facts">{shown}</dl>
@@ -75,6 +74,11 @@ column is the probability that no other candidate of the search is better for ev
 <div class="scroll" tabindex="0"><table><tbody>{costs}</tbody></table></div>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 """
+
+
+def _prose(text: str) -> str:
+    """Return a text whose parts in backquotes are code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _image(drawn: Drawn, text: str) -> str:

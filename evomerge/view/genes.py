@@ -11,12 +11,11 @@ from scipy.stats import qmc
 from evomerge.errors import SurrogateError
 from evomerge.history import Completed
 from evomerge.parts import Parts
+from evomerge.search.fronts.front import MOST_GENES
 from evomerge.space import Genome
 from evomerge.surrogate import NORMAL_90, Surrogate, fit, varies
 from evomerge.trial import Metric
 
-MOST_GENES = 40
-"""Genes of a space that surrogates are fitted over."""
 _CANDIDATES = 200
 """Candidates that a surrogate is fitted to: of more, that many evenly from first to last."""
 _FOLDS = 10

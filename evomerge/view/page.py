@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge import pareto
 from evomerge.errors import DriverError, EvomergeError, StudyError, SurrogateError
-from evomerge.report import measure, replay, runs, surface, wording
+from evomerge.report import measure, replay, runs, surface, tables, wording
 from evomerge.report.choose import Preference
 from evomerge.report.results import Candidate
 from evomerge.report.scorer import Scorer
@@ -82,8 +82,6 @@ def search(source: Source, since: int = 0, generation: int = 0, reported: int = 
 
 def report(source: Source) -> dict[str, Any]:
     """Return what the last report says: the front and the references on unseen examples, the pick, the comparisons in words."""
-    from evomerge.report import tables
-
     results = source.results()
     if results is None:
         return {}

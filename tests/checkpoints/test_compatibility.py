@@ -7,7 +7,6 @@ import torch
 from pools import CONFIG, Models, write_checkpoint, write_pool
 from tiny_models import tiny_model
 
-from evomerge.checkpoints import fingerprints
 from evomerge.checkpoints import folder as folders
 from evomerge.checkpoints.compatibility import compare
 from evomerge.checkpoints.folder import Folder
@@ -87,8 +86,7 @@ def test_about_one_tensor_of_each_model_is_mapped_at_a_time(tmp_path, monkeypatc
 
     monkeypatch.setattr(Folder, "tensor", counted)
     monkeypatch.setattr(Folder, "forget", forgotten)
-    for module in (folders, fingerprints):
-        monkeypatch.setattr(module, "_OPEN_BYTES", 1)
+    monkeypatch.setattr(folders, "_OPEN_BYTES", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checked = compare(str(models[0]), {"a": str(models[1]), "b": str(models[2])})
     measure(checked.pool)

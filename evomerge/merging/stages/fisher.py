@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.site import Bound, Piece, Region, Rows, Site, Values
+from evomerge.merging.site import Bound, Piece, Region, Rows, Values
 from evomerge.merging.stage import Measurement, Stage, Words
 from evomerge.merging.stages.weights import bound_weight
 
@@ -37,10 +37,6 @@ def _measure(region: Region, values: Values) -> Bound:
         share = tables["square"].reshape(-1).double().numpy().clip(values["floor"]) / norm
         rows.append(torch.from_numpy(np.power(share, values["power"]).astype(np.float32)))
     return {"rows": rows}
-
-
-def _bind(site: Site, values: Values, measured: Bound) -> Bound:
-    return measured
 
 
 def _field(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
@@ -74,6 +70,6 @@ FISHER = {
         },
         needs=lambda values: (_kind(values),),
         measure=Measurement(_measure, fields=True, smooth=False),
-        bind=_bind,
+        bind=lambda site, values, measured: measured,
     )
 }
