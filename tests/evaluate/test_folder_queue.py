@@ -4,6 +4,7 @@ The workers are in this process, and run while it waits: `tests/cli/test_worker.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -229,6 +230,7 @@ def test_a_worker_that_was_taken_for_dead_shows_itself_again(setup, queue):
 
 def test_a_candidate_past_its_deadline_is_given_up_by_a_new_process(faulty, plan_faults, queue):
     plan_faults({merge(0.3): "hang"})
+    gc.disable()  # an exception of the signal would be lost in one of its callbacks
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     with QueueEvaluator(faulty, queue.path, lease=1.0, deadline=0.2) as evaluator:
         evaluator.submit(Proposal(0, merge(0.3)))
@@ -240,6 +242,7 @@ def test_a_candidate_past_its_deadline_is_given_up_by_a_new_process(faulty, plan
             assert evaluation is None
         assert evaluator.wait()[1].error == "no result within the deadline of 0.2 seconds, twice"
     signal.signal(signal.SIGUSR1, before)
+    gc.enable()
 
 
 def test_an_interrupted_worker_gives_its_candidate_back(faulty, plan_faults, queue):
