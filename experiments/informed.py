@@ -6,7 +6,7 @@ has other splits, experts and heads.
 
 Statistics are collected of 16 to 1,024 examples for each expert, from the rows that it was trained on; no label of them is read
 but by `fisher_empirical`. Methods have their papers' defaults. `best scale` (of task arithmetic) and `best mixture` (weighted average)
-are picked by log-likelihood on 100 search examples of each task with labels, and so have more to go by than their names say.
+are picked by log-likelihood on 60 search examples of each task with labels, and so have more to go by than their names say.
 
 Models are scored on the first unseen examples of each task. Held-in accuracy is divided by that of the task's own expert, and
 averaged over tasks and seeds; held-out accuracy has the base's subtracted. Intervals are of 95%, paired, over unseen
@@ -54,8 +54,8 @@ SIZES = (16, 64, 256, 1024)
 """Examples of evidence for each expert."""
 ROWS = Path("runs") / "informed"
 UNSEEN = 200  # examples per task that models are scored on
-PICKING = 100  # search examples per task, by which scale and mixture are picked
-PICKED_FROM = ReportSettings(scales=(0.2, 0.3, 0.4, 0.6, 0.8), mixtures=12)
+PICKING = 60  # search examples per task, by which scale and mixture are picked
+PICKED_FROM = ReportSettings(scales=(0.2, 0.3, 0.5, 0.8), mixtures=8)
 
 FREE: dict[str, dict[str, Any]] = {
     "average": {"method": "linear"},
@@ -141,9 +141,6 @@ def kept_rows(switches: Switches) -> list[Row]:
         return []
     rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"]
     return [row for row in rows if row["seed"] in switches.seeds]
-
-
-# -- one cell ----------------------------------------------------------------------------------------------------------
 
 
 def of_cell(cell: Cell, seed: int) -> list[Row]:
@@ -266,9 +263,6 @@ def right(worker: Worker, scored: Parts, recipe: Recipe) -> dict[str, str]:
     return {name: np.packbits(found.scores[f"{name}/accuracy"] > 0).tobytes().hex() for name in scored.tasks}
 
 
-# -- all cells of a bed ------------------------------------------------------------------------------------------------
-
-
 class Unseen:
     """The models of a bed on the unseen examples of some seeds, each task of each seed an objective of its own."""
 
@@ -374,7 +368,7 @@ def text(lines: Sequence[Row]) -> str:
 
 def draw(lines: Sequence[Row]) -> Figure:
     """Draw held-in accuracy against examples of evidence: a panel for each bed, data-free methods as levels."""
-    beds = list(dict.fromkeys(line["bed"] for line in lines))
+    beds = dict.fromkeys(line["bed"] for line in lines)
     figure = Figure(figsize=(max(5.4 * len(beds), 8), 4.4), layout="constrained")
     for axes, bed in zip(figure.subplots(1, len(beds), squeeze=False)[0], beds, strict=True):
         of_bed = [line for line in lines if line["bed"] == bed]
