@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from evomerge import cache, placement
+from evomerge import cache, partial_merges, placement
 from evomerge.checkpoints.beside import text_files
+from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
 from evomerge.digests import code_digests, data_digest
 from evomerge.errors import PoolError, nearest
@@ -45,6 +46,11 @@ class Entry:
     def folder(self) -> Path:
         """Where it is, or will be, in the cache."""
         return store.place(store.key_of(self.about))
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """What its index says beside its tables."""
+        return {"kind": self.kind, "expert": self.expert, "task": self.task, "number": len(self.examples)}
 
     @property
     def is_complete(self) -> bool:
@@ -92,11 +98,15 @@ class Evidence:
             "config": pool.base.config,
             **code_digests(setup),
         }
-        self.entries = [
-            Entry(kind, expert, task, examples, self._about(kind, expert, task, examples, common))
-            for kind in kinds
-            for expert, (task, examples) in chosen.items()
-        ]
+        self.entries = []
+        for kind in kinds:
+            about = {expert: self._about(kind, expert, *of, common) for expert, of in chosen.items()}
+            if STATISTICS[kind].of_merge:  # each depends on all
+                partial_merges.turns(pool)
+                about = {
+                    one: {**of, "alpha": partial_merges.ALPHA, "merged": [*about.items()]} for one, of in about.items()
+                }
+            self.entries += [Entry(kind, expert, *of, about[expert]) for expert, of in chosen.items()]
         folders: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
         for entry in self.entries:
             folders[entry.kind][entry.expert] = str(entry.folder)
@@ -138,13 +148,31 @@ class Evidence:
         for number, entry in enumerate(
             sorted(left, key=lambda entry: entry.expert), start=1
         ):  # one model after the other
-            about = {"kind": entry.kind, "expert": entry.expert, "task": entry.task, "number": len(entry.examples)}
+            if STATISTICS[entry.kind].of_merge:
+                self._collect_together(live, entry.kind, console)
+                continue
+            about = entry.index
             what = f"{entry.kind} of {entry.expert} ({number} of {len(left)})"
             with Progress(what, len(entry.examples), console) as bar, reproducible(self._setup.threads, live.device):
                 subject, memory = self._subject(live, entry, entry.examples), _room(live.device)
                 watch = partial(_show, bar)
                 store.collect(STATISTICS[entry.kind], subject, entry.folder, about, memory, watch)
         cache.prune(cache.LIMIT, keep=[entry.folder for entry in self.entries])
+
+    def _collect_together(self, live: LiveModel, kind: str, console: Console) -> None:
+        """Collect a statistic of all experts, each after the merged blocks before its own; nothing if that is done."""
+        of = {entry.expert: entry for entry in self.entries if entry.kind == kind}
+
+        def subject(expert: str, model: Checkpoint) -> Subject:
+            return self._subject(live, of[expert], of[expert].examples, model)
+
+        folders = {expert: (entry.folder, entry.index) for expert, entry in of.items()}
+        examples = sum(len(entry.examples) for entry in of.values())
+        with (
+            Progress(f"{kind} of {', '.join(of)}", examples, console) as bar,
+            reproducible(self._setup.threads, live.device),
+        ):
+            partial_merges.collect(STATISTICS[kind], self._pool, subject, folders, partial(_show, bar))
 
     def price(self) -> dict[str, Price]:
         """Return what collecting the rest costs, by kind, measured on one example of one expert."""
@@ -166,16 +194,20 @@ class Evidence:
             passes = math.ceil(held / max(_room(live.device), 1)) or 1
             nbytes = sum(table.nbytes for table in store.unique(made).values())
             examples = sum(len(other.examples) for other in left)
+            if statistic.of_merge:
+                passes *= len(set(partial_merges.turns(self._pool).values()))
             prices[entry.kind] = Price(seconds * examples * passes, nbytes * len(left))
         return prices
 
     def _load(self) -> LiveModel:
         return open_model(self._setup, self._pool, placement.find(self._setup.device))
 
-    def _subject(self, live: LiveModel, entry: Entry, examples: Sequence[int]) -> Subject:
-        """Return an expert, or the base, in memory, with what is to be measured."""
+    def _subject(
+        self, live: LiveModel, entry: Entry, examples: Sequence[int], model: Checkpoint | None = None
+    ) -> Subject:
+        """Return an expert, the base, or another model, in memory, with what is to be measured."""
         task, pool = self._tasks[entry.task], self._pool
-        live.write(pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert])
+        live.write(model or (pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert]))
         task.put_head_on(live)
         live.module.train(mode=False)
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}

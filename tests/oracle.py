@@ -545,7 +545,7 @@ def fisher(taus, p):
 
 
 def regmean(taus, p):
-    found, result = tables("gram", taus, p), {}
+    found, result = tables("gram_merged" if p.get("grams") == "merged" else "gram", taus, p), {}
     for name in taus[0]:
         rows, w = [tau[name] for tau in taus], p["weight"]
         mean = sum(wk * row for wk, row in zip(w, rows, strict=True)) / sum(w)
@@ -586,6 +586,7 @@ ON_TASK_VECTORS = {
     "aim": aim,
     "fisher": fisher,
     "regmean": regmean,
+    "regmean_plus": regmean,
     "task_arithmetic": scaled(lambda taus, p: combine(taus, p["weight"])),
     "lines": lines,
     "nuslerp": lambda taus, p: each(lambda a, b: arc(a, b, p["weight"][1] / sum(p["weight"])), *taus),

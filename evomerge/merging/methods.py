@@ -19,6 +19,7 @@ Differences that have no option:
 - a curve over depth (`per: [depth/N]`) gives the final norm and the head the last block's value, and embeddings the first
   block's; gradients of mergekit 0.1.5 give norm and head their first value too;
 - Localize-and-Stitch's masks are the paper's dataless ones, the largest elements; those that it trains are not there;
+- RegMean++'s partial merges are at its paper's `alpha` and equal weights, whatever the last solve has, so that a search can share them;
 - CART's and WUDI's matrices are all of the model's, embeddings and head included;
 - OPCM projects every matrix, embeddings and head included; the authors' code only linear layers.
 
@@ -122,6 +123,7 @@ _COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "mwa": ("metric → solve", {}),
     "fisher": ("weight → fisher → solve", {}),
     "regmean": ("regmean → sum", {}),
+    "regmean_plus": ("regmean → sum", {"alpha": 0.95, "grams": "merged"}),
     "task_arithmetic": ("weight → sum → scale", {"lambda": 0.3}),
     "lines": ("weight → sum → lines", {}),
     "slerp": ("zero → slerp → sum", {}),
@@ -161,6 +163,7 @@ _ABOUT = {
     "task_arithmetic": "base + λ Σwτ (arXiv 2212.04089); a negative λ forgets",
     "fisher": "average weighted by each expert's Fisher information, element by element: ΣwF̂θ / ΣwF̂ (arXiv 2111.09832)",
     "regmean": "the matrices whose outputs are nearest to the experts' on their own data; means for other tensors (RegMean, arXiv 2212.09849)",
+    "regmean_plus": "RegMean block by block, each on what the merged blocks before it give (RegMean++, arXiv 2508.03121)",
     "lines": "task arithmetic, scaled linearly with depth (LiNeS, arXiv 2410.17146)",
     "slerp": "along the arc between two models, tensor by tensor, on raw weights (Shoemake 1985)",
     "split_slerp": (

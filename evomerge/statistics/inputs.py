@@ -144,14 +144,23 @@ _ACTIVATION = Statistic(
     version=2,
 )
 
+_GRAM = Statistic(
+    "`gram`, XᵀX / tokens of the inputs X `(tokens, d)` of a matrix, float32 `(d, d)`, of a convolution of its unfolded inputs; "
+    "`tokens`, their number without padding; `axis`, 1 where the matrix is stored (out, in), 0 where it is (in, out)",
+    _collector(lambda rows: {"gram": rows.new_zeros(rows.shape[1], rows.shape[1])}, _gram_add, _gram_finish),
+    _square,
+    _gram_sample,
+    version=2,
+)
+
 INPUTS = {
-    "gram": Statistic(
-        "`gram`, XᵀX / tokens of the inputs X `(tokens, d)` of a matrix, float32 `(d, d)`, of a convolution of its unfolded inputs; "
-        "`tokens`, their number without padding; `axis`, 1 where the matrix is stored (out, in), 0 where it is (in, out)",
-        _collector(lambda rows: {"gram": rows.new_zeros(rows.shape[1], rows.shape[1])}, _gram_add, _gram_finish),
-        _square,
-        _gram_sample,
-        version=2,
+    "gram": _GRAM,
+    "gram_merged": replace(
+        _GRAM,
+        about=f"{_GRAM.about}; of each expert's own block after the merged blocks before it, and `experts`, the number of experts "
+        "that are merged there",
+        of_merge=True,
+        version=1,
     ),
     "activation": _ACTIVATION,
     "base_activation": replace(

@@ -52,3 +52,5 @@ class Statistic:
     """To be raised whenever the content of a table changes."""
     of_base: bool = False
     """Whether the model is the base, on the examples of each expert, and not the expert."""
+    of_merge: bool = False
+    """Whether the earlier blocks of the model are those of the merge of all experts: see `evomerge.partial_merges`."""

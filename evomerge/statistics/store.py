@@ -112,11 +112,10 @@ def collect(
     What an earlier process finished of it is kept. While another process collects the same, this one waits for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if is_complete(folder):
             return
-        parts = dict(_parts(folder))
-        done = {name for part in parts.values() for name in part["names"]}
+        done = {name for _, part in _parts(folder) for name in part["names"]}
         left = [name for name in subject.matrices if name not in done]
         groups = grouped(left, lambda name: statistic.nbytes(subject.shape(name)), memory)
         for number, names in enumerate(groups):
@@ -129,19 +128,36 @@ def collect(
                 subject.seed,
             )
             offset, total = number * len(subject.examples), len(groups) * len(subject.examples)
-            made = statistic.collect(chosen, _from(offset, total, watch))
-            file = f"{len(parts):05}.safetensors"
-            parts[file] = _write(folder / file, names, made)
-        index = {
-            name: {field: [file, key] for field, key in fields.items()}
-            for file, part in parts.items()
-            for name, fields in part["tables"].items()
-        }
-        silent = [name for name in subject.matrices if name not in index]
-        files.write(folder / _INDEX, json.dumps({"format": 1, **about, "silent": silent, "tables": index}))
+            made = statistic.collect(chosen, within(offset, total, watch))
+            add(folder, names, made)
+        finish(folder, about, list(subject.matrices))
 
 
-def _from(offset: int, total: int, watch: Watch) -> Watch:
+def clear(folder: Path) -> None:
+    """Remove what the folder has of a statistic."""
+    (folder / _INDEX).unlink(missing_ok=True)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def add(folder: Path, names: Sequence[str], made: Mapping[str, Tables]) -> None:
+    """Write the tables of some matrices of a statistic, those of `names` without tables among them."""
+    file = f"{len(list(folder.glob('*.safetensors'))):05}.safetensors"
+    _write(folder / file, names, made)
+
+
+def finish(folder: Path, about: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Write the index of a statistic of all these matrices, with which it is complete."""
+    index = {
+        name: {field: [file, key] for field, key in fields.items()}
+        for file, part in _parts(folder)
+        for name, fields in part["tables"].items()
+    }
+    silent = [name for name in names if name not in index]
+    files.write(folder / _INDEX, json.dumps({"format": 1, **about, "silent": silent, "tables": index}))
+
+
+def within(offset: int, total: int, watch: Watch) -> Watch:
     """Return the progress of one of several passes."""
     return lambda what, done, _: watch(what, offset + done, total)
 
@@ -165,8 +181,8 @@ def unique(made: Mapping[str, Tables]) -> dict[int, torch.Tensor]:
     return {id(table): table for tables in made.values() for table in tables.values()}
 
 
-def _write(file: Path, names: Sequence[str], made: Mapping[str, Tables]) -> dict[str, Any]:
-    """Write the tables of one group, and return what the file says of itself."""
+def _write(file: Path, names: Sequence[str], made: Mapping[str, Tables]) -> None:
+    """Write the tables of one group, with what the file says of itself."""
     keys = {identity: str(number) for number, identity in enumerate(unique(made))}
     part = {
         "names": list(names),
@@ -174,7 +190,6 @@ def _write(file: Path, names: Sequence[str], made: Mapping[str, Tables]) -> dict
     }
     tensors = {keys[identity]: table.contiguous() for identity, table in unique(made).items()}
     files.write(file, save(tensors, {"part": json.dumps(part)}))
-    return part
 
 
 def _parts(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -188,7 +203,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Lock a statistic that is being collected; wait while another process does."""
     while True:
         try:

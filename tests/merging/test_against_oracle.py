@@ -20,6 +20,7 @@ CASES = {
     "fisher without norms": {"weight": MIX, "floor": 1e-6, "power": 1.0, "normalise": "none", "estimate": "sampled"},
     "regmean": {"weight": MIX, "alpha": 0.9, "ridge": 1e-6},
     "regmean by eigenvectors": {"weight": [0.5] * 3, "alpha": 0.6, "ridge": 1e-3, "solver": "eigen"},
+    "regmean_plus": {"weight": MIX, "alpha": 0.95, "ridge": 1e-6, "grams": "merged"},
     "lines": {"weight": MIX, "alpha": "auto", "beta": 0.4},
     "lines from a number": {"weight": MIX, "alpha": 0.2, "beta": 0.4},
     "slerp": {"t": 0.3},

@@ -7,7 +7,7 @@ ORDERED = {"slerp", "split_slerp", "svd_mutate", "project", "swap", "layer_swap"
 """Stages and methods whose inputs may not change places."""
 MEANS = {
     *("linear", "mwa", "slerp", "split_slerp", "nuslerp", "multislerp", "karcher", "sce", "layer_swap"),
-    *("fisher", "regmean", "cart"),
+    *("fisher", "regmean", "regmean_plus", "cart"),
 }
 """Methods of which a merge of copies is the copy."""
 

@@ -1,5 +1,7 @@
 """RegMean: the matrix whose outputs are nearest to those of all experts, each on its own inputs (arXiv 2212.09849).
 
+RegMean++ (arXiv 2508.03121) is the same with the inputs that each expert's block has after merged blocks.
+
 Of experts with matrices Wₖ (out, in) and Gram matrices Gₖ = XₖᵀXₖ / tokens of their inputs, it minimises
 Σ wₖ |Xₖ(W - Wₖ)ᵀ|² / tokens: Wᵀ = (Σ wₖG̃ₖ)⁻¹ Σ wₖG̃ₖWₖᵀ, with G̃ = aG + (1-a) diag G for a = `alpha`. It is computed of task
 vectors, in float64. The ridge ε = `ridge`·mean(diag Σ wₖG̃ₖ) pulls towards the weighted mean, which features without any input have.
@@ -30,12 +32,21 @@ from evomerge.merging.stage import Measurement, Preparation, Stage, Words
 from evomerge.merging.stages.edits import complete
 from evomerge.merging.stages.spectral import one_thread
 
-_KIND = "gram"
+_KINDS = {"experts": "gram", "merged": "gram_merged"}
 
 
-def _grams(site: Site) -> list[Tables] | None:
-    """Return the tables of each input; None where no example reached the tensor, or it is no matrix of a product."""
-    found = list(site.statistics.tables(_KIND, site.tensor))
+def _grams(site: Site, values: Values) -> list[Tables] | None:
+    """Return the tables of each input; None where no example reached the tensor, or it is no matrix of a product.
+
+    Raises `RecipeError` where the partial merges are of other experts.
+    """
+    found = list(site.statistics.tables(_KINDS[values["grams"]], site.tensor))
+    count = next((int(tables["experts"]) for tables in found if "experts" in tables), len(found))
+    if count != len(found):
+        raise RecipeError(
+            f"regmean: the statistic `gram_merged` is of merges of {count} experts, and this one is of {len(found)}: "
+            f"{', '.join(site.labels)}; give a pool of these experts alone, or type `grams: experts`"
+        )
     return found if any(found) else None
 
 
@@ -113,7 +124,7 @@ def _mean(rows: Rows, weights: Sequence[float]) -> Tensor:
 
 def _decomposed(site: Site, chunks: Chunks, values: Values) -> Prepared:
     """Prepare what serves every `alpha` of equal weights; of two inputs with other weights, what serves all weights at one `alpha`."""
-    found = _grams(site)
+    found = _grams(site, values)
     if found is None:
         return {}
     problem = _Problem.read(site, found, [complete(chunks, i) for i in range(len(site.labels))])
@@ -174,7 +185,7 @@ def _equal(values: Values) -> bool:
 
 def _measure(region: Region, values: Values) -> Bound:
     site, weights = region.site, values["weight"]
-    found = _grams(site)
+    found = _grams(site, values)
     if found is None:
         return {}
     if cancels(weights):
@@ -205,7 +216,7 @@ def _joined(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
 
 
 def _key(site: Site, values: Values) -> tuple[str | float, ...]:
-    return ("alpha" if _equal(values) else values["alpha"], values["ridge"])
+    return ("alpha" if _equal(values) else values["alpha"], values["ridge"])  # statistics are part of every key
 
 
 REGMEAN = {
@@ -229,8 +240,13 @@ REGMEAN = {
                 "inputs at one `alpha`, kept for the search. They differ in the last bits",
                 ("cholesky", "eigen"),
             ),
+            "grams": Parameter.word(
+                "whose inputs: `experts`, of each expert by itself; `merged`, of its own block after the merged blocks before it, which "
+                "were merged with equal weights at `alpha` 0.95 (RegMean++, arXiv 2508.03121)",
+                ("experts", "merged"),
+            ),
         },
-        needs=lambda values: (_KIND,),
+        needs=lambda values: (_KINDS[values["grams"]],),
         prepare=Preparation(_decomposed, _key),
         measure=Measurement(_measure, lambda values: "tensor", fields=True),
         bind=_bind,
