@@ -1,5 +1,6 @@
 """Log-likelihoods and entropies under a causal language model at the end of a sequence, given its beginning."""
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -96,13 +97,21 @@ def batches(task: str, model: LiveModel, sequences: Sequence[Continuation], size
 
 
 def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run one batch; yield each sequence's scored tokens, `(scored,)`, and logits for them, fp32 `(scored, vocabulary)`."""
+    """Run one batch; yield each sequence's scored tokens, `(scored,)`, and logits for them, fp32 `(scored, vocabulary)`.
+
+    Where all sequences begin with tokens that are not scored, the model is asked for the logits after them alone, if it can be.
+    """
     ids, mask = pad([sequence.tokens for sequence in sequences], model.tokenizer.pad_token_id)
     ids = ids.to(model.device)
-    logits = model.module(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits
+    inputs = {"input_ids": ids, "attention_mask": mask.to(model.device), "use_cache": False}
+    first = min(sequence.start for sequence in sequences) - 1
+    if first and "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+        inputs["logits_to_keep"] = torch.arange(first, ids.shape[1] - 1, device=model.device)
+    logits = model.module(**inputs).logits
+    skipped = first if logits.shape[1] < ids.shape[1] else 0
     for sequence, tokens, row in zip(sequences, ids.unbind(), logits.unbind(), strict=True):
         start, end = sequence.start, len(sequence.tokens)
-        yield tokens[start:end], row[start - 1 : end - 1].float()
+        yield tokens[start:end], row[start - 1 - skipped : end - 1 - skipped].float()
 
 
 def predicted(model: LiveModel, sequence: Continuation) -> tuple[Tensor, Tensor]:

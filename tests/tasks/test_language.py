@@ -37,6 +37,21 @@ def certainty(model, text, prompt=""):
     return -entropy(probabilities[len(prompt) : -1], axis=1).mean()
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "llama_tied", "qwen3", "gemma", "mixtral"])
+def test_logits_are_computed_from_the_first_scored_token_on(architecture, live, tmp_path):
+    model = live(architecture)
+    rows = [{"prompt": "how many", "answer": " two"}, {"prompt": "how many more", "answer": " ten"}]
+    tested = task(tmp_path, "generation", rows, search_metric="log_likelihood", report_metric="log_likelihood")
+    tokens = []
+    hook = model.module.get_output_embeddings().register_forward_hook(lambda *came: tokens.append(came[2].shape[1]))
+    ((_, values),) = tested._likelihoods(model, "report", [0, 1])
+    hook.remove()
+    longest, shortest = len("how many more ten"), len("how many")
+    assert tokens == [longest - shortest]
+    expected = [log_likelihood(model, row["answer"], row["prompt"]) / len(row["answer"]) for row in rows]
+    np.testing.assert_allclose(values["log_likelihood"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("per", ["token", "byte", "example"])
 def test_entropy_of_a_text_is_the_mean_over_its_tokens(per, live, tmp_path):
     model = live("llama")
