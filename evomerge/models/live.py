@@ -141,12 +141,18 @@ class LiveModel:
 
     @torch.inference_mode()
     def generate(
-        self, ids: Tensor, mask: Tensor, new_tokens: int, done: Callable[[int, list[int]], bool] | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        new_tokens: int,
+        done: Callable[[int, list[int]], bool] | None = None,
+        cache: Any = None,
     ) -> Tensor:
         """Return up to `new_tokens` next tokens by greedy decoding, `(prompts, new)`, padded after an end token.
 
         `ids` and `mask` are `(prompts, tokens)`, padded on the left. `done` takes the number of a prompt and its next tokens so far,
         and says whether it needs no more: it is then padded, too, and the pass over the batch ends with the last one that does.
+        `cache` has the keys and values of the prompts but for their last token, or of fewer.
         """
         module: Any = self.module
         ended: set[int] = set()
@@ -167,6 +173,7 @@ class LiveModel:
             eos_token_id=list(self.end_tokens) or None,
             pad_token_id=self.tokenizer.pad_token_id,
             stopping_criteria=None if done is None else [all_done],
+            **({} if cache is None else {"past_key_values": cache}),
         )
         return tokens[:, ids.shape[1] :]
 

@@ -113,3 +113,11 @@ def from_pretrained(kind: Any, folder: str | os.PathLike[str], wrong: str, **opt
         return kind.from_pretrained(Path(folder), local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{wrong}: {error}") from error
+
+
+def keeps_all(cache: object) -> bool:
+    """Return whether what a model keeps of the tokens that it has read is keys and values of all of them, layer by layer, and nothing else."""
+    from transformers import cache_utils
+
+    layers = getattr(cache, "layers", [None])
+    return type(cache) is cache_utils.DynamicCache and all(type(layer) is cache_utils.DynamicLayer for layer in layers)

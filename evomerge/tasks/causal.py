@@ -88,12 +88,12 @@ def check_tokens(task: str, model: LiveModel, sequences: Iterable[Sequence[int]]
         raise task_error(task, msg)
 
 
-def batches(task: str, model: LiveModel, sequences: Sequence[Continuation], size: int) -> list[list[int]]:
+def batches(task: str, model: LiveModel, sequences: Sequence[Continuation], size: int | None) -> list[list[int]]:
     """Return the positions of the sequences that run together. Raises `TaskError` if the model cannot run them."""
     lengths = [len(sequence.tokens) for sequence in sequences]
     require_causal(task, model)
     check_length(task, model, max(lengths, default=0))
-    return by_length(lengths, size)
+    return by_length(lengths, size, model.device)
 
 
 def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,20 +131,21 @@ def _float64(values: Tensor) -> Tensor:
 
 
 def by_metric(
-    model: LiveModel, sequences: Sequence[Continuation], sizes: Sequence[int], metrics: Collection[str], searched: str
+    scored: Iterable[tuple[Tensor, Tensor]], sizes: Sequence[int], metrics: Collection[str], searched: str
 ) -> dict[str, Tensor]:
     """Return those of the `metrics` that one batch's tokens give, float64 `(sequences,)`; only the `searched` has a graph.
+
+    `scored` has each sequence's tokens and logits, as `run` yields them.
 
     `log_likelihood` is summed and divided by `sizes`, `entropy` is the mean over scored tokens.
     """
     values: dict[str, list[Tensor]] = {name: [] for name in ("log_likelihood", "entropy") if name in metrics}
-    for tokens, logits in run(model, sequences):
+    for tokens, logits in scored:
         for metric, found in values.items():
-            scored = (
-                logits if metric == searched else logits.detach()
-            )  # no second table of the vocabulary's size is kept
+            # no second table of the vocabulary's size is kept
+            kept = logits if metric == searched else logits.detach()
             entropy = metric == "entropy"
-            found.append(_float64(negative_entropy(scored)).mean() if entropy else log_likelihood(tokens, scored))
+            found.append(_float64(negative_entropy(kept)).mean() if entropy else log_likelihood(tokens, kept))
     stacked = {metric: torch.stack(found).cpu() for metric, found in values.items()}
     if "log_likelihood" in stacked:
         stacked["log_likelihood"] = stacked["log_likelihood"] / torch.tensor(sizes)

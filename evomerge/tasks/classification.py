@@ -29,6 +29,9 @@ from evomerge.trial import Split
 
 _IMAGE_AXES = 3
 
+_PATCH = 256
+"""Pixels of an image that count as a token, when images run together."""
+
 
 class ClassificationSettings(FileSettings):
     """`kind: classification`.
@@ -141,7 +144,9 @@ class Classification(Task):
         """Return images in batches, and texts of the same number of tokens."""
         inputs = self._model_inputs(model, split)
         lengths = [0 if isinstance(inputs, Tensor) else len(inputs[index]) for index in indices]
-        return [[indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch)]
+        return [
+            [indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch, model.device)
+        ]
 
     def _measured(self, logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the metrics, and `margins` if they are kept, from logits `(batch, classes)` and labels `(batch,)`."""
@@ -164,12 +169,14 @@ class Classification(Task):
     def _batches(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[_Batch]:
         inputs = self._model_inputs(model, split)
         if isinstance(inputs, Tensor):
+            patches = max(1, inputs.shape[-2] * inputs.shape[-1] // _PATCH)
             return [
                 (positions, {"pixel_values": inputs[[indices[i] for i in positions]]})
-                for positions in by_length([0] * len(indices), self._settings.batch)
+                for positions in by_length([patches] * len(indices), self._settings.batch, model.device)
             ]
         batches: list[_Batch] = []
-        for positions in by_length([len(inputs[index]) for index in indices], self._settings.batch):
+        lengths = [len(inputs[index]) for index in indices]
+        for positions in by_length(lengths, self._settings.batch, model.device):
             ids, mask = pad([inputs[indices[i]] for i in positions], model.tokenizer.pad_token_id)
             batches.append((positions, {"input_ids": ids, "attention_mask": mask}))
         return batches

@@ -27,8 +27,9 @@ class FileSettings(TaskSettings):
     changes nothing; in a `group`, rows are divided by their numbers, as in its other tasks."""
     final: Path | None = None
     """Examples for one last measurement, `evomerge show --final`: none of them in `search` or `report`."""
-    batch: int = Field(default=8, ge=1)
-    """Number of examples that run together; another number changes the last bits of scores."""
+    batch: int | None = Field(default=None, ge=1)
+    """Number of examples that run together; another number changes the last bits of scores. By default as many as have 1,024
+    tokens, at most 64; on an accelerator four times that."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -26,9 +26,11 @@ from evomerge.tasks.causal import (
     encode,
     predicted,
     require_causal,
+    run,
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.prompts import Read, can_read, scored
 from evomerge.tasks.task import Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
 from evomerge.trial import Metric, Split
 
@@ -103,6 +105,7 @@ class Generation(Task):
                         msg = f"`match: last_number`: answer {index} of the {split} split has no number: {answer!r}"
                         raise task_error(self.name, msg)
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
+        self._once: dict[tuple[Split, Path], bool] = {}
 
     def check(self, model: LiveModel) -> None:
         """Raise `TaskError` for prompts and answers that the model cannot read, or has no room to continue."""
@@ -116,6 +119,8 @@ class Generation(Task):
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each answer; accuracy, and length if asked for, outside of the search split or if searched."""
         indices = self.indices(split, examples)
+        if self._writes(split) and self._reads_once(model, split):
+            return joined(self._read_once(model, split, indices))
         scores = joined((batch, detached(values)) for batch, values in self._likelihoods(model, split, indices))
         return self._with_generated(scores, model, split, indices)
 
@@ -138,7 +143,7 @@ class Generation(Task):
         for batch in batches(self.name, model, sequences, self._settings.batch):
             chosen = [sequences[i] for i in batch]
             sizes = [sequence.scored for sequence in chosen]
-            yield batch, by_metric(model, chosen, sizes, self.metrics, self.search_metric)
+            yield batch, by_metric(run(model, chosen), sizes, self.metrics, self.search_metric)
 
     def _tokenised(self, model: LiveModel, split: Split) -> tuple[list[list[int]], list[Continuation]]:
         """Return the tokens of each prompt, and of each prompt with its answer, computed once for all candidates."""
@@ -151,32 +156,66 @@ class Generation(Task):
             self._encoded[key] = ([tokens[-limit:] for tokens in encode(model, prompts)], answers)
         return self._encoded[key]
 
+    def _writes(self, split: Split) -> bool:
+        """Return whether the model has to write its answers in a split."""
+        return split != "search" or self.search_metric in _GENERATED
+
+    def _reads_once(self, model: LiveModel, split: Split) -> bool:
+        """Return whether the prompts are read once, for the right answers and for those that the model writes."""
+        key = (split, model.folder)
+        if key not in self._once:
+            prompts, answers = self._tokenised(model, split)
+            self._once[key] = can_read(model) and all(
+                len(prompt) > 1 and answer.start >= len(prompt) and answer.tokens[: len(prompt) - 1] == prompt[:-1]
+                for prompt, answer in zip(prompts, answers, strict=True)
+            )
+        return self._once[key]
+
+    def _read_once(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[tuple[list[int], Scores]]:
+        """Yield the positions and scores of each batch, whose prompts but for their last token are read once."""
+        prompts, answers = self._tokenised(model, split)
+        for batch in self._batches(model, [len(prompts[index]) for index in indices]):
+            chosen = [indices[i] for i in batch]
+            first = [len(prompts[index]) - 1 for index in chosen]
+            read = Read(model, [prompts[index][:-1] for index in chosen])
+            right = [answers[index] for index in chosen]
+            rest = [answer.tokens[start:] for answer, start in zip(right, first, strict=True)]
+            logits = read.after(range(len(chosen)), rest).unbind()
+            pairs = [scored(*row) for row in zip(right, logits, first, strict=True)]
+            values = by_metric(pairs, [answer.scored for answer in right], self.metrics, self.search_metric)
+            written = self._written(model, split, chosen, read.cache())
+            yield batch, Scores({**detached(values).scores, **written})
+
     def _with_generated(self, scores: Scores, model: LiveModel, split: Split, indices: Sequence[int]) -> Scores:
-        if split == "search" and self.search_metric not in _GENERATED:
+        if not self._writes(split):
             return scores
-        generated = self._generated(model, split, indices)
-        return Scores(
-            {**scores.scores, **{metric: generated[metric] for metric in _GENERATED if metric in self.metrics}}
-        )
+        prompts, _ = self._tokenised(model, split)
+        batches = self._batches(model, [len(prompts[index]) for index in indices])
+        written = joined((batch, Scores(self._written(model, split, [indices[i] for i in batch]))) for batch in batches)
+        return Scores({**scores.scores, **written.scores})
+
+    def _batches(self, model: LiveModel, lengths: Sequence[int]) -> list[list[int]]:
+        """Return positions of prompts of these lengths in batches, with room for what the model writes."""
+        more = self._settings.max_new_tokens
+        check_length(self.name, model, max(lengths) + more)
+        return by_length([length + more for length in lengths], self._settings.batch, model.device)
 
     @torch.inference_mode()
-    def _generated(self, model: LiveModel, split: Split, indices: Sequence[int]) -> dict[str, Vector]:
-        encoded, _ = self._tokenised(model, split)
-        prompts = [encoded[index] for index in indices]
-        budgets = [self._budgets[split][index] for index in indices]
-        check_length(self.name, model, max(map(len, prompts)) + self._settings.max_new_tokens)
-        right, length = np.empty(len(prompts)), np.empty(len(prompts))
-        for batch in by_length([len(prompt) for prompt in prompts], self._settings.batch):
-            ids, mask = pad([prompts[i] for i in batch], model.tokenizer.pad_token_id, left=True)
-            limits = [budgets[i] for i in batch]
-            done = partial(self._needs_no_more, model, limits) if self._settings.stop or len({*limits}) > 1 else None
-            generated = model.generate(ids.to(model.device), mask.to(model.device), max(limits), done)
-            for i, tokens in zip(batch, generated.tolist(), strict=True):
-                text, count, ended = self._ended(model, tokens[: budgets[i]])
-                wrong = self._settings.cut == "wrong" and not ended
-                right[i] = not wrong and self.matches(text, self._answers[split][indices[i]])
-                length[i] = -(count if ended else budgets[i])
-        return {"accuracy": vector(right), "length": vector(length)}
+    def _written(self, model: LiveModel, split: Split, chosen: Sequence[int], cache: Any = None) -> dict[str, Vector]:
+        """Return the metrics of the answers that the model writes to one batch of prompts, of which `cache` is what it has read."""
+        prompts, _ = self._tokenised(model, split)
+        limits = [self._budgets[split][index] for index in chosen]
+        right, length = np.empty(len(chosen)), np.empty(len(chosen))
+        ids, mask = pad([prompts[index] for index in chosen], model.tokenizer.pad_token_id, left=True)
+        done = partial(self._needs_no_more, model, limits) if self._settings.stop or len({*limits}) > 1 else None
+        generated = model.generate(ids.to(model.device), mask.to(model.device), max(limits), done, cache)
+        for row, (index, limit, tokens) in enumerate(zip(chosen, limits, generated.tolist(), strict=True)):
+            text, count, ended = self._ended(model, tokens[:limit])
+            wrong = self._settings.cut == "wrong" and not ended
+            right[row] = not wrong and self.matches(text, self._answers[split][index])
+            length[row] = -(count if ended else limit)
+        found = {"accuracy": vector(right), "length": vector(length)}
+        return {metric: found[metric] for metric in _GENERATED if metric in self.metrics}
 
     def _needs_no_more(self, model: LiveModel, limits: Sequence[int], row: int, tokens: Sequence[int]) -> bool:
         """Return whether what the model would write after these `tokens` changes no score."""

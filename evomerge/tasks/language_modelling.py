@@ -18,6 +18,7 @@ from evomerge.tasks.causal import (
     check_sequences,
     predicted,
     require_causal,
+    run,
 )
 from evomerge.tasks.data import task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
@@ -72,7 +73,7 @@ class LanguageModelling(Task):
         for batch in batches(self.name, model, sequences, self._settings.batch):
             chosen = [sequences[i] for i in batch]
             divisors = [sizes[indices[i]] for i in batch]
-            yield self.part(batch, by_metric(model, chosen, divisors, self.metrics, self.search_metric))
+            yield self.part(batch, by_metric(run(model, chosen), divisors, self.metrics, self.search_metric))
 
     def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of each token of a text, and its tokens."""
@@ -82,7 +83,9 @@ class LanguageModelling(Task):
         """Return texts of the same number of tokens together."""
         sequences, _ = self._sequences(model, split)
         lengths = [len(sequences[index].tokens) for index in indices]
-        return [[indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch)]
+        return [
+            [indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch, model.device)
+        ]
 
     def _sequences(self, model: LiveModel, split: Split) -> tuple[list[Continuation], list[int]]:
         """Return the sequences and divisors of a split, computed once for all candidates of a base."""

@@ -12,9 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from evomerge.models import LiveModel
+from evomerge.tasks.batches import by_length
 from evomerge.tasks.causal import (
     Continuation,
     batches,
+    check_length,
     check_sequences,
     continuations,
     log_likelihood,
@@ -23,6 +25,7 @@ from evomerge.tasks.causal import (
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
+from evomerge.tasks.prompts import can_read, log_likelihoods, worth
 from evomerge.tasks.task import Part, Scores, Task, choose_metrics, negative_entropy
 from evomerge.trial import Split
 
@@ -76,6 +79,7 @@ class MultipleChoice(Task):
             ends = map(len, self._choices[split])
             self._answers[split] = class_numbers(name, settings.answer, answers[split], ends)
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
+        self._once: dict[tuple[Split, Path], bool] = {}
 
     def check(self, model: LiveModel) -> None:
         """Raise `TaskError` for prompts and choices that the model cannot read."""
@@ -92,18 +96,31 @@ class MultipleChoice(Task):
         """
         indices = self.indices(split, examples)
         encoded = self._sequences(model, split, indices)
-        sequences = list(itertools.chain(*encoded))
-        sums = torch.empty(len(sequences), dtype=torch.float64)
-        for batch in batches(self.name, model, sequences, self._settings.batch):
-            sums[batch] = _sums(model, [sequences[i] for i in batch])
+        if self._reads_once(model, split):
+            found = dict(log_likelihoods(self.name, model, encoded, self._settings.batch))
+            sums = torch.stack([value for number in range(len(encoded)) for value in found[number]]).cpu()
+        else:
+            sequences = list(itertools.chain(*encoded))
+            sums = torch.empty(len(sequences), dtype=torch.float64)
+            for batch in batches(self.name, model, sequences, self._settings.batch):
+                sums[batch] = _sums(model, [sequences[i] for i in batch])
         return self.part(range(len(indices)), *self._measured(split, indices, encoded, sums)).scores
+
+    def _reads_once(self, model: LiveModel, split: Split) -> bool:
+        """Return whether what the choices of an example begin with is read once for all of them."""
+        key = (split, model.folder)
+        if key not in self._once:
+            self._once[key] = can_read(model) and worth(self._sequences(model, split, range(len(self._prompts[split]))))
+        return self._once[key]
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another, each of whole examples: choices of one example compete."""
         encoded = self._sequences(model, split, indices)
         longest = [max(sequences, key=lambda sequence: len(sequence.tokens)) for sequences in encoded]
-        size = max(1, self._settings.batch // max(map(len, self._choices[split])))
-        for batch in batches(self.name, model, longest, size):
+        most = max(map(len, self._choices[split]))
+        size = None if self._settings.batch is None else max(1, self._settings.batch // most)
+        check_length(self.name, model, max(len(one.tokens) for one in longest))
+        for batch in by_length([most * len(one.tokens) for one in longest], size, model.device):
             chosen = [encoded[i] for i in batch]
             sums = _sums(model, list(itertools.chain(*chosen)))
             yield self.part(batch, *self._measured(split, [indices[i] for i in batch], chosen, sums))

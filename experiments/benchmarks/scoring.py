@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
 
 REPETITIONS = 3
-BATCHES = (16,)
+BATCHES = (8, 64)
 DEFAULT = "as it is"
 SHARED = "lower half shared"
 SHARED_MIB = 1024

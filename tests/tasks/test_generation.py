@@ -1,12 +1,13 @@
 """The length of generated answers, and limits for them. What is generated is compared in test_language.py."""
 
+import numpy as np
 import pytest
 import torch
 from rows import write_jsonl
 
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
-from evomerge.tasks import make
+from evomerge.tasks import generation, make
 
 END, PAD = 2, 0
 WRITTEN = ["46|", "46\n13|", "the sum is 46|", "46 or a bit more"]  # | is the end token
@@ -28,7 +29,7 @@ def writing(live, monkeypatch):
     """Return a model that writes `WRITTEN`, up to the number of tokens that it is asked for."""
     model = live("llama")
 
-    def generate(self, ids, mask, new_tokens, done=None):
+    def generate(self, ids, mask, new_tokens, done=None, cache=None):
         tokens = [
             [END if letter == "|" else model.tokenizer.convert_tokens_to_ids(letter) for letter in answer]
             for answer in WRITTEN
@@ -114,8 +115,8 @@ def test_generation_ends_where_no_answer_needs_more_and_no_score_differs(live, t
     hook = model.module.register_forward_hook(lambda *_: passes.append(1))
     plain = LiveModel.generate
 
-    def through(self, ids, mask, new_tokens, done=None):
-        written.extend(plain(self, ids, mask, new_tokens).tolist())
+    def through(self, ids, mask, new_tokens, done=None, cache=None):
+        written.extend(plain(self, ids, mask, new_tokens, None, cache).tolist())
         return torch.tensor(written[-len(ids) :])
 
     def scored(generate, **settings):
@@ -132,6 +133,27 @@ def test_generation_ends_where_no_answer_needs_more_and_no_score_differs(live, t
     assert ours == theirs
     assert "length" in ours
     assert fewer < more
+
+
+def test_prompts_are_read_once_and_what_is_written_and_scored_is_the_same(live, tmp_path, monkeypatch):
+    model, tokens = live("llama"), []
+    hook = model.module.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+
+    def scored():
+        tokens.clear()
+        scores = task(tmp_path, WRITTEN, max_new_tokens=6, search_metric="length").score(model, "report").scores
+        return scores, sum(tokens)
+
+    ours, fewer = scored()
+    monkeypatch.setattr(generation, "can_read", lambda _: False)
+    theirs, more = scored()
+    hook.remove()
+    assert fewer < more
+    for metric in ("accuracy", "length"):
+        assert ours[metric].tolist() == theirs[metric].tolist()
+    np.testing.assert_allclose(ours["log_likelihood"], theirs["log_likelihood"], rtol=1e-4)
 
 
 def test_rows_that_are_done_are_padded_and_the_others_are_written_as_ever(live):
