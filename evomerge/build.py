@@ -211,6 +211,9 @@ def _origin(checkpoint: Checkpoint, name: str) -> tuple[Checkpoint, str]:
 MAPPED = 256 << 20
 """Bytes of the pool's files that stay mapped while a model is built once, beside the tensors of one name."""
 
+VARIANCE = "running_var"
+"""Last part of the names of the variances that batch normalisation measured in training."""
+
 COMPILED = 32_000_000
 """Minimum number of a model's parameters for which compiling its merges, which takes seconds, pays off in the first few."""
 
@@ -223,7 +226,7 @@ class Merged(Computed):
         self._pool = builder.pool
         sources = [builder.build(inner) for inner in merge.inputs]
         models = (self._pool.base, *sources)
-        self._merge, self._inputs = merge, sources
+        self._merge, self._inputs, self._load = merge, sources, builder.load
         self._device = builder.placement.device
         for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
@@ -265,7 +268,7 @@ class Merged(Computed):
         matrix = self._matrices[name][number]
         out = torch.empty(self.info[name].shape, dtype=torch.float32, device="meta")
         merged = torch.empty(matrix.of(out).shape, dtype=torch.float32, device=self._device)
-        self._pipeline.write(matrix.name, merged)
+        self._write(matrix, merged)
         return merged
 
     def write(self, name: str, out: torch.Tensor) -> None:
@@ -343,11 +346,19 @@ class Merged(Computed):
         for matrix in self._matrices[name]:
             part = matrix.of(out)
             if part.is_contiguous():
-                self._pipeline.write(matrix.name, part)
+                self._write(matrix, part)
             else:
                 merged = torch.empty(part.shape, dtype=out.dtype, device=out.device)
-                self._pipeline.write(matrix.name, merged)
+                self._write(matrix, merged)
                 part.copy_(merged)
+
+    def _write(self, matrix: Matrix, out: torch.Tensor) -> None:
+        """Merge a matrix into `out`; a variance is at least the smallest of the models', since below 0 it has no meaning."""
+        self._pipeline.write(matrix.name, out)
+        if matrix.tensor.endswith(VARIANCE):
+            models = [self._load(model, matrix.tensor).float() for model in (self._pool.base, *self._inputs)]
+            least = torch.stack(models).amin(0).to(out.device, out.dtype)
+            torch.maximum(out, least, out=out)
 
 
 def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:

@@ -211,3 +211,22 @@ def test_a_model_built_once_keeps_little_mapped_and_has_the_bytes_of_a_search(mo
     assert closed == []
     assert content(Builder(low.pool).build(recipe)) == expected
     assert len(closed) > len(low.pool.merged)
+
+
+def test_variances_of_batch_normalisation_stay_at_least_the_smallest_of_the_models(tmp_path):
+    """A sum of task vectors of (1, 4) → (0.5, 9) and (0.25, 5) is (-0.25, 10): the first is no variance."""
+    rows = {"base": [1.0, 4.0], "maths": [0.5, 9.0], "code": [0.25, 5.0]}
+    tensors = {
+        name: {"bn.running_var": torch.tensor(row), "bn.running_mean": -torch.tensor(row)} for name, row in rows.items()
+    }
+    base = tensors.pop("base")
+    write_pool(tmp_path, Models(base, tensors))
+    pool = Pool(tmp_path / "base", {name: tmp_path / name for name in tensors})
+    summed = merge("task_arithmetic", ["maths", "code"], {"lambda": 1.0})
+    built = Builder(pool).build(summed)
+    assert built.tensor("bn.running_var").tolist() == [0.25, 10.0]
+    assert built.tensor("bn.running_mean").tolist() == [0.25, -10.0]
+    nested = Builder(pool).build(merge("task_arithmetic", [summed, "maths"], {"lambda": 1.0}))
+    assert nested.tensor("bn.running_var").tolist() == [0.25, 15.0]
+    mean = Builder(pool).build(merge("linear", ["maths", "code"]))
+    assert mean.tensor("bn.running_var").tolist() == [0.375, 7.0]

@@ -14,9 +14,10 @@ from evomerge.checkpoints.naming import read_settings
 from evomerge.errors import CheckpointError
 
 _IRRELEVANT = re.compile(  # of training and saving, or compared elsewhere
-    r"_.*|architectures|auto_map|.*dropout.*|.*_pdrop|dropatt|torch_dtype|dtype|transformers_version|use_cache|output_.*|"
+    r"_.*|architectures|auto_map|.*dropout.*|.*_pdrop|dropatt|torch_dtype|dtype|transformers_version|use_cache|"
+    r"output_(attentions|hidden_states|scores|.*logits|past|retrieved|a3_attentions)|"
     r"return_dict.*|initializer_.*|init_.*|gradient_checkpointing|problem_type|finetuning_task|task_specific_params|"
-    r".*aux_loss.*|.*jitter.*|pretraining_tp|label2id|num_labels|tie_word_embeddings|scale_decoder_outputs|attn_implementation|"
+    r".*aux_loss.*|.*jitter.*|pretraining_tp|label2id|num_labels|tie_word_embeddings|attn_implementation|"
     r"use_bfloat16|layerdrop|.*_layerdrop|quantization_config|unsloth.*|chunk_size_feed_forward|torchscript|pruned_heads"
 )
 _STRUCTURAL = re.compile(  # heads, activations, and which function a block is
@@ -25,9 +26,11 @@ _STRUCTURAL = re.compile(  # heads, activations, and which function a block is
     r"attention_type|(.*_)?layer_norm_before|"
     r"num_kv_shared_layers|no_rope_layers?|no_rope_layer_interval|mrope_section|no_op|replace_with_linear|vision_feature_(layer|select_strategy)|"
     r"layers_block_type|block_types|attention_types|scoring_func|"
-    r"normalize_before|.*post_layernorm|scale_attn.*|scale_embedding|use_qk_norm|qk_layernorm|rotary_dim|rotary_pct|partial_rotary_factor"
+    r"normalize_before|.*post_layernorm|scale_attn.*|scale_embedding|use_qk_norm|qk_layernorm|rotary_dim|rotary_pct|partial_rotary_factor|"
+    r"rope_interleave|(.*_)?interleaved|scale_decoder_outputs|output_stride"
 )
 _TOKENS = re.compile(r"vocab_size|(.*_)?token_(id|ids|index|indices)")
+_TIED = "tie_word_embeddings"  # compared by the weights; but T5 multiplies its outputs by a number if it is set
 _LABELS = "id2label"
 _KINDS = "layer_types"
 _WINDOWS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -42,7 +45,7 @@ def compare_settings(
     The names of `labels` are compared only where their head is merged. Without `tokens`, how many there are and which number
     they have is left out.
     """
-    if not _differing(base.config, expert.config):
+    if not _differing(base.config, expert.config) and base.config.get(_TIED) == expert.config.get(_TIED):
         return [], []
     ours, theirs = read_settings(base), read_settings(expert)
     complete = ours is not None and theirs is not None
@@ -91,23 +94,37 @@ def added_tokens(folder: Path) -> dict[str, int]:
     return tokens
 
 
-def compare_tokens(base: Mapping[str, int], expert: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Return the added tokens that have other ids in an expert, and the ids that have other tokens there, in words."""
+def compare_tokens(
+    ours: Mapping[str, int], theirs: Mapping[str, int], who: tuple[str, str] = ("the base", "the expert")
+) -> tuple[list[str], list[str]]:
+    """Return the added tokens that have other ids in the second of two models, and the ids that have other tokens, in words."""
+    left, right = who
     moved = [
-        f"the token {token!r}: id {expert[token]} in the expert, {base[token]} in the base"
-        for token in base
-        if expert.get(token, base[token]) != base[token]
+        f"the token {token!r}: id {theirs[token]} in {right}, {ours[token]} in {left}"
+        for token in ours
+        if theirs.get(token, ours[token]) != ours[token]
     ]
     known, other = (
-        {number: token for token, number in base.items()},
-        {number: token for token, number in expert.items()},
+        {number: token for token, number in ours.items()},
+        {number: token for token, number in theirs.items()},
     )
     notes = [
-        f"id {number}: the token {other[number]!r} in the expert, {known[number]!r} in the base"
+        f"id {number}: the token {other[number]!r} in {right}, {known[number]!r} in {left}"
         for number in known
         if other.get(number, known[number]) != known[number]
     ]
     return moved, [] if moved else notes
+
+
+def compare_labels(ours: Any, theirs: Any, who: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """Return whether the labels of two models have other numbers in words, and whether they are other labels; nothing without names."""
+    ours, theirs = (
+        {str(number): str(label) for number, label in dict(labels or {}).items()} for labels in (ours, theirs)
+    )
+    if ours == theirs or not _named(ours) or not _named(theirs):
+        return [], []
+    words = [f"`{_LABELS}`: {_shown(theirs)} in {who[1]}, {_shown(ours)} in {who[0]}"]
+    return (words, []) if _permuted(theirs, ours) else ([], words)
 
 
 def _differing(base: Mapping[str, Any], expert: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -130,6 +130,10 @@ class Folder(Checkpoint):
                 if name not in header.info:
                     msg = f"{self.path}: the index puts tensor `{name}` into {shard.name}, which does not hold it; download the checkpoint again"
                     raise CheckpointError(msg)
+            for name in header.info:  # also those that the index leaves out, which transformers loads
+                if name in stored:
+                    msg = f"{self.path}: tensor `{name}` is in {stored[name].file.name} and in {shard.name}, and loaders differ in which they take; remove it from one, or download the checkpoint again"
+                    raise CheckpointError(msg)
                 stored[name] = Stored(shard, name, header.spans[name], header.info[name])
         self.stored: Mapping[str, Stored] = dict(sorted(stored.items()))
         self._named = dict(self.stored)
@@ -202,6 +206,10 @@ class Folder(Checkpoint):
         As in transformers, `model.safetensors` goes before an index.
         """
         index = self.path / INDEX
+        named = self.config.get("transformers_weights") if (self.path / "config.json").exists() else None
+        if named not in (None, WEIGHTS, INDEX):
+            msg = f"{self.path}: config.json names other weights than usual (`transformers_weights`: {named!r}); rename that file to {WEIGHTS}, and remove the setting"
+            raise CheckpointError(msg)
         if index.exists() and not (self.path / WEIGHTS).is_file():
             try:
                 pairs = [(str(name), str(shard)) for name, shard in read_object(index)["weight_map"].items()]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from evomerge import files
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.factors import Factors
-from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.folder import Checkpoint, all_finite
 from evomerge.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import CheckpointError
@@ -88,6 +88,10 @@ class PeftFolder:
         for named in self._complete.values():
             for target, name in named.items():
                 tensors[f"base_model.model.{target}"] = checkpoint.tensor(name)
+        for key, tensor in tensors.items():
+            if not all_finite(tensor):
+                msg = f"tensor `{key}` of the adapter holds NaN or infinity in {tensor.dtype}, the base's dtype; {_WHOLE}, in another `--dtype`"
+                raise CheckpointError(msg)
         config = json.dumps(self._config(list(self._complete)), indent=2, ensure_ascii=False) + "\n"
         out.parent.mkdir(parents=True, exist_ok=True)
         with files.new_folder(out) as new:
@@ -129,7 +133,10 @@ class PeftFolder:
     def _modules(self) -> dict[str, dict[str, str]]:
         """Return the modules that are stored complete, and their tensors: names of the base by names in the module."""
         parents = {target: target.rpartition(".")[0] for target in self._others}
-        outer = sorted(set(parents.values()))
+        changed_in = set(parents.values())
+        # PEFT replaces all modules whose names end as one that it is told, as `input_layernorm` does with `norm`.
+        ends = tuple(changed_in - {""})
+        outer = sorted(changed_in | {module for module in self._known_modules() if module.endswith(ends)})
         outer = [module for module in outer if not any(module.startswith(f"{other}.") for other in outer)]
         modules: dict[str, dict[str, str]] = {module: {} for module in outer}
         info = self._pool.base.info
@@ -138,12 +145,19 @@ class PeftFolder:
             inside |= {target: name for target, name in stored if target.startswith(f"{module}.")}
             changed = [target for target in inside if target in self._changes or target in self._biases]
             if not module or changed:
-                what = next(
+                inner = [
                     target for target, parent in parents.items() if f"{parent}.".startswith(f"{module}.") or not module
-                )
+                ]
+                what = [*inner, *parents][0]
                 msg = f"`{what}` differs from the base and is neither a weight nor a bias of a linear layer or an embedding, nor is its module `{module}` one that PEFT can replace as a whole; {_WHOLE}"
                 raise CheckpointError(msg)
         return modules
+
+    def _known_modules(self) -> set[str]:
+        """Return the names of the modules with tensors, and of those around them, as far as the class is known."""
+        fills = {} if self._reading is None else self._reading.fills
+        paths = [target.split(".") for places in fills.values() for target, _ in places]
+        return {".".join(path[:end]) for path in paths for end in range(1, len(path))}
 
     def _config(self, complete: list[str]) -> dict[str, Any]:
         """Return `adapter_config.json`; every scale alpha / r is 1."""
@@ -174,8 +188,7 @@ class PeftFolder:
 
     def _short(self, modules: set[str]) -> list[str]:
         """Return the names of `modules`, by their last words where these name no other module."""
-        fills = {} if self._reading is None else self._reading.fills
-        known = {target.rpartition(".")[0] for places in fills.values() for target, _ in places}
+        known = self._known_modules()
         others = {module.rpartition(".")[2] for module in known - modules}
         last = {module: module.rpartition(".")[2] for module in modules}
         return sorted({module if not known or last[module] in others else last[module] for module in modules})

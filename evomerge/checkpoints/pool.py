@@ -5,6 +5,7 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,8 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.adapter import UNION, Adapter, LooseTieError
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.beside import differences_in_text, files_beside
-from evomerge.checkpoints.configurations import added_tokens, compare_settings, compare_tokens
-from evomerge.checkpoints.fingerprints import check_finite, fingerprint, same_weights, stamp
+from evomerge.checkpoints.configurations import added_tokens, compare_labels, compare_settings, compare_tokens
+from evomerge.checkpoints.fingerprints import check_finite, fingerprint, nearly_same_weights, same_weights, stamp
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.heads import Head, split
@@ -110,7 +111,8 @@ class Pool:
                     check_same_integers(name, stored, expert)
                 self._compare(name, stored, expert, weights=weights)
             else:
-                self._compare_base(name, expert)
+                self._compare_base(name, expert, weights=weights)
+        self._compare_meanings(opened)
         for folder in self.models:
             if (folder.path / SCALES).exists():
                 msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
@@ -305,23 +307,26 @@ class Pool:
                 msg = f"expert `{name}`: tensor `{tensor}` is {expert.info[tensor].dtype}, in the base {entry.dtype}"
                 raise PoolError(msg)
 
-    def _compare_base(self, name: str, adapter: Adapter) -> None:
-        """Note where an adapter names another model of the hub than the base as the one that it was trained on."""
+    def _compare_base(self, name: str, adapter: Adapter, *, weights: bool) -> None:
+        """Note where an adapter names another model than the base as the one that it was trained on: one of the hub, or one that is here."""
         base, _, _ = (hub.name_of(self.base.path.absolute()) or "").partition("@")
         if base and adapter.trained_on != base and hub.hub_id(f"hf://{adapter.trained_on}") is not None:
             self.notes.append(
                 f"the adapter `{name}` says that it was trained on {adapter.trained_on}, and the base is {base}"
             )
+        elif weights and adapter.trained_on and Path(adapter.trained_on).is_dir():
+            other = Path(adapter.trained_on).resolve()
+            if other != self.base.path.resolve() and not nearly_same_weights(adapter.base, other):
+                self.notes.append(
+                    f"the adapter `{name}` says that it was trained on {adapter.trained_on}, whose weights are not those of the base, {self.base.path}"
+                )
 
     def _compare(self, name: str, base: Folder, expert: Folder, *, weights: bool) -> None:
         """Note in what an expert differs from the base beside its weights. Raises `PoolError` where weights cannot make up for it."""
         aligned = self.vocabulary is not None
         fatal, notes = compare_settings(base, expert, labels=not self.heads, tokens=not aligned)
-        moved, renamed = ([], []) if aligned else compare_tokens(added_tokens(base.path), added_tokens(expert.path))
-        if fatal or moved:
-            msg = f"expert `{name}` ({expert.path}) differs from the base ({base.path}) in {'; '.join([*fatal, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
-            if not fatal:
-                msg += f". To merge them, type {UNION}"
+        if fatal:
+            msg = f"expert `{name}` ({expert.path}) differs from the base ({base.path}) in {'; '.join(fatal)}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
             raise PoolError(msg)
         integers = [
             tensor
@@ -334,10 +339,39 @@ class Pool:
         if integers:
             more = f" and {len(integers) - 1} more" if len(integers) > 1 else ""
             notes.append(f"the integers in `{integers[0]}`{more}, which are not merged")
-        if notes or renamed:
-            self.notes.append(
-                f"`{name}` differs from the base in {'; '.join([*notes, *renamed])}. A merge has what the base has"
-            )
+        if notes:
+            self.notes.append(f"`{name}` differs from the base in {'; '.join(notes)}. A merge has what the base has")
+
+    def _compare_meanings(self, experts: Mapping[str, Folder | Adapter]) -> None:
+        """Compare, in base and experts two by two, which token an id stands for, and which label a number.
+
+        Raises `PoolError` where one token, or one label, has two numbers: its rows would be merged with those of another.
+        """
+        models: dict[str, Folder | Adapter] = {"base": self._stored["base"], **experts}
+        tokens = {name: added_tokens(model.path) for name, model in models.items()} if self.vocabulary is None else {}
+        for left, right in itertools.combinations(models, 2):
+            other = models[right]
+            who = ("the base" if left == "base" else f"`{left}`", "the expert" if left == "base" else f"`{right}`")
+            moved, notes = compare_tokens(tokens.get(left, {}), tokens.get(right, {}), who)
+            if moved and not all(map(self._has_rows, (models[left], other))):
+                moved, notes = [], moved
+            labels: list[str] = []
+            if left != "base" and not self.heads:
+                labels, more = compare_labels(models[left].config.get("id2label"), other.config.get("id2label"), who)
+                notes = [*notes, *more]
+            between = f"the base ({self.base.path})" if left == "base" else f"expert `{left}` ({models[left].path})"
+            if moved or labels:
+                msg = f"expert `{right}` ({other.path}) differs from {between} in {'; '.join([*labels, *moved])}. With equal weights it is another model, so a merge would mean nothing. Expected fine-tunes of the same base"
+                raise PoolError(msg if labels else f"{msg}. To merge them, type {UNION}")
+            if notes:
+                has = "A merge has what the base has" if left == "base" else "A merge mixes their rows"
+                self.notes.append(f"`{right}` differs from {who[0]} in {'; '.join(notes)}. {has}")
+
+    def _has_rows(self, model: Folder | Adapter) -> bool:
+        """Return whether a model may have rows of its own for tokens: not an adapter that leaves embeddings and head alone."""
+        changed = model.changed if isinstance(model, Adapter) else ()
+        kinds = {self.layout.place(name).kind for name in changed if name in self.base.info}
+        return isinstance(model, Folder) or not kinds.isdisjoint(("embedding", "head"))
 
 
 def _about(heads: Mapping[str, Head]) -> str:

@@ -22,7 +22,8 @@ def find_copies(models: Sequence[Checkpoint]) -> list[list[str]]:
     groups = _split([floating], lambda name: (base.info[name].shape, base.info[name].dtype))
     files = Sparing(models)
     for model in (base, *experts):
-        groups = _split(groups, partial(_sample, partial(files.tensor, model)))
+        read = partial(files.tensor, model)
+        groups = _split(groups, lambda name, read=read: sample(read(name)))  # type: ignore[misc]
     for model in (base, *experts):
         groups = [part for group in groups for part in _equal(partial(files.tensor, model), group)]
     groups = [group for group in groups if not all(_is_constant(files.tensor(model, group[0])) for model in models)]
@@ -46,8 +47,9 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable]) -> l
     return parts
 
 
-def _sample(read: Callable[[str], torch.Tensor], name: str) -> bytes:
-    flat = read(name).reshape(-1)
+def sample(tensor: torch.Tensor) -> bytes:
+    """Return some elements of a tensor, equal for equal tensors."""
+    flat = tensor.reshape(-1)
     return flat[:: max(1, len(flat) // _SAMPLE)].double().add(0.0).numpy().tobytes()  # -0.0 equals 0.0
 
 

@@ -243,6 +243,11 @@ def _name_models(data: Any, file: Path, options: PoolOptions) -> tuple[str, dict
         pairs = [entry.partition("=") for entry in options.experts or ()]
         if options.base is None or not all(equals for _, equals, _ in pairs):
             raise RecipeError("a pool is `--base FOLDER --expert NAME=FOLDER [--expert NAME=FOLDER …]`")
+        names = [name for name, _, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RecipeError(
+                f"--expert: {names.count(twice[0])} models are named `{twice[0]}`; give each a name of its own"
+            )
         return hub.locate(options.base), {name: hub.locate(path) for name, _, path in pairs}
     if (
         not isinstance(data, dict)

@@ -116,6 +116,20 @@ def test_adapter_of_another_model_of_the_hub_is_noted(tmp_path, monkeypatch):
     assert notes == ["the adapter `code` says that it was trained on author/model, and the base is author/other"]
 
 
+def test_adapter_of_another_model_that_is_here_is_noted(tmp_path):
+    base = write_checkpoint(tmp_path / "base", base_tensors())
+    other = write_checkpoint(tmp_path / "other", {k: v + 1 for k, v in base_tensors().items()})
+    copied = write_checkpoint(tmp_path / "copied", base_tensors())
+    adapters = {
+        path.name: write_adapter(tmp_path / f"of {path.name}", factors(Q, seed=i), base_model_name_or_path=str(path))
+        for i, path in enumerate((base, other, copied, tmp_path / "gone"))
+    }
+    (note,) = Pool(base, adapters | {"base_": adapters.pop("base")}).notes
+    assert note.startswith(
+        f"the adapter `other` says that it was trained on {other}, whose weights are not those of the base"
+    )
+
+
 def test_factors_merged_separately_are_another_model(tmp_path):
     """Halves of two adapters: ½(B₁A₁ + B₂A₂), not ½(B₁ + B₂)·½(A₁ + A₂), which has cross terms."""
     base = {"q.weight": draw(8, 6)}

@@ -199,3 +199,40 @@ def test_reading_ahead_leaves_out_what_is_cached_and_reads_what_may_not_be(tmp_p
     monkeypatch.setattr(os, "preadv", lambda *_: 0)
     folder.read_ahead("a")
     assert opened == [(begin, 1 << 20), (begin + (1 << 20), 1 << 20)]
+
+
+def in_shards(folder, held, weight_map):
+    """A folder with files of tensors, and an index that says `weight_map` of them."""
+    folder.mkdir()
+    for file, tensors in held.items():
+        save_file(tensors, folder / file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def test_tensors_that_an_index_leaves_out_are_read_as_in_transformers(tmp_path):
+    tensors = {"a": torch.ones(2), "b": torch.zeros(3)}
+    folder = Folder(in_shards(tmp_path / "model", {"one.safetensors": tensors}, {"a": "one.safetensors"}))
+    assert list(folder.info) == ["a", "b"]
+    assert torch.equal(folder.tensor("b"), tensors["b"])
+
+
+def test_tensor_in_two_shards_is_refused(tmp_path):
+    held = {
+        "one.safetensors": {"a": torch.ones(2), "b": torch.ones(2)},
+        "two.safetensors": {"a": torch.zeros(2), "c": torch.ones(1)},
+    }
+    index = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+    with pytest.raises(CheckpointError, match=r"`a` is in one.safetensors and in two.safetensors"):
+        Folder(in_shards(tmp_path / "model", held, index))
+
+
+def test_weights_of_another_name_in_the_configuration_are_refused(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", {"a": torch.ones(2)})
+    for name, read in (("model.safetensors", True), ("other.safetensors", False)):
+        (folder / "config.json").write_text(json.dumps({"model_type": "tiny", "transformers_weights": name}))
+        if read:
+            assert list(Folder(folder).info) == ["a"]
+            continue
+        with pytest.raises(CheckpointError, match=r"`transformers_weights`: 'other.safetensors'.*rename"):
+            Folder(folder)

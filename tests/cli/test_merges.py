@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from commands import evomerge
 from pools import Models, write_pool
 
 UNUSED = ("transformers", "optuna", "pymoo", "ray", "matplotlib", "pandas", "scipy", "sklearn", "moocore", "cmaes")
@@ -29,3 +30,12 @@ def test_a_merge_of_weights_imports_no_library_of_searches_models_or_figures(tmp
     assert done.returncode == 0, done.stderr
     assert "merged checkpoint" in done.stdout
     assert done.stdout.splitlines()[-1].strip() == "imported:"
+
+
+def test_two_experts_of_one_name_are_refused(tmp_path):
+    folder = write_pool(tmp_path, Models.random())
+    (tmp_path / "recipe.yaml").write_text("merge: {method: linear, inputs: experts}")
+    named = [f"--expert=a={folder / name}" for name in ("maths", "code")]
+    command = ("merge", tmp_path / "recipe.yaml", "--base", folder / "base", *named, "-o", tmp_path / "out")
+    assert "2 models are named `a`" in evomerge(*command, code=2).stderr
+    assert not (tmp_path / "out").exists()

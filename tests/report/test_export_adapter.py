@@ -226,3 +226,53 @@ def test_stack_is_refused(tmp_path):
     stack = Recipe.parse({"stack": {"slots": [{"source": "a0", "layer": 0}], "rest": "base"}})
     with pytest.raises(RecipeError, match="a stack has layers of its own"):
         export_adapter(stack, pool, tmp_path / "out", rank=2)
+
+
+def test_modules_whose_names_end_as_a_complete_one_are_complete_too_since_peft_replaces_them(tmp_path):
+    folders = [tiny_model(tmp_path / name, "llama", auto="AutoModel") for name in ("base", "tuned")]
+    tensors = load_file(folders[1] / "model.safetensors")
+    tensors["norm.weight"] += 0.3
+    tensors["layers.0.self_attn.q_proj.weight"] += 0.3 * draw(
+        *tensors["layers.0.self_attn.q_proj.weight"].shape, seed=1
+    )
+    save_file(tensors, folders[1] / "model.safetensors", {"format": "pt"})
+    export_adapter(expert("tuned"), Pool(folders[0], {"tuned": folders[1]}), tmp_path / "out", rank=16)
+    peft = pytest.importorskip("peft")
+    base, tuned = (transformers.AutoModel.from_pretrained(folder) for folder in folders)
+    states = [
+        model.eval()(input_ids=IDS).last_hidden_state.detach()
+        for model in (tuned, peft.PeftModel.from_pretrained(base, tmp_path / "out"))
+    ]
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-4)
+
+
+def test_modules_named_by_numbers_are_told_from_blocks_of_that_number(tmp_path):
+    """The head of a ResNet is `classifier.1`, and so end the names of blocks."""
+    peft = pytest.importorskip("peft")
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
+    for seed, name in enumerate(("base", "tuned")):
+        torch.manual_seed(seed)
+        transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / name)
+    pool = Pool(tmp_path / "base", {"tuned": tmp_path / "tuned"})
+    export_adapter(expert("tuned"), pool, tmp_path / "out", rank=16)
+    base, tuned = (
+        transformers.ResNetForImageClassification.from_pretrained(tmp_path / name) for name in ("base", "tuned")
+    )
+    pixels = draw(2, 3, 32, 32, seed=2)
+    with torch.no_grad():
+        expected = tuned.eval()(pixels).logits
+        came = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()(pixels).logits
+    torch.testing.assert_close(came, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_complete_tensor_that_overflows_the_dtype_of_the_base_is_refused(tmp_path):
+    for name, size in (("base", 1.0), ("tuned", 4e4)):
+        tiny_model(tmp_path / name, "llama")
+        tensors = {key: tensor.half() for key, tensor in load_file(tmp_path / name / "model.safetensors").items()}
+        tensors["model.norm.weight"].fill_(size)
+        tensors["model.layers.0.self_attn.q_proj.weight"] *= 1 + (size > 1)
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    pool = Pool(tmp_path / "base", {"tuned": tmp_path / "tuned"})
+    with pytest.raises(CheckpointError, match=r"norm.weight` .* holds NaN or infinity in torch.float16"):
+        export_adapter(merge("task_arithmetic", ["tuned"], {"lambda": 2.0}), pool, tmp_path / "out", rank=16)
+    assert not (tmp_path / "out").exists()
