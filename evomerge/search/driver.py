@@ -4,6 +4,7 @@ Not to be confused with the study, which counts the budget, writes the journal a
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -103,8 +104,27 @@ class Climber(Breeder, Protocol):
         """Examples over whose mean score the generation that was drawn last needs slopes; None for none."""
 
 
+@runtime_checkable
+class Overlapping(Breeder, Protocol):
+    """A breeder that can draw a generation while earlier ones are still being evaluated."""
+
+    @property
+    def in_flight(self) -> int:
+        """Generations are drawn while fewer candidates than this were drawn and not learnt from; 1 waits for each generation."""
+
+    def draw(self, pending: Genomes | None = None) -> Genomes:
+        """Return the next generation, given those that were drawn and not learnt from, `(candidates, genes)`.
+
+        No rows mean that more must be learnt first, or, where nothing is `pending`, that the search is over.
+        """
+
+
 class Generational:
-    """A `Driver` that proposes a `Breeder`'s generations one at a time, each once the last one is completed.
+    """A `Driver` that proposes a `Breeder`'s generations in order, each once the last one is completed.
+
+    **In flight.** An `Overlapping` breeder draws while fewer than `in_flight` candidates are drawn and not learnt from, then learns
+    from the oldest generation, and so on. Draws and lessons alternate by these counts alone, never by the order of arrival:
+    a generation may be completed long before the breeder learns from it. So the search is the same for any number of workers.
 
     A candidate that failed, or has a non-finite mean, counts in every objective as the worst success of the study so far,
     minus a tenth of the range of the successes so far and minus 1e-6: near enough not to distort a model of the scores, and
@@ -116,10 +136,9 @@ class Generational:
         self._space = space
         self._objectives = tuple(objectives)
         self.breeder = breeder
-        self._generation: Genomes = np.empty((0, len(space.genes)))
-        self._first = 0  # number of the generation's first proposal
-        self._asked = 0  # proposals of the generation so far
-        self._completed: dict[int, Evaluation] = {}  # by row in the generation
+        self._waiting: deque[_Generation] = deque()  # drawn and not learnt from, oldest first
+        self._numbers = 0  # candidates drawn so far
+        self._stuck = False  # whether the breeder draws no more before it learns
         self._over = False
         self._worst = np.full(len(objectives), np.inf)
         self._best = np.full(len(objectives), -np.inf)
@@ -129,36 +148,71 @@ class Generational:
 
     def ask(self) -> Proposal | None:
         """Return the next candidate of the generation, or None while the rest of it is being evaluated."""
-        if self._asked == len(self._generation) == len(self._completed) and not self._over:
-            self._first, self._asked, self._completed = self._first + self._asked, 0, {}
-            self._generation = self.breeder.draw()
-            self._over = len(self._generation) == 0
-        if self._asked == len(self._generation):
+        self._advance()
+        last = self._waiting[-1] if self._waiting else None
+        if last is None or last.asked == len(last.genomes):
             return None
-        self._asked += 1
-        proposal = propose(self._space, self._first + self._asked - 1, self._generation[self._asked - 1])
+        last.asked += 1
+        proposal = propose(self._space, last.first + last.asked - 1, last.genomes[last.asked - 1])
         slopes = self.breeder.slopes if isinstance(self.breeder, Climber) else None
         return dataclasses.replace(proposal, slopes=slopes)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Record the evaluation; the last of a generation starts `learn`. Raises `DriverError` unless the proposal is pending."""
-        row = proposal.number - self._first
-        if not 0 <= row < self._asked or row in self._completed:
-            pending = [self._first + i for i in range(self._asked) if i not in self._completed]
+        for generation in self._waiting:
+            row = proposal.number - generation.first
+            if 0 <= row < generation.asked and row not in generation.completed:
+                break
+        else:
+            pending = [g.first + i for g in self._waiting for i in range(g.asked) if i not in g.completed]
             raise DriverError(f"proposal {proposal.number} is not pending; expected one of {pending}, each told once")
         if evaluation.error is None and not np.isfinite(evaluation.means(self._objectives)).all():
             evaluation = Evaluation(error="scores whose mean is not finite")
-        self._completed[row] = evaluation
-        if len(self._completed) == len(self._generation):
-            evaluations = [self._completed[i] for i in range(len(self._generation))]
-            means = self._finite(np.array([evaluation.means(self._objectives) for evaluation in evaluations]))
-            if means is not None:
-                self.breeder.learn(self._generation, means, evaluations)
+        generation.completed[row] = evaluation
+        if not self._may_draw():
+            self._learn()
 
     def unfinished(self) -> tuple[Genomes, list[Evaluation]]:
-        """Return the completed part of an unfinished generation, by number: what the breeder has not learnt from yet."""
-        rows = sorted(self._completed) if len(self._completed) < len(self._generation) else []
-        return self._generation[rows], [self._completed[row] for row in rows]
+        """Return the completed candidates that the breeder has not learnt from yet, by number."""
+        rows = [(g.genomes[i], g.completed[i]) for g in self._waiting for i in sorted(g.completed)]
+        return np.array([genome for genome, _ in rows]).reshape(-1, len(self._space.genes)), [done for _, done in rows]
+
+    def _advance(self) -> None:
+        """Draw, and learn, until there is something to ask, or until the oldest generation has to be completed first."""
+        while not self._waiting or self._waiting[-1].asked == len(self._waiting[-1].genomes):
+            if not self._may_draw():
+                if not self._learn():
+                    return
+                continue
+            if isinstance(self.breeder, Overlapping):
+                pending = [generation.genomes for generation in self._waiting]
+                genomes = self.breeder.draw(np.concatenate(pending) if pending else None)
+            else:
+                genomes = self.breeder.draw()
+            if len(genomes):
+                self._waiting.append(_Generation(genomes, self._numbers))
+                self._numbers += len(genomes)
+            elif self._waiting:
+                self._stuck = True
+            else:
+                self._over = True
+
+    def _may_draw(self) -> bool:
+        """Return whether the breeder draws next. Otherwise it learns from the oldest generation, or the search is over."""
+        most = self.breeder.in_flight if isinstance(self.breeder, Overlapping) else 1
+        return not (self._over or self._stuck) and sum(len(g.genomes) for g in self._waiting) < most
+
+    def _learn(self) -> bool:
+        """Let the breeder learn from the oldest generation, if that is completed. Return whether it is."""
+        if not self._waiting or len(self._waiting[0].completed) < len(self._waiting[0].genomes):
+            return False
+        generation = self._waiting.popleft()
+        self._stuck = False
+        evaluations = [generation.completed[i] for i in range(len(generation.genomes))]
+        means = self._finite(np.array([evaluation.means(self._objectives) for evaluation in evaluations]))
+        if means is not None:
+            self.breeder.learn(generation.genomes, means, evaluations)
+        return True
 
     def members(self) -> tuple[str, ...]:
         """Return no ids: genomes decode to merges of the pool's models."""
@@ -173,6 +227,18 @@ class Generational:
         if np.isinf(self._worst).any():
             return None
         return np.where(succeeded[:, None], means, self._worst - 0.1 * (self._best - self._worst) - 1e-6)
+
+
+@dataclasses.dataclass(slots=True)
+class _Generation:
+    """Candidates that were drawn together, until they are learnt from."""
+
+    genomes: Genomes
+    first: int
+    """Number of its first proposal."""
+    asked: int = 0
+    completed: dict[int, Evaluation] = dataclasses.field(default_factory=dict)
+    """By row."""
 
 
 def propose(space: SearchSpace, number: int, genome: Genome, parents: Sequence[str] = ()) -> Proposal:

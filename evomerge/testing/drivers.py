@@ -197,13 +197,15 @@ class GenomeSuite(DecodedSuite):
         problem = self.problem()
         driver = self.make(problem, 4)
         asked: list[Proposal] = []
+        pending: list[Proposal] = []
         while len(asked) < self.budget:
             batch = list(itertools.islice(iter(driver.ask, None), self.budget - len(asked)))
             asked += batch
-            for proposal in batch:
-                if len(asked) < self.budget:
-                    assert driver.ask() is None
-                driver.tell(proposal, problem.evaluate(proposal))
+            pending += batch
+            if len(asked) < self.budget:
+                assert driver.ask() is None
+                first = pending.pop(0)
+                driver.tell(first, problem.evaluate(first))
         assert _ids(asked) == self._search(4)
 
 

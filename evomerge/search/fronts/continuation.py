@@ -27,6 +27,8 @@ _CENTRED = 10
 _BATCH = 2
 _PREFERENCES = 32
 """Preferences drawn for each generation, beside each objective alone and equal weights."""
+_Step = tuple[int, NDArray[np.float64], Genome]
+"""Row of the start, -1 for none; the preference; and the point, in unit coordinates."""
 _FIRST, _LONGEST = 0.06, 0.15
 """Lengths of a step along a slope alone, and of the longest, as a root mean square over unit coordinates."""
 
@@ -56,6 +58,7 @@ class Continuation:
         self._moving = movable(space)
         self._seed = seed
         self._batch = settings.batch or _BATCH
+        self.in_flight = settings.in_flight or 1
         self._known = known_recipes(space, settings.seed_known)
         self._generation = 0 if len(self._known) else 1
         self._sloped = 0  # generations with slopes that were learnt
@@ -69,32 +72,35 @@ class Continuation:
         self._means: Means = np.empty((0, len(objectives)))  # of `_points`
         self._slopes = np.empty((0, len(objectives), genes))  # of `_points`, of unit coordinates
         self._reach = np.empty(0)  # length of the longest step from each of `_points`
-        self._steps: list[tuple[int, NDArray[np.float64]]] = []  # start's row and preference, of the last generation
+        self._steps: dict[bytes, _Step] = {}  # by genome, of the candidates with slopes that are not learnt from
 
     def __str__(self) -> str:
         fixed = int((~self._moving).sum())
         kept = f"; {fixed} of the genes have no slopes, and keep the number of the start" if fixed else ""
         return (
             f"front by slopes: {len(self._known)} known recipes without slopes, the best of them improved for equal weights, then"
-            f" {self._batch} candidates at a time where steps along slopes are predicted to add the most hypervolume{kept}"
+            f" {self._batch} candidates at a time where steps along slopes are predicted to add the most hypervolume"
+            + (f"; {self.in_flight} in flight" if self.in_flight > 1 else "")
+            + kept
         )
 
     @property
     def slopes(self) -> Examples | None:
         """Examples over whose mean score the last generation needs slopes; None for the known recipes."""
-        return None if self._generation == 1 and len(self._known) and not self._steps else self._measure.training
+        return None if self._generation == 1 and len(self._known) else self._measure.training
 
-    def draw(self) -> Genomes:
+    def draw(self, pending: Genomes | None = None) -> Genomes:
         """Return the known recipes, then the start, then steps."""
+        if pending is not None and not len(self._points):
+            return pending[:0]
         self._generation += 1
         if self._generation == 1:
-            self._steps = []
             return self._known
         if not len(self._points):
             point = self._start if not len(self._tried) else self._elsewhere(1)[0]
-            return self._genomes([point], [(-1, self._equal)])
-        steps = self._centre() if self._sloped < _ALONE else self._improving()
-        return self._genomes([point for _, _, point in steps], [(row, weights) for row, weights, _ in steps])
+            return self._genomes([(-1, self._equal, point)])
+        alone = self._sloped < _ALONE and self.in_flight == 1
+        return self._genomes(self._centre() if alone else self._improving())
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Keep the points with their slopes. Raises `DriverError` for an evaluation without them."""
@@ -106,7 +112,8 @@ class Continuation:
             self._start = self._space.to_unit(genomes[int(np.argmax((means / self._units).mean(axis=1)))])
             return
         self._sloped += 1
-        for genome, mean, done, (row, weights) in zip(genomes, means, evaluations, self._steps, strict=True):
+        for genome, mean, done in zip(genomes, means, evaluations, strict=True):
+            row, weights, _ = self._steps.pop(genome.tobytes())
             measured = self._measure.read(genome, done)
             better = row < 0 or bool(weights @ ((mean - self._means[row]) / self._units) > 0)
             if row >= 0 and (measured is None or not better):
@@ -130,26 +137,34 @@ class Continuation:
         self._slopes = np.concatenate([self._slopes, slopes[None]])
         self._reach = np.append(self._reach, reach)
 
-    def _genomes(self, points: Sequence[Genome], steps: list[tuple[int, NDArray[np.float64]]]) -> Genomes:
-        """Return the genomes of a generation of `points`, unit coordinates, and record its `steps`."""
-        self._steps = steps
+    def _genomes(self, steps: list[_Step]) -> Genomes:
+        """Return the genomes of a generation of `steps`, and record these."""
+        points = np.array([point for _, _, point in steps])
+        genomes = self._space.from_unit(points)
+        self._steps |= {genome.tobytes(): step for genome, step in zip(genomes, steps, strict=True)}
         self._tried = np.concatenate([self._tried, points])
-        return self._space.from_unit(np.array(points))
+        return genomes
 
-    def _centre(self) -> list[tuple[int, NDArray[np.float64], Genome]]:
-        """Return a step for equal weights: its start's row, its preference, and its point."""
+    def _centre(self) -> list[_Step]:
+        """Return a step for equal weights."""
         row, point = self._step(self._equal)
         return [(row, self._equal, point if self._is_new(point) else self._elsewhere(1)[0])]
 
-    def _improving(self) -> list[tuple[int, NDArray[np.float64], Genome]]:
-        """Return the steps that are predicted to add the most hypervolume, greedily, one for each place of the batch."""
+    def _improving(self) -> list[_Step]:
+        """Return the steps that are predicted to add the most hypervolume, greedily, one for each place of the batch.
+
+        Steps in flight count with their predictions.
+        """
         preferences = self._preferences()
         steps = [(weights, *self._step(weights)) for weights in preferences]
         scores = np.concatenate([self._scored, self._means]) / self._units
         predicted = np.array([self._predicted(row, weights, point) for weights, row, point in steps])
         volume = infill.Volume(scores, infill.reference_point(scores, predicted), self._seed)
         pending, along = volume.along(scores).max(axis=0), volume.along(predicted)
-        chosen: list[tuple[int, NDArray[np.float64], Genome]] = []
+        for row, weights, point in self._steps.values():
+            if row >= 0:
+                pending = np.maximum(pending, volume.along(self._predicted(row, weights, point)))
+        chosen: list[_Step] = []
         for _ in range(self._batch):
             gains = np.maximum(along - pending, 0).mean(axis=1)
             taken = [point for _, _, point in chosen]

@@ -61,11 +61,15 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     batch: int | None = Field(default=None, ge=1)
     """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
     or 2 with slopes."""
+    in_flight: int | None = Field(default=None, ge=1)
+    """Candidates that may wait for their results when more are chosen, so that workers need not wait for a batch: about twice the number of
+    workers. A candidate is chosen from the results of all but the last `in_flight` before it, and from predictions of these. The search
+    depends on it, and not on the number of workers. Default: each batch is chosen from the results of all before it."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
     slopes: Literal[True, False, "surrogates"] | None = None
     """With `surrogates`, fit surrogates to slopes of the scores too (`SlopedFront`), over up to 40 genes. With true, follow the slopes
-    instead of surrogates (`Continuation`), for two or more objectives; then only `seed_known` and `batch` count, and there is no surface.
+    instead of surrogates (`Continuation`), for two or more objectives; then only `seed_known`, `batch` and `in_flight` count, and there is no surface.
     Default: true with more than 40 genes, where there are slopes."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
@@ -108,6 +112,7 @@ class Front:
         self._seed = seed
         self._settings = settings
         self._batch_size = settings.batch or _BATCH
+        self.in_flight = settings.in_flight or 1
         self._known = known_recipes(space, settings.seed_known)
         self._slopes = slopes
         self._size = settings.points or max(self._usual(), len(self._known) + 2)
@@ -122,7 +127,10 @@ class Front:
         self._drawn: Genomes = np.empty((0, self._genes))  # all candidates so far, unit coordinates
         self._first = self._design(self._known, self._size)
         # Slopes of the known recipes, most of them corners of the space, are not worth their cost.
-        parts = [self._first] if slopes is None else np.split(self._first, [len(self._known)])
+        cuts = [] if slopes is None else [len(self._known)]
+        if settings.in_flight is not None:
+            cuts = [*range(max(len(self._known), 1), self._size, self._batch_size)]
+        parts = np.split(self._first, cuts)
         self._parts = [part for part in parts if len(part)]  # of the design, each a generation
         self._succeeded: list[Evaluation] = []
         self._points: Genomes = np.empty((0, self._genes))  # of `_succeeded`
@@ -138,6 +146,7 @@ class Front:
         return (
             f"front by surrogates: {len(self._known)} known recipes{mixtures} and {len(self._first) - len(self._known) - self._mixtures} Sobol points,"
             f" then {self._batch_size} candidates at a time by expected hypervolume improvement, until that is noise"
+            + (f"; {self.in_flight} in flight" if self.in_flight > 1 else "")
         )
 
     @property
@@ -147,7 +156,7 @@ class Front:
             return max(self._needed, sloped_points(self._genes) + 1)
         return max(self._needed, min(surrogate.unknowns(self._genes), _PER_GENE * (self._genes + 1)) // 2)
 
-    def draw(self) -> Genomes:
+    def draw(self, pending: Genomes | None = None) -> Genomes:
         """Return the design, then replacements of its failures if needed, then batches, then no rows."""
         if self._over:
             return np.empty((0, self._genes))
@@ -155,12 +164,14 @@ class Front:
         if self._parts:
             unit = self._parts.pop(0)
         elif len(self._points) < self._needed:
+            if pending is not None:
+                return pending[:0]
             unit = self._design(self._known[:0], self._size - len(self._points))
         else:
             self.designing = False
-            unit = self._batch()
+            unit = self._batch(pending)
         self._generation += 1
-        self._over = len(unit) == 0
+        self._over = len(unit) == 0 and pending is None
         self._drawn = np.concatenate([self._drawn, unit])
         genomes = self._genomes(unit)
         if self._generation == 1:
@@ -305,19 +316,22 @@ class Front:
         rows = np.unique(candidates, axis=0, return_index=True)[1]
         return candidates[rows], means[rows], deviations[rows]
 
-    def _batch(self) -> Genomes:
+    def _batch(self, pending: Genomes | None) -> Genomes:
         """Return the next candidates, unit coordinates; no rows when none has an expected gain and the fits need no more."""
         if not self._fits:
             return self._points[:0]
-        batch, count = self._improving(self._fits), len(self._points)
+        batch, count = self._improving(self._fits, pending), len(self._points)
+        if pending is not None:
+            return batch
         if not len(batch) and count < _PATIENCE * self._size and self._reasons_to_refuse(self._fits):
             self.designing = True
             return self._design(self._known[:0], self._batch_size)
         return batch
 
-    def _improving(self, fits: Mapping[str, Surrogate]) -> Genomes:
+    def _improving(self, fits: Mapping[str, Surrogate], pending: Genomes | None) -> Genomes:
         """Return the batch with the largest expected hypervolume improvement, unit coordinates; no rows when that is noise.
 
+        The candidates that are `pending` count with their predictions.
         Evaluated candidates enter with their predictions instead of their scores, so that a candidate with lucky scores does not
         hide its neighbours.
         """
@@ -332,7 +346,8 @@ class Front:
             return candidates
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
-        rows, gain = infill.choose(candidates, means, deviations, values, volume, self._batch_size, seed)
+        waiting = None if pending is None else surrogate.predict_all(fits.values(), self._space.to_unit(pending))
+        rows, gain = infill.choose(candidates, means, deviations, values, volume, self._batch_size, seed, waiting)
         tables = [np.array([done.scores[name] for done in self._succeeded], dtype=np.float64) for name in fits]
         errors = np.stack([infill.paired_errors(self._points, table) for table in tables], axis=1)
         floor = infill.noise_floor(values, errors, volume, self._batch_size)

@@ -154,13 +154,21 @@ class Volume:
 
 
 def choose(
-    points: Points, means: Points, deviations: Points, scores: Points, volume: Volume, size: int, seed: int
+    points: Points,
+    means: Points,
+    deviations: Points,
+    scores: Points,
+    volume: Volume,
+    size: int,
+    seed: int,
+    in_flight: tuple[Points, Points] | None = None,
 ) -> tuple[NDArray[np.intp], float]:
     """Return the rows of at most `size` points with the largest expected improvement of the `volume` of `scores`, and its size.
 
     Greedy: each next point is chosen given those before, whose scores are drawn from their predictions; the expectation is over
     the draws. Draws are quasi-random and the same for every candidate, so that neighbours of a chosen point add little. Only a
-    short list is drawn for, ranked by a quadrature along which all objectives deviate alike.
+    short list is drawn for, ranked by a quadrature along which all objectives deviate alike. `in_flight` are the means and deviations
+    predicted for candidates that are being evaluated: they count as chosen before.
     """
     draws = _normal(scores.shape[1], _DRAWS, np.random.default_rng(np.random.SeedSequence([seed, 3])))
     evaluated = volume.along(scores).max(axis=0)
@@ -168,6 +176,9 @@ def choose(
     active = np.flatnonzero(highest)  # all others add nothing anywhere
     rough = [volume.along(means[active] + node * deviations[active]) for node in _NODES]
     pending = np.broadcast_to(evaluated, (len(draws), len(evaluated)))
+    for mean, deviation in zip(*in_flight, strict=True) if in_flight is not None else ():
+        pending = np.maximum(pending, volume.along(mean + draws * deviation))
+    before = float(evaluated.mean() if in_flight is None else pending.mean())
     chosen: list[int] = []
     free = np.ones(len(points), bool)
 
@@ -184,7 +195,7 @@ def choose(
         chosen.append(best)
         pending = np.maximum(pending, drawn(best))
         free &= np.abs(points - points[best]).max(axis=1) > APART
-    return np.array(chosen, dtype=np.intp), volume.scale * float(pending.mean() - evaluated.mean())
+    return np.array(chosen, dtype=np.intp), volume.scale * (float(pending.mean()) - before)
 
 
 def _rough_gains(rough: Sequence[Points], so_far: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,6 +43,7 @@ class SlopedFront:
         self._front = Front(space, objectives, seed, settings, self._read)
         self._measure = Measure("front", space, read_metrics(objectives), sizes, 0.0, seed)
         self._wanted = True
+        self._sloped: set[bytes] = set()  # genomes that need slopes
 
     def __str__(self) -> str:
         return f"{self._front}; the design has slopes, and surrogates are fitted to them too"
@@ -57,16 +58,23 @@ class SlopedFront:
         """Examples over whose mean score the last generation needs slopes."""
         return self._measure.training if self._wanted else None
 
-    def draw(self) -> Genomes:
+    @property
+    def in_flight(self) -> int:
+        """As of `Front`."""
+        return self._front.in_flight
+
+    def draw(self, pending: Genomes | None = None) -> Genomes:
         """Return the next generation of the front's search."""
-        genomes = self._front.draw()
+        genomes = self._front.draw(pending)
         self._wanted = self._front.designing
+        self._sloped.update(genome.tobytes() for genome in genomes if self._wanted)
         return genomes
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Fit the surrogates again. Raises `DriverError` for a score out of bounds, and for a success without slopes."""
-        for evaluation in evaluations if self._wanted else ():
-            self._measure.check(evaluation)
+        for genome, evaluation in zip(genomes, evaluations, strict=True):
+            if genome.tobytes() in self._sloped:
+                self._measure.check(evaluation)
         self._front.learn(genomes, means, evaluations)
 
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:

@@ -5,6 +5,7 @@ An evaluation with slopes costs about three without, and gives the slope of ever
 """
 
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from evomerge.errors import DriverError
-from evomerge.search.driver import Genomes, Means, known_recipes, read_weights
+from evomerge.search.driver import Genomes, Means, known_recipes, latin_hypercube, read_weights
 from evomerge.search.slopes.ascent import BETAS, Adam, Ascent, Slope, deviations, movable, shared_levels
 from evomerge.search.slopes.frank_wolfe import FrankWolfe
 from evomerge.search.slopes.measure import Measure, units
@@ -26,6 +27,9 @@ _FAILURES = 8
 """The search ends after so many failed steps in a row."""
 _CLOSED = 1e-3
 """Frank-Wolfe gap at which it ends, in units of the gain from the base to the best known recipe."""
+
+_RATES, _RIDGES = (1.0, 2.0, 0.5, 4.0, 0.25), (1.0, 1 / 3, 3.0)
+"""Of climbs side by side, as factors of those of the first."""
 
 Rule = Literal["adam", "adamerging", "frank_wolfe"]
 
@@ -64,6 +68,11 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     """
     patience: int = Field(default=6, ge=1)
     """`adam` halves its steps, and at last ends, after so many evaluations without a better validation score."""
+    in_flight: int | None = Field(default=None, ge=1)
+    """Of `adam`: climbs side by side, so that as many workers are busy; about twice the number of workers. They differ in the length of
+    their steps, the ridge and the start. One whose validation score stops rising starts again from the best point of all. The
+    search depends on it, and not on the number of workers. Default: one climb.
+    """
     steps: int | None = Field(default=None, ge=1)
     """Largest number of evaluations with slopes. Default: 500 for `adamerging`, 10 for `frank_wolfe`, no limit for `adam`."""
 
@@ -82,8 +91,29 @@ _DEFAULTS: Mapping[Rule, _Defaults] = {
 }
 
 
+@dataclass(slots=True, eq=False)
+class _Climb:
+    """An ascent, and how it fares."""
+
+    starts: list[Genome]
+    """The first is where it starts, the others where it starts instead of one that fails."""
+    rate: float
+    ridge: float
+    """Over the number of training examples."""
+    ascent: Ascent
+    steps: int = 0
+    failures: int = 0
+    """In a row."""
+    best: float = -np.inf
+    """Validation score."""
+    stale: int = 0
+    """Evaluations since the best."""
+    halved: bool = False
+    over: bool = False
+
+
 class Gradient:
-    """A `Climber` that improves one point.
+    """A `Climber` that improves one point, or several side by side (`in_flight`).
 
     **Levels.** Each gene is a level, which all tiles of the same parameter and expert share, plus a deviation of its own. Adam
     steps in both. Slopes of a level are sums over many tiles and hardly noisy, so that most of a step is shared. A `ridge` also
@@ -116,7 +146,7 @@ class Gradient:
         self._limit = settings.steps or defaults.steps
         share = defaults.validation if settings.validation is None else settings.validation
         self._measure = Measure("gradient", space, metrics, sizes, share, seed)
-        for key, rule in (("top", "frank_wolfe"), ("ridge", "adam")):
+        for key, rule in (("top", "frank_wolfe"), ("ridge", "adam"), ("in_flight", "adam")):
             if getattr(settings, key) and settings.rule != rule:
                 msg = f"driver `gradient`: `{key}` is of `rule: {rule}`, got `rule: {settings.rule}`; leave it out"
                 raise DriverError(msg)
@@ -134,16 +164,13 @@ class Gradient:
         self._ridge = settings.ridge / max(count, 1)
         self._known = known_recipes(space, settings.seed_known)
         self._queue = self._known
-        self._starts = [space.initial, *self._known]
-        self._ascent: Ascent = self._begin(space.initial)
+        self._seed = seed
+        self.in_flight = settings.in_flight or 1
+        self._climbs = self._begin_all([space.initial, *self._known])
+        self._flying: deque[_Climb] = deque()  # those whose step was drawn and not learnt from, oldest first
         self._wanted: Examples | None = None
-        self._pending = False  # whether a step was drawn and not learnt from
-        self._failures = 0  # in a row
         self._steps = 0
-        self._over = False
         self._best: tuple[float, Genome, Slope] | None = None  # validation score, position and slope
-        self._stale = 0  # evaluations since the best
-        self._halved = False
 
     def __str__(self) -> str:
         sloped = int(movable(self._space).sum())
@@ -151,9 +178,10 @@ class Gradient:
             sum(map(len, part.values())) for part in (self._measure.training, self._measure.validation)
         )
         until = "until the validation score stops rising" if self._settings.rule == "adam" else ""
+        climbs = f", {self.in_flight} climbs side by side" if self.in_flight > 1 else ""
         ends = ", ".join([*[until] * bool(until), *([f"at most {self._limit} steps"] * bool(self._limit))])
         return (
-            f"steps along slopes ({self._settings.rule}) in {sloped} of {len(self._space.genes)} genes, after {len(self._known)} "
+            f"steps along slopes ({self._settings.rule}) in {sloped} of {len(self._space.genes)} genes{climbs}, after {len(self._known)} "
             f"known recipes; {training} examples give slopes, {validation} validate; {ends}"
         )
 
@@ -165,19 +193,32 @@ class Gradient:
     @property
     def gap(self) -> float:
         """Frank-Wolfe gap at the last evaluated point, in units of the weighted mean; infinite for other rules."""
-        return self._ascent.gap if isinstance(self._ascent, FrankWolfe) else np.inf
+        ascent = self._climbs[0].ascent
+        return ascent.gap if isinstance(ascent, FrankWolfe) else np.inf
 
-    def draw(self) -> Genomes:
-        """Return the known recipes first, then one step at a time."""
+    def draw(self, pending: Genomes | None = None) -> Genomes:
+        """Return the known recipes first, then one step at a time, of each climb in turn."""
         known, self._queue = self._queue, self._queue[:0]
         if len(known):
             return known
-        if self._pending:  # no candidate of the study has succeeded yet
-            self._fail()
-        if self._over:
-            return self._known[:0]
-        self._wanted, self._pending = self._measure.training, True
-        return self._space.from_unit(self._ascent.position)[None]
+        nothing = self._known[:0]
+        if pending is not None and self._wanted is None:
+            return nothing
+        while len(self._flying) > (
+            0 if pending is None else len(pending)
+        ):  # no candidate of the study has succeeded yet
+            self._fail(self._flying.popleft())
+        if self._steps == self._limit:
+            return nothing
+        resting = [climb for climb in self._climbs if not climb.over and climb not in self._flying]
+        if not resting:
+            return nothing
+        climb = resting[0]
+        self._climbs.remove(climb)
+        self._climbs.append(climb)
+        self._wanted = self._measure.training
+        self._flying.append(climb)
+        return self._space.from_unit(climb.ascent.position)[None]
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Start from the best known recipe, or take the next step."""
@@ -188,51 +229,70 @@ class Gradient:
             )
             self._weights = self._weights / units(means, list(evaluations), self._objectives, row)
             order = np.argsort(-(means @ self._weights), kind="stable")
-            self._starts = [genomes[i] for i in order]
-            self._ascent = self._begin(self._starts[0])
+            self._climbs = self._begin_all([genomes[i] for i in order])
             return
-        self._pending = False
+        climb = self._flying.popleft()
         measured = self._measure.read(genomes[0], evaluations[0])
         if measured is None:
-            self._fail()
+            self._fail(climb)
             return
-        self._failures = 0
+        climb.failures = 0
+        climb.steps += 1
         self._steps += 1
         slope = self._weights @ measured.slopes
         value = float(self._weights @ measured.validation)
-        self._stale += 1
+        position = climb.ascent.position
+        climb.stale += 1
+        if value > climb.best:
+            climb.best, climb.stale = value, 0
         if self._best is None or value > self._best[0]:
-            self._best, self._stale = (value, self._ascent.position, slope), 0
-        if self._settings.rule == "adam" and self._stale >= self._settings.patience:
-            self._over = self._halved
-            self._halved, self._stale, slope = True, 0, self._best[2]
-            self._ascent = Adam(self._best[1], self._rate / 2, BETAS, self._levels)
-            self._ridge /= 3
-        if self._ridge:
-            slope = slope - self._ridge * deviations(self._ascent.position, self._levels)
-        before = self._ascent.position
-        moved = not np.array_equal(self._ascent.step(slope), before)
-        self._over |= not moved or self._steps == self._limit or self.gap <= _CLOSED
+            self._best = value, position, slope
+        if self._settings.rule == "adam" and climb.stale >= self._settings.patience:
+            climb.over = climb.halved
+            climb.halved, climb.stale, slope = True, 0, self._best[2]
+            climb.ascent = Adam(self._best[1], climb.rate / 2, BETAS, self._levels)
+            climb.ridge /= 3
+        if climb.ridge:
+            slope = slope - climb.ridge * deviations(climb.ascent.position, self._levels)
+        before = climb.ascent.position
+        moved = not np.array_equal(climb.ascent.step(slope), before)
+        climb.over |= not moved or self.gap <= _CLOSED
 
-    def _begin(self, start: Genome) -> Ascent:
+    def _begin_all(self, starts: list[Genome]) -> list[_Climb]:
+        """Return the climbs: the first from the first of the `starts`, the others by `_RATES`, then also by `_RIDGES`, then from elsewhere."""
+        ridges = _RIDGES if self._ridge else _RIDGES[:1]
+        climbs = []
+        for number in range(self.in_flight):
+            turn, place = divmod(number, len(_RATES))
+            rate = min(self._rate * _RATES[place], 1.0)
+            turn, place = divmod(turn, len(ridges))
+            begun = starts
+            if turn:
+                rng = np.random.default_rng([self._seed, number])
+                begun = [(starts[0] + latin_hypercube(self._space, 1, rng)[0]) / 2, *starts]
+                begun[0] = np.where(movable(self._space), begun[0], starts[0])
+            climbs.append(_Climb(begun, rate, ridges[place] * self._ridge, self._begin(begun[0], rate)))
+        return climbs
+
+    def _begin(self, start: Genome, rate: float) -> Ascent:
         space = self._space
         match self._settings.rule:
             case "frank_wolfe":
-                return FrankWolfe(space, self._rate, self._settings.top or 1)
+                return FrankWolfe(space, rate, self._settings.top or 1)
             case "adamerging":
                 genome = np.where(movable(space), np.clip(0.3, space.lower, space.upper), start)
                 spans = np.where(space.upper > space.lower, space.upper - space.lower, 1.0)
-                return Adam(space.to_unit(genome), self._rate / spans, (0.9, 0.999))
-        return Adam(space.to_unit(start), self._rate, BETAS, self._levels)
+                return Adam(space.to_unit(genome), rate / spans, (0.9, 0.999))
+        return Adam(space.to_unit(start), rate, BETAS, self._levels)
 
-    def _fail(self) -> None:
+    def _fail(self, climb: _Climb) -> None:
         """Repeat the last step at half its length, or start elsewhere if the start has failed."""
-        self._failures += 1
-        self._over = self._failures >= _FAILURES
-        if self._steps:
-            self._ascent.back()
+        climb.failures += 1
+        climb.over |= climb.failures >= _FAILURES
+        if climb.steps:
+            climb.ascent.back()
         else:
-            self._ascent = self._begin(self._starts[self._failures % len(self._starts)])
+            climb.ascent = self._begin(climb.starts[climb.failures % len(climb.starts)], climb.rate)
 
 
 def _check_entropy(metrics: Mapping[str, Metric]) -> None:

@@ -26,6 +26,19 @@ def shell(count, objectives, seed=0):
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
+def test_candidates_in_flight_count_as_if_they_were_chosen_before():
+    scores, means = 0.9 * shell(10, 2), shell(60, 2, 1)
+    deviations = np.full_like(means, 0.02)
+    points, volume = far_apart(60), infill.Volume(scores, np.zeros(2), 0)
+    both, gain = infill.choose(points, means, deviations, scores, volume, 2, 0)
+    first, alone = infill.choose(points, means, deviations, scores, volume, 1, 0)
+    waiting = means[first], deviations[first]
+    rest = np.delete(np.arange(60), first)
+    second, added = infill.choose(points[rest], means[rest], deviations[rest], scores, volume, 1, 0, waiting)
+    assert [first[0], rest[second][0]] == both.tolist()
+    assert alone + added == pytest.approx(gain, rel=1e-9)
+
+
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 6])
 def test_certain_candidates_add_their_hypervolume_and_are_near_the_best_greedy_choice(objectives):
     scores, means = 0.95 * shell(20, objectives), shell(200, objectives, 1)

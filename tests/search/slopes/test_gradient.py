@@ -109,10 +109,10 @@ def test_ridge_reduces_slopes_by_the_deviation_over_the_number_of_training_examp
     problem = dataclasses.replace(scattered_spheres(2), space=toy_space(4))
     start = np.array([0.5, 0.7, 0.4, 0.4])
     driver = make(problem, seed_known=False, ridge=320)
-    driver.breeder._ascent = Adam(start, 0.05, (0.5, 0.9), shared_levels(problem.space))
+    driver.breeder._climbs[0].ascent = Adam(start, 0.05, (0.5, 0.9), shared_levels(problem.space))
     wanted = []
-    step = driver.breeder._ascent.step
-    driver.breeder._ascent.step = lambda slope: wanted.append(slope) or step(slope)
+    step = driver.breeder._climbs[0].ascent.step
+    driver.breeder._climbs[0].ascent.step = lambda slope: wanted.append(slope) or step(slope)
     flat = {name: np.array([0.0, 1, 1, 1, 1]) for name in problem.objectives}
     scores = {name: np.zeros(20, np.float32) for name in problem.objectives}
     drive(driver, lambda p: Evaluation(scores, slopes=flat), 1)
@@ -252,6 +252,7 @@ def test_more_genes_than_examples_without_validation_are_warned_of():
         (Box({"x": (0, 1)}), DISTANCE, {"x": 9}, {"rule": "frank_wolfe"}, "expected a space of `linear` or `task_arithmetic`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "top": 3}, "`top` is 3; expected at most 2, the number of experts"),
         (toy_space(), DISTANCE, {"x": 9}, {"top": 2}, "`top` is of `rule: frank_wolfe`, got `rule: adam`; leave it out"),
+        (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "in_flight": 2}, "`in_flight` is of `rule: adam`, got `rule: frank_wolfe`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging", "ridge": 9}, "`ridge` is of `rule: adam`, got `rule: adamerging`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging"}, "got `x/distance`; type `search_metric: entropy`"),
         (toy_space(), DISTANCE, {"x": 9}, {"weights": {"x": 1}}, "unknown objective `x`"),
