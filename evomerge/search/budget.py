@@ -3,6 +3,7 @@
 from evomerge.search.driver import Climber, Driver, Generational
 from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.populations.population import Population
+from evomerge.search.slopes.gradient import Gradient
 from evomerge.search.slopes.polish import Polish
 from evomerge.space import SearchSpace
 from evomerge.trial import SLOPES_COST
@@ -18,7 +19,7 @@ _PER_GENE, _FEWEST, _MOST = 20, 100, 400
 def budget(driver: Driver, space: SearchSpace) -> tuple[int, str]:
     """Return the number of evaluations that a new study has by default, and where it comes from, in words.
 
-    - along slopes: 40 evaluations with slopes, each of which counts as three;
+    - along slopes: 40 evaluations with slopes for each climb, each of which counts as three;
     - with a surface: three designs, at most 600, each counted as three if it has slopes;
     - populations of models: 400;
     - all others: 20 for each gene and one more, from 100 to 400.
@@ -32,7 +33,9 @@ def budget(driver: Driver, space: SearchSpace) -> tuple[int, str]:
         designs = max(fewest, min(_DESIGNS * fewest, _LARGEST)) * (SLOPES_COST if climbs else 1)
         return designs, f"up to three designs of its surrogates over {len(space.genes)} genes"
     if climbs and not isinstance(breeder, Polish):
-        return SLOPES_COST * _CLIMB, f"{_CLIMB} evaluations with slopes"
+        climbs = breeder.in_flight if isinstance(breeder, Gradient) else 1
+        beside = f" of each of {climbs} climbs" if climbs > 1 else ""
+        return SLOPES_COST * _CLIMB * climbs, f"{_CLIMB} evaluations with slopes{beside}"
     if isinstance(driver, Population):
         return _MOST, "a population of models"
     return (

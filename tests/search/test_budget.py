@@ -20,6 +20,7 @@ SIZES = {"a": 100, "b": 100}
         (4, {"kind": "map"}, 96),  # a quadratic in 4 genes has 15 unknowns: 16 candidates at least
         (60, {"kind": "front", "slopes": True}, 120),  # 3 * 40
         (60, {"kind": "gradient"}, 120),
+        (60, {"kind": "gradient", "in_flight": 6}, 720),
         (10, {"kind": "nsga2", "polish": {"steps": 3}}, 220),
         (10, {"kind": "racing", "driver": {"kind": "nsga2"}}, 220),
     ],
