@@ -33,9 +33,9 @@ def budget(driver: Driver, space: SearchSpace) -> tuple[int, str]:
         designs = max(fewest, min(_DESIGNS * fewest, _LARGEST)) * (SLOPES_COST if climbs else 1)
         return designs, f"up to three designs of its surrogates over {len(space.genes)} genes"
     if climbs and not isinstance(breeder, Polish):
-        climbs = breeder.in_flight if isinstance(breeder, Gradient) else 1
-        beside = f" of each of {climbs} climbs" if climbs > 1 else ""
-        return SLOPES_COST * _CLIMB * climbs, f"{_CLIMB} evaluations with slopes{beside}"
+        count = breeder.in_flight if isinstance(breeder, Gradient) else 1
+        beside = f" of each of {count} climbs" if count > 1 else ""
+        return SLOPES_COST * _CLIMB * count, f"{_CLIMB} evaluations with slopes{beside}"
     if isinstance(driver, Population):
         return _MOST, "a population of models"
     return (

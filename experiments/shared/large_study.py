@@ -1,0 +1,113 @@
+"""What a study of many trials costs: the driver's time, the journal's bytes, and what opening it again takes.
+
+Beside them, the least that this needs: reading the file's lines as JSON, and genes in 8 bytes and scores in 4.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shared.harness import say
+
+from evomerge import search
+from evomerge.journal import Journal, events
+from evomerge.space import SearchSpace
+from evomerge.trial import Evaluation, Proposal
+
+GENES, EXAMPLES = 1_000, 100
+OBJECTIVES = ("near/log_likelihood", "far/log_likelihood")
+
+REOPEN = """
+import json, resource, sys, time
+sys.path.insert(0, sys.argv[2])
+from shared import large_study
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+large_study.replay(sys.argv[1], json.loads(sys.argv[3]))
+seconds = time.perf_counter() - start
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"seconds": seconds, "before_mib": before / 1024, "peak_mib": after / 1024}))
+"""
+
+
+def space_of(genes: int) -> SearchSpace:
+    hole = {"float": [0, 1], "init": 0.3, "per": ["expert", f"block/{genes // 4}"]}
+    merge = {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": hole, "lambda": 1.0}}
+    return SearchSpace({"merge": merge}, experts=["a", "b", "c", "d"])
+
+
+def new_driver(settings: Mapping[str, Any]) -> Any:
+    return search.make(settings, space_of(GENES), OBJECTIVES, 0)
+
+
+def replay(path: str, settings: Mapping[str, Any]) -> None:
+    """Read a journal through a fresh driver, as a study that is opened again does."""
+    driver = new_driver(settings)
+    pending: dict[int, Proposal] = {}
+    for recorded, evaluation in events(Path(path)):
+        if evaluation is None:
+            proposal = driver.ask()
+            assert proposal.recipe == recorded.recipe  # it is the same search
+            pending[proposal.number] = proposal
+        else:
+            driver.tell(pending.pop(recorded.number), evaluation)
+
+
+def large(trials: int) -> list[dict[str, Any]]:
+    """Return what a study of many trials costs, for each driver."""
+    rows = []
+    for name, settings in {
+        "CMA-ES (separable)": {"kind": "cma"},
+        "NSGA-II": {"kind": "nsga2", "population": 100},
+    }.items():
+        say(f"driver: {name}, {trials} trials")
+        driver = new_driver(settings)
+        with tempfile.TemporaryDirectory(prefix="large-") as folder:
+            path = Path(folder) / "journal.jl"
+            spent = 0.0
+            with Journal(path) as journal:
+                for _ in range(trials):
+                    start = time.perf_counter()
+                    proposal = driver.ask()
+                    spent += time.perf_counter() - start
+                    means = [-np.mean((proposal.genome - centre) ** 2) for centre in (0.25, 0.75)]
+                    scores = {
+                        key: np.full(EXAMPLES, mean, np.float32) for key, mean in zip(OBJECTIVES, means, strict=True)
+                    }
+                    evaluation = Evaluation(scores)
+                    journal.ask(proposal)
+                    journal.tell(proposal.number, evaluation)
+                    start = time.perf_counter()
+                    driver.tell(proposal, evaluation)
+                    spent += time.perf_counter() - start
+            start = time.perf_counter()
+            with path.open("rb") as file:
+                for line in file:
+                    json.loads(line[line.index(b"{") : line.rindex(b"}") + 1])
+            plain = time.perf_counter() - start
+            here = str(Path(__file__).resolve().parents[1])
+            command = [sys.executable, "-c", REOPEN, str(path), here, json.dumps(settings)]
+            again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603  # this program
+            least = GENES * 8 + len(OBJECTIVES) * EXAMPLES * 4
+            size = path.stat().st_size / trials
+            rows.append(
+                {
+                    "driver": name,
+                    "trials": trials,
+                    "ms_per_candidate": 1e3 * spent / trials,
+                    "reopen_seconds": again["seconds"],
+                    "plain_seconds": plain,
+                    "reopen_ratio": again["seconds"] / plain,
+                    "memory_mib": again["peak_mib"] - again["before_mib"],
+                    "peak_mib": again["peak_mib"],
+                    "bytes_per_trial": size,
+                    "bytes_ratio": size / least,
+                }
+            )
+    return rows
