@@ -137,7 +137,9 @@ class Generational:
         self._objectives = tuple(objectives)
         self.breeder = breeder
         self._waiting: deque[_Generation] = deque()  # drawn and not learnt from, oldest first
+        self._pending: dict[int, _Generation] = {}  # of each proposal that was asked and not told
         self._numbers = 0  # candidates drawn so far
+        self._unlearnt = 0  # of them, those that the breeder has not learnt from
         self._stuck = False  # whether the breeder draws no more before it learns
         self._over = False
         self._worst = np.full(len(objectives), np.inf)
@@ -154,21 +156,20 @@ class Generational:
             return None
         last.asked += 1
         proposal = propose(self._space, last.first + last.asked - 1, last.genomes[last.asked - 1])
+        self._pending[proposal.number] = last
         slopes = self.breeder.slopes if isinstance(self.breeder, Climber) else None
         return dataclasses.replace(proposal, slopes=slopes)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
         """Record the evaluation; the last of a generation starts `learn`. Raises `DriverError` unless the proposal is pending."""
-        for generation in self._waiting:
-            row = proposal.number - generation.first
-            if 0 <= row < generation.asked and row not in generation.completed:
-                break
-        else:
-            pending = [g.first + i for g in self._waiting for i in range(g.asked) if i not in g.completed]
-            raise DriverError(f"proposal {proposal.number} is not pending; expected one of {pending}, each told once")
+        if proposal.number not in self._pending:
+            raise DriverError(
+                f"proposal {proposal.number} is not pending; expected one of {list(self._pending)}, each told once"
+            )
+        generation = self._pending.pop(proposal.number)
         if evaluation.error is None and not np.isfinite(evaluation.means(self._objectives)).all():
             evaluation = Evaluation(error="scores whose mean is not finite")
-        generation.completed[row] = evaluation
+        generation.completed[proposal.number - generation.first] = evaluation
         if not self._may_draw():
             self._learn()
 
@@ -192,6 +193,7 @@ class Generational:
             if len(genomes):
                 self._waiting.append(_Generation(genomes, self._numbers))
                 self._numbers += len(genomes)
+                self._unlearnt += len(genomes)
             elif self._waiting:
                 self._stuck = True
             else:
@@ -200,13 +202,14 @@ class Generational:
     def _may_draw(self) -> bool:
         """Return whether the breeder draws next. Otherwise it learns from the oldest generation, or the search is over."""
         most = self.breeder.in_flight if isinstance(self.breeder, Overlapping) else 1
-        return not (self._over or self._stuck) and sum(len(g.genomes) for g in self._waiting) < most
+        return not (self._over or self._stuck) and self._unlearnt < most
 
     def _learn(self) -> bool:
         """Let the breeder learn from the oldest generation, if that is completed. Return whether it is."""
         if not self._waiting or len(self._waiting[0].completed) < len(self._waiting[0].genomes):
             return False
         generation = self._waiting.popleft()
+        self._unlearnt -= len(generation.genomes)
         self._stuck = False
         evaluations = [generation.completed[i] for i in range(len(generation.genomes))]
         means = self._finite(np.array([evaluation.means(self._objectives) for evaluation in evaluations]))

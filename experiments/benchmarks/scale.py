@@ -40,7 +40,7 @@ from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large
 SIGMAS = (0.3, 1.0)  # of the logarithm of an evaluation's time
 LAGS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # `in_flight` as a multiple of the slots
 SLOTS = (8, 64, 1000)
-ROUNDS = 40  # evaluations for each slot, where idle shares are counted
+ROUNDS = 20  # evaluations for each slot, where idle shares are counted
 SHARE = 0.95  # of the known hypervolume
 FRONT_GENES, SLOPE_GENES = 6, 100
 MOST = 3  # evaluations for each slot, and 300, at which a search that has not reached the share gives up
