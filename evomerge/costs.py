@@ -42,6 +42,8 @@ class Run:
     """Seconds of the driver, which asks and tells."""
     finished: list[tuple[int, float, float]] = field(default_factory=list)
     """The number of each evaluation, the seconds from the beginning of the run to its end, and the seconds of its work."""
+    compiling: dict[int, float] = field(default_factory=dict)
+    """Those of them in which merges were compiled, by number: the first few evaluations of each worker have them."""
 
 
 class Clock:
@@ -167,7 +169,10 @@ class Ledger:
                 if "ended" in entry:
                     run.ended = str(entry["ended"])
                 else:
-                    run.finished.append((int(entry["number"]), elapsed, sum(map(float, entry["seconds"].values()))))
+                    number = int(entry["number"])
+                    run.finished.append((number, elapsed, sum(map(float, entry["seconds"].values()))))
+                    if "compile" in entry["seconds"]:
+                        run.compiling[number] = float(entry["seconds"]["compile"])
                 run.elapsed, run.driver = elapsed, driver
             elif "seconds" not in entry:
                 self.damaged = self.damaged[0], self.damaged[1] + 1

@@ -313,18 +313,19 @@ def _rate(runs: Sequence[costs.Run], units: Mapping[int, float]) -> tuple[float 
     """Return full evaluations per second and the idle share, None where no run has told them yet.
 
     They are those of the last run that has evaluated two candidates in each slot, from the end of the first ones on: start-up
-    and the compilation of merges take no part.
+    and the compilation of merges take no part, wherever that falls.
     """
     for run in reversed(runs):
         slots, since = run.slots, run.finished[: run.slots]
         later = run.finished[slots:]
         if len(later) < slots:
             continue
-        seconds = later[-1][1] - since[-1][1]
+        compiling = sum(run.compiling.get(number, 0.0) for number, _, _ in later)
+        seconds = later[-1][1] - since[-1][1] - compiling / slots
         done = sum(units.get(number, 0.0) for number, _, _ in later)
         if seconds <= 0 or not done:
             continue
-        busy = sum(work for _, _, work in later) / (slots * seconds)
+        busy = (sum(work for _, _, work in later) - compiling) / (slots * seconds)
         return done / seconds / slots * runs[-1].slots, min(max(1 - busy, 0.0), 1.0)
     return None, None
 

@@ -141,6 +141,18 @@ def test_the_time_left_leaves_out_the_start_and_is_none_until_it_is_known(search
     assert study.status.idle == pytest.approx(0.1)
 
 
+def test_the_time_left_and_the_idle_share_leave_out_the_compilation_of_merges_wherever_it_falls(search, monkeypatch):
+    monkeypatch.setattr(status, "_locks", lambda process, path: True)
+    study = search(slots=2, budget=12)
+    study.lock(os.getpid())
+    late = Evaluation(scores=scores(0.5, 0.5), seconds={"merge": 1.0, "compile": 20.0, "score": 8.0})
+    study.run(good(100, 90), good(101, 91), (121, late), good(121, 9), ended=None)
+    # By hand: 2 candidates in 20 seconds of two workers, of which 20 of 40 compiled; 18 of the other 20 were work. 8 are left of 12.
+    assert study.status.left == pytest.approx(40)
+    assert study.status.idle == pytest.approx(0.1)
+    assert study.status.seconds["search: compile"] == 20
+
+
 @pytest.fixture
 def queued(search, monkeypatch):
     """A search that runs, and its queue, with two candidates that wait, made ten minutes ago."""

@@ -30,6 +30,7 @@ from evomerge.checkpoints.stack import Stacked
 from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import TaskError, nearest, printable
 from evomerge.evaluate.slopes import Slopes, score_with_slopes
+from evomerge.merging import seconds_compiling
 from evomerge.models import LiveModel
 from evomerge.placement import Placement, Precision, fastest, find
 from evomerge.placement import describe as describe_device
@@ -109,8 +110,8 @@ class Worker:
         """Return the recipe's scores on `examples` (None: on all), or the error of this candidate.
 
         With `slopes`, some of these examples, it has the slopes of each task's searched mean over them. `seconds` of the result
-        are those of `decode` (reading the recipe), `merge` (building it into the model) and `score`, slopes included. Raises
-        the exceptions of `prepare`, and KeyboardInterrupt.
+        are those of `decode` (reading the recipe), `merge` (building it into the model), `compile` (code for such merges, where there
+        was none yet) and `score`, slopes included. Raises the exceptions of `prepare`, and KeyboardInterrupt.
         """
         loaded = self.prepare()
         placement = loaded.builder.placement
@@ -140,12 +141,16 @@ class Worker:
                     built = loaded.builder.build_model(recipe)
                     checkpoint = _checked(built)
                     pull = None if slopes is None else Slopes(recipe, built)
+                before = seconds_compiling()
                 with _timed(seconds, "merge"):
                     keeps = self.setup.members is not None and split == "search"
                     if keeps and not isinstance(recipe.root, Base | Expert):
                         member = self.members.keep(recipe.id, checkpoint)
                         checkpoint = checkpoint if isinstance(checkpoint, Stacked) else member
                     loaded.model.write(checkpoint)
+                if (compiling := seconds_compiling() - before) > 0:
+                    seconds["compile"] = compiling
+                    seconds["merge"] = max(seconds["merge"] - compiling, 0.0)
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
                         if loaded.model.heads:

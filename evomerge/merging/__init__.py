@@ -7,6 +7,7 @@ A merge method is a named composition of stages on one tensor's task vectors:
 `methods` is their table; `composition` runs one over a tensor in one pass, and `pipeline` computes its thresholds and angles before.
 """
 
+from evomerge.merging.composition import seconds_compiling
 from evomerge.merging.gradient import MergeGradient, Pulled
 from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
@@ -36,6 +37,7 @@ __all__ = [
     "check",
     "inputs_sloped",
     "needs",
+    "seconds_compiling",
     "sloped",
     "sloped_paths",
     "unwatched",

@@ -8,6 +8,7 @@ operations whose results IEEE 754 defines.
 
 import itertools
 import logging
+import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def compiled(composition: Composition, *dtypes: torch.dtype) -> Callable[..., No
     ) -> None:
         if (composition, *dtypes) in _broken:
             raise Uncompilable
+        before = time.perf_counter()
         try:
             fused(base, tensors, out, start, bound, left)
         except Exception as error:
@@ -168,10 +170,18 @@ def compiled(composition: Composition, *dtypes: torch.dtype) -> Callable[..., No
                 )
             _broken.add((composition, *dtypes))
             raise Uncompilable from error
+        finally:
+            _first_runs.setdefault((composition, *dtypes), time.perf_counter() - before)
 
     return run
 
 
+def seconds_compiling() -> float:
+    """Return the seconds for which this process has compiled merges so far: those of the first run of each compiled form."""
+    return sum(_first_runs.values())
+
+
 _serial = itertools.count()
+_first_runs: dict[tuple[Any, ...], float] = {}
 _broken: set[tuple[Any, ...]] = set()
 """The compositions, with their dtypes, that could not be compiled."""

@@ -23,6 +23,7 @@ from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate import worker as worker_module
 from evomerge.evaluate.worker import _checked, _Finite, describe
+from evomerge.merging import pipeline
 from evomerge.models import LiveModel
 from evomerge.placement import Placement
 
@@ -57,6 +58,17 @@ def test_time_is_split_into_phases(worker):
     seconds = worker.evaluate(mean()).seconds
     assert list(seconds) == ["decode", "merge", "score"]
     assert all(value > 0 for value in seconds.values())
+
+
+def test_the_compilation_of_a_merge_is_counted_apart_and_once(setup, monkeypatch):
+    monkeypatch.setattr(pipeline, "COMPILED", 1)
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.0)
+    ties = {"merge": {"method": "ties", "inputs": [*setup.experts], "parameters": {"density": 0.61}}}
+    worker = Worker(setup)
+    phases = [worker.evaluate(recipe.Recipe.parse(ties)).seconds for _ in range(3)]
+    assert "compile" in phases[0] | phases[1]
+    assert list(phases[2]) == ["decode", "merge", "score"]
+    assert all(value > 0 for seconds in phases for value in seconds.values())
 
 
 def test_evaluations_do_not_depend_on_earlier_ones(worker):
