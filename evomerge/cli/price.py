@@ -13,6 +13,7 @@ from evomerge.cli.console import say
 from evomerge.errors import StudyError
 from evomerge.evaluate import Worker
 from evomerge.history import cost
+from evomerge.merging import PATIENCE
 from evomerge.parts import Parts, initial_recipe
 from evomerge.progress import duration
 from evomerge.report import comparisons
@@ -39,6 +40,11 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
     search, report = (sum(evaluation.seconds.values()) for evaluation in evaluations)
     steps = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in evaluations[0].seconds.items())
     say(console, f"one evaluation: {duration(search)} ({steps})")
+    if evaluations[0].seconds["merge"] * settings.evaluations / settings.processes > PATIENCE:
+        say(
+            console,
+            f"merging is compiled once it has taken {PATIENCE:g} s, in each worker; that takes about as long, and less after it: not counted here",
+        )
     if parts.driver["kind"] == "racing":
         examples, seconds = sum(parts.sizes["search"].values()), evaluations[0].seconds["score"]
         merge = round(examples * (search - seconds) / seconds)

@@ -11,7 +11,7 @@ from evomerge.merging.composition import seconds_compiling
 from evomerge.merging.gradient import MergeGradient, Pulled
 from evomerge.merging.methods import METHODS, Method
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.pipeline import Inputs, Pipeline
+from evomerge.merging.pipeline import PATIENCE, Inputs, Pipeline
 from evomerge.merging.prepared import Store
 from evomerge.merging.site import Evidence, Statistics, Tables, Watch, unwatched
 from evomerge.merging.slopes import inputs_sloped, sloped, sloped_paths
@@ -21,6 +21,7 @@ from evomerge.merging.steps import check, needs
 
 __all__ = [
     "METHODS",
+    "PATIENCE",
     "STAGES",
     "Evidence",
     "Inputs",
