@@ -428,6 +428,26 @@ def wudi(tensors, p):
     return delta
 
 
+def ace(tensors, p):
+    """ACE-Merging, arXiv 2603.02945, as in its authors' strategy.py: one column of the identity, and of s, at a time."""
+    size = np.array([np.sum(tau**2) for tau in tensors])
+    logs = np.log(size + 1e-12)
+    apart = logs.var(ddof=1) / (logs.mean() ** 2 + 1e-12) > p["heterogeneity"]
+    away = [tau - tau.mean(axis=0) for tau in tensors]
+    traces = [np.trace(c.T @ c) + 1e-12 if apart else 1.0 for c in away]
+    sigmas = [c.T @ c / trace for c, trace in zip(away, traces, strict=True)]
+    noisy = [s + p["epsilon"] / t * np.eye(len(s)) for s, t in zip(sigmas, traces, strict=True)]
+    prior = sum(sigmas).mean(axis=0) / (size.mean() + 1e-12 if apart else 1.0)
+    left = sum(noisy) + np.outer(np.ones(len(prior)), prior)
+    delta = sum(c @ s for c, s in zip(away, noisy, strict=True)) @ np.linalg.inv(left)
+    if not apart:
+        return delta
+    rest = sum(tau @ (s - sum(noisy) / len(tensors)) for tau, s in zip(tensors, sigmas, strict=True))
+    u, sigma, v = singular(rest + delta)
+    rank = max(int(p["rank"] * min(delta.shape)), 1)
+    return delta + sigma[:rank].mean() * u[:, :rank] @ v[:, :rank].T
+
+
 def opcm(taus, p):
     """arXiv 2501.09522, with its states Δ_t and λ_t as written; the norms are the whole model's."""
     merged, scale, norms = taus[0], 1.0, [np.linalg.norm(flat(taus[0]))]
@@ -582,6 +602,7 @@ def aim(taus, p):
 ON_TASK_VECTORS = {
     "cart": matrices(cart, lambda tensors, p: sum(tensors) / len(tensors)),
     "wudi": scaled(matrices(wudi, lambda tensors, p: sum(tensors) / len(tensors))),
+    "ace": scaled(matrices(ace, lambda tensors, p: sum(tensors) / len(tensors))),
     "localize_stitch": stitched,
     "aim": aim,
     "fisher": fisher,

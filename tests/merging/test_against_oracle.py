@@ -66,6 +66,8 @@ CASES = {
     "cart": {"rank": 0.3, "strength": 0.8},
     "wudi": {"steps": 40, "rate": 1e-3, "lambda": 0.7},
     "wudi at its minimum": {"solver": "exact", "lambda": 0.7},
+    "ace": {"epsilon": 1e-2, "heterogeneity": 1e6, "rank": 0.3, "lambda": 0.7},
+    "ace of inputs that differ": {"epsilon": 1e-2, "heterogeneity": 0.0, "rank": 0.3, "lambda": 0.7},
     "localize_stitch": {"weight": MIX, "density": 0.25},
     "aim": {"weight": MIX, "lambda": 0.7, "omega": 0.4},
     "opcm": {"alpha": 0.5},

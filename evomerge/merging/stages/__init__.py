@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from evomerge.merging.stage import Stage
+from evomerge.merging.stages.ace import ACE
 from evomerge.merging.stages.aim import AIM
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.merging.stages.balance import BALANCE
@@ -24,6 +25,7 @@ STAGES: Mapping[str, Stage] = Table(
         **DROPS,
         **SPECTRAL,
         **WUDI,
+        **ACE,
         **REGMEAN,
         **WEIGHTS,
         **BALANCE,
