@@ -80,6 +80,8 @@ class Operator:
 
     parameters: Callable[[int], dict[str, Any]]
     inputs: int = len(EXPERTS)
+    method: str = ""
+    """By default the operator's name."""
 
 
 OPERATORS = {
@@ -96,13 +98,24 @@ OPERATORS = {
     "breadcrumbs": Operator(lambda i: {"weight": weights(i), "density": 0.6 + 0.01 * i, "gamma": 0.01}),
     "sce": Operator(lambda i: {"select": 0.5 + 0.01 * i}),
     "consensus": Operator(lambda i: {"weight": weights(i), "threshold": 0.4 + 0.01 * i}),
+    # A factorisation of each matrix for each merge; one for all `alpha`; one for all weights of two inputs.
+    "regmean": Operator(lambda i: {"weight": weights(i), "alpha": 0.9 - 0.01 * i}),
+    "regmean_alpha": Operator(lambda i: {"alpha": 0.9 - 0.01 * i, "solver": "eigen"}, method="regmean"),
+    "regmean_pair": Operator(lambda i: {"weight": weights(i), "solver": "eigen"}, inputs=2, method="regmean"),
 }
 
 
 def recipe(operator: str, number: int) -> Recipe:
     made = OPERATORS[operator]
-    inputs = [{"expert": name} for name in EXPERTS[: made.inputs]]
-    return Recipe.parse({"merge": {"method": operator, "inputs": inputs, "parameters": made.parameters(number)}})
+    names = EXPERTS[: made.inputs]
+    parameters = made.parameters(number)
+    if "weight" in parameters:
+        parameters["weight"] = {
+            **parameters["weight"],
+            "values": {name: parameters["weight"]["values"][name] for name in names},
+        }
+    inputs = [{"expert": name} for name in names]
+    return Recipe.parse({"merge": {"method": made.method or operator, "inputs": inputs, "parameters": parameters}})
 
 
 # -- the pool ----------------------------------------------------------------------------------------------------------
@@ -165,6 +178,29 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Grams:
+    """Statistics of an expert's inputs, for operators that read them: the same random Gram matrix for all matrices of its width."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = shapes
+        self._made: dict[tuple[str, int], torch.Tensor] = {}
+
+    def digest(self, kind: str, expert: str) -> str:
+        """Return the name of an expert's statistic."""
+        return f"{kind} of {expert}"
+
+    def tables(self, kind: str, expert: str, name: str) -> dict[str, torch.Tensor]:
+        """Return the tables of a matrix; of norms and of the embedding there are none."""
+        shape = self._shapes[name]
+        if len(shape) < 2 or "embed" in name:  # a matrix
+            return {}
+        key = expert, shape[1]
+        if key not in self._made:
+            rows = torch.randn(2 * shape[1], shape[1], generator=seeded(EXPERTS.index(expert)))
+            self._made[key] = rows.mT @ rows / len(rows)
+        return {"gram": self._made[key], "axis": torch.tensor(1)}
+
+
 # -- the paths, each in a process of its own ---------------------------------------------------------------------------
 
 
@@ -217,7 +253,9 @@ class Ours:
         if self._builder is None:
             experts = {name: self._job.folders[name] for name in EXPERTS}
             placement = Placement(find(self._job.device))
-            self._builder = Builder(Pool(self._job.folders["base"], experts), search=True, placement=placement)
+            pool = Pool(self._job.folders["base"], experts)
+            pool.evidence = Grams(llama(self._job.parameters)[1])
+            self._builder = Builder(pool, search=True, placement=placement)
             parts["opening"] = clock(self._job.device) - start
         merged = self._builder.build(recipe(self._job.operator, number))
         for name, out in self._out.items():
