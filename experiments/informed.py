@@ -69,6 +69,7 @@ FREE: dict[str, dict[str, Any]] = {
 }
 INFORMED: dict[str, dict[str, dict[str, Any]]] = {
     "gram": {"RegMean": {"method": "regmean"}},
+    "gram_merged": {"RegMean++": {"method": "regmean_plus"}},
     "base_activation": {"AIM, task arithmetic": {"method": "aim", "parameters": {"lambda": 0.3}}},
     "fisher_sampled": {"Fisher, sampled": {"method": "fisher", "parameters": {"estimate": "sampled"}}},
     "fisher_empirical": {"Fisher, empirical": {"method": "fisher", "parameters": {"estimate": "empirical"}}},
