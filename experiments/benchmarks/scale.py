@@ -37,6 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
 from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large
 
+PARTS = ("waiting", "fronts", "real", "driver")
 SIGMAS = (0.3, 1.0)  # of the logarithm of an evaluation's time
 LAGS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # `in_flight` as a multiple of the slots
 SLOTS = (8, 64, 1000)
@@ -52,13 +53,13 @@ Floats = NDArray[np.float64]
 
 
 def measure(switches: Switches) -> Findings:
-    figures = {
-        "share": SHARE,
-        "waiting": [row for sigma in SIGMAS for row in count(sigma, switches)],
-        "fronts": fronts(switches),
-        "real": real(switches),
-        "driver": large(60 if switches.smoke else TRIALS),
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "waiting": lambda: [row for sigma in SIGMAS for row in count(sigma, switches)],
+        "fronts": lambda: fronts(switches),
+        "real": lambda: real(switches),
+        "driver": lambda: large(60 if switches.smoke else TRIALS),
     }
+    figures = {"share": SHARE, **{part: parts[part]() if part in switches.parts else [] for part in PARTS}}
     return Findings(figures, tables(figures), draw(figures))
 
 
@@ -105,7 +106,7 @@ def simulate(
 
 
 class Counting:
-    """A breeder whose generations of one candidate have no meaning."""
+    """A breeder whose generations have no meaning."""
 
     def __init__(self, in_flight: int, batch: int) -> None:
         self.in_flight = in_flight
@@ -125,7 +126,9 @@ def count(sigma: float, switches: Switches) -> list[dict[str, Any]]:
     space, score = Box({"x": (0, 1)}), Evaluation.of({"y": 0.0})
     for slots in SLOTS[: 1 if switches.smoke else None]:
         for lag in (None, *LAGS):
-            driver = Generational(space, ["y"], Counting(1, slots) if lag is None else Counting(round(lag * slots), 1))
+            driver = Generational(
+                space, ["y"], Counting(1, slots) if lag is None else Counting(round(lag * slots), max(1, slots // 32))
+            )
             say(f"waiting: {slots} slots, sigma {sigma}, in flight {lag}")
             found = simulate(
                 driver, lambda proposal: score, slots, sigma, 0, (10 if switches.smoke else ROUNDS) * slots
@@ -306,17 +309,26 @@ def tables(figures: Mapping[str, Any]) -> str:
         ]
         for row in figures["driver"]
     ]
-    return "\n\n".join(
-        (
-            "Idle share of the slots, by `in_flight` as a multiple of the slots. Evaluations last log-normal times.",
+    sections = {
+        "waiting": (
+            (
+                "Idle share of the slots, by `in_flight` as a multiple of the slots. Evaluations last log-normal times; candidates are drawn "
+                "by 1/32 of the slots."
+            ),
             table(["", "batches of the slots", *(f"{lag:g}x" for lag in LAGS)], first),
+        ),
+        "fronts": (
             f"Until {SHARE:.0%} of the hypervolume of a known front, in mean times of an evaluation; drivers take none.",
             table(["", "search", "sigma", "time", "idle", "evaluations", "reached"], second),
-            f"The embedded experts of digits, {REAL_EVALUATIONS} evaluations by `front`. They take milliseconds, so most of the time is the driver's.",
+        ),
+        "real": (
+            f"The embedded experts of digits, {REAL_EVALUATIONS} evaluations by `front`. They take milliseconds.",
             table(["search", "workers", "seconds", "driver's seconds", "idle", "digest"], third),
+        ),
+        "driver": (
             (
-                f"A study of {GENES:,} genes and {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's lines as JSON,"
-                " and to genes in 8 bytes and scores in 4."
+                f"A study of {GENES:,} genes and {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's "
+                "lines as JSON, and to genes in 8 bytes and scores in 4."
             ),
             table(
                 [
@@ -330,8 +342,9 @@ def tables(figures: Mapping[str, Any]) -> str:
                 ],
                 fourth,
             ),
-        )
-    )
+        ),
+    }
+    return "\n\n".join("\n\n".join(section) for part, section in sections.items() if figures[part])
 
 
 def draw(figures: Mapping[str, Any]) -> Figure:
@@ -372,4 +385,4 @@ def draw(figures: Mapping[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    main("scale", __doc__, measure, seeds=3)
+    main("scale", __doc__, measure, parts=PARTS)
