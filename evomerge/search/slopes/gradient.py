@@ -72,7 +72,7 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     patience: int = Field(default=6, ge=1)
     """`adam` halves its steps, and at last ends, after so many evaluations without a better validation score."""
     in_flight: int | None = Field(default=None, ge=1)
-    """Of `adam`: climbs side by side, so that as many workers are busy; about twice the number of workers. They differ in the length of
+    """Of `adam`: climbs side by side, so that as many workers are busy; two to four times the number of workers. They differ in the length of
     their steps, the ridge and the start. One whose validation score stops rising starts again from the best point of all. The
     search depends on it, and not on the number of workers. Default: one climb.
     """
