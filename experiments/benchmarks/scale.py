@@ -40,8 +40,9 @@ from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large
 PARTS = ("waiting", "fronts", "real", "driver")
 SIGMAS = (0.3, 1.0)  # of the logarithm of an evaluation's time
 LAGS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # `in_flight` as a multiple of the slots
+MANY_LAGS = (2.0, 4.0)  # of 1000 slots, which take long to simulate
 SLOTS = (8, 64, 1000)
-ROUNDS = 20  # evaluations for each slot, where idle shares are counted
+ROUNDS = 30  # evaluations for each slot, where idle shares are counted
 SHARE = 0.95  # of the known hypervolume
 FRONT_GENES, SLOPE_GENES = 6, 100
 MOST = 3  # evaluations for each slot, and 300, at which a search that has not reached the share gives up
@@ -125,7 +126,7 @@ def count(sigma: float, switches: Switches) -> list[dict[str, Any]]:
     rows = []
     space, score = Box({"x": (0, 1)}), Evaluation.of({"y": 0.0})
     for slots in SLOTS[: 1 if switches.smoke else None]:
-        for lag in (None, *LAGS):
+        for lag in (None, *(LAGS if slots <= 64 else MANY_LAGS)):
             driver = Generational(
                 space, ["y"], Counting(1, slots) if lag is None else Counting(round(lag * slots), max(1, slots // 32))
             )
@@ -173,7 +174,9 @@ def drivers(slots: int, *, slopes: bool) -> dict[str, dict[str, Any]]:
     batch = max(2, slots // 8)
     return {
         "default batch": kind,
-        "batch = slots": kind | {"batch": slots},
+        **(
+            {"batch = slots": kind | {"batch": slots}} if slots <= 64 else {}
+        ),  # a thousand steps from one point take minutes
         "in flight": kind | {"batch": batch, "in_flight": 2 * slots},
     }
 
@@ -188,7 +191,7 @@ def fronts(switches: Switches) -> list[dict[str, Any]]:
             problem = Spheres(SLOPE_GENES if slopes else FRONT_GENES)
             metrics = {name: Metric("log_likelihood", high=0.0, slopes=True) for name in OBJECTIVES}
             for name, settings in drivers(slots, slopes=slopes).items():
-                for sigma in SIGMAS[: 1 if switches.smoke else None]:
+                for sigma in SIGMAS[: 1 if switches.smoke or (slots == 64 and not slopes) else None]:
                     say(f"fronts: {slots} slots, slopes {slopes}, {name}, sigma {sigma}")
                     runs = [reach(problem, metrics, settings, slots, sigma, seed) for seed in switches.seeds]
                     mean = {key: float(np.mean([run[key] for run in runs])) for key in ("time", "idle", "evaluations")}
@@ -271,7 +274,10 @@ def tables(figures: Mapping[str, Any]) -> str:
     lags = (None, *LAGS)
     idle = {(row["slots"], row["sigma"], row["lag"]): row["idle"] for row in waiting}
     first = [
-        [f"{slots} slots, sigma {sigma}", *(f"{idle[slots, sigma, lag]:.1%}" for lag in lags)]
+        [
+            f"{slots} slots, sigma {sigma}",
+            *(f"{idle[slots, sigma, lag]:.1%}" if (slots, sigma, lag) in idle else "" for lag in lags),
+        ]
         for slots, sigma in dict.fromkeys((row["slots"], row["sigma"]) for row in waiting)
     ]
     second = [
@@ -366,15 +372,9 @@ def draw(figures: Mapping[str, Any]) -> Figure:
     rows = figures["fronts"]
     names = list(dict.fromkeys(row["search"] for row in rows))
     groups = list(dict.fromkeys((row["slots"], row["slopes"], row["sigma"]) for row in rows))
-    for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        times = [
-            next(
-                row["time"]
-                for row in rows
-                if (row["slots"], row["slopes"], row["sigma"], row["search"]) == (*group, name)
-            )
-            for group in groups
-        ]
+    for place, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        found = {(row["slots"], row["slopes"], row["sigma"]): row["time"] for row in rows if row["search"] == name}
+        times = [found.get(group, 0.0) for group in groups]
         right.barh(np.arange(len(groups)) + 0.27 * (place - 1), times, 0.25, label=name, color=colour)
     labels = [f"{slots}, {'slopes' if slopes else 'surrogates'}, {sigma}" for slots, slopes, sigma in groups]
     right.set_yticks(np.arange(len(groups)), labels)
