@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge import evaluate, header
 from evomerge.parts import Parts, versions
-from evomerge.settings import StudySettings
+from evomerge.settings import ClusterSettings, StudySettings
 
 _DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
 
@@ -24,7 +24,12 @@ def start(
     setup = replace(parts.setup, members=str(folder / "members") if parts.space.parents else None)
     made: evaluate.Evaluator
     if isinstance(workers, int):
-        made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline)
+        made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline, say)
+    elif isinstance(workers, ClusterSettings):
+        setup = replace(setup, gpus=workers.gpus or setup.gpus)
+        memory = int((workers.memory_gb or 0) * 10**9)
+        fleet = evaluate.Fleet(workers.min, workers.most, cpus=workers.cpus, memory=memory, labels=workers.labels)
+        made = evaluate.make(setup, fleet, _DEADLINE if deadline is None else deadline, say)
     elif not queue:
         made = evaluate.make(setup)
     else:
