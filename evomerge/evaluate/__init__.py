@@ -4,7 +4,8 @@
 loop over an evaluator and a journal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from evomerge.evaluate.caching import CachingEvaluator
 from evomerge.evaluate.evaluator import Evaluator, drive
@@ -21,14 +22,16 @@ def make(
     workers: int | Fleet = 1,
     deadline: float | None = None,
     say: Callable[[str], None] = lambda line: None,
+    digests: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluator:
     """Return an evaluator: in this process for one worker, Ray actors for more, and for a `Fleet`.
 
     `deadline` is the maximum number of seconds per candidate, None for no limit. Enforcing it needs a second process, so
-    with a deadline one worker is a Ray actor too. `say` is called with a line while workers have no room. Raises `EvaluatorError`.
+    with a deadline one worker is a Ray actor too. `say` is called with a line while workers have no room. `digests` are those
+    that the pool's models must have wherever a worker runs. Raises `EvaluatorError`.
     """
     if workers == 1 and deadline is None:
         return Serial(setup)
     from evomerge.evaluate.ray import RayEvaluator  # importing ray takes a second
 
-    return RayEvaluator(setup, workers, deadline, say)
+    return RayEvaluator(setup, workers, deadline, say, digests)

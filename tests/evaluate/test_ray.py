@@ -125,7 +125,7 @@ def test_bad_setup_is_an_exception(setup):
 
 def test_workers_that_never_start_are_an_exception(setup, monkeypatch):
     class Dying:
-        def __init__(self, setup):
+        def __init__(self, setup, digests):
             os._exit(1)
 
         def node(self):

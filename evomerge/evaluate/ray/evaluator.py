@@ -10,9 +10,10 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,12 @@ class RayEvaluator(Evaluator):
         workers: int | Fleet,
         deadline: float | None = None,
         say: Callable[[str], None] = lambda line: None,
+        digests: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Start workers on the connected cluster, else at `RAY_ADDRESS`, else on a new local one.
 
         `deadline` is in seconds, None for no limit. `say` is called with a line about workers that have no room, or less memory than
-        they need. Raises `EvaluatorError` if the cluster cannot be started or reached, is too small for a fixed number of workers and
+        they need. `digests` are those that the pool's models must have on every node. Raises `EvaluatorError` if the cluster cannot be started or reached, is too small for a fixed number of workers and
         cannot grow, or accepts commands from anyone in the network.
         """
         self.lineage: dict[str, Recipe] = {}
@@ -75,6 +77,7 @@ class RayEvaluator(Evaluator):
         self._fleet = replace(fleet, threads=setup.threads, gpus=setup.gpus if kind == "cuda" else 0.0)
         self.slots = fleet.least
         self._say = say
+        self._digests = dict(digests)
         members_folder = None if members is None else str(members)
         self._setup = replace(setup, folder=folder, members=members_folder, device=kind)  # Ray shows a worker one GPU
         self._deadline = math.inf if deadline is None else deadline
@@ -157,7 +160,7 @@ class RayEvaluator(Evaluator):
             labels.setdefault(_NODE_LABEL, f"!in({','.join(full)})")
         if labels:
             options["label_selector"] = labels
-        slot.actor = _ACTOR.options(**options).remote(self._setup)
+        slot.actor = _ACTOR.options(**options).remote(self._setup, self._digests)
         slot.future = slot.actor.node.remote()
 
     def _on(self, node: str) -> int:
