@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 Key = tuple[str | float, ...]
 
-_MIN_ELEMENTS = 1 << 20
+_MIN_ELEMENTS = 1 << 16
 """Minimum number of elements for which caching on disk pays off."""
 
 _MAX_MEASURES = 1 << 14
