@@ -104,7 +104,7 @@ def write_pool(folder: Path, hidden: int, layers: int) -> int:
 
 
 def memory(folder: Path, pool: str, count: int) -> dict[str, float]:
-    """Return bytes after a few candidates in each of `count` workers: mean USS, largest USS, the sum of PSS, and of private dirty pages."""
+    """Return bytes after a few candidates in each of `count` workers: mean USS, largest USS, the sum of PSS, mean of anonymous pages."""
     say(f"{count} workers, {pool}")
     experts = {f"expert{number}": f"{pool}/expert{number}" for number in range(EXPERTS)}
     task = {"kind": "callable", "function": "one_image:score", "search": 2, "report": 2}
@@ -124,7 +124,7 @@ def memory(folder: Path, pool: str, count: int) -> dict[str, float]:
         "uss": sum(uss) / count,
         "largest_uss": float(max(uss)),
         "pss": float(sum(each["Pss"] for each in held)),
-        "dirty": sum(each["Private_Dirty"] for each in held) / count,
+        "own": sum(each["Anonymous"] for each in held) / count,
     }
 
 
@@ -156,10 +156,10 @@ def held_by(process: int) -> dict[str, int]:
 
 def text(figures: Mapping[str, Any]) -> str:
     rows = [
-        [count, *(f"{each[key]:.0f}" for key in ("uss", "largest_uss", "dirty", "pss"))]
+        [count, *(f"{each[key]:.0f}" for key in ("uss", "largest_uss", "own", "pss"))]
         for count, each in figures["workers"].items()
     ]
-    heads = ["workers", "USS of each, mean (MiB)", "largest", "private and written, mean", "PSS of all"]
+    heads = ["workers", "USS of each, mean (MiB)", "largest", "anonymous, mean", "PSS of all"]
     return (
         f"{table(heads, rows)}\n\n"
         f"A model has {figures['model_mib']:.0f} MiB, the pool {1 + figures['experts']} of them. A worker of a tiny model holds "
