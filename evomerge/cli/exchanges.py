@@ -3,14 +3,19 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from evomerge import exchange, files, strict_yaml
 from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import PoolOptions, read_recipe
-from evomerge.errors import RecipeError, nearest
+from evomerge.errors import RecipeError, StudyError, nearest
 from evomerge.exchange.tables import Outline
+from evomerge.study import Study
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _DEFINITIONS = ("evomerge", "mergekit")
 
@@ -30,7 +35,9 @@ def read(file: Path, out: Path | None, definitions: str) -> None:
 def write(file: Path, out: Path | None, options: PoolOptions, *, mergekit: bool) -> None:
     """Print or write a recipe's mergekit configuration, and in words what mergekit defines otherwise."""
     if not mergekit:
-        raise RecipeError("for which tool? type: evomerge export RECIPE --mergekit")
+        raise RecipeError(
+            "for which tool? type: evomerge export RECIPE --mergekit, or evomerge export RUN --optuna sqlite:///optuna.db"
+        )
     _check_new(out)
     pool, recipe, _ = read_recipe(
         file, options, Console(stderr=True, highlight=False), "evomerge pick RUN -o MODEL, and export MODEL/recipe.yaml"
@@ -42,6 +49,27 @@ def write(file: Path, out: Path | None, options: PoolOptions, *, mergekit: bool)
     tool = "mergekit-yaml" if len(exported.documents) == 1 else "mergekit-multi --intermediate-dir INNER --out-path OUT"
     _give(text, out, f"{tool} {out}" + (" OUT" if len(exported.documents) == 1 else ""))
     _tell(exported.notes, "mergekit defines nothing in it otherwise", "where evomerge and mergekit differ:", out)
+
+
+def mirror(folder: Path, storage: str) -> None:
+    """Add the candidates of a search to an Optuna study."""
+    from evomerge.report.mirror import mirror
+
+    name, added = mirror(Study.open(folder), storage)
+    say(new_console(), f"added {added} candidates to the study `{name}` in {storage}; next: optuna-dashboard {storage}")
+
+
+def write_table(trials: "DataFrame", path: Path) -> None:
+    """Write candidates as CSV, or as Parquet by the file's name."""
+    if path.suffix != ".parquet":
+        trials.to_csv(path, index=False)
+        return
+    try:
+        trials.to_parquet(path, index=False)
+    except ImportError:
+        raise StudyError(
+            f"{path}: Parquet needs another package; type: pip install 'evomerge[data]', or give *.csv"
+        ) from None
 
 
 def _check_new(out: Path | None) -> None:

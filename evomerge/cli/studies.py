@@ -17,6 +17,7 @@ from evomerge.checkpoints.save import check_free
 from evomerge.cli.adapters import write_adapter
 from evomerge.cli.console import new_console, say
 from evomerge.cli.controls import crew, search_control
+from evomerge.cli.exchanges import write_table
 from evomerge.cli.listings import build_zoo
 from evomerge.cli.merges import export_recipe, say_what_lies_beside, storage
 from evomerge.cli.options import AdapterOptions
@@ -33,7 +34,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import choose, figures, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.search import KINDS
-from evomerge.settings import QueueSettings, StudySettings
+from evomerge.settings import StudySettings
 from evomerge.study import Study
 
 _PER_GENE = 10
@@ -186,7 +187,7 @@ def show(
     panels = [[name.strip() for name in pair.split(",")] for pair in pairs]
     figures.check_pairs(panels, list(study.parts.tasks))
     if csv is not None:
-        study.trials().to_csv(csv, index=False)
+        write_table(study.trials(), csv)
         say(console, f"candidates: {csv}")
         return
     holder = None if report or final else study.holder() or study.holder("report.lock")
@@ -288,7 +289,7 @@ def _override(
     if queue is not None:
         if workers is not None:
             raise StudyError("`--queue` goes without `--workers`: its workers are started by `evomerge worker DIR`")
-        before = settings.workers.model_dump() if isinstance(settings.workers, QueueSettings) else {}
+        before = {} if isinstance(settings.workers, int) else settings.workers.model_dump()
         options["workers"] = before | {"queue": str(queue.resolve())}
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 

@@ -49,11 +49,11 @@ class Optuna:
         self._settings = settings
         self._known = known_recipes(space, settings.seed_known)
         self._queue = self._known
-        self._distributions = {str(i): _distribution(gene) for i, gene in enumerate(space.genes)}
+        self._distributions = {str(i): distribution(gene) for i, gene in enumerate(space.genes)}
         self._asked: list[optuna.Trial] = []
         sampler_type, defaults = _SAMPLERS[settings.kind]
         sampler_seed = int(np.random.SeedSequence([seed]).generate_state(1)[0])
-        with _quiet():
+        with quiet():
             try:
                 sampler = sampler_type(**{**defaults, "seed": sampler_seed, **settings.options})
             except (TypeError, ValueError) as error:
@@ -70,7 +70,7 @@ class Optuna:
         known, self._queue = self._queue, self._queue[:0]
         if len(known):
             return known
-        with _quiet():
+        with quiet():
             for trial in self._asked:  # without a success so far, failures have no substitute scores
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._asked = [self._study.ask(self._distributions) for _ in range(self._settings.batch)]
@@ -78,7 +78,7 @@ class Optuna:
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
         """Tell Optuna the means, in the order of the batch."""
-        with _quiet():
+        with quiet():
             if self._asked:
                 for trial, values in zip(self._asked, means, strict=True):
                     self._study.tell(trial, values.tolist())
@@ -92,7 +92,8 @@ class Optuna:
         return optuna.trial.create_trial(params=params, distributions=self._distributions, values=means.tolist())
 
 
-def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
+def distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
+    """Return the range of a gene's number."""
     if gene.kind in ("choice", "bit"):
         return optuna.distributions.CategoricalDistribution(range(int(gene.high) + 1))
     if gene.kind == "int":
@@ -101,7 +102,7 @@ def _distribution(gene: Gene) -> optuna.distributions.BaseDistribution:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Optuna's log below warnings, and its warnings about experimental samplers."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

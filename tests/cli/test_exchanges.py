@@ -1,5 +1,8 @@
 """import and export: what is printed is a file, and its notes are comments."""
 
+import numpy as np
+import optuna
+import pandas as pd
 import torch
 import yaml
 from commands import evomerge
@@ -64,3 +67,17 @@ def test_a_configuration_of_mergekit_evolve_becomes_a_study(tmp_path):
     assert f"next: evomerge run {out}" in said
     assert "fill in what is marked FILL-IN" in said
     assert set(yaml.safe_load(out.read_text())) == {"name", "pool", "space", "tasks", "driver", "evaluations"}
+
+
+def test_a_finished_search_is_exported_to_optuna_and_to_tables_with_the_same_scores(finished, tmp_path):
+    run, _ = finished
+    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    assert "added 10 candidates to the study `cli`" in evomerge("export", run, "--optuna", storage).stdout
+    assert "added 0 candidates" in evomerge("export", run, "--optuna", storage).stdout
+    frame = optuna.load_study(study_name="cli", storage=storage).trials_dataframe(attrs=("values",))
+    for name, read in (("all.csv", pd.read_csv), ("all.parquet", pd.read_parquet)):
+        evomerge("show", run, "--csv", tmp_path / name)
+        table = read(tmp_path / name)
+        assert len(table) == len(frame) == 10
+        for column in frame.columns:
+            np.testing.assert_allclose(table[column.removeprefix("values_")], frame[column])

@@ -1,6 +1,5 @@
 """Commands on checkpoints, recipes and artefacts."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +27,6 @@ app = typer.Typer()
 _PANEL = "Models"
 
 
-def _share_cores() -> None:
-    """Have torch's threads sleep, not spin, while they wait for each other: on a busy machine spinning takes many times the work."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
-
-
 @app.command(rich_help_panel=_PANEL)
 def check(
     base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
@@ -56,7 +50,6 @@ def check(
     Where all weights are on this machine, the norms of the task vectors and the cosines between them follow. Exits with 0 where all
     can be merged, else with 2.
     """
-    _share_cores()
     from evomerge.cli import check
 
     check.check(base, experts, out, tokenizer, weights=not no_weights, as_json=as_json)
@@ -86,7 +79,6 @@ def merge(
     ] = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
-    _share_cores()
     from evomerge.cli import merges
 
     adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
@@ -239,17 +231,34 @@ def import_(
 
 @app.command(rich_help_panel=_PANEL)
 def export(
-    file: Annotated[Path, typer.Argument(help="YAML with `recipe`, and `pool` unless given here.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="YAML with `recipe`, and `pool` unless given here; or a study's directory.",
+            show_default=False,
+        ),
+    ],
     mergekit: Annotated[bool, typer.Option("--mergekit", help="Write a mergekit configuration.")] = False,
+    optuna: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORAGE",
+            help="Add a search's candidates to an Optuna study in this storage, such as sqlite:///optuna.db, for optuna-dashboard.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default it is printed.")] = None,
     name: ZooName = None,
     base: Base = None,
     expert: Experts = None,
     tokenizer: Tokenizer = None,
 ) -> None:
-    """Write a recipe for another tool, or say which part of it that tool cannot express."""
+    """Write a recipe or a search for another tool, or say which part of a recipe that tool cannot express."""
     from evomerge.cli import exchanges, merges
 
+    if optuna is not None:
+        exchanges.mirror(file, optuna)
+        return
     exchanges.write(file, out, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), mergekit=mergekit)
 
 

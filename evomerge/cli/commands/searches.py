@@ -164,7 +164,9 @@ def show(
     as_json: Json = False,
     csv: Annotated[
         Path | None,
-        typer.Option(help="Write all candidates with their search scores and genes to this file, and stop."),
+        typer.Option(
+            help="Write all candidates with their search scores and genes to this file, CSV or *.parquet, and stop."
+        ),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Report also while a search runs.")] = False,
     final: Annotated[
