@@ -15,7 +15,7 @@ With s_j the scale before layer j, and h_j the stream after it, there are two ca
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.stack import Stacked
 from evomerge.models.live import LiveModel
+from evomerge.models.probes import probes
 from evomerge.models.residual_stream import OUTSIDE, Change, NotFoldable, ResidualStream, run
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 TOLERANCE = 2.0**-16
 """Largest difference of a folded stack's outputs, relative to the largest output: 128 units of fp32's rounding, about the sum
 over a few dozen layers. A norm's ε causes more where the stream is small, as often in the first layers of decoders."""
-
-_PROBES = 4
-_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +141,12 @@ def _changes(live: LiveModel, stack: Stacked, probe: Mapping[str, Tensor]) -> _C
 
 
 def _probes(module: "PreTrainedModel") -> list[dict[str, Tensor]]:
-    """Return a few random inputs of one example each: tokens, or pixels of variance 1."""
-    generator = torch.Generator().manual_seed(0)
-    config: Any = module.config
-    if module.main_input_name == "input_ids":
-        length = min(_TOKENS, getattr(config, "max_position_embeddings", _TOKENS))
-        inputs = [torch.randint(config.vocab_size, (1, length), generator=generator) for _ in range(_PROBES)]
-    elif module.main_input_name == "pixel_values":
-        size = config.image_size
-        sides = size if isinstance(size, list | tuple) else (size, size)
-        inputs = [torch.randn(1, config.num_channels, *sides, generator=generator) for _ in range(_PROBES)]
-    else:
+    """Return a few random inputs."""
+    inputs = probes(module)
+    if inputs is None:
         msg = f"a model whose input is `{module.main_input_name}` cannot be run on random inputs here, which would prove that folding is exact"
         raise NotFoldable(msg)
-    return [{module.main_input_name: value.to(module.device)} for value in inputs]
+    return inputs
 
 
 @torch.no_grad()

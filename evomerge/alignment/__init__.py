@@ -1,0 +1,9 @@
+"""Alignment: the units of one model in the order of another's, so that models without a common ancestor can be merged.
+
+`symmetry` finds which units of a module may be reordered, and proves it; `match` finds their order in one model that fits
+another. Not to be confused with the alignment of vocabularies, in `evomerge.checkpoints`.
+"""
+
+from evomerge.alignment.symmetries import Permutations, Symmetry, Unit, symmetry
+
+__all__ = ["Permutations", "Symmetry", "Unit", "symmetry"]
