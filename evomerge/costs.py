@@ -30,7 +30,7 @@ class Run:
     process: int
     host: str
     slots: int
-    """How many candidates are evaluated at a time."""
+    """How many candidates are evaluated at a time; the last number, where it changed."""
     examples: Mapping[str, int]
     """Number of search examples of each task."""
     objectives: Sequence[str]
@@ -40,10 +40,21 @@ class Run:
     """Seconds from its beginning to its last line."""
     driver: float = 0.0
     """Seconds of the driver, which asks and tells."""
+    sizes: list[tuple[float, int]] = field(default_factory=list)
+    """When the number of slots changed, in seconds from the beginning, and to what; the first is that at the beginning."""
     finished: list[tuple[int, float, float]] = field(default_factory=list)
     """The number of each evaluation, the seconds from the beginning of the run to its end, and the seconds of its work."""
     compiling: dict[int, float] = field(default_factory=dict)
     """Those of them in which merges were compiled, by number: the first few evaluations of each worker have them."""
+
+    def slot_seconds(self, start: float = 0.0, end: float | None = None) -> float:
+        """Return the seconds of all slots, busy or idle, between two times of the run; by default until its last line."""
+        end = self.elapsed if end is None else end
+        until = [*(since for since, _ in self.sizes[1:]), end]
+        return sum(
+            slots * max(min(last, end) - max(since, start), 0.0)
+            for (since, slots), last in zip(self.sizes, until, strict=True)
+        )
 
 
 class Clock:
@@ -54,7 +65,8 @@ class Clock:
         self._folder, self._slots, self._start = folder, slots, time.monotonic()
         earlier, _ = runs(folder)
         self._hours = sum(run.elapsed for run in earlier) / 3600
-        self._worker_hours = sum(run.elapsed * run.slots for run in earlier) / 3600
+        self._worker_hours = sum(run.slot_seconds() for run in earlier) / 3600
+        self._changed = 0.0, 0.0
         self._driver = 0.0
         self.stopped: str | None = None
         """Why the search stops before its end; None while it does not."""
@@ -78,7 +90,16 @@ class Clock:
     @property
     def worker_hours(self) -> float:
         """Hours of all runs of the study so far, each times its number of workers."""
-        return self._worker_hours + self._slots * self.elapsed / 3600
+        since, before = self._changed
+        return self._worker_hours + (before + self._slots * (self.elapsed - since)) / 3600
+
+    def resize(self, slots: int) -> None:
+        """Record that the run has so many slots from now on, where it had another number."""
+        if slots == self._slots:
+            return
+        now, (since, before) = self.elapsed, self._changed
+        self._slots, self._changed = slots, (now, before + self._slots * (now - since))
+        _append(self._folder, {"slots": slots, "elapsed": round(now, 3), "driver": round(self._driver, 6)})
 
     @contextmanager
     def driving(self) -> Iterator[None]:
@@ -152,7 +173,7 @@ class Ledger:
         return self
 
     def _add(self, entry: dict[str, Any]) -> None:
-        if not entry.keys() & {"began", "ended"}:
+        if not entry.keys() & {"began", "ended", "slots"}:
             try:
                 seconds = {f"{entry['split']}: {kind}": float(value) for kind, value in entry["seconds"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -163,10 +184,13 @@ class Ledger:
         try:
             if "began" in entry:
                 who = int(entry["process"]), str(entry["host"]), int(entry["slots"])
-                self.runs.append(Run(*who, {**entry["examples"]}, [*entry["objectives"]]))
+                self.runs.append(Run(*who, {**entry["examples"]}, [*entry["objectives"]], sizes=[(0.0, who[-1])]))
             elif self.runs and "elapsed" in entry:
                 run, elapsed, driver = self.runs[-1], float(entry["elapsed"]), float(entry["driver"])
-                if "ended" in entry:
+                if "slots" in entry:
+                    run.slots = int(entry["slots"])
+                    run.sizes.append((elapsed, run.slots))
+                elif "ended" in entry:
                     run.ended = str(entry["ended"])
                 else:
                     number = int(entry["number"])

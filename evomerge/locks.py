@@ -3,7 +3,8 @@
 import fcntl
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +25,25 @@ def take(path: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+@contextmanager
+def single_flight(made: Path) -> Iterator[None]:
+    """Let one process of this machine at a time make the file `made`; the others wait, and should then look whether it is there.
+
+    Its lock is a file beside it while it is made. Where files cannot be locked, all make it.
+    """
+    path = made.with_name(f".{made.name}.lock")
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()  # a process that waits for it, or comes later, finds the file made
 
 
 def holder(path: Path) -> str | None:

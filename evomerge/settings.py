@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from evomerge import placement, space, strict_yaml
 from evomerge.checkpoints import hub
@@ -58,12 +58,46 @@ class QueueSettings(FrozenModel):
     """Seconds without a sign of life after which a worker counts as dead. Network file systems delay such signs by a minute."""
 
 
+class ClusterSettings(FrozenModel):
+    """Workers on a Ray cluster, as many as have room: they come and go with its nodes."""
+
+    min: int = Field(default=1, ge=1, le=1024)
+    """The search begins when so many workers have room."""
+    max: int | None = Field(default=None, ge=1, le=1024)
+    """The most workers; an autoscaler is asked for room for them. By default as many as `min`."""
+    cpus: float | None = Field(default=None, gt=0, le=1024)
+    """CPUs for each worker, such as 0.5. By default as many as it has `threads`."""
+    gpus: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU for each worker, where `device` is `cuda`. By default the study's `gpus`."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """GB of memory that Ray reserves for each worker. By default none."""
+    labels: dict[str, Annotated[str, Field(pattern=r"^!?(in\([\w.-]+(, ?[\w.-]+)*\)|[\w.-]+)$")]] = Field(
+        default_factory=dict
+    )
+    """Labels that a worker's node must have: `value`, `!value`, `in(one,two)` or `!in(one,two)`."""
+
+    @model_validator(mode="after")
+    def _are_bounds(self) -> "ClusterSettings":
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"expected `max` of at least `min`, {self.min}; got {self.max}")
+        return self
+
+    @property
+    def most(self) -> int:
+        """The most workers."""
+        return self.min if self.max is None else self.max
+
+
 def _kind_of_workers(value: Any) -> str:
-    return f"{TAG}queue" if isinstance(value, Mapping | QueueSettings) else f"{TAG}number"
+    if isinstance(value, QueueSettings) or (isinstance(value, Mapping) and "queue" in value):
+        return f"{TAG}queue"
+    return f"{TAG}cluster" if isinstance(value, Mapping | ClusterSettings) else f"{TAG}number"
 
 
 Workers = Annotated[
-    Annotated[int, Field(ge=1, le=1024), Tag(f"{TAG}number")] | Annotated[QueueSettings, Tag(f"{TAG}queue")],
+    Annotated[int, Field(ge=1, le=1024), Tag(f"{TAG}number")]
+    | Annotated[ClusterSettings, Tag(f"{TAG}cluster")]
+    | Annotated[QueueSettings, Tag(f"{TAG}queue")],
     Discriminator(_kind_of_workers),
 ]
 
@@ -143,8 +177,8 @@ class StudySettings(FrozenModel):
     seed: int = Field(default=0, ge=0)
     """Seed of the search, from which all of its randomness comes."""
     workers: Workers = 1
-    """Processes that evaluate candidates, or `{queue: DIR}`: workers that are started elsewhere. More give the same search, sooner;
-    populations and swarms have no such order."""
+    """Processes that evaluate candidates; `{min: 2, max: 16}`: as many as a Ray cluster has room for; or `{queue: DIR}`: workers that are
+    started elsewhere. More give the same search, sooner; populations and swarms have no such order."""
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of each worker. Fixed for a study: another number changes the last bits of scores."""
     device: str = Field(default="cpu", exclude_if=lambda device: device == "cpu")
@@ -186,12 +220,13 @@ class StudySettings(FrozenModel):
     @classmethod
     def parse(cls, data: Any, where: str, folder: Path) -> "StudySettings":
         """Return the settings in `data`, whose relative paths start at `folder`. Every error begins with `where`."""
+        workers = data.get("workers") if isinstance(data, Mapping) else None
         models: dict[str, type[BaseModel]] = {
             "": cls,
             "pool": PoolSettings,
             "report": ReportSettings,
             "controls": ControlSettings,
-            "workers": QueueSettings,
+            "workers": QueueSettings if _kind_of_workers(workers) == f"{TAG}queue" else ClusterSettings,
             "notify": NotifySettings,
             "tokenizer": TokenizerChoice,
             "evidence": EvidenceSettings,
@@ -228,7 +263,9 @@ class StudySettings(FrozenModel):
 
     @property
     def processes(self) -> int:
-        """How many workers this command starts, itself included: those of a queue are started by others."""
+        """How many workers this command starts at least, itself included: those of a queue are started by others."""
+        if isinstance(self.workers, ClusterSettings):
+            return self.workers.min
         return self.workers if isinstance(self.workers, int) else 1
 
     def with_options(self, options: Mapping[str, Any]) -> "StudySettings":

@@ -321,12 +321,12 @@ def _rate(runs: Sequence[costs.Run], units: Mapping[int, float]) -> tuple[float 
         if len(later) < slots:
             continue
         compiling = sum(run.compiling.get(number, 0.0) for number, _, _ in later)
-        seconds = later[-1][1] - since[-1][1] - compiling / slots
+        seconds = run.slot_seconds(since[-1][1], later[-1][1]) - compiling
         done = sum(units.get(number, 0.0) for number, _, _ in later)
         if seconds <= 0 or not done:
             continue
-        busy = (sum(work for _, _, work in later) - compiling) / (slots * seconds)
-        return done / seconds / slots * runs[-1].slots, min(max(1 - busy, 0.0), 1.0)
+        busy = (sum(work for _, _, work in later) - compiling) / seconds
+        return done / seconds * runs[-1].slots, min(max(1 - busy, 0.0), 1.0)
     return None, None
 
 
@@ -334,7 +334,7 @@ def _times(settings: Mapping[str, Any], runs: Sequence[costs.Run]) -> dict[str, 
     """Return what is used of the budgets of time that are set, and the whole."""
     used = {
         costs.HOURS: sum(run.elapsed for run in runs) / 3600,
-        costs.WORKER_HOURS: sum(run.elapsed * run.slots for run in runs) / 3600,
+        costs.WORKER_HOURS: sum(run.slot_seconds() for run in runs) / 3600,
     }
     return {name: (hours, settings[name]) for name, hours in used.items() if settings.get(name) is not None}
 

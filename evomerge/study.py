@@ -170,6 +170,7 @@ class Study:
 
         def ask() -> Proposal | None:
             nonlocal asked
+            clock.resize(evaluator.slots)
             if asked >= self.settings.evaluations * (full + merge) or self._out_of_time(clock):
                 return None
             with clock.driving():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge import evaluate, header
 from evomerge.parts import Parts, versions
-from evomerge.settings import StudySettings
+from evomerge.settings import ClusterSettings, StudySettings
 
 _DEADLINE = 3600.0  # seconds per candidate by default, where workers can be stopped
 
@@ -21,14 +21,20 @@ def start(
     if parts.setup.device == settings.device:  # else it was chosen for this evaluator
         header.check_device(header.read(folder), settings.device, folder)
     workers, deadline = settings.workers, settings.deadline
+    known = header.read(folder).identity
+    digests = known.get("pool_digests", {})
     setup = replace(parts.setup, members=str(folder / "members") if parts.space.parents else None)
     made: evaluate.Evaluator
     if isinstance(workers, int):
-        made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline)
+        made = evaluate.make(setup, workers, _DEADLINE if deadline is None and workers > 1 else deadline, say, digests)
+    elif isinstance(workers, ClusterSettings):
+        setup = replace(setup, gpus=workers.gpus or setup.gpus)
+        memory = int((workers.memory_gb or 0) * 10**9)
+        fleet = evaluate.Fleet(workers.min, workers.most, cpus=workers.cpus, memory=memory, labels=workers.labels)
+        made = evaluate.make(setup, fleet, _DEADLINE if deadline is None else deadline, say, digests)
     elif not queue:
         made = evaluate.make(setup)
     else:
-        known = header.read(folder).identity
         made = evaluate.QueueEvaluator(
             setup,
             Path(workers.queue),

@@ -33,3 +33,21 @@ def test_damaged_lines_are_skipped_and_counted(damage, tmp_path):
     costs.append(tmp_path, Proposal(1, base()), Evaluation(seconds={"score": 2.0}))
     assert costs.totals(tmp_path) == ({"search: merge": 1.0, "search: score": 4.0}, 1)
     assert json.loads(path.read_bytes().splitlines()[-1])["number"] == 1
+
+
+def test_a_run_whose_workers_change_has_the_seconds_of_each_number(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(costs.time, "monotonic", lambda: now)
+    with costs.timed(tmp_path, 2, {"a": 4}, ["a/accuracy"]) as clock:
+        now += 10
+        clock.resize(4)
+        clock.resize(4)
+        now += 5
+        clock.resize(1)
+        now += 3
+        assert clock.worker_hours == pytest.approx((2 * 10 + 4 * 5 + 1 * 3) / 3600)
+    (run,), damaged = costs.runs(tmp_path)
+    assert (run.slots, damaged, len((tmp_path / "costs.jl").read_bytes().splitlines())) == (1, 0, 4)
+    assert run.slot_seconds() == pytest.approx(43)
+    assert run.slot_seconds(5, 12) == pytest.approx(2 * 5 + 4 * 2)
+    assert costs.Clock(tmp_path, 1, {}, []).worker_hours == pytest.approx(43 / 3600)

@@ -42,6 +42,30 @@ def test_a_wrong_entry_is_named_with_what_to_type(change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"min": 4, "max": 2}, "`workers`: expected `max` of at least `min`, 4; got 2"),
+        ({"min": 0}, "`workers.min`: input should be greater than or equal to 1, got 0"),
+        ({"min": 2, "maximum": 4}, "unknown key `workers.maximum`; did you mean `max`?"),
+        ({"queue": "q", "lese": 4}, "unknown key `workers.lese`; did you mean `lease`?"),
+        ({"max": 4, "gpus": 2}, "`workers.gpus`: input should be less than or equal to 1, got 2"),
+        ({"max": 4, "labels": {"zone": "in(a"}}, "`workers.labels.zone`"),
+        ({"max": 4, "memory_gb": 0}, "`workers.memory_gb`: input should be greater than 0, got 0"),
+    ],
+)
+def test_a_wrong_entry_of_workers_is_named(workers, message):
+    with pytest.raises(StudyError) as error:
+        parse(workers=workers)
+    assert message in str(error.value)
+
+
+def test_workers_of_a_cluster_survive_json_and_count_as_their_least():
+    settings = parse(workers={"min": 2, "max": 16, "cpus": 0.5, "labels": {"zone": "in(a, b)"}})
+    assert StudySettings.model_validate(settings.model_dump(mode="json")) == settings
+    assert (settings.processes, settings.workers.most, parse(workers={"min": 3}).workers.most) == (2, 16, 3)
+
+
 def test_relative_paths_start_at_the_study_file(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "study.yaml").write_text(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evomerge import files
+from evomerge import files, locks
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Folder, Sparing, all_finite
 from evomerge.checkpoints.ties import sample
@@ -71,12 +71,15 @@ def fingerprint(folder: Folder | Adapter) -> str:
     cached = files.cache() / "fingerprints" / stamp(folder, base)
     if cached.is_file():
         return cached.read_text(encoding="ascii")
-    digest = hashlib.sha256("".join(base).encode())
-    for file in folder.files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
-        files.write(cached, digest.hexdigest())
+    with locks.single_flight(cached):
+        if cached.is_file():  # another process of this machine has just read them
+            return cached.read_text(encoding="ascii")
+        digest = hashlib.sha256("".join(base).encode())
+        for file in folder.files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        with contextlib.suppress(OSError):  # without a cache, opening the pool again only takes longer
+            files.write(cached, digest.hexdigest())
     return digest.hexdigest()
 
 

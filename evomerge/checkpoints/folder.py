@@ -206,7 +206,8 @@ class Folder(Checkpoint):
         As in transformers, `model.safetensors` goes before an index.
         """
         index = self.path / INDEX
-        named = self.config.get("transformers_weights") if (self.path / "config.json").exists() else None
+        config = self.path / "config.json"
+        named = read_object(config).get("transformers_weights") if config.exists() else None
         if named not in (None, WEIGHTS, INDEX):
             msg = f"{self.path}: config.json names other weights than usual (`transformers_weights`: {named!r}); rename that file to {WEIGHTS}, and remove the setting"
             raise CheckpointError(msg)

@@ -29,9 +29,9 @@ class PeftFolder:
     """Collects the changes of a pool's base, tensor by tensor, and writes them."""
 
     def __init__(self, pool: Pool) -> None:
-        """Start with no change. Raises `CheckpointError` for a pool with a vocabulary of its own, which the base lacks."""
-        if pool.vocabulary is not None:
-            msg = f"the merge has {pool.vocabulary.rows} rows of tokens chosen by `tokenizer`, and an adapter those of its base; {_WHOLE}"
+        """Start with no change. Raises `CheckpointError` for a pool whose vocabulary is not the base's."""
+        if pool.vocabulary is not None and not pool.vocabulary.is_bases:
+            msg = f"the merge has {pool.vocabulary.rows} rows of tokens chosen by `tokenizer`, and an adapter those of its base; {_WHOLE}, or `tokenizer: base`, whose tokens are the base's"
             raise CheckpointError(msg)
         self._pool, self._reading = pool, pool.names.reading
         self._changes: dict[str, Factors] = {}  # by the weight's name in the module

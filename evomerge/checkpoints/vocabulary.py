@@ -124,6 +124,12 @@ class Vocabulary:
         content = [self.choice.model_dump(), self.owner, sorted(self.numbers.items()), self.rows, tokens]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    @property
+    def is_bases(self) -> bool:
+        """Whether merges have as many rows as the base, and each row is for what it is for there."""
+        names = [name for label, name in self._counts if label == "base"]
+        return all(torch.equal(self.index("base", name), torch.arange(self._counts["base", name])) for name in names)
+
     def index(self, label: str, name: str) -> torch.Tensor:
         """Return the model's own row for each row of the merges, int64 `(rows,)`; -1 where it has none."""
         at = label, self._counts[label, name]

@@ -7,7 +7,7 @@ from evomerge.cli.console import say
 from evomerge.cli.searches import search_and_report, write_report
 from evomerge.progress import step_printer
 from evomerge.report import tables
-from evomerge.settings import StudySettings
+from evomerge.settings import ClusterSettings, StudySettings
 from evomerge.study import Study
 
 
@@ -27,4 +27,7 @@ def crew(settings: StudySettings) -> str:
     workers = settings.workers
     if isinstance(workers, int):
         return f"{workers} workers"
+    if isinstance(workers, ClusterSettings):
+        bounds = f"{workers.min} to {workers.most}" if workers.most > workers.min else f"{workers.min}"
+        return f"{bounds} workers on a Ray cluster"
     return f"up to {workers.in_flight} candidates in a queue, for workers that you start by `evomerge worker {workers.queue}`"

@@ -17,7 +17,7 @@ from evomerge.merging import PATIENCE
 from evomerge.parts import Parts, initial_recipe
 from evomerge.progress import duration
 from evomerge.report import comparisons
-from evomerge.settings import StudySettings
+from evomerge.settings import QueueSettings, StudySettings
 from evomerge.trial import Evaluation, Examples, Proposal
 
 _TRIED = 20.0
@@ -74,7 +74,9 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
         say(console, shuffling(parts))
     parts_of_it = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items())
     total = f"{duration(sum(phases.values()))}{', and the start of the workers' * (settings.processes > 1)}"
-    workers = settings.workers if isinstance(settings.workers, int) else "one of a queue, more need less time"
+    workers = (
+        "one of a queue, more need less time" if isinstance(settings.workers, QueueSettings) else settings.processes
+    )
     say(console, f"the whole command: about {total} ({parts_of_it}); workers: {workers}; nothing was written")
 
 

@@ -34,7 +34,7 @@ from evomerge.recipe import Recipe
 from evomerge.report import choose, figures, measure, surface, tables, wording
 from evomerge.report.results import Candidate, Results
 from evomerge.search import KINDS
-from evomerge.settings import StudySettings
+from evomerge.settings import QueueSettings, StudySettings
 from evomerge.study import Study
 
 _PER_GENE = 10
@@ -289,7 +289,7 @@ def _override(
     if queue is not None:
         if workers is not None:
             raise StudyError("`--queue` goes without `--workers`: its workers are started by `evomerge worker DIR`")
-        before = {} if isinstance(settings.workers, int) else settings.workers.model_dump()
+        before = settings.workers.model_dump() if isinstance(settings.workers, QueueSettings) else {}
         options["workers"] = before | {"queue": str(queue.resolve())}
     return settings.with_options({key: value for key, value in options.items() if value is not None})
 

@@ -79,6 +79,7 @@ class CachingEvaluator(Evaluator):
         if self._answers:
             return self._answers.popleft()
         number, evaluation = self._evaluator.wait()
+        self.slots = self._evaluator.slots
         proposal, examples = self._pending.pop(number)
         key = proposal.recipe.id, proposal.split
         self.seed(*key, evaluation, examples)

@@ -26,7 +26,7 @@ class Evaluator(Protocol):
     """
 
     slots: int
-    """How many proposals run at a time."""
+    """How many proposals run at a time. `wait` may change it, as workers come and go."""
 
     lineage: dict[str, Recipe]
     """Recipes of earlier candidates by id. Before a proposal that names members is submitted, they and their ancestors must be here."""

@@ -6,6 +6,9 @@ ATTEMPTS = 3
 """Number of lost workers after which a candidate fails."""
 OUT_OF_MEMORY, DEADLINE = "out of memory", "deadline"
 """Causes for which two lost workers are enough, because each attempt is expensive."""
+NODE = "node left"
+"""The cause where a whole node is lost, which says little about the candidate."""
+_NODES = 10  # of a candidate: by then it may be what kills them
 
 
 def final_error(causes: Sequence[str], deadline: float) -> str | None:
@@ -17,6 +20,9 @@ def final_error(causes: Sequence[str], deadline: float) -> str | None:
         return f"{OUT_OF_MEMORY}: the worker was killed twice on this candidate; use fewer workers"
     if causes.count(DEADLINE) > 1:
         return f"no result within the {DEADLINE} of {deadline:g} seconds, twice"
-    if len(causes) >= ATTEMPTS:
-        return f"worker died {len(causes)} times on this candidate: {', '.join(dict.fromkeys(causes))}"
+    if causes.count(NODE) >= _NODES:
+        return f"the worker's {NODE} {_NODES} times during this candidate"
+    own = [cause for cause in causes if cause != NODE]
+    if len(own) >= ATTEMPTS:
+        return f"worker died {len(own)} times on this candidate: {', '.join(dict.fromkeys(own))}"
     return None

@@ -9,11 +9,13 @@ import os
 import random
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -177,18 +179,27 @@ class Worker:
 class RemoteWorker:
     """A worker alone in its process, for `evaluate.ray`. What it takes and returns can be sent: recipe JSON in, scores out."""
 
-    def __init__(self, setup: Setup) -> None:
-        """Let SIGTERM end the process, so this must run in its main thread."""
+    def __init__(self, setup: Setup, digests: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Let SIGTERM end the process, so this must run in its main thread. `digests` are those that the pool's models must have."""
         # Python's own way, SystemExit, would look like an error of the candidate.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         self._worker = Worker(setup, alone=False)
+        self._digests = dict(digests)
 
     def prepare(self) -> str | None:
         """Load models and tasks. Return None, or the error as text (exceptions may not be picklable)."""
         try:
-            self._worker.prepare()
+            pool = self._worker.prepare().builder.pool
+            found = pool.digests if self._digests else {}  # read once on each machine, then cached
         except Exception as error:  # noqa: BLE001  # models and tasks may raise anything
             return describe(error)
+        for name, digest in self._digests.items():
+            if found.get(name) != digest:
+                path = self._worker.setup.experts.get(name, self._worker.setup.base)
+                return (
+                    f"{name} in {path} on {socket.gethostname()} is another model than the study's: its sha256 begins with "
+                    f"{found.get(name, 'nothing')[:12]}, expected {digest[:12]}; put the study's models on a shared disk, or copy them there"
+                )
         return None
 
     def evaluate(

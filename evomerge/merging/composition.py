@@ -45,7 +45,12 @@ class Composition:
         if self.origin == "zero":
             return 0.0, wide
         origin = base.float() if self.origin == "base" else divided(total(wide), len(wide))
-        return origin, [row - origin for row in wide]
+        if torch.compiler.is_compiling():
+            return origin, [row - origin for row in wide]
+        # As written, what was made here is overwritten: new memory costs as much as the arithmetic.
+        return origin, [
+            row - origin if row is tensor else row.sub_(origin) for row, tensor in zip(wide, tensors, strict=True)
+        ]
 
     def upto(self, stop: int, piece: Piece, bound: list[Bound]) -> Rows:
         """Return what stage number `stop` reads: the rows after the edits before it, or the one row Δ of a post stage."""
@@ -102,7 +107,13 @@ class Composition:
         if delta is None:
             delta = _reduced(rows, field, self.reduce)
         # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's zero keeps its sign.
-        out.copy_(delta if self.origin == "zero" else origin - (0.0 - delta))
+        if self.origin == "zero":
+            out.copy_(delta)
+        elif torch.compiler.is_compiling():
+            out.copy_(origin - (0.0 - delta))
+        else:
+            change = 0.0 - delta
+            out.copy_(torch.sub(origin, change, out=change))
         if left is not None:
             left.add_(_left(rows))
 
@@ -122,12 +133,23 @@ def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
         for row in weighted[1:]:
             largest = torch.where(row.abs() > largest.abs(), row, largest)
         return largest
-    summed: Tensor = total(weighted)
+    summed: Tensor = total(weighted) if field is None or torch.compiler.is_compiling() else _summed(weighted)
     if how == "sum":
         return summed
     if field is None:
         return divided(summed, len(rows))
     return summed / torch.where(cancels(field), torch.inf, total(field))
+
+
+def _summed(rows: Rows) -> Tensor:
+    """Return `total(rows)`, which overwrites the first row."""
+    result = rows[0]
+    for row in rows[1:]:
+        if result.requires_grad or row.requires_grad:
+            result = result + row
+        else:
+            result.add_(row)
+    return result
 
 
 class Uncompilable(Exception):  # noqa: N818  # a property of the machine, not a user's error

@@ -41,6 +41,9 @@ from evomerge.recipe import Merge, Place
 CHUNK = 1 << 16
 """Elements of one chunk where a composition runs as written: a few such rows fit into a processor's cache."""
 
+PASS = 1 << 17
+"""Elements that are merged as written at a time: each operation has a price of its own, and larger parts leave the cache."""
+
 WIDE = 1 << 24
 """Elements of one chunk on an accelerator, where a composition runs as written: many enough to keep it busy."""
 
@@ -175,7 +178,7 @@ class Pipeline:
                 _run(compiled(composition, *dtypes), _LONGEST, base, tensors, flat, bound, counts)
                 return
         before = time.thread_time()
-        _run(composition.run, CHUNK, base, tensors, flat, bound, counts)
+        _run(composition.run, PASS, base, tensors, flat, bound, counts)
         if base.numel() >= COMPILED:
             took = time.thread_time() - before
             _spent[composition] += took

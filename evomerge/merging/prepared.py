@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from evomerge import locks
 from evomerge.merging.site import Prepared
 from evomerge.recipe import canonical_json
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 Key = tuple[str | float, ...]
 
-_MIN_ELEMENTS = 1 << 20
+_MIN_ELEMENTS = 1 << 16
 """Minimum number of elements for which caching on disk pays off."""
 
 _MAX_MEASURES = 1 << 14
@@ -63,15 +64,28 @@ class Store:
         assert self._folder is not None
         name = hashlib.sha256(canonical_json(key).encode()).hexdigest()
         file = self._folder / name[:2] / f"{name}.safetensors"
-        with contextlib.suppress(OSError, SafetensorError):  # missing, or broken by a crash: prepared again
-            tables = load_file(file)
-            os.utime(file)  # the latest use, by which the cache is pruned
+        if (known := _read(file)) is not None:
+            return known
+        with locks.single_flight(file):  # the other workers of this machine need it now, too
+            if (known := _read(file)) is not None:
+                return known
+            tables = make()
+            with contextlib.suppress(OSError):  # an unwritable cache only costs time
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary:
+                    save_file(tables, Path(temporary, name))
+                    Path(temporary, name).chmod(0o444)  # whoever maps it would die of a change in place
+                    Path(temporary, name).replace(file)
+                return load_file(file)  # mapped from the file, so that the tables need no memory
             return tables
-        tables = make()
-        with contextlib.suppress(OSError):  # an unwritable cache only costs time
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary:
-                save_file(tables, Path(temporary, name))
-                Path(temporary, name).replace(file)
-            return load_file(file)  # mapped from the file, so that the tables need no memory
-        return tables
+
+
+def _read(file: Path) -> Prepared | None:
+    """Return the tables in a file, mapped; None if it is missing, or broken by a crash: they are prepared again."""
+    try:
+        tables = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    with contextlib.suppress(OSError):  # of another user
+        os.utime(file)  # the latest use, by which the cache is pruned
+    return tables

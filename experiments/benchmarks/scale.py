@@ -37,10 +37,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
 from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large
 
+PARTS = ("waiting", "fronts", "real", "driver")
 SIGMAS = (0.3, 1.0)  # of the logarithm of an evaluation's time
 LAGS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # `in_flight` as a multiple of the slots
+MANY_LAGS = (2.0, 4.0)  # of 1000 slots, which take long to simulate
 SLOTS = (8, 64, 1000)
-ROUNDS = 20  # evaluations for each slot, where idle shares are counted
+ROUNDS = 30  # evaluations for each slot, where idle shares are counted
 SHARE = 0.95  # of the known hypervolume
 FRONT_GENES, SLOPE_GENES = 6, 100
 MOST = 3  # evaluations for each slot, and 300, at which a search that has not reached the share gives up
@@ -52,13 +54,13 @@ Floats = NDArray[np.float64]
 
 
 def measure(switches: Switches) -> Findings:
-    figures = {
-        "share": SHARE,
-        "waiting": [row for sigma in SIGMAS for row in count(sigma, switches)],
-        "fronts": fronts(switches),
-        "real": real(switches),
-        "driver": large(60 if switches.smoke else TRIALS),
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "waiting": lambda: [row for sigma in SIGMAS for row in count(sigma, switches)],
+        "fronts": lambda: fronts(switches),
+        "real": lambda: real(switches),
+        "driver": lambda: large(60 if switches.smoke else TRIALS),
     }
+    figures = {"share": SHARE, **{part: parts[part]() if part in switches.parts else [] for part in PARTS}}
     return Findings(figures, tables(figures), draw(figures))
 
 
@@ -105,7 +107,7 @@ def simulate(
 
 
 class Counting:
-    """A breeder whose generations of one candidate have no meaning."""
+    """A breeder whose generations have no meaning."""
 
     def __init__(self, in_flight: int, batch: int) -> None:
         self.in_flight = in_flight
@@ -124,8 +126,10 @@ def count(sigma: float, switches: Switches) -> list[dict[str, Any]]:
     rows = []
     space, score = Box({"x": (0, 1)}), Evaluation.of({"y": 0.0})
     for slots in SLOTS[: 1 if switches.smoke else None]:
-        for lag in (None, *LAGS):
-            driver = Generational(space, ["y"], Counting(1, slots) if lag is None else Counting(round(lag * slots), 1))
+        for lag in (None, *(LAGS if slots <= 64 else MANY_LAGS)):
+            driver = Generational(
+                space, ["y"], Counting(1, slots) if lag is None else Counting(round(lag * slots), max(1, slots // 32))
+            )
             say(f"waiting: {slots} slots, sigma {sigma}, in flight {lag}")
             found = simulate(
                 driver, lambda proposal: score, slots, sigma, 0, (10 if switches.smoke else ROUNDS) * slots
@@ -170,7 +174,9 @@ def drivers(slots: int, *, slopes: bool) -> dict[str, dict[str, Any]]:
     batch = max(2, slots // 8)
     return {
         "default batch": kind,
-        "batch = slots": kind | {"batch": slots},
+        **(
+            {"batch = slots": kind | {"batch": slots}} if slots <= 64 else {}
+        ),  # a thousand steps from one point take minutes
         "in flight": kind | {"batch": batch, "in_flight": 2 * slots},
     }
 
@@ -185,7 +191,7 @@ def fronts(switches: Switches) -> list[dict[str, Any]]:
             problem = Spheres(SLOPE_GENES if slopes else FRONT_GENES)
             metrics = {name: Metric("log_likelihood", high=0.0, slopes=True) for name in OBJECTIVES}
             for name, settings in drivers(slots, slopes=slopes).items():
-                for sigma in SIGMAS[: 1 if switches.smoke else None]:
+                for sigma in SIGMAS[: 1 if switches.smoke or (slots == 64 and not slopes) else None]:
                     say(f"fronts: {slots} slots, slopes {slopes}, {name}, sigma {sigma}")
                     runs = [reach(problem, metrics, settings, slots, sigma, seed) for seed in switches.seeds]
                     mean = {key: float(np.mean([run[key] for run in runs])) for key in ("time", "idle", "evaluations")}
@@ -268,7 +274,10 @@ def tables(figures: Mapping[str, Any]) -> str:
     lags = (None, *LAGS)
     idle = {(row["slots"], row["sigma"], row["lag"]): row["idle"] for row in waiting}
     first = [
-        [f"{slots} slots, sigma {sigma}", *(f"{idle[slots, sigma, lag]:.1%}" for lag in lags)]
+        [
+            f"{slots} slots, sigma {sigma}",
+            *(f"{idle[slots, sigma, lag]:.1%}" if (slots, sigma, lag) in idle else "" for lag in lags),
+        ]
         for slots, sigma in dict.fromkeys((row["slots"], row["sigma"]) for row in waiting)
     ]
     second = [
@@ -306,17 +315,26 @@ def tables(figures: Mapping[str, Any]) -> str:
         ]
         for row in figures["driver"]
     ]
-    return "\n\n".join(
-        (
-            "Idle share of the slots, by `in_flight` as a multiple of the slots. Evaluations last log-normal times.",
+    sections = {
+        "waiting": (
+            (
+                "Idle share of the slots, by `in_flight` as a multiple of the slots. Evaluations last log-normal times; candidates are drawn "
+                "by 1/32 of the slots."
+            ),
             table(["", "batches of the slots", *(f"{lag:g}x" for lag in LAGS)], first),
+        ),
+        "fronts": (
             f"Until {SHARE:.0%} of the hypervolume of a known front, in mean times of an evaluation; drivers take none.",
             table(["", "search", "sigma", "time", "idle", "evaluations", "reached"], second),
-            f"The embedded experts of digits, {REAL_EVALUATIONS} evaluations by `front`. They take milliseconds, so most of the time is the driver's.",
+        ),
+        "real": (
+            f"The embedded experts of digits, {REAL_EVALUATIONS} evaluations by `front`. They take milliseconds.",
             table(["search", "workers", "seconds", "driver's seconds", "idle", "digest"], third),
+        ),
+        "driver": (
             (
-                f"A study of {GENES:,} genes and {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's lines as JSON,"
-                " and to genes in 8 bytes and scores in 4."
+                f"A study of {GENES:,} genes and {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's "
+                "lines as JSON, and to genes in 8 bytes and scores in 4."
             ),
             table(
                 [
@@ -330,8 +348,9 @@ def tables(figures: Mapping[str, Any]) -> str:
                 ],
                 fourth,
             ),
-        )
-    )
+        ),
+    }
+    return "\n\n".join("\n\n".join(section) for part, section in sections.items() if figures[part])
 
 
 def draw(figures: Mapping[str, Any]) -> Figure:
@@ -353,15 +372,9 @@ def draw(figures: Mapping[str, Any]) -> Figure:
     rows = figures["fronts"]
     names = list(dict.fromkeys(row["search"] for row in rows))
     groups = list(dict.fromkeys((row["slots"], row["slopes"], row["sigma"]) for row in rows))
-    for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        times = [
-            next(
-                row["time"]
-                for row in rows
-                if (row["slots"], row["slopes"], row["sigma"], row["search"]) == (*group, name)
-            )
-            for group in groups
-        ]
+    for place, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        found = {(row["slots"], row["slopes"], row["sigma"]): row["time"] for row in rows if row["search"] == name}
+        times = [found.get(group, 0.0) for group in groups]
         right.barh(np.arange(len(groups)) + 0.27 * (place - 1), times, 0.25, label=name, color=colour)
     labels = [f"{slots}, {'slopes' if slopes else 'surrogates'}, {sigma}" for slots, slopes, sigma in groups]
     right.set_yticks(np.arange(len(groups)), labels)
@@ -372,4 +385,4 @@ def draw(figures: Mapping[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    main("scale", __doc__, measure, seeds=3)
+    main("scale", __doc__, measure, parts=PARTS)

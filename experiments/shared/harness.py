@@ -40,6 +40,8 @@ class Switches:
     """Those of its parts that it runs; nothing for an experiment without parts."""
     out: Path | None
     """Where the three files go; None for nowhere, as a smoke run's are not worth keeping unless asked for."""
+    minutes: float = 0.0
+    """How long it goes on; 0 for an experiment that does not ask for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def main(
     seeds: int = 1,
     evaluations: tuple[int, int] | None = None,
     parts: Sequence[str] = (),
+    minutes: int | None = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Run an experiment as a script, and exit: 0 done, 2 for an error the user can fix.
@@ -72,10 +75,10 @@ def main(
     `measure` does the work. While it runs, what it (or a library) prints goes to standard error: standard
     output holds the figures as one JSON object with `--json`, and else the table. `seeds` is the default of `--seeds`,
     `evaluations` that of `--evaluations` and what it is with `--smoke`; None for an experiment without. `parts` are what
-    `--only` chooses among.
+    `--only` chooses among. `minutes` is the default of `--minutes`, None for an experiment without.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    switches = _parse(name, about, seeds, evaluations, parts, arguments)
+    switches = _parse(name, about, seeds, evaluations, parts, minutes, arguments)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = measure(switches)
@@ -118,6 +121,7 @@ def _parse(
     seeds: int,
     evaluations: tuple[int, int] | None,
     parts: Sequence[str],
+    minutes: int | None,
     arguments: Sequence[str],
 ) -> Switches:
     parser = argparse.ArgumentParser(name, description=about.strip().partition("\n")[0])
@@ -130,6 +134,9 @@ def _parse(
     if parts:
         shown = f"run these alone, of {', '.join(parts)}"
         parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=shown)
+    if minutes is not None:
+        shown = f"go on for so long (default {minutes})"
+        parser.add_argument("--minutes", type=_positive, metavar="N", default=minutes, help=shown)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     kept = f"where {name}.json, {name}.md and {name}.png go (default {_RESULTS}/, with --smoke nowhere)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=kept)
@@ -140,7 +147,7 @@ def _parse(
     chosen = 0 if evaluations is None else given.evaluations or evaluations[given.smoke]
     only = tuple(part for part in parts if part in given.only)
     run = tuple(range(given.seeds or (1 if given.smoke else seeds)))
-    return Switches(given.smoke, run, given.json, chosen, only, out)
+    return Switches(given.smoke, run, given.json, chosen, only, out, getattr(given, "minutes", 0))
 
 
 def _positive(text: str) -> int:

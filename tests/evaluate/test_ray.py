@@ -9,12 +9,13 @@ from unittest.mock import Mock
 import pytest
 import ray
 
-import evomerge.evaluate.ray
 from evomerge import recipe
 from evomerge.checkpoints.members import Members
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate import Worker, make
-from evomerge.evaluate.ray import RayEvaluator, _Slot
+from evomerge.evaluate.ray import RayEvaluator
+from evomerge.evaluate.ray import evaluator as module
+from evomerge.evaluate.ray.evaluator import _Slot
 from evomerge.testing import EvaluatorSuite
 from evomerge.trial import Proposal
 
@@ -124,13 +125,13 @@ def test_bad_setup_is_an_exception(setup):
 
 def test_workers_that_never_start_are_an_exception(setup, monkeypatch):
     class Dying:
-        def __init__(self, setup):
+        def __init__(self, setup, digests):
             os._exit(1)
 
-        def prepare(self):
+        def node(self):
             return None
 
-    monkeypatch.setattr(evomerge.evaluate.ray, "_ACTOR", ray.remote(max_restarts=0)(Dying))
+    monkeypatch.setattr(module, "_ACTOR", ray.remote(max_restarts=0)(Dying))
     with RayEvaluator(setup, 2) as evaluator:
         evaluator.submit(Proposal(0, recipe.base()))
         with pytest.raises(EvaluatorError, match="3 workers in a row did not start"):
@@ -158,6 +159,7 @@ STACKS = (
 def test_stack_goes_to_the_free_worker_with_most_layers_in_common():
     evaluator = RayEvaluator.__new__(RayEvaluator)  # without processes, so that the choice does not depend on time
     evaluator._queue, evaluator.lineage, evaluator._members, evaluator._deadline = deque(), {}, Members(0), 1.0
+    evaluator._too_small = None
     one, two = evaluator._slots = [_Slot(actor=Mock()), _Slot(actor=Mock())]
 
     def submit(number):

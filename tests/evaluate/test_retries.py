@@ -1,6 +1,6 @@
 """When lost workers become a candidate's error."""
 
-from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, OUT_OF_MEMORY, final_error
+from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, NODE, OUT_OF_MEMORY, final_error
 
 
 def test_single_losses_are_tried_again():
@@ -17,3 +17,8 @@ def test_three_lost_workers_are_final():
     assert final_error(["ActorDiedError"] * ATTEMPTS, 1.0) == "worker died 3 times on this candidate: ActorDiedError"
     mixed = [OUT_OF_MEMORY, "ActorDiedError", DEADLINE]
     assert final_error(mixed, 1.0) == "worker died 3 times on this candidate: out of memory, ActorDiedError, deadline"
+
+
+def test_lost_nodes_count_apart_and_end_only_what_may_be_their_cause():
+    assert final_error([NODE] * 9 + ["ActorDiedError"] * 2, 1.0) is None
+    assert final_error([NODE] * 10, 1.0) == "the worker's node left 10 times during this candidate"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import random
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -22,7 +23,7 @@ from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate import worker as worker_module
-from evomerge.evaluate.worker import _checked, _Finite, describe
+from evomerge.evaluate.worker import RemoteWorker, _checked, _Finite, describe
 from evomerge.merging import pipeline
 from evomerge.models import LiveModel
 from evomerge.placement import Placement
@@ -40,6 +41,15 @@ def worker(setup):
 def test_setup_is_plain_data(setup):
     assert Setup(**json.loads(json.dumps(dataclasses.asdict(setup)))) == setup
     assert pickle.loads(pickle.dumps(setup)) == setup
+
+
+def test_a_node_with_another_model_at_a_path_of_the_study_is_refused(setup, monkeypatch):
+    monkeypatch.setattr(signal, "signal", Mock())
+    digests = Pool(setup.base, setup.experts).digests
+    assert RemoteWorker(setup, digests).prepare() is None
+    error = RemoteWorker(setup, digests | {"turned": "0" * 64}).prepare()
+    assert error.startswith(f"turned in {setup.experts['turned']} on ")
+    assert f"begins with {digests['turned'][:12]}, expected 000000000000; put the study's models on a shared" in error
 
 
 def test_scores_equal_those_of_the_tasks(worker, setup):

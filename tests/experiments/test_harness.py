@@ -75,6 +75,20 @@ def test_evaluations_are_a_switch_of_experiments_that_search(given, expected, ca
     assert seen == [expected]
 
 
+@pytest.mark.parametrize(("given", "expected"), [([], 60), (["--minutes", "3"], 3)])
+def test_minutes_are_a_switch_of_experiments_that_go_on(given, expected, tmp_path):
+    seen = []
+
+    def measure(switches):
+        seen.append(switches.minutes)
+        return Findings({}, "", Figure())
+
+    harness.main("s", "S.", measure, minutes=60, arguments=[*given, "--out", str(tmp_path)])
+    assert seen == [expected]
+    with pytest.raises(SystemExit):
+        harness.main("s", "S.", measure, arguments=["--minutes", "3"])
+
+
 @pytest.mark.parametrize(("given", "expected"), [([], ("a", "b", "c")), (["--only", "c", "a"], ("a", "c"))])
 def test_parts_are_run_in_their_own_order_all_unless_some_are_named(given, expected, capsys, tmp_path):
     seen = []

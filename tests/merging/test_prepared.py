@@ -1,5 +1,8 @@
 """The store: tables are prepared once, reused in the next session, and prepared again if a file is damaged."""
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -71,9 +74,33 @@ def test_a_broken_file_is_made_again(folder, damage):
     files = {file: file.read_bytes() for file in folder.rglob("*.safetensors")}
     assert files
     for file, data in files.items():
+        file.chmod(0o644)
         file.write_bytes(damage(data))
     assert run("ties", {}, Store(folder)) == expected
     assert {file: file.read_bytes() for file in folder.rglob("*.safetensors")} == files
+
+
+def test_workers_of_one_machine_prepare_a_table_once_and_cannot_change_it(folder):
+    made = []
+
+    def make():
+        made.append(threading.get_ident())
+        time.sleep(0.05)
+        return {"table": torch.arange(4.0)}
+
+    def prepare(key):
+        results.append(Store(folder).prepared((key,), 4, make)["table"].tolist())
+
+    results = []
+    threads = [threading.Thread(target=prepare, args=(key,)) for key in ("one", "two", "one", "two", "one")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[0.0, 1.0, 2.0, 3.0]] * 5
+    assert len(made) == 2
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o444] * 2
 
 
 def test_a_folder_that_cannot_be_written_to_costs_nothing_but_time(folder):

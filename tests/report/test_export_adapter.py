@@ -9,11 +9,13 @@ from adapters import draw, factors, write_adapter
 from commands import evomerge
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY, tiny_model
+from vocabularies import write_base, write_expert
 
 from evomerge import strict_yaml
 from evomerge.build import Builder
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.recipe import Recipe, expert, merge
 from evomerge.report.export import export
@@ -276,3 +278,18 @@ def test_complete_tensor_that_overflows_the_dtype_of_the_base_is_refused(tmp_pat
     with pytest.raises(CheckpointError, match=r"norm.weight` .* holds NaN or infinity in torch.float16"):
         export_adapter(merge("task_arithmetic", ["tuned"], {"lambda": 2.0}), pool, tmp_path / "out", rank=16)
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_with_tokens_of_their_own_are_an_adapter_where_merges_have_the_bases_tokens(tmp_path):
+    base = write_base(tmp_path / "base", "llama", "byte_level")
+    write_expert(tmp_path / "a", base, 1, "<x>", "<a>")
+    pool = Pool(base, {"a": tmp_path / "a"}, tokenizer=TokenizerChoice(source="base"))
+    recipe = merge("task_arithmetic", ["a"], {"lambda": 0.5})
+    export(recipe, pool, tmp_path / "whole")
+    export_adapter(recipe, pool, tmp_path / "out", rank=16)
+    expected = logits(auto("llama").from_pretrained(tmp_path / "whole"), "llama")
+    assert not torch.allclose(logits(auto("llama").from_pretrained(base), "llama"), expected, atol=1e-2)
+    torch.testing.assert_close(logits(loaded(base, tmp_path / "out", "llama"), "llama"), expected, rtol=1e-4, atol=1e-4)
+    union = Pool(base, {"a": tmp_path / "a"}, tokenizer=TokenizerChoice())
+    with pytest.raises(CheckpointError, match=r"rows of tokens .* `tokenizer: base`"):
+        export_adapter(recipe, union, tmp_path / "more", rank=16)

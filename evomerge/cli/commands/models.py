@@ -1,5 +1,6 @@
 """Commands on checkpoints, recipes and artefacts."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,11 @@ app = typer.Typer()
 _PANEL = "Models"
 
 
+def _share_cores() -> None:
+    """Have torch's threads sleep, not spin, while they wait for each other: on a busy machine spinning takes many times the work."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
+
 @app.command(rich_help_panel=_PANEL)
 def check(
     base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
@@ -50,6 +56,7 @@ def check(
     Where all weights are on this machine, the norms of the task vectors and the cosines between them follow. Exits with 0 where all
     can be merged, else with 2.
     """
+    _share_cores()
     from evomerge.cli import check
 
     check.check(base, experts, out, tokenizer, weights=not no_weights, as_json=as_json)
@@ -79,6 +86,7 @@ def merge(
     ] = None,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
+    _share_cores()
     from evomerge.cli import merges
 
     adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)

@@ -62,7 +62,7 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
     or 2 with slopes."""
     in_flight: int | None = Field(default=None, ge=1)
-    """Candidates that may wait for their results when more are chosen, so that workers need not wait for a batch: about twice the number of
+    """Candidates that may wait for their results when more are chosen, so that workers need not wait for a batch: two to four times the number of
     workers. A candidate is chosen from the results of all but the last `in_flight` before it, and from predictions of these. The search
     depends on it, and not on the number of workers. Default: each batch is chosen from the results of all before it."""
     bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)

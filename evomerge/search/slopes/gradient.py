@@ -49,6 +49,9 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     """
     top: int | None = Field(default=None, ge=1)
     """Of `frank_wolfe`: the number of experts that a step goes towards. Default: 1, the hard variant; more is a soft one."""
+    inner: int | None = Field(default=None, ge=1)
+    """Of `frank_wolfe` with a `top` above 1: further evaluations of each step, which learn the shares of its experts. Default: none, and the
+    shares are in proportion to the slopes. The paper's soft variant has 500."""
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first, without slopes."""
     weights: dict[str, float] | None = None
@@ -69,12 +72,12 @@ class GradientSettings(BaseModel, extra="forbid", frozen=True):
     patience: int = Field(default=6, ge=1)
     """`adam` halves its steps, and at last ends, after so many evaluations without a better validation score."""
     in_flight: int | None = Field(default=None, ge=1)
-    """Of `adam`: climbs side by side, so that as many workers are busy; about twice the number of workers. They differ in the length of
+    """Of `adam`: climbs side by side, so that as many workers are busy; two to four times the number of workers. They differ in the length of
     their steps, the ridge and the start. One whose validation score stops rising starts again from the best point of all. The
     search depends on it, and not on the number of workers. Default: one climb.
     """
     steps: int | None = Field(default=None, ge=1)
-    """Largest number of evaluations with slopes. Default: 500 for `adamerging`, 10 for `frank_wolfe`, no limit for `adam`."""
+    """Largest number of evaluations with slopes. Default: 500 for `adamerging`, 10 steps of `frank_wolfe`, no limit for `adam`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +146,17 @@ class Gradient:
         self._objectives = tuple(metrics)
         self._weights = read_weights(metrics, settings.weights)
         self._rate = settings.learning_rate or defaults.rate
-        self._limit = settings.steps or defaults.steps
+        self._limit = settings.steps or (defaults.steps and defaults.steps * (1 + (settings.inner or 0)))
         share = defaults.validation if settings.validation is None else settings.validation
         self._measure = Measure("gradient", space, metrics, sizes, share, seed)
-        for key, rule in (("top", "frank_wolfe"), ("ridge", "adam"), ("in_flight", "adam")):
+        for key, rule in (("top", "frank_wolfe"), ("inner", "frank_wolfe"), ("ridge", "adam"), ("in_flight", "adam")):
             if getattr(settings, key) and settings.rule != rule:
                 msg = f"driver `gradient`: `{key}` is of `rule: {rule}`, got `rule: {settings.rule}`; leave it out"
                 raise DriverError(msg)
+        if settings.inner and (settings.top or 1) == 1:
+            raise DriverError(
+                "driver `gradient`: `inner` learns the shares of several experts; type `top: 2` or more, or leave it out"
+            )
         if settings.rule == "adamerging":
             _check_entropy(metrics)
         count = sum(len(examples) for examples in self._measure.training.values())
@@ -278,7 +285,7 @@ class Gradient:
         space = self._space
         match self._settings.rule:
             case "frank_wolfe":
-                return FrankWolfe(space, rate, self._settings.top or 1)
+                return FrankWolfe(space, rate, self._settings.top or 1, self._settings.inner or 0)
             case "adamerging":
                 genome = np.where(movable(space), np.clip(0.3, space.lower, space.upper), start)
                 spans = np.where(space.upper > space.lower, space.upper - space.lower, 1.0)

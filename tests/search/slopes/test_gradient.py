@@ -172,6 +172,28 @@ def test_soft_frank_wolfe_by_hand():
     np.testing.assert_allclose(ascent.step(np.array([0.0, 1.0, 2.0])), end)
 
 
+def test_inner_steps_learn_the_shares_by_hand():
+    """Shares (2/3, 1/3) and slopes 0 and 1, of which the mean is 1/3, over the first step's largest slope, 3."""
+    ascent = FrankWolfe(three_experts(), 0.3, top=2, inner=1)
+    ascent.step(np.array([4.0, 3.0, -1.0]))
+    parts = np.array([2 / 3 * np.exp(-1 / 9), 1 / 3 * np.exp(2 / 9), 0])
+    start = np.full(3, 1 / 3)
+    learnt = start + 0.3 * (parts / parts.sum() - start)
+    np.testing.assert_allclose(ascent.step(np.array([0.0, 1.0, 2.0])), learnt)
+    # The next is a step again, from there, with 2/3 of the rate, towards the first expert alone.
+    np.testing.assert_allclose(ascent.step(np.array([1.0, 0.0, 0.0])), learnt + 0.2 * (np.array([1, 0, 0]) - learnt))
+
+
+def test_inner_steps_find_the_best_shares_of_the_experts_of_a_step():
+    """For minus the squared distance to c: shares (w, 1 - w, 0) of the half step from the mean are best at w = 0.55."""
+    target = np.array([1 / 6 + 0.55 / 2, 1 / 6 + 0.45 / 2, 0.0])
+    ascent = FrankWolfe(three_experts(), 0.5, top=2, inner=200)
+    for _ in range(200):
+        position = ascent.step(2 * (target - ascent.position))
+        assert position.sum() == pytest.approx(1)
+    np.testing.assert_allclose(position, [1 / 6 + 0.55 / 2, 1 / 6 + 0.45 / 2, 1 / 6], atol=1e-3)
+
+
 def test_tile_whose_slopes_are_equal_does_not_move():
     ascent = FrankWolfe(three_experts(), 0.3, top=2)
     np.testing.assert_allclose(ascent.step(np.zeros(3)), [1 / 3] * 3)
@@ -251,6 +273,7 @@ def test_more_genes_than_examples_without_validation_are_warned_of():
         (Box({"n": {"int": [0, 3]}, "m": ["p", "q"]}), DISTANCE, {"x": 9}, {}, "genes with slopes, such as weights, and .* only `n`, `m`;"),
         (Box({"x": (0, 1)}), DISTANCE, {"x": 9}, {"rule": "frank_wolfe"}, "expected a space of `linear` or `task_arithmetic`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "top": 3}, "`top` is 3; expected at most 2, the number of experts"),
+        (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "inner": 3}, "type `top: 2` or more"),
         (toy_space(), DISTANCE, {"x": 9}, {"top": 2}, "`top` is of `rule: frank_wolfe`, got `rule: adam`; leave it out"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "frank_wolfe", "in_flight": 2}, "`in_flight` is of `rule: adam`, got `rule: frank_wolfe`"),
         (toy_space(), DISTANCE, {"x": 9}, {"rule": "adamerging", "ridge": 9}, "`ridge` is of `rule: adam`, got `rule: adamerging`"),
