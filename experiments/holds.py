@@ -2,7 +2,7 @@
 
 Beds: the first experts of the zoos `digits`, `text`, `text4` and `language`, merged by task arithmetic with one weight per expert.
 All examples of both splits are pooled; of `language`, whose tasks are texts, the first of each, and log-likelihood is its accuracy. Each draw makes another split: some examples per task to search, all others unseen. The
-whole search is repeated on each: with NSGA-II and with the default driver, by log-likelihood and by accuracy, and without a
+whole search is repeated on each: with NSGA-II and with the default driver, `front`, by log-likelihood and by accuracy, and without a
 search, as convex mixtures of the experts drawn at random (`simplex`). Weights are rounded to the bed's grid, so that a merge is
 scored once for all draws.
 
@@ -12,9 +12,10 @@ probabilities, one of which is evomerge's. All references of a report compete: b
 reference if the paired interval of 95% over the unseen examples leaves out 0. Draws share most of their examples, so the shares
 of draws describe these zoos; they are no test over zoos.
 
-    python experiments/holds.py [--smoke] [--seeds DRAWS] [--evaluations N] [--only BED …] [--json] [--out DIR]
+    python experiments/holds.py [--smoke] [--seeds DRAWS] [--evaluations N] [--only BED:METHOD …] [--json] [--out DIR]
 
-An interrupted run resumes with the same command: scores, and the figures of each bed and size, are kept in `runs/holds/`.
+An interrupted run resumes with the same command: scores, and the figures of each bed, size and method, are kept in `runs/holds/`. Figures
+of beds and methods that are not run are taken from `holds.json` in the output folder.
 """
 
 import json
@@ -86,6 +87,7 @@ METHODS = (
     ("nsga2", "accuracy"),
     ("front", "log_likelihood"),
 )
+PARTS = tuple(f"{bed}:{method}" for bed in BEDS for method in dict.fromkeys(method for method, _ in METHODS))
 SMOKE_METHODS = (("simplex", "log_likelihood"), ("nsga2", "accuracy"))
 NEEDED = (0.6, 0.7, 0.8, 0.9)
 """Probabilities of being better than the best reference from which a candidate is picked; evomerge's is `estimates.NEEDED`."""
@@ -99,32 +101,63 @@ def measure(switches: Switches) -> Findings:
     with tempfile.TemporaryDirectory(prefix="holds-") as scratch:
         folder = Path(scratch) if switches.smoke else SCORES
         for name in switches.parts[:1] if switches.smoke else switches.parts:
-            for size in (100,) if switches.smoke else BEDS[name].sizes:
-                kept = folder / f"{name}-{size}-{switches.evaluations}-{len(switches.seeds)}.json"
+            bed, _, wanted = name.partition(":")
+            methods = [one for one in METHODS if one[1] in BEDS[bed].metrics and one[0] == wanted]
+            if switches.smoke:
+                methods = [*SMOKE_METHODS]
+            for size in (100,) if switches.smoke else BEDS[bed].sizes:
+                kept = folder / f"{name.replace(':', '-')}-{size}-{switches.evaluations}-{len(switches.seeds)}.json"
                 if not kept.exists():
-                    files.write(kept, json.dumps(of_bed(BEDS[name], size, folder, switches)))
+                    files.write(kept, json.dumps(of_bed(BEDS[bed], size, methods, folder, switches)))
                 picks, volumes = json.loads(kept.read_text(encoding="utf-8"))
                 rows += picks
                 fronts += volumes
+    if not switches.smoke:
+        earlier_rows, earlier_fronts = earlier(switches)
+        rows, fronts = merged(rows, earlier_rows), merged(fronts, earlier_fronts)
     return Findings({"rows": rows, "fronts": fronts}, text(rows, fronts), draw(rows), packages=["pymoo", "matplotlib"])
 
 
-def of_bed(bed: Bed, size: int, folder: Path, switches: Switches) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def earlier(switches: Switches) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of earlier runs of as many draws and evaluations, from the output folder."""
+    path = None if switches.out is None else switches.out / "holds.json"
+    if path is None or not path.exists():
+        return [], []
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    same = {"draws": len(switches.seeds), "evaluations": switches.evaluations}
+    rows, fronts = ([row for row in figures[kind] if same.items() <= row.items()] for kind in ("rows", "fronts"))
+    return rows, fronts
+
+
+def merged(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows, and those from before of other beds, sizes and methods, in the order of the beds and methods."""
+
+    def key(row: Mapping[str, Any]) -> tuple[int, int, int]:
+        method = METHODS.index((row["method"], row["searched"]))
+        return list(BEDS).index(row["bed"]), row["examples"], method
+
+    new = {key(row) for row in rows}
+    return sorted([*rows, *(row for row in before if key(row) not in new)], key=key)
+
+
+def of_bed(
+    bed: Bed, size: int, methods: Sequence[tuple[str, str]], folder: Path, switches: Switches
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each method and rule, and one for each method's front, over all draws of `size` search examples."""
     scored = {"metrics": [*bed.metrics]} if len(bed.metrics) > 1 else {}  # texts have no other
     bench = open_bench(bed.zoo, bed.tasks, folder, precision=bed.precision, batch=bed.batch, scored=scored)
     fixed = references(bench.parts, ReportSettings())
     pooled = Pooled(bench, bed)
-    methods = [one for one in (SMOKE_METHODS if switches.smoke else METHODS) if one[1] in bed.metrics]
     for recipe in fixed.values():
         pooled.score(recipe)
     found: dict[tuple[str, str], list[dict[str, dict[str, float]]]] = {}
     volumes: dict[tuple[str, str], list[float]] = {}
     for seed in switches.seeds:
         drawn = pooled.draw(size, seed)
-        for method, searched in methods:
+        for method, searched in dict.fromkeys((METHODS[0], *methods)):
             recipes = list(candidates(bed, pooled, drawn, method, searched, seed, switches.evaluations))
-            found.setdefault((method, searched), []).append(picks(pooled, drawn, recipes, fixed, seed))
+            if (method, searched) in methods:
+                found.setdefault((method, searched), []).append(picks(pooled, drawn, recipes, fixed, seed))
             volumes.setdefault((method, searched), []).append(volume(pooled, drawn, recipes, list(fixed.values())))
         say(f"{bed}, {size} search examples, draw {seed}: {len(pooled)} merges scored")
     bench.save()
@@ -151,6 +184,7 @@ def of_bed(bed: Bed, size: int, folder: Path, switches: Switches) -> tuple[list[
             "above_simplex": float(np.mean(np.array(one) >= plain)),
         }
         for (method, searched), one in volumes.items()
+        if (method, searched) in methods
     ]
     return rows, fronts
 
@@ -228,7 +262,7 @@ def candidates(
         yield from map(on_grid, [*known, *rng.dirichlet(np.ones(bed.tasks), size=count - len(known))])
         return
     objectives = {f"{name}/{searched}": task.metrics[searched] for name, task in pooled.tasks.items()}
-    driver = search.make({"kind": method}, space, objectives, seed)
+    driver = search.make(search.completed({"kind": method}, space), space, objectives, seed)
     for proposal in search.asks(driver, count):
         assert proposal.genome is not None
         recipe = on_grid(proposal.genome)
@@ -393,4 +427,11 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 if __name__ == "__main__":
-    main("holds", __doc__, measure, seeds=DRAWS, evaluations=(EVALUATIONS, 16), parts=tuple(BEDS))
+    main(
+        "holds",
+        __doc__,
+        measure,
+        seeds=DRAWS,
+        evaluations=(EVALUATIONS, 16),
+        parts=(*BEDS, *(f"{bed}:{method}" for bed in BEDS for method in dict.fromkeys(one for one, _ in METHODS))),
+    )

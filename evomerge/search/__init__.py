@@ -211,8 +211,14 @@ def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
 
 
 def completed(settings: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
-    """Return driver settings with what new studies add to them, and record: `random` draws mixtures too, where there are weights."""
-    mixes = settings.get("kind") == "random" and "mixtures" not in settings and space.weights is not None
+    """Return driver settings with what new studies add to them, and record.
+
+    `random`, and `front` without slopes, draw mixtures too, where the space has weights of experts.
+    """
+    draws = settings.get("kind") == "random" or (
+        settings.get("kind") == "front" and not settings.get("slopes") and suits(space)
+    )
+    mixes = draws and "mixtures" not in settings and space.weights is not None
     return {**settings, "mixtures": True} if mixes else dict(settings)
 
 

@@ -12,7 +12,6 @@ task). For a tiny network's accuracy over the whole box, a design of 5 (d + 1) p
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,11 +21,12 @@ from pydantic import BaseModel, Field
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_integers
-from evomerge.search.fronts import infill
+from evomerge.search.fronts import infill, mixtures
+from evomerge.search.fronts.fits import fit_surrogates
 from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Slopes, Surrogate
-from evomerge.trial import Evaluation, Metric
+from evomerge.trial import Evaluation
 
 MOST_GENES = 40
 _BATCH = 4
@@ -53,7 +53,8 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     seed_known: bool = True
     """Evaluate the known recipes (base, each expert, mean) first, as part of the design."""
     mixtures: bool = False
-    """Make half of the design's other candidates mixtures, where the space has weights of experts (`SearchSpace.weights`)."""
+    """Make half of the design's other candidates mixtures, and half of each batch, where the space has weights of experts
+    (`SearchSpace.weights`). New studies have it so, unless it is set to false."""
     points: int | None = Field(default=None, ge=4)
     """Candidates of the design. Default: 1.2 p, with p = (d + 1)(d + 2) / 2 the unknowns of a quadratic in d genes, or
     5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least. With slopes, (d + 2) / 2
@@ -120,8 +121,8 @@ class Front:
             raise DriverError(
                 f"driver `front`: `points` is {self._size}; expected {len(self._known)} or more, for the known recipes"
             )
-        mixtures = settings.mixtures and space.weights is not None
-        self._mixtures = (self._size - len(self._known)) // 2 if mixtures else 0
+        mixes = settings.mixtures and space.weights is not None
+        self._mixtures = (self._size - len(self._known)) // 2 if mixes else 0
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
         self._drawn: Genomes = np.empty((0, self._genes))  # all candidates so far, unit coordinates
@@ -142,9 +143,9 @@ class Front:
         """Whether the last generation was drawn all over the space, for the surrogates; not the known recipes, and not batches."""
 
     def __str__(self) -> str:
-        mixtures = f", {self._mixtures} mixtures" if self._mixtures else ""
+        mixed = f", {self._mixtures} mixtures" if self._mixtures else ""
         return (
-            f"front by surrogates: {len(self._known)} known recipes{mixtures} and {len(self._first) - len(self._known) - self._mixtures} Sobol points,"
+            f"front by surrogates: {len(self._known)} known recipes{mixed} and {len(self._first) - len(self._known) - self._mixtures} Sobol points,"
             f" then {self._batch_size} candidates at a time by expected hypervolume improvement, until that is noise"
             + (f"; {self.in_flight} in flight" if self.in_flight > 1 else "")
         )
@@ -239,7 +240,7 @@ class Front:
             points = surrogate.design(self._genes, first, len(first) + 4 * count, seed)
             if self._generation == 0 and attempt < 5:
                 mixed = slice(len(first), len(first) + self._mixtures)
-                points[mixed] = self._space.to_unit(self._space.mixed(self._space.from_unit(points[mixed])))
+                points[mixed] = mixtures.of(self._space, points[mixed])
             points = self._snapped(points)
             points = points[np.sort(np.unique(points.round(9), axis=0, return_index=True)[1])]
             if self._generation > 0:  # replaces failures
@@ -320,7 +321,10 @@ class Front:
         """Return the next candidates, unit coordinates; no rows when none has an expected gain and the fits need no more."""
         if not self._fits:
             return self._points[:0]
-        batch, count = self._improving(self._fits, pending), len(self._points)
+        share = self._batch_size // 2 if self._mixtures else 0
+        batch, count = self._improving(self._fits, self._batch_size - share, pending), len(self._points)
+        if len(batch) and share:
+            batch = np.concatenate([batch, self._between(self._fits, share, np.concatenate([self._drawn, batch]))])
         if pending is not None:
             return batch
         if not len(batch) and count < _PATIENCE * self._size and self._reasons_to_refuse(self._fits):
@@ -328,8 +332,18 @@ class Front:
             return self._design(self._known[:0], self._batch_size)
         return batch
 
-    def _improving(self, fits: Mapping[str, Surrogate], pending: Genomes | None) -> Genomes:
-        """Return the batch with the largest expected hypervolume improvement, unit coordinates; no rows when that is noise.
+    def _between(self, fits: Mapping[str, Surrogate], size: int, drawn: Genomes) -> Genomes:
+        """Return new mixtures that fill gaps between those `drawn` before, unit coordinates."""
+        seed = int(np.random.SeedSequence([self._seed, self._generation, 101]).generate_state(1)[0])
+        candidates = self._snapped(mixtures.candidates(self._space, seed))
+        allowed = infill.is_new(candidates, drawn)
+        allowed &= ~infill.nearer_to_failures(candidates, self._failed, self._points)
+        before = drawn[mixtures.are_mixtures(self._space, drawn)]
+        means, known = (surrogate.predict_all(fits.values(), each)[0] for each in (candidates[allowed], before))
+        return candidates[allowed][mixtures.filling(means, known, size)]
+
+    def _improving(self, fits: Mapping[str, Surrogate], size: int, pending: Genomes | None) -> Genomes:
+        """Return the `size` with the largest expected hypervolume improvement, unit coordinates; no rows when that is noise.
 
         The candidates that are `pending` count with their predictions.
         Evaluated candidates enter with their predictions instead of their scores, so that a candidate with lucky scores does not
@@ -347,10 +361,10 @@ class Front:
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
         waiting = None if pending is None else surrogate.predict_all(fits.values(), self._space.to_unit(pending))
-        rows, gain = infill.choose(candidates, means, deviations, values, volume, self._batch_size, seed, waiting)
+        rows, gain = infill.choose(candidates, means, deviations, values, volume, size, seed, waiting)
         tables = [np.array([done.scores[name] for done in self._succeeded], dtype=np.float64) for name in fits]
         errors = np.stack([infill.paired_errors(self._points, table) for table in tables], axis=1)
-        floor = infill.noise_floor(values, errors, volume, self._batch_size)
+        floor = infill.noise_floor(values, errors, volume, size)
         smallest = max(floor, _SMALLEST_GAIN * volume.of(values))
         self._quiet = self._quiet + 1 if gain < self._settings.tolerance * smallest else 0
         return candidates[rows] if self._quiet < 2 else candidates[:0]
@@ -368,28 +382,3 @@ def sloped_points(genes: int) -> int:
 def suits(space: SearchSpace) -> bool:
     """Return whether surrogates can be fitted over a space: its genes are numbers, at most 40."""
     return all(gene.kind in ("float", "int") for gene in space.genes) and len(space.genes) <= MOST_GENES
-
-
-def fit_surrogates(
-    metrics: Mapping[str, Metric],
-    points: Genomes,
-    evaluations: Sequence[Evaluation],
-    coordinates: Callable[[Genomes], Genomes] = np.asarray,
-    slopes: Mapping[str, Slopes] | None = None,
-) -> dict[str, Surrogate]:
-    """Return the surrogate of each objective of `metrics` that varies, from margins where they were recorded.
-
-    `points`, `(evaluations, genes)`, are unit coordinates; all evaluations succeeded. The surrogates are fitted in `coordinates` of
-    the points, to `slopes` as well if there are any. Raises `SurrogateError`.
-    """
-    fits = {}
-    for name, metric in metrics.items():
-        scores = np.array([evaluation.scores[name] for evaluation in evaluations], dtype=np.float64)
-        table = f"{name.rpartition('/')[0]}/{metric.margins}"
-        recorded = metric.margins is not None and all(table in evaluation.outputs for evaluation in evaluations)
-        margins = np.array([done.outputs[table] for done in evaluations], np.float64) if recorded else None
-        if surrogate.varies(scores):
-            sloped = None if slopes is None else slopes[name]
-            fit = surrogate.fit(coordinates(points), scores, bounds=metric.bounds, margins=margins, slopes=sloped)
-            fits[name] = replace(fit, points=points, coordinates=coordinates)
-    return fits

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator
 
 from evomerge import pareto
-from evomerge.search.fronts.front import fit_surrogates
+from evomerge.search.fronts.fits import fit_surrogates
 from evomerge.search.racing.estimators import Regression, Scores
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Surrogate, item_response

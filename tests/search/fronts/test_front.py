@@ -217,6 +217,17 @@ def test_surrogates_of_mixtures_are_fitted_to_the_weights():
         assert fit.predict(unit)[0] == pytest.approx(fit.rung.predict(bed.space.coordinates(unit))[0])
 
 
+@pytest.mark.parametrize(("tasks", "groups"), [(2, 1), (3, 1), (2, 3)])
+def test_half_of_each_batch_are_mixtures_that_fill_gaps(tasks, groups):
+    bed = Bed(tasks, 0, groups, examples=100)
+    searching = driver(bed, mixtures=True, tolerance=0)
+    proposals = drive(searching, bed.evaluate, searching.breeder._size + 8)
+    genomes = np.array([proposal.genome for proposal in proposals[searching.breeder._size :]])
+    totals = genomes.reshape(2, 4, tasks, groups).sum(axis=2)
+    assert np.isclose(totals, 1).all(axis=2)[:, 2:].all()
+    assert len({proposal.recipe.id for proposal in proposals}) == len(proposals)
+
+
 def test_without_weights_of_experts_mixtures_change_nothing():
     space = int_space(6)
     plain, searching = (Front(space, ["x"], 0, FrontSettings(mixtures=mixtures)) for mixtures in (False, True))
