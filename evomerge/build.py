@@ -6,12 +6,13 @@ candidate into a live model in place. Nested merges stay in fp32; the one cast i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from evomerge import files
+from evomerge.alignment import Aligner, Permuted
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.folder import Checkpoint, Computed, differences
@@ -34,7 +35,7 @@ from evomerge.merging import (
 )
 from evomerge.models.saved_stack import StackConfigs
 from evomerge.placement import Key, Placement
-from evomerge.recipe import Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
+from evomerge.recipe import AlignNode, Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
 from evomerge.recipe.form import KeyPath
 
 
@@ -81,6 +82,8 @@ class Builder:
                 return Merged(merge, self)
             case StackNode(stack=stack):
                 return self._stacked(stack)
+            case AlignNode(align=align):
+                return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
 
     def build_model(self, recipe: Recipe) -> Checkpoint:
         """Return `build(recipe)` as a model to score or to save. Raises `ModelError` for a stack that could not be saved."""
@@ -151,6 +154,10 @@ class Builder:
         return self._stack_configs.of([layer.index for layer in stack.layers])
 
     @cached_property
+    def _aligner(self) -> Aligner:
+        return Aligner(self.pool, self.store)
+
+    @cached_property
     def _stack_configs(self) -> StackConfigs:
         return StackConfigs(self.pool.config)
 
@@ -159,6 +166,8 @@ class Builder:
         checkpoint, name = _origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
+        if isinstance(checkpoint, Permuted):
+            return self._part(name, number, checkpoint.read(name, partial(self.load, checkpoint.source)))
         if not self.search or not isinstance(checkpoint, Adapter | Aligned | Shuffled) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
         digest = self.pool.digests[self._labels[id(checkpoint)]]

@@ -4,6 +4,9 @@
 another. Not to be confused with the alignment of vocabularies, in `evomerge.checkpoints`.
 """
 
+from evomerge.alignment.aligner import Aligner
+from evomerge.alignment.matching import match
+from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, Unit, symmetry
 
-__all__ = ["Permutations", "Symmetry", "Unit", "symmetry"]
+__all__ = ["Aligner", "Permutations", "Permuted", "Symmetry", "Unit", "match", "symmetry"]

@@ -6,7 +6,7 @@ give the same outputs. What fails is left out: a symmetry may be smaller than it
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from evomerge.alignment.axes import Axis, Positions, find, leaves, segments
 from evomerge.alignment.rules import SELECTED, Axes
 from evomerge.alignment.trace import trace
-from evomerge.checkpoints.folder import Checkpoint
 from evomerge.errors import ModelError
 from evomerge.models.live import LiveModel
 from evomerge.models.probes import probes
@@ -149,16 +148,16 @@ class Symmetry:
             piece.put(result, tensor[piece.sources(permutations, self.within)])
         return result
 
-    def assemble(self, checkpoint: Checkpoint, name: str) -> Tensor:
-        """Return a module's tensor from a checkpoint's."""
+    def assembled(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """Return a module's tensor from those of a checkpoint, which `read` returns by name."""
         mappings = self.mappings[name]
-        first = checkpoint.tensor(mappings[0].source)
+        first = read(mappings[0].source)
         if len(mappings) == 1 and mappings[0].is_identity(first.shape, self.shapes[name]):
             return first
         result = first.new_zeros(self.shapes[name])
         for mapping in mappings:
             box = result[mapping.filled]
-            box.copy_(mapping.cut(checkpoint.tensor(mapping.source), box.shape))
+            box.copy_(mapping.cut(read(mapping.source), box.shape))
         return result
 
 

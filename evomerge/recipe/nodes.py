@@ -204,18 +204,58 @@ class StackNode(Node):
         return (*(slot.source for slot in self.stack.slots), self.stack.rest)
 
 
+class Align(FrozenModel):
+    """A model whose hidden units are put in the order of another's, for models without a common ancestor.
+
+    No weight changes but its place: hidden neurons, heads, channels and the residual stream are permuted (Git Re-Basin, arXiv
+    2209.04836), and the outputs are those of `source`.
+    """
+
+    source: "Recipe"
+    """The recipe of the model that is aligned."""
+    to: "Recipe"
+    """The recipe of the model whose order it gets."""
+    by: Literal["weights"] = "weights"
+    """What is matched: the weights of units."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.source == self.to:
+            raise RecipeError("align: `source` and `to` are the same recipe; name two models, or leave out `align`")
+        return self
+
+
+class AlignNode(Node):
+    """The JSON form of an alignment."""
+
+    form: ClassVar[str] = "`align: {...}`"
+    align: Align
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The model that is aligned, and the one that it is aligned to."""
+        return self.align.source, self.align.to
+
+
 AnyNode: TypeAlias = (
     Annotated[Base, Tag(f"{TAG}base")]
     | Annotated[Expert, Tag(f"{TAG}expert")]
     | Annotated[Member, Tag(f"{TAG}member")]
     | Annotated[MergeNode, Tag(f"{TAG}merge")]
     | Annotated[StackNode, Tag(f"{TAG}stack")]
+    | Annotated[AlignNode, Tag(f"{TAG}align")]
 )
 
 NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
 """Every kind of node, by its key."""
 
-_MODELS: dict[str, type[FrozenModel]] = {"merge": Merge, "stages": Stages, "stack": Stack, "slots": Slot}
+_MODELS: dict[str, type[FrozenModel]] = {
+    "merge": Merge,
+    "stages": Stages,
+    "stack": Stack,
+    "slots": Slot,
+    "align": Align,
+}
 FIELDS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
 """Keys known inside each key of a recipe, for messages."""
 

@@ -19,6 +19,8 @@ from evomerge.recipe.form import KeyPath
 from evomerge.recipe.nodes import (
     FIELDS,
     NODES,
+    Align,
+    AlignNode,
     AnyNode,
     Expert,
     Member,
@@ -136,7 +138,7 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         return isinstance(other, Recipe) and self.json == other.json
 
 
-for _part in (Merge, MergeNode, Slot, Stack, StackNode, Recipe):  # they contain each other
+for _part in (Merge, MergeNode, Slot, Stack, StackNode, Align, AlignNode, Recipe):  # they contain each other
     _part.model_rebuild(force=True, _types_namespace={"Recipe": Recipe})
 
 

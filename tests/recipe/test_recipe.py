@@ -175,7 +175,11 @@ def test_prefix_digests_are_equal_as_far_as_stacks_are():
 
 
 WRONG = [
-    ("a list", [], r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}` or `stack: {...}`; got \[\]"),
+    (
+        "a list",
+        [],
+        r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}`, `stack: {...}` or `align: {...}`; got \[\]",
+    ),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
     ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),

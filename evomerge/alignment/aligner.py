@@ -1,0 +1,60 @@
+"""Aligner: the `align` nodes of one pool's recipes. Its models are of one architecture, whose symmetry is found once."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+
+from evomerge.alignment.matching import match
+from evomerge.alignment.permuted import Permuted
+from evomerge.alignment.symmetries import Permutations, Symmetry, symmetry
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.pool import Pool
+from evomerge.checkpoints.stack import Stacked
+from evomerge.errors import ModelError, RecipeError
+from evomerge.merging import Store
+from evomerge.models.live import LiveModel
+from evomerge.recipe import Align
+
+VERSION = 1
+"""Version of the matching: another finds other orders."""
+
+
+class Aligner:
+    """Aligns checkpoints of a pool's architecture. What is found is kept by content in `store`."""
+
+    def __init__(self, pool: Pool, store: Store) -> None:
+        """Take the pool; nothing is loaded before the first alignment."""
+        self._pool, self._store = pool, store
+
+    def aligned(self, align: Align, source: Checkpoint, to: Checkpoint) -> Permuted:
+        """Return `source` in the order of units that is nearest to `to`; orders are searched for when a tensor is read.
+
+        Raises `RecipeError` for a pool or models that cannot be aligned.
+        """
+        if self._pool.heads:
+            raise RecipeError(
+                "align: needs models without heads of their own, since heads would keep the order of their own models"
+            )
+        for word, model in (("source", source), ("to", to)):
+            if isinstance(model, Stacked):
+                raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
+        symmetry = self._symmetry
+        digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
+        key: tuple[str | float, ...] = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
+
+        def permutations() -> Permutations:
+            def made() -> dict[str, torch.Tensor]:
+                return {str(unit): torch.from_numpy(order) for unit, order in match(source, to, symmetry).items()}
+
+            tables: Mapping[str, torch.Tensor] = self._store.prepared(key, self._pool.parameters, made)
+            return {int(unit): table.numpy() for unit, table in tables.items()}
+
+        return Permuted(source, symmetry, permutations)
+
+    @cached_property
+    def _symmetry(self) -> Symmetry:
+        try:
+            return symmetry(LiveModel(self._pool.open_base()))
+        except ModelError as error:
+            raise RecipeError(f"align: {error}") from None

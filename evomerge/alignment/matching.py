@@ -1,0 +1,230 @@
+"""match(source, to, symmetry): the order of one model's units that is nearest to another's weights.
+
+Weight matching of Git Re-Basin (https://arxiv.org/abs/2209.04836): minimise |to - P(source)|², which is to maximise their inner
+product, by coordinate descent over units, each an assignment problem. Units within others, such as the dims of each head, are
+assigned for every pair of the outer ones, so that heads are compared in the best order of their dims. The sum of squares is not
+convex in the orders: what is found is a local optimum. It starts from the order of the files, and from one found by what no
+order changes (sorted weights), by which a permuted copy is recovered exactly; the better end counts.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from evomerge.alignment.axes import Positions
+from evomerge.alignment.symmetries import Permutations, Symmetry
+from evomerge.checkpoints.folder import Checkpoint
+from evomerge.errors import ModelError
+
+SWEEPS = 100
+"""Passes over all units after which the descent ends; it mostly ends after a few, where nothing improves."""
+
+_GAIN = 1e-10
+"""Smallest improvement, relative to the norms, that counts."""
+_RANKS = 64
+_FEATURES = 4096
+
+_Orders: TypeAlias = dict[int, Positions]
+
+
+def match(source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> Permutations:
+    """Return the permutations of the units of `source` with which its weights are nearest to those of `to`.
+
+    In fp64; nothing is drawn but the order of the units in each sweep, which is the same in every run. Raises `ModelError` for
+    two models whose tensors differ in shape.
+    """
+    for name in sorted(symmetry.pieces):
+        for mapping in symmetry.mappings.get(name, ()):
+            shapes = [
+                list(model.info[mapping.source].shape) if mapping.source in model.info else "missing"
+                for model in (source, to)
+            ]
+            if shapes[0] != shapes[1]:
+                raise ModelError(
+                    f"tensor `{mapping.source}` has shape {shapes[0]} in the model that is aligned and {shapes[1]} in the one that "
+                    "it is aligned to; expected equal widths: alignment reorders units and makes none"
+                )
+    matcher = _Matcher(source, to, symmetry)
+    ends = [matcher.descend(start) for start in (symmetry.identity(), matcher.by_sorted_weights())]
+    return max(ends, key=matcher.product)  # the first of equal ones
+
+
+class _Matcher:
+    """Two models, compared box by box."""
+
+    def __init__(self, source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> None:
+        self._source, self._to, self._symmetry = source, to, symmetry
+        self._within = symmetry.within
+        self._pieces = [(name, piece) for name, pieces in symmetry.pieces.items() for piece in pieces]
+        self._having: dict[int, list[int]] = {number: [] for number in self._within}
+        for place, (_, piece) in enumerate(self._pieces):
+            for number in dict.fromkeys(piece.flat):
+                if number in self._having:
+                    self._having[number].append(place)
+        self._free = [number for number, unit in enumerate(symmetry.units) if unit.free]
+        self._inner = {
+            number: [other for other in self._free if number in self._within[other] and not self._within[number]]
+            for number in self._free
+        }
+
+    def product(self, orders: Permutations, places: Sequence[int] | None = None) -> float:
+        """Return the inner product of the model `to` and the permuted source, over the boxes at `places` or all."""
+        chosen = range(len(self._pieces)) if places is None else places
+        return sum(float((self._target(place) * self._permuted(place, orders)).sum()) for place in chosen)
+
+    def descend(self, orders: _Orders) -> _Orders:
+        """Return the orders at which no unit's assignment improves the product any more."""
+        scale = sum(float(self._target(place).square().sum()) for place in range(len(self._pieces))) or 1.0
+        for sweep in range(SWEEPS):
+            improved = False
+            for number in np.random.default_rng(sweep).permutation(self._free).tolist():
+                touched = sorted({place for one in (number, *self._inner[number]) for place in self._having[one]})
+                new = {**orders, **self._best(number, orders)}
+                if self.product(new, touched) > self.product(orders, touched) + _GAIN * scale:
+                    orders, improved = new, True
+            if not improved:
+                break
+        return orders
+
+    def by_sorted_weights(self) -> _Orders:
+        """Return the orders that fit what no order changes: the sorted weights of each unit, outer units first."""
+        orders = self._symmetry.identity()
+        for number in sorted(self._free, key=lambda number: len(self._within[number])):
+            outer = self._within[number]
+            features: list[tuple[Tensor, Tensor]] = []
+            for place in self._having[number]:
+                _, piece = self._pieces[place]
+                own = piece.flat.index(number)
+                front = [*(piece.flat.index(one) for one in outer), own]
+                rest = [axis for axis in range(len(piece.flat)) if axis not in front]
+                fixed = [axis for axis in rest if not self._is_free(piece.flat[axis])]
+                moved = [axis for axis in rest if axis not in fixed]
+                only = {one: orders[one] for one in outer}
+                pair = []
+                for tensor in (self._target(place), self._permuted(place, {**self._symmetry.identity(), **only})):
+                    sizes = [tensor.shape[axis] for axis in front]
+                    table = tensor.permute(*front, *fixed, *moved).reshape(
+                        *sizes, int(np.prod([tensor.shape[axis] for axis in fixed])), -1
+                    )
+                    table = _thinned(table.sort(dim=-1).values, _RANKS).flatten(-2)
+                    pair.append(
+                        _thinned(table, _FEATURES).flatten(0, -3) if outer else _thinned(table, _FEATURES)[None]
+                    )
+                features.append((pair[0], pair[1]))
+            wanted, given = (torch.cat(side, -1) for side in zip(*features, strict=True))
+            costs = torch.stack([torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist") for one, other in zip(wanted, given, strict=True)])  # fmt: skip
+            orders[number] = _assigned(-costs.square(), orders[number].shape)
+        return orders
+
+    def _best(self, number: int, orders: _Orders) -> _Orders:
+        """Return the best order of a unit, and of those within it, all others being as in `orders`."""
+        inner = self._inner[number]
+        if inner:
+            return self._best_with_inner(number, inner, orders)
+        outer = self._within[number]
+        count = self._symmetry.units[number].size
+        blocks = int(np.prod([self._symmetry.units[one].size for one in outer]))
+        gains = torch.zeros(blocks, count, count, dtype=torch.float64)
+        identity = {**orders, number: self._symmetry.identity()[number]}
+        for place in self._having[number]:
+            _, piece = self._pieces[place]
+            for own in [axis for axis, one in enumerate(piece.flat) if one == number][:1]:
+                front = [*(piece.flat.index(one) for one in outer), own]
+                rest = [axis for axis in range(len(piece.flat)) if axis not in front]
+                wanted, given = (
+                    tensor.permute(*front, *rest).reshape(blocks, count, -1)
+                    for tensor in (self._target(place), self._permuted(place, identity))
+                )
+                gains += wanted @ given.mT
+        return {number: _assigned(gains, orders[number].shape)}
+
+    def _best_with_inner(self, number: int, inner: Sequence[int], orders: _Orders) -> _Orders:
+        """Return the best order of a unit, each pair being compared in the best order of the units within it."""
+        units = self._symmetry.units
+        start = self._symmetry.identity()
+        plain = {**orders, **{one: start[one] for one in (number, *inner)}}
+        count = units[number].size
+        gains = torch.zeros(count, count, dtype=torch.float64)
+        parts: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
+        for place in sorted({place for one in (number, *inner) for place in self._having[one]}):
+            _, piece = self._pieces[place]
+            inside = tuple(one for one in inner if one in piece.flat)
+            front = [piece.flat.index(one) for one in (number, *inside)]
+            rest = [axis for axis in range(len(piece.flat)) if axis not in front]
+            sizes = [units[one].size for one in (number, *inside)]
+            wanted, given = (
+                tensor.permute(*front, *rest).reshape(*sizes, -1)
+                for tensor in (self._target(place), self._permuted(place, plain))
+            )
+            if inside:
+                parts.append((inside, wanted, given))
+            else:
+                gains += wanted @ given.T
+        best: dict[tuple[int, int], dict[int, Positions]] = {}
+        for i, j in itertools.product(range(count), repeat=2):
+            some = [(inside, wanted[i], given[j]) for inside, wanted, given in parts]
+            best[i, j], gain = _inside(some, {one: units[one].size for one in inner})
+            gains[i, j] += gain
+        order = _assigned(gains[None], (count,))
+        found: _Orders = {number: order}
+        for one in inner:
+            found[one] = np.stack([best[i, int(order[i])][one] for i in range(count)]).reshape(orders[one].shape)
+        return found
+
+    def _is_free(self, number: int) -> bool:
+        return number >= 0 and self._symmetry.units[number].free
+
+    def _target(self, place: int) -> Tensor:
+        name, piece = self._pieces[place]
+        return piece.of(self._symmetry.assembled(name, self._to.tensor)).double()
+
+    def _permuted(self, place: int, orders: Permutations) -> Tensor:
+        name, piece = self._pieces[place]
+        tensor = self._symmetry.assembled(name, self._source.tensor)
+        return tensor[piece.sources(orders, self._within)].expand(piece.sizes).double()
+
+
+def _inside(
+    parts: Sequence[tuple[tuple[int, ...], Tensor, Tensor]], sizes: Mapping[int, int]
+) -> tuple[dict[int, Positions], float]:
+    """Return the best order of units within one pair of outer ones, and the inner product that they have then.
+
+    A part has a dimension for each of its units, and one for the rest.
+    """
+    orders = {one: np.arange(size) for one, size in sizes.items()}
+
+    def ordered(inside: Sequence[int], given: Tensor, leave: int | None) -> Tensor:
+        for axis, one in enumerate(inside):
+            if one != leave:
+                given = given.index_select(axis, torch.from_numpy(orders[one]))
+        return given
+
+    for alone in (True, False) if any(len(inside) > 1 for inside, _, _ in parts) else (True,):
+        for one, size in sizes.items():
+            gains = torch.zeros(size, size, dtype=torch.float64)
+            for inside, wanted, given in parts:
+                if one in inside and not (alone and len(inside) > 1):
+                    axis = inside.index(one)
+                    left, right = (
+                        tensor.movedim(axis, 0).reshape(size, -1) for tensor in (wanted, ordered(inside, given, one))
+                    )
+                    gains += left @ right.T
+            orders[one] = _assigned(gains[None], (size,))
+    return orders, sum(float((wanted * ordered(inside, given, None)).sum()) for inside, wanted, given in parts)
+
+
+def _assigned(gains: Tensor, shape: Sequence[int]) -> Positions:
+    """Return the assignment of largest total gain in each block; gains are `(blocks, targets, sources)`."""
+    found = [linear_sum_assignment(block, maximize=True)[1] for block in gains.numpy()]
+    return np.stack(found).astype(np.int64).reshape(tuple(shape))
+
+
+def _thinned(table: Tensor, most: int) -> Tensor:
+    """Return at most so many of the last dimension's entries, evenly spaced."""
+    count = table.shape[-1]
+    return table if count <= most else table[..., torch.linspace(0, count - 1, most).round().long()]

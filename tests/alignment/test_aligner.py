@@ -1,0 +1,141 @@
+"""The node `align` in recipes: built, merged, cached, and refused where it cannot be."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from commands import evomerge
+from pools import Models, write_pool
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+
+from evomerge.alignment import Permuted, aligner, symmetry
+from evomerge.build import Builder
+from evomerge.checkpoints.folder import Folder
+from evomerge.checkpoints.pool import Pool
+from evomerge.errors import RecipeError
+from evomerge.models.live import LiveModel
+from evomerge.recipe import Recipe
+
+ALIGNED = {"align": {"source": "copy", "to": "base"}}
+
+
+def permuted_copy(folder, out):
+    """Write a copy of the model in `folder` with its units in a random order."""
+    live, model = LiveModel(folder), Folder(folder)
+    found = symmetry(live)
+    order = found.random(3)
+    copy = Permuted(model, found, lambda: order)
+    live.write(copy)
+    live.module.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    transformers.utils.logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("pool")
+    base = tiny_model(folder / "base", "llama", 0)
+    other = tiny_model(folder / "other", "llama", 1)
+    copy = permuted_copy(base, folder / "copy")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).write_bytes((base / name).read_bytes())
+    return Pool(base, {"copy": copy, "other": other})
+
+
+def build(pool, data, **options):
+    return Builder(pool, **options).build(Recipe.parse(data))
+
+
+def test_aligned_copy_is_the_model_that_it_was_made_of(pool):
+    built = build(pool, ALIGNED)
+    for name in pool.base.info:
+        assert torch.equal(built.tensor(name), pool.base.tensor(name))
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_input_of_a_merge_is_aligned(pool, search):
+    mean = {"merge": {"method": "linear", "inputs": ["base", ALIGNED]}}
+    built = build(pool, mean, search=search)
+    for name in pool.base.info:
+        torch.testing.assert_close(built.tensor(name), pool.base.tensor(name), rtol=1e-6, atol=1e-7)
+    unaligned = build(pool, {"merge": {"method": "linear", "inputs": ["base", "copy"]}})
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.allclose(unaligned.tensor(name), pool.base.tensor(name), atol=1e-2)
+
+
+def test_aligned_model_computes_the_same(pool):
+    live = LiveModel(pool.base.path)
+    ids = torch.arange(8)[None]
+    logits = []
+    for data in ("other", {"align": {"source": "other", "to": "base"}}):
+        live.write(build(pool, data))
+        with torch.no_grad():
+            logits.append(live.module(ids).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(*logits)
+
+
+def test_merge_is_aligned_before_its_cast(pool):
+    inner = {"merge": {"method": "linear", "inputs": ["copy", "other"]}}
+    builder = Builder(pool)
+    aligned, plain = (builder.build(Recipe.parse(data)) for data in ({"align": {"source": inner, "to": "base"}}, inner))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert builder.load(aligned, name).dtype == torch.float32
+    assert torch.equal(aligned.tensor(name).flatten().sort().values, plain.tensor(name).flatten().sort().values)
+
+
+def test_order_is_searched_for_once(pool, monkeypatch):
+    calls = []
+    found = aligner.match
+    monkeypatch.setattr(aligner, "match", lambda *args: calls.append(1) or found(*args))
+    builder = Builder(pool)
+    for _ in range(2):
+        built = builder.build(Recipe.parse(ALIGNED))
+        for name in built.info:
+            built.tensor(name)
+    assert calls == [1]
+
+
+def test_alignment_to_itself_is_refused():
+    with pytest.raises(RecipeError, match="`source` and `to` are the same recipe"):
+        Recipe.parse({"align": {"source": "copy", "to": "copy"}})
+
+
+def test_another_way_to_match_is_refused():
+    with pytest.raises(RecipeError, match=r"by"):
+        Recipe.parse({"align": {"source": "copy", "to": "base", "by": "colours"}})
+
+
+def test_recipe_reads_back_from_its_json():
+    recipe = Recipe.parse(ALIGNED)
+    assert Recipe.parse(json.loads(recipe.json)) == recipe
+    assert recipe.experts == ("copy",)
+    assert recipe.data == {"align": {"source": {"expert": "copy"}, "to": "base"}}
+
+
+def test_stack_cannot_be_aligned(pool):
+    stack = {"stack": {"slots": [{"source": "copy", "layer": 0}], "rest": "copy"}}
+    with pytest.raises(RecipeError, match="`source` is a stack of layers"):
+        build(pool, {"align": {"source": stack, "to": "base"}})
+
+
+def test_model_that_cannot_be_run_on_random_inputs_is_refused_before_any_work(tmp_path):
+    models = Models.random(2)
+    folder = write_pool(tmp_path, models)
+    first, second = models.experts
+    pool = Pool(folder / "base", {name: folder / name for name in models.experts})
+    with pytest.raises(RecipeError, match=r"align: .*not the configuration of an architecture"):
+        build(pool, {"align": {"source": first, "to": second}})
+
+
+def test_command_writes_the_merge(pool, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "merge: {method: linear, inputs: [base, {align: {source: copy, to: base}}]}\n", encoding="utf-8"
+    )
+    models = [f"--base={pool.base.path}", *(f"--expert={name}={model.path}" for name, model in pool.experts.items())]
+    evomerge("merge", tmp_path / "recipe.yaml", *models, "-o", tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name in pool.base.info:
+        torch.testing.assert_close(written[name], pool.base.tensor(name), rtol=1e-6, atol=1e-7)

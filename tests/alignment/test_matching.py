@@ -1,0 +1,85 @@
+"""Matching: permuted copies are recovered exactly, and noise is seen through."""
+
+import pytest
+import torch
+import transformers
+from architectures import build
+from safetensors.torch import save_file
+
+from evomerge.alignment import Permuted, match, symmetry
+from evomerge.checkpoints.folder import Folder
+from evomerge.errors import ModelError
+from evomerge.models.live import LiveModel
+
+SUITE = ["llama", "qwen3", "gpt2", "gpt_neox", "phi3", "bert", "vit", "mixtral", "t5", "convnext"]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """By architecture, a checkpoint and its symmetry."""
+    transformers.utils.logging.disable_progress_bar()
+    made = {}
+
+    def of(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            build(name, 0).save_pretrained(folder)
+            made[name] = Folder(folder), symmetry(LiveModel(folder))
+        return made[name]
+
+    return of
+
+
+def shuffled(model, symmetry, seed):
+    order = symmetry.random(seed)
+    return Permuted(model, symmetry, lambda: order)
+
+
+def apart(one, other):
+    """Return the sum of squares of the differences of all weights."""
+    return sum(
+        float((one.tensor(name).double() - other.tensor(name).double()).square().sum())
+        for name, entry in one.info.items()
+        if entry.dtype.is_floating_point
+    )
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_permuted_copy_is_recovered_exactly(name, opened):
+    model, symmetry = opened(name)
+    copy = shuffled(model, symmetry, 1)
+    assert any(not torch.equal(copy.tensor(key), model.tensor(key)) for key in model.info)
+    found = match(copy, model, symmetry)
+    back = Permuted(copy, symmetry, lambda: found)
+    for key in model.info:
+        assert torch.equal(back.tensor(key), model.tensor(key)), key
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])
+def test_noisy_permuted_copy_comes_as_near_as_the_noise(name, opened, tmp_path):
+    model, symmetry = opened(name)
+    drawn = torch.Generator().manual_seed(0)
+    noisy = {key: model.tensor(key) + 0.02 * torch.randn(model.info[key].shape, generator=drawn) for key in model.info}
+    save_file(noisy, tmp_path / "model.safetensors")
+    other = Folder(tmp_path)
+    copy = shuffled(other, symmetry, 1)
+    found = match(copy, model, symmetry)
+    assert apart(copy, model) > 10 * apart(other, model)
+    assert apart(Permuted(copy, symmetry, lambda: found), model) <= apart(other, model) * 1.0001
+
+
+def test_unlike_models_come_nearer_and_the_same_order_is_found_again(opened, tmp_path):
+    model, symmetry = opened("vit")
+    build("vit", 7).save_pretrained(tmp_path)
+    other = Folder(tmp_path)
+    found, again = (match(other, model, symmetry) for _ in range(2))
+    assert apart(Permuted(other, symmetry, lambda: found), model) < apart(other, model)
+    assert all((found[unit] == again[unit]).all() for unit in found)
+
+
+def test_models_of_other_widths_are_refused_with_the_tensor(opened, tmp_path):
+    model, symmetry = opened("llama")
+    config = transformers.LlamaConfig.from_pretrained(model.path, intermediate_size=20)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"mlp.down_proj.weight` has shape \[16, 20\].*\[16, 24\].*equal widths"):
+        match(Folder(tmp_path), model, symmetry)
