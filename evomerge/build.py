@@ -167,7 +167,7 @@ class Builder:
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
         if isinstance(checkpoint, Permuted):
-            return self._part(name, number, checkpoint.read(name, partial(self.load, checkpoint.source)))
+            return self._part(name, number, self._permuted(checkpoint, name))
         if not self.search or not isinstance(checkpoint, Adapter | Aligned | Shuffled) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
         digest = self.pool.digests[self._labels[id(checkpoint)]]
@@ -177,6 +177,16 @@ class Builder:
             lambda: {"tensor": checkpoint.tensor(name)},
         )
         return self._part(name, number, tables["tensor"])
+
+    def _permuted(self, aligned: Permuted, name: str) -> torch.Tensor:
+        """Return a tensor of an aligned model, which a search keeps where the model is one of the pool's."""
+
+        def made() -> dict[str, torch.Tensor]:
+            return {"tensor": aligned.read(name, partial(self.load, aligned.source))}
+
+        if not self.search or id(aligned.source) not in self._labels:
+            return made()["tensor"]
+        return self.store.prepared((*aligned.key, name), aligned.info[name].numel, made)["tensor"]
 
     def _part(self, name: str, number: int | None, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if number is None else self.pool.layout.matrices(name)[number].of(tensor)

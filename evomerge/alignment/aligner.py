@@ -13,6 +13,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError, RecipeError
 from evomerge.merging import Store
+from evomerge.merging.prepared import Key
 from evomerge.models.live import LiveModel
 from evomerge.recipe import Align
 
@@ -41,7 +42,7 @@ class Aligner:
                 raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
         symmetry = self._symmetry
         digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
-        key: tuple[str | float, ...] = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
+        key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
 
         def permutations() -> Permutations:
             def made() -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ class Aligner:
             tables: Mapping[str, torch.Tensor] = self._store.prepared(key, self._pool.parameters, made)
             return {int(unit): table.numpy() for unit, table in tables.items()}
 
-        return Permuted(source, symmetry, permutations)
+        return Permuted(source, symmetry, permutations, key)
 
     @cached_property
     def _symmetry(self) -> Symmetry:

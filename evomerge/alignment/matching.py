@@ -24,7 +24,7 @@ from evomerge.errors import ModelError
 SWEEPS = 100
 """Passes over all units after which the descent ends; it mostly ends after a few, where nothing improves."""
 
-_GAIN = 1e-10
+_GAIN = 1e-8
 """Smallest improvement, relative to the norms, that counts."""
 _RANKS = 64
 _FEATURES = 4096
@@ -50,8 +50,11 @@ def match(source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> Permutation
                     "it is aligned to; expected equal widths: alignment reorders units and makes none"
                 )
     matcher = _Matcher(source, to, symmetry)
-    ends = [matcher.descend(start) for start in (symmetry.identity(), matcher.by_sorted_weights())]
-    return max(ends, key=matcher.product)  # the first of equal ones
+    fitted = matcher.descend(matcher.by_sorted_weights())
+    if matcher.is_exact(fitted):
+        return fitted
+    plain = matcher.descend(symmetry.identity())
+    return max((plain, fitted), key=matcher.product)  # the first of equal ones
 
 
 class _Matcher:
@@ -77,19 +80,29 @@ class _Matcher:
         chosen = range(len(self._pieces)) if places is None else places
         return sum(float((self._target(place) * self._permuted(place, orders)).sum()) for place in chosen)
 
+    def is_exact(self, orders: Permutations) -> bool:
+        """Return whether the permuted source is the model `to`, element by element."""
+        return all(
+            torch.equal(self._target(place), self._permuted(place, orders)) for place in range(len(self._pieces))
+        )
+
     def descend(self, orders: _Orders) -> _Orders:
         """Return the orders at which no unit's assignment improves the product any more."""
         scale = sum(float(self._target(place).square().sum()) for place in range(len(self._pieces))) or 1.0
         for sweep in range(SWEEPS):
             improved = False
             for number in np.random.default_rng(sweep).permutation(self._free).tolist():
-                touched = sorted({place for one in (number, *self._inner[number]) for place in self._having[one]})
-                new = {**orders, **self._best(number, orders)}
-                if self.product(new, touched) > self.product(orders, touched) + _GAIN * scale:
-                    orders, improved = new, True
+                found, gain = self._best(number, orders)
+                if gain > _GAIN * scale:
+                    orders, improved = {**orders, **found}, True
             if not improved:
                 break
         return orders
+
+    def _gain(self, number: int, orders: _Orders, found: _Orders) -> float:
+        """Return by how much the product grows with the orders found of a unit and of those within it."""
+        touched = sorted({place for one in (number, *self._inner[number]) for place in self._having[one]})
+        return self.product({**orders, **found}, touched) - self.product(orders, touched)
 
     def by_sorted_weights(self) -> _Orders:
         """Return the orders that fit what no order changes: the sorted weights of each unit, outer units first."""
@@ -121,11 +134,12 @@ class _Matcher:
             orders[number] = _assigned(-costs.square(), orders[number].shape)
         return orders
 
-    def _best(self, number: int, orders: _Orders) -> _Orders:
-        """Return the best order of a unit, and of those within it, all others being as in `orders`."""
+    def _best(self, number: int, orders: _Orders) -> tuple[_Orders, float]:
+        """Return the best order of a unit, and of those within it, all others being as in `orders`; and what it gains."""
         inner = self._inner[number]
         if inner:
-            return self._best_with_inner(number, inner, orders)
+            found = self._best_with_inner(number, inner, orders)
+            return found, self._gain(number, orders, found)
         outer = self._within[number]
         count = self._symmetry.units[number].size
         blocks = int(np.prod([self._symmetry.units[one].size for one in outer]))
@@ -141,7 +155,12 @@ class _Matcher:
                     for tensor in (self._target(place), self._permuted(place, identity))
                 )
                 gains += wanted @ given.mT
-        return {number: _assigned(gains, orders[number].shape)}
+        order = _assigned(gains, orders[number].shape)
+        if any(self._pieces[place][1].flat.count(number) > 1 for place in self._having[number]):
+            return {number: order}, self._gain(number, orders, {number: order})
+        pair = (torch.from_numpy(one.reshape(blocks, count, 1)) for one in (order, orders[number]))
+        new, old = (float(gains.gather(2, one).sum()) for one in pair)
+        return {number: order}, new - old
 
     def _best_with_inner(self, number: int, inner: Sequence[int], orders: _Orders) -> _Orders:
         """Return the best order of a unit, each pair being compared in the best order of the units within it."""

@@ -6,6 +6,7 @@ import torch
 
 from evomerge.alignment.symmetries import Permutations, Symmetry
 from evomerge.checkpoints.folder import Checkpoint
+from evomerge.merging.prepared import Key
 from evomerge.models.tensor_mapping import TensorMapping
 
 
@@ -15,8 +16,14 @@ class Permuted(Checkpoint):
     No number changes, only its place: the outputs are the same up to rounding.
     """
 
-    def __init__(self, source: Checkpoint, symmetry: Symmetry, permutations: Callable[[], Permutations]) -> None:
-        """Take what finds the permutations, which is called when the first tensor is read."""
+    def __init__(
+        self, source: Checkpoint, symmetry: Symmetry, permutations: Callable[[], Permutations], key: Key = ()
+    ) -> None:
+        """Take what finds the permutations, which is called when the first tensor is read.
+
+        `key` is all that the tensors depend on, by content, for what is kept of them; empty where nothing is kept.
+        """
+        self.key = key
         self.source, self.info = source, source.info
         self._symmetry, self._permutations = symmetry, permutations
         self._places: dict[str, list[TensorMapping]] = {}

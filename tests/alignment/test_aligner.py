@@ -98,6 +98,18 @@ def test_order_is_searched_for_once(pool, monkeypatch):
     assert calls == [1]
 
 
+def test_search_permutes_a_tensor_of_an_expert_once(pool, monkeypatch):
+    reads = []
+    read = Permuted.read
+    monkeypatch.setattr(Permuted, "read", lambda self, name, *rest: reads.append(name) or read(self, name, *rest))
+    builder = Builder(pool, search=True)
+    for weight in (0.25, 0.5):
+        merge = {"method": "linear", "inputs": ["base", ALIGNED], "parameters": {"weight": weight}}
+        built = builder.build(Recipe.parse({"merge": merge}))
+        built.tensor("model.layers.0.mlp.up_proj.weight")
+    assert reads == ["model.layers.0.mlp.up_proj.weight"]
+
+
 def test_alignment_to_itself_is_refused():
     with pytest.raises(RecipeError, match="`source` and `to` are the same recipe"):
         Recipe.parse({"align": {"source": "copy", "to": "copy"}})

@@ -55,6 +55,26 @@ def test_permuted_copy_is_recovered_exactly(name, opened):
         assert torch.equal(back.tensor(key), model.tensor(key)), key
 
 
+def test_permuted_channels_are_recovered_with_their_batch_norms(tmp_path):
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = transformers.ResNetForImageClassification(config)
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.rand_like(tensor))
+        network.save_pretrained(tmp_path)
+    model, found = Folder(tmp_path), symmetry(LiveModel(tmp_path))
+    copy = shuffled(model, found, 1)
+    order = match(copy, model, found)
+    back = Permuted(copy, found, lambda: order)
+    variance = next(name for name in model.info if name.endswith("running_var"))
+    assert not torch.equal(copy.tensor(variance), model.tensor(variance))
+    assert all(torch.equal(back.tensor(name), model.tensor(name)) for name in model.info)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])
 def test_noisy_permuted_copy_comes_as_near_as_the_noise(name, opened, tmp_path):
     model, symmetry = opened(name)
