@@ -93,10 +93,12 @@ def test_a_study_whose_settings_named_no_driver_keeps_the_one_it_started_with(fo
         study.run(CachingEvaluator(FromIds(), study.parts.sizes))
         return study.journal_path.read_bytes()
 
-    old = Study.create(tmp_path / "front", settings(12, {"kind": "front"}))
+    old = Study.create(tmp_path / "front", settings(12, {"kind": "front", "mixtures": False}))
     content = run(old)
     header = old.folder / "study.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"settings": settings(12).model_dump(mode="json")}))
+    said = json.loads(header.read_text())
+    identity = said["identity"] | {"driver": {"kind": "front"}}
+    header.write_text(json.dumps(said | {"identity": identity, "settings": settings(12).model_dump(mode="json")}))
     lines = content.splitlines(keepends=True)
     for cut in (0, 5, len(lines) - 2, len(lines)):
         old.journal_path.write_bytes(b"".join(lines[:cut]))

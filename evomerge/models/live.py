@@ -78,6 +78,8 @@ class LiveModel:
         self._views, self._twins = self._bind(self.mappings)
         self._stacked = False
         self.prefixes = Prefixes(shared)
+        self.watched = False
+        """Whether statistics are collected of what its parts see: tasks then run each sequence whole."""
         self.unused = tuple(name for name in self._info if name not in self._views.keys() | self._twins.keys())
         self._whole = self.module
         self.shared_blocks = SharedBlocks(self._whole, shared, lambda: self.prefixes.nbytes)

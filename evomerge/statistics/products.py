@@ -219,13 +219,14 @@ def watched(live: LiveModel, products: Products) -> Iterator[None]:
     module: nn.Module = live.module
     inside = getattr(module, "base_model", module)  # which tasks with a head of their own call
     runs = [_Unpadded(part, products) for part in dict.fromkeys((module, inside))]
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, live.watched = torch.backends.mha.get_fastpath_enabled(), True
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # one operation for a whole layer
         with _plain_experts(module), products:
             yield
             products.flush()
     finally:
+        live.watched = False
         torch.backends.mha.set_fastpath_enabled(fast)
         for run in runs:
             run.remove()

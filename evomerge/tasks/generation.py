@@ -169,7 +169,7 @@ class Generation(Task):
                 len(prompt) > 1 and answer.start >= len(prompt) and answer.tokens[: len(prompt) - 1] == prompt[:-1]
                 for prompt, answer in zip(prompts, answers, strict=True)
             )
-        return self._once[key]
+        return self._once[key] and not model.watched
 
     def _read_once(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[tuple[list[int], Scores]]:
         """Yield the positions and scores of each batch, whose prompts but for their last token are read once."""

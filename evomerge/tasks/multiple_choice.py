@@ -111,7 +111,7 @@ class MultipleChoice(Task):
         key = (split, model.folder)
         if key not in self._once:
             self._once[key] = can_read(model) and worth(self._sequences(model, split, range(len(self._prompts[split]))))
-        return self._once[key]
+        return self._once[key] and not model.watched
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another, each of whole examples: choices of one example compete."""
