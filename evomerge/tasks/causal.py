@@ -105,7 +105,7 @@ def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[T
     ids = ids.to(model.device)
     inputs = {"input_ids": ids, "attention_mask": mask.to(model.device), "use_cache": False}
     first = min(sequence.start for sequence in sequences) - 1
-    if first and "logits_to_keep" in inspect.signature(model.module.forward).parameters:
+    if first and not model.watched and "logits_to_keep" in inspect.signature(model.module.forward).parameters:
         inputs["logits_to_keep"] = torch.arange(first, ids.shape[1] - 1, device=model.device)
     logits = model.module(**inputs).logits
     skipped = first if logits.shape[1] < ids.shape[1] else 0

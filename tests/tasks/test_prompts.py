@@ -30,7 +30,11 @@ def model_of(architecture):
             for parameter in module.parameters():
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return SimpleNamespace(
-        module=module, device=torch.device("cpu"), tokenizer=SimpleNamespace(pad_token_id=0), folder=architecture
+        module=module,
+        device=torch.device("cpu"),
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        folder=architecture,
+        watched=False,
     )
 
 
