@@ -162,6 +162,8 @@ class Generation(Task):
 
     def _reads_once(self, model: LiveModel, split: Split) -> bool:
         """Return whether the prompts are read once, for the right answers and for those that the model writes."""
+        if model.watched:
+            return False
         key = (split, model.folder)
         if key not in self._once:
             prompts, answers = self._tokenised(model, split)
@@ -169,7 +171,7 @@ class Generation(Task):
                 len(prompt) > 1 and answer.start >= len(prompt) and answer.tokens[: len(prompt) - 1] == prompt[:-1]
                 for prompt, answer in zip(prompts, answers, strict=True)
             )
-        return self._once[key] and not model.watched
+        return self._once[key]
 
     def _read_once(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[tuple[list[int], Scores]]:
         """Yield the positions and scores of each batch, whose prompts but for their last token are read once."""

@@ -108,10 +108,12 @@ class MultipleChoice(Task):
 
     def _reads_once(self, model: LiveModel, split: Split) -> bool:
         """Return whether what the choices of an example begin with is read once for all of them."""
+        if model.watched:
+            return False
         key = (split, model.folder)
         if key not in self._once:
             self._once[key] = can_read(model) and worth(self._sequences(model, split, range(len(self._prompts[split]))))
-        return self._once[key] and not model.watched
+        return self._once[key]
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another, each of whole examples: choices of one example compete."""
