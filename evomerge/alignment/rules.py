@@ -35,14 +35,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 def elementwise(read: Read, result: Tensor, *args: Any, **more: Any) -> Axes:
     """Dimensions that are broadcast against each other are in one order."""
-    given = [read(arg) for arg in (*args, *more.values()) if isinstance(arg, Tensor)]
-    axes: Axes = []
-    for place in range(-result.ndim, 0):
-        met = [one[place] for one in given if len(one) >= -place and one[place].size == result.shape[place]]
-        for other in met[1:]:
-            unify(met[0], other)
-        axes.append(met[0] if met else Axis(result.shape[place]))
-    return axes
+    return _broadcast(result, [read(arg) for arg in (*args, *more.values()) if isinstance(arg, Tensor)])
 
 
 @_rule(
@@ -198,7 +191,7 @@ def _matmul(read: Read, result: Tensor, one: Tensor, other: Tensor) -> Axes:
 
 
 def _broadcast(result: Tensor, given: Sequence[Axes]) -> Axes:
-    axes = []
+    axes: Axes = []
     for place in range(-result.ndim, 0):
         met = [one[place] for one in given if len(one) >= -place and one[place].size == result.shape[place]]
         for other in met[1:]:

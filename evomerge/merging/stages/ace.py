@@ -10,10 +10,11 @@ import torch
 
 from evomerge.errors import RecipeError
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Tensor, Values
-from evomerge.merging.stage import Measurement, Preparation, Stage, Words
+from evomerge.merging.site import Chunks, Prepared, Rows, Site, Tensor, Values
+from evomerge.merging.stage import Measurement, Preparation, Stage
 from evomerge.merging.stages.edits import complete
 from evomerge.merging.stages.spectral import one_thread
+from evomerge.merging.stages.whole import joined, measure
 
 _TINY = 1e-12
 """What the authors' code adds to numbers that it takes the logarithm of or divides by."""
@@ -80,22 +81,12 @@ def _prepare(site: Site, chunks: Chunks, values: Values) -> Prepared:
     return {"row": delta.float().reshape(-1).contiguous()}
 
 
-def _measure(region: Region, values: Values) -> Bound:
-    (tables,) = region.prepared()
-    return {"rows": [tables["row"]]}
-
-
-def _joined(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
-    merged: Rows = bound["rows"]
-    return merged
-
-
 ACE = {
     "ace": Stage(
         "edit",
         "the matrix whose outputs are nearest to those of all inputs, with covariances read from their task vectors; the mean for tensors "
         "other than matrices, and where no input has rows that differ (ACE-Merging, arXiv 2603.02945, as released)",
-        _joined,
+        joined,
         {
             "epsilon": Parameter(
                 "white noise in each covariance, in the square of the weights' units",
@@ -120,7 +111,7 @@ ACE = {
             ),
         },
         prepare=Preparation(_prepare, lambda site, values: tuple(values.values())),
-        measure=Measurement(_measure, lambda values: "tensor", fields=True),
+        measure=Measurement(measure, lambda values: "tensor", fields=True),
         bind=lambda site, values, fields: fields,
         joins=True,
     )

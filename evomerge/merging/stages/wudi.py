@@ -7,10 +7,11 @@ matrices τₖᵀτₖ / |τₖ|²: the rows of τₖ are sums of its inputs, as
 import torch
 
 from evomerge.merging.parameters import Parameter
-from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Tensor, Values
-from evomerge.merging.stage import Measurement, Preparation, Stage, Words
+from evomerge.merging.site import Chunks, Prepared, Site, Tensor, Values
+from evomerge.merging.stage import Measurement, Preparation, Stage
 from evomerge.merging.stages.edits import complete
 from evomerge.merging.stages.spectral import one_thread
+from evomerge.merging.stages.whole import joined, measure
 
 _NULL = 1e-12
 """Eigenvalues below this share of the largest are rounding noise: those of singular values below 1e-6."""
@@ -70,22 +71,12 @@ def _key(site: Site, values: Values) -> tuple[str | float, ...]:
     return ("exact",) if values["solver"] == "exact" else ("adam", values["steps"], values["rate"])
 
 
-def _measure(region: Region, values: Values) -> Bound:
-    (tables,) = region.prepared()
-    return {"rows": [tables["row"]]}
-
-
-def _joined(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
-    merged: Rows = bound["rows"]
-    return merged
-
-
 WUDI = {
     "wudi": Stage(
         "edit",
         "the matrix that changes least what each input computes of inputs like the rows of its task vector; the mean for tensors other than "
         "matrices (WUDI-Merging, arXiv 2503.08099)",
-        _joined,
+        joined,
         {
             "solver": Parameter.word(
                 "`adam`: `steps` of Adam at `rate` from the sum of the task vectors (paper); `exact`: the minimum, of those the one of least "
@@ -104,7 +95,7 @@ WUDI = {
             ),
         },
         prepare=Preparation(_prepare, _key),
-        measure=Measurement(_measure, lambda values: "tensor", fields=True),
+        measure=Measurement(measure, lambda values: "tensor", fields=True),
         bind=lambda site, values, fields: fields,
         joins=True,
     )
