@@ -39,8 +39,10 @@ from evomerge.trial import Evaluation, Proposal
 
 SEEDS = 3
 EVALUATIONS = 120
+PRECISION = str(zoo.fast_precision()).removeprefix("torch.")
 PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget, after which the best candidate is scored on the unseen examples
 SIZES = (50, 100, 200, 400)
+EXAMPLES = 100  # per task, where the number of examples is not what is compared
 FRONT = 8  # points of a front that are scored on the unseen examples
 STUDIES = Path("runs") / "slopes"
 
@@ -80,9 +82,9 @@ def _cases() -> Iterator[Case]:
     for name in ("text", "text4", "language"):
         for method, driver in METHODS.items():
             sloped = driver["kind"] == "gradient" or driver.get("slopes")
-            yield Case(name, method, "tensors" if sloped else "halves", 200)
-        yield from (Case(name, "gradient", genes, 200) for genes in ("few", "halves", "blocks"))
-        yield from (Case(name, "gradient", "tensors", size) for size in SIZES if size != 200)
+            yield Case(name, method, "tensors" if sloped else "halves", EXAMPLES)
+        yield from (Case(name, "gradient", genes, EXAMPLES) for genes in ("few", "halves", "blocks"))
+        yield from (Case(name, "gradient", "tensors", size) for size in SIZES if size != EXAMPLES)
 
 
 CASES = {str(case): case for case in _cases()}
@@ -118,12 +120,12 @@ def measure(switches: Switches) -> Findings:
 
 
 def kept_rows(switches: Switches) -> list[dict[str, Any]]:
-    """Return the rows of earlier runs with the same budget from the output folder."""
+    """Return the rows of earlier runs with the same budget and precision from the output folder."""
     path = None if switches.out is None else switches.out / "slopes.json"
     if path is None or not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"]
-    return [row for row in rows if row["budget"] == switches.evaluations]
+    return [row for row in rows if (row["budget"], row["precision"]) == (switches.evaluations, PRECISION)]
 
 
 def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dict[str, Any]]:
@@ -162,6 +164,7 @@ def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dic
                 "examples": case.examples,
                 "seed": seed,
                 "budget": settings.evaluations,
+                "precision": settings.precision,
                 "evaluations": len(upto),
                 "with_slopes": sum(proposal.slopes is not None for proposal, _ in upto),
                 "units": float(units[len(upto) - 1]),
@@ -209,6 +212,7 @@ def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> Stud
         "driver": METHODS[case.method],
         "seed": seed,
         "evaluations": switches.evaluations,
+        "precision": PRECISION,
     }
     return StudySettings.parse(given, str(case), Path())
 
@@ -313,11 +317,11 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the unseen score against CPU seconds, a panel for each zoo, a line for each search with 200 examples."""
+    """Draw the unseen score against CPU seconds, a panel for each zoo, a line for each search with as many examples."""
     zoos = list(dict.fromkeys(row["zoo"] for row in rows))
     figure = Figure(figsize=(max(5.2 * len(zoos), 7), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(zoos), squeeze=False)[0], zoos, strict=True):
-        of_zoo = [row for row in rows if row["zoo"] == name and (row["examples"] == 200 or name == "digits")]
+        of_zoo = [row for row in rows if row["zoo"] == name and (row["examples"] == EXAMPLES or name == "digits")]
         for method, genes in dict.fromkeys((row["method"], row["genes"]) for row in of_zoo):
             of = [row for row in of_zoo if (row["method"], row["genes"]) == (method, genes)]
             steps = [[row for row in of if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in of)]
