@@ -13,7 +13,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from evomerge.alignment.axes import Positions
@@ -239,6 +238,8 @@ def _inside(
 
 def _assigned(gains: Tensor, shape: Sequence[int]) -> Positions:
     """Return the assignment of largest total gain in each block; gains are `(blocks, targets, sources)`."""
+    from scipy.optimize import linear_sum_assignment  # a merge without alignment does not wait for scipy
+
     found = [linear_sum_assignment(block, maximize=True)[1] for block in gains.numpy()]
     return np.stack(found).astype(np.int64).reshape(tuple(shape))
 
