@@ -317,19 +317,27 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the unseen score against CPU seconds, a panel for each zoo, a line for each search with as many examples."""
+    """Draw the unseen score against CPU seconds, a panel for each zoo, a line for each search with as many examples.
+
+    Lines are means over the seeds that all searches of a zoo have: another zoo is trained for each.
+    """
     zoos = list(dict.fromkeys(row["zoo"] for row in rows))
     figure = Figure(figsize=(max(5.2 * len(zoos), 7), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(zoos), squeeze=False)[0], zoos, strict=True):
         of_zoo = [row for row in rows if row["zoo"] == name and (row["examples"] == EXAMPLES or name == "digits")]
-        for method, genes in dict.fromkeys((row["method"], row["genes"]) for row in of_zoo):
+        searches = dict.fromkeys((row["method"], row["genes"]) for row in of_zoo)
+        seeds = set.intersection(
+            *({row["seed"] for row in of_zoo if (row["method"], row["genes"]) == one} for one in searches)
+        )
+        of_zoo = [row for row in of_zoo if row["seed"] in seeds]
+        for method, genes in searches:
             of = [row for row in of_zoo if (row["method"], row["genes"]) == (method, genes)]
             steps = [[row for row in of if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in of)]
             seconds = np.mean([[row["cpu_s"] for row in seed] for seed in steps], axis=0)
             unseen = np.mean([[row["unseen"] for row in seed] for seed in steps], axis=0)
             axes.plot(seconds, unseen, marker="o", label=f"{method}, {genes} genes")
         style(axes)
-        axes.set_title(name)
+        axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
         axes.set_xlabel("CPU seconds")
         axes.set_ylabel("unseen score of the best candidate")
         axes.legend(frameon=False, fontsize=8)
