@@ -18,10 +18,10 @@ def start(
 
     Without `queue`, all is evaluated in this process in place of one. `say` is called with a line while candidates wait and there is no worker.
     """
+    started = header.read(folder)
     if parts.setup.device == settings.device:  # else it was chosen for this evaluator
-        header.check_device(header.read(folder), settings.device, folder)
-    workers, deadline = settings.workers, settings.deadline
-    known = header.read(folder).identity
+        header.check_device(started, settings.device, folder)
+    workers, deadline, known = settings.workers, settings.deadline, started.identity
     digests = known.get("pool_digests", {})
     setup = replace(parts.setup, members=str(folder / "members") if parts.space.parents else None)
     made: evaluate.Evaluator

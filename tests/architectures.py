@@ -15,6 +15,9 @@ _MIXTURE = {**_DECODER, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 _IMAGE = {**_WIDTH, "image_size": 8, "patch_size": 4, "num_channels": 3}
 _CAUSAL = "AutoModelForCausalLM"
 
+ALIGNED = ("llama", "qwen3", "gpt2", "gpt_neox", "phi3", "bert", "vit", "mixtral", "t5", "convnext")
+"""Those whose units are reordered in the tests of alignment."""
+
 CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": (_CAUSAL, _DECODER),
     "mistral": (_CAUSAL, _DECODER),

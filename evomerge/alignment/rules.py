@@ -183,10 +183,7 @@ def _linear(read: Read, result: Tensor, given: Tensor, weight: Tensor, bias: Ten
 def _matmul(read: Read, result: Tensor, one: Tensor, other: Tensor) -> Axes:
     left, right = read(one), read(other)
     unify(left[-1], right[max(-2, -len(right))])
-    axes = [*left[:-2][-max(result.ndim - 2, 0) :]] if result.ndim > 2 else []
-    if result.ndim > 2:
-        shape = result[..., 0, 0]
-        axes = _broadcast(shape, [left[:-2], right[:-2]])
+    axes = _broadcast(result[..., 0, 0], [left[:-2], right[:-2]]) if result.ndim > 2 else []
     return [*axes, *left[-2:-1], *(right[-1:] if len(right) > 1 else [])]
 
 

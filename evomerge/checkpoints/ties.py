@@ -22,8 +22,7 @@ def find_copies(models: Sequence[Checkpoint]) -> list[list[str]]:
     groups = _split([floating], lambda name: (base.info[name].shape, base.info[name].dtype))
     files = Sparing(models)
     for model in (base, *experts):
-        read = partial(files.tensor, model)
-        groups = _split(groups, lambda name, read=read: sample(read(name)))  # type: ignore[misc]
+        groups = _split(groups, partial(_sampled, partial(files.tensor, model)))
     for model in (base, *experts):
         groups = [part for group in groups for part in _equal(partial(files.tensor, model), group)]
     groups = [group for group in groups if not all(_is_constant(files.tensor(model, group[0])) for model in models)]
@@ -45,6 +44,10 @@ def _split(groups: Iterable[Sequence[str]], key: Callable[[str], Hashable]) -> l
             by_key.setdefault(key(name), []).append(name)
         parts += [part for part in by_key.values() if len(part) > 1]
     return parts
+
+
+def _sampled(read: Callable[[str], torch.Tensor], name: str) -> bytes:
+    return sample(read(name))
 
 
 def sample(tensor: torch.Tensor) -> bytes:

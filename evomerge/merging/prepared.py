@@ -74,7 +74,7 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=".", dir=file.parent) as temporary:
                     save_file(tables, Path(temporary, name))
-                    Path(temporary, name).chmod(0o444)  # whoever maps it would die of a change in place
+                    Path(temporary, name).chmod(0o444)  # a change in place would end the processes that map it
                     Path(temporary, name).replace(file)
                 return load_file(file)  # mapped from the file, so that the tables need no memory
             return tables

@@ -185,7 +185,7 @@ class Generation(Task):
             logits = read.after(range(len(chosen)), rest).unbind()
             pairs = [scored(*row) for row in zip(right, logits, first, strict=True)]
             values = by_metric(pairs, [answer.scored for answer in right], self.metrics, self.search_metric)
-            written = self._written(model, split, chosen, read.cache())
+            written = self._written(model, split, chosen, read.cache)
             yield batch, Scores({**detached(values).scores, **written})
 
     def _with_generated(self, scores: Scores, model: LiveModel, split: Split, indices: Sequence[int]) -> Scores:

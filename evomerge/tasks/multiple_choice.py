@@ -25,7 +25,7 @@ from evomerge.tasks.causal import (
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
-from evomerge.tasks.prompts import can_read, log_likelihoods, worth
+from evomerge.tasks.prompts import beginnings, can_read, log_likelihoods
 from evomerge.tasks.task import Part, Scores, Task, choose_metrics, negative_entropy
 from evomerge.trial import Split
 
@@ -79,7 +79,7 @@ class MultipleChoice(Task):
             ends = map(len, self._choices[split])
             self._answers[split] = class_numbers(name, settings.answer, answers[split], ends)
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
-        self._once: dict[tuple[Split, Path], bool] = {}
+        self._common: dict[tuple[Split, Path], list[int] | None] = {}
 
     def check(self, model: LiveModel) -> None:
         """Raise `TaskError` for prompts and choices that the model cannot read."""
@@ -96,8 +96,9 @@ class MultipleChoice(Task):
         """
         indices = self.indices(split, examples)
         encoded = self._sequences(model, split, indices)
-        if self._reads_once(model, split):
-            found = dict(log_likelihoods(self.name, model, encoded, self._settings.batch))
+        if (common := self._beginnings(model, split)) is not None:
+            chosen = [common[index] for index in indices]
+            found = dict(log_likelihoods(self.name, model, encoded, chosen, self._settings.batch))
             sums = torch.stack([value for number in range(len(encoded)) for value in found[number]]).cpu()
         else:
             sequences = list(itertools.chain(*encoded))
@@ -106,14 +107,15 @@ class MultipleChoice(Task):
                 sums[batch] = _sums(model, [sequences[i] for i in batch])
         return self.part(range(len(indices)), *self._measured(split, indices, encoded, sums)).scores
 
-    def _reads_once(self, model: LiveModel, split: Split) -> bool:
-        """Return whether what the choices of an example begin with is read once for all of them."""
+    def _beginnings(self, model: LiveModel, split: Split) -> list[int] | None:
+        """Return how many tokens the choices of each example begin with, to be read once; None where each is read whole."""
         if model.watched:
-            return False
+            return None
         key = (split, model.folder)
-        if key not in self._once:
-            self._once[key] = can_read(model) and worth(self._sequences(model, split, range(len(self._prompts[split]))))
-        return self._once[key]
+        if key not in self._common:
+            every = self._sequences(model, split, range(len(self._prompts[split])))
+            self._common[key] = beginnings(every) if can_read(model) else None
+        return self._common[key]
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another, each of whole examples: choices of one example compete."""

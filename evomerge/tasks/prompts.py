@@ -30,19 +30,13 @@ class Read:
         self._mask = mask.to(model.device)
         self._lengths = self._mask.sum(1, keepdim=True)
         output = self._run(ids, self._mask, (self._mask.cumsum(1) - 1).clamp(min=0), None)
-        self._cache: Any = getattr(output, "past_key_values", None)
+        self.cache: Any = getattr(output, "past_key_values", None)
+        """The keys and values. A model that goes on from them adds its own."""
 
     @property
     def plain(self) -> bool:
         """Whether the model's memory of them is nothing but keys and values of all their tokens, which can be copied."""
-        return keeps_all(self._cache)
-
-    def cache(self, rows: Sequence[int] | None = None) -> Any:
-        """Return a copy of the keys and values, of some of the beginnings, which may be named several times."""
-        copied = copy.deepcopy(self._cache)
-        if rows is not None:
-            copied.batch_select_indices(torch.tensor(rows, device=self._model.device))
-        return copied
+        return keeps_all(self.cache)
 
     def after(self, rows: Sequence[int], continuations: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits at each token of the continuations of some beginnings, `(continuations, longest, vocabulary)`."""
@@ -50,7 +44,9 @@ class Read:
         chosen = torch.tensor(rows, device=self._model.device)
         whole = torch.cat([self._mask[chosen], mask.to(self._model.device)], 1)
         positions = self._lengths[chosen] + torch.arange(ids.shape[1], device=self._model.device)
-        logits: Tensor = self._run(ids, whole, positions, self.cache(rows)).logits
+        cache = copy.deepcopy(self.cache)
+        cache.batch_select_indices(chosen)
+        logits: Tensor = self._run(ids, whole, positions, cache).logits
         return logits
 
     def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Any:
@@ -82,27 +78,26 @@ def shared(sequences: Sequence[Continuation]) -> int:
     return most
 
 
-def worth(groups: Sequence[Sequence[Continuation]]) -> bool:
-    """Return whether reading what each group's sequences begin with only once spares enough; each must begin with something."""
+def beginnings(groups: Sequence[Sequence[Continuation]]) -> list[int] | None:
+    """Return how many tokens each group's sequences begin with, to be read once; None where that spares too little."""
     common = [shared(group) for group in groups]
     apart = sum(len(sequence.tokens) for group in groups for sequence in group)
     once = sum(
         first + sum(len(sequence.tokens) - first for sequence in group)
         for first, group in zip(common, groups, strict=True)
     )
-    return all(common) and apart >= _WORTH * once
+    return common if all(common) and apart >= _WORTH * once else None
 
 
 def log_likelihoods(
-    task: str, model: LiveModel, groups: Sequence[Sequence[Continuation]], size: int | None
+    task: str, model: LiveModel, groups: Sequence[Sequence[Continuation]], common: Sequence[int], size: int | None
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield the number of each group, and the log-likelihoods in nats of its sequences, float64 `()` each.
 
-    What a group's sequences have in common is read once; groups run together as batches of up to `size` sequences. Raises
-    `TaskError` if a sequence is too long for the model.
+    The `common` tokens that a group's sequences begin with are read once; groups run together as batches of up to `size` sequences.
+    Raises `TaskError` if a sequence is too long for the model.
     """
     check_length(task, model, max(len(sequence.tokens) for group in groups for sequence in group))
-    common = [shared(group) for group in groups]
     widest = max(map(len, groups))
     lengths = [
         max(first, *(widest * (len(one.tokens) - first) for one in group))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from architectures import build
+from architectures import ALIGNED, build
 from safetensors.torch import save_file
 
 from evomerge.alignment import Permuted, match, symmetry
@@ -11,21 +11,14 @@ from evomerge.checkpoints.folder import Folder
 from evomerge.errors import ModelError
 from evomerge.models.live import LiveModel
 
-SUITE = ["llama", "qwen3", "gpt2", "gpt_neox", "phi3", "bert", "vit", "mixtral", "t5", "convnext"]
 
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
+@pytest.fixture
+def opened(symmetric):
     """By architecture, a checkpoint and its symmetry."""
-    transformers.utils.logging.disable_progress_bar()
-    made = {}
 
     def of(name):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            build(name, 0).save_pretrained(folder)
-            made[name] = Folder(folder), symmetry(LiveModel(folder))
-        return made[name]
+        live, symmetry = symmetric(name)
+        return Folder(live.folder), symmetry
 
     return of
 
@@ -44,7 +37,7 @@ def apart(one, other):
     )
 
 
-@pytest.mark.parametrize("name", SUITE)
+@pytest.mark.parametrize("name", ALIGNED)
 def test_permuted_copy_is_recovered_exactly(name, opened):
     model, symmetry = opened(name)
     copy = shuffled(model, symmetry, 1)
@@ -55,18 +48,8 @@ def test_permuted_copy_is_recovered_exactly(name, opened):
         assert torch.equal(back.tensor(key), model.tensor(key)), key
 
 
-def test_permuted_channels_are_recovered_with_their_batch_norms(tmp_path):
-    config = transformers.ResNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = transformers.ResNetForImageClassification(config)
-        for tensor in network.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(0.1 * torch.rand_like(tensor))
-        network.save_pretrained(tmp_path)
-    model, found = Folder(tmp_path), symmetry(LiveModel(tmp_path))
+def test_permuted_channels_are_recovered_with_their_batch_norms(resnet):
+    model, found = Folder(resnet), symmetry(LiveModel(resnet))
     copy = shuffled(model, found, 1)
     order = match(copy, model, found)
     back = Permuted(copy, found, lambda: order)

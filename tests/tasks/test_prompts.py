@@ -11,7 +11,7 @@ from rows import write_jsonl
 
 from evomerge.tasks import make, multiple_choice
 from evomerge.tasks.causal import Continuation, log_likelihood, run
-from evomerge.tasks.prompts import can_read, log_likelihoods, shared, worth
+from evomerge.tasks.prompts import beginnings, can_read, log_likelihoods, shared
 
 CAUSAL = [name for name, (auto, _) in CONFIGS.items() if auto == "AutoModelForCausalLM"]
 WINDOWS = {"mistral", "gemma2", "gemma3_text", "gpt_oss", "llama4_text"}
@@ -47,7 +47,7 @@ def test_log_likelihoods_are_those_of_separate_passes(architecture):
         [Continuation([3, 4, 5, 6, 7, 8], 5), Continuation([3, 4, 5, 6, 7, 9, 10, 11], 5)],
         [Continuation([12, 13, 14], 2), Continuation([12, 13, 15, 16], 2), Continuation([12, 13, 17], 2)],
     ]
-    found = dict(log_likelihoods("some", model, groups, None))
+    found = dict(log_likelihoods("some", model, groups, [shared(group) for group in groups], None))
     for number, group in enumerate(groups):
         expected = [float(log_likelihood(*next(run(model, [sequence])))) for sequence in group]
         np.testing.assert_allclose([float(one) for one in found[number]], expected, rtol=1e-4)
@@ -67,9 +67,9 @@ def test_sequences_share_what_comes_before_the_token_that_predicts_the_first_sco
 def test_short_prompts_are_not_worth_it_nor_those_that_begin_with_nothing():
     long = [Continuation([*range(20), 30], 20), Continuation([*range(20), 31], 20)]
     short = [Continuation([1, 2, *range(9, 20)], 2), Continuation([1, 2, *range(20, 30)], 2)]
-    assert worth([long])
-    assert not worth([short])
-    assert not worth([long, [Continuation([1, 2], 1), Continuation([3, 4], 1)]])
+    assert beginnings([long]) == [19]
+    assert beginnings([short]) is None
+    assert beginnings([long, [Continuation([1, 2], 1), Continuation([3, 4], 1)]]) is None
 
 
 @pytest.mark.parametrize("batch", [None, 3])
