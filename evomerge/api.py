@@ -6,13 +6,14 @@ The command line resumes and shows the same studies, and the reverse, unless the
 import hashlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evomerge import files
+from evomerge import files, search
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import SHARD_BYTES, parse_size
 from evomerge.errors import ModelError, StudyError
@@ -44,7 +45,8 @@ def create_study(
         tasks: By name, settings as in a study file, or the result of `evomerge.task`. A zoo has tasks by default.
         settings: Any other key of a study file, such as `evaluations`, `driver`, `seed`, `workers` or `device`.
 
-    Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks.
+    Raises `StudyError` if another study is there, and the errors of the pool, the space and the tasks. Warns of more genes
+    along slopes than search examples, where nothing shrinks them.
     """
     tasks = tasks or {}
     for what, value in {
@@ -57,7 +59,11 @@ def create_study(
             raise StudyError(msg)
     data = settings | {"pool": _with_folders(pool), "space": space, "tasks": {key: dict(tasks[key]) for key in tasks}}
     python_tasks = {name: task for name, task in tasks.items() if isinstance(task, PythonTask)}
-    return Study.create(Path(folder), StudySettings.parse(data, "create_study", Path.cwd()), python_tasks=python_tasks)
+    study = Study.create(Path(folder), StudySettings.parse(data, "create_study", Path.cwd()), python_tasks=python_tasks)
+    parts, driver = study.parts, study.parts.new_driver(study.settings.seed)
+    if unshrunk := search.unshrunk(parts.driver, driver, parts.space, sum(parts.sizes["search"].values())):
+        warnings.warn(unshrunk, stacklevel=2)
+    return study
 
 
 def task(

@@ -51,6 +51,13 @@ def test_importing_evomerge_imports_nothing_heavy_and_lists_its_names():
         _ = em.nothing
 
 
+def test_more_genes_along_slopes_than_examples_are_warned_of(arguments, tmp_path):
+    task = em.task(sharpness, search=[0.1, 0.2], report=[0.3], metrics=["sharpness"], gradient=sharpness)
+    changed = {"driver": {"kind": "gradient"}, "tasks": {"sharp": task}}
+    with pytest.warns(UserWarning, match="4 genes follow slopes of 2 search examples, without shrinkage"):
+        em.create_study(tmp_path / "run", **(arguments | changed))
+
+
 def test_a_study_in_a_few_lines_searches_reports_picks_and_exports(arguments, tmp_path):
     study = em.create_study(tmp_path / "run", **arguments)
     study.run(progress=False)

@@ -326,6 +326,8 @@ def _describe(parts: Parts, settings: StudySettings, console: Console, why: str 
             f"warning: {len(genes)} genes meet {examples} search examples, fewer than {_PER_GENE} per gene: much of what the search "
             "finds will be their noise. Give the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`.",
         )
+    if unshrunk := search.unshrunk(parts.driver, driver, parts.space, examples):
+        say(console, f"warning: {unshrunk}")
 
 
 def _device(parts: Parts, settings: StudySettings) -> str:

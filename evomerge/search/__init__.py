@@ -53,6 +53,7 @@ __all__ = [
     "default",
     "make",
     "surfaced",
+    "unshrunk",
 ]
 
 Metrics = Mapping[str, Metric]
@@ -225,6 +226,23 @@ def completed(settings: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]
 def climbs(driver: Driver) -> bool:
     """Return whether the driver follows slopes."""
     return isinstance(driver, Generational) and isinstance(driver.breeder, Climber)
+
+
+def unshrunk(settings: Mapping[str, Any], driver: Driver, space: SearchSpace, examples: int) -> str:
+    """Return a warning if more genes of `space` follow slopes than there are search `examples`, without shrinkage; else nothing.
+
+    `settings` are the driver's. The ridge of `gradient` shrinks genes towards the mean of their level; nothing else does. A validation
+    part chooses where a search ends, and so only limits how far genes go.
+    """
+    genes = int(movable(space).sum())
+    if not climbs(driver) or genes <= examples or settings.get("ridge"):
+        return ""
+    kind, adam = settings["kind"], settings["kind"] == "gradient" and settings.get("rule", "adam") == "adam"
+    advice = f"type `ridge: {RIDGE:g}` under `driver`, give" if adam else "give"
+    return (
+        f"driver `{kind}`: {genes} genes follow slopes of {examples} search examples, without shrinkage: much of what "
+        f"the search finds may not hold on unseen ones; {advice} the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`"
+    )
 
 
 def surfaced(driver: Driver) -> Surfaced | None:

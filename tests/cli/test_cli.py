@@ -240,6 +240,23 @@ def test_a_warning_is_printed_without_the_line_of_code_that_it_comes_from(monkey
     assert evomerge("run").stderr == "warning: few examples\n"
 
 
+def test_more_genes_along_slopes_than_examples_are_warned_of_before_work_starts(study_file, tmp_path):
+    data = yaml.safe_load(study_file.read_text())
+    tasks = {}
+    for name, task in data["tasks"].items():
+        lines = Path(task["search"]).read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:16]))
+        tasks[name] = task | {"search": str(tmp_path / f"{name}.jsonl")}
+    changed = {"space": "task_arithmetic_per_tensor", "driver": {"kind": "front", "slopes": True}, "evaluations": 5}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(data | changed | {"tasks": tasks}, sort_keys=False))
+    genes = 4 * 40
+    warning = f"warning: driver `front`: {genes} genes follow slopes of 32 search examples, without shrinkage"
+    assert warning in " ".join(evomerge("run", "few.yaml", "--dry-run", cwd=tmp_path).stdout.split())
+    said = " ".join(evomerge("run", "few.yaml", "-o", "out", cwd=tmp_path).stdout.split())
+    assert said.count(warning) == 1
+    assert warning not in said[re.search(r"search: \d/5", said).start() :]
+
+
 def test_the_dry_run_says_where_a_default_budget_comes_from(study_file, tmp_path):
     assert "by default" not in evomerge("run", study_file, "--dry-run", cwd=tmp_path).stdout
     (tmp_path / "short.yaml").write_text(study_file.read_text().replace("evaluations: 10\n", ""))

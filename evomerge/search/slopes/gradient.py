@@ -4,7 +4,6 @@ An evaluation with slopes costs about three without, and gives the slope of ever
 *training* part of the search examples that has slopes; the *validation* part says when to stop, before genes fit the examples.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,13 +159,6 @@ class Gradient:
         if settings.rule == "adamerging":
             _check_entropy(metrics)
         count = sum(len(examples) for examples in self._measure.training.values())
-        moving = int(movable(space).sum())
-        if share == 0 and moving > count:
-            warnings.warn(
-                f"driver `gradient`: {moving} genes are fitted to {count} examples without validation; "
-                "type `validation: 0.2`",
-                stacklevel=2,
-            )
         self._levels = shared_levels(space)
         self._ridge = settings.ridge / max(count, 1)
         self._known = known_recipes(space, settings.seed_known)

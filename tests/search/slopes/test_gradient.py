@@ -256,13 +256,32 @@ def test_tasks_count_in_units_of_what_there_is_to_gain():
     np.testing.assert_allclose([p.genome for p in loud[4:]], [p.genome for p in quiet[4:]], atol=1e-6)
 
 
-def test_more_genes_than_examples_without_validation_are_warned_of():
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kind": "gradient"}, "type `ridge: 120` under `driver`, give the tasks more search examples"),
+        ({"kind": "gradient", "validation": 0}, "type `ridge: 120`"),
+        ({"kind": "front", "slopes": True}, "unseen ones; give the tasks more"),
+        ({"kind": "nsga2", "polish": {"steps": 1}}, "unseen ones; give the tasks more"),
+    ],
+)
+def test_more_genes_along_slopes_than_examples_are_warned_of_with_both_numbers(settings, words):
+    def warned(genes, **more):
+        problem, given = scattered_spheres(genes), settings | more
+        driver = search.make(given, problem.space, problem.metrics, 0, problem.sizes)
+        return search.unshrunk(given, driver, problem.space, sum(problem.sizes.values()))
+
+    said = f"driver `{settings['kind']}`: 100 genes follow slopes of 40 search examples, without shrinkage"
+    assert warned(100).startswith(said)
+    assert words in warned(100)
+    assert warned(40) == ""
+
+
+def test_a_ridge_and_drivers_without_slopes_are_not_warned_of():
     problem = scattered_spheres(100)
-    with pytest.warns(
-        UserWarning, match="100 genes are fitted to 40 examples without validation; type `validation: 0.2`"
-    ):
-        make(problem, validation=0)
-    make(scattered_spheres(20), validation=0)
+    for settings in ({"kind": "gradient", "ridge": 120.0}, {"kind": "nsga2"}):
+        driver = search.make(settings, problem.space, problem.metrics, 0, problem.sizes)
+        assert search.unshrunk(settings, driver, problem.space, 40) == ""
 
 
 @pytest.mark.parametrize(
