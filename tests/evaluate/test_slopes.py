@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from allocations import Allocations, Saved
+from rows import write_jsonl
+from tiny_models import tiny_model
 
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
-from evomerge.evaluate import Worker
+from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate import slopes as slopes_of
 from evomerge.evaluate.slopes import Slopes, score_with_slopes
 from evomerge.merging import MergeGradient
@@ -188,3 +191,35 @@ def test_gradients_are_never_in_memory_together(scoring):
     score_with_slopes(task, model, "search", None, [0, 1], slopes)
     assert held
     assert set(held) == {0}
+
+
+def test_slopes_take_no_more_memory_than_activations_and_the_largest_tensor_once_for_each_expert(tmp_path):
+    """Bytes of tensors, counted by operation, beyond the peak of a plain score. All gradients together would be 3 times the bound."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 12}
+    models = {name: str(tiny_model(tmp_path / name, "vit", seed, **sizes)) for seed, name in enumerate("abcd")}
+    images = torch.linspace(0, 1, 64).view(4, 1, 4, 4).tolist()
+    rows = [{"pixels": image, "label": row % 2} for row, image in enumerate(images)]
+    given = {"kind": "classification", "input": "pixels", "label": "label"}
+    given |= {
+        split: write_jsonl(tmp_path / f"{split}.jsonl", some)
+        for split, some in (("search", rows[:2]), ("report", rows[2:]))
+    }
+    setup = Setup(base=models.pop("a"), experts=models, tasks={"shades": given})
+    weight = {"per": ["expert"], "values": dict.fromkeys(models, 0.3)}
+    merge = {"method": "task_arithmetic", "inputs": list(models), "parameters": {"weight": weight, "lambda": 1}}
+    worker, recipe = Worker(setup), Recipe.parse({"merge": merge})
+    wanted = {"shades": (0, 1)}
+    peaks = []
+    for slopes in (None, wanted):
+        worker.evaluate(recipe, slopes=slopes)  # caches are filled
+        with Allocations() as counted:
+            assert worker.evaluate(recipe, slopes=slopes).error is None
+        peaks.append(counted.peak)
+    loaded = worker.prepare()
+    weights = [parameter.requires_grad_() for parameter in loaded.model.module.parameters()]
+    saved = Saved(weights)
+    with saved:
+        graphs = list(loaded.tasks[0].graph(loaded.model, "search", [0, 1]))
+    assert len(graphs) == 1
+    largest, total = (of(weight.nbytes for weight in weights) for of in (max, sum))
+    assert 0 < peaks[1] - peaks[0] <= saved.bytes + len(models) * largest < total / 3
