@@ -111,6 +111,9 @@ class ReportSettings(FrozenModel):
     """Scales of task arithmetic; the reference `best scale` is the best of them on the search split."""
     mixtures: int | None = Field(default=None, ge=0)
     """Number of weighted averages of the experts among the references. Default: 9 between two experts, 24 of more."""
+    subsets: int = Field(default=0, ge=0, exclude_if=lambda subsets: subsets == 0)
+    """Number of averages of 2 and more, but not all, experts to score on the search examples: all of them if there are no more, else
+    as many of each size. They tell what one expert more would add. By default none."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples of the examples."""
 

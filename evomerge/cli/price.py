@@ -16,7 +16,7 @@ from evomerge.history import cost
 from evomerge.merging import PATIENCE
 from evomerge.parts import Parts, initial_recipe
 from evomerge.progress import duration
-from evomerge.report import comparisons
+from evomerge.report import comparisons, gains
 from evomerge.settings import QueueSettings, StudySettings
 from evomerge.trial import Evaluation, Examples, Proposal
 
@@ -69,8 +69,10 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
         "search": search * settings.evaluations / settings.processes,
         "report": (search * references + report * models) / settings.processes + _DRAWN,
     }
+    if averages := len(gains.recipes(list(parts.pool.experts), settings.report.subsets, settings.seed)):
+        phases[f"{averages} averages of subsets"] = search * averages / settings.processes
     if settings.controls.sham:
-        phases["control"] = sum(phases[part] for part in ("driver", "search", "report"))
+        phases["control"] = sum(phases[part] for part in phases if part != "start-up")
         say(console, shuffling(parts))
     parts_of_it = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items())
     total = f"{duration(sum(phases.values()))}{', and the start of the workers' * (settings.processes > 1)}"

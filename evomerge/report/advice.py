@@ -13,6 +13,7 @@ from evomerge.checkpoints import task_vectors
 from evomerge.checkpoints.pool import Pool
 from evomerge.report import wording
 from evomerge.report.bootstrap import LEVEL
+from evomerge.report.data import Gains
 from evomerge.report.results import Advice, Candidate, Choice
 from evomerge.report.scorer import Scorer
 
@@ -32,12 +33,14 @@ def advise(
     choice: Choice,
     references: Mapping[str, Candidate],
     searched: Any,
+    counted: Gains | None,
     *,
     climbed: bool,
 ) -> tuple[Advice, ...]:
     """Return the advice on a study of real experts, none of one whose experts are shuffled.
 
-    `searched` is the study's space as data: what it is already is not advised. `climbed` says that the search followed slopes, for which a rule on examples per gene does not hold.
+    `searched` is the study's space as data: what it is already is not advised. `counted` says what one expert more would add, where
+    that was measured. `climbed` says that the search followed slopes, for which a rule on examples per gene does not hold.
     """
     parts = scorer.parts
     if parts.pool.shuffled is not None:
@@ -47,6 +50,7 @@ def advise(
         *_on_averages(scorer, picked, choice, references),
         *_on_examples(len(parts.space.genes), examples, choice.noise, climbed=climbed),
         *_on_experts(list(parts.pool.experts), _alike(parts.pool)),
+        *_on_another(counted),
     )
     return tuple(line for line in lines if not _is_searched(line, searched))
 
@@ -125,6 +129,26 @@ def _on_experts(names: Sequence[str], alike: Mapping[str, Any] | None) -> Sequen
     cosine, conflict, who = shown
     evidence = f"task vectors of {who}: cosine {cosine:.2f}, opposite signs in {conflict:.0%} of the elements that both change (50% by chance)"
     return [Advice(text=text, evidence=evidence, sure="a guess")]
+
+
+def _on_another(counted: Gains | None) -> Sequence[Advice]:
+    if counted is None or counted.refused is not None:
+        return []
+    _, low, high = counted.more
+    text = (
+        "add another expert"
+        if low > 0
+        else "add no other expert, or leave some out"
+        if high < 0
+        else "search with these experts before you add another: it is not shown to be worth it"
+    )
+    step = wording.interval(counted.more, counted.metric, sign=True)
+    evidence = (
+        f"an average of {counted.experts + 1} experts minus that of all {counted.experts}: {step} mean {counted.metric}, predicted by "
+        f"floor + c / k, which misses the measured means by {wording.value(counted.residual, counted.metric)}"
+    )
+    clear = (low > 0 or high < 0) and counted.residual < abs(counted.more[0])
+    return [Advice(text=text, evidence=evidence, sure="likely" if clear else "a guess")]
 
 
 def _alike(pool: Pool) -> dict[str, Any] | None:

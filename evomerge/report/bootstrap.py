@@ -19,7 +19,7 @@ from scipy.special import betaincinv
 
 from evomerge import pareto
 from evomerge.errors import StudyError
-from evomerge.report.results import Interval
+from evomerge.report.data import Interval
 
 Scores = Mapping[str, NDArray[np.float32]]
 """One model: objective → score of each example, `(examples,)`."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from evomerge import files
-from evomerge.report import figures, population, surface_figures
+from evomerge.report import figures, gains_figure, population, surface_figures
 from evomerge.report.results import Results
 
 _FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
@@ -20,6 +20,7 @@ _FIGURES: Mapping[str, Callable[[Results], Figure | None]] = {
     "cells": population.maps,
     "surface": surface_figures.front,
     "predicted": surface_figures.predicted,
+    "gains": gains_figure.draw,
 }
 _COLOURS = 64
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evomerge import pareto
 from evomerge.report import wording
 from evomerge.report.bootstrap import Resamples
-from evomerge.report.results import Interval
+from evomerge.report.data import Interval
 from evomerge.surrogate import denoise
 from evomerge.tasks import Task
 from evomerge.trial import Evaluation

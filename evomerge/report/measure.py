@@ -14,11 +14,13 @@ from evomerge.errors import DriverError, StudyError, SurrogateError
 from evomerge.evaluate import Evaluator
 from evomerge.history import common_failure, digest
 from evomerge.recipe import Recipe
-from evomerge.report import advice, bootstrap, comparisons, controls, replay, surface
+from evomerge.report import advice, bootstrap, comparisons, controls, gains, replay, surface, wording
+from evomerge.report.data import Gains
 from evomerge.report.estimates import NEEDED, Estimates
 from evomerge.report.fitted import fitted
 from evomerge.report.results import Candidate, Choice, Hypervolume, Objective, Results, Surface, Verified
 from evomerge.report.scorer import Scorer, Watch, singles
+from evomerge.settings import StudySettings
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
@@ -94,6 +96,7 @@ def measure(
         if choice.is_candidate
         else candidates[choice.reference]
     )
+    counted = _gains(scorer, settings, tried, estimates)
     models = list(chosen.values()), list(references.values())
     report_point = scorer.means(models[1], split).min(axis=0)
     seconds, damaged = costs.totals(study.folder)
@@ -128,8 +131,15 @@ def measure(
         **replay.population(study, len(population)),
         surface=_surface(study, population),
         fitted=fitted(parts, good, picked.recipe_id, scorer.scores(picked.recipe_id, split)),
+        gains=counted,
         advice=advice.advise(
-            scorer, picked, choice, candidates, settings.space, climbed=search.climbs(parts.new_driver(settings.seed))
+            scorer,
+            picked,
+            choice,
+            candidates,
+            settings.space,
+            counted,
+            climbed=search.climbs(parts.new_driver(settings.seed)),
         ),
         control=controls.read(study, history.spent, scorer, picked, candidates.get("base")),
         costs=seconds,
@@ -266,6 +276,33 @@ def _hypervolume(
         search_point=dict(zip(scorer.parts.tasks, points["search"].tolist(), strict=True)),
         report_point=dict(zip(scorer.parts.tasks, points[scorer.split].tolist(), strict=True)),
         history=tuple(history.tolist()),
+    )
+
+
+def _gains(
+    scorer: Scorer, settings: StudySettings, references: Mapping[str, Recipe], estimates: Estimates
+) -> Gains | None:
+    """Return what one expert more would add, None where the study does not ask for it."""
+    if not settings.report.subsets:
+        return None
+    names = list(scorer.parts.pool.experts)
+    averages = scorer.score(gains.recipes(names, settings.report.subsets, settings.seed), "search")
+    keys = [f"{task}/{metric}" for task, metric in estimates.metrics.items()]
+
+    def scores(recipe: Recipe) -> bootstrap.Scores:
+        found = scorer.scores(recipe.id, "search")
+        return {key: found[key] for key in keys}
+
+    groups: dict[int, list[bootstrap.Scores]] = {}
+    for recipe in [
+        *(recipe for name, recipe in references.items() if name.startswith("expert ") or name == "average"),
+        *averages.values(),
+    ]:
+        groups.setdefault(len(recipe.experts), []).append(scores(recipe))
+    metric = wording.common_metric(estimates.metrics.values())
+    origin = scores(references["base"]) if metric is None and "base" in references else None
+    return gains.measure(
+        groups, len(names), scorer.draws(keys, "search"), estimates.utility, metric or wording.SCALED, origin
     )
 
 

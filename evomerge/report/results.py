@@ -4,21 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from evomerge.report.data import Data, Gains, Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-Interval = tuple[float, float, float]
-"""A value and the ends of its interval over examples, 95% if nothing else is stated: (value, low, high)."""
 
-
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Objective(_Data):
+class Objective(Data):
     """A task, its metric in the search and its metric in the report. Higher is better."""
 
     name: str
@@ -28,7 +21,7 @@ class Objective(_Data):
     """Numbers of examples of the search split and of the report split."""
 
 
-class Candidate(_Data):
+class Candidate(Data):
     """One model: a point of the front, or a reference."""
 
     name: str
@@ -54,7 +47,7 @@ class Candidate(_Data):
         return self.name if self.equals is None else f"{self.name} = {self.equals}"
 
 
-class Comparison(_Data):
+class Comparison(Data):
     """A paired comparison on the same unseen examples: `better` minus `worse`."""
 
     better: str
@@ -74,7 +67,7 @@ class Comparison(_Data):
         return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
 
 
-class Choice(_Data):
+class Choice(Data):
     """The default pick: the best candidate of the search if it is likely enough better than the best reference, else that one.
 
     Both have the best estimated mean of their kind, which the report's examples play no part in.
@@ -101,7 +94,7 @@ class Choice(_Data):
         return self.probability >= self.needed
 
 
-class Fitted(_Data):
+class Fitted(Data):
     """Mean over objectives of the searched metric of the picked model, by what the search did with the examples."""
 
     metric: str
@@ -113,7 +106,7 @@ class Fitted(_Data):
     """On the report split; None if the metric is not scored there."""
 
 
-class Advice(_Data):
+class Advice(Data):
     """What to try next."""
 
     text: str
@@ -123,7 +116,7 @@ class Advice(_Data):
     """`shown`: the evidence is an interval of unseen examples, or exact; `a guess`: a rule of thumb that was not tested here."""
 
 
-class Control(_Data):
+class Control(Data):
     """What the same search over shuffled experts reaches: see `evomerge.control`. Means are over objectives, on the report split."""
 
     picked: str
@@ -139,7 +132,7 @@ class Control(_Data):
     """Mean of the study's pick minus that of the control's, with its paired 95% interval over unseen examples."""
 
 
-class Hypervolume(_Data):
+class Hypervolume(Data):
     """Hypervolumes above one reference point per split, which has the lowest score of any reference in each objective.
 
     `search` and `report` are the front's; `search_references` and `references` those of the best references together.
@@ -155,7 +148,7 @@ class Hypervolume(_Data):
     """Search-split hypervolume after each evaluation, in order of number."""
 
 
-class Diagnostics(_Data):
+class Diagnostics(Data):
     """Coverage of the search examples by a population of models, at several points of its search.
 
     `evomerge.search.Population.diagnostics` defines coverage and entropy.
@@ -170,7 +163,7 @@ class Diagnostics(_Data):
     """Number of different models in the population at the end."""
 
 
-class Elite(_Data):
+class Elite(Data):
     """The best model of its cell."""
 
     cell: tuple[int, ...]
@@ -178,7 +171,7 @@ class Elite(_Data):
     quality: float
 
 
-class Cells(_Data):
+class Cells(Data):
     """One grid of cells at the end of a search, with at most one elite in each. A `CellMap` of the search as plain data."""
 
     quality: str
@@ -201,7 +194,7 @@ class Cells(_Data):
         return math.prod(self.shape)
 
 
-class ObjectiveFit(_Data):
+class ObjectiveFit(Data):
     """The surrogate of one objective, and its prediction of each candidate from all others.
 
     Scores are means of the searched metric over the search examples.
@@ -219,7 +212,7 @@ class ObjectiveFit(_Data):
     """Half of each prediction's 90% interval."""
 
 
-class Surface(_Data):
+class Surface(Data):
     """The front that the surrogates of a study predict: a `Surface` of the search as plain data.
 
     Rows are points, columns objectives. Not to be confused with the front, which was evaluated.
@@ -238,7 +231,7 @@ class Surface(_Data):
     """Objective → its fit, without constant objectives."""
 
 
-class Verified(_Data):
+class Verified(Data):
     """Measured scores of a predicted merge."""
 
     candidate: Candidate
@@ -246,7 +239,7 @@ class Verified(_Data):
     """Objective → mean of the searched (predicted) metric on the report split, if it is scored there."""
 
 
-class Results(_Data):
+class Results(Data):
     """Everything that `evomerge show` prints and draws."""
 
     name: str
@@ -288,6 +281,8 @@ class Results(_Data):
     """Only where the picked model was searched by slopes."""
     control: Control | None = None
     """Only where the search over shuffled experts came to its end, on the report split."""
+    gains: Gains | None = None
+    """What one expert more would add, where the study asks for it."""
     advice: tuple[Advice, ...] = ()
     """What to try next; not of shuffled experts."""
     costs: Mapping[str, float]
@@ -355,6 +350,8 @@ class Results(_Data):
         }
         if self.advice:
             data["advice"] = [one.model_dump() for one in self.advice]
+        if self.gains is not None:
+            data["gains"] = self.gains.model_dump(mode="json")
         if self.control is not None:
             data["control"] = self.control.model_dump(mode="json")
         if self.split != "report":

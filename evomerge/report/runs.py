@@ -14,7 +14,8 @@ from evomerge.errors import StudyError
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, measure
 from evomerge.report.comparisons import RESAMPLES, of_fronts, volume
-from evomerge.report.results import Comparison, Interval, Results
+from evomerge.report.data import Interval
+from evomerge.report.results import Comparison, Results
 from evomerge.report.scorer import Scorer, Watch
 from evomerge.study import Study
 

@@ -14,7 +14,7 @@ from evomerge.evaluate import Setup, Worker
 from evomerge.parts import sources
 from evomerge.recipe import Recipe
 from evomerge.report import bootstrap, wording
-from evomerge.report.results import Interval
+from evomerge.report.data import Interval
 from evomerge.settings import ReportSettings, StudySettings
 
 

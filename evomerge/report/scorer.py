@@ -15,8 +15,9 @@ from evomerge.history import History
 from evomerge.journal import Journal
 from evomerge.recipe import Base, Expert, Recipe
 from evomerge.report import bootstrap
+from evomerge.report.data import Interval
 from evomerge.report.estimates import Estimates, estimate, scale
-from evomerge.report.results import Candidate, Interval
+from evomerge.report.results import Candidate
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
@@ -122,10 +123,10 @@ class Scorer:
         objectives = self.parts.searched if split == "search" else self.parts.reported
         return np.array([self._evaluations[recipe.id, split].means(objectives) for recipe in recipes])
 
-    def draws(self, objectives: Sequence[str]) -> bootstrap.Resamples:
-        """Return the resamples of the judging examples for these objectives, `task/metric`."""
+    def draws(self, objectives: Sequence[str], split: Split | None = None) -> bootstrap.Resamples:
+        """Return the resamples of the examples of `split`, by default of those that judge, for these objectives, `task/metric`."""
         tasks, settings = self.parts.tasks, self._study.settings
-        keys = {name: tasks[name.rpartition("/")[0]].example_keys(self.split) for name in objectives}
+        keys = {name: tasks[name.rpartition("/")[0]].example_keys(split or self.split) for name in objectives}
         return bootstrap.resamples(keys, settings.report.resamples, settings.seed)
 
     def estimates(self, candidates: Iterable[str], references: Mapping[str, Recipe]) -> Estimates:

@@ -8,13 +8,15 @@ import re
 import shlex
 from collections.abc import Mapping
 from html import escape
+from math import comb
 from pathlib import Path
 
 from evomerge import strict_yaml
 from evomerge.progress import duration
 from evomerge.report import tables, wording
+from evomerge.report.data import Interval
 from evomerge.report.drawn import Drawn
-from evomerge.report.results import Candidate, Interval, Results
+from evomerge.report.results import Candidate, Results
 
 _CODE = re.compile("`([^`]+)`")
 
@@ -70,7 +72,7 @@ column is the probability that no other candidate of the search is better for ev
 <details><summary>Settings of the study</summary><pre>{escape(strict_yaml.text(dict(results.study)))}</pre></details>
 <h2>Recipes</h2>
 {_recipes(results)}
-{_progress(drawn)}{_population(results, drawn)}{_surface(results, study, weights, drawn)}<h2>Where the time went</h2>
+{_progress(drawn)}{_population(results, drawn)}{_surface(results, study, weights, drawn)}{_gains(results, drawn)}<h2>Where the time went</h2>
 <div class="scroll" tabindex="0"><table><tbody>{costs}</tbody></table></div>
 <p class="muted">Summed over workers. Digest of all proposals and scores: <code>{escape(results.digest)}</code></p>
 """
@@ -185,6 +187,23 @@ def _surface(results: Results, study: str, weights: str, drawn: Mapping[str, Dra
 measured score. Coverage is the share of intervals that contain it, calibrated on the others. The standard error is that of
 a candidate's score, over the search examples.</p>
 {_image(drawn["predicted"], "Predicted against measured scores")}
+"""
+    return section
+
+
+def _gains(results: Results, drawn: Mapping[str, Drawn]) -> str:
+    """Return the section on what one expert more would add; empty where the study does not ask for it."""
+    text, found = tables.gains(results), results.gains
+    if text is None or found is None:
+        return ""
+    section = f"<h2>Another expert?</h2>\n<p>{escape(text)}</p>\n"
+    if "gains" in drawn:
+        counts = ", ".join(
+            f"{k} expert{'s' * (k > 1)}: {len(values)} of {comb(found.experts, k)}"
+            for k, values in zip(found.sizes, found.values, strict=True)
+        )
+        section += f"""<p class="muted">Dots are single averages ({counts}), circles their means with 95% intervals, the diamond the prediction.</p>
+{_image(drawn["gains"], "Scores of averages by their number of experts, and the line floor + c / k")}
 """
     return section
 

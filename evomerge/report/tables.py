@@ -171,7 +171,7 @@ def sentences(results: Results) -> list[str]:
         *missing(results),
         noise(results),
         *filter(None, [overfit(results)]),
-        *filter(None, (population(results), surface(results), control(results))),
+        *filter(None, (population(results), surface(results), control(results), gains(results))),
         *advice(results),
     ]
     if results.damaged_costs:
@@ -219,6 +219,29 @@ def control(results: Results) -> str | None:
     return (
         f"Control: the same search over experts with shuffled task vectors ({found.evaluations} evaluations, its pick {found.picked}) "
         f"reaches mean {metric} {wording.interval(found.mean, metric)}{base}; the real experts {gain}: {verdict}."
+    )
+
+
+def gains(results: Results) -> str | None:
+    """Return what one expert more would add, or why that is not known; None where the study does not ask for it."""
+    found = results.gains
+    if found is None:
+        return None
+    if found.refused is not None:
+        return f"What an expert more would add is not estimated: {found.refused}."
+
+    def said(number: float, *, sign: bool = False) -> str:
+        return wording.value(number, found.metric, sign=sign)
+
+    points = " points" if wording.is_share(found.metric) else ""
+    value, low, high = (said(number) for number in found.more)
+    means = ", ".join(said(value) for value, _, _ in found.means)
+    doubt = " That is more than the predicted step: take it as a guess." if found.residual >= abs(found.more[0]) else ""
+    return (
+        f"An expert more is predicted to add {value}{points} (95% interval {low} to {high}) to an average's mean {found.metric} on the search "
+        f"examples: averages of {', '.join(map(str, found.sizes))} experts reach {means}, and the line {said(found.floor)} "
+        f"{said(found.slope, sign=True)} / k misses these by {said(found.residual)} (root mean square).{doubt} The interval is over the examples, "
+        "not over which expert it is."
     )
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from evomerge.report.results import Interval, Objective, Results
+from evomerge.report.data import Interval
+from evomerge.report.results import Objective, Results
 
 _SHARES = ("accuracy", "match")
 """Endings of the metrics that are a share of the examples."""
