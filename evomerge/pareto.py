@@ -58,19 +58,30 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return float(moocore.hypervolume(values[above], ref=corner, maximise=True)) if above.any() else 0.0
 
 
+class Growing:
+    """The hypervolume above `reference`, `(objectives,)`, of points that are added one at a time; see `hypervolume`."""
+
+    def __init__(self, reference: ArrayLike) -> None:
+        """Start without a point."""
+        self._corner = np.asarray(reference, np.float64)
+        self._front: Points = np.empty((0, len(self._corner)))
+        self._volume = 0.0
+
+    def add(self, point: ArrayLike) -> float:
+        """Add a point, `(objectives,)`, and return the hypervolume with it."""
+        added = np.asarray(point, np.float64)
+        if _above(added[None], self._corner)[0] and not (self._front >= added).all(axis=1).any():
+            # The new volume is the point's, less what the front already has of it (While et al. 2012, WFG).
+            shared = hypervolume(np.minimum(self._front, added), self._corner)
+            self._volume += float(np.prod(added - self._corner)) - shared
+            self._front = np.concatenate([self._front[~(added >= self._front).all(axis=1)], added[None]])
+        return self._volume
+
+
 def hypervolume_history(points: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
     """Return the hypervolume of the first 1, 2, … points, `(points,)`."""
-    values, corner = np.asarray(points, np.float64), np.asarray(reference, np.float64)
-    history = np.zeros(len(values))
-    front = values[:0]
-    volume = 0.0
-    for i, (point, above) in enumerate(zip(values, _above(values, corner), strict=True)):
-        if above and not (front >= point).all(axis=1).any():
-            # The new volume is the point's, less what the front already has of it (While et al. 2012, WFG).
-            volume += float(np.prod(point - corner)) - hypervolume(np.minimum(front, point), corner)
-            front = np.concatenate([front[~(point >= front).all(axis=1)], point[None]])
-        history[i] = volume
-    return history
+    growing = Growing(reference)
+    return np.array([growing.add(point) for point in np.asarray(points, np.float64)], np.float64)
 
 
 def subset(points: ArrayLike, reference: ArrayLike, size: int) -> NDArray[np.intp]:

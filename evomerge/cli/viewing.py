@@ -7,17 +7,18 @@ from evomerge import files
 from evomerge.cli.console import new_console, say
 from evomerge.errors import StudyError
 from evomerge.view import frozen
-from evomerge.view.server import Server
+from evomerge.view.server import Server, studies
 
 _RUNS = Path("runs")
 
 
 def view(folders: Sequence[Path], port: int) -> None:
     """Serve the page of the studies in `folders`, or in their subfolders. Raises `StudyError` where there is none."""
-    found = [study for folder in folders or [_RUNS] for study in _studies(folder)]
+    for folder in folders or [_RUNS]:
+        _studies(folder)
     console = new_console()
     try:
-        server = Server(list(dict.fromkeys(found)), port)
+        server = Server(folders or [_RUNS], port)
     except OSError as error:
         raise StudyError(f"port {port}: {error.strerror}; type `--port 0` for a free one") from None
     with server:
@@ -40,12 +41,10 @@ def save(folders: Sequence[Path], file: Path) -> None:
 
 
 def _studies(folder: Path) -> list[Path]:
-    """Return the study in a folder, or those in its subfolders. Raises `StudyError` for none."""
-    if (folder / "study.json").is_file():
-        return [folder]
-    inside = sorted(file.parent for file in folder.glob("*/study.json")) if folder.is_dir() else []
-    if not inside:
+    """Return the studies in a folder. Raises `StudyError` for none."""
+    found = studies(folder)
+    if not found:
         raise StudyError(
             f"{folder}: no study here; expected a study's directory, or a folder of some, such as `evomerge view runs`"
         )
-    return inside
+    return found

@@ -16,6 +16,7 @@ from evomerge.report.choose import Preference
 from evomerge.report.results import Candidate
 from evomerge.report.scorer import Scorer
 from evomerge.search.fronts.surface import Surface
+from evomerge.surrogate import Surrogate
 from evomerge.view import genes
 from evomerge.view.candidate import describe, find
 from evomerge.view.recipes import panels
@@ -117,9 +118,7 @@ def progress(source: Source) -> dict[str, Any]:
     tasks = list(source.study.parts.tasks)
     lowest = [known[name] for name in tasks] if known is not None else points.min(axis=0).tolist() if good else []
     affordable = bool(good) and pareto.affordable(len(source.front()), len(tasks))
-    history = (
-        source.once("hypervolume", lambda: pareto.hypervolume_history(points, lowest).tolist()) if affordable else []
-    )
+    history = source.volumes(lowest) if affordable else []
     return {
         "numbers": [proposal.number for proposal, _ in good],
         "hypervolume": history,
@@ -138,7 +137,12 @@ def slices(source: Source, name: str) -> dict[str, Any]:
     """
     source.update()
     parts, good = source.study.parts, source.good
-    fitted = source.once("fits", lambda: genes.fits(parts, good))
+
+    def fit() -> tuple[Mapping[str, Surrogate], dict[str, list[list[float]]]]:
+        fitted = genes.fits(parts, good)
+        return fitted, genes.importance(parts, good, fitted)
+
+    fitted, importance = source.lately("genes", fit)
     found, _ = find(source, name)
     proposal = next((p for p, _ in source.population if p.recipe.id == found.id), None)
     if proposal is None:
@@ -149,7 +153,7 @@ def slices(source: Source, name: str) -> dict[str, Any]:
             task: {"surrogate": one.name, "r2": one.r2, "coverage": one.coverage, "candidates": len(one.values)}
             for task, one in fitted.items()
         },
-        "importance": source.once("importance", lambda: genes.importance(parts, good, fitted)),
+        "importance": importance,
         "slices": genes.slices(parts, fitted, parts.space.genome_of(proposal)),
     }
 
@@ -195,21 +199,23 @@ def prefer(source: Source, way: str, numbers: Mapping[str, float], best: str | N
     options = [f"--{way}", ",".join(f"{name}={number:g}" for name, number in numbers.items())]
     options += ["--best", best] if best else []
     typed = shlex.join(["evomerge", "pick", str(source.folder), *options])
-    found = source.once("surface", lambda: _surface(source))
+    found, known = source.lately("surface", lambda: (_surface(source), len(source.population)))
     if isinstance(found, Surface) and found.refused is None:
         prediction = surface.ask(study, source.population, found, preference)
         return {
             "from": "surface",
+            "candidates": known,
             "scores": [list(prediction.scores[name]) for name in tasks],
             "evaluated": prediction.evaluated,
             "panels": panels(prediction.recipe, study.parts.pool),
             "command": f"{typed} --surface -o OUT",
         }
-    front, points = source.once("estimates", lambda: _estimates(source))
+    front, points, known = source.lately("estimates", lambda: (*_estimates(source), len(source.population)))
     number = front[preference.row(points, tasks)][0].number
     evaluation = source.population[source.candidate(number)][1]
     return {
         "from": "front",
+        "candidates": known,
         "why": found if isinstance(found, str) else found.refused,
         "name": f"#{number}",
         "intervals": source.intervals(evaluation),

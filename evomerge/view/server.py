@@ -14,6 +14,7 @@ from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,8 +49,14 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folders: Sequence[Path], port: int) -> None:
-        """Listen on `port` of the loopback address; 0 takes a free one. Raises `OSError` where it is taken."""
-        self.sources = [Source(folder) for folder in folders]
+        """Show the studies in `folders`, and those that begin there later, on `port` of the loopback address; 0 takes a free one.
+
+        Raises `OSError` where the port is taken.
+        """
+        self._folders, self._looking = tuple(folders), Lock()
+        self.sources: list[Source] = []
+        """One for each study, which keeps its place: the page names studies by it."""
+        self.look()
         self.token = secrets.token_hex(8)
         """What an export asks for."""
         self.exports = Exports()
@@ -66,11 +73,19 @@ class Server(ThreadingHTTPServer):
         """The page's address."""
         return f"http://{HOST}:{self.server_address[1]}/"
 
+    def look(self) -> list[Source]:
+        """Return the sources, with those of studies that are new in the folders at the end."""
+        with self._looking:
+            known = {source.folder for source in self.sources}
+            found = dict.fromkeys(folder for place in self._folders for folder in studies(place))
+            self.sources += (Source(folder) for folder in found if folder not in known)
+        return self.sources
+
     def data(self, query: Mapping[str, str]) -> Any:
         """Return the answer to a query of `/data`. Raises `StudyError` for one that is not valid, and the errors of the study."""
         what = query.get("what", "")
         if what == "studies":
-            return page.studies(self.sources)
+            return page.studies(self.look())
         source = self._source(query.get("study", "0"))
         name, against = query.get("name", ""), query.get("against", "")
         answers: dict[str, Callable[[], Any]] = {
@@ -111,6 +126,13 @@ class Server(ThreadingHTTPServer):
         if not text.isascii() or not text.isdecimal() or int(text) >= len(self.sources):
             raise StudyError(f"study `{text}`; expected 0 to {len(self.sources) - 1}")
         return self.sources[int(text)]
+
+
+def studies(folder: Path) -> list[Path]:
+    """Return `folder` itself if it is a study's directory, else those of studies in it, sorted by name."""
+    if (folder / "study.json").is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.glob("*/study.json"))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """Source: one study as the page sees it. It follows the journal by byte offset, and writes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -13,7 +13,8 @@ from evomerge.errors import JournalError, StudyError
 from evomerge.history import Completed
 from evomerge.journal import Event, Followed
 from evomerge.report import bootstrap
-from evomerge.report.results import Interval, Results
+from evomerge.report.data import Interval
+from evomerge.report.results import Results
 from evomerge.report.scorer import RECORD, Scorer
 from evomerge.study import Study
 from evomerge.trial import Evaluation, Split
@@ -34,11 +35,11 @@ class Source:
         """How often it began anew, as after a repair of the journal: rows from before no longer hold."""
         self._status = status.Reader(folder)
         self._results: tuple[tuple[int, int], Results] | None = None
-        self._recorded: tuple[tuple[int, int], Scorer] | None = None
-        self._cache: dict[str, tuple[Any, Any]] = {}
         self._begin()
 
     def _begin(self) -> None:
+        self._recorded: tuple[tuple[int, int], Scorer] | None = None
+        self._cache: dict[str, tuple[Any, Any]] = {}
         self._journal = Followed(self.folder / "journal.jl")
         self._events: list[Event] = []
         self.population: Completed = []
@@ -68,6 +69,8 @@ class Source:
         if self._journal.replaced:
             self._begin()
             self.generation += 1
+            for kept in ("study", "name"):  # it may be another study, in the place of one that was deleted
+                self.__dict__.pop(kept, None)
         study, before = self.study, len(self._events)
         try:
             self._events += (event for event in self._journal.events() if event[1] is not None)
@@ -182,6 +185,26 @@ class Source:
         if self._cache.get(what, (None, None))[0] != state:
             self._cache[what] = state, make()
         found: _T = self._cache[what][1]
+        return found
+
+    def lately(self, what: str, make: Callable[[], _T]) -> _T:
+        """Return what `make` returns, as `once`, but keep it while the search runs and has no tenth more candidates: for what takes seconds."""
+        (generation, rows), found = self._cache.get(what, ((None, 0), None))
+        if generation == self.generation and len(self.rows) < 1.1 * rows and self.status().state == "running":
+            kept: _T = found
+            return kept
+        return self.once(what, make)
+
+    def volumes(self, corner: Sequence[float]) -> list[float]:
+        """Return the hypervolume above `corner` of the first 1, 2, … candidates that did not fail; only what is new is computed."""
+        numbers, above = [proposal.number for proposal, _ in self.good], (self.generation, *corner)
+        kept: tuple[tuple[float, ...], pareto.Growing, list[int], list[float]] | None
+        kept = self._cache.get("volumes", (None, None))[1]
+        if kept is None or kept[0] != above or numbers[: len(kept[2])] != kept[2]:
+            kept = above, pareto.Growing(corner), [], []
+        _, growing, known, found = kept
+        found = found + [growing.add(point) for point in self.means(self.good[len(known) :])]
+        self._cache["volumes"] = None, (above, growing, numbers, found)
         return found
 
 

@@ -169,6 +169,23 @@ def test_every_view_shows_something_and_the_console_is_quiet(client):
         assert not complaints(driver)
 
 
+def test_a_study_that_begins_after_the_page_was_opened_appears_in_its_list(finished, tmp_path, serve):
+    shutil.copytree(finished, tmp_path / "first")
+    with serve(tmp_path) as client, opened(client.server.url) as driver:
+        until(driver, lambda d: text(d, "#selected"))
+        assert not driver.find_element(By.ID, "study").is_displayed()
+        shutil.copytree(finished, tmp_path / "second")
+        until(driver, lambda d: d.find_element(By.ID, "study").is_displayed())
+        chooser = Select(driver.find_element(By.ID, "study"))
+        assert [one.text.rpartition("/")[2] for one in chooser.options] == ["first), done", "second), done"]
+        assert chooser.first_selected_option.text.endswith("first), done")
+        go(driver, "compare")
+        until(driver, lambda d: "on the front of both together" in text(d, "#view"))
+        chooser.select_by_index(1)
+        until(driver, lambda d: d.find_element(By.ID, "other").text.endswith("first"))
+        assert not complaints(driver)
+
+
 def test_names_of_an_attacker_stay_text(client):
     with opened(client.server.url) as driver:
         until(driver, lambda d: text(d, "#selected"))

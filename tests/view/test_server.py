@@ -195,3 +195,28 @@ def test_two_studies_side_by_side(finished, tmp_path, serve):
     assert first["hypervolume"] == second["hypervolume"] > 0
     assert first["front"] == first["on_common_front"] == len(data["front"])
     assert data["warning"] is None
+
+
+def test_a_study_that_begins_later_is_found_and_the_others_keep_their_places(finished, tmp_path, serve):
+    shutil.copytree(finished, tmp_path / "second")
+    with serve(tmp_path) as client:
+        assert [Path(one["folder"]).name for one in client.data(what="studies")] == ["second"]
+        shutil.copytree(finished, tmp_path / "first")
+        assert [Path(one["folder"]).name for one in client.data(what="studies")] == ["second", "first"]
+        for place, name in enumerate(("second", "first")):
+            assert client.data(what="search", study=place)["folder"] == str(tmp_path / name)
+
+
+def test_a_study_that_is_deleted_says_so_and_another_in_its_place_is_shown_anew(finished, tmp_path, serve):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with serve(folder) as client:
+        before = client.data(what="search", study=0)
+        shutil.rmtree(folder)
+        assert "no study here" in client.data(status=422, what="search", study=0)["error"]
+        shutil.copytree(finished, folder)
+        header = (folder / "study.json").read_text(encoding="utf-8")
+        (folder / "study.json").write_text(header.replace('"name": "view"', '"name": "another"'), encoding="utf-8")
+        after = client.data(what="search", study=0, since=len(before["rows"]), generation=before["generation"])
+    assert (before["name"], after["name"]) == ("view", "another")
+    assert after["rows"] == before["rows"]

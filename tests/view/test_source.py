@@ -1,9 +1,11 @@
 """A source follows a journal that grows: each line is read once."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from evomerge import pareto
 from evomerge.errors import JournalError
 from evomerge.study import Study
 from evomerge.view.source import Source
@@ -91,3 +93,39 @@ def test_the_status_is_that_of_one_reading(growing):
         found.append(source.status().evaluated)
     assert found == sorted(found)
     assert found[-1] == Source(folder).status().evaluated == len(numbers(source))
+
+
+def test_hypervolumes_are_those_of_all_candidates_and_only_new_ones_are_added(growing, monkeypatch):
+    folder, more = growing
+    source, added, add = Source(folder), [], pareto.Growing.add
+    monkeypatch.setattr(pareto.Growing, "add", lambda self, point: added.append(point) or add(self, point))
+    corner, counts = [0.0, 0.0], []
+    for _ in range(3):
+        more(8)
+        source.update()
+        found = source.volumes(corner)
+        counts.append(len(added))
+        assert found == pareto.hypervolume_history(source.means(source.good), corner).tolist()
+        del added[:]
+    assert counts[-1] < len(source.good) == sum(counts)
+    assert source.volumes(corner) == found
+    assert not added
+    assert source.volumes([0.1, 0.1]) == pareto.hypervolume_history(source.means(source.good), [0.1, 0.1]).tolist()
+
+
+def test_what_takes_seconds_is_made_again_for_a_tenth_more_candidates_and_at_the_end(growing):
+    folder, _ = growing
+    source, state, made = Source(folder), SimpleNamespace(state="running"), []
+    source.status = lambda: state
+
+    def look(rows):
+        source.rows = [None] * rows
+        return source.lately("fits", lambda: made.append(rows) or rows)
+
+    assert [look(rows) for rows in (20, 20, 21, 22, 24, 25)] == [20, 20, 20, 22, 22, 25]
+    state.state = "done"
+    assert look(26) == look(26) == 26
+    source.generation += 1
+    state.state = "running"
+    assert look(26) == 26
+    assert made == [20, 22, 25, 26, 26]

@@ -6,7 +6,7 @@ import { redrawAll } from "./plots.js";
 import { refresh, reset, state } from "./state.js";
 import { showCompare, showGenes, showPopulation, showPreferences, showProgress } from "./views.js";
 
-const FAST = 1500, SLOW = 10000; // milliseconds between looks, while a search runs and else
+const FAST = 1500, SLOW = 10000, NEW = 3000; // milliseconds between looks, while a search runs and else, and for new studies
 const at = (id) => document.getElementById(id);
 const view = at("view"), report = at("report"); // only a saved page has a report, which is there without scripts
 const VIEWS = {
@@ -85,13 +85,36 @@ async function look() {
   if (!frozen) setTimeout(look, pause);
 }
 
+function list() {
+  const chooser = at("study");
+  state.studies.forEach((study, i) => {
+    const option = chooser.options[i] || chooser.appendChild(el("option", { value: i })), words = `${study.name} (${study.folder})${study.state ? `, ${study.state}` : ""}`;
+    if (option.textContent !== words) option.textContent = words; // an open list stays open
+  });
+  at("chooser").hidden = state.studies.length < 2;
+}
+
+async function lookForStudies() {
+  try {
+    if (!document.hidden) {
+      const before = state.studies.length;
+      state.studies = await ask("studies");
+      list();
+      if (state.studies.length > before && current === "compare") show(current);
+    }
+  } catch {
+    // `look` says why
+  }
+  setTimeout(lookForStudies, NEW);
+}
+
 async function start() {
   tabs();
   if (frozen) at("chooser").hidden = true;
   else {
     state.studies = await ask("studies");
-    at("study").replaceChildren(...state.studies.map((study, i) => el("option", { value: i }, `${study.name} (${study.folder})`)));
-    at("chooser").hidden = state.studies.length < 2;
+    list();
+    setTimeout(lookForStudies, NEW);
     at("study").addEventListener("change", async () => {
       reset(Number(at("study").value));
       await refresh().then(head, fail);

@@ -68,7 +68,7 @@ export async function showGenes(view) {
   view.replaceChildren(
     el("h2", {}, "Importance"), el("p", { class: "muted" }, "Each gene's share of the variance of the predicted score over the space, alone and together with others; 90% intervals over the candidates."),
     table(["gene", ...tasks], top.map((i) => [data.slices[i].name, ...tasks.map((task) => bar(data.importance[task][i]))])),
-    el("h2", {}, `Slices through ${data.through}`), el("p", { class: "muted" }, `Predicted scores with 90% intervals where one gene changes and the others stay; the dashed line is ${data.through}. ${tasks.map((task, i) => `${["Blue", "Orange", "Green", "Pink", "Yellow", "Grey"][i % 6]}: ${task}, R² ${data.fits[task].r2.toFixed(2)} on left-out candidates`).join(". ")}.`),
+    el("h2", {}, `Slices through ${data.through}`), el("p", { class: "muted" }, `Predicted scores with 90% intervals where one gene changes and the others stay; the dashed line is ${data.through}. ${tasks.map((task, i) => `${["Blue", "Orange", "Green", "Pink", "Yellow", "Grey"][i % 6]}: ${task}, R² ${data.fits[task].r2.toFixed(2)} on left-out ones of ${data.fits[task].candidates} candidates`).join(". ")}.`),
     plots, ...(top.length > SLICES ? [el("button", { on: { click: (event) => { draw(top.length); event.target.remove(); } } }, `All ${top.length} genes`)] : []));
   draw(SLICES);
 }
@@ -157,11 +157,11 @@ function answered(data, share) {
   const names = labels("search");
   if (data.from === "surface") {
     state.preference = { name: "", label: "preference", kind: "predicted", interval: data.scores.map(([mean, half]) => [mean, mean - half, mean + half]), values: data.scores.map(([mean]) => mean), tint: "picked", said: "predicted" };
-    return [el("h2", {}, "Predicted by the surface"), el("p", { class: "muted" }, data.evaluated ? "The search evaluated this merge." : "Nothing was evaluated for this; --verify does. It is marked in the picture of the front."),
+    return [el("h2", {}, "Predicted by the surface"), el("p", { class: "muted" }, data.evaluated ? "The search evaluated this merge." : `Predicted from ${data.candidates} candidates; nothing was evaluated for this, --verify does. It is marked in the picture of the front.`),
       table(["objective", "predicted, 90% interval"], scoresOf(data.scores, share).map((text, i) => [names[i], text])), ...heatMaps(data.panels), el("pre", { class: "command" }, data.command)];
   }
   state.preference = null;
-  return [el("h2", {}, `${data.name}, the best of the measured front`), el("p", { class: "muted" }, `There is no surface to ask: ${data.why}. The front's estimates on search examples choose.`),
+  return [el("h2", {}, `${data.name}, the best of the measured front`), el("p", { class: "muted" }, `There is no surface to ask: ${data.why}. The front's estimates on search examples choose, by ${data.candidates} candidates.`),
     table(["objective", "measured, 95% interval"], data.intervals.map((interval, i) => [names[i], within(interval, share[i])])), el("pre", { class: "command" }, data.command)];
 }
 
