@@ -4,6 +4,7 @@ A line `[[NAME ARGUMENTS]]` of a page is replaced by what the function NAME of `
 whole. All of it is made at each build, so that it cannot fall behind; the same code gives the same pages.
 """
 
+import base64
 import importlib
 import json
 import re
@@ -46,11 +47,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the results of the experiments, with their figures."""
+    """Add the results of the experiments, with their figures, and a page for each notebook."""
     for place, text in results().items():
         files.append(File.generated(config, place, content=text))
     for figure in sorted(RESULTS.glob("*.png")):
         files.append(File.generated(config, f"measured/{figure.name}", abs_src_path=str(figure)))
+    for path in sorted(Path(config.docs_dir).rglob("*.ipynb")):
+        place = path.relative_to(config.docs_dir)
+        text, pictures = notebook(path)
+        files.append(File.generated(config, str(place.with_suffix(".md")), content=text))
+        for name, png in pictures.items():
+            files.append(File.generated(config, str(place.with_name(name)), content=png))
     return files
 
 
@@ -77,6 +84,31 @@ def results() -> dict[str, str]:
         figure = f"![Figure of {file.stem}]({file.stem}.png)\n" if file.with_suffix(".png").exists() else ""
         pages[f"measured/{file.name}"] = f"{head}\n\n{about}{figure}\n{body}"
     return pages
+
+
+def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the page of a notebook as Markdown, with the outputs that it is kept with, and its pictures by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for one in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(one["source"])
+        parts.append(f"```python\n{source}\n```" if one["cell_type"] == "code" else source)
+        for output in one.get("outputs", ()):
+            data = {
+                kind: "".join(value)
+                for kind, value in output.get("data", {"text/plain": output.get("text", "")}).items()
+            }
+            if "image/png" in data:
+                name = f"{path.stem}-{len(pictures)}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                parts.append(f"![The picture that the cell draws]({name})")
+            elif "text/html" in data:
+                plain = re.sub(r"<style.*?</style>\n?", "", data["text/html"], flags=re.DOTALL)
+                parts.append(re.sub(r"<table[^>]*>", "<table>", plain))  # as the site's own tables
+            else:
+                parts.append(f"```text\n{data['text/plain'].rstrip()}\n```")
+    parts.insert(1, f"[This page as a notebook]({path.name}).")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
