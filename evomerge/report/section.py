@@ -19,6 +19,8 @@ from evomerge.report.drawn import Drawn
 from evomerge.report.results import Candidate, Results
 
 _CODE = re.compile("`([^`]+)`")
+_SMALL = 600
+"""Pixels of width up to which a figure is read on a phone without a scroll: a wider one keeps its size."""
 
 
 def section(results: Results, folder: Path, drawn: Mapping[str, Drawn]) -> str:
@@ -85,8 +87,9 @@ def _prose(text: str) -> str:
 
 def _image(drawn: Drawn, text: str) -> str:
     data = base64.b64encode(drawn.small).decode("ascii")
+    small = " small" * (drawn.width <= _SMALL)
     return (
-        f'<div class="scroll" tabindex="0"><img class="figure" width="{drawn.width}" height="{drawn.height}" '
+        f'<div class="scroll" tabindex="0"><img class="figure{small}" width="{drawn.width}" height="{drawn.height}" '
         f'alt="{escape(text)}" src="data:image/png;base64,{data}"></div>'
     )
 

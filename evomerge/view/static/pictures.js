@@ -122,7 +122,8 @@ export function parallel(host, { points, objectives, shares, marked, pick }) {
   objectives.forEach((name, i) => {
     context.textAlign = i === 0 ? "left" : i === objectives.length - 1 ? "right" : "center";
     context.fillStyle = colour("ink");
-    context.fillText(name.slice(0, Math.max(8, Math.floor((right - left) / objectives.length / 7))), i === 0 ? 4 : i === objectives.length - 1 ? width - 4 : x(i), 14);
+    const room = Math.max(8, Math.floor((right - left) / objectives.length / 7)), words = name.length > room ? name.split(":")[0] : name; // at least the task
+    context.fillText(words.slice(0, room), i === 0 ? 4 : i === objectives.length - 1 ? width - 4 : x(i), 14);
     context.fillStyle = colour("muted");
     context.fillText(number(ends[i][1], shares[i]), x(i), 34);
     context.fillText(number(ends[i][0], shares[i]), x(i), height - 10);
