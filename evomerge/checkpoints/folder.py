@@ -70,11 +70,29 @@ class Sparing:
         self._read = 0
 
 
+_FITTING = 1 << 18
+"""Elements that are read twice, and stay in a processor's cache between."""
+
+_INFINITIES = {
+    torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float16: (torch.int16, 0x7C00),
+    torch.float32: (torch.int32, 0x7F800000),
+}
+"""By dtype, the integers as wide, and the bits of infinity."""
+
+
 def all_finite(tensor: torch.Tensor) -> bool:
     """Return whether a tensor holds no NaN and no infinity."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # One pass without a temporary: `isfinite` of 16-bit numbers takes a hundred times as long.
+    if tensor.is_cpu and tensor.is_contiguous() and tensor.dtype in _INFINITIES:
+        # As integers, NaN and infinity are the largest of either sign.
+        integers, infinity = _INFINITIES[tensor.dtype]
+        bits = tensor.detach().view(-1).view(integers).numpy()
+        unsigned = bits.view(f"u{bits.dtype}")
+        parts = [slice(first, first + _FITTING) for first in range(0, len(bits), _FITTING)]
+        limit = infinity + 2 ** (8 * bits.itemsize - 1)
+        return all(bits[part].max() < infinity and unsigned[part].max() < limit for part in parts)
     least, most = tensor.aminmax()
     return bool(least.isfinite() & most.isfinite())
 

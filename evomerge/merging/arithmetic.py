@@ -5,7 +5,7 @@ own differ between compiled code and code as written.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,13 +60,25 @@ def polynomial(factors: Sequence[float], number: Array) -> Array:
     return result
 
 
+def plain(*tensors: torch.Tensor) -> bool:
+    """Return whether tensors are computed as written, on the host and without slopes: there numpy gives the same bits, often sooner."""
+    return not torch.compiler.is_compiling() and not any(one.requires_grad or not one.is_cpu for one in tensors)
+
+
+def compared(how: Callable[[Any, Any], Any], one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return where a comparison of the module `operator` holds between numbers `(n,)` and others, or one number; bool `(n,)`."""
+    if not plain(one, other):
+        return how(one, other)  # type: ignore[no-any-return]  # a comparison of tensors
+    return torch.from_numpy(how(one.numpy(), other.numpy()))  # torch takes ten times as long
+
+
 def keep(mask: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return float32 numbers, or one number, where `mask` `(n,)` holds, and +0 elsewhere."""
-    if torch.compiler.is_compiling() or number.requires_grad or not mask.is_cpu:
+    if not plain(mask, number):
         return torch.where(mask, number, 0.0)
     # The same bits; `torch.where` as written takes five times as long.
-    bits = np.negative(mask.numpy().view(np.int8)).astype(np.int32)
-    bits &= number.contiguous().numpy().view(np.int32)
+    bits = mask.numpy().view(np.int8).astype(np.int32)
+    bits *= number.contiguous().numpy().view(np.int32)
     return torch.from_numpy(bits.view(np.float32))
 
 

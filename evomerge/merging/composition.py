@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evomerge.merging.arithmetic import divided
+from evomerge.merging.arithmetic import divided, plain
 from evomerge.merging.site import Bound, Piece, Rows, Tensor, cancels, total
 from evomerge.merging.stages import STAGES
 
@@ -104,8 +104,11 @@ class Composition:
         """
         origin, raw = self.rows(base, tensors)
         rows, field, delta = self.through(len(self.steps), Piece(raw, start), bound)
+        if left is not None:
+            left.add_(_left(rows))
         if delta is None:
-            delta = _reduced(rows, field, self.reduce)
+            spent = rows is raw and not any(row is tensor for row, tensor in zip(raw, tensors, strict=True))
+            delta = _reduced(rows, field, self.reduce, spent=spent)
         # origin - (0 - Δ), not origin + Δ: where Δ is zero of either sign, the origin's zero keeps its sign.
         if self.origin == "zero":
             out.copy_(delta)
@@ -114,8 +117,6 @@ class Composition:
         else:
             change = 0.0 - delta
             out.copy_(torch.sub(origin, change, out=change))
-        if left is not None:
-            left.add_(_left(rows))
 
 
 def _left(rows: Rows) -> Tensor:
@@ -125,9 +126,17 @@ def _left(rows: Rows) -> Tensor:
     return torch.tensor([np.count_nonzero(row.numpy() != 0) for row in rows])  # torch takes ten times as long
 
 
-def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
-    """Return Σ P∘D, its quotient by Σ P (0 where the weights cancel), or the largest |P∘D|, `(n,)`."""
-    weighted = rows if field is None else [row * weight for row, weight in zip(rows, field, strict=True)]
+def _reduced(rows: Rows, field: Rows | None, how: str, *, spent: bool = False) -> Tensor:
+    """Return Σ P∘D, its quotient by Σ P (0 where the weights cancel), or the largest |P∘D|, `(n,)`.
+
+    Rows that are `spent` may be overwritten: they were made here, and are not read again.
+    """
+    if field is None:
+        weighted = rows
+    elif spent and not field[0].dim() and plain(*rows, *field):
+        weighted = [row.mul_(weight) for row, weight in zip(rows, field, strict=True)]
+    else:
+        weighted = [row * weight for row, weight in zip(rows, field, strict=True)]
     if how == "max":
         largest = weighted[0]
         for row in weighted[1:]:
@@ -138,7 +147,11 @@ def _reduced(rows: Rows, field: Rows | None, how: str) -> Tensor:
         return summed
     if field is None:
         return divided(summed, len(rows))
-    return summed / torch.where(cancels(field), torch.inf, total(field))
+    if not field[0].dim() or not plain(summed, *field) or min(weight.numpy().min(initial=0) for weight in field) < 0:
+        return summed / torch.where(cancels(field), torch.inf, total(field))
+    # Weights of one sign cancel where all are 0, and then so is the sum: any divisor will do. Torch is slow at comparisons.
+    weights = total(field)
+    return summed.div_(weights + torch.from_numpy(np.equal(weights.numpy(), 0).view(np.int8).astype(np.float32)))
 
 
 def _summed(rows: Rows) -> Tensor:

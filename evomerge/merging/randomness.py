@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from evomerge.merging.arithmetic import Array, as_float32, log, polynomial
+from evomerge.merging.arithmetic import Array, as_float32, log, plain, polynomial
 
 # Odd multipliers with well-mixed bits (the fractional part of the golden ratio, and MurmurHash3's), as signed numbers.
 _FIRST, _SECOND, _THIRD = -1640531535, -2048144789, -1028477387
@@ -32,6 +32,8 @@ def bits(index: Array, key: Array) -> Array:
 
     The same bits serve every drop rate (common random numbers): a mask at a higher rate is inside one at a lower rate.
     """
+    if isinstance(index, torch.Tensor) and plain(index):
+        return torch.from_numpy(bits(index.numpy(), key.numpy()))  # the same, sooner
     mixed = (index ^ key[0]) * _FIRST
     mixed ^= (mixed >> 15) & 0x1FFFF  # masked, because >> of signed numbers copies the sign
     mixed ^= key[1]

@@ -10,7 +10,7 @@ import torch
 from pools import CONFIG, TENSORS, write_checkpoint
 from safetensors.torch import save_file
 
-from evomerge.checkpoints.folder import INDEX, Folder
+from evomerge.checkpoints.folder import INDEX, Folder, all_finite
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.errors import CheckpointError
 
@@ -236,3 +236,16 @@ def test_weights_of_another_name_in_the_configuration_are_refused(tmp_path):
             continue
         with pytest.raises(CheckpointError, match=r"`transformers_weights`: 'other.safetensors'.*rename"):
             Folder(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("place", [0, 299_999])
+def test_an_element_that_is_not_finite_is_found_wherever_it_is(dtype, place):
+    largest = torch.finfo(dtype).max
+    tensor = torch.tensor([largest, -largest, 0.0, -0.0, 1e-3], dtype=dtype).repeat(60_000)
+    assert all(map(all_finite, (tensor, tensor.view(300, 1000).T, tensor[:0])))
+    for value in (torch.inf, -torch.inf, torch.nan, -torch.nan):
+        broken = tensor.clone()
+        broken[place] = value
+        assert not all_finite(broken)
+        assert not all_finite(broken.view(300, 1000).T)

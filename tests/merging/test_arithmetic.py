@@ -1,10 +1,12 @@
 """Elementary functions: against float64, and the same to the bit for ever."""
 
+import operator
+
 import numpy as np
 import pytest
 import torch
 
-from evomerge.merging.arithmetic import exp, keep, log, tanh
+from evomerge.merging.arithmetic import compared, exp, keep, log, tanh
 
 
 def relative(found, expected):
@@ -46,3 +48,11 @@ def test_keep_is_where_to_the_bit_with_zeros_elsewhere():
         expected = torch.where(mask, number, 0.0).detach().numpy().tobytes()
         assert keep(mask, number).detach().numpy().tobytes() == expected
     assert keep(mask[:0], row[:0]).shape == (0,)
+
+
+def test_compared_is_torchs_comparison_also_of_numbers_with_slopes():
+    numbers = torch.tensor([-torch.inf, -1.0, -0.0, 0.0, 1e-45, 1.0, torch.inf, torch.nan])
+    for bound in (torch.tensor(0.0), torch.tensor(1.0), numbers.flip(0)):
+        for how in (operator.lt, operator.le, operator.ge):
+            assert torch.equal(compared(how, numbers, bound), how(numbers, bound))
+            assert torch.equal(compared(how, numbers.clone().requires_grad_(), bound), how(numbers, bound))

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evomerge.merging import METHODS, STAGES, composition, pipeline
+from evomerge.merging.site import cancels, total
 from evomerge.recipe import Recipe, merge
 from evomerge.testing import merge_tensors
 
@@ -239,3 +240,29 @@ def test_what_runs_long_as_written_is_compiled_with_the_same_bytes(monkeypatch):
     tiny = {"t": torch.randn(10)}
     merge_tensors(recipe, tiny, [tiny])
     assert len(used) == 1
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.5), (-0.0, 2.0), (-0.3, 0.0, 0.3), (0.3, 0.6, -0.9)])
+def test_a_quotient_by_elementwise_weights_is_the_formulas_to_the_bit(weights):
+    """Also where all weights of an element are 0, or cancel but for their rounding, and for zeros of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(weights), (3, 4096), generator=generator)
+    chosen[:, :1000] = torch.arange(1000) % len(weights)
+    field = list(torch.tensor(weights)[chosen])
+    rows = list(torch.randn(3, 4096, generator=generator) * torch.tensor([0.0, -0.0, 1.0]).repeat(1366)[:4096])
+    divisor = torch.where(cancels(field), torch.inf, total(field))
+    expected = total([row * weight for row, weight in zip(rows, field, strict=True)]) / divisor
+    assert (divisor == torch.inf).any()
+    kept = [weight.clone() for weight in field]
+    assert composition._reduced(rows, field, "solve").numpy().tobytes() == expected.numpy().tobytes()
+    assert all(map(torch.equal, field, kept))
+
+
+def test_inputs_are_never_overwritten():
+    """Those in float32 are rows as they are where weights are merged raw."""
+    base, inputs = torch.randn(64), [torch.randn(64), torch.randn(64)]
+    kept = [tensor.clone() for tensor in inputs]
+    for origin in ("zero", "base", "mean"):
+        made = composition.Composition(origin, (("weight", ()),), "solve")
+        made.run(base, inputs, torch.empty(64), pipeline.start(slice(0, 64)), [{"weight": torch.tensor([2.0, 3.0])}])
+        assert all(map(torch.equal, inputs, kept))

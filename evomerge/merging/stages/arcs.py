@@ -30,11 +30,12 @@ SCOPE = Parameter.word("over what angles are taken: each tensor, or the whole mo
 
 def gram(rows: Rows) -> Array:
     """Return the inner products of rows, float64 `(K, K)`."""
-    wide = [row.numpy().astype(np.float64) for row in rows]
+    *wide, product = np.empty((len(rows) + 1, len(rows[0])))
     products = np.empty((len(rows), len(rows)))
     for i, row in enumerate(wide):
+        row[:] = rows[i].numpy()
         for j in range(i + 1):  # summed by numpy: torch's sums and matrix products depend on the threads
-            products[i, j] = products[j, i] = (row * wide[j]).sum()
+            products[i, j] = products[j, i] = np.multiply(row, wide[j], out=product).sum()
     return products
 
 

@@ -1,6 +1,7 @@
 """Edits that drop elements of each task vector at random, and rescale the rest: DARE and DELLA."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.merging.arithmetic import keep
+from evomerge.merging.arithmetic import compared, keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.randomness import bits, keys, limit
 from evomerge.merging.site import Bound, Chunks, Piece, Prepared, Region, Rows, Site, Values, part
@@ -50,7 +51,7 @@ def _dare_bind(site: Site, values: Values, ratios: list[float] | None) -> Bound:
 def _dare(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     index = piece.index
     return [
-        keep(bits(index, key) <= most, row * factor)
+        keep(compared(operator.le, bits(index, key), most), row * factor)
         for row, key, most, factor in zip(
             rows, bound["keys"].unbind(), bound["limit"].unbind(), bound["factor"].unbind(), strict=True
         )
@@ -138,7 +139,7 @@ def _della(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
             scaled = row * (1 / q)
         else:
             scaled = row * bound["ratio"][i] if words["rescale"] == "l1" else row
-        edited.append(keep(both - rank < q, scaled))
+        edited.append(keep(compared(operator.lt, both - rank, q), scaled))
     return edited
 
 

@@ -1,12 +1,13 @@
 """Edits that keep or change single elements of each task vector by their size, or by how inputs disagree on them."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from evomerge.merging.arithmetic import divided, keep
+from evomerge.merging.arithmetic import compared, divided, keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Ranked, Streamed, rank
 from evomerge.merging.site import Bound, Chunk, Chunks, Piece, Prepared, Region, Rows, Site, Values, total
@@ -118,7 +119,7 @@ class _Cut:
 
 def _among(piece: Piece, sizes: Rows, bound: Bound, name: str, words: Words) -> Rows:
     """Return for each row which of its elements are among the k largest, bool `(n,)`."""
-    kept = [size >= least for size, least in zip(sizes, bound[name].unbind(), strict=True)]
+    kept = [compared(operator.ge, size, least) for size, least in zip(sizes, bound[name].unbind(), strict=True)]
     if words["equals"] == "all":
         return kept
     index = piece.index

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.merging.arithmetic import keep
+from evomerge.merging.arithmetic import keep, plain
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Bound, Piece, Region, Rows, Site, Tensor, Values, total
 from evomerge.merging.stage import Derivatives, Measurement, Slope, Stage, Words, as_constants, slope_of
@@ -74,6 +74,10 @@ def _elect(piece: Piece, rows: Rows, bound: Bound, words: Words) -> Rows:
     weighted, mass = _votes(rows, weights, words["elect"])
     if words["undecided"] != "none":
         mass = torch.where(mass == 0, bound["undecided"], mass)
+    if plain(mass, *weights):
+        sign = mass.sign().numpy()
+        agree = [torch.from_numpy(row.numpy() * sign > 0) for row in weighted]
+        return [keep(mask, weight) for mask, weight in zip(agree, weights, strict=True)]
     positive, negative = mass > 0, mass < 0
     return [
         keep((row > 0) & positive | (row < 0) & negative, weight) for row, weight in zip(weighted, weights, strict=True)
