@@ -7,13 +7,14 @@ checkpoints. For each operator the same files go, in turns, through
 - `mergekit`: the command `mergekit-yaml`;
 - `plain`: a loop in torch over the mapped tensors of the models that the merge reads, which sums them in fp32 with one weight
   each, rounds once, and writes one file: what a weighted sum costs with torch and without checks;
-- `copy`: `cat` of all the models that the merge reads, `cp` of one of them, and `sync`: about as many bytes are read and
-  written as by the merge, and nothing is computed;
-- `start`: a process that imports what `evomerge merge` imports, and ends.
+- `copy`: `cat` of all the models that the merge reads, and `cp` of one of them, without `sync`: as many bytes are read and
+  written as by the merge, and as many again are read for `cp`; nothing is computed;
+- `start`: a process that imports what `evomerge merge` imports, and ends;
+- `torch`: a process that imports torch, which takes as long whatever is merged.
 
 Each is a process of its own with one thread, and everything counts: imports, checks, compiling. Figures are the least of all
 turns: seconds by the clock, CPU seconds (user and system), and the peak of what is resident (`ru_maxrss`), which includes
-pages of mapped files. Of times only ratios are kept: seconds depend on the machine, and on who else uses it.
+pages of mapped files. Of times ratios are kept, and the CPU seconds of imports: the others depend on who else uses the machine.
 
     pip install 'mergekit>=0.1.5,<0.2'    # without it, its rows are left out
     python experiments/benchmarks/one_off.py [--width 1216] [--blocks 19] [--experts 3] [--operators ties,…] [--turns 2]
@@ -61,7 +62,7 @@ OPERATORS: dict[str, dict[str, Any]] = {
     "della": {"density": 0.5, "epsilon": 0.1},
     "breadcrumbs": {"density": 0.6, "gamma": 0.01},
 }
-PATHS = ("evomerge", "mergekit", "plain", "copy", "start")
+PATHS = ("evomerge", "mergekit", "plain", "copy", "start", "torch")
 
 PLAIN = """
 import json, os, sys
@@ -144,6 +145,7 @@ def llama(options: Options) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         shapes |= {f"{at}.mlp.down_proj.weight": (width, inner)}
         shapes |= {f"{at}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
     shapes |= {"model.norm.weight": (width,), "lm_head.weight": (TOKENS, width)}
+    heads = max(width // (64 if width % 128 else 128), 1)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -151,8 +153,8 @@ def llama(options: Options) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         "hidden_size": width,
         "intermediate_size": inner,
         "num_hidden_layers": options.blocks,
-        "num_attention_heads": max(width // 128, 1),
-        "num_key_value_heads": max(width // 128, 1),
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
         "tie_word_embeddings": False,
         "dtype": "bfloat16",
     }
@@ -233,12 +235,17 @@ def copy(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> li
     del scratch
     folders = read(what, pool)
     files = " ".join(f"{path}/*.safetensors" for path in folders)
-    return ["sh", "-c", f"cat {files} > /dev/null && cp -r {folders[-1]} {out} && sync {out}/*"]
+    return ["sh", "-c", f"cat {files} > /dev/null && cp -r {folders[-1]} {out}"]
 
 
 def start(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> list[str]:
     del what, pool, scratch, out
     return [sys.executable, "-c", "import evomerge.cli.merges"]
+
+
+def bare(what: Recipe, pool: Mapping[str, Path], scratch: Path, out: Path) -> list[str]:
+    del what, pool, scratch, out
+    return [sys.executable, "-c", "import torch"]
 
 
 COMMANDS: dict[str, Callable[[Recipe, Mapping[str, Path], Path, Path], list[str]]] = {
@@ -247,6 +254,7 @@ COMMANDS: dict[str, Callable[[Recipe, Mapping[str, Path], Path, Path], list[str]
     "plain": plain,
     "copy": copy,
     "start": start,
+    "torch": bare,
 }
 
 
@@ -287,6 +295,7 @@ def measure(switches: Switches, options: Options) -> Findings:
     elements = sum(torch.Size(shape).numel() for shape in llama(options)[1].values())
     figures = {
         "options": {**asdict(options), "parameters": elements},
+        "imports": {path: min(best[path].cpu for best in took.values()) for path in ("start", "torch")},
         "rows": [{"operator": operator, **ratios(best)} for operator, best in took.items()],
     }
     recipes = {operator: recipe(operator, options).id for operator in options.operators}
@@ -301,6 +310,8 @@ def ratios(best: Mapping[str, Took]) -> dict[str, float]:
         "cpu_after_start_by_copy": max(ours.cpu - begun.cpu, 0.0) / copied.cpu,
         "cpu_by_plain": ours.cpu / loop.cpu,
         "start_by_plain": begun.cpu / loop.cpu,
+        "cpu_after_start_by_plain_after_torch": max(ours.cpu - begun.cpu, 0.0)
+        / max(loop.cpu - best["torch"].cpu, 0.01),
         "wall_by_copy": ours.wall / copied.wall,
         "peak_mib": ours.peak,
     }
@@ -322,6 +333,7 @@ COLUMNS = {
     "cpu_after_start_by_copy": "without imports",
     "wall_by_copy": "time by a copy's",
     "cpu_by_plain": "CPU by a plain loop's",
+    "cpu_after_start_by_plain_after_torch": "both without imports",
     "start_by_plain": "imports by a plain loop's CPU",
 }
 
@@ -336,7 +348,8 @@ def text(figures: Mapping[str, Any]) -> str:
     return (
         f"{options['parameters']:,} parameters in bf16, {len(options['experts'])} experts, one thread, the first time: no cache "
         f"is there. Times are ratios of the least of {options['turns']} turn(s). Options: `--width {options['width']} --blocks "
-        f"{options['blocks']} --experts {len(options['experts'])} --turns {options['turns']}`.\n\n"
+        f"{options['blocks']} --experts {len(options['experts'])} --turns {options['turns']}`. "
+        f"Imports take {figures['imports']['start']:.1f} CPU seconds, of which torch {figures['imports']['torch']:.1f}.\n\n"
         + table(["evomerge merge", *(COLUMNS[key] for key in shown)], rows)
     )
 
