@@ -301,6 +301,8 @@ class Pool:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
             if self.vocabulary is None and _only_rows_differ(expert, self.base):
                 msg += f". Their vocabularies differ: type {UNION}"
+            if self.vocabulary is not None and expert.info.keys() != self.base.info.keys():
+                msg += ". With `tokenizer`, heads are merged as well: experts with heads of their own need the base's tokens, and no `tokenizer`"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:
