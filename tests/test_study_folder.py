@@ -83,7 +83,7 @@ def test_an_old_study_resumes_with_the_digest_of_the_old_version(folder):
 
 
 def test_a_study_whose_settings_named_no_driver_keeps_the_one_it_started_with(folder, tmp_path):
-    """As one from before `mixtures` was the default, of which `study.json` records `{"kind": "front"}`."""
+    """As one from before `mixtures` and `most` were the default, of which `study.json` records `{"kind": "front"}`."""
 
     def settings(evaluations, driver=None):
         update = {"driver": driver, "evaluations": evaluations, "space": space.read("linear")}
@@ -110,7 +110,7 @@ def test_a_study_whose_settings_named_no_driver_keeps_the_one_it_started_with(fo
 def test_a_new_study_draws_mixtures_and_a_driver_that_was_typed_cannot_be_left_out(folder, tmp_path):
     settings = Study.open(folder).settings.model_copy(update={"driver": None, "space": space.read("linear")})
     new = Study.create(tmp_path / "new", settings)
-    assert new.parts.driver == {"kind": "front", "mixtures": True}
+    assert new.parts.driver == {"kind": "front", "mixtures": True, "most": 200}
     assert Study.open(new.folder).parts.driver == new.parts.driver
     typed = Study.create(tmp_path / "typed", settings.model_copy(update={"driver": {"kind": "random"}}))
     with pytest.raises(StudyError, match=r'driver.kind: was "random", is "front"'):

@@ -17,9 +17,10 @@ from evomerge.search.cma import Cma, CmaSettings
 from evomerge.search.driver import Breeder, Climber, Driver, Generational, Objectives, asks, read_metrics, read_weights
 from evomerge.search.fronts.bayesian import BayesianMap, BayesianMapSettings
 from evomerge.search.fronts.continuation import Continuation, has_slopes
-from evomerge.search.fronts.front import MOST_GENES, Front, FrontSettings, suits
+from evomerge.search.fronts.front import MOST_GENES, Front, suits
 from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
+from evomerge.search.fronts.settings import MOST_FITTED, FrontSettings
 from evomerge.search.fronts.sloped import SlopedFront
 from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.nsga import Nsga, NsgaSettings
@@ -214,13 +215,15 @@ def default(space: SearchSpace, objectives: Objectives) -> dict[str, Any]:
 def completed(settings: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
     """Return driver settings with what new studies add to them, and record.
 
-    `random`, and `front` without slopes, draw mixtures too, where the space has weights of experts.
+    `random`, and `front` without slopes, draw mixtures too, where the space has weights of experts. The surrogates of
+    `front` are fitted to a part of many candidates.
     """
-    draws = settings.get("kind") == "random" or (
-        settings.get("kind") == "front" and not settings.get("slopes") and suits(space)
-    )
-    mixes = draws and "mixtures" not in settings and space.weights is not None
-    return {**settings, "mixtures": True} if mixes else dict(settings)
+    front = settings.get("kind") == "front" and suits(space)
+    mixes = settings.get("kind") == "random" or (front and not settings.get("slopes"))
+    added: dict[str, Any] = {"mixtures": True} if mixes and space.weights is not None else {}
+    if front and settings.get("slopes") is not True:
+        added["most"] = MOST_FITTED
+    return {**added, **settings}
 
 
 def climbs(driver: Driver) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import qmc
 
 from evomerge.surrogate.design import Points, unknowns
@@ -84,6 +84,7 @@ def fit(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     margins: NDArray[np.float64] | None = None,
     slopes: Slopes | None = None,
+    few: int | None = None,
 ) -> Surrogate:
     """Return the surrogate of one objective, fitted to n candidates that were all evaluated, four or more.
 
@@ -91,13 +92,13 @@ def fit(
     means must vary. `margins`, `(n, examples, columns)`, are all positive where a score is 1 and not where it is 0. Of the rungs
     that apply, the one with the lowest left-out error on the metric's own scale is chosen. Ties go to the margins, which carry
     more information than the scores, and else to the simpler rung. With `slopes`, which are of the same examples' mean
-    scores, the rung is the one that uses them.
+    scores, the rung is the one that uses them. Hyperparameters of processes are chosen from `few` of the candidates, if given.
     """
     table = np.clip(scores, *bounds)
     values = table.mean(axis=1)
     if slopes is not None:
         return judge(points, table, SlopedTrend(points, values, _warps(values, bounds, table.shape[1]), slopes))
-    rungs = {rung.name: rung for rung in _ladder(points, table, bounds, margins)}
+    rungs = {rung.name: rung for rung in _ladder(points, table, bounds, margins, few)}
     errors = {name: (rung.left_out[0] - values) ** 2 for name, rung in rungs.items()}
     name = _choose(errors)
     widening = 1.0 if name == Margins.name else _widening(*points.shape)
@@ -112,7 +113,6 @@ def judge(points: Points, scores: Points, rung: Rung, widening: float = 1.0) -> 
     values = scores.mean(axis=1)
     mean, deviation = rung.left_out
     sizes = np.abs(values - mean) / np.maximum(deviation, 1e-300)
-    others = [_factor(np.delete(sizes, i)) for i in range(len(sizes))]
     examples = scores.shape[1]
     errors = scores.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else np.full(len(values), np.nan)
     return Surrogate(
@@ -123,7 +123,7 @@ def judge(points: Points, scores: Points, rung: Rung, widening: float = 1.0) -> 
         r2=float(1 - np.sum((values - mean) ** 2) / np.sum((values - values.mean()) ** 2)),
         factor=_factor(sizes),
         widening=widening,
-        coverage=float(np.mean(sizes <= NORMAL_90 * np.array(others))),
+        coverage=float(np.mean(sizes <= NORMAL_90 * _factors_of_others(sizes))),
         standard_error=float(np.median(errors)),
         rung=rung,
     )
@@ -175,17 +175,21 @@ def varies(scores: Points) -> bool:
 
 
 def _ladder(
-    points: Points, scores: Points, bounds: tuple[float, float], margins: NDArray[np.float64] | None
+    points: Points,
+    scores: Points,
+    bounds: tuple[float, float],
+    margins: NDArray[np.float64] | None,
+    few: int | None = None,
 ) -> list[Rung]:
     """Return the rungs that suit the metric and the number of points, fitted, in the order that decides ties."""
     values = scores.mean(axis=1)
     warps = _warps(values, bounds, scores.shape[1])
-    rungs: list[Rung] = [] if margins is None else [Margins(points, values, margins)]
+    rungs: list[Rung] = [] if margins is None else [Margins(points, values, margins, few)]
     bounded = sum(map(math.isfinite, bounds))
     if bounded == 1 or len(points) > unknowns(points.shape[1]):
         name = ("quadratic", "log-loss quadratic", "weighted quadratic")[bounded]
         rungs.append(Quadratic(name, points, values, warps))
-    return [*rungs, Trend(points, values, warps[-1])]
+    return [*rungs, Trend(points, values, warps[-1], few)]
 
 
 def _warps(values: Values, bounds: tuple[float, float], examples: int) -> list[Warp]:
@@ -217,9 +221,26 @@ def _factor(sizes: NDArray[np.float64]) -> float:
 
     The ⌈0.9 (n + 1)⌉-th smallest, which bounds a new error with probability 90% (Vovk et al. 2005), or the largest of few.
     """
-    rank = min(math.ceil(0.9 * (len(sizes) + 1)), len(sizes))
-    smallest = _SMALLEST_FACTOR if len(sizes) >= _MANY else 1.0
-    return float(np.clip(np.sort(sizes)[rank - 1] / NORMAL_90, smallest, _LARGEST_FACTOR))
+    return float(_clipped(np.sort(sizes)[_rank(len(sizes)) - 1], len(sizes)))
+
+
+def _factors_of_others(sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `_factor` of all sizes but one, for each that is left out: `(candidates,)`."""
+    count = len(sizes) - 1
+    rank = _rank(count)
+    order = np.argsort(sizes, kind="stable")
+    ranked = np.full(len(sizes), sizes[order[rank - 1]])
+    ranked[order[:rank]] = sizes[order[rank]]  # those below move up by one
+    return _clipped(ranked, count)
+
+
+def _rank(count: int) -> int:
+    return min(math.ceil(0.9 * (count + 1)), count)
+
+
+def _clipped(sizes: ArrayLike, count: int) -> NDArray[np.float64]:
+    smallest = _SMALLEST_FACTOR if count >= _MANY else 1.0
+    return np.clip(np.asarray(sizes) / NORMAL_90, smallest, _LARGEST_FACTOR)
 
 
 def _widening(candidates: int, genes: int) -> float:

@@ -7,6 +7,7 @@ form, with the kernel, ridge and normalisation held fixed: for a Gaussian proces
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -36,21 +37,34 @@ class Process:
     _SPREAD = np.array([2.0, 2.0, 2.0, 1.0, 3.0])
     # Bounds of a gene's relevance. Its start and the prior's centre are 1, the prior's spread is 1.
     _RELEVANCE = np.log([0.1, 10.0])
+    _of: tuple[bytes, Points, Points, Points, Points] | None
+    """Relevances, and what `_covariance` has of them."""
 
-    def __init__(self, points: Points, targets: Points, noise: Values) -> None:
-        """Fit `targets`, `(points, outputs)`, whose noise variances are proportional to `noise`, `(points,)`."""
-        self._points = 2 * points
-        self._noise = noise
+    def __init__(self, points: Points, targets: Points, noise: Values, few: int | None = None) -> None:
+        """Fit `targets`, `(points, outputs)`, whose noise variances are proportional to `noise`, `(points,)`.
+
+        The hyperparameters are chosen from `few` of the points, evenly over their order, or from all.
+        """
         self.centre = targets.mean(axis=0)
         spread = targets.std(axis=0)
         varies = spread > 1e-9 * max(float(spread.max()), 1e-300)
         self.scale = np.where(varies, spread, 0.0)
         outputs = (targets - self.centre) / np.where(varies, spread, 1.0)
-        self.kernel = self._choose(outputs[:, varies])
+        count = len(points)
+        rows = slice(None) if few is None or few >= count else np.linspace(0, count - 1, few).astype(int)
+        self._use(points[rows], noise[rows])
+        self.kernel = self._choose(outputs[rows][:, varies])
         """Logarithms of the hyperparameters, `(5 + genes,)`."""
+        self._use(points, noise)
         covariance = self._covariance(self.kernel)[0] + np.diag(np.exp(self.kernel[4]) * noise)
         self._inverse = cho_solve(cho_factor(covariance, lower=True), np.eye(len(points)))
         self._weights = self._inverse @ outputs * self.scale
+        self._of = None
+
+    def _use(self, points: Points, noise: Values) -> None:
+        """Take these points as the fitted ones."""
+        self._points, self._noise = 2 * points, noise
+        self._of = None
 
     def predict(
         self, points: Points, noise: Callable[[Values], Values] | None = None, out: Points | None = None
@@ -87,12 +101,16 @@ class Process:
         The function takes a symmetric `(points, points)` and returns all derivatives but that by the noise, `(4 + genes,)`.
         """
         v1, v2, v3, length = np.exp(kernel[:4])
-        points = self._points * np.exp(kernel[5:])
+        relevance = kernel[5:].tobytes()
+        if self._of is None or self._of[0] != relevance:  # else as before: of a single output they are fixed
+            points = self._points * np.exp(kernel[5:])
+            inner = points @ points.T / points.shape[1]
+            self._of = relevance, points, inner, inner**2, cdist(points, points)
+        _, points, inner, square, away = self._of
         genes = points.shape[1]
-        inner = points @ points.T / genes
-        scaled = math.sqrt(5) / (length * math.sqrt(genes)) * cdist(points, points)
+        scaled = math.sqrt(5) / (length * math.sqrt(genes)) * away
         decay = v3 * np.exp(-scaled)
-        parts = [v1 * inner, v2 * inner**2, (1 + scaled + scaled**2 / 3) * decay]
+        parts = [v1 * inner, v2 * square, (1 + scaled + scaled**2 / 3) * decay]
 
         def slopes(rest: Points) -> Values:
             by_inner = rest * (v1 + 2 * v2 * inner)
@@ -142,12 +160,11 @@ class LeastSquares:
 
     def __init__(self, points: Points, target: Values, weights: Values, ridge: float = 0.0) -> None:
         """Fit `target`, `(points,)`, whose noise variances are proportional to 1 / `weights`, `(points,)`."""
-        terms = quadratic_terms(points)[:, 1:]
-        self._total = weights.sum()
-        self._middle = weights @ terms / self._total
+        terms, self._total, self._middle, left, singular, self._axes = _decomposed(
+            points.tobytes(), points.shape[1], weights.tobytes()
+        )
         self._level = weights @ target / self._total
         root = np.sqrt(weights)[:, None]
-        left, singular, self._axes = np.linalg.svd(root * (terms - self._middle), full_matrices=False)
         self._ridge = ridge
         self._shrunk = singular**2 + ridge
         self._along = singular / self._shrunk * (left.T @ (root[:, 0] * (target - self._level)))
@@ -168,6 +185,17 @@ class LeastSquares:
         if self._ridge:  # the prior variance of directions that the fitted points do not span
             spread = spread + np.maximum((terms**2).sum(axis=1) - (along**2).sum(axis=1), 0) / self._ridge
         return mean, self._noise * (spread + noise(mean))
+
+
+@lru_cache(maxsize=1)  # for all ridges, and for all targets with the same weights
+def _decomposed(points: bytes, genes: int, weights: bytes) -> tuple[Points, float, Values, Points, Values, Points]:
+    """Return the terms, the total weight, the weighted mean of the terms, and the decomposition of their weighted differences to it."""
+    weighted = np.frombuffer(weights)
+    terms = quadratic_terms(np.frombuffer(points).reshape(-1, genes))[:, 1:]
+    total = weighted.sum()
+    middle = weighted @ terms / total
+    left, singular, axes = np.linalg.svd(np.sqrt(weighted)[:, None] * (terms - middle), full_matrices=False)
+    return terms, total, middle, left, singular, axes
 
 
 def student_factor(freedom: float) -> float:

@@ -5,6 +5,7 @@ evaluated point from all the others (`left_out`). MAP's own fit is in `map_quadr
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -46,11 +47,11 @@ class Margins:
 
     name = "margins"
 
-    def __init__(self, points: Points, values: Values, margins: NDArray[np.float64]) -> None:
-        """Fit `margins`, `(points, examples, other classes)`, to predict the mean scores `values`, `(points,)`."""
+    def __init__(self, points: Points, values: Values, margins: NDArray[np.float64], few: int | None = None) -> None:
+        """Fit `margins`, `(points, examples, other classes)`, to predict the mean scores `values`, `(points,)`; `few` as in `Process`."""
         self._examples = margins.shape[1]
         targets = margins.transpose(0, 2, 1).reshape(len(points), -1)
-        self._process = Process(points, targets, np.ones(len(points)))
+        self._process = Process(points, targets, np.ones(len(points)), few)
         mean, variance = self._process.left_out(targets)
         scale = self._process.scale
         surprise = ((targets - mean) / np.where(scale > 0, scale, 1)) ** 2 / variance[:, None]
@@ -88,10 +89,10 @@ class Trend:
 
     name = "quadratic + Matérn"
 
-    def __init__(self, points: Points, values: Values, warp: Warp) -> None:
+    def __init__(self, points: Points, values: Values, warp: Warp, few: int | None = None) -> None:
         self._warp = warp
         targets = warp.warp(values)[:, None]
-        self._process = Process(points, targets, warp.noise(targets[:, 0]))
+        self._process = Process(points, targets, warp.noise(targets[:, 0]), few)
         # The hyperparameters are estimated from one output: each costs a degree of freedom.
         freedom = len(points) - len(self._process.kernel)
         self._unit = float(self._process.scale[0]) ** 2 * student_factor(freedom)
@@ -113,9 +114,7 @@ class Quadratic:
 
     def __init__(self, name: str, points: Points, values: Values, warps: Sequence[Warp]) -> None:
         self.name = name
-        terms = quadratic_terms(points)
-        largest = float(np.linalg.norm(terms[:, 1:], 2)) ** 2
-        plain = len(points) > terms.shape[1] == np.linalg.matrix_rank(terms)
+        largest, plain = _spectrum(points.tobytes(), points.shape[1])
         ridges = ([0.0] if plain else []) + [largest * 10.0**power for power in range(-9, 0)]
         fits: list[tuple[float, Warp, LeastSquares, Prediction]] = []
         for warp in warps:
@@ -129,3 +128,11 @@ class Quadratic:
     def predict(self, points: Points) -> Prediction:
         """Return mean score and standard deviation at `points`, `(points, genes)`."""
         return unwarp_normal(self._warp, *self._fit.predict(points, self._warp.noise))
+
+
+@lru_cache(maxsize=1)  # for all objectives
+def _spectrum(points: bytes, genes: int) -> tuple[float, bool]:
+    """Return the square of the largest singular value of the terms but the constant, and whether the points identify a quadratic and one is left over."""
+    terms = quadratic_terms(np.frombuffer(points).reshape(-1, genes))
+    plain = len(terms) > terms.shape[1] == np.linalg.matrix_rank(terms)
+    return float(np.linalg.norm(terms[:, 1:], 2)) ** 2, bool(plain)

@@ -48,6 +48,21 @@ def test_process_leaves_out_as_conditioning_without_the_point_does(seed, genes, 
         np.testing.assert_allclose(variance[i], covariance[i, i] + 0.05 * noise[i] - cross @ inverse @ cross, rtol=1e-5)
 
 
+def test_hyperparameters_may_be_chosen_from_few_of_the_points_and_all_are_fitted():
+    rng = np.random.default_rng(0)
+    points = rng.random((31, 2))
+    targets = np.sin(3 * points.sum(axis=1))[:, None]
+    process = Process(points, targets, np.ones(31), few=11)
+    # Every third point, scaled as all are.
+    mean, spread = targets.mean(axis=0), targets.std(axis=0)
+    part = Process(points[::3], targets[::3], np.ones(11))
+    part._use(points[::3], np.ones(11))
+    np.testing.assert_array_equal(process.kernel, part._choose(((targets - mean) / spread)[::3]))
+    fitted = with_kernel(process.kernel)(points, targets, np.ones(31))
+    for found, expected in zip(process.predict(points), fitted.predict(points), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_process_is_a_conditional_normal_distribution():
     # The same numbers from numpy's dense formulas.
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evomerge import surrogate
-from evomerge.surrogate.fitting import _choose, _ladder
+from evomerge.surrogate.fitting import _choose, _factor, _factors_of_others, _ladder
 
 ACCURACY = (0.0, 1.0)
 LIKELIHOOD = (-np.inf, 0.0)
@@ -248,3 +248,10 @@ def test_tasks_with_different_best_points_conflict():
 
 def test_ignorance_is_no_agreement():
     assert surrogate.best_for_all(peaks((0.1, 0.1), (0.9, 0.9), noise=0.3)) is None
+
+
+@pytest.mark.parametrize("count", [4, 9, 10, 29, 30, 31, 60])
+def test_factors_without_a_candidate_are_those_of_the_others(count):
+    sizes = np.random.default_rng(count).exponential(2, count).round(1)  # with ties
+    expected = [_factor(np.delete(sizes, i)) for i in range(count)]
+    assert _factors_of_others(sizes).tolist() == expected

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from evomerge.errors import DriverError
 from evomerge.search.driver import Genomes, Means, Objectives, known_recipes, latin_hypercube, read_metrics
 from evomerge.search.fronts import infill
-from evomerge.search.fronts.front import FrontSettings
+from evomerge.search.fronts.settings import FrontSettings
 from evomerge.search.slopes.ascent import Slope, movable
 from evomerge.search.slopes.measure import Measure
 from evomerge.space import Genome, SearchSpace
@@ -147,7 +147,7 @@ class Continuation:
 
     def _centre(self) -> list[_Step]:
         """Return a step for equal weights."""
-        row, point = self._step(self._equal)
+        row, point = self._step(self._equal, self._damping())
         return [(row, self._equal, point if self._is_new(point) else self._elsewhere(1)[0])]
 
     def _improving(self) -> list[_Step]:
@@ -155,23 +155,25 @@ class Continuation:
 
         Steps in flight count with their predictions.
         """
-        preferences = self._preferences()
-        steps = [(weights, *self._step(weights)) for weights in preferences]
+        damping = self._damping()
+        steps = [(weights, *self._step(weights, damping)) for weights in self._preferences()]
         scores = np.concatenate([self._scored, self._means]) / self._units
         predicted = np.array([self._predicted(row, weights, point) for weights, row, point in steps])
         volume = infill.Volume(scores, infill.reference_point(scores, predicted), self._seed)
         pending, along = volume.along(scores).max(axis=0), volume.along(predicted)
-        for row, weights, point in self._steps.values():
-            if row >= 0:
-                pending = np.maximum(pending, volume.along(self._predicted(row, weights, point)))
+        waiting = [self._predicted(*step) for step in self._steps.values() if step[0] >= 0]
+        if waiting:
+            pending = np.maximum(pending, volume.along(np.array(waiting)).max(axis=0))
+        points = np.array([point for _, _, point in steps])
+        free = infill.is_new(points, self._tried)
         chosen: list[_Step] = []
         for _ in range(self._batch):
+            if chosen:
+                free &= infill.is_new(points, chosen[-1][2][None])
+            if not free.any():
+                rest = self._elsewhere(self._batch)[len(chosen) :]
+                return [*chosen, *((-1, self._equal, point) for point in rest)]
             gains = np.maximum(along - pending, 0).mean(axis=1)
-            taken = [point for _, _, point in chosen]
-            free = [self._is_new(point, taken) for _, _, point in steps]
-            if not any(free):
-                chosen.append((-1, self._equal, self._elsewhere(self._batch)[len(chosen)]))
-                continue
             first = not chosen and free[0] and self._sloped < _CENTRED
             best = 0 if first else int(np.argmax(np.where(free, gains, -1.0)))
             weights, row, point = steps[best]
@@ -185,16 +187,18 @@ class Continuation:
         drawn = rng.dirichlet(np.ones(len(self._objectives)), _PREFERENCES)
         return np.concatenate([self._equal[None], np.eye(len(self._objectives)), drawn])
 
-    def _step(self, weights: NDArray[np.float64]) -> tuple[int, Genome]:
+    def _damping(self) -> Slope:
+        """Return the square root of Adam's scaling, `(genes,)`: genes with larger slopes also curve more."""
+        squares = np.mean((self._slopes / self._units[:, None]) ** 2, axis=(0, 1))
+        return np.where(squares > 0, np.maximum(squares, 1e-300) ** -0.25, 0.0)
+
+    def _step(self, weights: NDArray[np.float64], damping: Slope) -> tuple[int, Genome]:
         """Return the row of the best point for a preference, and the point that a step from there leads to."""
         shares = weights / self._units
         row = int(np.argmax(self._means @ shares))
         start, slopes = self._points[row], shares @ self._slopes  # (points, genes)
         uphill = slopes[row]
         free = ~((start <= 0) & (uphill < 0) | (start >= 1) & (uphill > 0))
-        squares = np.mean((self._slopes / self._units[:, None]) ** 2, axis=(0, 1))
-        # The square root of Adam's scaling: genes with larger slopes also curve more.
-        damping = np.where(squares > 0, np.maximum(squares, 1e-300) ** -0.25, 0.0)
         order = np.argsort(-np.linalg.norm(self._points - start, axis=1), kind="stable")
         direction = newton_direction(
             np.where(free, uphill, 0.0),
@@ -218,11 +222,9 @@ class Continuation:
         linear = (self._slopes[row] @ (point - self._points[row])) / self._units
         return np.asarray(self._means[row] / self._units + linear - abs(weights @ linear))
 
-    def _is_new(self, point: Genome, others: Sequence[Genome] = ()) -> bool:
-        """Return whether a point differs from all candidates so far, and from `others`."""
-        return bool(
-            infill.is_new(point[None], np.concatenate([self._tried, np.array(others).reshape(-1, len(point))]))[0]
-        )
+    def _is_new(self, point: Genome) -> bool:
+        """Return whether a point differs from all candidates so far."""
+        return bool(infill.is_new(point[None], self._tried)[0])
 
     def _elsewhere(self, count: int) -> Genomes:
         """Return random points, halfway between the best point for equal weights, or the start, and anywhere."""

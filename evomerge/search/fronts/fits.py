@@ -17,11 +17,12 @@ def fit_surrogates(
     evaluations: Sequence[Evaluation],
     coordinates: Callable[[Genomes], Genomes] = np.asarray,
     slopes: Mapping[str, Slopes] | None = None,
+    few: int | None = None,
 ) -> dict[str, Surrogate]:
     """Return the surrogate of each objective of `metrics` that varies, from margins where they were recorded.
 
     `points`, `(evaluations, genes)`, are unit coordinates; all evaluations succeeded. The surrogates are fitted in `coordinates` of
-    the points, to `slopes` as well if there are any. Raises `SurrogateError`.
+    the points, to `slopes` as well if there are any. `few` is that of `surrogate.fit`. Raises `SurrogateError`.
     """
     fits = {}
     for name, metric in metrics.items():
@@ -31,6 +32,8 @@ def fit_surrogates(
         margins = np.array([done.outputs[table] for done in evaluations], np.float64) if recorded else None
         if surrogate.varies(scores):
             sloped = None if slopes is None else slopes[name]
-            fit = surrogate.fit(coordinates(points), scores, bounds=metric.bounds, margins=margins, slopes=sloped)
+            fit = surrogate.fit(
+                coordinates(points), scores, bounds=metric.bounds, margins=margins, slopes=sloped, few=few
+            )
             fits[name] = replace(fit, points=points, coordinates=coordinates)
     return fits

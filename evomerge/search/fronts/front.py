@@ -12,17 +12,16 @@ task). For a tiny network's accuracy over the whole box, a design of 5 (d + 1) p
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
 
 from evomerge import pareto, surrogate
 from evomerge.errors import DriverError, SurrogateError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_integers
 from evomerge.search.fronts import infill, mixtures
 from evomerge.search.fronts.fits import fit_surrogates
+from evomerge.search.fronts.settings import FrontSettings
 from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.space import SearchSpace
 from evomerge.surrogate import Slopes, Surrogate
@@ -39,43 +38,13 @@ _SMALLEST_GAIN = 0.001
 _ROUNDS, _ROUNDS_OF_SURFACE = 6, 30
 """Rounds in which candidates are sought on the predicted front, for a batch and for a surface. For batches more found no larger
 hypervolume over 2 to 12 genes, and most of a proposal's time is theirs."""
+_GROWTH = 1.125
+"""Surrogates of a part of the candidates are fitted again when there are so many times as many."""
 _PATIENCE = 3
 """A search without expected gain ends after that many times the design's size, even if its surface is refused."""
 
 ReadSlopes = Callable[[Genomes, Sequence[Evaluation]], Mapping[str, Slopes]]
 """`(points, evaluations) -> slopes by objective`: those of succeeded evaluations, at points in unit coordinates."""
-
-
-class FrontSettings(BaseModel, extra="forbid", frozen=True):
-    """`driver:` of a study that searches by surrogates for a front, or for the best of one objective."""
-
-    kind: Literal["front"] = "front"
-    seed_known: bool = True
-    """Evaluate the known recipes (base, each expert, mean) first, as part of the design."""
-    mixtures: bool = False
-    """Make half of the design's other candidates mixtures, and half of each batch, where the space has weights of experts
-    (`SearchSpace.weights`). New studies have it so, unless it is set to false."""
-    points: int | None = Field(default=None, ge=4)
-    """Candidates of the design. Default: 1.2 p, with p = (d + 1)(d + 2) / 2 the unknowns of a quadratic in d genes, or
-    5 (d + 1) if that is less, as it is from 7 genes on; and two more than the known recipes at least. With slopes, (d + 2) / 2
-    more than the known recipes."""
-    batch: int | None = Field(default=None, ge=1)
-    """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
-    or 2 with slopes."""
-    in_flight: int | None = Field(default=None, ge=1)
-    """Candidates that may wait for their results when more are chosen, so that workers need not wait for a batch: two to four times the number of
-    workers. A candidate is chosen from the results of all but the last `in_flight` before it, and from predictions of these. The search
-    depends on it, and not on the number of workers. Default: each batch is chosen from the results of all before it."""
-    bounds: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    """Objective → [lowest, highest] mean score, null where there is none. Default: the metric's range."""
-    slopes: Literal[True, False, "surrogates"] | None = None
-    """With `surrogates`, fit surrogates to slopes of the scores too (`SlopedFront`), over up to 40 genes. With true, follow the slopes
-    instead of surrogates (`Continuation`), for two or more objectives; then only `seed_known`, `batch` and `in_flight` count, and there is no surface.
-    Default: true with more than 40 genes, where there are slopes."""
-    tolerance: float = Field(default=1.0, ge=0)
-    """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
-    noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points
-    are added until it is not, or up to three times the design's size. 0 searches until the budget is spent."""
 
 
 class Front:
@@ -122,6 +91,7 @@ class Front:
                 f"driver `front`: `points` is {self._size}; expected {len(self._known)} or more, for the known recipes"
             )
         mixes = settings.mixtures and space.weights is not None
+        self._most = math.inf if settings.most is None else max(settings.most, 2 * self._size)
         self._mixtures = (self._size - len(self._known)) // 2 if mixes else 0
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
@@ -137,6 +107,8 @@ class Front:
         self._points: Genomes = np.empty((0, self._genes))  # of `_succeeded`
         self._failed: Genomes = np.empty((0, self._genes))
         self._fits: dict[str, Surrogate] = {}
+        self._fitted: NDArray[np.intp] = np.empty(0, np.intp)  # the rows of `_points` that `_fits` are of
+        self._seen = self._learnt = 0  # candidates that had succeeded then, and those with failures
         self._quiet = 0  # consecutive batches without an expected gain above the noise
         self._over = False
         self.designing = True
@@ -180,10 +152,12 @@ class Front:
         return genomes
 
     def learn(self, genomes: Genomes, means: Means, evaluations: Sequence[Evaluation]) -> None:
-        """Fit the surrogates again. Raises `DriverError` for a score out of bounds."""
+        """Fit the surrogates again, if it is time. Raises `DriverError` for a score out of bounds."""
         self._points, self._failed, self._succeeded = self._with(genomes, evaluations)
-        if len(self._points) >= self._needed and not self._parts:
-            self._fits = self._fit(self._points, self._succeeded)
+        count = len(self._points)
+        if count >= self._needed and not self._parts and (count <= self._most or count >= _GROWTH * self._seen):
+            self._fitted, self._seen, self._learnt = self._kept(self._succeeded), count, count + len(self._failed)
+            self._fits = self._fit(self._points, self._succeeded, self._fitted)
 
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
         """Return the front that the surrogates predict, as `Surfaced.surface` does."""
@@ -191,14 +165,15 @@ class Front:
         fits = self._fits
         if genomes is not None and len(genomes):
             points, failed, succeeded = self._with(genomes, evaluations)
-            fits = self._fit(points, succeeded) if len(points) >= self._needed else {}
+            fits = self._fit(points, succeeded, self._kept(succeeded)) if len(points) >= self._needed else {}
         if len(points) < self._needed:
             few = f"{len(points)} candidates could be evaluated; expected {self._needed} or more"
             return empty_surface(self._space, self._objectives, few)
         if not fits:
             same = f"none of the objectives varies over {len(points)} candidates; search a larger space"
             return empty_surface(self._space, self._objectives, same)
-        candidates = self._candidates(fits, points, 0, _ROUNDS_OF_SURFACE)[0]
+        values = surrogate.predict_all(fits.values(), points)[0]
+        candidates = self._candidates(fits, points, values, 0, _ROUNDS_OF_SURFACE)[0]
         candidates = np.concatenate([points, candidates[~infill.nearer_to_failures(candidates, failed, points)]])
         means = np.tile(succeeded[0].means(self._objectives), (len(candidates), 1))  # those of constant objectives
         deviations = np.zeros_like(means)
@@ -262,21 +237,33 @@ class Front:
         return self._space.to_unit(self._genomes(unit)) if self._space.integer.any() else unit
 
     def _with(self, genomes: Genomes, evaluations: Sequence[Evaluation]) -> tuple[Genomes, Genomes, list[Evaluation]]:
-        """Return the points that succeeded, those that failed, and the evaluations of the former, with one more generation."""
+        """Return the points that succeeded, those that failed, and the evaluations of the former, with one more generation.
+
+        Raises `DriverError` for a score out of bounds.
+        """
         unit = self._space.to_unit(genomes)
-        good = np.array([evaluation.error is None for evaluation in evaluations])
+        good = np.array([evaluation.error is None for evaluation in evaluations], bool)
+        added = [done for done in evaluations if done.error is None]
+        scores = [np.array([done.scores[name] for done in added], np.float64) for name in self._objectives]
+        check_bounds("front", self._objectives, [metric.bounds for metric in self._metrics.values()], scores)
         return (
             np.concatenate([self._points, unit[good]]),
             np.concatenate([self._failed, unit[~good]]),
-            [*self._succeeded, *(done for done in evaluations if done.error is None)],
+            [*self._succeeded, *added],
         )
 
-    def _fit(self, points: Genomes, succeeded: Sequence[Evaluation]) -> dict[str, Surrogate]:
-        """Return the surrogate of each objective that varies. Raises `DriverError` for a score out of bounds."""
-        scores = [np.array([done.scores[name] for done in succeeded], np.float64) for name in self._objectives]
-        check_bounds("front", self._objectives, [metric.bounds for metric in self._metrics.values()], scores)
-        slopes = None if self._slopes is None else self._slopes(points, succeeded)
-        return fit_surrogates(self._metrics, points, succeeded, self._space.coordinates, slopes)
+    def _kept(self, succeeded: Sequence[Evaluation]) -> NDArray[np.intp]:
+        """Return the rows of at most `most` candidates: the design, and those nearest to the front, spread over it."""
+        if len(succeeded) <= self._most:
+            return np.arange(len(succeeded))
+        means = np.array([done.means(self._objectives) for done in succeeded])
+        return infill.nearest_to_front(means, self._size, int(self._most))
+
+    def _fit(self, points: Genomes, succeeded: Sequence[Evaluation], rows: NDArray[np.intp]) -> dict[str, Surrogate]:
+        """Return the surrogate of each objective that varies, of some rows."""
+        part, few = [succeeded[row] for row in rows], len(rows) // 2 if len(rows) < len(succeeded) else None
+        slopes = None if self._slopes is None else self._slopes(points[rows], part)
+        return fit_surrogates(self._metrics, points[rows], part, self._space.coordinates, slopes, few)
 
     def _excess(self, fits: Mapping[str, Surrogate], deviations: Means) -> NDArray[np.float64]:
         """Return the share by which deviations exceed those that are trusted, in the worst objective: `(points,)`, 0 or less for trusted points.
@@ -297,9 +284,9 @@ class Front:
         return [few] * (count < self.min_evaluations) + reasons_to_refuse(fits)
 
     def _candidates(
-        self, fits: Mapping[str, Surrogate], points: Genomes, generation: int, rounds: int
+        self, fits: Mapping[str, Surrogate], points: Genomes, values: Means, generation: int, rounds: int
     ) -> tuple[Genomes, Means, Means]:
-        """Return different points that may be worth evaluating, and their predicted means and deviations."""
+        """Return different points that may be worth evaluating, and their predicted means and deviations; `values` are the means at `points`."""
         tried: list[tuple[Genomes, Means, Means]] = []
 
         def predict(unit: Genomes) -> tuple[Means, NDArray[np.float64]]:
@@ -308,7 +295,6 @@ class Front:
             tried.append((snapped, means, deviations))
             return means, self._excess(fits, deviations)
 
-        values = surrogate.predict_all(fits.values(), points)[0]
         best = np.flatnonzero(pareto.nondominated(values))
         best = best[infill.spread(values[best], 50)]
         seed = int(np.random.SeedSequence([self._seed, generation, 99]).generate_state(1)[0])
@@ -338,6 +324,8 @@ class Front:
         candidates = self._snapped(mixtures.candidates(self._space, seed))
         allowed = infill.is_new(candidates, drawn)
         allowed &= ~infill.nearer_to_failures(candidates, self._failed, self._points)
+        if len(self._fitted) < self._seen:  # the others are far from the front, or have neighbours there
+            drawn = np.concatenate([self._points[self._fitted], drawn[self._learnt :]])
         before = drawn[mixtures.are_mixtures(self._space, drawn)]
         means, known = (surrogate.predict_all(fits.values(), each)[0] for each in (candidates[allowed], before))
         return candidates[allowed][mixtures.filling(means, known, size)]
@@ -349,9 +337,11 @@ class Front:
         Evaluated candidates enter with their predictions instead of their scores, so that a candidate with lucky scores does not
         hide its neighbours.
         """
-        candidates, means, deviations = self._candidates(fits, self._points, self._generation, _ROUNDS)
+        rows = np.append(self._fitted, np.arange(self._seen, len(self._points)))
+        points = self._points[rows]
+        values = surrogate.predict_all(fits.values(), points)[0]
+        candidates, means, deviations = self._candidates(fits, points, values, self._generation, _ROUNDS)
         trusted = self._excess(fits, deviations) <= 0
-        values = surrogate.predict_all(fits.values(), self._points)[0]
         reference = infill.reference_point(values, means[trusted])
         allowed = trusted & infill.is_new(candidates, self._drawn)
         allowed &= ~infill.nearer_to_failures(candidates, self._failed, self._points)
@@ -361,13 +351,13 @@ class Front:
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
         waiting = None if pending is None else surrogate.predict_all(fits.values(), self._space.to_unit(pending))
-        rows, gain = infill.choose(candidates, means, deviations, values, volume, size, seed, waiting)
-        tables = [np.array([done.scores[name] for done in self._succeeded], dtype=np.float64) for name in fits]
-        errors = np.stack([infill.paired_errors(self._points, table) for table in tables], axis=1)
+        chosen, gain = infill.choose(candidates, means, deviations, values, volume, size, seed, waiting)
+        tables = [np.array([self._succeeded[row].scores[name] for row in rows], dtype=np.float64) for name in fits]
+        errors = np.stack([infill.paired_errors(points, table) for table in tables], axis=1)
         floor = infill.noise_floor(values, errors, volume, size)
         smallest = max(floor, _SMALLEST_GAIN * volume.of(values))
         self._quiet = self._quiet + 1 if gain < self._settings.tolerance * smallest else 0
-        return candidates[rows] if self._quiet < 2 else candidates[:0]
+        return candidates[chosen] if self._quiet < 2 else candidates[:0]
 
 
 def sloped_points(genes: int) -> int:

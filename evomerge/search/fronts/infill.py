@@ -98,6 +98,16 @@ def spread(scores: Points, count: int) -> NDArray[np.intp]:
     return np.array(chosen, dtype=np.intp)
 
 
+def nearest_to_front(scores: Points, first: int, count: int) -> NDArray[np.intp]:
+    """Return at most `count` different rows: the `first`, then front after front of the others, each from end to end."""
+    chosen, rest = np.arange(first), np.arange(first, len(scores))
+    while len(rest) and len(chosen) < count:
+        front = rest[pareto.nondominated(scores[rest])]
+        front = front[spread(scores[front], count - len(chosen))]
+        chosen, rest = np.append(chosen, front), np.setdiff1d(rest, front)
+    return chosen
+
+
 def reference_point(scores: Points, predicted: Points) -> NDArray[np.float64]:
     """Return the nadir of the evaluated and of the predicted front, minus a tenth of their range, `(objectives,)`.
 
@@ -140,12 +150,20 @@ class Volume:
 
         That is `(..., directions)`. The volume of several scores is `scale` times the mean of their maximum.
         """
-        lengths = np.full((*scores.shape[:-1], len(self._directions)), np.inf)
-        ratios = np.empty_like(lengths)  # in place: a new large array costs more than the arithmetic
+        lengths = self.lengths(scores)
+        lengths **= len(self._unit)
+        return lengths
+
+    def lengths(self, scores: Points, directions: NDArray[np.intp] | slice = slice(None)) -> Points:
+        """Return the root of `along` whose degree is the number of objectives, along some of the `directions`."""
+        lines = self._directions[directions]
+        lengths, ratios = (np.empty((*scores.shape[:-1], len(lines))) for _ in range(2))
         for column, (low, unit) in enumerate(zip(self._reference, self._unit, strict=True)):
             above = np.maximum((scores[..., column] - low) / unit, 0)
-            np.minimum(lengths, np.divide(above[..., None], self._directions[:, column], out=ratios), out=lengths)
-        lengths **= len(self._unit)
+            # In place: a new large array costs more than the arithmetic.
+            np.divide(above[..., None], lines[:, column], out=ratios if column else lengths)
+            if column:
+                np.minimum(lengths, ratios, out=lengths)
         return lengths
 
     def of(self, scores: Points) -> float:
@@ -171,13 +189,14 @@ def choose(
     predicted for candidates that are being evaluated: they count as chosen before.
     """
     draws = _normal(scores.shape[1], _DRAWS, np.random.default_rng(np.random.SeedSequence([seed, 3])))
+    scores = scores[pareto.nondominated(scores)]
     evaluated = volume.along(scores).max(axis=0)
     highest = _by_parts(lambda part: (volume.along(part) >= evaluated).any(axis=1), means + _NODES.max() * deviations)
     active = np.flatnonzero(highest)  # all others add nothing anywhere
     rough = [volume.along(means[active] + node * deviations[active]) for node in _NODES]
     pending = np.broadcast_to(evaluated, (len(draws), len(evaluated)))
-    for mean, deviation in zip(*in_flight, strict=True) if in_flight is not None else ():
-        pending = np.maximum(pending, volume.along(mean + draws * deviation))
+    if in_flight is not None:
+        pending = _with_in_flight(volume, scores, draws, *in_flight)
     before = float(evaluated.mean() if in_flight is None else pending.mean())
     chosen: list[int] = []
     free = np.ones(len(points), bool)
@@ -187,15 +206,49 @@ def choose(
         """Return the volume along each direction of each draw of a point, `(draws, directions)`."""
         return volume.along(means[row] + draws * deviations[row])
 
+    # Gains only fall as points are chosen, so that those of earlier rounds bound them, and few are computed again.
+    places = np.full(len(points), -1)
+    places[active] = np.arange(len(active))
+    gains, drawn_gains = np.where(highest, np.inf, 0.0), np.full(len(points), np.inf)
     while len(chosen) < size and free.any():
-        gains = np.zeros(len(points))
-        gains[active] = _rough_gains(rough, pending.mean(axis=0))
-        listed = np.argsort(np.where(free, -gains, 1.0), kind="stable")[: min(_SHORT_LIST, free.sum())]
-        best = int(listed[np.argmax([np.maximum(drawn(row) - pending, 0).mean() for row in listed.tolist()])])
+        so_far, current = pending.mean(axis=0), ~highest
+        while True:
+            listed = np.argsort(np.where(free, -gains, 1.0), kind="stable")[: min(_SHORT_LIST, free.sum())]
+            old = listed[~current[listed]]
+            if not len(old):
+                break
+            wanted = np.flatnonzero(~current) if np.isinf(gains[old]).all() else old
+            gains[wanted] = _rough_gains([along[places[wanted]] for along in rough], so_far)
+            current[wanted] = True
+        bounds, known = drawn_gains[listed], np.zeros(len(listed), bool)
+        while not known[place := int(bounds.argmax())]:
+            bounds[place] = np.maximum(drawn(int(listed[place])) - pending, 0).mean()
+            known[place] = True
+        drawn_gains[listed] = bounds
+        best = int(listed[place])
         chosen.append(best)
+        if len(chosen) == 1:  # the mean of equal draws is rounded otherwise than those that follow
+            gains = np.where(highest, np.inf, 0.0)
         pending = np.maximum(pending, drawn(best))
         free &= np.abs(points - points[best]).max(axis=1) > APART
     return np.array(chosen, dtype=np.intp), volume.scale * (float(pending.mean()) - before)
+
+
+def _with_in_flight(volume: Volume, scores: Points, draws: Points, means: Points, deviations: Points) -> Points:
+    """Return the volume of `scores` along each direction, with that of each draw of candidates in flight: `(draws, directions)`.
+
+    Of each candidate only the directions count in which its highest draws exceed the lowest volume so far.
+    """
+    lengths = np.tile(volume.lengths(scores).max(axis=0), (len(draws), 1))
+    highest = volume.lengths(means + draws.max(axis=0) * deviations)
+    for row in np.argsort(-volume.lengths(means).mean(axis=1)):
+        where = np.flatnonzero(highest[row] > lengths.min(axis=0))
+        if len(where) < len(highest[row]) // 2:
+            drawn = volume.lengths(means[row] + draws * deviations[row], where)
+            lengths[:, where] = np.maximum(lengths[:, where], drawn)
+        else:
+            np.maximum(lengths, volume.lengths(means[row] + draws * deviations[row]), out=lengths)
+    return np.asarray(lengths ** scores.shape[1])
 
 
 def _rough_gains(rough: Sequence[Points], so_far: NDArray[np.float64]) -> NDArray[np.float64]:

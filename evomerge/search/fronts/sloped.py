@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evomerge.search.driver import Genomes, Means, Objectives, read_metrics
-from evomerge.search.fronts.front import Front, FrontSettings
+from evomerge.search.fronts.front import Front
+from evomerge.search.fronts.settings import FrontSettings
 from evomerge.search.fronts.surface import Surface
 from evomerge.search.slopes.ascent import movable, to_unit_slope
 from evomerge.search.slopes.measure import Measure

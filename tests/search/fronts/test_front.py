@@ -11,7 +11,8 @@ from evomerge import pareto, search, surrogate
 from evomerge import space as spaces
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
-from evomerge.search.fronts.front import Front, FrontSettings
+from evomerge.search.fronts.front import Front
+from evomerge.search.fronts.settings import FrontSettings
 from evomerge.space import SearchSpace
 from evomerge.testing import GenomeSuite, Problem, SurfaceSuite, drive, toy_space, two_spheres
 from evomerge.trial import Evaluation, Proposal
@@ -247,6 +248,21 @@ def test_design_grows_with_the_square_of_the_genes_and_then_with_their_number(gr
     space = tiles(groups)
     breeder = Front(space, ["x"], 0, FrontSettings(seed_known=False))
     assert len(breeder.draw()) == expected
+
+
+def test_of_many_candidates_a_part_is_fitted_and_few_are_fitted_all():
+    bed = Bed(2, 0, examples=100)
+    all_fitted, bounded = (driver(bed, tolerance=0, batch=8, most=most) for most in (None, 50))
+    plain = drive(all_fitted, bed.plain, 56)
+    proposals = drive(bounded, bed.plain, 80)
+    assert [p.recipe.id for p in proposals[:56]] == [p.recipe.id for p in plain], "chosen from 48"
+    assert len({proposal.recipe.id for proposal in proposals}) == 80
+    breeder = bounded.breeder
+    for fit in breeder._fits.values():
+        assert len(fit.values) == 50
+        assert (fit.points[:8] == breeder._points[:8]).all(), "the design"
+        assert fit.points.tolist() == breeder._points[breeder._fitted].tolist()
+    assert (breeder._seen, len(breeder._points)) == (72, 80), "fitted again at 56, 64 and 72, then at 81"
 
 
 def test_int_genes_are_whole_and_no_candidate_is_evaluated_twice():

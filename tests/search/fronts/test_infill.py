@@ -39,6 +39,44 @@ def test_candidates_in_flight_count_as_if_they_were_chosen_before():
     assert alone + added == pytest.approx(gain, rel=1e-9)
 
 
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+@pytest.mark.parametrize("waiting", [0, 30])
+def test_choices_are_those_of_computing_every_gain_in_every_round(objectives, waiting):
+    scores, means = 0.9 * shell(30, objectives), shell(120, objectives, 1)
+    points, deviations = np.random.default_rng(2).random((120, 3)), np.full_like(means, 0.05)
+    volume = infill.Volume(scores, np.full(objectives, -0.1), 0)
+    in_flight = (shell(waiting, objectives, 3), np.full((waiting, objectives), 0.03)) if waiting else None
+    draws = infill._normal(objectives, 5, np.random.default_rng(np.random.SeedSequence([0, 3])))
+    pending = np.tile(volume.along(scores).max(axis=0), (32, 1))
+    for mean, deviation in zip(*in_flight, strict=True) if in_flight else ():
+        pending = np.maximum(pending, volume.along(mean + draws * deviation))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
+    before, expected, free = pending.mean(), [], np.ones(120, bool)
+    for _ in range(12):
+        rough = sum(
+            weight
+            / weights.sum()
+            * np.maximum(volume.along(means + node * deviations) - pending.mean(axis=0), 0).mean(axis=1)
+            for node, weight in zip(nodes, weights, strict=True)
+        )
+        listed = np.argsort(np.where(free, -rough, 1.0), kind="stable")[:64]
+        gains = [np.maximum(volume.along(means[i] + draws * deviations[i]) - pending, 0).mean() for i in listed]
+        expected.append(int(listed[np.argmax(gains)]))
+        pending = np.maximum(pending, volume.along(means[expected[-1]] + draws * deviations[expected[-1]]))
+        free &= np.abs(points - points[expected[-1]]).max(axis=1) > infill.APART
+    rows, gain = infill.choose(points, means, deviations, scores, volume, 12, 0, in_flight)
+    assert rows.tolist() == expected
+    assert gain == pytest.approx(volume.scale * (pending.mean() - before), rel=1e-12)
+
+
+def test_rows_nearest_to_the_front_are_the_first_and_then_front_after_front_from_end_to_end():
+    scores = np.array([[0, 0], [9, 9], [1, 0], [0, 1], [0.9, 0.9], [0.5, 0.5], [0.1, 0.6], [0.2, 0.1]])
+    assert infill.nearest_to_front(scores, 2, 5).tolist() == [0, 1, 2, 3, 4], "a front of three"
+    assert infill.nearest_to_front(scores, 2, 4).tolist() == [0, 1, 2, 3], "its ends"
+    assert infill.nearest_to_front(scores, 2, 7).tolist() == [0, 1, 2, 3, 4, 5, 6], "then the next"
+    assert sorted(infill.nearest_to_front(scores, 2, 20)) == [*range(8)]
+
+
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 6])
 def test_certain_candidates_add_their_hypervolume_and_are_near_the_best_greedy_choice(objectives):
     scores, means = 0.95 * shell(20, objectives), shell(200, objectives, 1)
