@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from evomerge import tasks
+from evomerge import memory, tasks
 from evomerge.build import Builder
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
@@ -94,6 +94,7 @@ class Worker:
                 loaded = _Loaded(self.setup, self.members)
                 loaded.check()
                 self._loaded = loaded
+                memory.give_back()  # what loading took, beside the model
         return self._loaded
 
     def memory(self) -> str:
@@ -153,6 +154,7 @@ class Worker:
                 if (compiling := seconds_compiling() - before) > 0:
                     seconds["compile"] = compiling
                     seconds["merge"] = max(seconds["merge"] - compiling, 0.0)
+                    memory.give_back()
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
                         if loaded.model.heads:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from evomerge import locks
+from evomerge import locks, memory
 from evomerge.merging.site import Prepared
 from evomerge.recipe import canonical_json
 
@@ -76,7 +76,8 @@ class Store:
                     save_file(tables, Path(temporary, name))
                     Path(temporary, name).chmod(0o444)  # a change in place would end the processes that map it
                     Path(temporary, name).replace(file)
-                return load_file(file)  # mapped from the file, so that the tables need no memory
+                tables = load_file(file)  # mapped from the file, so that the tables need no memory
+            memory.give_back()  # what was needed to prepare them
             return tables
 
 
