@@ -2,8 +2,9 @@
 
 A random ViT and experts of it lie on the disk, and 1, 2 and 4 workers evaluate merges of them as a search does. Experts and prepared
 tables are mapped from files, so that the node holds their pages once, in its page cache, whoever reads them. The kernel says what each
-worker holds alone (USS), and what all hold together when shared pages count once (the sum of PSS). A worker of a tiny model shows what
-Python and its libraries take.
+worker holds alone (USS: private pages, clean and dirty), how much of that is no file (anonymous), and what all hold together when shared
+pages count once (the sum of PSS). A worker of a model of one layer, of the same shapes, shows what Python, its libraries and compiled code
+take. The slope is that of a line through the sums of anonymous memory: pages of files are the system's to drop.
 
     python experiments/benchmarks/nodes.py [--smoke] [--json] [--out DIR]
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -29,7 +31,8 @@ from shared.harness import Findings, Switches, main, say, table
 
 EXPERTS = 4
 HIDDEN, LAYERS = 512, 12  # 38 million parameters
-TINY, SMOKE = (32, 2), (128, 4)
+SMOKE = (128, 4)
+FEW_LAYERS = 1  # of a model whose workers have the same libraries and compiled code, and little of the model
 WORKERS, SMOKE_WORKERS = (1, 2, 4), (1, 2)
 CANDIDATES = (
     4  # for each worker: by task arithmetic, whose experts are only read, and by TIES, whose tables are prepared
@@ -58,20 +61,22 @@ def measure(switches: Switches) -> Findings:
         os.environ[MARK] = str(os.getpid())
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         (folder / "one_image.py").write_text(TASK)
-        model_bytes = write_pool(folder / "pool", *(SMOKE if switches.smoke else (HIDDEN, LAYERS)))
-        write_pool(folder / "tiny", *TINY)
+        hidden, layers = SMOKE if switches.smoke else (HIDDEN, LAYERS)
+        model_bytes = write_pool(folder / "pool", hidden, layers)
+        small_bytes = write_pool(folder / "small", hidden, FEW_LAYERS)
         connect(max(counts))
-        idle = memory(folder, "tiny", 1)
+        small = memory(folder, "small", 1)["own"]
         found = {count: memory(folder, "pool", count) for count in counts}
-    first, last = found[counts[0]], found[counts[-1]]
-    added = (last["pss"] - first["pss"]) / (counts[-1] - counts[0])
-    grown = (added - idle["uss"]) / model_bytes
+    added, constant = map(float, np.polyfit(counts, [each["own"] * count for count, each in found.items()], 1))
+    grown = (added - small) / (model_bytes - small_bytes)
+    libraries = small - grown * small_bytes
     figures = {
         "experts": EXPERTS,
         "model_mib": model_bytes / MIB,
-        "libraries_mib": idle["uss"] / MIB,
+        "libraries_mib": libraries / MIB,
         "workers": {str(count): {key: value / MIB for key, value in each.items()} for count, each in found.items()},
         "added_by_a_worker_mib": added / MIB,
+        "constant_mib": constant / MIB,
         "added_in_models": grown,
         "target": TARGET,
         "within_target": grown <= TARGET,
@@ -162,9 +167,10 @@ def text(figures: Mapping[str, Any]) -> str:
     heads = ["workers", "USS of each, mean (MiB)", "largest", "anonymous, mean", "PSS of all"]
     return (
         f"{table(heads, rows)}\n\n"
-        f"A model has {figures['model_mib']:.0f} MiB, the pool {1 + figures['experts']} of them. A worker of a tiny model holds "
-        f"{figures['libraries_mib']:.0f} MiB. Each further worker adds {figures['added_by_a_worker_mib']:.0f} MiB to the node: beside the "
-        f"libraries {figures['added_in_models']:.2f} models (target: at most {figures['target']:g}). With one worker, the mapped files are "
+        f"A model has {figures['model_mib']:.0f} MiB, the pool {1 + figures['experts']} of them. By a line through the sums of anonymous "
+        f"memory, each worker adds {figures['added_by_a_worker_mib']:.0f} MiB to the node ({figures['constant_mib']:.0f} MiB at none). By a "
+        f"worker of a model of {FEW_LAYERS} layer that is {figures['libraries_mib']:.0f} MiB of libraries, and "
+        f"{figures['added_in_models']:.2f} models (target: at most {figures['target']:g}). With one worker, the mapped files are "
         "its own, and its USS has them; with more they are shared."
     )
 
@@ -173,12 +179,12 @@ def draw(figures: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     counts = [int(count) for count in figures["workers"]]
-    first = figures["workers"][str(counts[0])]["pss"]
-    limit = [first + (n - counts[0]) * (figures["libraries_mib"] + figures["model_mib"]) for n in counts]
-    axes.plot(counts, [each["pss"] for each in figures["workers"].values()], "o-", color="#0072B2", label="measured")
-    axes.plot(counts, limit, "--", color="#6b6b6b", label="a model and the libraries for each further worker")
+    limit = [n * (figures["libraries_mib"] + figures["model_mib"]) for n in counts]
+    held = [each["own"] * n for n, each in zip(counts, figures["workers"].values(), strict=True)]
+    axes.plot(counts, held, "o-", color="#0072B2", label="measured")
+    axes.plot(counts, limit, "--", color="#6b6b6b", label="a model and the libraries for each worker")
     axes.set_xlabel("workers on the node")
-    axes.set_ylabel("memory of all workers (MiB)")
+    axes.set_ylabel("anonymous memory of all workers (MiB)")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     return figure

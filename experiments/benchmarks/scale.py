@@ -8,15 +8,22 @@ share until then, for waiting batches against points in flight.
 
 Part 3, a real search: the embedded experts of digits on two workers, each kind of search once, and once more on one worker.
 
-Part 4, a large study: the driver's time for a candidate, the journal's bytes, and what it takes to open a journal of 10,000 trials again,
-beside the least that this needs: reading the file's lines as JSON.
+Part 4, a large study: the driver's CPU time for a candidate, the journal's bytes, and what it takes to open a journal of 10,000 trials
+again, beside the least that this needs: reading the file's lines as JSON.
+
+Part 5, kinds of drivers with few slots and with a thousand, once all of them have had work: the driver's CPU time for a candidate, and the
+idle share of the slots where the driver takes no time.
+
+Parts that `--only` leaves out stay as an earlier run found them.
 
     python experiments/benchmarks/scale.py [--smoke] [--seeds N] [--json] [--out DIR]
 """
 
 import heapq
+import json
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,14 +37,14 @@ from numpy.typing import NDArray
 import evomerge as em
 from evomerge import costs, pareto, search, zoo
 from evomerge.search.driver import Generational
-from evomerge.space import Box
+from evomerge.space import Box, SearchSpace
 from evomerge.trial import Evaluation, Metric, Proposal
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
-from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large
+from shared.large_study import EXAMPLES, GENES, OBJECTIVES, large, space_of
 
-PARTS = ("waiting", "fronts", "real", "driver")
+PARTS = ("waiting", "fronts", "real", "driver", "steady")
 SIGMAS = (0.3, 1.0)  # of the logarithm of an evaluation's time
 LAGS = (1.0, 1.5, 2.0, 3.0, 4.0, 8.0)  # `in_flight` as a multiple of the slots
 MANY_LAGS = (2.0, 4.0)  # of 1000 slots, which take long to simulate
@@ -49,6 +56,9 @@ MOST = 3  # evaluations for each slot, and 300, at which a search that has not r
 REAL = {"waiting": {}, "in flight": {"batch": 2, "in_flight": 4}}
 REAL_EVALUATIONS = 60
 TRIALS = 10_000
+FEW_SLOTS, MANY_SLOTS = 16, 1000
+STEADY = {FEW_SLOTS: (200, 400), MANY_SLOTS: (6000, 8000)}  # evaluations before what is counted, and in all
+NEVER_IDLE = 4  # `in_flight` by slots at sigma 0.3
 
 Floats = NDArray[np.float64]
 
@@ -59,8 +69,13 @@ def measure(switches: Switches) -> Findings:
         "fronts": lambda: fronts(switches),
         "real": lambda: real(switches),
         "driver": lambda: large(60 if switches.smoke else TRIALS),
+        "steady": lambda: steady(switches),
     }
-    figures = {"share": SHARE, **{part: parts[part]() if part in switches.parts else [] for part in PARTS}}
+    earlier = Path() if switches.out is None else switches.out / "scale.json"
+    found = json.loads(earlier.read_text())["figures"] if earlier.is_file() else {}
+    rows = {part: parts[part]() if part in switches.parts else found.get(part, []) for part in PARTS}
+    kept = [part for part in PARTS if rows[part] and part not in switches.parts]
+    figures = {"share": SHARE, "kept": kept, **rows}
     return Findings(figures, tables(figures), draw(figures))
 
 
@@ -75,32 +90,42 @@ def simulate(
     seed: int,
     most: int,
     done: Callable[[Evaluation], bool] = lambda evaluation: False,
+    warm: int = 0,
 ) -> dict[str, Any]:
     """Run a search in simulated time: `slots` evaluations at a time, of log-normal times with mean 1 that depend on their number.
 
-    It ends after `most` evaluations, or when `done`. Return the time, the idle share of the slots until then, the evaluations, and
-    whether it was done.
+    It ends after `most` evaluations, or when `done`. Return the time, the idle share of the slots until then, the evaluations,
+    whether it was done, and the driver's CPU time for a candidate: idle share and CPU time are those after `warm` evaluations.
     """
     running: list[tuple[float, int, Proposal]] = []
-    now = busy = 0.0
+    now = busy = spent = 0.0
     asked = finished = 0
     reached = False
+    before = (0.0, 0.0, 0.0, 0)
     while not reached:
+        begun = time.process_time()
         while len(running) < slots and asked < most and (proposal := driver.ask()) is not None:
             takes = float(np.random.default_rng([seed, proposal.number]).lognormal(-(sigma**2) / 2, sigma))
             heapq.heappush(running, (now + takes, proposal.number, proposal))
             asked += 1
+        spent += time.process_time() - begun
         if not running:
             break
         end, _, proposal = heapq.heappop(running)
         busy += (len(running) + 1) * (end - now)
         now, finished = end, finished + 1
         evaluation = evaluate(proposal)
+        begun = time.process_time()
         driver.tell(proposal, evaluation)
+        spent += time.process_time() - begun
         reached = done(evaluation)
+        if finished == warm:
+            before = (now, busy, spent, asked)
         if asked == most and len(running) < slots and not reached and most == finished + len(running):
             break  # from here on slots are idle because the budget is spent
-    return {"time": now, "idle": max(0.0, 1 - busy / (slots * now)), "evaluations": finished, "reached": reached}
+    idle = max(0.0, 1 - (busy - before[1]) / (slots * (now - before[0])))
+    ms = 1e3 * (spent - before[2]) / max(asked - before[3], 1)
+    return {"time": now, "idle": idle, "evaluations": finished, "reached": reached, "ms_per_candidate": ms}
 
 
 # -- part 1 ------------------------------------------------------------------------------------------------------------
@@ -262,6 +287,88 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+# -- part 5 ------------------------------------------------------------------------------------------------------------
+
+
+class Tasks:
+    """Tasks whose score is minus a squared distance to a point, and less by an amount of each example's; with slopes.
+
+    Where candidates are `crossed`, it is the exponential of that.
+    """
+
+    def __init__(self, space: SearchSpace, tasks: int) -> None:
+        self._crossed = bool(space.parents)
+        rng = np.random.default_rng(0)
+        genes = len(space.genes)
+        self._best, self._scales = rng.uniform(0.2, 0.8, (tasks, genes)), rng.uniform(0.5, 2, (tasks, genes))
+        self._examples = np.exp(0.3 * rng.standard_normal((tasks, EXAMPLES)))
+        metric = (
+            Metric("share", low=0.0, high=1.0) if self._crossed else Metric("log_likelihood", high=0.0, slopes=True)
+        )
+        self.metrics = {f"task{i}/{metric.name}": metric for i in range(tasks)}
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Return the evaluation, with slopes where they are wanted."""
+        genome = np.zeros(self._best.shape[1]) if proposal.genome is None else proposal.genome  # None: an expert
+        away = genome - self._best
+        means = -np.mean(self._scales * away**2, axis=1)
+        rows = (mean - row for mean, row in zip(means, self._examples, strict=True))
+        rows = (np.exp(row) if self._crossed else row for row in rows)
+        scores = {name: row.astype(np.float32) for name, row in zip(self.metrics, rows, strict=True)}
+        if proposal.slopes is None:
+            return Evaluation(scores)
+        slopes = np.pad(
+            -2 * self._scales * away / away.shape[1], ((0, 0), (0, 1))
+        )  # the recipe's last number is `lambda`
+        return Evaluation(scores, slopes=dict(zip(self.metrics, slopes, strict=True)))
+
+
+def kinds(slots: int) -> dict[str, tuple[dict[str, Any], SearchSpace, int]]:
+    """Return drivers by name: settings, space and number of tasks."""
+    batch, flying = max(4, slots // 8), NEVER_IDLE * slots
+    front = {"kind": "front", "tolerance": 0, "batch": batch, "in_flight": flying, "most": 200}
+    parents = SearchSpace(
+        {
+            "merge": {
+                "method": "slerp",
+                "inputs": [{"member": "mother"}, {"member": "father"}],
+                "parameters": {"t": {"float": [0, 1]}},
+            }
+        },
+        experts=["a", "b", "c", "d"],
+    )
+    return {
+        "front, 4 genes": (front | {"mixtures": True}, space_of(4), 2),
+        "front, 20 genes": (front | {"mixtures": True}, space_of(20), 4),
+        "front along slopes, 100 genes": (front | {"slopes": True}, space_of(100), 2),
+        "NSGA-II, 1,000 genes": ({"kind": "nsga2", "population": slots}, space_of(GENES), 2),
+        "CMA-ES, 1,000 genes": ({"kind": "cma", "population": slots}, space_of(GENES), 2),
+        "TPE, 20 genes": ({"kind": "tpe"}, space_of(20), 2),
+        "random, 1,000 genes": ({"kind": "random"}, space_of(GENES), 2),
+        "gradient, 1,000 genes": ({"kind": "gradient"}, space_of(GENES), 2),
+        "MAP-Elites": ({"kind": "map_elites"}, parents, 2),
+        "niches": ({"kind": "niches"}, parents, 2),
+    }
+
+
+def steady(switches: Switches) -> list[dict[str, Any]]:
+    """Return each driver's CPU time for a candidate and the idle share of the slots, after as many evaluations as it takes to be busy."""
+    rows = []
+    for slots, (warm, most) in {FEW_SLOTS: (60, 80)}.items() if switches.smoke else STEADY.items():
+        for name, (settings, space, count) in kinds(slots).items():
+            say(f"steady: {slots} slots, {name}")
+            tasks = Tasks(space, count)
+            driver = search.make(
+                settings, space, tasks.metrics, 0, dict.fromkeys((f"task{i}" for i in range(count)), EXAMPLES)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of fits whose points leave something undetermined
+                found = simulate(driver, tasks.evaluate, slots, SIGMAS[0], 0, most, warm=warm)
+            kept = {key: found[key] for key in ("ms_per_candidate", "idle", "evaluations")}
+            rows.append({"driver": name, "slots": slots, "warm": warm, **kept})
+    return rows
+
+
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +418,19 @@ def tables(figures: Mapping[str, Any]) -> str:
         ]
         for row in figures["driver"]
     ]
+    slots = list(dict.fromkeys(row["slots"] for row in figures["steady"]))
+    by_kind = {(row["driver"], row["slots"]): row for row in figures["steady"]}
+    fifth = [
+        [
+            name,
+            *(
+                f"{by_kind[name, few][key]:{form}}"
+                for few in slots
+                for key, form in (("ms_per_candidate", ".2f"), ("idle", ".1%"))
+            ),
+        ]
+        for name in dict.fromkeys(row["driver"] for row in figures["steady"])
+    ]
     sections = {
         "waiting": (
             (
@@ -335,8 +455,8 @@ def tables(figures: Mapping[str, Any]) -> str:
             table(
                 [
                     "",
-                    "driver's ms a candidate",
-                    "reopening, seconds",
+                    "driver's CPU ms a candidate",
+                    "reopening, CPU seconds",
                     "to JSON",
                     "driver's MiB",
                     "bytes a trial",
@@ -345,8 +465,21 @@ def tables(figures: Mapping[str, Any]) -> str:
                 fourth,
             ),
         ),
+        "steady": (
+            (
+                "Once all slots have had work: the driver's CPU time for a candidate, and the idle share of the slots where it takes none. "
+                f"`front` has {NEVER_IDLE} times as many candidates in flight as slots."
+            ),
+            table(
+                ["", *(f"{heading}, {few:,} slots" for few in slots for heading in ("CPU ms a candidate", "idle"))],
+                fifth,
+            ),
+        ),
     }
-    return "\n\n".join("\n\n".join(section) for part, section in sections.items() if figures[part])
+    shown = ["\n\n".join(section) for part, section in sections.items() if figures[part]]
+    if figures["kept"]:
+        shown.append(f"Of an earlier run: {', '.join(figures['kept'])}.")
+    return "\n\n".join(shown)
 
 
 def draw(figures: Mapping[str, Any]) -> Figure:
