@@ -3,7 +3,7 @@
 A random ViT and experts of it lie on the disk, and 1, 2 and 4 workers evaluate merges of them as a search does. Experts and prepared
 tables are mapped from files, so that the node holds their pages once, in its page cache, whoever reads them. The kernel says what each
 worker holds alone (USS: private pages, clean and dirty), how much of that is no file (anonymous), and what all hold together when shared
-pages count once (the sum of PSS). A worker of a model of one layer, of the same shapes, shows what Python, its libraries and compiled code
+pages count once (the sum of PSS). A worker of a model of half the layers, of the same shapes, shows what Python, its libraries and compiled code
 take. The slope is that of a line through the sums of anonymous memory: pages of files are the system's to drop.
 
     python experiments/benchmarks/nodes.py [--smoke] [--json] [--out DIR]
@@ -30,9 +30,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
 
 EXPERTS = 4
-HIDDEN, LAYERS = 512, 12  # 38 million parameters
+HIDDEN, LAYERS = 512, 24  # 76 million parameters; merges of half of them are compiled, too
 SMOKE = (128, 4)
-FEW_LAYERS = 1  # of a model whose workers have the same libraries and compiled code, and little of the model
 WORKERS, SMOKE_WORKERS = (1, 2, 4), (1, 2)
 CANDIDATES = (
     4  # for each worker: by task arithmetic, whose experts are only read, and by TIES, whose tables are prepared
@@ -63,7 +62,7 @@ def measure(switches: Switches) -> Findings:
         (folder / "one_image.py").write_text(TASK)
         hidden, layers = SMOKE if switches.smoke else (HIDDEN, LAYERS)
         model_bytes = write_pool(folder / "pool", hidden, layers)
-        small_bytes = write_pool(folder / "small", hidden, FEW_LAYERS)
+        small_bytes = write_pool(folder / "small", hidden, layers // 2)
         connect(max(counts))
         small = memory(folder, "small", 1)["own"]
         found = {count: memory(folder, "pool", count) for count in counts}
@@ -169,7 +168,7 @@ def text(figures: Mapping[str, Any]) -> str:
         f"{table(heads, rows)}\n\n"
         f"A model has {figures['model_mib']:.0f} MiB, the pool {1 + figures['experts']} of them. By a line through the sums of anonymous "
         f"memory, each worker adds {figures['added_by_a_worker_mib']:.0f} MiB to the node ({figures['constant_mib']:.0f} MiB at none). By a "
-        f"worker of a model of {FEW_LAYERS} layer that is {figures['libraries_mib']:.0f} MiB of libraries, and "
+        f"worker of a model of half the layers that is {figures['libraries_mib']:.0f} MiB of libraries, and "
         f"{figures['added_in_models']:.2f} models (target: at most {figures['target']:g}). With one worker, the mapped files are "
         "its own, and its USS has them; with more they are shared."
     )
