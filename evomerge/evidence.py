@@ -24,7 +24,8 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.digests import code_digests, data_digest
 from evomerge.errors import PoolError, nearest
 from evomerge.evaluate import Setup
-from evomerge.evaluate.worker import open_model, reproducible
+from evomerge.evaluate.setup import open_model
+from evomerge.evaluate.worker import reproducible
 from evomerge.models import LiveModel
 from evomerge.progress import Progress
 from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Subject, store
@@ -207,7 +208,7 @@ class Evidence:
     ) -> Subject:
         """Return an expert, the base, or another model, in memory, with what is to be measured."""
         task, pool = self._tasks[entry.task], self._pool
-        live.write(model or (pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert]))
+        live.refit(model or (pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert]))
         task.put_head_on(live)
         live.module.train(mode=False)
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from evomerge import files
 from evomerge.errors import StudyError
+from evomerge.models import engine
 from evomerge.parts import Parts, identity, versions
 from evomerge.placement import describe as describe_device
 from evomerge.placement import find
@@ -70,7 +71,7 @@ def write(folder: Path, settings: StudySettings, parts: Parts) -> None:
         "format": 1,
         "settings": settings.model_dump(mode="json"),
         "identity": identity(settings, parts),
-        "versions": versions(),
+        "versions": versions() | ({} if settings.engine is None else {"vllm": engine.version()}),
     }
     files.write(folder / NAME, json.dumps(header, indent=2) + "\n")  # unsorted: tasks have an order
 

@@ -18,9 +18,11 @@ from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.pool import Pool
 from evomerge.digests import code_digests, data_digest, task_digests
-from evomerge.errors import ModelError, StudyError
+from evomerge.errors import DeviceError, ModelError, StudyError
 from evomerge.evaluate import Setup
+from evomerge.evaluate.loaded import check_depth, check_engine
 from evomerge.evidence import Evidence
+from evomerge.models.engine import check_class
 from evomerge.models.loaders import check_plain
 from evomerge.recipe import Recipe, StackNode
 from evomerge.recipe import base as base_recipe
@@ -48,7 +50,16 @@ class Parts:
 
     def on(self, device: str) -> "Parts":
         """Return the parts with another device to score on. Raises `DeviceError`."""
+        if self.setup.engine is not None:
+            raise DeviceError(
+                f"`--device {device}`: an engine computes on the device that it is built for, {self.setup.device}; leave out `--device`"
+            )
         return replace(self, setup=replace(self.setup, device=str(placement.find(device))))
+
+    def check_here(self) -> None:
+        """Raise `ModelError` where the engine of the study is not on this machine, or has no class for its models."""
+        if self.setup.engine is not None:
+            check_class(self.pool.base.config, self.pool.base.path, placement.find(self.setup.device))
 
     def collect(self) -> None:
         """Collect the statistics that recipes read, where the cache has none."""
@@ -139,20 +150,29 @@ def open_parts(
     keys = ("folder", "precision", "threads", "shared_mib", "device", "gpus")
     shared: dict[str, Any] = {key: getattr(settings, key) for key in keys}
     named: dict[str, Any] = {key: getattr(models, key) for key in ("auto", "module")}
-    setup = Setup(base, experts, task_settings, **named, **asked, **shared)
+    engine = None if settings.engine is None else settings.engine.model_dump()
+    setup = Setup(base, experts, task_settings, **named, **asked, **shared, engine=engine)
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     evidence = None
     if search_space.needs or models.evidence:
         evidence = Evidence(pool, setup, opened, models.evidence, search_space.needs)
         setup = replace(setup, statistics=evidence.folders)
     builder = Builder(pool)
-    builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
-    _check_stacks(search_space, builder)
+    initial = builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
+    if engine is not None:
+        check_engine(setup, pool, list(opened.values()))
+        check_depth(initial, builder)
+    _check_stacks(search_space, builder, engine=engine is not None)
     objectives = {f"{name}/{task.search_metric}": task.metrics[task.search_metric] for name, task in opened.items()}
     chosen = settings.driver or search_space.driver or search.default(search_space, objectives)
     driver = recorded or search.completed(chosen, search_space)
     parts = Parts(pool, search_space, opened, setup, driver, evidence)
     made = parts.new_driver(settings.seed)
+    if engine is not None and search.climbs(made):
+        raise StudyError(
+            f"driver `{driver['kind']}` follows slopes, which an engine does not give; expected another driver, such as "
+            "`driver: {kind: cma}`; or leave out `engine`"
+        )
     breeder = search.surfaced(made)
     least = 0 if breeder is None else breeder.min_evaluations * (SLOPES_COST if search.climbs(made) else 1)
     if 0 < settings.evaluations < least:
@@ -164,17 +184,23 @@ def open_parts(
     return parts
 
 
-def _check_stacks(space: SearchSpace, builder: Builder) -> None:
-    """Note how many candidates of a space of stacks could not be saved, and so fail. Raises `StudyError` where it is all of a sample."""
+def _check_stacks(space: SearchSpace, builder: Builder, *, engine: bool) -> None:
+    """Note how many candidates of a space of stacks could not be saved, and so fail.
+
+    Raises `StudyError` where it is all of a sample, and `ModelError` for one that an `engine` cannot run.
+    """
     if not isinstance(initial_recipe(space).root, StackNode):
         return
     sample = space.from_unit(np.random.default_rng(0).random((_SAMPLE, len(space.genes))))
     reasons = []
     for genome in sample:
         try:
-            builder.build_model(space.decode(genome, [base_recipe().id for _ in space.parents]))
+            built = builder.build_model(space.decode(genome, [base_recipe().id for _ in space.parents]))
         except ModelError as error:
             reasons.append(str(error))
+        else:
+            if engine:
+                check_depth(built, builder)
     if len(reasons) == _SAMPLE:
         raise StudyError(
             f"{reasons[0]}. All of {_SAMPLE} random candidates of the space are such stacks; expected a space such as `layer_swap`, whose layers stay in order"

@@ -102,6 +102,23 @@ Workers = Annotated[
 ]
 
 
+class EngineSettings(FrozenModel):
+    """An inference engine in which candidates run, in place of a module of transformers. Its keys are options of `vllm.LLM`."""
+
+    kind: Literal["vllm"] = "vllm"
+    """The engine."""
+    max_model_len: int | None = Field(default=None, ge=2)
+    """The most tokens of a prompt and its answer; by default as many as the model has positions."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory that the engine takes; by default its own."""
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """Memory for keys and values; by default what is left of that share. On a CPU, set it, or there may be none for anything else."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs over which each worker's engine spreads the model."""
+    enforce_eager: bool = False
+    """Whether the engine compiles nothing: it starts sooner, and runs slower."""
+
+
 class ReportSettings(FrozenModel):
     """How the front is scored on unseen examples."""
 
@@ -191,6 +208,9 @@ class StudySettings(FrozenModel):
     """Share of a GPU for each worker, where `device` is `cuda`."""
     precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """The dtype in which candidates run; `auto` is the one that the device multiplies fastest. Merging is always in fp32."""
+    engine: EngineSettings | None = Field(default=None, exclude_if=lambda engine: engine is None)
+    """`vllm`, or a mapping with options: candidates run in that inference engine; by default `transformers`. Fixed for a study: another
+    engine changes the last bits of scores."""
     deadline: float | None = Field(default=None, gt=0)
     """Maximum seconds per candidate. By default an hour; none with one worker, which runs in this process unless a deadline
     is set."""
@@ -202,6 +222,16 @@ class StudySettings(FrozenModel):
     """Notices to a webhook. The address may be a secret: it is not kept in the study's directory, so `evomerge resume` takes `--webhook`."""
     controls: ControlSettings = Field(default=ControlSettings(), exclude_if=lambda controls: not controls.sham)
     """Searches to compare with."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _by_name(cls, engine: Any) -> Any:
+        named: dict[str, Any] = {"transformers": None, "vllm": {}}
+        if isinstance(engine, str) and engine not in named:
+            raise ValueError(
+                f"expected transformers, vllm or a mapping such as {{kind: vllm, max_model_len: 2048}}, got {engine!r}"
+            )
+        return named[engine] if isinstance(engine, str) else engine
 
     @field_validator("device")
     @classmethod
@@ -231,6 +261,7 @@ class StudySettings(FrozenModel):
             "controls": ControlSettings,
             "workers": QueueSettings if _kind_of_workers(workers) == f"{TAG}queue" else ClusterSettings,
             "notify": NotifySettings,
+            "engine": EngineSettings,
             "tokenizer": TokenizerChoice,
             "evidence": EvidenceSettings,
         }

@@ -93,6 +93,7 @@ class Study:
         if not settings.evaluations:
             number, _ = search.budget(parts.new_driver(settings.seed), parts.space)
             settings = settings.model_copy(update={"evaluations": number})
+        parts.check_here()
         study = cls(folder, settings, parts)
         header.write(folder, settings, parts)
         return study

@@ -101,7 +101,7 @@ def test_statistics_of_the_base_are_of_its_weights_on_the_examples_of_experts(st
     assert len(set(parts.evidence.digests["base_activation"].values())) == 4  # of other examples
     live = parts.evidence._load()
     base = [parameter.clone() for parameter in live.module.parameters()]
-    live.write(parts.pool.experts["turned"])
+    live.refit(parts.pool.experts["turned"])
     assert not all(map(torch.equal, base, live.module.parameters()))
     entry = parts.evidence.entries[0]
     subject = parts.evidence._subject(live, entry, entry.examples)

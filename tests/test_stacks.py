@@ -54,7 +54,7 @@ def test_scored_stack_is_the_exported_one_or_both_are_refused(name, tmp_path):
         assert not (tmp_path / "out").exists()
         return
     live = LiveModel(tmp_path / "base")
-    live.write(Builder(models).build_model(recipe))
+    live.refit(Builder(models).build_model(recipe))
     export(recipe, models, tmp_path / "out")
     named = getattr(transformers, models.base.config["architectures"][0])
     loaded, info = named.from_pretrained(tmp_path / "out", output_loading_info=True)

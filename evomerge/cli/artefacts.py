@@ -16,7 +16,7 @@ from evomerge.checkpoints.save import check_free, save
 from evomerge.cli.console import new_console, say
 from evomerge.cli.merges import PoolOptions, open_pool, storage
 from evomerge.errors import RecipeError
-from evomerge.evaluate.worker import open_model
+from evomerge.evaluate.setup import open_model
 from evomerge.models import LiveModel
 from evomerge.parts import open_parts
 from evomerge.progress import Progress, step_printer

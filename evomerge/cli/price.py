@@ -63,6 +63,7 @@ def price(parts: Parts, settings: StudySettings, console: Console) -> None:
             console,
             f"one evaluation with slopes: {duration(sum(sloped.seconds.values()))}; the budget counts it as three",
         )
+    worker.close()
     phases = {
         "start-up": start_up,
         "driver": driver,

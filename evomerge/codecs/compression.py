@@ -124,7 +124,7 @@ def fidelity(pool: Pool, expert: str, decoded: Checkpoint) -> Fidelity:
 
 def scores(model: LiveModel, checkpoint: Checkpoint, tasks: Iterable[Task], split: Split) -> dict[str, float]:
     """Write `checkpoint` into `model`, and return its mean score by task, in the split's metric. Higher is better."""
-    model.write(checkpoint)
+    model.refit(checkpoint)
     means = {}
     for task in tasks:
         task.put_head_on(model)

@@ -12,7 +12,8 @@ from evomerge.evaluate.evaluator import Evaluator, drive
 from evomerge.evaluate.fleet import Fleet
 from evomerge.evaluate.folder_queue import QueueEvaluator
 from evomerge.evaluate.serial import Serial
-from evomerge.evaluate.worker import Setup, Worker
+from evomerge.evaluate.setup import Setup
+from evomerge.evaluate.worker import Worker
 
 __all__ = ["CachingEvaluator", "Evaluator", "Fleet", "QueueEvaluator", "Serial", "Setup", "Worker", "drive", "make"]
 

@@ -5,7 +5,8 @@ from collections.abc import Collection
 
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
-from evomerge.evaluate.worker import Setup, Worker
+from evomerge.evaluate.setup import Setup
+from evomerge.evaluate.worker import Worker
 from evomerge.trial import Evaluation, Proposal
 
 
@@ -37,5 +38,6 @@ class Serial(Evaluator):
         self._worker.members.retain(members)
 
     def close(self) -> None:
-        """Drop the queue."""
+        """Drop the queue, and end the engine, if there is one."""
         self._queue.clear()
+        self._worker.close()

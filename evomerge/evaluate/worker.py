@@ -11,33 +11,26 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from evomerge import memory, tasks
-from evomerge.build import Builder
-from evomerge.checkpoints.adapter import Adapter
-from evomerge.checkpoints.aligned import Aligned
-from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite
+from evomerge import memory
 from evomerge.checkpoints.members import Members
-from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
-from evomerge.checkpoints.vocabulary import TokenizerChoice
-from evomerge.errors import TaskError, nearest, printable
+from evomerge.errors import EvaluatorError, printable
+from evomerge.evaluate.loaded import Loaded, checked
+from evomerge.evaluate.setup import Setup
 from evomerge.evaluate.slopes import Slopes, score_with_slopes
 from evomerge.merging import seconds_compiling
-from evomerge.models import LiveModel
-from evomerge.placement import Placement, Precision, fastest, find
+from evomerge.placement import Placement, fastest, find
 from evomerge.placement import describe as describe_device
 from evomerge.recipe import Base, Expert, Recipe
-from evomerge.statistics import Collected
 from evomerge.trial import LONGEST_ERROR, Evaluation, Examples, Split
 
 _NUMPY_GENERATOR = np.random.MT19937()
@@ -47,51 +40,25 @@ OUT_OF_DEVICE_MEMORY = "out of device memory"
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """Everything that a worker needs, as plain JSON data. The same setup gives the same scores everywhere.
-
-    Relative paths of checkpoint folders (`base`, `experts`) and of `tasks`, settings by name, start at `folder`. `auto`,
-    `module`, `like`, `heads`, `tokenizer`, `precision`, `threads`, `device`, `gpus` and `shared_mib` are those of `StudySettings`, none of them `auto`. `members` is the folder for weights of
-    candidates, where later ones may be merges of them; None keeps no weights.
-    """
-
-    base: str
-    experts: Mapping[str, str]
-    tasks: Mapping[str, Mapping[str, Any]]
-    folder: str = "."
-    precision: Precision = "float32"
-    threads: int = 1
-    auto: str | None = None
-    module: str | None = None
-    shared_mib: int = 0
-    members: str | None = None
-    like: str | None = None
-    heads: Literal["own"] | None = None
-    tokenizer: TokenizerChoice | None = None
-    device: str = "cpu"
-    gpus: float = 1.0
-    shuffled: int | None = None
-    """The seed by which the experts are shuffled: see `PoolSettings`."""
-    statistics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The folder of each statistic that recipes may read, by kind and expert."""
-
-
 class Worker:
     """Evaluates recipes one at a time in one live model. Not to be confused with an evaluator, which distributes proposals."""
 
     def __init__(self, setup: Setup, *, alone: bool = True) -> None:
-        """Open nothing yet. Unless `alone`, weights of members are saved at once, where other workers find them."""
+        """Open nothing yet. Unless `alone`, weights of members are saved at once, where other workers, and an engine's, find them."""
         self.setup = setup
         folder = None if setup.members is None else Path(setup.members)
-        self.members = Members(folder=folder, shared=not alone)
-        self._loaded: _Loaded | None = None
+        self.members = Members(folder=folder, shared=not alone or setup.engine is not None)
+        self._loaded: Loaded | None = None
+        if (
+            setup.engine is not None and not alone
+        ):  # else an engine would go on without the worker, where that is killed
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
-    def prepare(self) -> "_Loaded":
+    def prepare(self) -> Loaded:
         """Open the pool, load model and tasks, if that is not done yet. Raises their exceptions."""
         if self._loaded is None:
             with reproducible(self.setup.threads, find(self.setup.device)):
-                loaded = _Loaded(self.setup, self.members)
+                loaded = Loaded(self.setup, self.members)
                 loaded.check()
                 self._loaded = loaded
                 memory.give_back()  # what loading took, beside the model
@@ -102,6 +69,12 @@ class Worker:
         builder = self.prepare().builder
         pool, copies = builder.pool, builder.placement.copies
         return builder.placement.summary(pool.nbytes * (1 + len(pool.experts))) if copies else ""
+
+    def close(self) -> None:
+        """End the engine, if there is one; the next evaluation loads all again."""
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
 
     def evaluate(
         self,
@@ -114,7 +87,7 @@ class Worker:
 
         With `slopes`, some of these examples, it has the slopes of each task's searched mean over them. `seconds` of the result
         are those of `decode` (reading the recipe), `merge` (building it into the model), `compile` (code for such merges, where there
-        was none yet) and `score`, slopes included. Raises the exceptions of `prepare`, and KeyboardInterrupt.
+        was none yet) and `score`, slopes included. Raises the exceptions of `prepare`, `EvaluatorError` where an engine died, and KeyboardInterrupt.
         """
         loaded = self.prepare()
         placement = loaded.builder.placement
@@ -122,7 +95,7 @@ class Worker:
             try:
                 evaluation = self._evaluate(loaded, recipe, split, examples, slopes)
             except torch.OutOfMemoryError:  # once more, with nothing on the device but the candidate
-                loaded.model.release()
+                loaded.release()
                 placement.release()
                 continue
             if evaluation.error is None:
@@ -131,7 +104,7 @@ class Worker:
         return Evaluation(error=_does_not_fit(self.setup, placement))
 
     def _evaluate(
-        self, loaded: "_Loaded", recipe: Recipe, split: Split, examples: Examples | None, slopes: Examples | None
+        self, loaded: Loaded, recipe: Recipe, split: Split, examples: Examples | None, slopes: Examples | None
     ) -> Evaluation:
         """Evaluate as `evaluate` does. Raises `torch.OutOfMemoryError` where the device is full."""
         scores: dict[str, Any] = {}
@@ -142,7 +115,7 @@ class Worker:
             with reproducible(self.setup.threads, loaded.builder.placement.device):
                 with _timed(seconds, "decode"):
                     built = loaded.builder.build_model(recipe)
-                    checkpoint = _checked(built)
+                    checkpoint = checked(built)
                     pull = None if slopes is None else Slopes(recipe, built)
                 before = seconds_compiling()
                 with _timed(seconds, "merge"):
@@ -150,28 +123,25 @@ class Worker:
                     if keeps and not isinstance(recipe.root, Base | Expert):
                         member = self.members.keep(recipe.id, checkpoint)
                         checkpoint = checkpoint if isinstance(checkpoint, Stacked) else member
-                    loaded.model.write(checkpoint)
+                    loaded.refit(recipe, checkpoint)
                 if (compiling := seconds_compiling() - before) > 0:
                     seconds["compile"] = compiling
                     seconds["merge"] = max(seconds["merge"] - compiling, 0.0)
                     memory.give_back()
                 with _timed(seconds, "score"):
                     for task, indices in loaded.indices(examples):
-                        if loaded.model.heads:
-                            task.put_head_on(loaded.model)
-                        if loaded.model.module.training:  # left so by a task of the user's: dropout would act
-                            loaded.model.module.train(mode=False)
                         wanted = (slopes or {}).get(task.name)
                         if pull is None or wanted is None:
-                            result = task.score(loaded.model, split, indices)
+                            result = loaded.score(task, split, indices)
                         else:
+                            loaded.put_head_on(task)
                             result = score_with_slopes(task, loaded.model, split, indices, wanted, pull)
                             derivatives[f"{task.name}/{task.search_metric}"] = pull.collect()
                         for metric, vector in result.scores.items():
                             _check_scores(task.name, metric, vector)
                             scores[f"{task.name}/{metric}"] = vector
                         outputs |= {f"{task.name}/{name}": table for name, table in result.outputs.items()}
-        except (KeyboardInterrupt, torch.OutOfMemoryError):
+        except (KeyboardInterrupt, torch.OutOfMemoryError, EvaluatorError):
             raise
         except BaseException as error:  # noqa: BLE001  # a task may raise anything, SystemExit too
             return Evaluation(error=describe(error), seconds=seconds)
@@ -217,82 +187,6 @@ class RemoteWorker:
             if identity not in self._worker.members.lineage:
                 self._worker.members.lineage[identity] = Recipe.parse(json.loads(ancestor))
         return self._worker.evaluate(Recipe.parse(json.loads(recipe)), split, examples, slopes)
-
-
-def open_model(setup: Setup, pool: Pool, device: torch.device, *, shared: int = 0) -> LiveModel:
-    """Return the model that candidates of `pool` are written into, on `device`; up to `shared` bytes of hidden states are kept."""
-    return LiveModel(
-        pool.open_base(),
-        setup.auto,
-        setup.precision,
-        device,
-        shared=shared,
-        module=setup.module,
-        tokenizer=pool.tokenizer,
-        heads=pool.heads,
-    )
-
-
-class _Loaded:
-    """The builder, tasks and model that stay in memory between candidates."""
-
-    def __init__(self, setup: Setup, members: Members) -> None:
-        folder = Path(setup.folder)
-        experts = {name: folder / path for name, path in setup.experts.items()}
-        asked: dict[str, Any] = {key: getattr(setup, key) for key in ("like", "heads", "tokenizer", "shuffled")}
-        pool = Pool(folder / setup.base, experts, **asked)
-        pool.evidence = Collected(setup.statistics)
-        placement = Placement(find(setup.device), share=setup.gpus)
-        self.builder = Builder(pool, search=True, members=members, placement=placement)
-        self.tasks = [tasks.make(name, settings, folder) for name, settings in setup.tasks.items()]
-        self.model = open_model(setup, pool, placement.device, shared=setup.shared_mib << 20)
-
-    def check(self) -> None:
-        """Raise `TaskError` where a task cannot be done with the base's model, and so with no candidate."""
-        for task in self.tasks:
-            task.put_head_on(self.model)
-            task.check(self.model)
-
-    def indices(self, examples: Examples | None) -> list[tuple[tasks.Task, Sequence[int] | None]]:
-        """Return the tasks to score, each with the indices of its examples; None is all of them. Raises `TaskError`."""
-        if examples is None:
-            return [(task, None) for task in self.tasks]
-        names = [task.name for task in self.tasks]
-        for name in examples:
-            if name not in names:
-                raise TaskError(f"examples of the unknown task `{name}`; {nearest(name, names)}")
-        return [(task, examples[task.name]) for task in self.tasks if task.name in examples]
-
-
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with its merged tensors checked as they are read; the pool's tensors have been checked before."""
-    if isinstance(checkpoint, Stacked):
-        return checkpoint.each(
-            lambda source: source if isinstance(source, Folder | Adapter | Aligned) else _checked(source)
-        )
-    return _Finite(checkpoint)
-
-
-class _Finite(Computed):
-    """A checkpoint that raises `FloatingPointError` for the first tensor read that has NaN or infinity."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.info, checkpoint.tensor, (checkpoint,))
-        self._checkpoint = checkpoint
-
-    def tensor(self, name: str) -> torch.Tensor:
-        tensor = super().tensor(name)
-        self._check(name, tensor)
-        return tensor
-
-    def write(self, name: str, out: torch.Tensor) -> None:
-        self._checkpoint.write(name, out)
-        self._check(name, out)
-
-    @staticmethod
-    def _check(name: str, tensor: torch.Tensor) -> None:
-        if not all_finite(tensor):
-            raise FloatingPointError(f"the merged tensor `{name}` holds NaN or infinity")
 
 
 def _check_scores(task: str, metric: str, vector: np.ndarray[Any, Any]) -> None:

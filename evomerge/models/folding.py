@@ -54,7 +54,7 @@ def fold(live: LiveModel, stack: Stacked) -> Folding:
 
     Raises `ModelError` where the stack cannot be written into `live`.
     """
-    live.write(stack)
+    live.refit(stack)
     try:
         probes = _probes(live.module)
         expected = [run(live.module, probe) for probe in probes]
@@ -107,7 +107,7 @@ def _changed(stack: Stacked, changes: _Changes, dtype: torch.dtype | None = None
 
 def _changes(live: LiveModel, stack: Stacked, probe: Mapping[str, Tensor]) -> _Changes:
     """Return the changes that move the scales of `stack` into its weights, provided that the observed stream is right."""
-    live.write(_changed(stack, {}))
+    live.refit(_changed(stack, {}))
     stream = ResidualStream(live.module, probe)
     scales = [layer.scale for layer in stack.layers]
     changes: dict[int, dict[str, Change]] = {}
@@ -156,7 +156,7 @@ def _difference(
     """Return the largest difference of a stack's outputs from `expected`, relative to the largest expected output."""
     if live.torn(stack):
         raise NotFoldable("tied tensors would have to differ")
-    live.write(stack)
+    live.refit(stack)
     largest = max(float(output.abs().max()) for output in expected) or 1.0
     differences = [
         (run(live.module, probe) - output).abs().max() for probe, output in zip(probes, expected, strict=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.aligned import Aligned
-from evomerge.checkpoints.folder import Checkpoint, Folder, differences, read_object
+from evomerge.checkpoints.folder import Checkpoint, Folder, differences
 from evomerge.checkpoints.heads import Head
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
@@ -24,7 +24,7 @@ from evomerge.models.assembly import Assembly
 from evomerge.models.heads import Heads
 from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
-from evomerge.models.pretrained import load_tokenizer
+from evomerge.models.pretrained import end_tokens, load_padding_tokenizer
 from evomerge.models.shared_blocks import SharedBlocks
 from evomerge.models.tensor_mapping import TensorMapping, find_mappings
 from evomerge.placement import PRECISIONS, Precision
@@ -116,12 +116,28 @@ class LiveModel:
     def _assembly(self) -> Assembly:
         return Assembly(self.module, self.mappings, self.prefixes)
 
+    @property
+    def causal(self) -> bool:
+        """Whether it is a causal language model."""
+        return bool(self.module.can_generate())
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a sequence, None where the model's class does not tell."""
+        limit = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else None
+
+    @property
+    def embedded(self) -> int | None:
+        """The number of rows of the embedding of tokens, None where there is none to be found."""
+        embedding = self.module.get_input_embeddings() if hasattr(self.module, "get_input_embeddings") else None
+        weight = getattr(embedding, "weight", None)
+        return len(weight) if isinstance(weight, Tensor) else None
+
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, by default that of the base's folder; without a padding token, it pads with its end token."""
-        tokenizer = load_tokenizer(self._text)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        tokenizer = load_padding_tokenizer(self._text)
         for module in (self._whole, *(() if self._heads is None else self._heads.modules.values())):
             config = getattr(module, "config", None)  # None: a module of the user
             if config is not None and getattr(config, "pad_token_id", None) is None:
@@ -131,15 +147,7 @@ class LiveModel:
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end a generated text: the tokenizer's, the configuration's, and those in `generation_config.json`."""
-        path = self._text / "generation_config.json"
-        saved = read_object(path).get("eos_token_id") if path.is_file() else None
-        configured = getattr(self.module.config, "eos_token_id", None)
-        if self._text != self.folder and (own := self._text / "config.json").is_file():
-            configured = read_object(own).get("eos_token_id")
-        ends: set[int] = set()
-        for tokens in (self.tokenizer.eos_token_id, configured, saved):
-            ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
-        return tuple(sorted(ends))
+        return end_tokens(self.tokenizer, self.module.config, self.folder, self._text)
 
     @torch.inference_mode()
     def generate(
@@ -180,7 +188,7 @@ class LiveModel:
         return tokens[:, ids.shape[1] :]
 
     @torch.no_grad()
-    def write(self, checkpoint: Checkpoint) -> None:
+    def refit(self, checkpoint: Checkpoint) -> None:
         """Copy the tensors of `checkpoint` into the module; for a stack, exchange the module's layers.
 
         A tensor is rounded to the checkpoint's storage dtype before it is cast to the precision of the model, so that the

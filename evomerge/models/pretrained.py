@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from evomerge.checkpoints.folder import read_object
 from evomerge.errors import ModelError, nearest
 
 if TYPE_CHECKING:
@@ -63,6 +64,37 @@ def load_tokenizer(folder: str | os.PathLike[str], **options: object) -> "PreTra
     """
     wrong = f"no tokenizer could be loaded from `{folder}` (tokenizer.json expected)"
     return cast("PreTrainedTokenizerBase", from_pretrained(library().AutoTokenizer, folder, wrong, **options))
+
+
+def load_padding_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer in `folder`; without a padding token, it pads with its end token. Raises `ModelError`."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def end_tokens(tokenizer: "PreTrainedTokenizerBase", config: Any, folder: Path, text: Path) -> tuple[int, ...]:
+    """Return the tokens that end a text of the model in `folder`, whose `tokenizer` is that in the folder `text`.
+
+    They are the tokenizer's, those of the model's `config`, of `config.json` in another folder of the text, and of `generation_config.json`.
+    """
+    path = text / "generation_config.json"
+    saved = read_object(path).get("eos_token_id") if path.is_file() else None
+    configured = getattr(config, "eos_token_id", None)
+    if text != folder and (own := text / "config.json").is_file():
+        configured = read_object(own).get("eos_token_id")
+    ends: set[int] = set()
+    for tokens in (tokenizer.eos_token_id, configured, saved):
+        ends.update(tokens if isinstance(tokens, list) else [] if tokens is None else [tokens])
+    return tuple(sorted(ends))
+
+
+def load_config(folder: Path) -> Any:
+    """Return the configuration in `folder`, an object of transformers. Raises `ModelError`."""
+    return from_pretrained(
+        library().AutoConfig, folder, f"no configuration could be loaded from `{folder}` (config.json expected)"
+    )
 
 
 def load_image_processor(folder: str | os.PathLike[str]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from evomerge.models import LiveModel
+from evomerge.models import EngineModel, LiveModel, TextModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.data import task_error
 from evomerge.tasks.task import negative_entropy
@@ -27,27 +27,27 @@ class Continuation:
         return len(self.tokens) - self.start
 
 
-def require_causal(task: str, model: LiveModel) -> None:
+def require_causal(task: str, model: TextModel) -> None:
     """Raise `TaskError` unless `model` is a causal language model."""
-    if not model.module.can_generate():
-        kind = type(model.module).__name__
+    if not model.causal:
+        kind = type(getattr(model, "module", model)).__name__
         raise task_error(task, f"needs a causal language model, got {kind}; set `auto: AutoModelForCausalLM`")
 
 
-def encode(model: LiveModel, texts: Sequence[str]) -> list[list[int]]:
+def encode(model: TextModel, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each text, after the tokenizer's begin token if it adds one, without an end token."""
     begin = begin_tokens(model)
     return [begin + ids for ids in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
-def begin_tokens(model: LiveModel) -> list[int]:
+def begin_tokens(model: TextModel) -> list[int]:
     """Return the begin token if the tokenizer puts it before a text, else an empty list."""
     begin = model.tokenizer.bos_token_id
     return [begin] if begin is not None and model.tokenizer("a")["input_ids"][:1] == [begin] else []
 
 
 def continuations(
-    task: str, model: LiveModel, prompts: Sequence[str], answers: Sequence[str], max_length: int
+    task: str, model: TextModel, prompts: Sequence[str], answers: Sequence[str], max_length: int
 ) -> list[Continuation]:
     """Return each prompt with its answer, scored from the first token that differs from the prompt's own tokens.
 
@@ -66,7 +66,7 @@ def continuations(
     return sequences
 
 
-def check_sequences(task: str, model: LiveModel, sequences: Iterable[Sequence[int]], more: int = 0) -> None:
+def check_sequences(task: str, model: TextModel, sequences: Iterable[Sequence[int]], more: int = 0) -> None:
     """Raise `TaskError` unless the model can run the token sequences, and write `more` tokens after each."""
     require_causal(task, model)
     listed = list(sequences)
@@ -74,15 +74,14 @@ def check_sequences(task: str, model: LiveModel, sequences: Iterable[Sequence[in
     check_tokens(task, model, listed)
 
 
-def check_tokens(task: str, model: LiveModel, sequences: Iterable[Sequence[int]]) -> None:
+def check_tokens(task: str, model: TextModel, sequences: Iterable[Sequence[int]]) -> None:
     """Raise `TaskError` if a sequence has a token for which the model's embedding has no row."""
-    embedding = model.module.get_input_embeddings() if hasattr(model.module, "get_input_embeddings") else None
-    weight = getattr(embedding, "weight", None)
+    rows = model.embedded
     largest = max((token for tokens in sequences for token in tokens), default=-1)
-    if isinstance(weight, Tensor) and largest >= len(weight):
+    if rows is not None and largest >= rows:
         msg = (
             f"its examples have the token {largest} (`{model.tokenizer.convert_ids_to_tokens(largest)}`), and the model's embedding has "
-            f"{len(weight)} rows; expected the tokenizer that the models were trained with: put its files beside the base's weights, or "
+            f"{rows} rows; expected the tokenizer that the models were trained with: put its files beside the base's weights, or "
             "set `like` under `pool` to an expert that has it"
         )
         raise task_error(task, msg)
@@ -112,6 +111,12 @@ def run(model: LiveModel, sequences: Sequence[Continuation]) -> Iterator[tuple[T
     for sequence, tokens, row in zip(sequences, ids.unbind(), logits.unbind(), strict=True):
         start, end = sequence.start, len(sequence.tokens)
         yield tokens[start:end], row[start - 1 - skipped : end - 1 - skipped].float()
+
+
+def served(sequences: Sequence[Continuation], engine: EngineModel) -> Tensor:
+    """Return the summed log-likelihood of each sequence's scored tokens in nats, float64 `(sequences,)`, by an engine."""
+    tokens, starts = [sequence.tokens for sequence in sequences], [sequence.start for sequence in sequences]
+    return torch.tensor(engine.log_likelihoods(tokens, starts), dtype=torch.float64)
 
 
 def predicted(model: LiveModel, sequence: Continuation) -> tuple[Tensor, Tensor]:
@@ -152,9 +157,9 @@ def by_metric(
     return stacked
 
 
-def check_length(task: str, model: LiveModel, longest: int) -> None:
+def check_length(task: str, model: TextModel, longest: int) -> None:
     """Raise `TaskError` if the model has no positions for `longest` tokens."""
-    limit = getattr(getattr(model.module, "config", None), "max_position_embeddings", None)
-    if isinstance(limit, int) and longest > limit:
+    limit = model.positions
+    if limit is not None and longest > limit:
         msg = f"needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
         raise task_error(task, msg)

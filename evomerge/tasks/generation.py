@@ -7,14 +7,14 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from evomerge.models import LiveModel
+from evomerge.models import EngineModel, LiveModel, TextModel
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import (
     Continuation,
@@ -27,11 +27,13 @@ from evomerge.tasks.causal import (
     predicted,
     require_causal,
     run,
+    served,
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
 from evomerge.tasks.prompts import Read, can_read, scored
-from evomerge.tasks.task import Part, Scores, Task, Vector, choose_metrics, detached, joined, vector
+from evomerge.tasks.served import ServedTask
+from evomerge.tasks.task import Part, Scores, Vector, choose_metrics, detached, joined, vector
 from evomerge.trial import Metric, Split
 
 _GENERATED = ("accuracy", "length")  # the metrics for which the model has to write
@@ -67,7 +69,7 @@ class GenerationSettings(FileSettings):
     """The last this many tokens of the prompt (or of prompt and answer) are used."""
 
 
-class Generation(Task):
+class Generation(ServedTask):
     """A task of prompts, each with one right answer.
 
     `accuracy` is 1 where the generated answer matches; `log_likelihood` is that of the right answer after the prompt, in
@@ -81,6 +83,8 @@ class Generation(Task):
     `search_metric: entropy` searches the mean over the right answer's tokens of minus the entropy of the next token's
     distribution, in nats. It reads the right answer only as context: each token is predicted from those before it.
     """
+
+    unserved: ClassVar = ("entropy",)
 
     def __init__(self, name: str, settings: GenerationSettings, folder: Path) -> None:
         """Read and check the examples. Raises `TaskError`."""
@@ -107,7 +111,7 @@ class Generation(Task):
         self._encoded: dict[tuple[Split, Path], tuple[list[list[int]], list[Continuation]]] = {}
         self._once: dict[tuple[Split, Path], bool] = {}
 
-    def check(self, model: LiveModel) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise `TaskError` for prompts and answers that the model cannot read, or has no room to continue."""
         for split in self._prompts:
             prompts, answers = self._tokenised(model, split)
@@ -123,6 +127,19 @@ class Generation(Task):
             return joined(self._read_once(model, split, indices))
         scores = joined((batch, detached(values)) for batch, values in self._likelihoods(model, split, indices))
         return self._with_generated(scores, model, split, indices)
+
+    def serve(self, engine: EngineModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
+        """Return what `score` does, by an engine."""
+        indices = self.indices(split, examples)
+        prompts, answers = self._tokenised(engine, split)
+        right = [answers[index] for index in indices]
+        sums = served(right, engine) / torch.tensor([answer.scored for answer in right])
+        scores = detached({"log_likelihood": sums})
+        if not self._writes(split):
+            return scores
+        limits = [self._budgets[split][index] for index in indices]
+        generated = engine.generate([prompts[index] for index in indices], limits, self._settings.stop)
+        return Scores({**scores.scores, **self._judged(engine, split, indices, generated)})
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another."""
@@ -145,7 +162,7 @@ class Generation(Task):
             sizes = [sequence.scored for sequence in chosen]
             yield batch, by_metric(run(model, chosen), sizes, self.metrics, self.search_metric)
 
-    def _tokenised(self, model: LiveModel, split: Split) -> tuple[list[list[int]], list[Continuation]]:
+    def _tokenised(self, model: TextModel, split: Split) -> tuple[list[list[int]], list[Continuation]]:
         """Return the tokens of each prompt, and of each prompt with its answer, computed once for all candidates."""
         require_causal(self.name, model)
         key = (split, model.folder)
@@ -207,11 +224,18 @@ class Generation(Task):
         """Return the metrics of the answers that the model writes to one batch of prompts, of which `cache` is what it has read."""
         prompts, _ = self._tokenised(model, split)
         limits = [self._budgets[split][index] for index in chosen]
-        right, length = np.empty(len(chosen)), np.empty(len(chosen))
         ids, mask = pad([prompts[index] for index in chosen], model.tokenizer.pad_token_id, left=True)
         done = partial(self._needs_no_more, model, limits) if self._settings.stop or len({*limits}) > 1 else None
         generated = model.generate(ids.to(model.device), mask.to(model.device), max(limits), done, cache)
-        for row, (index, limit, tokens) in enumerate(zip(chosen, limits, generated.tolist(), strict=True)):
+        return self._judged(model, split, chosen, generated.tolist())
+
+    def _judged(
+        self, model: TextModel, split: Split, chosen: Sequence[int], generated: Sequence[Sequence[int]]
+    ) -> dict[str, Vector]:
+        """Return the metrics of generated tokens, one answer of each example."""
+        right, length = np.empty(len(chosen)), np.empty(len(chosen))
+        for row, (index, tokens) in enumerate(zip(chosen, generated, strict=True)):
+            limit = self._budgets[split][index]
             text, count, ended = self._ended(model, tokens[:limit])
             wrong = self._settings.cut == "wrong" and not ended
             right[row] = not wrong and self.matches(text, self._answers[split][index])
@@ -219,15 +243,15 @@ class Generation(Task):
         found = {"accuracy": vector(right), "length": vector(length)}
         return {metric: found[metric] for metric in _GENERATED if metric in self.metrics}
 
-    def _needs_no_more(self, model: LiveModel, limits: Sequence[int], row: int, tokens: Sequence[int]) -> bool:
+    def _needs_no_more(self, model: TextModel, limits: Sequence[int], row: int, tokens: Sequence[int]) -> bool:
         """Return whether what the model would write after these `tokens` changes no score."""
         return len(tokens) >= limits[row] or self._stopped(model, tokens)
 
-    def _stopped(self, model: LiveModel, tokens: Sequence[int]) -> bool:
+    def _stopped(self, model: TextModel, tokens: Sequence[int]) -> bool:
         text = model.tokenizer.decode(list(tokens), skip_special_tokens=True) if self._settings.stop else ""
         return any(stop in text for stop in self._settings.stop)
 
-    def _ended(self, model: LiveModel, tokens: Sequence[int]) -> tuple[str, int, bool]:
+    def _ended(self, model: TextModel, tokens: Sequence[int]) -> tuple[str, int, bool]:
         """Return the text of `tokens`, the number of those before an end token or a stop, and whether there is one."""
         ends = model.end_tokens
         count = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))

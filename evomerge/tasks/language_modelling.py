@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from evomerge.models import LiveModel
+from evomerge.models import EngineModel, LiveModel, TextModel
 from evomerge.tasks.batches import of_one_length
 from evomerge.tasks.causal import (
     Continuation,
@@ -19,10 +19,12 @@ from evomerge.tasks.causal import (
     predicted,
     require_causal,
     run,
+    served,
 )
 from evomerge.tasks.data import task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
-from evomerge.tasks.task import Part, Scores, Task, choose_metrics, joined
+from evomerge.tasks.served import ServedTask
+from evomerge.tasks.task import Part, Scores, choose_metrics, detached, joined
 from evomerge.trial import Split
 
 
@@ -41,12 +43,14 @@ class LanguageModellingSettings(FileSettings):
     """Texts are truncated to this many tokens."""
 
 
-class LanguageModelling(Task):
+class LanguageModelling(ServedTask):
     """A task of texts, each scored by its log-likelihood in nats.
 
     `search_metric: entropy` searches the mean over tokens of minus the entropy of the next token's distribution, in nats.
     If the tokenizer puts no begin token before a text, its first token has no context and is not scored.
     """
+
+    unserved: ClassVar = ("entropy",)
 
     def __init__(self, name: str, settings: LanguageModellingSettings, folder: Path) -> None:
         """Read and check the texts. Raises `TaskError`."""
@@ -56,7 +60,7 @@ class LanguageModelling(Task):
         self._texts = {split: texts(name, settings.text, values) for split, values in splits.items()}
         self._encoded: dict[tuple[Split, Path], tuple[list[Continuation], list[int]]] = {}
 
-    def check(self, model: LiveModel) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise `TaskError` for texts that the model cannot read."""
         for split in self._texts:
             check_sequences(self.name, model, [sequence.tokens for sequence in self._sequences(model, split)[0]])
@@ -65,6 +69,13 @@ class LanguageModelling(Task):
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the log-likelihood of each text, per token, byte or example, and entropy where it is asked for."""
         return joined((part.positions, part.scores) for part in self.parts(model, split, self.indices(split, examples)))
+
+    def serve(self, engine: EngineModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
+        """Return the log-likelihood of each text, per token, byte or example."""
+        every, sizes = self._sequences(engine, split)
+        indices = self.indices(split, examples)
+        sums = served([every[index] for index in indices], engine)
+        return detached({"log_likelihood": sums / torch.tensor([sizes[index] for index in indices])})
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the scores of one batch after another."""
@@ -87,7 +98,7 @@ class LanguageModelling(Task):
             [indices[i] for i in positions] for positions in of_one_length(lengths, self._settings.batch, model.device)
         ]
 
-    def _sequences(self, model: LiveModel, split: Split) -> tuple[list[Continuation], list[int]]:
+    def _sequences(self, model: TextModel, split: Split) -> tuple[list[Continuation], list[int]]:
         """Return the sequences and divisors of a split, computed once for all candidates of a base."""
         require_causal(self.name, model)
         key = (split, model.folder)
@@ -95,7 +106,7 @@ class LanguageModelling(Task):
             self._encoded[key] = self._tokenised(model, self._texts[split])
         return self._encoded[key]
 
-    def _tokenised(self, model: LiveModel, values: Sequence[str]) -> tuple[list[Continuation], list[int]]:
+    def _tokenised(self, model: TextModel, values: Sequence[str]) -> tuple[list[Continuation], list[int]]:
         """Return the sequence of each text, and the divisor of its log-likelihood."""
         begin = begin_tokens(model)
         if self._settings.per == "byte" and not model.tokenizer.is_fast:

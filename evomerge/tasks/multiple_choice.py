@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from evomerge.models import LiveModel
+from evomerge.models import EngineModel, LiveModel, TextModel
 from evomerge.tasks.batches import by_length
 from evomerge.tasks.causal import (
     Continuation,
@@ -22,11 +22,13 @@ from evomerge.tasks.causal import (
     log_likelihood,
     require_causal,
     run,
+    served,
 )
 from evomerge.tasks.data import class_numbers, task_error, texts
 from evomerge.tasks.examples import FileSettings, read_splits
 from evomerge.tasks.prompts import beginnings, can_read, log_likelihoods
-from evomerge.tasks.task import Part, Scores, Task, choose_metrics, negative_entropy
+from evomerge.tasks.served import ServedTask
+from evomerge.tasks.task import Part, Scores, choose_metrics, negative_entropy
 from evomerge.trial import Split
 
 
@@ -55,7 +57,7 @@ class MultipleChoiceSettings(FileSettings):
     """Also record the right choice's merit minus that of each other: driver `front` predicts accuracy from these margins."""
 
 
-class MultipleChoice(Task):
+class MultipleChoice(ServedTask):
     """A task of prompts, each with two or more choices of which one is right.
 
     A choice's merit is its log-likelihood after the prompt, divided by its length. `accuracy` is 1 where the right choice
@@ -81,7 +83,7 @@ class MultipleChoice(Task):
         self._encoded: dict[tuple[Split, Path], list[list[Continuation]]] = {}
         self._common: dict[tuple[Split, Path], list[int] | None] = {}
 
-    def check(self, model: LiveModel) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise `TaskError` for prompts and choices that the model cannot read."""
         for split, prompts in self._prompts.items():
             sequences = itertools.chain(*self._sequences(model, split, range(len(prompts))))
@@ -105,6 +107,13 @@ class MultipleChoice(Task):
             sums = torch.empty(len(sequences), dtype=torch.float64)
             for batch in batches(self.name, model, sequences, self._settings.batch):
                 sums[batch] = _sums(model, [sequences[i] for i in batch])
+        return self.part(range(len(indices)), *self._measured(split, indices, encoded, sums)).scores
+
+    def serve(self, engine: EngineModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
+        """Return what `score` does, by an engine."""
+        indices = self.indices(split, examples)
+        encoded = self._sequences(engine, split, indices)
+        sums = served(list(itertools.chain(*encoded)), engine)
         return self.part(range(len(indices)), *self._measured(split, indices, encoded, sums)).scores
 
     def _beginnings(self, model: LiveModel, split: Split) -> list[int] | None:
@@ -160,7 +169,7 @@ class MultipleChoice(Task):
         stacked = {metric: torch.stack(found) for metric, found in values.items()}
         return stacked, {"margins": margins} if self._settings.keep_margins else {}
 
-    def _sequences(self, model: LiveModel, split: Split, indices: Sequence[int]) -> list[list[Continuation]]:
+    def _sequences(self, model: TextModel, split: Split, indices: Sequence[int]) -> list[list[Continuation]]:
         """Return the choices of each example as sequences, computed once for all candidates of a base."""
         require_causal(self.name, model)
         key = (split, model.folder)
@@ -168,7 +177,7 @@ class MultipleChoice(Task):
             self._encoded[key] = self._tokenised(model, split)
         return [self._encoded[key][index] for index in indices]
 
-    def _tokenised(self, model: LiveModel, split: Split) -> list[list[Continuation]]:
+    def _tokenised(self, model: TextModel, split: Split) -> list[list[Continuation]]:
         separator, limit = self._settings.separator, self._settings.max_length
         return [
             continuations(self.name, model, [prompt] * len(choices), [separator + choice for choice in choices], limit)

@@ -94,7 +94,7 @@ class Task(ABC):
         settings name another metric than these.
         """
         self.name = name
-        self._kind = settings.kind
+        self.kind = settings.kind
         self.metrics = {metric.name: metric for metric in metrics}
         smooth = next((metric for metric in metrics if metric.smooth), metrics[0])
         other = next((metric for metric in metrics if not metric.smooth), metrics[0])
@@ -160,13 +160,13 @@ class Task(ABC):
                 else "add `log_likelihood` or `entropy` to its `metrics` where the kind has them, give a function a `gradient`, "
                 "or take a driver that needs no slopes"
             )
-            msg = f"kind `{self._kind}`: the metric `{self.search_metric}` cannot be differentiated; {advice}"
+            msg = f"kind `{self.kind}`: the metric `{self.search_metric}` cannot be differentiated; {advice}"
             raise task_error(self.name, msg)
         return self.parts(model, split, self.indices(split, indices))
 
     def parts(self, model: LiveModel, split: Split, indices: Sequence[int]) -> Iterator[Part]:
         """Yield the parts for `graph`, with a graph if gradients are enabled. A task with a metric with slopes writes it."""
-        msg = f"kind `{self._kind}` declares a metric with slopes, and does not write `parts`; see `evomerge.tasks.Task.parts`"
+        msg = f"kind `{self.kind}` declares a metric with slopes, and does not write `parts`; see `evomerge.tasks.Task.parts`"
         raise task_error(self.name, msg)
 
     def predictions(self, model: LiveModel, split: Split, index: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ class Task(ABC):
         each token of a text; and the right outcomes, int64 `(predictions,)`. Raises `TaskError` where a task has no such predictions.
         """
         msg = (
-            f"kind `{self._kind}` has no predicted distribution and no labels, which statistics of gradients need; expected "
+            f"kind `{self.kind}` has no predicted distribution and no labels, which statistics of gradients need; expected "
             "a task of kind classification, multiple_choice, language_modelling or generation as evidence"
         )
         raise task_error(self.name, msg)

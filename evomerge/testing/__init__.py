@@ -5,6 +5,7 @@ itself does not need pytest. `problems` has search problems with known optima.
 """
 
 from evomerge.testing.drivers import DecodedSuite, DriverSuite, GenomeSuite, PopulationSuite, SteadySuite, drive
+from evomerge.testing.engines import EngineSuite, FakeLLM, candidate, fake_vllm
 from evomerge.testing.evaluators import EvaluatorSuite
 from evomerge.testing.merging import (
     InMemory,
@@ -22,7 +23,9 @@ from evomerge.testing.tasks import TaskSuite
 __all__ = [
     "DecodedSuite",
     "DriverSuite",
+    "EngineSuite",
     "EvaluatorSuite",
+    "FakeLLM",
     "Family",
     "GenomeSuite",
     "InMemory",
@@ -34,7 +37,9 @@ __all__ = [
     "SteadySuite",
     "SurfaceSuite",
     "TaskSuite",
+    "candidate",
     "drive",
+    "fake_vllm",
     "family",
     "inputs_of",
     "merge_tensors",

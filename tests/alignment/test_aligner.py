@@ -27,7 +27,7 @@ def permuted_copy(folder, out):
     found = symmetry(live)
     order = found.random(3)
     copy = Permuted(model, found, lambda: order)
-    live.write(copy)
+    live.refit(copy)
     live.module.save_pretrained(out)
     return out
 
@@ -70,7 +70,7 @@ def test_aligned_model_computes_the_same(pool):
     ids = torch.arange(8)[None]
     logits = []
     for data in ("other", {"align": {"source": "other", "to": "base"}}):
-        live.write(build(pool, data))
+        live.refit(build(pool, data))
         with torch.no_grad():
             logits.append(live.module(ids).logits)
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -153,7 +153,7 @@ def test_adapter_runs_as_a_model_and_is_saved_as_one(tmp_path):
     pool = Pool(tmp_path / "base", {"maths": write_adapter(tmp_path / "maths", tensors)})
     recipe = expert("maths")
     live = LiveModel(tmp_path / "base")
-    live.write(Builder(pool).build(recipe))
+    live.refit(Builder(pool).build(recipe))
     save(Builder(pool).build(recipe), tmp_path / "saved", like=tmp_path / "base")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
     for name, tensor in live.module.state_dict().items():

@@ -60,7 +60,7 @@ def test_scored_and_exported_classifiers_are_the_mean_backbone_with_each_head(ar
     paths = experts(tmp_path, architecture)
     pool = Pool(base, paths)
     live = LiveModel(base, heads=pool.heads)
-    live.write(Builder(pool).build(MEAN))
+    live.refit(Builder(pool).build(MEAN))
     export(MEAN, pool, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(CLASSES)
     for name, classes in CLASSES.items():

@@ -39,7 +39,7 @@ def merged(base, expert, recipe=ONE, auto="AutoModelForCausalLM"):
     """Return the outputs of a merge in memory, having checked that its export has the same."""
     pool = Pool(base, {"a": expert})
     live = LiveModel(base)
-    live.write(Builder(pool).build(recipe))
+    live.refit(Builder(pool).build(recipe))
     out = base.parent / "out"
     export(recipe, pool, out)
     assert torch.equal(logits(load_model(out, auto)), logits(live.module))
@@ -158,7 +158,7 @@ def test_stored_copies_of_one_parameter_are_merged_once(tmp_path, config, auto, 
     candidate = Builder(pool).build(DARE)
     assert len({first, *others} & pool.merged.keys()) == 1
     assert all(torch.equal(candidate.tensor(first), candidate.tensor(other)) for other in others)
-    LiveModel(tmp_path / "base").write(candidate)
+    LiveModel(tmp_path / "base").refit(candidate)
 
 
 def test_encoder_decoder_is_not_untied(tmp_path):
@@ -193,7 +193,7 @@ def test_adapter_names_modules_that_the_files_of_the_base_name_otherwise(tmp_pat
         write_adapter(adapter, {f"base_model.model.{spelling}.{inside}": change})
         pool = Pool(tmp_path / "base", {"a": adapter})
         live = LiveModel(tmp_path / "base")
-        live.write(Builder(pool).build(ONE))
+        live.refit(Builder(pool).build(ONE))
         torch.testing.assert_close(live.module.state_dict()[f"model.language_model.{inside}"], change)
 
 

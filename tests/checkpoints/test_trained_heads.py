@@ -95,7 +95,7 @@ def test_scored_and_exported_classifiers_are_the_mean_of_pefts_backbones_with_ea
     pool = Pool(base, {name: tmp_path / name for name in merged}, heads="own" if task == "QUESTION_ANS" else None)
     assert set(pool.heads) == {"base", *merged}
     live = LiveModel(base, heads=pool.heads)
-    live.write(Builder(pool).build(MEAN))
+    live.refit(Builder(pool).build(MEAN))
     export(MEAN, pool, tmp_path / "out")
     expected = {name: outputs(mean_of(merged, name)) for name in merged}
     assert not torch.equal(expected["two"].flatten()[:2], expected["five"].flatten()[:2])

@@ -151,7 +151,7 @@ def scoring(setup):
     """A live model of its own, a task, and the slopes of a merge that it holds."""
     model = LiveModel(setup.base)
     checkpoint = Builder(Pool(setup.base, setup.experts)).build(blend())
-    model.write(checkpoint)
+    model.refit(checkpoint)
     return make("turned", setup.tasks["turned"], setup.folder), model, Slopes(blend(), checkpoint)
 
 

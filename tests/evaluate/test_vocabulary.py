@@ -34,7 +34,7 @@ def test_an_expert_in_the_live_model_is_its_own_model_on_its_own_tokens(tmp_path
     loaded = Worker(setup(tmp_path)).prepare()
     vocabulary = loaded.builder.pool.vocabulary
     for name, token in TOKENS.items():
-        loaded.model.write(loaded.builder.build(Recipe.parse({"expert": name})))
+        loaded.model.refit(loaded.builder.build(Recipe.parse({"expert": name})))
         alone, words = load_model(tmp_path / name, auto), load_tokenizer(tmp_path / name)
         for text in (*TEXTS, f"the cat {token} sat <both>", f"<of {name}>"):
             ours, theirs = loaded.model.tokenizer(text)["input_ids"], words(text)["input_ids"]

@@ -23,7 +23,8 @@ from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.errors import CheckpointError, TaskError
 from evomerge.evaluate import Setup, Worker
 from evomerge.evaluate import worker as worker_module
-from evomerge.evaluate.worker import RemoteWorker, _checked, _Finite, describe
+from evomerge.evaluate.loaded import Finite, checked
+from evomerge.evaluate.worker import RemoteWorker, describe
 from evomerge.merging import pipeline
 from evomerge.models import LiveModel
 from evomerge.placement import Placement
@@ -55,7 +56,7 @@ def test_a_node_with_another_model_at_a_path_of_the_study_is_refused(setup, monk
 def test_scores_equal_those_of_the_tasks(worker, setup):
     evaluation = worker.evaluate(mean(), "report")
     model = LiveModel(setup.base)
-    model.write(Builder(Pool(setup.base, setup.experts)).build(mean()))
+    model.refit(Builder(Pool(setup.base, setup.experts)).build(mean()))
     assert evaluation.error is None
     for name in setup.tasks:
         task = tasks.make(name, setup.tasks[name], setup.folder)
@@ -138,7 +139,7 @@ def test_weights_that_are_not_finite_are_named(worker, monkeypatch):
 
 
 def test_large_finite_weights_are_finite():
-    _Finite._check("large", torch.full((4,), 3e38))
+    Finite._check("large", torch.full((4,), 3e38))
 
 
 def test_scores_that_are_not_finite_are_named(worker, monkeypatch):
@@ -247,7 +248,7 @@ def test_merged_layer_that_is_not_finite_is_named(setup):
     base = Folder(setup.base)
     prefix = Layout(base.info).prefix
     merged = SimpleNamespace(info=base.info, tensor=lambda name: torch.full(base.info[name].shape, torch.nan))
-    stack = _checked(Stacked([StackedLayer(base, "base", 0), StackedLayer(merged, "merged", 1)], base, "base", prefix))
+    stack = checked(Stacked([StackedLayer(base, "base", 0), StackedLayer(merged, "merged", 1)], base, "base", prefix))
     names = [name for name in stack.info if name.startswith(prefix)]
     assert torch.equal(stack.tensor(names[0]), base.tensor(names[0]))
     with pytest.raises(FloatingPointError, match="holds NaN or infinity"):

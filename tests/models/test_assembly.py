@@ -48,7 +48,7 @@ class World:
         self.live = LiveModel(folder / "base", precision=precision, shared=shared)
 
     def show(self, slots, rest="a"):
-        self.live.write(self.builder.build(stack(slots, rest)))
+        self.live.refit(self.builder.build(stack(slots, rest)))
         return self.live.module
 
     def logits(self, slots, rest="a"):
@@ -88,7 +88,7 @@ FREE = [("b", 2), ("a", 0), ("a", 0), ("b", 1), ("base", 1), ("b", 2)]
 def test_stack_of_all_of_a_models_layers_is_that_model(architecture, precision, tmp_path):
     world = World(tmp_path, architecture, precision=precision)
     outputs = world.logits(OWN)
-    world.live.write(world.pool.experts["a"])
+    world.live.refit(world.pool.experts["a"])
     assert torch.equal(outputs, logits(world.live.module, architecture))
 
 
@@ -97,7 +97,7 @@ def test_layers_may_be_repeated_dropped_reordered_and_mixed(architecture, tmp_pa
     world = World(tmp_path, architecture)
     for slots in (FREE, [("b", 1)], [("a", 2), ("a", 1), ("a", 0)]):
         assert torch.equal(world.logits(slots), logits(world.on_disk(slots), architecture))
-    world.live.write(world.pool.base)  # what was shown before leaves nothing behind
+    world.live.refit(world.pool.base)  # what was shown before leaves nothing behind
     assert torch.equal(
         logits(world.live.module, architecture),
         logits(load_model(tmp_path / "base", TINY[architecture][1]), architecture),
@@ -137,7 +137,7 @@ def test_layers_of_a_nested_merge_are_the_merges(tmp_path):
     merged = Recipe.parse({"merge": {"method": "linear", "inputs": ["a", "b"], "parameters": {"weight": 0.5}}})
     slots = [(merged.data, layer) for layer in range(LAYERS)]
     outputs = world.logits(slots, merged.data)
-    world.live.write(world.builder.build(merged))
+    world.live.refit(world.builder.build(merged))
     assert torch.equal(outputs, logits(world.live.module, "llama"))
 
 
@@ -222,6 +222,6 @@ def test_all_prefixes_are_kept_where_they_fit_and_otherwise_those_at_forks():
 def test_after_a_plain_candidate_nothing_is_shared(tmp_path):
     world = World(tmp_path, "llama", shared=1 << 20)
     world.logits(PATHS[0])
-    world.live.write(world.pool.experts["b"])
+    world.live.refit(world.pool.experts["b"])
     outputs = logits(world.live.module, "llama")
     assert torch.equal(outputs, logits(load_model(Path(tmp_path / "b"), "AutoModelForCausalLM"), "llama"))

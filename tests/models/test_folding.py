@@ -45,7 +45,7 @@ class World:
 
     def logits(self, checkpoint):
         """Return outputs on inputs that folding has not seen."""
-        self.live.write(checkpoint)
+        self.live.refit(checkpoint)
         generator = torch.Generator().manual_seed(7)
         if self.architecture == "vit":
             return self.live.module(pixel_values=torch.randn(5, 1, 4, 4, generator=generator)).logits

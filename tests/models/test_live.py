@@ -52,11 +52,11 @@ def test_candidate_written_in_place_is_the_one_loaded_from_disk(architecture, tm
     before = outputs(live.module, architecture)
     auto = TINY[architecture][1]
     assert torch.equal(before, outputs(load_model(base, auto), architecture))
-    live.write(Folder(candidate))
+    live.refit(Folder(candidate))
     after = outputs(live.module, architecture)
     assert torch.equal(after, outputs(load_model(candidate, auto), architecture))
     assert not torch.equal(before, after)
-    live.write(Folder(base))
+    live.refit(Folder(base))
     assert torch.equal(outputs(live.module, architecture), before)
     for parameter, (same, address) in zip(live.module.parameters(), parameters, strict=True):
         assert parameter is same
@@ -77,7 +77,7 @@ def test_find_blocks_works_for_every_architecture(architecture, tmp_path):
 
 def test_tied_parameters_stay_one(tmp_path):
     live = LiveModel(tiny_model(tmp_path / "base", "llama_tied"))
-    live.write(Folder(perturbed(tmp_path / "base", tmp_path / "candidate")))
+    live.refit(Folder(perturbed(tmp_path / "base", tmp_path / "candidate")))
     assert live.module.lm_head.weight.data_ptr() == live.module.model.embed_tokens.weight.data_ptr()
 
 
@@ -94,7 +94,7 @@ def test_merge_in_memory_is_the_merge_on_disk(architecture, precision, tmp_path)
     )
     save(merged, tmp_path / "saved", like=base)
     live = LiveModel(base, precision=precision)
-    live.write(merged)
+    live.refit(merged)
     loaded = load_model(tmp_path / "saved", TINY[architecture][1], dtype=getattr(torch, precision))
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == getattr(torch, precision)
@@ -108,11 +108,11 @@ def test_tied_pair_that_differs_gets_memory_of_its_own(tmp_path):
     live = LiveModel(base)
     assert live.unused == ()
     candidate = perturbed(base, tmp_path / "candidate")
-    live.write(Folder(candidate))
+    live.refit(Folder(candidate))
     apart = outputs(load_model(candidate, "AutoModelForCausalLM"), "llama")
     assert torch.equal(outputs(live.module, "llama"), apart)
     rewrite(candidate, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
-    live.write(Folder(candidate))
+    live.refit(Folder(candidate))
     expected = outputs(load_model(candidate, "AutoModelForCausalLM"), "llama")
     assert torch.equal(outputs(live.module, "llama"), expected)
 
@@ -123,7 +123,7 @@ def test_class_comes_from_auto_where_it_is_given(tmp_path):
     assert type(live.module).__name__ == "BertModel"
     assert live.unused == ("classifier.bias", "classifier.weight")
     candidate = perturbed(base, tmp_path / "candidate")
-    live.write(Folder(candidate))
+    live.refit(Folder(candidate))
     assert torch.equal(outputs(live.module, "bert"), outputs(load_model(candidate), "bert"))
 
 
@@ -183,10 +183,10 @@ def test_candidate_that_differs_from_the_base_is_an_error(tmp_path):
     before = live.module.model.norm.weight.clone()
     other = tiny_model(tmp_path / "other", "llama", intermediate_size=32)
     with pytest.raises(ModelError, match=r"down_proj\.weight.*shape \[16, 32\]; expected shape \[16, 24\]"):
-        live.write(Folder(other))
+        live.refit(Folder(other))
     fewer = tiny_model(tmp_path / "fewer", "llama", num_hidden_layers=1)
     with pytest.raises(ModelError, match=r"layers\.1\..*missing"):
-        live.write(Folder(fewer))
+        live.refit(Folder(fewer))
     assert torch.equal(live.module.model.norm.weight, before)
 
 
@@ -203,7 +203,7 @@ def test_encoder_decoder_is_refused_for_its_two_stacks(tmp_path):
     }
     save_model(new_model(config, "AutoModelForSeq2SeqLM"), tmp_path)
     live = LiveModel(tmp_path)
-    live.write(Folder(tmp_path))
+    live.refit(Folder(tmp_path))
     with pytest.raises(ModelError, match=r"`decoder\.block` \(2 blocks.*`encoder\.block` \(2 blocks"):
         find_blocks(live.module)
 

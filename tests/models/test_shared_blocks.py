@@ -46,7 +46,7 @@ class Pair:
         }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         for live in (self.sharing, self.plain):
-            live.write(Folder(folder))
+            live.refit(Folder(folder))
 
     def inputs(self, seed=0):
         generator = torch.Generator().manual_seed(seed)

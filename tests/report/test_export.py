@@ -94,7 +94,7 @@ def exports(tmp_path_factory):
             pool, live = pools[epsilon]
             folder = root / f"{architecture}-{kind}"
             export(stack(scales), pool, folder)
-            live.write(Builder(pool).build(stack(scales)))
+            live.refit(Builder(pool).build(stack(scales)))
             with torch.inference_mode():
                 exported[architecture, kind] = Export(folder, live.module(**inputs(architecture)).logits)
             save_file(inputs(architecture), folder / "inputs")

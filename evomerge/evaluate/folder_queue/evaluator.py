@@ -13,7 +13,7 @@ from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
 from evomerge.evaluate.folder_queue.folder import Opened, QueueFolder, job_name
 from evomerge.evaluate.losses import final_error
-from evomerge.evaluate.worker import Setup
+from evomerge.evaluate.setup import Setup
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 

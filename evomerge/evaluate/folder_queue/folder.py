@@ -35,7 +35,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from evomerge import files
 from evomerge.errors import EvaluatorError
-from evomerge.evaluate.worker import Setup
+from evomerge.evaluate.setup import Setup
 from evomerge.presence import listed, time_of
 from evomerge.recipe import Json, canonical_json, describe
 from evomerge.trial import Evaluation, Examples, Proposal, Split

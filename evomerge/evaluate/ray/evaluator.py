@@ -27,7 +27,8 @@ from evomerge.evaluate.evaluator import Evaluator
 from evomerge.evaluate.fleet import Fleet
 from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, NODE, OUT_OF_MEMORY, final_error
 from evomerge.evaluate.ray.connection import connect, is_local, start_errors
-from evomerge.evaluate.worker import RemoteWorker, Setup
+from evomerge.evaluate.setup import Setup
+from evomerge.evaluate.worker import RemoteWorker
 from evomerge.recipe import Recipe
 from evomerge.trial import Evaluation, Proposal
 

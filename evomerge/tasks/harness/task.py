@@ -15,13 +15,15 @@ import torch
 from pydantic import Field
 
 from evomerge.errors import TaskError, nearest
-from evomerge.models import LiveModel
+from evomerge.models import EngineModel, LiveModel, TextModel
 from evomerge.tasks.causal import check_tokens, require_causal
 from evomerge.tasks.data import digests, task_error
 from evomerge.tasks.harness import metrics, sandbox
 from evomerge.tasks.harness.documents import Example, Source, draw
+from evomerge.tasks.harness.engine import wrap
 from evomerge.tasks.harness.loading import Found, load_inline, load_named
-from evomerge.tasks.task import Scores, Task, TaskSettings, Vector, vector
+from evomerge.tasks.served import ServedTask
+from evomerge.tasks.task import Scores, TaskSettings, Vector, vector
 from evomerge.trial import Split
 
 
@@ -73,7 +75,7 @@ class LmEvalSettings(TaskSettings):
     """For multiple choice: also record the right choice's log-likelihood minus that of each other, for driver `front`."""
 
 
-class LmEval(Task):
+class LmEval(ServedTask):
     """Tasks of EleutherAI's lm-evaluation-harness: its documents, prompts, filters and metrics. Needs `evomerge[lm-eval]`.
 
     Scores are those of `lm_eval.simple_evaluate` for the same documents. Multiple choice also has `log_likelihood`: the
@@ -117,7 +119,7 @@ class LmEval(Task):
         """Return a digest of the harness's version, the task's configuration and code, and the documents."""
         return self._digest
 
-    def check(self, model: LiveModel) -> None:
+    def check(self, model: TextModel) -> None:
         """Raise `TaskError` for requests that the model cannot read, and where the harness cannot score a document of each split."""
         require_causal(self.name, model)
         if model.tokenizer.eos_token_id is None:
@@ -134,18 +136,25 @@ class LmEval(Task):
                     for leaf, document in ((example.source.leaf, example.document) for example in examples):
                         if "log_likelihood" in self.metrics and leaf.OUTPUT_TYPE == "multiple_choice":
                             metrics.right_choices(self.name, leaf, document)
-                self.score(model, split, [0])
+                self._scored(model, split, [0])
         except TaskError:
             raise
         except Exception as error:  # the harness, and code of its tasks, raise anything
             raise task_error(self.name, f"the harness cannot score it: {type(error).__name__}: {error}") from error
 
-    @torch.inference_mode()
     def score(self, model: LiveModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
         """Return the metrics of each document, and `margins` if they are kept.
 
         `margins` are `(examples, most wrong choices)`, the last one repeated for documents with fewer choices.
         """
+        return self._scored(model, split, examples)
+
+    def serve(self, engine: EngineModel, split: Split, examples: Sequence[int] | None = None) -> Scores:
+        """Return what `score` does, by the harness's own class for the engine."""
+        return self._scored(engine, split, examples)
+
+    @torch.inference_mode()
+    def _scored(self, model: TextModel, split: Split, examples: Sequence[int] | None) -> Scores:
         indices = self.indices(split, examples)
         chosen = [self.examples[split][index] for index in indices]
         built = self._built(model)
@@ -182,7 +191,7 @@ class LmEval(Task):
             row[:] = np.pad(found.margins, (0, width - len(found.margins)), mode="edge")
         return table
 
-    def _answer(self, model: LiveModel, sources: Mapping[Source, Mapping[int, Sequence[Any]]]) -> None:
+    def _answer(self, model: TextModel, sources: Mapping[Source, Mapping[int, Sequence[Any]]]) -> None:
         """Let the model answer the requests, and filter the responses, as `lm_eval.evaluate` does."""
         wrapped = self._wrapped(model)
         by_type: dict[str, list[Any]] = defaultdict(list)
@@ -197,7 +206,7 @@ class LmEval(Task):
             [ensemble] = [one for one in source.leaf._filters if one.name == self._filter]  # noqa: SLF001  # as `evaluate` does
             ensemble.apply(list(itertools.chain(*found.values())))
 
-    def _built(self, model: LiveModel) -> dict[Source, dict[int, list[Any]]]:
+    def _built(self, model: TextModel) -> dict[Source, dict[int, list[Any]]]:
         """Return the requests of all examples, made once for all candidates of a base."""
         if model.folder not in self._requests:
             wanted: dict[Source, set[int]] = defaultdict(set)
@@ -217,24 +226,40 @@ class LmEval(Task):
             with sandbox.loading():
                 built = {source: source.requests(numbers, template, options) for source, numbers in wanted.items()}
             for request in itertools.chain(*(made for found in built.values() for made in found.values())):
-                if request.request_type == "generate_until" and model.end_tokens:
-                    request.args[1].setdefault("eos_token_id", list(model.end_tokens))
+                if request.request_type == "generate_until":
+                    for key, value in _generation(model).items():
+                        request.args[1].setdefault(key, value)
             self._requests[model.folder] = built
         return self._requests[model.folder]
 
-    def _wrapped(self, model: LiveModel) -> Any:
-        """Return the harness's wrapper of the live module, which sees each candidate's weights; one for each module."""
-        if id(model.module) not in self._wrappers:
-            from lm_eval.models.huggingface import HFLM
-
+    def _wrapped(self, model: TextModel) -> Any:
+        """Return the harness's wrapper of the module or engine, which sees each candidate's weights; one for each module."""
+        key = id(getattr(model, "module", model))
+        if key not in self._wrappers:
             with sandbox.contained():
-                self._wrappers[id(model.module)] = HFLM(
-                    pretrained=model.module,
-                    tokenizer=model.tokenizer,
-                    batch_size=self._settings.batch_size,
-                    max_length=self._settings.max_length,
-                )
-        return self._wrappers[id(model.module)]
+                self._wrappers[key] = self._new_wrapper(model)
+        return self._wrappers[key]
+
+    def _new_wrapper(self, model: TextModel) -> Any:
+        if isinstance(model, EngineModel):
+            return wrap(model, self._settings.max_length)
+        assert isinstance(model, LiveModel)
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(
+            pretrained=model.module,
+            tokenizer=model.tokenizer,
+            batch_size=self._settings.batch_size,
+            max_length=self._settings.max_length,
+        )
+
+
+def _generation(model: TextModel) -> dict[str, Any]:
+    """Return how a model generates where a request does not say: until its end tokens, and without sampling, vLLM's default."""
+    ends = list(model.end_tokens)
+    if isinstance(model, EngineModel):
+        return {"temperature": 0.0, "stop_token_ids": ends}
+    return {"eos_token_id": ends} if ends else {}
 
 
 def _found(name: str, settings: LmEvalSettings, folder: Path) -> Found:
