@@ -241,10 +241,11 @@ def unshrunk(settings: Mapping[str, Any], driver: Driver, space: SearchSpace, ex
     if not climbs(driver) or genes <= examples or settings.get("ridge"):
         return ""
     kind, adam = settings["kind"], settings["kind"] == "gradient" and settings.get("rule", "adam") == "adam"
-    advice = f"type `ridge: {RIDGE:g}` under `driver`, give" if adam else "give"
+    ways = ["give the tasks more search examples", "tile the holes more coarsely, such as `per: [expert]`"]
+    ways += [f"try `ridge: {RIDGE:g}` under `driver`"] * adam
     return (
-        f"driver `{kind}`: {genes} genes follow slopes of {examples} search examples, without shrinkage: much of what "
-        f"the search finds may not hold on unseen ones; {advice} the tasks more search examples, or tile the holes more coarsely, such as `per: [expert]`"
+        f"driver `{kind}`: {genes} genes follow slopes of {examples} search examples, without shrinkage: much of what the search finds may "
+        f"not hold on unseen ones; {', '.join(ways[:-1])}, or {ways[-1]}"
     )
 
 

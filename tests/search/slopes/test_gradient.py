@@ -259,10 +259,10 @@ def test_tasks_count_in_units_of_what_there_is_to_gain():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "gradient"}, "type `ridge: 120` under `driver`, give the tasks more search examples"),
-        ({"kind": "gradient", "validation": 0}, "type `ridge: 120`"),
-        ({"kind": "front", "slopes": True}, "unseen ones; give the tasks more"),
-        ({"kind": "nsga2", "polish": {"steps": 1}}, "unseen ones; give the tasks more"),
+        ({"kind": "gradient"}, ", or try `ridge: 120` under `driver`"),
+        ({"kind": "gradient", "validation": 0}, ", or try `ridge: 120`"),
+        ({"kind": "front", "slopes": True}, "give the tasks more search examples, or tile"),
+        ({"kind": "nsga2", "polish": {"steps": 1}}, "give the tasks more search examples, or tile"),
     ],
 )
 def test_more_genes_along_slopes_than_examples_are_warned_of_with_both_numbers(settings, words):
