@@ -110,7 +110,7 @@ def test_a_study_whose_settings_named_no_driver_keeps_the_one_it_started_with(fo
 def test_a_new_study_draws_mixtures_and_a_driver_that_was_typed_cannot_be_left_out(folder, tmp_path):
     settings = Study.open(folder).settings.model_copy(update={"driver": None, "space": space.read("linear")})
     new = Study.create(tmp_path / "new", settings)
-    assert new.parts.driver == {"kind": "front", "mixtures": True, "most": 200}
+    assert new.parts.driver == {"kind": "front", "mixtures": True, "most": 1000}
     assert Study.open(new.folder).parts.driver == new.parts.driver
     typed = Study.create(tmp_path / "typed", settings.model_copy(update={"driver": {"kind": "random"}}))
     with pytest.raises(StudyError, match=r'driver.kind: was "random", is "front"'):

@@ -183,7 +183,7 @@ def test_default_driver_depends_on_the_space_and_the_objectives(space, objective
 
 def test_new_studies_by_front_and_random_draw_mixtures_where_there_are_weights_and_no_slopes():
     weights, none, many = two_spheres(2).space, Box({"x": (0, 1), "y": (0, 1)}), two_spheres(60).space
-    for kind, more in (("front", {"most": 200}), ("random", {})):
+    for kind, more in (("front", {"most": 1000}), ("random", {})):
         assert search.completed({"kind": kind}, weights) == {"kind": kind, "mixtures": True, **more}
         assert search.completed({"kind": kind, "mixtures": False}, weights) == {"kind": kind, "mixtures": False, **more}
         assert search.completed({"kind": kind}, none) == {"kind": kind, **more}
@@ -194,7 +194,7 @@ def test_new_studies_by_front_and_random_draw_mixtures_where_there_are_weights_a
         ({"kind": "front", "mixtures": False, "most": 300}, weights),
     ):
         assert search.completed(settings, space) == settings
-    assert search.completed({"kind": "front", "slopes": "surrogates"}, weights)["most"] == 200
+    assert search.completed({"kind": "front", "slopes": "surrogates"}, weights)["most"] == 1000
 
 
 def test_default_driver_for_one_smooth_objective_over_many_genes_climbs_along_slopes():

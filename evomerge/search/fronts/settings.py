@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-MOST_FITTED = 200
+MOST_FITTED = 1000
 """`most` of new studies."""
 
 
@@ -37,7 +37,8 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     most: int | None = Field(default=None, ge=50)
     """Candidates that surrogates are fitted to at most, at least twice the design: the design and the front, and what is dominated by little.
     They are fitted again when there are an eighth more, so that a large study's driver keeps up with many workers. Default: all,
-    after each batch. New studies have 200 unless it is set."""
+    after each batch. New studies have 1000 unless it is set. Fewer cost the driver less,
+    and the front some of its hypervolume."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
     noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points
