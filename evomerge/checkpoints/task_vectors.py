@@ -34,6 +34,8 @@ class TaskVectors:
     """Numbers of elements that two task vectors both change, `(experts, experts)`."""
     opposed: NDArray[np.int64]
     """Those of them that they change in opposite directions."""
+    equal: NDArray[np.bool_]
+    """Which two task vectors are equal, element by element, `(experts, experts)`: inner products are rounded."""
 
     @property
     def blocks(self) -> list[int | None]:
@@ -87,8 +89,8 @@ class TaskVectors:
                 )
             for j in range(i):
                 apart, larger = gram[i, i] + gram[j, j] - 2 * gram[i, j], max(gram[i, i], gram[j, j])
-                if larger > 0 and apart <= _NEAR**2 * larger:
-                    how = "has" if apart <= 0 else "nearly has"
+                if larger > 0 and (self.equal[i, j] or apart <= _NEAR**2 * larger):
+                    how = "has" if self.equal[i, j] else "nearly has"
                     said.append(f"`{name}` {how} the weights of `{self.experts[j]}`: they count twice in a merge")
         return said
 
@@ -99,6 +101,7 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
     products: dict[Group, NDArray[np.float64]] = {}
     bases: dict[Group, float] = {}
     both, opposed = (np.zeros((count, count), dtype=np.int64) for _ in range(2))
+    equal = np.ones((count, count), dtype=bool)
     done, files = 0, Sparing(pool.models)
     total = sum(entry.nbytes for entry in pool.merged.values())
     for name, entry in pool.merged.items():
@@ -109,6 +112,8 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
         for start in range(0, entry.numel, _CHUNK):
             origin, *parts = [flat[start : start + _CHUNK].float() for flat in (base, *experts)]
             rows = torch.stack(parts).sub_(origin)
+            for i, j in np.argwhere(np.tril(equal, -1)):
+                equal[i, j] = equal[j, i] = torch.equal(rows[i], rows[j])
             gram += (rows @ rows.T).double()
             signs = rows.sign_()
             agreed, common = signs @ signs.T, signs.square() @ signs.square().T  # counts up to 2^18: exact in fp32
@@ -121,4 +126,4 @@ def measure(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
         del base, experts  # views of files, which the next tensor closes
         progress(done, total)
     files.close()
-    return TaskVectors(tuple(pool.experts), products, bases, both, opposed)
+    return TaskVectors(tuple(pool.experts), products, bases, both, opposed, equal)
