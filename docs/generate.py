@@ -195,7 +195,9 @@ def commands() -> str:
     parts = []
     for name, command in leaves(typer.main.get_command(app).commands, "evomerge"):
         arguments = [metavar(entry) for entry in command.params if entry.param_type_name == "argument"]
-        parts.append(f"## {name}\n\n```text\n{' '.join([name, '[OPTIONS]', *arguments])}\n```\n\n{command.help}\n")
+        parts.append(
+            f"## {name}\n\n```text\n{' '.join([name, '[OPTIONS]', *arguments])}\n```\n\n{command.help}\n\n{command.epilog}\n"
+        )
         rows = [
             (typed(entry), "" if entry.default in (None, False) else code(entry.default), entry.help or "")
             for entry in command.params

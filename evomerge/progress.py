@@ -14,6 +14,13 @@ _PHASE_EVERY = 60.0
 _FIRST_SHARE = 200  # parts of a phase, of which one tells its rate
 _NOTEBOOK_EVERY = 0.5
 _THROTTLE = 1.0  # seconds between two updates of a `Throttled` text
+_hidden = False
+
+
+def hide(hidden: bool) -> None:
+    """Show no progress in this process from now on, or show it again. Lines that are said, such as what a search waits for, stay."""
+    global _hidden  # noqa: PLW0603  # of the process, as its terminal is
+    _hidden = hidden
 
 
 def duration(seconds: float) -> str:
@@ -45,7 +52,7 @@ class Progress:
         amount = "{task.description:<10}", BarColumn(bar_width=30), MofNCompleteColumn()
         times = "elapsed", TimeElapsedColumn(), "left", TimeRemainingColumn()
         note = TextColumn("{task.fields[note]}", style="dim", markup=False)
-        self._bar = Bar(*amount, *times, note, console=console, disable=not console.is_terminal)
+        self._bar = Bar(*amount, *times, note, console=console, disable=_hidden or not console.is_terminal)
         self._task = self._bar.add_task(what, total=total, note="")
 
     def __enter__(self) -> Self:
@@ -64,6 +71,8 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = now, done
+        if _hidden:
+            return
         every = _NOTEBOOK_EVERY if self._console.is_jupyter else _EVERY
         if not self._console.is_terminal and (now - self._last > every or done == self._total):
             self._last = now
@@ -113,7 +122,11 @@ class Phases:
         self._before: dict[str, float] = {}  # those before it began again
         note = TextColumn("{task.fields[note]}", markup=False)
         self._bar = Bar(
-            "{task.description:<10}", BarColumn(bar_width=30), note, console=console, disable=not console.is_terminal
+            "{task.description:<10}",
+            BarColumn(bar_width=30),
+            note,
+            console=console,
+            disable=_hidden or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=1, note="")
 
@@ -142,7 +155,7 @@ class Phases:
         known = taken and total / _FIRST_SHARE <= done < total
         left = f"{duration(taken * (total - done) / done)} left" if known else ""
         self._bar.update(self._task, description=phase, completed=done, total=total, note=left)
-        if not self._console.is_terminal and now - self._shown > _PHASE_EVERY and known:
+        if not _hidden and not self._console.is_terminal and now - self._shown > _PHASE_EVERY and known:
             self._shown = now
             say = [f"{phase}: {done / total:.0%}", f"{duration(seconds)} elapsed", left]
             self._console.print(", ".join(filter(None, say)), markup=False)
@@ -154,7 +167,7 @@ class Phases:
         now = time.monotonic()
         seconds = self._seconds[self._phase] = self._seconds[self._phase] + now - self._since
         self._since = now
-        if not self._console.is_terminal and seconds >= 1 and (finished or self._phase != self._first):
+        if not _hidden and not self._console.is_terminal and seconds >= 1 and (finished or self._phase != self._first):
             self._console.print(f"{self._phase}: {duration(seconds)}", markup=False)
 
 
@@ -176,4 +189,4 @@ class Throttled:
 
 def step_printer(console: Console) -> Callable[[str], None]:
     """Return a function that prints a step as one dim line."""
-    return lambda what: console.print(what, style="dim", markup=False)
+    return lambda what: None if _hidden else console.print(what, style="dim", markup=False)

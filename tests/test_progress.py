@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from evomerge import progress as shown
 from evomerge.progress import Phases, Progress, duration, step_printer
 
 
@@ -152,3 +153,18 @@ def test_phases_on_a_terminal_are_one_bar(clock):
         watch("merging", 1, 4)
     assert "merging" in output.getvalue()
     assert "3.0 s left" in output.getvalue()
+
+
+def test_hidden_progress_prints_only_what_is_said(clock, monkeypatch):
+    monkeypatch.setattr(shown, "_hidden", False)  # and again at the end
+    shown.hide(hidden=True)
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    step_printer(console)("checking base")
+    with Progress("search", 2, console) as progress, Phases(console) as watch:
+        progress.say("waiting for workers")
+        for done in (1, 2):
+            clock[0] += 100
+            progress(done)
+            watch("merge", done, 2)
+    assert output.getvalue() == "search: waiting for workers\n"

@@ -29,6 +29,7 @@ Webhook = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Post JSON there at the start, at the end, and if too many candidates fail."),
 ]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print no progress: only results, warnings and errors.")]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
 Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]
 Like = Annotated[
@@ -90,3 +91,10 @@ class AdapterOptions(NamedTuple):
         if energy is not None and not 0 < energy < 1:
             raise RecipeError(f"--energy {energy:g}: expected a share between 0 and 1, such as 0.99")
         return cls(rank, energy) if wanted else None
+
+
+def hush(quiet: bool) -> None:
+    """Show no progress of this command, if it is to be quiet."""
+    from evomerge import progress
+
+    progress.hide(quiet)

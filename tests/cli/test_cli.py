@@ -234,6 +234,15 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_quiet_command_prints_results_and_no_steps(study_file, tmp_path):
+    plain = evomerge("run", study_file, "-o", tmp_path / "out", "--dry-run").stdout
+    quiet = evomerge("run", study_file, "-o", tmp_path / "out", "--dry-run", "--quiet").stdout
+    steps = ("checking ", "reading ")
+    assert [line for line in plain.splitlines() if line.startswith(steps)]
+    assert not [line for line in quiet.splitlines() if line.startswith(steps)]
+    assert "one evaluation: " in quiet
+
+
 @pytest.mark.filterwarnings("always:few examples")
 def test_a_warning_is_printed_without_the_line_of_code_that_it_comes_from(monkeypatch):
     monkeypatch.setattr(cli, "app", lambda **_: warnings.warn("few examples", stacklevel=2))

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from evomerge.cli.options import Quiet, hush
+
 app = typer.Typer()
 zoo_app = typer.Typer(help="The embedded experts: real models and data, built on this machine.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo", rich_help_panel="Lists")
@@ -13,7 +15,7 @@ app.add_typer(cache_app, name="cache", rich_help_panel="Lists")
 _PANEL = "Lists"
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge spaces task_arithmetic")
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Print this one's YAML.", show_default=False)] = None,
     from_method: Annotated[str | None, typer.Option(help="Print a space of all parameters of a merge method.")] = None,
@@ -24,7 +26,7 @@ def spaces(
     listings.spaces(name, from_method)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge tasks generation")
 def tasks(
     kind: Annotated[str | None, typer.Argument(help="Print all keys of this kind.", show_default=False)] = None,
 ) -> None:
@@ -34,7 +36,7 @@ def tasks(
     listings.task_kinds(kind)
 
 
-@zoo_app.command("list")
+@zoo_app.command("list", epilog="Example: evomerge zoo list")
 def zoo_list() -> None:
     """List the embedded zoos, and whether they are built."""
     from evomerge.cli import listings
@@ -42,20 +44,22 @@ def zoo_list() -> None:
     listings.zoos()
 
 
-@zoo_app.command("build")
+@zoo_app.command("build", epilog="Example: evomerge zoo build digits")
 def zoo_build(
     name: Annotated[str, typer.Argument(help="text, text4, digits or language.", show_default=False)],
     seed: Annotated[int, typer.Option(help="Another seed makes other experts.", min=0)] = 0,
     text: Annotated[Path | None, typer.Option(help="For `language`: a folder of German plain text.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Build it even if it is there.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Build a zoo from files that installed packages ship; it is kept in the cache folder."""
+    hush(quiet)
     from evomerge.cli import listings
 
     listings.build_zoo(name, seed, text=text, again=again)
 
 
-@cache_app.command("list")
+@cache_app.command("list", epilog="Example: evomerge cache list")
 def cache_list() -> None:
     """List prepared tables and statistics, and their size."""
     from evomerge.cli import statistics
@@ -63,7 +67,7 @@ def cache_list() -> None:
     statistics.list_cache()
 
 
-@cache_app.command("prune")
+@cache_app.command("prune", epilog="Example: evomerge cache prune --keep 20GB")
 def cache_prune(
     keep: Annotated[str, typer.Option(help="How much to keep: 20GB, 500MB, or 0.")] = "20GB",
 ) -> None:

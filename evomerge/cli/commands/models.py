@@ -18,10 +18,12 @@ from evomerge.cli.options import (
     Json,
     Like,
     Out,
+    Quiet,
     Rank,
     ShardSize,
     Tokenizer,
     ZooName,
+    hush,
 )
 
 app = typer.Typer()
@@ -33,7 +35,10 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(
+    rich_help_panel=_PANEL,
+    epilog="Example: evomerge check path/to/base maths=path/to/maths org/name@v2 --out check.png",
+)
 def check(
     base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
     experts: Annotated[
@@ -50,19 +55,24 @@ def check(
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Compare headers and configurations alone, in seconds.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say whether models can be merged, and how they differ, before any download of weights.
 
     Where all weights are on this machine, the norms of the task vectors and the cosines between them follow. Exits with 0 where all
     can be merged, else with 2.
     """
+    hush(quiet)
     _share_cores()
     from evomerge.cli import check
 
     check.check(base, experts, out, tokenizer, weights=not no_weights, as_json=as_json)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(
+    rich_help_panel=_PANEL,
+    epilog="Example: evomerge merge recipe.yaml -o merged --base path/to/base --expert maths=path/to/maths",
+)
 def merge(
     file: Annotated[Path, typer.Argument(help="YAML with `recipe`, and `pool` unless given here.", show_default=False)],
     out: Out,
@@ -84,8 +94,10 @@ def merge(
         Path | None,
         typer.Option(help="Of methods that read data: a study file, or YAML with `tasks:` and `evidence:`."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
+    hush(quiet)
     _share_cores()
     from evomerge.cli import merges
 
@@ -105,7 +117,7 @@ def merge(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge statistics study.yaml --dry-run")
 def statistics(
     what: Annotated[Path, typer.Argument(help="The study's YAML, or its directory.", show_default=False)],
     kind: Annotated[
@@ -113,14 +125,16 @@ def statistics(
         typer.Option(help="Which statistic, such as gram; may be repeated. Default: those that the space reads."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it will cost, and stop.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Collect what methods that read data need of each expert, into this machine's cache. A study does so itself, before its search."""
+    hush(quiet)
     from evomerge.cli import statistics
 
     statistics.statistics(what, kind or [], dry_run=dry_run)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge score merged --tasks study.yaml --json")
 def score(
     what: Annotated[
         Path,
@@ -141,11 +155,13 @@ def score(
     tokenizer: Tokenizer = None,
     as_json: Json = False,
     device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score models on the report examples of tasks, with 95% intervals. Nothing is written.
 
     A recipe needs a pool, in its file or by options, as for `evomerge merge`.
     """
+    hush(quiet)
     from evomerge.cli import merges, scores
 
     scores.score(
@@ -158,7 +174,9 @@ def score(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(
+    rich_help_panel=_PANEL, epilog="Example: evomerge extract-lora path/to/base path/to/maths --rank 16 -o lora"
+)
 def extract_lora(
     base: Annotated[str, typer.Argument(help="The base: a folder, or org/name@revision.", show_default=False)],
     model: Annotated[str, typer.Argument(help="The fine-tuned model, likewise.", show_default=False)],
@@ -168,8 +186,10 @@ def extract_lora(
         Path | None, typer.Option("-o", "--out", help="Folder to write. Without it, only the loss is measured.")
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the difference of a fine-tuned model from its base as a LoRA adapter (a PEFT folder), and print what its rank loses."""
+    hush(quiet)
     from evomerge.cli import adapters
 
     options = AdapterOptions.read(rank, energy, wanted=True)
@@ -177,7 +197,7 @@ def extract_lora(
     adapters.extract(base, model, out, options, as_json=as_json)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge compress study.yaml -o artefact --codec tall")
 def compress(
     out: Out,
     file: Annotated[Path | None, typer.Argument(help="Study (its tasks measure the loss) or YAML with `pool`.")] = None,
@@ -191,12 +211,14 @@ def compress(
         typer.Option("-p", "--parameter", help="NAME=VALUE: `lambda=0.3`, or `lambda.maths=0.3` for one expert."),
     ] = None,
     device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Keep all experts of a pool in one small artefact, from which `evomerge decompress` restores each.
 
     Where there are tasks, the λ of TALL masks is chosen for each expert on the search examples, unless it is given, and the retention
     is the decoded expert's score on unseen examples as a share of the expert's.
     """
+    hush(quiet)
     from evomerge.cli import artefacts, merges
 
     artefacts.compress(
@@ -204,21 +226,23 @@ def compress(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge decompress artefact maths -o restored")
 def decompress(
     folder: Annotated[Path, typer.Argument(help="The artefact that `compress` wrote.", show_default=False)],
     expert: Annotated[str, typer.Argument(help="Which of its experts.", show_default=False)],
     out: Out,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
+    hush(quiet)
     from evomerge.cli import artefacts
 
     artefacts.decompress(folder, expert, out, dtype, shard_size)
 
 
-@app.command("import", rich_help_panel=_PANEL)
+@app.command("import", rich_help_panel=_PANEL, epilog="Example: evomerge import mergekit.yaml -o recipe.yaml")
 def import_(
     file: Annotated[
         Path, typer.Argument(help="A configuration of mergekit or of mergekit-evolve.", show_default=False)
@@ -237,7 +261,7 @@ def import_(
     exchanges.read(file, out, definitions)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge export recipe.yaml --mergekit")
 def export(
     file: Annotated[
         Path,
@@ -270,7 +294,7 @@ def export(
     exchanges.write(file, out, merges.PoolOptions(name, base, expert, tokenizer=tokenizer), mergekit=mergekit)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge push merged org/name --private")
 def push(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, as `merge` writes it.", show_default=False)],
     repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The model on the hub.", show_default=False)],

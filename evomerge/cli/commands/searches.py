@@ -16,12 +16,14 @@ from evomerge.cli.options import (
     Hours,
     Json,
     Queue,
+    Quiet,
     Rank,
     ShardSize,
     StudyFolder,
     Webhook,
     WorkerHours,
     Workers,
+    hush,
 )
 from evomerge.interrupts import GRACE
 
@@ -29,20 +31,22 @@ app = typer.Typer()
 _PANEL = "Search"
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The study's directory.")] = Path("runs/demo"),
     name: Annotated[str, typer.Option("--zoo", help="Which embedded experts: text or digits.")] = "text",
     evaluations: Evaluations = None,
     workers: Workers = None,
+    quiet: Quiet = False,
 ) -> None:
     """Build the embedded experts, search, report on unseen examples, and export the picked model."""
+    hush(quiet)
     from evomerge.cli import studies
 
     studies.demo(out, name, evaluations, workers)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge run study.yaml -o runs/digits --workers 2")
 def run(
     file: Annotated[Path, typer.Argument(help="The study's YAML.", show_default=False)],
     out: Annotated[
@@ -61,8 +65,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search as a study file says. A directory that holds the same study is resumed."""
+    hush(quiet)
     from evomerge.cli import studies
 
     studies.run(
@@ -82,7 +88,7 @@ def run(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge resume runs/digits --evaluations 200")
 def resume(
     folder: StudyFolder,
     evaluations: Evaluations = None,
@@ -102,8 +108,10 @@ def resume(
         Path | None,
         typer.Option(help="Start the study's settings anew in this directory, after its code or data have changed."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Resume a study that was interrupted or killed, or extend one by a larger budget."""
+    hush(quiet)
     from evomerge.cli import studies
 
     studies.resume(
@@ -120,7 +128,7 @@ def resume(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge control runs/digits")
 def control(
     folder: StudyFolder,
     workers: Workers = None,
@@ -129,6 +137,7 @@ def control(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the control, and stop.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search again over experts whose task vectors are shuffled, and report what the real experts give beyond them.
 
@@ -136,12 +145,13 @@ def control(
     own in DIR/sham: type the same again after a kill or with a larger study. `controls: {sham: true}` in a study's YAML makes it after
     the search.
     """
+    hush(quiet)
     from evomerge.cli import studies
 
     studies.control(folder, workers, queue, grace=grace, dry_run=dry_run)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge worker /shared/queue --idle 3600")
 def worker(
     folder: Annotated[
         Path, typer.Argument(help="The queue: DIR of `evomerge run STUDY.yaml --queue DIR`.", show_default=False)
@@ -158,7 +168,7 @@ def worker(
     serving.serve(folder, idle, once=once)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge show runs/digits --csv candidates.csv")
 def show(
     folder: StudyFolder,
     as_json: Json = False,
@@ -180,17 +190,19 @@ def show(
         ),
     ] = None,
     device: Device = None,
+    quiet: Quiet = False,
 ) -> None:
     """Print the front and its references, scored on examples that the search never saw; write report.html, front.csv and figures.
 
     While another process searches or reports the study, this prints the search's own scores of the front, and scores nothing.
     """
+    hush(quiet)
     from evomerge.cli import studies
 
     studies.show(folder, as_json=as_json, csv=csv, report=report, final=final, pairs=pairs or (), device=device)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge pick runs/digits --weights maths=2,code=1 -o merged")
 def pick(
     folder: StudyFolder,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the merged checkpoint here.")] = None,
@@ -227,6 +239,7 @@ def pick(
             help="In a study whose heads are not merged: write one checkpoint, with this expert's head. Default: a folder for each."
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Choose one model, and write it as a checkpoint: a point of the front or a reference, whichever fits the preference best.
 
@@ -235,6 +248,7 @@ def pick(
     the search is likely enough to be better. With --surface, preferences are in units of the searched metric, which the surrogates of
     drivers such as `front` and `map` predict.
     """
+    hush(quiet)
     from evomerge.cli import studies
 
     adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
@@ -254,21 +268,23 @@ def pick(
     )
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge compare runs/digits runs/other --json")
 def compare(
     folders: Annotated[
         list[Path],
         typer.Argument(metavar="RUN RUN...", help="Study directories with the same tasks.", show_default=False),
     ],
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare runs with the first one: the means of their picks and the hypervolumes of their fronts, on unseen examples."""
+    hush(quiet)
     from evomerge.cli import scores
 
     scores.compare(folders, as_json=as_json)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge trust runs/from-a-colleague")
 def trust(folder: StudyFolder) -> None:
     """Agree to run the code that a study from elsewhere names, having read it. Prints its files, and runs nothing."""
     from evomerge.cli import folders
@@ -276,7 +292,7 @@ def trust(folder: StudyFolder) -> None:
     folders.trust_code(folder)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge repair runs/digits")
 def repair(folder: StudyFolder) -> None:
     """Cut a study's damaged journals before the first line that is not valid. The whole files are kept beside them."""
     from evomerge.cli import folders

@@ -11,7 +11,7 @@ app = typer.Typer()
 _PANEL = "Look in"
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge status runs/digits --watch 10")
 def status(
     folder: StudyFolder,
     as_json: Json = False,
@@ -32,7 +32,7 @@ def status(
     status.show(folder, watch, prometheus, as_json=as_json)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge view runs")
 def view(
     folders: Annotated[
         list[Path] | None,
@@ -58,7 +58,7 @@ def view(
     viewing.view(folders or [], port)
 
 
-@app.command(rich_help_panel=_PANEL)
+@app.command(rich_help_panel=_PANEL, epilog="Example: evomerge doctor study.yaml --ray")
 def doctor(
     what: Annotated[
         Path | None, typer.Argument(help="A study's YAML, or its directory.", metavar="[DIR | STUDY.yaml]")
