@@ -90,6 +90,7 @@ def test_evaluations_do_not_depend_on_earlier_ones(worker):
 
 
 def test_threads_and_generators_are_restored(worker, monkeypatch):
+    worker.prepare()
     states = [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]  # noqa: NPY002  # the global generators are what must not change
     monkeypatch.setattr(torch, "set_num_threads", set_threads := Mock(wraps=torch.set_num_threads))
     threads = torch.get_num_threads()
