@@ -16,6 +16,7 @@ from tiny_models import tiny_model
 
 from evomerge import cli
 from evomerge.cli.artefacts import _read_parameters
+from evomerge.cli.console import new_console
 from evomerge.errors import RecipeError
 from evomerge.evaluate import Worker
 from evomerge.progress import Throttled
@@ -232,6 +233,14 @@ def test_dry_run_says_genes_size_and_cost_and_writes_nothing(study_file, tmp_pat
     phases = ["start-up", "driver", "search", "report"]
     assert [phase for phase in phases if re.search(rf"{phase} \d", done.stdout)] == phases
     assert not list(tmp_path.iterdir())
+
+
+def test_no_color_is_obeyed(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert new_console().is_terminal
+    assert not new_console().no_color
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert new_console().no_color
 
 
 def test_a_quiet_command_prints_results_and_no_steps(study_file, tmp_path):
