@@ -34,6 +34,7 @@ def model_of(architecture):
         device=torch.device("cpu"),
         tokenizer=SimpleNamespace(pad_token_id=0),
         folder=architecture,
+        positions=None,
         watched=False,
     )
 
