@@ -93,7 +93,7 @@ class AdapterOptions(NamedTuple):
         return cls(rank, energy) if wanted else None
 
 
-def hush(quiet: bool) -> None:
+def hide_progress(quiet: bool) -> None:
     """Show no progress of this command, if it is to be quiet."""
     from evomerge import progress
 

@@ -49,9 +49,8 @@ class Worker:
         folder = None if setup.members is None else Path(setup.members)
         self.members = Members(folder=folder, shared=not alone or setup.engine is not None)
         self._loaded: Loaded | None = None
-        if (
-            setup.engine is not None and not alone
-        ):  # else an engine would go on without the worker, where that is killed
+        if setup.engine is not None and not alone:
+            # In a process of its own, an engine would go on where its worker is killed.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
     def prepare(self) -> Loaded:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.options import Quiet, hush
+from evomerge.cli.options import Quiet, hide_progress
 
 app = typer.Typer()
 zoo_app = typer.Typer(help="The embedded experts: real models and data, built on this machine.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def zoo_build(
     quiet: Quiet = False,
 ) -> None:
     """Build a zoo from files that installed packages ship; it is kept in the cache folder."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import listings
 
     listings.build_zoo(name, seed, text=text, again=again)

@@ -23,7 +23,7 @@ from evomerge.cli.options import (
     ShardSize,
     Tokenizer,
     ZooName,
-    hush,
+    hide_progress,
 )
 
 app = typer.Typer()
@@ -62,7 +62,7 @@ def check(
     Where all weights are on this machine, the norms of the task vectors and the cosines between them follow. Exits with 0 where all
     can be merged, else with 2.
     """
-    hush(quiet)
+    hide_progress(quiet)
     _share_cores()
     from evomerge.cli import check
 
@@ -97,7 +97,7 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Make one merged checkpoint from a recipe. It streams: a merge may be larger than memory."""
-    hush(quiet)
+    hide_progress(quiet)
     _share_cores()
     from evomerge.cli import merges
 
@@ -128,7 +128,7 @@ def statistics(
     quiet: Quiet = False,
 ) -> None:
     """Collect what methods that read data need of each expert, into this machine's cache. A study does so itself, before its search."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import statistics
 
     statistics.statistics(what, kind or [], dry_run=dry_run)
@@ -161,7 +161,7 @@ def score(
 
     A recipe needs a pool, in its file or by options, as for `evomerge merge`.
     """
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import merges, scores
 
     scores.score(
@@ -189,7 +189,7 @@ def extract_lora(
     quiet: Quiet = False,
 ) -> None:
     """Write the difference of a fine-tuned model from its base as a LoRA adapter (a PEFT folder), and print what its rank loses."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import adapters
 
     options = AdapterOptions.read(rank, energy, wanted=True)
@@ -218,7 +218,7 @@ def compress(
     Where there are tasks, the λ of TALL masks is chosen for each expert on the search examples, unless it is given, and the retention
     is the decoded expert's score on unseen examples as a share of the expert's.
     """
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import artefacts, merges
 
     artefacts.compress(
@@ -236,7 +236,7 @@ def decompress(
     quiet: Quiet = False,
 ) -> None:
     """Write one expert of an artefact as a checkpoint, with the base's configuration and tokenizer."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import artefacts
 
     artefacts.decompress(folder, expert, out, dtype, shard_size)

@@ -23,7 +23,7 @@ from evomerge.cli.options import (
     Webhook,
     WorkerHours,
     Workers,
-    hush,
+    hide_progress,
 )
 from evomerge.interrupts import GRACE
 
@@ -40,7 +40,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Build the embedded experts, search, report on unseen examples, and export the picked model."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     studies.demo(out, name, evaluations, workers)
@@ -68,7 +68,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Search as a study file says. A directory that holds the same study is resumed."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     studies.run(
@@ -111,7 +111,7 @@ def resume(
     quiet: Quiet = False,
 ) -> None:
     """Resume a study that was interrupted or killed, or extend one by a larger budget."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     studies.resume(
@@ -145,7 +145,7 @@ def control(
     own in DIR/sham: type the same again after a kill or with a larger study. `controls: {sham: true}` in a study's YAML makes it after
     the search.
     """
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     studies.control(folder, workers, queue, grace=grace, dry_run=dry_run)
@@ -196,7 +196,7 @@ def show(
 
     While another process searches or reports the study, this prints the search's own scores of the front, and scores nothing.
     """
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     studies.show(folder, as_json=as_json, csv=csv, report=report, final=final, pairs=pairs or (), device=device)
@@ -248,7 +248,7 @@ def pick(
     the search is likely enough to be better. With --surface, preferences are in units of the searched metric, which the surrogates of
     drivers such as `front` and `map` predict.
     """
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import studies
 
     adapter = AdapterOptions.read(rank, energy, wanted=as_adapter)
@@ -278,7 +278,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare runs with the first one: the means of their picks and the hypervolumes of their fronts, on unseen examples."""
-    hush(quiet)
+    hide_progress(quiet)
     from evomerge.cli import scores
 
     scores.compare(folders, as_json=as_json)
