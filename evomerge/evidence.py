@@ -28,7 +28,7 @@ from evomerge.evaluate.setup import open_model
 from evomerge.evaluate.worker import reproducible
 from evomerge.models import LiveModel
 from evomerge.progress import Progress
-from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Subject, store
+from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Statistic, Subject, store
 from evomerge.tasks import Task
 
 
@@ -37,11 +37,18 @@ class Entry:
     """One statistic of one expert."""
 
     kind: str
+    """The name of a statistic, or `KIND@TASK`."""
     expert: str
+    """The expert's name; of `KIND@TASK` also `base`."""
     task: str
     examples: tuple[int, ...]
     about: Mapping[str, Any]
     """All that it depends on."""
+
+    @property
+    def statistic(self) -> Statistic:
+        """What collects it."""
+        return STATISTICS[self.kind.partition("@")[0]]
 
     @property
     def folder(self) -> Path:
@@ -101,13 +108,15 @@ class Evidence:
         }
         self.entries = []
         for kind in kinds:
-            about = {expert: self._about(kind, expert, *of, common) for expert, of in chosen.items()}
-            if STATISTICS[kind].of_merge:  # each depends on all
+            name, _, task = kind.partition("@")
+            judged = dict.fromkeys(("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
+            about = {model: self._about(name, model, *of, common) for model, of in judged.items()}
+            if STATISTICS[name].of_merge:  # each depends on all
                 partial_merges.turns(pool)
                 about = {
                     one: {**of, "alpha": partial_merges.ALPHA, "merged": [*about.items()]} for one, of in about.items()
                 }
-            self.entries += [Entry(kind, expert, *of, about[expert]) for expert, of in chosen.items()]
+            self.entries += [Entry(kind, model, *of, about[model]) for model, of in judged.items()]
         folders: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
         for entry in self.entries:
             folders[entry.kind][entry.expert] = str(entry.folder)
@@ -149,7 +158,7 @@ class Evidence:
         for number, entry in enumerate(
             sorted(left, key=lambda entry: entry.expert), start=1
         ):  # one model after the other
-            if STATISTICS[entry.kind].of_merge:
+            if entry.statistic.of_merge:
                 self._collect_together(live, entry.kind, console)
                 continue
             about = entry.index
@@ -157,7 +166,7 @@ class Evidence:
             with Progress(what, len(entry.examples), console) as bar, reproducible(self._setup.threads, live.device):
                 subject, memory = self._subject(live, entry, entry.examples), _room(live.device)
                 watch = partial(_show, bar)
-                store.collect(STATISTICS[entry.kind], subject, entry.folder, about, memory, watch)
+                store.collect(entry.statistic, subject, entry.folder, about, memory, watch)
         cache.prune(cache.LIMIT, keep=[entry.folder for entry in self.entries])
 
     def _collect_together(self, live: LiveModel, kind: str, console: Console) -> None:
@@ -184,7 +193,7 @@ class Evidence:
         for entry in self.left:
             if entry.kind in prices:
                 continue
-            statistic, left = STATISTICS[entry.kind], [other for other in self.left if other.kind == entry.kind]
+            statistic, left = entry.statistic, [other for other in self.left if other.kind == entry.kind]
             with reproducible(self._setup.threads, live.device):
                 subject = self._subject(live, entry, entry.examples[:1])
                 statistic.collect(subject, lambda *_: None)
@@ -208,7 +217,8 @@ class Evidence:
     ) -> Subject:
         """Return an expert, the base, or another model, in memory, with what is to be measured."""
         task, pool = self._tasks[entry.task], self._pool
-        live.refit(model or (pool.base if STATISTICS[entry.kind].of_base else pool.experts[entry.expert]))
+        of_base = entry.statistic.of_base or entry.expert == "base"
+        live.refit(model or (pool.base if of_base else pool.experts[entry.expert]))
         task.put_head_on(live)
         live.module.train(mode=False)
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}
@@ -226,13 +236,27 @@ def _chosen(expert: str, given: EvidenceSettings | None, tasks: Mapping[str, Tas
     if name not in tasks:
         raise PoolError(f"`evidence` of `{expert}`: no task `{name}`; {nearest(name, tasks)}")
     size = tasks[name].size("search")
-    number = min(EvidenceSettings(task=name).examples, size) if given is None else given.examples
+    number = _most(name, tasks) if given is None else given.examples
     if number > size:
         raise PoolError(
             f"`evidence` of `{expert}`: {number} examples of the task `{name}`, which has {size} to search; type `examples: {size}`"
         )
     order = np.random.default_rng(0).permutation(size)[:number]
     return name, tuple(sorted(order.tolist()))
+
+
+def _shared(task: str, given: Mapping[str, EvidenceSettings], tasks: Mapping[str, Task]) -> tuple[str, tuple[int, ...]]:
+    """Return a task that all models are run on, and the indices of its examples: as many as an expert's evidence of it has."""
+    if task not in tasks:
+        raise PoolError(f"align: no task `{task}`; {nearest(task, tasks)}")
+    named = {expert: evidence for expert, evidence in given.items() if evidence.task == task}
+    expert, evidence = next(iter(named.items()), (task, None))
+    return _chosen(expert, evidence or EvidenceSettings(task=task, examples=_most(task, tasks)), tasks)
+
+
+def _most(task: str, tasks: Mapping[str, Task]) -> int:
+    """Return the default number of a task's search examples."""
+    return min(int(EvidenceSettings(task=task).examples), tasks[task].size("search"))
 
 
 def _room(device: torch.device) -> int:

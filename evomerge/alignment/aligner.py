@@ -1,10 +1,11 @@
 """Aligner: the `align` nodes of one pool's recipes. Its models are of one architecture, whose symmetry is found once."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
+from evomerge.alignment.activations import Activations
 from evomerge.alignment.matching import match
 from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, symmetry
@@ -40,18 +41,35 @@ class Aligner:
         for word, model in (("source", source), ("to", to)):
             if isinstance(model, Stacked):
                 raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
+        read = self._activations(align)
         symmetry = self._symmetry
         digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
         key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
+        if read is not None:
+            key = (*key, *read[0])
 
         def permutations() -> Permutations:
             def made() -> dict[str, torch.Tensor]:
-                return {str(unit): torch.from_numpy(order) for unit, order in match(source, to, symmetry).items()}
+                found = match(source, to, symmetry, None if read is None else read[1])
+                return {str(unit): torch.from_numpy(order) for unit, order in found.items()}
 
             tables: Mapping[str, torch.Tensor] = self._store.prepared(key, self._pool.parameters, made)
             return {int(unit): table.numpy() for unit, table in tables.items()}
 
         return Permuted(source, symmetry, permutations, key)
+
+    def _activations(self, align: Align) -> tuple[tuple[str, ...], Activations] | None:
+        """Return the digests and the tables of the models' activations, None where weights are matched. Raises `RecipeError`."""
+        if align.task is None:
+            return None
+        kind, evidence = f"inputs@{align.task}", self._pool.evidence
+        labels = [recipe.root.label or "" for recipe in (align.source, align.to)]
+        if evidence is None:
+            from evomerge.statistics.store import missing  # a merge of weights does not wait for libraries of tasks
+
+            raise RecipeError(missing(kind, labels[0]))
+        source, to = (partial(evidence.tables, kind, label) for label in labels)
+        return tuple(evidence.digest(kind, label) for label in labels), (source, to)
 
     @cached_property
     def _symmetry(self) -> Symmetry:

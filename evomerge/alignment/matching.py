@@ -1,21 +1,26 @@
-"""match(source, to, symmetry): the order of one model's units that is nearest to another's weights.
+"""match(source, to, symmetry): the order of one model's units that is nearest to another's weights, or activations.
 
 Weight matching of Git Re-Basin (https://arxiv.org/abs/2209.04836): minimise |to - P(source)|², which is to maximise their inner
 product, by coordinate descent over units, each an assignment problem. Units within others, such as the dims of each head, are
 assigned for every pair of the outer ones, so that heads are compared in the best order of their dims. The sum of squares is not
 convex in the orders: what is found is a local optimum. It starts from the order of the files, and from one found by what no
 order changes (sorted weights), by which a permuted copy is recovered exactly; the better end counts.
+
+Activation matching of the same paper is the same problem: what stands in place of weights is the activations of units on examples,
+each with mean 0 and norm 1, whose inner products are correlations.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evomerge.alignment.activations import Activations, observed
 from evomerge.alignment.axes import Positions
+from evomerge.alignment.boxes import Box
 from evomerge.alignment.symmetries import Permutations, Symmetry
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.errors import ModelError
@@ -31,11 +36,15 @@ _FEATURES = 4096
 _Orders: TypeAlias = dict[int, Positions]
 
 
-def match(source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> Permutations:
+def match(
+    source: Checkpoint, to: Checkpoint, symmetry: Symmetry, activations: Activations | None = None
+) -> Permutations:
     """Return the permutations of the units of `source` with which its weights are nearest to those of `to`.
 
+    With `activations`, of `source` and of `to` on the same tokens, the sum of the correlations of units is largest; units that are
+    the input of no matrix, such as the dims of queries and keys, are then matched by weights, in the order found for the others.
     In fp64; nothing is drawn but the order of the units in each sweep, which is the same in every run. Raises `ModelError` for
-    two models whose tensors differ in shape.
+    two models whose tensors differ in shape, and for activations that say nothing of any unit.
     """
     for name in sorted(symmetry.pieces):
         for mapping in symmetry.mappings.get(name, ()):
@@ -48,27 +57,50 @@ def match(source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> Permutation
                     f"tensor `{mapping.source}` has shape {shapes[0]} in the model that is aligned and {shapes[1]} in the one that "
                     "it is aligned to; expected equal widths: alignment reorders units and makes none"
                 )
-    matcher = _Matcher(source, to, symmetry)
-    fitted = matcher.descend(matcher.by_sorted_weights())
+    free = [number for number, unit in enumerate(symmetry.units) if unit.free]
+    weights = [
+        Box(piece, _reader(symmetry, name, to), _reader(symmetry, name, source))
+        for name, pieces in symmetry.pieces.items()
+        for piece in pieces
+    ]
+    if activations is None:
+        return _fitted(_Matcher(weights, symmetry, free))
+    boxes = observed(symmetry, *activations)
+    seen = {number for box in boxes for number in box.piece.flat}
+    chosen = [number for number in free if number in seen]
+    if not chosen:
+        raise ModelError(
+            "the activations say nothing of any unit of the model that can be reordered; match its weights: type `by: weights`"
+        )
+    orders = _fitted(_Matcher(boxes, symmetry, chosen))
+    return _Matcher(weights, symmetry, [number for number in free if number not in seen]).descend(orders)
+
+
+def _reader(symmetry: Symmetry, name: str, model: Checkpoint) -> Callable[[], Tensor]:
+    return lambda: symmetry.assembled(name, model.tensor)
+
+
+def _fitted(matcher: "_Matcher") -> _Orders:
+    """Return the better end of the descents from the two starts."""
+    fitted = matcher.descend(matcher.by_sorted_values())
     if matcher.is_exact(fitted):
         return fitted
-    plain = matcher.descend(symmetry.identity())
+    plain = matcher.descend(matcher.identity)
     return max((plain, fitted), key=matcher.product)  # the first of equal ones
 
 
 class _Matcher:
-    """Two models, compared box by box."""
+    """Two models, compared box by box, by the units that are `free`."""
 
-    def __init__(self, source: Checkpoint, to: Checkpoint, symmetry: Symmetry) -> None:
-        self._source, self._to, self._symmetry = source, to, symmetry
+    def __init__(self, boxes: Sequence[Box], symmetry: Symmetry, free: Sequence[int]) -> None:
+        self._boxes, self._symmetry, self._free = boxes, symmetry, list(free)
+        self.identity = symmetry.identity()
         self._within = symmetry.within
-        self._pieces = [(name, piece) for name, pieces in symmetry.pieces.items() for piece in pieces]
         self._having: dict[int, list[int]] = {number: [] for number in self._within}
-        for place, (_, piece) in enumerate(self._pieces):
-            for number in dict.fromkeys(piece.flat):
+        for place, box in enumerate(boxes):
+            for number in dict.fromkeys(box.piece.flat):
                 if number in self._having:
                     self._having[number].append(place)
-        self._free = [number for number, unit in enumerate(symmetry.units) if unit.free]
         self._inner = {
             number: [other for other in self._free if number in self._within[other] and not self._within[number]]
             for number in self._free
@@ -76,18 +108,16 @@ class _Matcher:
 
     def product(self, orders: Permutations, places: Sequence[int] | None = None) -> float:
         """Return the inner product of the model `to` and the permuted source, over the boxes at `places` or all."""
-        chosen = range(len(self._pieces)) if places is None else places
+        chosen = range(len(self._boxes)) if places is None else places
         return sum(float((self._target(place) * self._permuted(place, orders)).sum()) for place in chosen)
 
     def is_exact(self, orders: Permutations) -> bool:
         """Return whether the permuted source is the model `to`, element by element."""
-        return all(
-            torch.equal(self._target(place), self._permuted(place, orders)) for place in range(len(self._pieces))
-        )
+        return all(torch.equal(self._target(place), self._permuted(place, orders)) for place in range(len(self._boxes)))
 
     def descend(self, orders: _Orders) -> _Orders:
         """Return the orders at which no unit's assignment improves the product any more."""
-        scale = sum(float(self._target(place).square().sum()) for place in range(len(self._pieces))) or 1.0
+        scale = sum(float(self._target(place).square().sum()) for place in range(len(self._boxes))) or 1.0
         for sweep in range(SWEEPS):
             improved = False
             for number in np.random.default_rng(sweep).permutation(self._free).tolist():
@@ -103,14 +133,14 @@ class _Matcher:
         touched = sorted({place for one in (number, *self._inner[number]) for place in self._having[one]})
         return self.product({**orders, **found}, touched) - self.product(orders, touched)
 
-    def by_sorted_weights(self) -> _Orders:
-        """Return the orders that fit what no order changes: the sorted weights of each unit, outer units first."""
-        orders = self._symmetry.identity()
+    def by_sorted_values(self) -> _Orders:
+        """Return the orders that fit what no order changes: the sorted values of each unit, outer units first."""
+        orders = dict(self.identity)
         for number in sorted(self._free, key=lambda number: len(self._within[number])):
             outer = self._within[number]
             features: list[tuple[Tensor, Tensor]] = []
             for place in self._having[number]:
-                _, piece = self._pieces[place]
+                piece = self._boxes[place].piece
                 own = piece.flat.index(number)
                 front = [*(piece.flat.index(one) for one in outer), own]
                 rest = [axis for axis in range(len(piece.flat)) if axis not in front]
@@ -118,7 +148,7 @@ class _Matcher:
                 moved = [axis for axis in rest if axis not in fixed]
                 only = {one: orders[one] for one in outer}
                 pair = []
-                for tensor in (self._target(place), self._permuted(place, {**self._symmetry.identity(), **only})):
+                for tensor in (self._target(place), self._permuted(place, {**self.identity, **only})):
                     sizes = [tensor.shape[axis] for axis in front]
                     table = tensor.permute(*front, *fixed, *moved).reshape(
                         *sizes, int(np.prod([tensor.shape[axis] for axis in fixed])), -1
@@ -143,9 +173,9 @@ class _Matcher:
         count = self._symmetry.units[number].size
         blocks = int(np.prod([self._symmetry.units[one].size for one in outer]))
         gains = torch.zeros(blocks, count, count, dtype=torch.float64)
-        identity = {**orders, number: self._symmetry.identity()[number]}
+        identity = {**orders, number: self.identity[number]}
         for place in self._having[number]:
-            _, piece = self._pieces[place]
+            piece = self._boxes[place].piece
             for own in [axis for axis, one in enumerate(piece.flat) if one == number][:1]:
                 front = [*(piece.flat.index(one) for one in outer), own]
                 rest = [axis for axis in range(len(piece.flat)) if axis not in front]
@@ -155,7 +185,7 @@ class _Matcher:
                 )
                 gains += wanted @ given.mT
         order = _assigned(gains, orders[number].shape)
-        if any(self._pieces[place][1].flat.count(number) > 1 for place in self._having[number]):
+        if any(self._boxes[place].piece.flat.count(number) > 1 for place in self._having[number]):
             return {number: order}, self._gain(number, orders, {number: order})
         pair = (torch.from_numpy(one.reshape(blocks, count, 1)) for one in (order, orders[number]))
         new, old = (float(gains.gather(2, one).sum()) for one in pair)
@@ -164,13 +194,13 @@ class _Matcher:
     def _best_with_inner(self, number: int, inner: Sequence[int], orders: _Orders) -> _Orders:
         """Return the best order of a unit, each pair being compared in the best order of the units within it."""
         units = self._symmetry.units
-        start = self._symmetry.identity()
+        start = self.identity
         plain = {**orders, **{one: start[one] for one in (number, *inner)}}
         count = units[number].size
         gains = torch.zeros(count, count, dtype=torch.float64)
         parts: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
         for place in sorted({place for one in (number, *inner) for place in self._having[one]}):
-            _, piece = self._pieces[place]
+            piece = self._boxes[place].piece
             inside = tuple(one for one in inner if one in piece.flat)
             front = [piece.flat.index(one) for one in (number, *inside)]
             rest = [axis for axis in range(len(piece.flat)) if axis not in front]
@@ -198,13 +228,10 @@ class _Matcher:
         return number >= 0 and self._symmetry.units[number].free
 
     def _target(self, place: int) -> Tensor:
-        name, piece = self._pieces[place]
-        return piece.of(self._symmetry.assembled(name, self._to.tensor)).double()
+        return self._boxes[place].target()
 
     def _permuted(self, place: int, orders: Permutations) -> Tensor:
-        name, piece = self._pieces[place]
-        tensor = self._symmetry.assembled(name, self._source.tensor)
-        return tensor[piece.sources(orders, self._within)].expand(piece.sizes).double()
+        return self._boxes[place].permuted(orders, self._within)
 
 
 def _inside(

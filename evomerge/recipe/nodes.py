@@ -215,13 +215,29 @@ class Align(FrozenModel):
     """The recipe of the model that is aligned."""
     to: "Recipe"
     """The recipe of the model whose order it gets."""
-    by: Literal["weights"] = "weights"
-    """What is matched: the weights of units."""
+    by: Literal["weights", "activations"] = "weights"
+    """What is matched: the weights of units, or how they are active on examples of a task."""
+    task: str | None = None
+    """With `by: activations`, the task whose search examples both models are run on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.source == self.to:
             raise RecipeError("align: `source` and `to` are the same recipe; name two models, or leave out `align`")
+        if self.by == "weights":
+            if self.task is not None:
+                raise RecipeError(
+                    "align: `task` is read by activations alone; add `by: activations`, or leave out `task`"
+                )
+            return self
+        if self.task is None:
+            raise RecipeError("align: `by: activations` needs a task to run the models on; add `task: NAME`")
+        for word, model in (("source", self.source), ("to", self.to)):
+            if not isinstance(model.root, Base | Expert):
+                raise RecipeError(
+                    f"align: `by: activations` takes the base and experts, and `{word}` is a recipe of its own, of which no "
+                    "activations are collected; align its inputs instead, or type `by: weights`"
+                )
         return self
 
 
@@ -235,6 +251,11 @@ class AlignNode(Node):
     def children(self) -> "tuple[Recipe, ...]":
         """The model that is aligned, and the one that it is aligned to."""
         return self.align.source, self.align.to
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics that it reads: `inputs@TASK`, those of all models on one task, or none."""
+        return () if self.align.task is None else (f"inputs@{self.align.task}",)
 
 
 AnyNode: TypeAlias = (

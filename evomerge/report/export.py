@@ -175,7 +175,8 @@ def recipe_file(
         file["heads"] = "own"
     if pool.evidence is not None and (kinds := needed(recipe, lineage)):
         evidence = pool.evidence
-        experts_of = {kind: recipe.experts or list(pool.experts) for kind in kinds}
+        used = recipe.experts or list(pool.experts)
+        experts_of = {kind: ["base", *used] if "@" in kind else used for kind in kinds}
         file["statistics"] = {k: {name: evidence.digest(k, name) for name in names} for k, names in experts_of.items()}
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)

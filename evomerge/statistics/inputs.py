@@ -14,6 +14,9 @@ from evomerge.statistics.statistic import Statistic, Subject
 Sums = dict[str, Tensor]
 """Sums over tokens, by name."""
 
+ROWS = 2048
+"""About the number of tokens whose inputs `inputs` keeps: at least one of each example."""
+
 
 def _collector(
     start: Callable[[Tensor], Sums], add: Callable[[Sums, Tensor], None], finish: Callable[[Sums, Tensor], Tables]
@@ -71,9 +74,61 @@ def _total(parts: list[Tensor]) -> Tensor:
 
 def _complete(subject: Subject, name: str, axis: int, sums: Mapping[str, Tensor]) -> bool:
     """Return whether sums are of all the inputs of a matrix, which a module may have in pieces."""
-    shape = subject.shape(name)
-    size = shape[0] if axis == 0 else torch.Size(shape[1:]).numel()
+    size = _width(subject, name, axis)
     return all(not table.ndim or len(table) == size for table in sums.values())
+
+
+def _width(subject: Subject, name: str, axis: int) -> int:
+    shape = subject.shape(name)
+    return shape[0] if axis == 0 else torch.Size(shape[1:]).numel()
+
+
+def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
+    """Return the inputs of evenly spaced tokens. Matrices that always share their inputs share their tables."""
+    each = max(1, ROWS // len(subject.examples))
+    running = done = 0
+    parts: dict[str, list[Tensor]] = {}
+    counts: dict[str, list[int]] = {}
+
+    def take(inputs: Tensor, names: tuple[str, ...]) -> None:
+        kept = _evenly(inputs, each * running).float().cpu().clone()
+        for name in names:
+            parts.setdefault(name, []).append(kept)
+            counts.setdefault(name, []).append(len(inputs))
+
+    products = Products(subject.live, subject.matrices, subject.shapes, take)
+    with watched(subject.live, products):
+        for examples in subject.task.unpadded(subject.live, "search", subject.examples):
+            watch("examples", done, len(subject.examples))
+            running = len(examples)
+            subject.task.score(subject.live, "search", examples)
+            done += len(examples)
+    made: dict[tuple[int, ...], Tables] = {}
+    tables: dict[str, Tables] = {}
+    for name in sorted(parts):
+        axis, key = products.axes[name], (products.axes[name], *map(id, parts[name]))
+        if name in products.embedded or any(part.shape[1] != _width(subject, name, axis) for part in parts[name]):
+            continue
+        if key not in made:
+            rows = _evenly(torch.cat(parts[name]), each * len(subject.examples))
+            made[key] = {"rows": rows, "counts": torch.tensor(counts[name]), "axis": torch.tensor(axis)}
+        tables[name] = made[key]
+    return tables
+
+
+def _evenly(rows: Tensor, most: int) -> Tensor:
+    """Return at most so many rows, evenly spaced."""
+    if len(rows) <= most:
+        return rows
+    at = (torch.arange(most, dtype=torch.float64) + 0.5) * (len(rows) / most)
+    return rows[at.long().to(rows.device)]
+
+
+def _rows_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    if len(shape) < 2 or not all(shape):  # a matrix
+        return {}
+    rows = torch.randn(17, torch.Size(shape[1:]).numel(), generator=generator)
+    return {"rows": rows, "counts": torch.tensor([17]), "axis": torch.tensor(1)}
 
 
 def _gram_add(sums: Sums, rows: Tensor) -> None:
@@ -165,6 +220,13 @@ INPUTS = {
     "activation": _ACTIVATION,
     "base_activation": replace(
         _ACTIVATION, about=f"{_ACTIVATION.about}, of the base on the expert's examples", of_base=True
+    ),
+    "inputs": Statistic(
+        f"`rows`, the inputs X of a matrix for evenly spaced tokens, about {ROWS} in all, float32 `(rows, d)`, the same tokens for all models; "
+        "`counts`, int64, how many there were each time that it was used; `axis` as of `gram`",
+        _collect_rows,
+        lambda shape: 4 * ROWS * (torch.Size(shape[1:]).numel() if len(shape) > 2 else max(shape, default=0)),
+        _rows_sample,
     ),
     "usage": Statistic(
         "`tokens`, the number of tokens, without padding, that a matrix was multiplied with: of the matrices of a mixture's expert, the "

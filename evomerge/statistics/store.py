@@ -97,7 +97,13 @@ class Collected:
 
 
 def missing(kind: str, expert: str) -> str:
-    """Return the message of a merge for which an expert has no evidence."""
+    """Return the message of a merge for which a model has no evidence."""
+    name, _, task = kind.partition("@")
+    if task:
+        return (
+            f"the recipe needs the statistic `{name}` of `{expert}` on the task `{task}`, and there is no evidence; type `evomerge merge "
+            f"RECIPE --evidence STUDY.yaml`, a study file or any YAML with `tasks:` and `{task}` among them"
+        )
     return (
         f"the merge needs the statistic `{kind}` of `{expert}`, and there is no evidence for it; name a task that shows what it is good at: "
         f"`evidence: {{{expert}: {{task: TASK}}}}` under `pool` in a study, or `evomerge merge RECIPE --evidence STUDY.yaml`"
