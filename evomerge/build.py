@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.alignment import Aligner, Permuted
+from evomerge.alignment import Aligner, Condensed, Permuted
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
-from evomerge.checkpoints.folder import Checkpoint, Computed, differences
+from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.shuffled import Shuffled
-from evomerge.checkpoints.stack import Stacked, StackedLayer
+from evomerge.checkpoints.stack import Stacked, StackedLayer, check_mergeable, origin
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import (
     Inputs,
@@ -35,7 +35,19 @@ from evomerge.merging import (
 )
 from evomerge.models.saved_stack import StackConfigs
 from evomerge.placement import Key, Placement
-from evomerge.recipe import AlignNode, Base, Expert, Member, Merge, MergeNode, Recipe, Stack, StackNode
+from evomerge.recipe import (
+    AlignNode,
+    Base,
+    Condense,
+    CondenseNode,
+    Expert,
+    Member,
+    Merge,
+    MergeNode,
+    Recipe,
+    Stack,
+    StackNode,
+)
 from evomerge.recipe.form import KeyPath
 
 
@@ -84,6 +96,8 @@ class Builder:
                 return self._stacked(stack)
             case AlignNode(align=align):
                 return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
+            case CondenseNode(condense=condense):
+                return self._condensed(condense)
 
     def build_model(self, recipe: Recipe) -> Checkpoint:
         """Return `build(recipe)` as a model to score or to save. Raises `ModelError` for a stack that could not be saved."""
@@ -149,6 +163,17 @@ class Builder:
             return Stacked(layers, rest.rest, rest.rest_key, prefix)
         return Stacked(layers, rest, stack.rest.id, prefix)
 
+    def _condensed(self, condense: Condense) -> Condensed:
+        """Return the checkpoint of a mixture with fewer experts. Raises `RecipeError`."""
+        source = self.build(condense.source)
+        if self.search or isinstance(source, Stacked) or self.pool.heads:
+            raise RecipeError(
+                "condense: no model in memory has its shapes; expected it in a recipe, not in a search or a score, of a model that is no stack and "
+                "has no head of its own: type `evomerge merge RECIPE -o FOLDER --evidence STUDY.yaml`, then `evomerge score FOLDER`"
+            )
+        statistics = Statistics.of(self.pool.evidence, condense.source.experts)
+        return Condensed(condense, source, self.pool.config, statistics, self.load)
+
     def stack_config(self, stack: Stacked) -> dict[str, Any]:
         """Return the `config.json` of a stack. Raises `ModelError` for one that plain transformers could not make from it."""
         return self._stack_configs.of([layer.index for layer in stack.layers])
@@ -163,9 +188,11 @@ class Builder:
 
     def load(self, checkpoint: Checkpoint, name: str, number: int | None = None) -> torch.Tensor:
         """Return an input's tensor, or its matrix of this number, on the host: of a nested merge before its cast, of a folder as it is stored."""
-        checkpoint, name = _origin(checkpoint, name)
+        checkpoint, name = origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
+        if isinstance(checkpoint, Condensed):
+            return checkpoint.fp32(name)
         if isinstance(checkpoint, Permuted):
             return self._part(name, number, self._permuted(checkpoint, name))
         if not self.search or not isinstance(checkpoint, Adapter | Aligned | Shuffled) or not checkpoint.makes(name):
@@ -203,7 +230,7 @@ class Builder:
 
     def fetch_all(self, checkpoints: Sequence[Checkpoint], name: str, number: int) -> list[torch.Tensor]:
         """Return the matrix of each input where merges run: a model of the pool may be there, a nested merge is made there."""
-        sources = [_origin(checkpoint, name) for checkpoint in checkpoints]
+        sources = [origin(checkpoint, name) for checkpoint in checkpoints]
         keys = {
             i: (self._labels[id(one)], at, number) for i, (one, at) in enumerate(sources) if id(one) in self._labels
         }
@@ -218,13 +245,6 @@ class Builder:
     def _on_host(self, key: Key) -> torch.Tensor:
         label, name, number = key
         return self.load(self.pool.base if label == "base" else self.pool.experts[label], name, number)
-
-
-def _origin(checkpoint: Checkpoint, name: str) -> tuple[Checkpoint, str]:
-    """Return the checkpoint that holds a tensor of a stack, and its name there; of another checkpoint, itself."""
-    while isinstance(checkpoint, Stacked):
-        checkpoint, name = checkpoint.origin(name)
-    return checkpoint, name
 
 
 MAPPED = 256 << 20
@@ -249,7 +269,7 @@ class Merged(Computed):
         self._device = builder.placement.device
         for label, source in zip(merge.labels, sources, strict=True):
             if isinstance(source, Stacked):
-                _check_mergeable(label, source, self._pool)
+                check_mergeable(label, source, self._pool.base.info)
         recipes = [builder.known_as(inner) for inner in merge.inputs]
         layout = self._pool.layout
         self._matrices = {name: layout.matrices(name) for name in self._pool.merged}
@@ -378,15 +398,3 @@ class Merged(Computed):
             models = [self._load(model, matrix.tensor).float() for model in (self._pool.base, *self._inputs)]
             least = torch.stack(models).amin(0).to(out.device, out.dtype)
             torch.maximum(out, least, out=out)
-
-
-def _check_mergeable(label: str, stack: Stacked, pool: Pool) -> None:
-    """Raise `RecipeError` unless a stack has the tensors of the base, and no scales, which are in no tensor."""
-    different = differences(pool.base.info, stack.info)
-    scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
-    if different or scaled:
-        what = f"has {len(stack.layers)} layers" + (f" and a scale of {scaled[0]:g}" if scaled else "")
-        raise RecipeError(
-            f"merge: the input {label} is a stack that {what}; only stacks of the base's {pool.layout.blocks} layers "
-            "without scales can be merged: stack a merge instead"
-        )

@@ -157,7 +157,7 @@ def open_parts(
     if search_space.needs or models.evidence:
         evidence = Evidence(pool, setup, opened, models.evidence, search_space.needs)
         setup = replace(setup, statistics=evidence.folders)
-    builder = Builder(pool)
+    builder = Builder(pool, search=True)
     initial = builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now
     if engine is not None:
         check_engine(setup, pool, list(opened.values()))

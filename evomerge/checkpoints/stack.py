@@ -3,12 +3,13 @@
 Nothing is copied: each tensor is read from its source when it is requested.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from evomerge.checkpoints.folder import Checkpoint, Computed
+from evomerge.checkpoints.folder import Checkpoint, Computed, differences
+from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import block_number
 from evomerge.errors import RecipeError
 
@@ -81,3 +82,23 @@ class Stacked(Computed):
         for name in source.info:
             names.setdefault(block_number(name, self.prefix), []).append(name)
         return names
+
+
+def origin(checkpoint: Checkpoint, name: str) -> tuple[Checkpoint, str]:
+    """Return the checkpoint that holds a tensor of a stack, and its name there; of another checkpoint, itself."""
+    while isinstance(checkpoint, Stacked):
+        checkpoint, name = checkpoint.origin(name)
+    return checkpoint, name
+
+
+def check_mergeable(label: str, stack: Stacked, base: Mapping[str, TensorInfo]) -> None:
+    """Raise `RecipeError` unless a stack has the tensors of the base, and no scales, which are in no tensor."""
+    different = differences(base, stack.info)
+    scaled = [layer.scale for layer in stack.layers if layer.scale != 1]
+    if different or scaled:
+        blocks = len({block_number(name, stack.prefix) for name in base} - {None})
+        what = f"has {len(stack.layers)} layers" + (f" and a scale of {scaled[0]:g}" if scaled else "")
+        raise RecipeError(
+            f"merge: the input {label} is a stack that {what}; only stacks of the base's {blocks} layers "
+            "without scales can be merged: stack a merge instead"
+        )

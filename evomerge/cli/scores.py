@@ -71,7 +71,7 @@ def score(
             attach(pool, kinds, {}, what, tasks_file, None, console, dry_run=False)
             statistics = pool.evidence.folders if isinstance(pool.evidence, Collected) else {}
         if not recipe.members:
-            Builder(pool).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
+            Builder(pool, search=True).build_model(recipe)  # reads no tensor: an impossible recipe is refused now
         models, setup = {str(what): recipe}, replace(setup_of(pool, **fields), statistics=statistics)
     if device is not None:
         setup = replace(setup, device=str(placement.find(device)))

@@ -20,7 +20,20 @@ from evomerge.exchange.methods import RULES, Note
 from evomerge.exchange.reading import Reader
 from evomerge.exchange.tables import Outline
 from evomerge.merging import METHODS
-from evomerge.recipe import AlignNode, Base, Expert, Json, Merge, MergeNode, Place, Recipe, Stack, StackNode, Tiled
+from evomerge.recipe import (
+    AlignNode,
+    Base,
+    CondenseNode,
+    Expert,
+    Json,
+    Merge,
+    MergeNode,
+    Place,
+    Recipe,
+    Stack,
+    StackNode,
+    Tiled,
+)
 
 _INPUT = {"weight": "weight", "density": "density", "drop": "density", "gamma": "gamma", "epsilon": "epsilon"}
 _MERGE = {"lambda": "lambda", "t": "t", "select": "select_topk"}
@@ -111,6 +124,8 @@ class _Writer:
                 return self._written[recipe.id]
             case AlignNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a model whose units are in another's order")
+            case CondenseNode():
+                raise RecipeError(f"mergekit cannot express `{where}`: a mixture with fewer experts")
         raise RecipeError(f"mergekit cannot express `{where}`: an earlier candidate of a study")
 
     def _stack(self, stack: Stack, where: str) -> dict[str, Any]:

@@ -3,7 +3,20 @@
 A recipe is a small, frozen, serialisable expression. Not to be confused with a search space, which is a recipe with holes.
 """
 
-from evomerge.recipe.nodes import NODES, Align, AlignNode, Base, Expert, Member, Merge, MergeNode, Stack, StackNode
+from evomerge.recipe.nodes import (
+    NODES,
+    Align,
+    AlignNode,
+    Base,
+    Condense,
+    CondenseNode,
+    Expert,
+    Member,
+    Merge,
+    MergeNode,
+    Stack,
+    StackNode,
+)
 from evomerge.recipe.recipe import Json, Recipe, base, canonical_json, expand_inputs, expert, merge
 from evomerge.recipe.tiling import KINDS, TOWERS, Place, Tiled
 from evomerge.recipe.validation import describe
@@ -15,6 +28,8 @@ __all__ = [
     "Align",
     "AlignNode",
     "Base",
+    "Condense",
+    "CondenseNode",
     "Expert",
     "Json",
     "Member",

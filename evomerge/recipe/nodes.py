@@ -258,6 +258,52 @@ class AlignNode(Node):
         return () if self.align.task is None else (f"inputs@{self.align.task}",)
 
 
+class Condense(FrozenModel):
+    """A mixture of experts with fewer of them in each layer: those of one mixture, grouped, aligned and merged (M-SMoE, arXiv 2310.01334).
+
+    The most used experts of a layer, on the evidence of the experts that `source` names, each lead a group; every other joins the
+    one whose logits in the router are most alike. In a group, hidden units are put in the leader's order, and weights and rows of
+    the router are averaged by use. The outermost node of a recipe: its model has other shapes than the pool's.
+    """
+
+    source: "Recipe"
+    """The recipe of the mixture."""
+    experts: int = Field(ge=1)
+    """The number of experts that are left in each of its layers."""
+    active: int | None = Field(default=None, ge=1)
+    """The number of experts for each token, at most `experts`; by default the source's, or `experts` where that is less."""
+    by: Literal["usage"] = "usage"
+    """What leads and weighs: the number of tokens that are routed to an expert."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.active is not None and self.active > self.experts:
+            raise RecipeError(f"condense: `active` is {self.active}; expected at most `experts`, {self.experts}")
+        if not self.source.experts:
+            raise RecipeError(
+                "condense: `source` names no expert of the pool, on whose evidence the use of the experts inside is counted; name the "
+                "mixture as an expert: `condense: {source: NAME, experts: N}`"
+            )
+        return self
+
+
+class CondenseNode(Node):
+    """The JSON form of a mixture with fewer experts."""
+
+    form: ClassVar[str] = "`condense: {...}`"
+    condense: Condense
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The mixture."""
+        return (self.condense.source,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics that it reads, of the experts that the mixture names."""
+        return ("router", "usage")
+
+
 AnyNode: TypeAlias = (
     Annotated[Base, Tag(f"{TAG}base")]
     | Annotated[Expert, Tag(f"{TAG}expert")]
@@ -265,6 +311,7 @@ AnyNode: TypeAlias = (
     | Annotated[MergeNode, Tag(f"{TAG}merge")]
     | Annotated[StackNode, Tag(f"{TAG}stack")]
     | Annotated[AlignNode, Tag(f"{TAG}align")]
+    | Annotated[CondenseNode, Tag(f"{TAG}condense")]
 )
 
 NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
@@ -276,6 +323,7 @@ _MODELS: dict[str, type[FrozenModel]] = {
     "stack": Stack,
     "slots": Slot,
     "align": Align,
+    "condense": Condense,
 }
 FIELDS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
 """Keys known inside each key of a recipe, for messages."""

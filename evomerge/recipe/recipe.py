@@ -22,6 +22,8 @@ from evomerge.recipe.nodes import (
     Align,
     AlignNode,
     AnyNode,
+    Condense,
+    CondenseNode,
     Expert,
     Member,
     Merge,
@@ -73,6 +75,11 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError(describe(error, "recipe", FIELDS)) from None
+        if _condenses_inside(recipe):
+            raise RecipeError(
+                "recipe: `condense` makes a model of other shapes than the pool's, which nothing can be made of; expected it as the "
+                "outermost node: condense the merge"
+            )
         if experts is not None:
             for name in recipe.experts:
                 if name not in experts:
@@ -138,7 +145,18 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         return isinstance(other, Recipe) and self.json == other.json
 
 
-for _part in (Merge, MergeNode, Slot, Stack, StackNode, Align, AlignNode, Recipe):  # they contain each other
+for _part in (
+    Merge,
+    MergeNode,
+    Slot,
+    Stack,
+    StackNode,
+    Align,
+    AlignNode,
+    Condense,
+    CondenseNode,
+    Recipe,
+):  # they contain each other
     _part.model_rebuild(force=True, _types_namespace={"Recipe": Recipe})
 
 
@@ -147,6 +165,10 @@ def _leaves(recipe: Recipe) -> Iterator[Node]:
         yield recipe.root
     for child in recipe.children:
         yield from _leaves(child)
+
+
+def _condenses_inside(recipe: Recipe) -> bool:
+    return any(isinstance(child.root, CondenseNode) or _condenses_inside(child) for child in recipe.children)
 
 
 def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:

@@ -1,5 +1,7 @@
 """Statistics of the inputs of each matrix: Gram matrices, means and norms of activations, use of the experts of a mixture."""
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +18,9 @@ Sums = dict[str, Tensor]
 
 ROWS = 2048
 """About the number of tokens whose inputs `inputs` keeps: at least one of each example."""
+
+ROUTER = re.compile(r"(?P<parent>.+)\.gate\.weight")
+"""The name of a mixture's router: the parent has its experts, too. A gate of an expert has another name, as `gate_proj`."""
 
 
 def _collector(
@@ -39,12 +44,7 @@ def _collector(
             tokens[names] += len(rows)
 
         products = Products(subject.live, subject.matrices, subject.shapes, take)
-        done = 0
-        with watched(subject.live, products):
-            for examples in subject.task.unpadded(subject.live, "search", subject.examples):
-                watch("examples", done, len(subject.examples))
-                subject.task.score(subject.live, "search", examples)
-                done += len(examples)
+        _run(subject, products, watch)
         groups: dict[str, list[tuple[str, ...]]] = {}
         for names, summed in sums.items():
             for name in names:
@@ -66,6 +66,48 @@ def _collector(
         return tables
 
     return collect
+
+
+def _run(subject: Subject, products: Products, watch: Watch) -> None:
+    """Score the examples while products are watched."""
+    done = 0
+    with watched(subject.live, products):
+        for examples in subject.task.unpadded(subject.live, "search", subject.examples):
+            watch("examples", done, len(subject.examples))
+            subject.task.score(subject.live, "search", examples)
+            done += len(examples)
+
+
+def _routers(subject: Subject, watch: Watch) -> dict[str, Tables]:
+    """Collect the products of the logits of each router of mixtures, if there are any."""
+    sums: dict[str, Tensor] = {}
+    tokens: defaultdict[str, int] = defaultdict(int)
+
+    def take(inputs: Tensor, names: tuple[str, ...]) -> None:
+        for name in names:
+            logits = inputs.float() @ next(subject.live.views(name)).float().mT
+            sums[name] = sums.get(name, 0.0) + (logits.mT @ logits).double()
+            tokens[name] += len(logits)
+
+    routers = {name: matrix for name, matrix in subject.matrices.items() if ROUTER.fullmatch(name)}
+    products = Products(subject.live, routers, subject.shapes, take)
+    if routers:
+        _run(subject, products, watch)
+    return {
+        name: {
+            "logits": (summed / tokens[name]).float().cpu(),
+            "tokens": torch.tensor(tokens[name]),
+            "axis": torch.tensor(products.axes[name]),
+        }
+        for name, summed in sums.items()
+    }
+
+
+def _routers_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    if len(shape) != 2 or not all(shape):  # a matrix
+        return {}
+    logits = torch.randn(2 * shape[0] + 1, shape[0], generator=generator)
+    return {"logits": logits.mT @ logits / len(logits), "tokens": torch.tensor(len(logits)), "axis": torch.tensor(1)}
 
 
 def _total(parts: list[Tensor]) -> Tensor:
@@ -235,6 +277,13 @@ INPUTS = {
         lambda shape: 0,
         _usage_sample,
         version=2,
+    ),
+    "router": Statistic(
+        "`logits`, LᵀL / tokens of the logits L `(tokens, experts)` of a mixture's router, float32 `(experts, experts)`; `tokens` and `axis` as "
+        "of `gram`",
+        _routers,
+        lambda shape: 0,
+        _routers_sample,
     ),
 }
 """The statistics of inputs, by name."""

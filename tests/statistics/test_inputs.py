@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from evomerge.checkpoints.folder import Folder
 from evomerge.merging import unwatched
 from evomerge.statistics import STATISTICS
 
@@ -95,6 +96,18 @@ def test_experts_of_a_mixture_have_the_tokens_routed_to_them(tiny):
     assert total == 2 * sum(len(tokens) for tokens, _ in routed)
     down = [name for name in found if "w2" in name or "down_proj" in name]
     assert len(down) == 2 * 3
+
+
+def test_statistic_of_routers_is_of_their_logits(tiny):
+    subject = tiny("mixtral")
+    found, gram = (STATISTICS[kind].collect(subject, unwatched) for kind in ("router", "gram"))
+    assert set(found) == {f"model.layers.{i}.block_sparse_moe.gate.weight" for i in range(2)}
+    for name, tables in found.items():
+        rows = Folder(subject.live.folder).tensor(name).double()
+        torch.testing.assert_close(
+            tables["logits"].double(), rows @ gram[name]["gram"].double() @ rows.T, rtol=1e-4, atol=1e-5
+        )
+        assert tables["tokens"] == gram[name]["tokens"]
 
 
 def test_padding_has_no_part(tiny):
