@@ -65,6 +65,7 @@ FREE: dict[str, dict[str, Any]] = {
     "ISO-C": {"method": "iso_c"},
     "CART": {"method": "cart"},
     "Localize-and-Stitch": {"method": "localize_stitch"},
+    "DOGE": {"method": "doge"},
     "WUDI, exact": {"method": "wudi", "parameters": {"solver": "exact"}},
 }
 INFORMED: dict[str, dict[str, dict[str, Any]]] = {

@@ -448,6 +448,34 @@ def ace(tensors, p):
     return delta + sigma[:rank].mean() * u[:, :rank] @ v[:, :rank].T
 
 
+def doge(taus, p):
+    """DOGE, arXiv 2501.01230: gradients of the loss as it is written, τ by τ, each without its part in the shared subspace."""
+    merged = each(np.zeros_like, taus[0])
+    inside = [name for name, tau in taus[0].items() if tau.ndim == 2 and tau.size and name != "embed.weight"]
+    kept = [trim({name: tau[name] for name in inside}, p["density"]) for tau in taus]
+    for name in inside:
+        rows = [tau[name] for tau in taus]
+        lambdas = [p["eta"] / np.linalg.norm(tau) for tau in rows]
+        rank = min(rows[0].shape)
+        tops = np.hstack([singular(tau)[0][:, : rank // len(rows)] for tau in rows])
+        u = singular(tops)[0][:, : rank // p["divisor"]]
+        complement = np.eye(len(u)) - u @ u.T
+        delta, m, v = np.zeros((3, *rows[0].shape))
+        for t in range(1, p["steps"] + 1):
+            merge_so_far = sum(scale * (tau + delta) for scale, tau in zip(lambdas, rows, strict=True))
+            gradient = np.zeros(delta.shape)
+            for tau in rows:
+                for i, row in enumerate(tau):
+                    gradient[i] += 2 * (row @ (row - merge_so_far[i])) * -sum(lambdas) * row
+            g = complement @ gradient if p["project"] == "gradient" else gradient
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            delta = delta - p["rate"] * (step if p["project"] == "gradient" else complement @ step)
+        masks = [tau[name] != 0 for tau in kept]
+        merged[name] = sum(scale * (tau + delta) * mask for scale, tau, mask in zip(lambdas, rows, masks, strict=True))
+    return merged
+
+
 def opcm(taus, p):
     """arXiv 2501.09522, with its states Δ_t and λ_t as written; the norms are the whole model's."""
     merged, scale, norms = taus[0], 1.0, [np.linalg.norm(flat(taus[0]))]
@@ -603,6 +631,7 @@ ON_TASK_VECTORS = {
     "cart": matrices(cart, lambda tensors, p: sum(tensors) / len(tensors)),
     "wudi": scaled(matrices(wudi, lambda tensors, p: sum(tensors) / len(tensors))),
     "ace": scaled(matrices(ace, lambda tensors, p: sum(tensors) / len(tensors))),
+    "doge": scaled(doge),
     "localize_stitch": stitched,
     "aim": aim,
     "fisher": fisher,

@@ -21,6 +21,7 @@ Differences that have no option:
 - Localize-and-Stitch's masks are the paper's dataless ones, the largest elements; those that it trains are not there;
 - RegMean++'s partial merges are at its paper's `alpha` and equal weights, whatever the last solve has, so that a search can share them;
 - CART's, WUDI's and ACE's matrices are all of the model's, embeddings and head included;
+- DOGE's matrices are all of the model's but embeddings, heads included;
 - OPCM projects every matrix, embeddings and head included; the authors' code only linear layers.
 
 tests/test_mergekit.py compares with mergekit 0.1.5 and lists the differences from it.
@@ -149,6 +150,7 @@ _COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "cart": ("centre → sum", {}),
     "wudi": ("wudi → sum → scale", {}),
     "ace": ("ace → sum → scale", {}),
+    "doge": ("doge → keep → unit → sum → scale", {}),
     "localize_stitch": ("trim → stitch → solve", {"density": 0.05}),
     "aim": ("weight → sum → scale → aim", {}),
     "opcm": ("project → sum → restore_norm", {}),
@@ -192,6 +194,10 @@ _ABOUT = {
     "cart": "the mean, and the first singular directions of what each input's matrices are away from it (CART, arXiv 2412.12153)",
     "wudi": "the matrices that disturb least what each input does, judged by the task vectors alone (WUDI-Merging, arXiv 2503.08099)",
     "ace": "the matrices nearest to all inputs' by covariances read from the task vectors (ACE-Merging, arXiv 2603.02945, as released)",
+    "doge": (
+        "each matrix's task vectors at one norm, after one learnt change Δ by which they disturb each other less, trimmed: λ Σ η/|τ|·(τ + Δ); "
+        "other tensors stay the base (DOGE, adaptive projective gradient descent, arXiv 2501.01230)"
+    ),
     "localize_stitch": "the largest elements of each task vector, the mean where several have one (dataless Localize-and-Stitch, arXiv 2408.13656)",
     "aim": "task arithmetic, with smaller changes where the base's inputs are large (AIM, arXiv 2502.02421)",
     "opcm": "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",

@@ -164,8 +164,8 @@ def test_inputs_may_be_named_in_any_order(method, data):
     assert_same(merge_tensors(turned, base, [inputs[i] for i in order]), expected, 2e-5)
 
 
-UNSCALED = {"nearswap", "wudi", "ace"}
-"""Their t, rate and epsilon are in the weights' own units."""
+UNSCALED = {"nearswap", "wudi", "ace", "doge"}
+"""Their t, rate, epsilon and eta are in the weights' own units."""
 SIGNED = {"sce"}
 """Where votes cancel, + wins."""
 

@@ -8,6 +8,7 @@ from evomerge.merging.stages.aim import AIM
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.merging.stages.balance import BALANCE
 from evomerge.merging.stages.crossover import CROSSOVER
+from evomerge.merging.stages.doge import DOGE
 from evomerge.merging.stages.drops import DROPS
 from evomerge.merging.stages.edits import EDITS
 from evomerge.merging.stages.fisher import FISHER
@@ -26,6 +27,7 @@ STAGES: Mapping[str, Stage] = Table(
         **SPECTRAL,
         **WUDI,
         **ACE,
+        **DOGE,
         **REGMEAN,
         **WEIGHTS,
         **BALANCE,
