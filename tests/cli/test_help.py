@@ -10,7 +10,7 @@ from typer.main import get_command
 from evomerge.cli.app import app
 
 ORDER = {
-    "Search": ["demo", "run", "resume", "control", "worker", "show", "pick", "compare", "trust", "repair"],
+    "Search": ["demo", "run", "resume", "control", "worker", "show", "pick", "compare", "bench", "trust", "repair"],
     "Look in": ["status", "view", "doctor"],
     "Models": [
         "check",

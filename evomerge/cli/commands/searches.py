@@ -284,6 +284,44 @@ def compare(
     scores.compare(folders, as_json=as_json)
 
 
+@app.command(
+    rich_help_panel=_PANEL, epilog="Example: evomerge bench --zoo digits --methods task_arithmetic,ties --budget 20"
+)
+def bench(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BENCH.yaml]", help="The bench's YAML. Default: an embedded zoo.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The bench's directory; by default runs/NAME, by the bench's name."),
+    ] = None,
+    zoo: Annotated[
+        str | None, typer.Option("--zoo", help="Instead of a file: embedded experts, by default text.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods to compare, `ties,tsv`. Default: all that read no data.")
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Evaluations of the search of each method; 0 searches none.", min=0)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the rows, evaluations and time, and stop.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare all merge methods on one pool: with their papers' defaults and searched at an equal budget, on unseen examples.
+
+    Scores are shares of those of each task's own expert, beside the base, the experts and the plain average, with what held-out tasks
+    lose and what each costs. Type the same again after a kill: rows that are done are kept.
+    """
+    hide_progress(quiet)
+    from evomerge.cli import benches
+
+    benches.bench(file, out, zoo, methods, budget, dry_run=dry_run, as_json=as_json)
+
+
 @app.command(rich_help_panel=_PANEL, epilog="Example: evomerge trust runs/from-a-colleague")
 def trust(folder: StudyFolder) -> None:
     """Agree to run the code that a study from elsewhere names, having read it. Prints its files, and runs nothing."""
