@@ -5,7 +5,6 @@ candidate into a live model in place. Nested merges stay in fp32; the one cast i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,12 +14,13 @@ from evomerge import files
 from evomerge.alignment import Aligner, Condensed, Permuted
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
+from evomerge.checkpoints.corrected import Corrected
 from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.fused import Matrix
 from evomerge.checkpoints.members import HeldCheckpoint, Members, recipe_of
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.shuffled import Shuffled
-from evomerge.checkpoints.stack import Stacked, StackedLayer, check_mergeable, origin
+from evomerge.checkpoints.stack import Stacked, assembled, check_mergeable, origin
 from evomerge.errors import RecipeError, nearest
 from evomerge.merging import (
     Inputs,
@@ -45,6 +45,7 @@ from evomerge.recipe import (
     Merge,
     MergeNode,
     Recipe,
+    RepairNode,
     Stack,
     StackNode,
 )
@@ -98,6 +99,10 @@ class Builder:
                 return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
             case CondenseNode(condense=condense):
                 return self._condensed(condense)
+            case RepairNode(repair=repair):
+                found = Statistics.of(self.pool.evidence, [recipe.id])
+                found.digests("repair")  # there must be one
+                return Corrected(self.build(repair.source), lambda name: found.tables("repair", name)[0], self.load)
 
     def build_model(self, recipe: Recipe) -> Checkpoint:
         """Return `build(recipe)` as a model to score or to save. Raises `ModelError` for a stack that could not be saved."""
@@ -142,26 +147,7 @@ class Builder:
                 f"a stack needs a model with a stack of blocks, whose tensors are named like `layers.0.…`; "
                 f"{self.pool.base.path} has {', '.join(f'`{name}`' for name in list(self.pool.base.info)[:3])}, …"
             )
-        sources: dict[str, Checkpoint] = {}
-
-        def source(recipe: Recipe) -> Checkpoint:
-            if recipe.id not in sources:
-                sources[recipe.id] = self.build(recipe)
-            return sources[recipe.id]
-
-        layers = []
-        for slot in stack.slots:
-            built = source(slot.source)
-            # A stack of layers of a stack is one stack.
-            if isinstance(built, Stacked) and slot.layer < len(built.layers):
-                inner = built.layers[slot.layer]
-                layers.append(replace(inner, scale=inner.scale * slot.scale))
-            else:
-                layers.append(StackedLayer(built, slot.source.id, slot.layer, slot.scale))
-        rest = source(stack.rest)
-        if isinstance(rest, Stacked):
-            return Stacked(layers, rest.rest, rest.rest_key, prefix)
-        return Stacked(layers, rest, stack.rest.id, prefix)
+        return assembled(stack, self.build, prefix)
 
     def _condensed(self, condense: Condense) -> Condensed:
         """Return the checkpoint of a mixture with fewer experts. Raises `RecipeError`."""
@@ -195,6 +181,8 @@ class Builder:
             return checkpoint.fp32(name)
         if isinstance(checkpoint, Permuted):
             return self._part(name, number, self._permuted(checkpoint, name))
+        if isinstance(checkpoint, Corrected):
+            return self._part(name, number, checkpoint.read(name))
         if not self.search or not isinstance(checkpoint, Adapter | Aligned | Shuffled) or not checkpoint.makes(name):
             return self._part(name, number, checkpoint.tensor(name))
         digest = self.pool.digests[self._labels[id(checkpoint)]]

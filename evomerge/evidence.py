@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from evomerge import cache, partial_merges, placement
+from evomerge import repairs as repairing
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
@@ -26,20 +27,26 @@ from evomerge.errors import PoolError, nearest
 from evomerge.evaluate import Setup
 from evomerge.evaluate.setup import open_model
 from evomerge.evaluate.worker import reproducible
+from evomerge.merging import needs
 from evomerge.models import LiveModel
 from evomerge.progress import Progress
+from evomerge.recipe import Recipe, RepairNode
 from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, Statistic, Subject, store
+from evomerge.statistics.outputs import moments, order
 from evomerge.tasks import Task
+
+REPAIR = "repair"
+"""The kind of the corrections of a `repair`, which are of the merge in it, under the repair's id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One statistic of one expert."""
+    """One statistic of one model."""
 
     kind: str
     """The name of a statistic, or `KIND@TASK`."""
     expert: str
-    """The expert's name; of `KIND@TASK` also `base`."""
+    """The expert's name; of `KIND@TASK` also `base`; of `repair` the id of its recipe."""
     task: str
     examples: tuple[int, ...]
     about: Mapping[str, Any]
@@ -58,7 +65,8 @@ class Entry:
     @property
     def index(self) -> dict[str, Any]:
         """What its index says beside its tables."""
-        return {"kind": self.kind, "expert": self.expert, "task": self.task, "number": len(self.examples)}
+        expert = self.expert[:12] if self.kind == REPAIR else self.expert
+        return {"kind": self.kind, "expert": expert, "task": self.task, "number": len(self.examples)}
 
     @property
     def is_complete(self) -> bool:
@@ -84,8 +92,12 @@ class Evidence:
         tasks: Mapping[str, Task],
         given: Mapping[str, EvidenceSettings],
         kinds: Sequence[str],
+        repairs: Sequence[Recipe] = (),
     ) -> None:
-        """Find the examples of each expert. Nothing is run. Raises `PoolError` for wrong evidence."""
+        """Find the examples of each expert, and of `repairs`, each after those inside of it. Nothing is run.
+
+        Raises `PoolError` for wrong evidence, and for models that cannot be repaired.
+        """
         self._pool, self._setup, self._tasks = pool, setup, tasks
         for expert in given:
             if expert not in pool.experts:
@@ -108,6 +120,8 @@ class Evidence:
         }
         self.entries = []
         for kind in kinds:
+            if kind == REPAIR:
+                continue
             name, _, task = kind.partition("@")
             judged = dict.fromkeys(("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
             about = {model: self._about(name, model, *of, common) for model, of in judged.items()}
@@ -117,6 +131,12 @@ class Evidence:
                     one: {**of, "alpha": partial_merges.ALPHA, "merged": [*about.items()]} for one, of in about.items()
                 }
             self.entries += [Entry(kind, model, *of, about[model]) for model, of in judged.items()]
+        self._repairs = {repair.id: repair for repair in repairs}
+        self._examples = {task: _shared(task, given, tasks)[1] for repair in repairs for task in _tasks(repair)}
+        if repairs:
+            repairing.check(pool)
+        for repair in repairs:
+            self.entries.append(self._repair(repair))
         folders: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
         for entry in self.entries:
             folders[entry.kind][entry.expert] = str(entry.folder)
@@ -140,6 +160,21 @@ class Evidence:
             "common": common,
         }
 
+    def _repair(self, repair: Recipe) -> Entry:
+        """Return the entry of a repair, whose statistics and inner repairs are among the entries."""
+        needed = {*needs(repair)}
+        inner = {other.id for other in repair.repairs} - {repair.id}
+        read = [entry for entry in self.entries if (entry.kind in needed - {REPAIR} or entry.expert in inner)]
+        about = {
+            "kind": REPAIR,
+            "version": repairing.VERSION,
+            "recipe": repair.json,
+            "models": {label: self._pool.digests[label] for label in ("base", *repair.experts)},
+            "read": [[entry.kind, entry.expert, store.key_of(entry.about)] for entry in read],
+        }
+        examples = [example for task in _tasks(repair) for example in self._examples[task]]
+        return Entry(REPAIR, repair.id, ", ".join(_tasks(repair)), tuple(examples), about)
+
     @property
     def digests(self) -> dict[str, dict[str, str]]:
         """The key of each statistic, by kind and expert."""
@@ -155,9 +190,8 @@ class Evidence:
         if not (left := self.left):
             return
         live = self._load()
-        for number, entry in enumerate(
-            sorted(left, key=lambda entry: entry.expert), start=1
-        ):  # one model after the other
+        statistics = sorted((entry for entry in left if entry.kind != REPAIR), key=lambda entry: entry.expert)
+        for number, entry in enumerate(statistics, start=1):  # one model after the other
             if entry.statistic.of_merge:
                 self._collect_together(live, entry.kind, console)
                 continue
@@ -167,6 +201,9 @@ class Evidence:
                 subject, memory = self._subject(live, entry, entry.examples), _room(live.device)
                 watch = partial(_show, bar)
                 store.collect(entry.statistic, subject, entry.folder, about, memory, watch)
+        for entry in left:
+            if entry.kind == REPAIR:  # it reads the others
+                self._collect_repair(live, entry, console)
         cache.prune(cache.LIMIT, keep=[entry.folder for entry in self.entries])
 
     def _collect_together(self, live: LiveModel, kind: str, console: Console) -> None:
@@ -184,6 +221,15 @@ class Evidence:
         ):
             partial_merges.collect(STATISTICS[kind], self._pool, subject, folders, partial(_show, bar))
 
+    def _collect_repair(self, live: LiveModel, entry: Entry, console: Console) -> None:
+        def subject(task: str) -> Subject:
+            return self._measured(live, task, self._examples[task], store.key_of(entry.about))
+
+        what = f"repair {entry.index['expert']}"
+        with Progress(what, len(entry.examples), console) as bar, reproducible(self._setup.threads, live.device):
+            watch, recipe = partial(_show, bar), self._repairs[entry.expert]
+            repairing.collect(recipe, self._pool, live, subject, entry.folder, entry.index, watch)
+
     def price(self) -> dict[str, Price]:
         """Return what collecting the rest costs, by kind, measured on one example of one expert."""
         prices: dict[str, Price] = {}
@@ -192,6 +238,9 @@ class Evidence:
         live = self._load()
         for entry in self.left:
             if entry.kind in prices:
+                continue
+            if entry.kind == REPAIR:
+                prices[entry.kind] = self._price_of_repairs(live)
                 continue
             statistic, left = entry.statistic, [other for other in self.left if other.kind == entry.kind]
             with reproducible(self._setup.threads, live.device):
@@ -209,6 +258,20 @@ class Evidence:
             prices[entry.kind] = Price(seconds * examples * passes, nbytes * len(left))
         return prices
 
+    def _price_of_repairs(self, live: LiveModel) -> Price:
+        """Return what the repairs cost that are left: a pass for each layer, of the base's speed."""
+        left = [entry for entry in self.left if entry.kind == REPAIR]
+        task = _tasks(self._repairs[left[0].expert])[0]
+        live.refit(self._pool.base)
+        with reproducible(self._setup.threads, live.device):
+            subject = self._measured(live, task, self._examples[task][:1], "")
+            layers = order(subject)
+            start = time.perf_counter()
+            made = moments(subject, lambda *_: None)
+            seconds = time.perf_counter() - start
+        nbytes = sum(table.nbytes for table in store.unique(made).values())
+        return Price(seconds * len(layers) * sum(len(entry.examples) for entry in left), nbytes * len(left))
+
     def _load(self) -> LiveModel:
         return open_model(self._setup, self._pool, placement.find(self._setup.device))
 
@@ -216,14 +279,19 @@ class Evidence:
         self, live: LiveModel, entry: Entry, examples: Sequence[int], model: Checkpoint | None = None
     ) -> Subject:
         """Return an expert, the base, or another model, in memory, with what is to be measured."""
-        task, pool = self._tasks[entry.task], self._pool
+        pool = self._pool
         of_base = entry.statistic.of_base or entry.expert == "base"
         live.refit(model or (pool.base if of_base else pool.experts[entry.expert]))
+        return self._measured(live, entry.task, examples, store.key_of(entry.about))
+
+    def _measured(self, live: LiveModel, name: str, examples: Sequence[int], seed: str) -> Subject:
+        """Return the model in memory, with the head and examples of a task, and what is to be measured."""
+        task, pool = self._tasks[name], self._pool
         task.put_head_on(live)
         live.module.train(mode=False)
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}
         shapes = {name: info.shape for name, info in pool.merged.items()}
-        return Subject(live, task, examples, matrices, shapes, store.key_of(entry.about))
+        return Subject(live, task, examples, matrices, shapes, seed)
 
 
 def _show(bar: Progress, what: str, done: int, total: int) -> None:
@@ -245,10 +313,15 @@ def _chosen(expert: str, given: EvidenceSettings | None, tasks: Mapping[str, Tas
     return name, tuple(sorted(order.tolist()))
 
 
+def _tasks(repair: Recipe) -> tuple[str, ...]:
+    assert isinstance(repair.root, RepairNode)
+    return repair.root.repair.tasks
+
+
 def _shared(task: str, given: Mapping[str, EvidenceSettings], tasks: Mapping[str, Task]) -> tuple[str, tuple[int, ...]]:
     """Return a task that all models are run on, and the indices of its examples: as many as an expert's evidence of it has."""
     if task not in tasks:
-        raise PoolError(f"align: no task `{task}`; {nearest(task, tasks)}")
+        raise PoolError(f"the recipe names the task `{task}`, which there is not; {nearest(task, tasks)}")
     named = {expert: evidence for expert, evidence in given.items() if evidence.task == task}
     expert, evidence = next(iter(named.items()), (task, None))
     return _chosen(expert, evidence or EvidenceSettings(task=task, examples=_most(task, tasks)), tasks)

@@ -89,3 +89,21 @@ def pool(pool_folder, models):
 def builder(pool):
     """A fresh builder of the tiny pool's recipes."""
     return Builder(pool)
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """A network of convolutions with batch norms whose statistics differ, saved in a folder."""
+    import transformers
+
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.ResNetForImageClassification(config)
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.rand_like(tensor))
+        model.save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"

@@ -13,10 +13,10 @@ from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError, RecipeError
-from evomerge.merging import Store
+from evomerge.merging import Store, needs
 from evomerge.merging.prepared import Key
 from evomerge.models.live import LiveModel
-from evomerge.recipe import Align
+from evomerge.recipe import Align, Recipe
 
 VERSION = 1
 """Version of the matching: another finds other orders."""
@@ -45,8 +45,7 @@ class Aligner:
         symmetry = self._symmetry
         digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
         key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
-        if read is not None:
-            key = (*key, *read[0])
+        key = (*key, *(() if read is None else read[0]), *self._read(align.source), *self._read(align.to))
 
         def permutations() -> Permutations:
             def made() -> dict[str, torch.Tensor]:
@@ -57,6 +56,16 @@ class Aligner:
             return {int(unit): table.numpy() for unit, table in tables.items()}
 
         return Permuted(source, symmetry, permutations, key)
+
+    def _read(self, recipe: Recipe) -> list[str]:
+        """Return the digests of the statistics that the weights of a recipe's model depend on."""
+        evidence, repairs = self._pool.evidence, [repair.id for repair in recipe.repairs]
+        return [
+            evidence.digest(kind, label)
+            for kind in needs(recipe)
+            for label in (repairs if kind == "repair" else recipe.experts)
+            if evidence is not None
+        ]
 
     def _activations(self, align: Align) -> tuple[tuple[str, ...], Activations] | None:
         """Return the digests and the tables of the models' activations, None where weights are matched. Raises `RecipeError`."""

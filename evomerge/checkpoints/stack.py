@@ -12,6 +12,7 @@ from evomerge.checkpoints.folder import Checkpoint, Computed, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import block_number
 from evomerge.errors import RecipeError
+from evomerge.recipe import Recipe, Stack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +83,30 @@ class Stacked(Computed):
         for name in source.info:
             names.setdefault(block_number(name, self.prefix), []).append(name)
         return names
+
+
+def assembled(stack: Stack, build: Callable[[Recipe], Checkpoint], prefix: str) -> Stacked:
+    """Return the checkpoint of a stack, whose sources are built by `build`; equal ones are one checkpoint. Raises `RecipeError`."""
+    sources: dict[str, Checkpoint] = {}
+
+    def source(recipe: Recipe) -> Checkpoint:
+        if recipe.id not in sources:
+            sources[recipe.id] = build(recipe)
+        return sources[recipe.id]
+
+    layers = []
+    for slot in stack.slots:
+        built = source(slot.source)
+        # A stack of layers of a stack is one stack.
+        if isinstance(built, Stacked) and slot.layer < len(built.layers):
+            inner = built.layers[slot.layer]
+            layers.append(replace(inner, scale=inner.scale * slot.scale))
+        else:
+            layers.append(StackedLayer(built, slot.source.id, slot.layer, slot.scale))
+    rest = source(stack.rest)
+    if isinstance(rest, Stacked):
+        return Stacked(layers, rest.rest, rest.rest_key, prefix)
+    return Stacked(layers, rest, stack.rest.id, prefix)
 
 
 def origin(checkpoint: Checkpoint, name: str) -> tuple[Checkpoint, str]:

@@ -19,7 +19,7 @@ from evomerge.errors import RecipeError, StudyError, nearest
 from evomerge.evidence import Evidence
 from evomerge.parts import open_parts
 from evomerge.progress import duration, gib, step_printer
-from evomerge.recipe import describe
+from evomerge.recipe import Recipe, describe
 from evomerge.report.score import read_tasks
 from evomerge.settings import StudySettings
 from evomerge.statistics import STATISTICS, Collected, EvidenceSettings, store
@@ -42,7 +42,8 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
     if not wanted:
         known = ", ".join(STATISTICS)
         raise StudyError(f"{what}: its search space reads no statistics; name some, by `--kind KIND`: {known}")
-    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted)
+    repairs = () if kinds else parts.space.repairs
+    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted, repairs)
     if dry_run:
         say_price(evidence, console)
         return
@@ -52,7 +53,7 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
     for entry in evidence.entries:
         names = store.read_index(entry.folder)["silent"]
         size = gib(sum(file.stat().st_size for file in entry.folder.iterdir()))
-        cells = (entry.kind, entry.expert, entry.task, str(len(entry.examples)), size, str(len(names)))
+        cells = (entry.kind, entry.index["expert"], entry.task, str(len(entry.examples)), size, str(len(names)))
         table.add_row(*map(escape, cells))
         silent = silent or names
     console.print(table)
@@ -82,6 +83,7 @@ def attach(
     given: Path | None,
     zoo_name: str | None,
     console: Console,
+    repairs: Sequence[Recipe] = (),
     *,
     dry_run: bool,
 ) -> None:
@@ -100,7 +102,7 @@ def attach(
     fields = read_tasks(given) if given is not None else {"tasks": zoo.load(str(zoo_name)).tasks, "folder": "."}
     setup = setup_of(pool, **fields)
     judged = {name: tasks.make(name, entry, Path(setup.folder)) for name, entry in setup.tasks.items()}
-    evidence = Evidence(pool, setup, judged, {} if given is None else _read_evidence(given), kinds)
+    evidence = Evidence(pool, setup, judged, {} if given is None else _read_evidence(given), kinds, repairs)
     if isinstance(recorded, dict):
         for kind, keys in recorded.items():
             for name, key in keys.items():

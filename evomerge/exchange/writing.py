@@ -30,6 +30,7 @@ from evomerge.recipe import (
     MergeNode,
     Place,
     Recipe,
+    RepairNode,
     Stack,
     StackNode,
     Tiled,
@@ -126,6 +127,8 @@ class _Writer:
                 raise RecipeError(f"mergekit cannot express `{where}`: a model whose units are in another's order")
             case CondenseNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a mixture with fewer experts")
+            case RepairNode():
+                raise RecipeError(f"mergekit cannot express `{where}`: a merge whose outputs are corrected")
         raise RecipeError(f"mergekit cannot express `{where}`: an earlier candidate of a study")
 
     def _stack(self, stack: Stack, where: str) -> dict[str, Any]:

@@ -3,17 +3,17 @@
 A recipe is a small, frozen, serialisable expression. Not to be confused with a search space, which is a recipe with holes.
 """
 
+from evomerge.recipe.leaves import Base, Expert, Member
 from evomerge.recipe.nodes import (
     NODES,
     Align,
     AlignNode,
-    Base,
     Condense,
     CondenseNode,
-    Expert,
-    Member,
     Merge,
     MergeNode,
+    Repair,
+    RepairNode,
     Stack,
     StackNode,
 )
@@ -37,6 +37,8 @@ __all__ = [
     "MergeNode",
     "Place",
     "Recipe",
+    "Repair",
+    "RepairNode",
     "Stack",
     "StackNode",
     "Tiled",

@@ -7,66 +7,15 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from evomerge.errors import RecipeError
+from evomerge.recipe.leaves import Base, Expert, Member, Node
 from evomerge.recipe.tiling import Tiled, Value
 from evomerge.recipe.validation import TAG, FrozenModel
 
 if TYPE_CHECKING:
     from evomerge.recipe.recipe import Recipe
-
-
-class Node(FrozenModel):
-    """One kind of recipe: a mapping with one key, the name of its first field."""
-
-    form: ClassVar[str]
-    """How it is written, for messages."""
-
-    @property
-    def children(self) -> "tuple[Recipe, ...]":
-        """The recipes directly inside it, in order; none for a leaf."""
-        return ()
-
-    @property
-    def label(self) -> str | None:
-        """Its name as the input of a merge, for tables over `expert`; None if only its position names it."""
-        return None
-
-
-class Base(Node):
-    """The pool's base model."""
-
-    form: ClassVar[str] = "`base`"
-    base: Literal[True] = True
-
-    @property
-    def label(self) -> str:
-        """The word `base`."""
-        return "base"
-
-    @model_serializer
-    def _word(self) -> str:
-        return "base"
-
-
-class Expert(Node):
-    """One of the pool's experts."""
-
-    form: ClassVar[str] = "`expert: NAME`"
-    expert: str = Field(min_length=1)
-
-    @property
-    def label(self) -> str:
-        """The expert's name."""
-        return self.expert
-
-
-class Member(Node):
-    """An earlier candidate of the study, by its recipe's id; that recipe is in the study's journal."""
-
-    form: ClassVar[str] = "`member: ID`"
-    member: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 def _name_or_parameters(stage: Any) -> Any:
@@ -304,6 +253,80 @@ class CondenseNode(Node):
         return ("router", "usage")
 
 
+class Repair(FrozenModel):
+    """A merge whose layers give outputs of the same mean and standard deviation, channel by channel, as its models' layers do.
+
+    The average of models that are not alike is less active than each of them. REPAIR (Jordan et al., arXiv 2211.08403) takes all models
+    on common examples; TACT (arXiv 2410.12766) takes one expert on its own task, `to: [NAME]`, `tasks: [NAME]`, for a model of that
+    task alone. The factors and shifts are folded into the layers' weights and biases.
+    """
+
+    source: "Recipe"
+    """The recipe of the merge."""
+    to: "tuple[Recipe, ...]" = ()
+    """The models whose outputs are aimed at: experts, the base, alignments of these; by default the inputs of the merge."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """The tasks on whose search examples, all together, every model and the merge are run."""
+    weights: tuple[float, ...] = ()
+    """The share of each model in the means and standard deviations that are aimed at; by default they are equal."""
+
+    @property
+    def models(self) -> "tuple[Recipe, ...]":
+        """The models whose outputs are aimed at."""
+        merged = self.source.root
+        return self.to or (merged.merge.inputs if isinstance(merged, MergeNode) else ())
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each of the models; they sum to 1."""
+        weights = self.weights or (1.0,) * len(self.models)
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.source.root, StackNode):
+            raise RecipeError("repair: `source` is a stack of layers; repair the merges that its layers come from")
+        if self.source.members:
+            raise RecipeError(
+                "repair: `source` is made of earlier candidates, which cannot be run here; give recipes of experts"
+            )
+        if not self.models:
+            raise RecipeError(
+                "repair: `source` is no merge; name the models whose outputs are aimed at: add `to: [NAME]`"
+            )
+        for model in self.models:
+            own = model.root.align.source if isinstance(model.root, AlignNode) else model
+            if not isinstance(own.root, Base | Expert):
+                raise RecipeError(
+                    "repair: outputs are collected of experts, the base and alignments of these, and one of the models is another recipe; "
+                    "name models in `to`"
+                )
+        if self.weights and (
+            len(self.weights) != len(self.models) or min(self.weights) < 0 or not 0 < sum(self.weights) < float("inf")
+        ):
+            raise RecipeError(
+                f"repair: `weights` are {list(self.weights)}; expected {len(self.models)} shares from 0 on, one for each model, not all 0"
+            )
+        return self
+
+
+class RepairNode(Node):
+    """The JSON form of a repair."""
+
+    form: ClassVar[str] = "`repair: {...}`"
+    repair: Repair
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The merge, and the models named in `to`."""
+        return (self.repair.source, *self.repair.to)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics that it reads: `outputs@TASK`, those of all models on each task, and its own, `repair`."""
+        return (*(f"outputs@{task}" for task in self.repair.tasks), "repair")
+
+
 AnyNode: TypeAlias = (
     Annotated[Base, Tag(f"{TAG}base")]
     | Annotated[Expert, Tag(f"{TAG}expert")]
@@ -312,6 +335,7 @@ AnyNode: TypeAlias = (
     | Annotated[StackNode, Tag(f"{TAG}stack")]
     | Annotated[AlignNode, Tag(f"{TAG}align")]
     | Annotated[CondenseNode, Tag(f"{TAG}condense")]
+    | Annotated[RepairNode, Tag(f"{TAG}repair")]
 )
 
 NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
@@ -324,6 +348,7 @@ _MODELS: dict[str, type[FrozenModel]] = {
     "slots": Slot,
     "align": Align,
     "condense": Condense,
+    "repair": Repair,
 }
 FIELDS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
 """Keys known inside each key of a recipe, for messages."""

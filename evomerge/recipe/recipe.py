@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, RootModel, Vali
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipe.form import KeyPath
+from evomerge.recipe.leaves import Expert, Member, Node
 from evomerge.recipe.nodes import (
     FIELDS,
     NODES,
@@ -24,11 +25,10 @@ from evomerge.recipe.nodes import (
     AnyNode,
     Condense,
     CondenseNode,
-    Expert,
-    Member,
     Merge,
     MergeNode,
-    Node,
+    Repair,
+    RepairNode,
     Slot,
     Stack,
     StackNode,
@@ -126,6 +126,12 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         return tuple(dict.fromkeys(leaf.expert for leaf in _leaves(self) if isinstance(leaf, Expert)))
 
     @cached_property
+    def repairs(self) -> "tuple[Recipe, ...]":
+        """The repairs in the recipe, each after those inside of it."""
+        inner = [repair for child in self.children for repair in child.repairs]
+        return tuple(dict.fromkeys([*inner, *([self] if isinstance(self.root, RepairNode) else [])]))
+
+    @cached_property
     def members(self) -> tuple[str, ...]:
         """Ids of the earlier candidates that the recipe names, in order of appearance."""
         return tuple(dict.fromkeys(leaf.member for leaf in _leaves(self) if isinstance(leaf, Member)))
@@ -155,6 +161,8 @@ for _part in (
     AlignNode,
     Condense,
     CondenseNode,
+    Repair,
+    RepairNode,
     Recipe,
 ):  # they contain each other
     _part.model_rebuild(force=True, _types_namespace={"Recipe": Recipe})

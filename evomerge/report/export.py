@@ -160,6 +160,12 @@ def needed(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[str]:
     return sorted({kind for one in made for kind in needs(one)})
 
 
+def repairs(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[Recipe]:
+    """Return the repairs in a recipe, and in the earlier candidates that it is made of, each after those inside of it."""
+    made = [recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))]
+    return list(dict.fromkeys(repair for one in made for repair in one.repairs))
+
+
 def recipe_file(
     recipe: Recipe, pool: Pool, lineage: Mapping[str, Recipe], dtype: str | None = None, head: str | None = None
 ) -> str:
@@ -180,6 +186,8 @@ def recipe_file(
         evidence = pool.evidence
         used = recipe.experts or list(pool.experts)
         experts_of = {kind: ["base", *used] if "@" in kind else used for kind in kinds}
+        if "repair" in experts_of:
+            experts_of["repair"] = [repair.id for repair in repairs(recipe, lineage)]
         file["statistics"] = {k: {name: evidence.digest(k, name) for name in names} for k, names in experts_of.items()}
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -117,6 +117,11 @@ class SearchSpace:
         """Which genes have a logarithmic scale, bool `(genes,)`."""
         self.integer: NDArray[np.bool_] = np.array([gene.kind != "float" for gene in genes])
         """Which genes have integer numbers (int, choice and bit), bool `(genes,)`."""
+        if inside := [hole for hole in holes if "repair" in hole.path]:
+            raise SpaceError(
+                f"hole `{self.genes[inside[0].start].name}` is inside of a `repair`, whose merge is run on examples once, before the search; "
+                "search the merge without `repair`, and repair what you pick"
+            )
         self.holes = tuple(holes)
         self._positions: dict[tuple[int, ...], tuple[list[NDArray[np.intp] | None], int]] = {}  # by the chosen options
         self._check_everywhere()
@@ -354,9 +359,18 @@ class SearchSpace:
     @cached_property
     def needs(self) -> tuple[str, ...]:
         """The kinds of statistics of the experts that its recipes read."""
+        return tuple(sorted({kind for recipe in self._by_choices() for kind in merging.needs(recipe)}))
+
+    @cached_property
+    def repairs(self) -> tuple[Recipe, ...]:
+        """The repairs in its recipes, each after those inside of it."""
+        return tuple(dict.fromkeys(repair for recipe in self._by_choices() for repair in recipe.repairs))
+
+    def _by_choices(self) -> Iterator[Recipe]:
+        """Yield a recipe for each combination of choices."""
         chosen = [i for i, gene in enumerate(self.genes) if gene.kind == "choice"]
         points = {tuple(point[chosen]): point for point in self._extremes()}
-        return tuple(sorted({kind for point in points.values() for kind in merging.needs(self._example(point))}))
+        return (self._example(point) for point in points.values())
 
     def _check_everywhere(self) -> None:
         """Check recipes all over the space, so that no error comes during a search."""

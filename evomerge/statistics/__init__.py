@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from evomerge.plugins import Table
 from evomerge.statistics.gradients import GRADIENTS
 from evomerge.statistics.inputs import INPUTS
+from evomerge.statistics.outputs import OUTPUTS
 from evomerge.statistics.settings import EvidenceSettings
 from evomerge.statistics.statistic import Statistic, Subject
 from evomerge.statistics.store import Collected
@@ -16,7 +17,7 @@ __all__ = ["STATISTICS", "Collected", "EvidenceSettings", "Statistic", "Subject"
 
 STATISTICS: Mapping[str, Statistic] = Table(
     "evomerge.statistics",
-    {**INPUTS, **GRADIENTS},
+    {**INPUTS, **OUTPUTS, **GRADIENTS},
     "an evomerge.statistics.Statistic",
     lambda entry: isinstance(entry, Statistic),
 )

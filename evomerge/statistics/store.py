@@ -98,6 +98,11 @@ class Collected:
 
 def missing(kind: str, expert: str) -> str:
     """Return the message of a merge for which a model has no evidence."""
+    if kind == "repair":
+        return (
+            f"the corrections of the repair {expert[:12]} are not among the statistics that were asked for; type `evomerge merge RECIPE "
+            "--evidence STUDY.yaml`, a study file or any YAML with `tasks:`"
+        )
     name, _, task = kind.partition("@")
     if task:
         return (

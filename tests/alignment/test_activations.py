@@ -193,5 +193,5 @@ def test_missing_evidence_says_what_to_type(study):
     pool = open_parts(study({"merge": {**MEAN["merge"], "inputs": ["shifted", "turned"]}})).pool
     with pytest.raises(RecipeError, match=r"`inputs` of `turned` on the task `turned`.*--evidence STUDY.yaml"):
         Builder(pool).build(Recipe.parse(ALIGN))
-    with pytest.raises(EvomergeError, match="align: no task `turnd`; did you mean `turned`"):
+    with pytest.raises(EvomergeError, match="names the task `turnd`, which there is not; did you mean `turned`"):
         open_parts(study(json.loads(json.dumps(MEAN).replace('"task": "turned"', '"task": "turnd"'))))

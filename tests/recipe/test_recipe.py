@@ -178,7 +178,7 @@ WRONG = [
     (
         "a list",
         [],
-        r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}`, `stack: {...}`, `align: {...}` or `condense: {...}`; got \[\]",
+        r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}`, `stack: {...}`, `align: {...}`, `condense: {...}` or `repair: {...}`; got \[\]",
     ),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
