@@ -1,6 +1,8 @@
 """What all tests share: a cache of their own, tiny pools, and zoos that are built once."""
 
 import os
+from contextlib import contextmanager
+from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the real hub
 
@@ -9,6 +11,7 @@ import torch
 from hypothesis import settings
 from pools import Models, RandomEvidence, write_pool
 
+from evomerge import zoo
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.zoo import digits
@@ -50,7 +53,27 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def small_digits(_own_cache):
     """The digits zoo after little training."""
-    return publish(digits.plan(small=True), cache_folder(), 0, lambda done, doing: None)
+    with digits_cut_short(600, 200, 200):
+        return publish(digits.plan(small=True), cache_folder(), 0, lambda done, doing: None)
+
+
+@contextmanager
+def digits_cut_short(train, search, report):
+    """Build zoos of digits with so many examples in each split: what is tested are searches, many of them."""
+    images, labels = digits._digits()
+    last = train + search + report
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "_digits", lambda: (images[:last], labels[:last]))
+        patch.setattr(digits, "Settings", partial(digits.Settings, train=train, search=search))
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory):
+    """The digits zoo by its name, for documents."""
+    with digits_cut_short(400, 100, 100) as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("few_digits")))
+        yield zoo.find_or_build("digits", progress=lambda done, step: None)
 
 
 @pytest.fixture(scope="session")

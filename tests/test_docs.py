@@ -7,24 +7,18 @@ from pathlib import Path
 import documents
 import pytest
 
-from evomerge import merging, search, strict_yaml, tasks, zoo
+from evomerge import merging, search, strict_yaml, tasks
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {str(page.relative_to(DOCS)): page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
 RUN = {name: found for name, text in PAGES.items() if (found := documents.blocks(text, "bash", "python"))}
 
 
-@pytest.fixture(scope="module")
-def digits(_own_cache):
-    """The embedded zoo that the pages use."""
-    return zoo.find_or_build("digits", progress=lambda done, step: None)
-
-
 @pytest.mark.parametrize("page", RUN)
-def test_every_block_of_the_page_runs(page, digits, tmp_path, monkeypatch):
+def test_every_block_of_the_page_runs(page, few_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if page != "index.md":  # which writes the folders that other pages read
-        for name, folder in {"base": digits.pool["base"], **digits.pool["experts"]}.items():
+        for name, folder in {"base": few_digits.pool["base"], **few_digits.pool["experts"]}.items():
             shutil.copytree(folder, tmp_path / "models" / name)
     documents.run(RUN[page])
 

@@ -47,7 +47,7 @@ def study(small_digits, tmp_path):
         ({"turned": {"task": "turnd"}}, "`evidence` of `turned`: no task `turnd`; did you mean `turned`"),
         (
             {"turned": {"task": "turned", "examples": 9999}},
-            "9999 examples of the task `turned`, which has 400 to search; type `examples: 400`",
+            "9999 examples of the task `turned`, which has 200 to search; type `examples: 200`",
         ),
     ],
 )

@@ -83,8 +83,9 @@ def test_a_webhook_that_does_not_take_the_notice_is_said_once_without_its_addres
     monkeypatch.setattr(notices, "_SECONDS", 2.0)  # on a busy machine a thread takes long to begin
     with Webhook(answer) as server:
         (line,) = run(folder, server.url, [BAD] * 10)
-    assert "started" in server.events
-    assert len(server.posts) <= 3, "no redirect is followed"
+    assert 1 <= len(server.posts) <= 3, (
+        "no redirect is followed; threads post in any order, and a silent server hears one"
+    )
     assert line.startswith("no notice could be posted to 127.0.0.1 (")
     assert "secret" not in line
 

@@ -14,7 +14,7 @@ from evomerge import strict_yaml, tasks
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_every_command_in_the_readme_runs(tmp_path, monkeypatch):
+def test_every_command_in_the_readme_runs(few_digits, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "empty"
     folder.mkdir()

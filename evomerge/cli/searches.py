@@ -113,14 +113,19 @@ def write_report(
     evaluator: CachingEvaluator | None = None,
     pairs: Sequence[Sequence[str]] = (),
 ) -> Results:
-    """Report on a study, write the report's files, and return its results; `pairs` are the panels of the picture."""
+    """Report on a study, write the report's files, and return its results; `pairs` are the panels of the picture.
+
+    Figures and page take longer than the rest of a report, and are drawn only where the folder does not hold them already.
+    """
     with Progress("report", 1, console) as progress:
         results = measure.measure(study, evaluator, progress)
     measure.write(results, study.folder)
-    source, pictures = Source(study.folder, study), drawn.draw(results, pairs)
-    drawn.write(pictures, study.folder)
-    files.write(study.folder / "front.csv", front_csv(source, results))
-    files.write(study.folder / "report.html", frozen.text(source, pictures))
+    marked = frozen.mark(results, study.folder, pairs)
+    if not frozen.is_written(study.folder, marked):
+        source, pictures = Source(study.folder, study), drawn.draw(results, pairs)
+        drawn.write(pictures, study.folder)
+        files.write(study.folder / "front.csv", front_csv(source, results))
+        files.write(study.folder / "report.html", frozen.text(source, pictures, marked))
     return results
 
 

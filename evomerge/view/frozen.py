@@ -7,8 +7,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from evomerge.errors import StudyError, SurrogateError
 from evomerge.report.drawn import Drawn, draw
+from evomerge.report.results import Results
 from evomerge.report.section import section
 from evomerge.view import page
 from evomerge.view.source import Source
@@ -28,20 +30,41 @@ not on the front, evenly. Report and front are always there."""
 _DIGITS = 6
 _LASTING = ("spent", "budget", "failed", "failures", "seconds")
 """What a page says of a search's status: no clock, no process."""
-_PLACES = re.compile("@(title|report|data)@")
+_PLACES = re.compile("@(title|mark|report|data)@")
+_MARK = re.compile('<meta name="drawn-from" content="([0-9a-f]{64}) ([^"]*)">')
+_HEAD = 4_000
+"""Characters of a page, of which its mark is in the first."""
 _IMPORT = re.compile(r'^import \{ [^}]* \} from "\./([a-z]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=async function|function|class|const)", re.MULTILINE)
+
+
+def mark(results: Results, folder: Path, pairs: Sequence[Sequence[str]] = ()) -> str:
+    """Return what tells a report's page and figures from all others: a digest of what they are drawn from, and by which version."""
+    drawn_from = json.dumps(
+        [version("evomerge"), str(folder), results.model_dump(mode="json"), [list(pair) for pair in pairs]]
+    )
+    return hashlib.sha256(drawn_from.encode()).hexdigest()
+
+
+def is_written(folder: Path, marked: str) -> bool:
+    """Return whether the study's `folder` holds the page with this mark, and its figures."""
+    try:
+        with (folder / "report.html").open(encoding="utf-8") as opened:
+            found = _MARK.search(opened.read(_HEAD))
+    except (OSError, UnicodeDecodeError):
+        return False
+    return found is not None and found[1] == marked and all((folder / name).is_file() for name in found[2].split())
 
 
 def save(folder: Path) -> str:
     """Return the page of the study in `folder`. Raises `StudyError` without candidates."""
     source = Source(folder)
     results = source.results()
-    return text(source, {} if results is None else draw(results))
+    return text(source, {}) if results is None else text(source, draw(results), mark(results, folder))
 
 
-def text(source: Source, drawn: Mapping[str, Drawn]) -> str:
-    """Return the page of a study with the figures of its last report. Raises `StudyError` without candidates."""
+def text(source: Source, drawn: Mapping[str, Drawn], marked: str = "") -> str:
+    """Return the page of a study with the figures of its last report, and its mark. Raises `StudyError` without candidates."""
     search, results = page.search(source), source.results()
     if not search["rows"]:
         raise StudyError(f"{source.folder}: no candidate has been evaluated yet, so there is nothing to show")
@@ -60,7 +83,8 @@ def text(source: Source, drawn: Mapping[str, Drawn]) -> str:
             data["genes"] = page.slices(source, slices)
         except (StudyError, SurrogateError) as error:
             data["genes"] = {"error": str(error)}
-    parts = {"title": escape(source.name), "report": ""}
+    files_ = " ".join(f"{name}.{kind}" for name in drawn for kind in ("png", "svg"))
+    parts = {"title": escape(source.name), "mark": f"{marked} {files_}" * bool(marked), "report": ""}
     if results is not None:
         later = len(source.rows) - results.evaluations
         said = f"<p>The search went on after this report: {later} candidates are not in it.</p>\n" if later > 0 else ""
@@ -111,7 +135,7 @@ def _rounded(data: Any) -> Any:
 
 
 def _shell() -> str:
-    """Return the page with its styles and scripts, and `@title@`, `@report@` and `@data@` in the places of these."""
+    """Return the page with its styles and scripts, and `@title@`, `@mark@`, `@report@` and `@data@` in the places of these."""
     styles = "\n".join((page.STATIC / name).read_text(encoding="utf-8") for name in ("uplot.css", "style.css"))
     library, script = (page.STATIC / "uplot.js").read_text(encoding="utf-8"), _joined("app.js", [])
     licence = (page.STATIC / "uplot-LICENSE.txt").read_text(encoding="utf-8").strip()
@@ -119,7 +143,8 @@ def _shell() -> str:
     policy += f"style-src {_hash(styles)}; script-src {_hash(library)} {_hash(script)}"
     shell = (page.STATIC / "index.html").read_text(encoding="utf-8")
     parts = {
-        '<meta charset="utf-8">\n': f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
+        '<meta charset="utf-8">\n': f'<meta charset="utf-8">\n<meta name="drawn-from" content="@mark@">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
         "<title>evomerge</title>": "<title>@title@: evomerge</title>",
         '<h1 id="title">evomerge</h1>': '<h1 id="title">@title@</h1>',
         '<div id="view"></div>': '@report@<div id="view"></div>',

@@ -14,8 +14,8 @@ from evomerge.zoo.store import publish
 
 
 @pytest.fixture(scope="module")
-def built(small_digits):
-    return small_digits
+def built(tmp_path_factory):
+    return publish(digits.plan(small=True), tmp_path_factory.mktemp("zoo"), 0, lambda done, doing: None)
 
 
 def rows(path):
