@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from evomerge import cache, partial_merges, placement
+from evomerge import cache, masks, partial_merges, placement
 from evomerge import repairs as repairing
 from evomerge.checkpoints.beside import text_files
 from evomerge.checkpoints.folder import Checkpoint
@@ -125,11 +126,9 @@ class Evidence:
             name, _, task = kind.partition("@")
             judged = dict.fromkeys(("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
             about = {model: self._about(name, model, *of, common) for model, of in judged.items()}
-            if STATISTICS[name].of_merge:  # each depends on all
-                partial_merges.turns(pool)
-                about = {
-                    one: {**of, "alpha": partial_merges.ALPHA, "merged": [*about.items()]} for one, of in about.items()
-                }
+            if (together := _together(STATISTICS[name])) is not None:  # each depends on all
+                more = together.settings(pool)
+                about = {one: {**of, **more, "merged": [*about.items()]} for one, of in about.items()}
             self.entries += [Entry(kind, model, *of, about[model]) for model, of in judged.items()]
         self._repairs = {repair.id: repair for repair in repairs}
         self._examples = {task: _shared(task, given, tasks)[1] for repair in repairs for task in _tasks(repair)}
@@ -192,7 +191,7 @@ class Evidence:
         live = self._load()
         statistics = sorted((entry for entry in left if entry.kind != REPAIR), key=lambda entry: entry.expert)
         for number, entry in enumerate(statistics, start=1):  # one model after the other
-            if entry.statistic.of_merge:
+            if _together(entry.statistic) is not None:
                 self._collect_together(live, entry.kind, console)
                 continue
             about = entry.index
@@ -219,7 +218,9 @@ class Evidence:
             Progress(f"{kind} of {', '.join(of)}", examples, console) as bar,
             reproducible(self._setup.threads, live.device),
         ):
-            partial_merges.collect(STATISTICS[kind], self._pool, subject, folders, partial(_show, bar))
+            together = _together(STATISTICS[kind])
+            assert together is not None
+            together.collect(STATISTICS[kind], self._pool, subject, folders, partial(_show, bar))
 
     def _collect_repair(self, live: LiveModel, entry: Entry, console: Console) -> None:
         def subject(task: str) -> Subject:
@@ -255,6 +256,8 @@ class Evidence:
             examples = sum(len(other.examples) for other in left)
             if statistic.of_merge:
                 passes *= len(set(partial_merges.turns(self._pool).values()))
+            elif statistic.of_mask:
+                examples = masks.STEPS * masks.BATCH * len(left)
             prices[entry.kind] = Price(seconds * examples * passes, nbytes * len(left))
         return prices
 
@@ -292,6 +295,11 @@ class Evidence:
         matrices = {matrix.name: matrix for name in pool.merged for matrix in pool.layout.matrices(name)}
         shapes = {name: info.shape for name, info in pool.merged.items()}
         return Subject(live, task, examples, matrices, shapes, seed)
+
+
+def _together(statistic: Statistic) -> ModuleType | None:
+    """Return the module that collects a statistic of all experts together, None for one of each by itself."""
+    return partial_merges if statistic.of_merge else masks if statistic.of_mask else None
 
 
 def _show(bar: Progress, what: str, done: int, total: int) -> None:

@@ -41,6 +41,12 @@ class _Found:
         return self.tables_of[expert].get(name, {})
 
 
+def settings(pool: Pool) -> dict[str, Any]:
+    """Return what the statistics depend on beside models and examples. Raises `PoolError`, see `turns`."""
+    turns(pool)
+    return {"alpha": ALPHA}
+
+
 def turns(pool: Pool) -> dict[str, int]:
     """Return when each tensor is merged: 0 before all blocks, n + 1 in block n, last after all of them.
 

@@ -616,6 +616,16 @@ def stitched(taus, p):
     return each(quotient, combine(chosen, p["weight"]), combine(masks, [1] * len(taus)))
 
 
+def concrete(taus, p):
+    """Concrete task arithmetic, arXiv 2312.06173: the sigmoid of each mask's logits over its mean."""
+    merged = {}
+    for name, rows in tables("mask", taus, p).items():
+        masks = [1 / (1 + np.exp(-row["logits"].double().numpy())) for row in rows]
+        masks = [mask / mask.mean() if mask.size else mask for mask in masks]
+        merged[name] = p["lambda"] * sum(w * m * tau[name] for w, m, tau in zip(p["weight"], masks, taus, strict=True))
+    return merged
+
+
 def aim(taus, p):
     """AIM, arXiv 2502.02421: 1 - (1 - ω)A, A relative to the largest channel."""
     found, merged = tables("base_activation", taus, p), scaled(lambda t, q: combine(t, q["weight"]))(taus, p)
@@ -632,6 +642,7 @@ ON_TASK_VECTORS = {
     "wudi": scaled(matrices(wudi, lambda tensors, p: sum(tensors) / len(tensors))),
     "ace": scaled(matrices(ace, lambda tensors, p: sum(tensors) / len(tensors))),
     "doge": scaled(doge),
+    "concrete": concrete,
     "localize_stitch": stitched,
     "aim": aim,
     "fisher": fisher,

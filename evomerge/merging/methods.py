@@ -22,6 +22,7 @@ Differences that have no option:
 - RegMean++'s partial merges are at its paper's `alpha` and equal weights, whatever the last solve has, so that a search can share them;
 - CART's, WUDI's and ACE's matrices are all of the model's, embeddings and head included;
 - DOGE's matrices are all of the model's but embeddings, heads included;
+- Concrete's mask is drawn while it is learnt; a merge has its expected value, where the released evaluation draws again;
 - OPCM projects every matrix, embeddings and head included; the authors' code only linear layers.
 
 tests/test_mergekit.py compares with mergekit 0.1.5 and lists the differences from it.
@@ -151,6 +152,7 @@ _COMPOSITIONS: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
     "wudi": ("wudi → sum → scale", {}),
     "ace": ("ace → sum → scale", {}),
     "doge": ("doge → keep → unit → sum → scale", {}),
+    "concrete": ("concrete → weight → sum → scale", {"lambda": 0.3}),
     "localize_stitch": ("trim → stitch → solve", {"density": 0.05}),
     "aim": ("weight → sum → scale → aim", {}),
     "opcm": ("project → sum → restore_norm", {}),
@@ -198,6 +200,7 @@ _ABOUT = {
         "each matrix's task vectors at one norm, after one learnt change Δ by which they disturb each other less, trimmed: λ Σ η/|τ|·(τ + Δ); "
         "other tensors stay the base (DOGE, adaptive projective gradient descent, arXiv 2501.01230)"
     ),
+    "concrete": "task arithmetic with one mask of all task vectors, learnt without labels: λ Σ m/mean(m)·τ (Concrete TA, arXiv 2312.06173)",
     "localize_stitch": "the largest elements of each task vector, the mean where several have one (dataless Localize-and-Stitch, arXiv 2408.13656)",
     "aim": "task arithmetic, with smaller changes where the base's inputs are large (AIM, arXiv 2502.02421)",
     "opcm": "one input after the other, each projected away from the merge so far (OPCM, arXiv 2501.09522)",

@@ -50,6 +50,12 @@ def _right(subject: Subject, example: int) -> Iterator[tuple[float, Tensor]]:
     yield 1.0, logs.gather(1, right.to(logs.device)[:, None]).sum()
 
 
+def _entropy(subject: Subject, example: int) -> Iterator[tuple[float, Tensor]]:
+    """Yield the mean entropy of the predictions, which needs no labels."""
+    logs, _ = subject.task.predictions(subject.live, "search", example)
+    yield 1.0, -(logs.exp() * logs).sum(1).mean()
+
+
 def _collector(terms: Terms, field: str, *, squared: bool) -> Callable[[Subject, Watch], dict[str, Tables]]:
     """Return a collector of the mean over examples of gradients, or of their squares."""
 
@@ -111,6 +117,10 @@ def _fisher(terms: Terms, labels: str) -> Statistic:
     return Statistic(about, _collector(terms, "square", squared=True), _elements, _sample("square"))
 
 
+def _mask_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
+    return {"logits": torch.randn(shape, generator=generator)}
+
+
 GRADIENTS = {
     "fisher_exact": _fisher(_exact, "each y by its probability under the model"),
     "fisher_sampled": _fisher(_sampled, "y drawn from the model's prediction, of a sequence for each token"),
@@ -120,6 +130,14 @@ GRADIENTS = {
         _collector(_right, "mean", squared=False),
         _elements,
         _sample("mean"),
+    ),
+    "mask": Statistic(
+        "`logits`, of a mask that all task vectors share, float32 of the tensor's shape, learnt on the examples of all experts without their "
+        "labels; `experts`, the number of experts",
+        _collector(_entropy, "slope", squared=False),
+        _elements,
+        _mask_sample,
+        of_mask=True,
     ),
 }
 """The statistics of gradients, by name."""

@@ -54,3 +54,5 @@ class Statistic:
     """Whether the model is the base, on the examples of each expert, and not the expert."""
     of_merge: bool = False
     """Whether the earlier blocks of the model are those of the merge of all experts: see `evomerge.partial_merges`."""
+    of_mask: bool = False
+    """Whether it is learnt of all experts together, from slopes that `collect` returns: see `evomerge.masks`."""

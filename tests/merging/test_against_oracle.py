@@ -78,6 +78,7 @@ CASES = {
         "project": "update",
         "lambda": 1.0,
     },
+    "concrete": {"weight": MIX, "lambda": 0.7},
     "localize_stitch": {"weight": MIX, "density": 0.25},
     "aim": {"weight": MIX, "lambda": 0.7, "omega": 0.4},
     "opcm": {"alpha": 0.5},

@@ -183,7 +183,7 @@ def test_task_vectors_times_a_number_give_that_number_times_the_merge(method, da
     assert_same(found, {name: factor * tensor for name, tensor in expected.items()})
 
 
-PLACED = {"dare_linear", "dare_ties", "della", "della_linear", "fisher"}
+PLACED = {"dare_linear", "dare_ties", "della", "della_linear", "fisher", "concrete"}
 """Their noise, or what data say, belongs to an element's place."""
 
 

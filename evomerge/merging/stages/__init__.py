@@ -7,6 +7,7 @@ from evomerge.merging.stages.ace import ACE
 from evomerge.merging.stages.aim import AIM
 from evomerge.merging.stages.arcs import ARCS
 from evomerge.merging.stages.balance import BALANCE
+from evomerge.merging.stages.concrete import CONCRETE
 from evomerge.merging.stages.crossover import CROSSOVER
 from evomerge.merging.stages.doge import DOGE
 from evomerge.merging.stages.drops import DROPS
@@ -34,6 +35,7 @@ STAGES: Mapping[str, Stage] = Table(
         **FISHER,
         **ARCS,
         **CROSSOVER,
+        **CONCRETE,
         **POSTS,
         **AIM,
     },
