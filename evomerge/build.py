@@ -157,7 +157,7 @@ class Builder:
                 "condense: no model in memory has its shapes; expected it in a recipe, not in a search or a score, of a model that is no stack and "
                 "has no head of its own: type `evomerge merge RECIPE -o FOLDER --evidence STUDY.yaml`, then `evomerge score FOLDER`"
             )
-        statistics = Statistics.of(self.pool.evidence, condense.source.experts)
+        statistics = Statistics.of(self.pool.evidence, condense.counted)
         return Condensed(condense, source, self.pool.config, statistics, self.load)
 
     def stack_config(self, stack: Stacked) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from evomerge.recipe import Condense
 SUPPORTED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 """Types of models whose files have each expert's matrices apart, and a router with one row for each expert and no bias."""
 
-_KINDS = ("router", "usage")
 _COUNTS = ("num_local_experts", "num_experts")
 _ACTIVE = "num_experts_per_tok"
 _MATRICES = "w1|w2|w3|gate_proj|up_proj|down_proj"
@@ -103,7 +102,8 @@ class Condensed(Computed):
         their last cast. Raises `RecipeError` for a model that is no mixture, too many experts, or statistics that are not collected.
         """
         self.config = condensed_config(condense, config)
-        for kind in _KINDS:
+        self._router, self._use = condense.kinds
+        for kind in condense.kinds:
             statistics.digests(kind)
         self._source, self._statistics, self._load, self._count = source, statistics, load, condense.experts
         self._parts: dict[str, tuple[_Layer, int, str]] = {}
@@ -161,12 +161,12 @@ class Condensed(Computed):
     def _usage(self, layer: _Layer) -> list[float]:
         """Return the number of tokens that are routed to each expert, over the evidence of all experts of the pool."""
         return [
-            float(sum(float(tables["tokens"]) for tables in self._statistics.tables("usage", name) if tables))
+            float(sum(float(tables["tokens"]) for tables in self._statistics.tables(self._use, name) if tables))
             for name in (layer.name(i, layer.matrices[0]) for i in range(self._source.info[layer.router].shape[0]))
         ]
 
     def _groups(self, layer: _Layer) -> list[list[int]]:
-        tables = [one for one in self._statistics.tables("router", layer.router) if one]
+        tables = [one for one in self._statistics.tables(self._router, layer.router) if one]
         if not tables:
             raise RecipeError(
                 f"condense: the evidence says nothing of the router `{layer.router}`; expected examples of a task that runs its layer"

@@ -210,8 +210,8 @@ class AlignNode(Node):
 class Condense(FrozenModel):
     """A mixture of experts with fewer of them in each layer: those of one mixture, grouped, aligned and merged (M-SMoE, arXiv 2310.01334).
 
-    The most used experts of a layer, on the evidence of the experts that `source` names, each lead a group; every other joins the
-    one whose logits in the router are most alike. In a group, hidden units are put in the leader's order, and weights and rows of
+    The most used experts of a layer, on the evidence of the experts that `source` names, or on one task, each lead a group; every other
+    joins the one whose logits in the router are most alike. In a group, hidden units are put in the leader's order, and weights and rows of
     the router are averaged by use. The outermost node of a recipe: its model has other shapes than the pool's.
     """
 
@@ -223,15 +223,28 @@ class Condense(FrozenModel):
     """The number of experts for each token, at most `experts`; by default the source's, or `experts` where that is less."""
     by: Literal["usage"] = "usage"
     """What leads and weighs: the number of tokens that are routed to an expert."""
+    task: str | None = None
+    """The task on whose search examples tokens are counted; by default each expert's evidence."""
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """The statistics that it reads: of logits in routers, and of use."""
+        at = "" if self.task is None else f"@{self.task}"
+        return f"router{at}", f"usage{at}"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The models of the pool whose tokens are counted: the experts that `source` names, or the base."""
+        return self.source.experts or ("base",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.active is not None and self.active > self.experts:
             raise RecipeError(f"condense: `active` is {self.active}; expected at most `experts`, {self.experts}")
-        if not self.source.experts:
+        if not self.source.experts and self.task is None:
             raise RecipeError(
-                "condense: `source` names no expert of the pool, on whose evidence the use of the experts inside is counted; name the "
-                "mixture as an expert: `condense: {source: NAME, experts: N}`"
+                "condense: `source` names no expert of the pool, on whose evidence the use of the experts inside is counted; name a task: "
+                "`condense: {source: base, experts: N, task: TASK}`"
             )
         return self
 
@@ -249,8 +262,8 @@ class CondenseNode(Node):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The statistics that it reads, of the experts that the mixture names."""
-        return ("router", "usage")
+        """The statistics that it reads."""
+        return self.condense.kinds
 
 
 class Repair(FrozenModel):

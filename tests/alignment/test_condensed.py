@@ -177,9 +177,13 @@ def test_command_collects_what_it_needs(mixture, tmp_path):
     assert "type `evomerge merge RECIPE --evidence" in done.stderr.replace("\n", " ")
     evomerge(*arguments, "-o", tmp_path / "out", "--evidence", tmp_path / "tasks.yaml")
     assert logits_of(tmp_path / "out").isfinite().all()
-    evomerge("merge", tmp_path / "out/recipe.yaml", "-o", tmp_path / "again")
-    first, again = (load_file(tmp_path / folder / "model.safetensors") for folder in ("out", "again"))
-    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    (tmp_path / "base.yaml").write_text("condense: {source: base, experts: 2, task: mix}\n")
+    on_base = ("merge", tmp_path / "base.yaml", *arguments[2:], "--evidence", tmp_path / "tasks.yaml")
+    evomerge(*on_base, "-o", tmp_path / "base")
+    for folder in ("out", "base"):
+        evomerge("merge", tmp_path / folder / "recipe.yaml", "-o", tmp_path / f"{folder} again")
+    made = [load_file(tmp_path / folder / "model.safetensors") for folder in ("out", "out again", "base", "base again")]
+    assert all(torch.equal(tensor, other[name]) for other in made for name, tensor in made[0].items())
 
 
 def test_what_cannot_be_condensed_is_refused_before_any_work(mixture, tmp_path):
@@ -193,7 +197,7 @@ def test_what_cannot_be_condensed_is_refused_before_any_work(mixture, tmp_path):
     with pytest.raises(RecipeError, match="no model in memory has its shapes"):
         Builder(pool_of(mixture), search=True).build(condense(2))
     for data, message in (
-        ({"source": "base", "experts": 2}, r"`source` names no expert of the pool"),
+        ({"source": "base", "experts": 2}, r"`source` names no expert of the pool.*task: TASK"),
         ({"source": "mix", "experts": 2, "active": 3}, "`active` is 3; expected at most `experts`, 2"),
         ({"source": "mix", "experts": 0}, "greater than or equal to 1"),
     ):
