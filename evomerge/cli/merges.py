@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from evomerge import merging, placement, strict_yaml
+from evomerge.alignment import Condensed
 from evomerge.build import Builder
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.beside import unmerged
@@ -95,6 +96,9 @@ def merge(
     if dry_run:
         say(console, f"would write {out}")
         return
+    if isinstance(built, Condensed):
+        for router, groups in built.groups().items():
+            say(console, f"{router}: experts {'; '.join(' + '.join(map(str, members)) for members in groups)}")
     if adapter is not None:
         from evomerge.cli.adapters import write_adapter
 

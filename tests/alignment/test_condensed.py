@@ -175,7 +175,14 @@ def test_command_collects_what_it_needs(mixture, tmp_path):
     arguments = ("merge", tmp_path / "small.yaml", "--base", mixture, "--expert", f"mix={mixture}")
     done = evomerge(*arguments, "-o", tmp_path / "out", code=2)
     assert "type `evomerge merge RECIPE --evidence" in done.stderr.replace("\n", " ")
-    evomerge(*arguments, "-o", tmp_path / "out", "--evidence", tmp_path / "tasks.yaml")
+    done = evomerge(*arguments, "-o", tmp_path / "out", "--evidence", tmp_path / "tasks.yaml")
+    (line,) = [
+        line
+        for line in done.stdout.splitlines()
+        if line.startswith("model.layers.1.block_sparse_moe.gate.weight: experts ")
+    ]
+    assert sorted(int(word) for word in line.replace(";", " ").split() if word.isdecimal()) == [0, 1, 2, 3]
+    assert line.count(";") == 1
     assert logits_of(tmp_path / "out").isfinite().all()
     (tmp_path / "base.yaml").write_text("condense: {source: base, experts: 2, task: mix}\n")
     on_base = ("merge", tmp_path / "base.yaml", *arguments[2:], "--evidence", tmp_path / "tasks.yaml")
