@@ -90,7 +90,7 @@ BEDS = (
     TEXT,
     replace(TEXT, zoo="text4", tasks=4, seeds=1, evaluations=100),
 )
-SMOKE_BEDS = (Bed("digits", 2, levels=4, refinements=4),)
+SMOKE_BEDS = (Bed("digits", 2, levels=4, refinements=4, full=False),)
 
 Make = Callable[[Bench, int], Driver]
 
