@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.alignment import Aligner, Condensed, Permuted
+from evomerge.alignment import Aligner, Condensed, Narrowed, Permuted
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.corrected import Corrected
@@ -44,6 +44,7 @@ from evomerge.recipe import (
     Member,
     Merge,
     MergeNode,
+    NarrowNode,
     Recipe,
     RepairNode,
     Stack,
@@ -99,6 +100,13 @@ class Builder:
                 return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
             case CondenseNode(condense=condense):
                 return self._condensed(condense)
+            case NarrowNode(narrow=narrow):
+                if self.search:
+                    raise RecipeError(
+                        "narrow: no model in memory has its shapes; expected it in a recipe, not in a search or a score: type `evomerge merge "
+                        "RECIPE -o FOLDER`, then `evomerge score FOLDER`"
+                    )
+                return self._aligner.narrowed(narrow, self.build(narrow.source), self.load)
             case RepairNode(repair=repair):
                 found = Statistics.of(self.pool.evidence, [recipe.id])
                 found.digests("repair")  # there must be one
@@ -177,7 +185,7 @@ class Builder:
         checkpoint, name = origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
-        if isinstance(checkpoint, Condensed):
+        if isinstance(checkpoint, Condensed | Narrowed):
             return checkpoint.fp32(name)
         if isinstance(checkpoint, Permuted):
             return self._part(name, number, self._permuted(checkpoint, name))

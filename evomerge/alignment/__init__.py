@@ -7,7 +7,8 @@ another. Not to be confused with the alignment of vocabularies, in `evomerge.che
 from evomerge.alignment.aligner import Aligner
 from evomerge.alignment.condensed import Condensed
 from evomerge.alignment.matching import match
+from evomerge.alignment.narrowed import Narrowed
 from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, Unit, symmetry
 
-__all__ = ["Aligner", "Condensed", "Permutations", "Permuted", "Symmetry", "Unit", "match", "symmetry"]
+__all__ = ["Aligner", "Condensed", "Narrowed", "Permutations", "Permuted", "Symmetry", "Unit", "match", "symmetry"]

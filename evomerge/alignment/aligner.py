@@ -1,12 +1,13 @@
 """Aligner: the `align` nodes of one pool's recipes. Its models are of one architecture, whose symmetry is found once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 
 import torch
 
 from evomerge.alignment.activations import Activations
 from evomerge.alignment.matching import match
+from evomerge.alignment.narrowed import Narrowed, find_mlps
 from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, symmetry
 from evomerge.checkpoints.folder import Checkpoint
@@ -16,7 +17,7 @@ from evomerge.errors import ModelError, RecipeError
 from evomerge.merging import Store, needs
 from evomerge.merging.prepared import Key
 from evomerge.models.live import LiveModel
-from evomerge.recipe import Align, Recipe
+from evomerge.recipe import Align, Narrow, Recipe
 
 VERSION = 1
 """Version of the matching: another finds other orders."""
@@ -42,7 +43,7 @@ class Aligner:
             if isinstance(model, Stacked):
                 raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
         read = self._activations(align)
-        symmetry = self._symmetry
+        symmetry = self._units("align")
         digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
         key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
         key = (*key, *(() if read is None else read[0]), *self._read(align.source), *self._read(align.to))
@@ -56,6 +57,17 @@ class Aligner:
             return {int(unit): table.numpy() for unit, table in tables.items()}
 
         return Permuted(source, symmetry, permutations, key)
+
+    def narrowed(self, narrow: Narrow, source: Checkpoint, load: Callable[[Checkpoint, str], torch.Tensor]) -> Narrowed:
+        """Return `source` with fewer hidden units; `load` returns tensors before their last cast.
+
+        Raises `RecipeError` for a pool or model whose MLPs are not known.
+        """
+        if isinstance(source, Stacked) or self._pool.heads:
+            raise RecipeError("narrow: expected a model that is no stack of layers, and has no head of its own")
+        live = LiveModel(self._pool.open_base())
+        found = find_mlps(live, self._pool.base, self._units("narrow"), self._pool.layout)
+        return Narrowed(narrow, source, self._pool.config, found, load)
 
     def _read(self, recipe: Recipe) -> list[str]:
         """Return the digests of the statistics that the weights of a recipe's model depend on."""
@@ -80,9 +92,13 @@ class Aligner:
         source, to = (partial(evidence.tables, kind, label) for label in labels)
         return tuple(evidence.digest(kind, label) for label in labels), (source, to)
 
+    def _units(self, node: str) -> Symmetry:
+        """Return the symmetry of the pool's architecture. Raises `RecipeError`, in the words of the `node` that needs it."""
+        try:
+            return self._symmetry
+        except ModelError as error:
+            raise RecipeError(f"{node}: {error}".replace("`align`", f"`{node}`")) from None
+
     @cached_property
     def _symmetry(self) -> Symmetry:
-        try:
-            return symmetry(LiveModel(self._pool.open_base()))
-        except ModelError as error:
-            raise RecipeError(f"align: {error}") from None
+        return symmetry(LiveModel(self._pool.open_base()))

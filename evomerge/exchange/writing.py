@@ -28,6 +28,7 @@ from evomerge.recipe import (
     Json,
     Merge,
     MergeNode,
+    NarrowNode,
     Place,
     Recipe,
     RepairNode,
@@ -127,6 +128,8 @@ class _Writer:
                 raise RecipeError(f"mergekit cannot express `{where}`: a model whose units are in another's order")
             case CondenseNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a mixture with fewer experts")
+            case NarrowNode():
+                raise RecipeError(f"mergekit cannot express `{where}`: a model with fewer hidden units")
             case RepairNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a merge whose outputs are corrected")
         raise RecipeError(f"mergekit cannot express `{where}`: an earlier candidate of a study")

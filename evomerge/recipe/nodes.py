@@ -340,6 +340,30 @@ class RepairNode(Node):
         return (*(f"outputs@{task}" for task in self.repair.tasks), "repair")
 
 
+class Narrow(FrozenModel):
+    """A model with fewer hidden units in each MLP, alike ones of one layer merged (iterative feature merging, IFM, arXiv 2310.06756).
+
+    Without data. The outermost node of a recipe: its model has other shapes than the pool's.
+    """
+
+    source: "Recipe"
+    """The recipe of the model."""
+    hidden: int = Field(ge=1)
+    """The number of hidden units that are left in each MLP."""
+
+
+class NarrowNode(Node):
+    """The JSON form of a model with fewer hidden units."""
+
+    form: ClassVar[str] = "`narrow: {...}`"
+    narrow: Narrow
+
+    @property
+    def children(self) -> "tuple[Recipe, ...]":
+        """The model."""
+        return (self.narrow.source,)
+
+
 AnyNode: TypeAlias = (
     Annotated[Base, Tag(f"{TAG}base")]
     | Annotated[Expert, Tag(f"{TAG}expert")]
@@ -349,6 +373,7 @@ AnyNode: TypeAlias = (
     | Annotated[AlignNode, Tag(f"{TAG}align")]
     | Annotated[CondenseNode, Tag(f"{TAG}condense")]
     | Annotated[RepairNode, Tag(f"{TAG}repair")]
+    | Annotated[NarrowNode, Tag(f"{TAG}narrow")]
 )
 
 NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
@@ -362,6 +387,7 @@ _MODELS: dict[str, type[FrozenModel]] = {
     "align": Align,
     "condense": Condense,
     "repair": Repair,
+    "narrow": Narrow,
 }
 FIELDS = {key: tuple(model.model_fields) for key, model in _MODELS.items()}
 """Keys known inside each key of a recipe, for messages."""

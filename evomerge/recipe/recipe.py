@@ -27,6 +27,8 @@ from evomerge.recipe.nodes import (
     CondenseNode,
     Merge,
     MergeNode,
+    Narrow,
+    NarrowNode,
     Repair,
     RepairNode,
     Slot,
@@ -75,10 +77,10 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError(describe(error, "recipe", FIELDS)) from None
-        if _condenses_inside(recipe):
+        if _reshapes_inside(recipe):
             raise RecipeError(
-                "recipe: `condense` makes a model of other shapes than the pool's, which nothing can be made of; expected it as the "
-                "outermost node: condense the merge"
+                "recipe: `condense` and `narrow` make a model of other shapes than the pool's, which nothing can be made of; expected it "
+                "as the outermost node: condense the merge, or narrow it"
             )
         if experts is not None:
             for name in recipe.experts:
@@ -163,6 +165,8 @@ for _part in (
     CondenseNode,
     Repair,
     RepairNode,
+    Narrow,
+    NarrowNode,
     Recipe,
 ):  # they contain each other
     _part.model_rebuild(force=True, _types_namespace={"Recipe": Recipe})
@@ -175,8 +179,10 @@ def _leaves(recipe: Recipe) -> Iterator[Node]:
         yield from _leaves(child)
 
 
-def _condenses_inside(recipe: Recipe) -> bool:
-    return any(isinstance(child.root, CondenseNode) or _condenses_inside(child) for child in recipe.children)
+def _reshapes_inside(recipe: Recipe) -> bool:
+    return any(
+        isinstance(child.root, CondenseNode | NarrowNode) or _reshapes_inside(child) for child in recipe.children
+    )
 
 
 def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import RecipeError
-from evomerge.recipe import AlignNode, CondenseNode, Place, Recipe, RepairNode, StackNode
+from evomerge.recipe import AlignNode, CondenseNode, NarrowNode, Place, Recipe, RepairNode, StackNode
 from evomerge.recipe.nodes import MergeNode
 from evomerge.recipe.tiling import Tiled
 
@@ -39,6 +39,8 @@ def _panels(recipe: Recipe, places: Sequence[Place], where: str) -> Iterator[dic
         yield from _panels(node.align.source, places, where)
     elif isinstance(node, CondenseNode):
         yield from _panels(node.condense.source, places, where)
+    elif isinstance(node, NarrowNode):
+        yield from _panels(node.narrow.source, places, where)
     elif isinstance(node, RepairNode):
         yield from _panels(node.repair.source, places, where)
     elif isinstance(node, StackNode):
