@@ -6,6 +6,7 @@ A bench's folder holds `identity.json` (what all scores depend on), `rows/NAME.j
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from evomerge.study import Study
 from evomerge.trial import Evaluation, Proposal, Split
 
 _FORMAT = 1
+_SCRATCH = ".prepared-"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Runner:
         """Do what is left, and show progress. Raises `StudyError` where the folder has another bench, and `Stopped`."""
         with self._locked():
             self._check_folder()
+            for left_over in self.folder.glob(f"{_SCRATCH}*"):  # by a kill
+                shutil.rmtree(left_over, ignore_errors=True)
             left = [row for row in self.rows if self._to_do(row)]
             with Progress("bench", len(left), console) as bar:
                 plain = [row for row in left if row.kind != "searched"]
@@ -144,7 +148,7 @@ class Runner:
     def _measured(self, recipe: Recipe) -> Done:
         """Merge and score a recipe on the unseen examples, with nothing prepared before."""
         builder = self.worker.prepare().builder
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".prepared-") as scratch:
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_SCRATCH) as scratch:
             builder.store = Store(Path(scratch))
             start = time.process_time()
             evaluation = self.worker.evaluate(recipe, "report")
