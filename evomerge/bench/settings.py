@@ -107,6 +107,9 @@ class Bench:
         embedded: dict[str, dict[str, Any]] = {}
         if study.pool.zoo is not None:
             embedded = dict(zoo.load(study.pool.zoo, seed=study.pool.zoo_seed).tasks)
+            for name, entry in held.items():
+                if not entry and name not in embedded:
+                    raise StudyError(f"{where} `held_out`: the zoo has no task `{name}`; {nearest(name, embedded)}")
             if not study.tasks:  # those that no expert was trained on are held out
                 held = {**{name: {} for name in merged if name not in experts}, **held}
                 merged = {name: entry for name, entry in merged.items() if name not in held}

@@ -238,3 +238,5 @@ def test_a_zoo_is_a_whole_bench_and_the_expert_of_a_held_out_task_leaves(small_d
     assert "shifted" not in part.study.pool.experts
     assert "shifted" not in part.study.tasks
     assert part.held_out["shifted"] == small_digits.tasks["shifted"]
+    with pytest.raises(StudyError, match="did you mean `shifted`"):
+        Bench.parse({"zoo": "digits", "held_out": {"shiftd": {}}}, "bench", Path())
