@@ -93,9 +93,12 @@ class Evidence:
         tasks: Mapping[str, Task],
         given: Mapping[str, EvidenceSettings],
         kinds: Sequence[str],
-        repairs: Sequence[Recipe] = (),
+        recipes: Sequence[Recipe] = (),
     ) -> None:
-        """Find the examples of each expert, and of `repairs`, each after those inside of it. Nothing is run.
+        """Find the examples of each expert. Nothing is run.
+
+        `recipes` are those that read the statistics: `KIND@TASK` is of the models that they name, by default of all, and `repair` of the
+        repairs in them.
 
         Raises `PoolError` for wrong evidence, and for models that cannot be repaired.
         """
@@ -120,11 +123,13 @@ class Evidence:
             **code_digests(setup),
         }
         self.entries = []
+        named = dict.fromkeys(model for recipe in recipes for model in recipe.models)
+        repairs = dict.fromkeys(repair for recipe in recipes for repair in recipe.repairs)
         for kind in kinds:
             if kind == REPAIR:
                 continue
             name, _, task = kind.partition("@")
-            judged = dict.fromkeys(("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
+            judged = dict.fromkeys(named or ("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
             about = {model: self._about(name, model, *of, common) for model, of in judged.items()}
             if (together := _together(STATISTICS[name])) is not None:  # each depends on all
                 more = together.settings(pool)

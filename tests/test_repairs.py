@@ -265,7 +265,7 @@ SPACE = {"merge": {"method": "linear", "inputs": [REPAIR, "shifted"], "parameter
 def test_study_collects_repairs_before_its_search(study, tmp_path):
     parts = open_parts(study(SPACE))
     evidence = parts.evidence
-    assert [entry.kind for entry in evidence.left] == ["outputs@shifted"] * 3 + ["outputs@turned"] * 3 + ["repair"]
+    assert [entry.kind for entry in evidence.left] == ["outputs@shifted"] * 2 + ["outputs@turned"] * 2 + ["repair"]
     assert set(evidence.price()) == {"outputs@shifted", "outputs@turned", "repair"}
     recipe = Recipe.parse(REPAIR)
     with pytest.raises(RecipeError, match="is not in the cache of this machine"):
@@ -279,7 +279,7 @@ def test_study_collects_repairs_before_its_search(study, tmp_path):
     assert evidence.digests["repair"][recipe.id] in (tmp_path / "one" / "recipe.yaml").read_text(encoding="utf-8")
     evomerge("merge", tmp_path / "one" / "recipe.yaml", "-o", tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == one
-    other = Evidence(parts.pool, parts.setup, parts.tasks, {}, parts.space.needs, parts.space.repairs)
+    other = Evidence(parts.pool, parts.setup, parts.tasks, {}, parts.space.needs, parts.space.examples)
     assert other.digests["repair"] != evidence.digests["repair"]  # of other examples
 
 

@@ -80,8 +80,8 @@ def merge(
     if kinds := export.needed(recipe, lineage):
         from evomerge.cli.statistics import attach
 
-        repairs = export.repairs(recipe, lineage)
-        attach(pool, kinds, data, file, evidence, options.zoo, console, repairs, dry_run=dry_run)
+        recipes = export.made_of(recipe, lineage)
+        attach(pool, kinds, data, file, evidence, options.zoo, console, recipes, dry_run=dry_run)
     # Building a member would build its ancestors; it has the base's tensors.
     built = pool.base if recipe.members else Builder(pool).build_model(recipe)
     stored["dtype"] = stored["dtype"] or data.get("dtype")

@@ -23,7 +23,7 @@ from evomerge.recipe import Recipe
 from evomerge.recipe import base as base_recipe
 from evomerge.report import runs, tables
 from evomerge.report import score as scoring
-from evomerge.report.export import needed, repairs
+from evomerge.report.export import made_of, needed
 from evomerge.report.results import Results
 from evomerge.report.score import Scored
 from evomerge.settings import ReportSettings
@@ -68,7 +68,7 @@ def score(
         if kinds := needed(recipe, lineage):
             from evomerge.cli.statistics import attach
 
-            attach(pool, kinds, {}, what, tasks_file, None, console, repairs(recipe, lineage), dry_run=False)
+            attach(pool, kinds, {}, what, tasks_file, None, console, made_of(recipe, lineage), dry_run=False)
             statistics = pool.evidence.folders if isinstance(pool.evidence, Collected) else {}
         if not recipe.members:
             Builder(pool, search=True).build_model(recipe)  # reads no tensor: an impossible recipe is refused now

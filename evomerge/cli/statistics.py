@@ -42,8 +42,8 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
     if not wanted:
         known = ", ".join(STATISTICS)
         raise StudyError(f"{what}: its search space reads no statistics; name some, by `--kind KIND`: {known}")
-    repairs = () if kinds else parts.space.repairs
-    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted, repairs)
+    recipes = () if kinds else parts.space.examples
+    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted, recipes)
     if dry_run:
         say_price(evidence, console)
         return
@@ -83,11 +83,11 @@ def attach(
     given: Path | None,
     zoo_name: str | None,
     console: Console,
-    repairs: Sequence[Recipe] = (),
+    recipes: Sequence[Recipe] = (),
     *,
     dry_run: bool,
 ) -> None:
-    """Give a pool the statistics that a recipe reads: of the evidence in a file, of a zoo's tasks, or those that the recipe records."""
+    """Give a pool the statistics that `recipes` read: of the evidence in a file, of a zoo's tasks, or those that the recipe records."""
     recorded = data.get("statistics")
     if given is None and isinstance(data.get("evidence"), str):
         given = file.parent / data["evidence"]
@@ -102,7 +102,7 @@ def attach(
     fields = read_tasks(given) if given is not None else {"tasks": zoo.load(str(zoo_name)).tasks, "folder": "."}
     setup = setup_of(pool, **fields)
     judged = {name: tasks.make(name, entry, Path(setup.folder)) for name, entry in setup.tasks.items()}
-    evidence = Evidence(pool, setup, judged, {} if given is None else _read_evidence(given), kinds, repairs)
+    evidence = Evidence(pool, setup, judged, {} if given is None else _read_evidence(given), kinds, recipes)
     if isinstance(recorded, dict):
         for kind, keys in recorded.items():
             for name, key in keys.items():

@@ -128,6 +128,11 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         return tuple(dict.fromkeys(leaf.expert for leaf in _leaves(self) if isinstance(leaf, Expert)))
 
     @cached_property
+    def models(self) -> tuple[str, ...]:
+        """Names of the experts that the recipe names, and `base` where it names that, in order of appearance."""
+        return tuple(dict.fromkeys(leaf.label for leaf in _leaves(self) if leaf.label is not None))
+
+    @cached_property
     def repairs(self) -> "tuple[Recipe, ...]":
         """The repairs in the recipe, each after those inside of it."""
         inner = [repair for child in self.children for repair in child.repairs]

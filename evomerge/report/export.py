@@ -154,16 +154,14 @@ def export(
         return built.densities() if isinstance(built, Merged) else {}
 
 
+def made_of(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[Recipe]:
+    """Return a recipe, and the earlier candidates that it is made of."""
+    return [recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))]
+
+
 def needed(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[str]:
     """Return the kinds of statistics that a recipe reads, or one of the earlier candidates that it is made of."""
-    made = [recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))]
-    return sorted({kind for one in made for kind in needs(one)})
-
-
-def repairs(recipe: Recipe, lineage: Mapping[str, Recipe]) -> list[Recipe]:
-    """Return the repairs in a recipe, and in the earlier candidates that it is made of, each after those inside of it."""
-    made = [recipe, *(ancestor for _, ancestor in ancestors(recipe, lineage))]
-    return list(dict.fromkeys(repair for one in made for repair in one.repairs))
+    return sorted({kind for one in made_of(recipe, lineage) for kind in needs(one)})
 
 
 def recipe_file(
@@ -184,10 +182,11 @@ def recipe_file(
         file["heads"] = "own"
     if pool.evidence is not None and (kinds := needed(recipe, lineage)):
         evidence = pool.evidence
-        used = recipe.experts or list(pool.experts)
-        experts_of = {kind: ["base", *used] if "@" in kind else used for kind in kinds}
+        used, made = recipe.experts or list(pool.experts), made_of(recipe, lineage)
+        models = list(dict.fromkeys(model for one in made for model in one.models))
+        experts_of = {kind: models if "@" in kind else used for kind in kinds}
         if "repair" in experts_of:
-            experts_of["repair"] = [repair.id for repair in repairs(recipe, lineage)]
+            experts_of["repair"] = list(dict.fromkeys(repair.id for one in made for repair in one.repairs))
         file["statistics"] = {k: {name: evidence.digest(k, name) for name in names} for k, names in experts_of.items()}
     if recipe.members:
         file["members"] = family.tree(recipe, lineage)

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -359,18 +359,14 @@ class SearchSpace:
     @cached_property
     def needs(self) -> tuple[str, ...]:
         """The kinds of statistics of the experts that its recipes read."""
-        return tuple(sorted({kind for recipe in self._by_choices() for kind in merging.needs(recipe)}))
+        return tuple(sorted({kind for recipe in self.examples for kind in merging.needs(recipe)}))
 
     @cached_property
-    def repairs(self) -> tuple[Recipe, ...]:
-        """The repairs in its recipes, each after those inside of it."""
-        return tuple(dict.fromkeys(repair for recipe in self._by_choices() for repair in recipe.repairs))
-
-    def _by_choices(self) -> Iterator[Recipe]:
-        """Yield a recipe for each combination of choices."""
+    def examples(self) -> tuple[Recipe, ...]:
+        """A recipe for each combination of choices."""
         chosen = [i for i, gene in enumerate(self.genes) if gene.kind == "choice"]
         points = {tuple(point[chosen]): point for point in self._extremes()}
-        return (self._example(point) for point in points.values())
+        return tuple(self._example(point) for point in points.values())
 
     def _check_everywhere(self) -> None:
         """Check recipes all over the space, so that no error comes during a search."""
