@@ -10,7 +10,6 @@ it is and with its activations corrected: by one correction (REPAIR), and by one
     python experiments/non_local.py [--smoke] [--seeds N] [--json] [--out DIR]
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from safetensors.torch import save_file
+from shared import deep_perceptron
+from shared.deep_perceptron import start, write
 from shared.harness import Findings, Switches, main, say, table
-from shared.perceptron import CLASSES, INPUTS, digits, task
+from shared.perceptron import digits, task, write_rows
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -58,25 +58,6 @@ TARGET = 0.1
 PAPER = "The paper, on MNIST and CIFAR-10: no barrier between wide multilayer perceptrons after matching, and a large one between narrow ones."
 
 
-class Network(nn.Module):
-    """64 - width - width - 10 with ReLU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(INPUTS, width), nn.Linear(width, width)
-        self.last = nn.Linear(width, CLASSES)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return logits `(n, 10)` of images `(n, …)` of 64 grey values from 0 to 16."""
-        images = pixel_values.flatten(1) / 16
-        return self.last(torch.relu(self.second(torch.relu(self.first(images)))))
-
-
-def make(folder: Path) -> Network:
-    """Return an empty network of the width in `config.json`."""
-    return Network(json.loads((folder / "config.json").read_text(encoding="utf-8"))["width"])
-
-
 def measure(switches: Switches) -> Findings:
     torch.set_num_threads(1)
     widths = WIDTHS[:2] if switches.smoke else WIDTHS
@@ -105,9 +86,7 @@ def measure(switches: Switches) -> Findings:
 def _train(width: int, seed: int, steps: int, data: tuple[Tensor, Tensor], folder: Path) -> Path:
     """Write a network that learned the digits from its own initialisation, and return its folder."""
     images, labels = data
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Network(width)
+    network = start(width, seed)
     drawn = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     for _ in range(steps):
@@ -115,14 +94,7 @@ def _train(width: int, seed: int, steps: int, data: tuple[Tensor, Tensor], folde
         optimiser.zero_grad()
         cross_entropy(network(images[rows]), labels[rows]).backward()
         optimiser.step()
-    return _write(dict(network.state_dict()), width, folder)
-
-
-def _write(state: Mapping[str, Tensor], width: int, folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"width": width}), encoding="utf-8")
-    return folder
+    return write(dict(network.state_dict()), width, folder)
 
 
 def _pair(folders: list[Path], out: Path, data: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -139,7 +111,7 @@ def _pair(folders: list[Path], out: Path, data: Mapping[str, tuple[Tensor, Tenso
     line = partial(_line, live.module, data=data["test"])
     shares = np.linspace(0, 1, POINTS).tolist()
     state = {name: matched.tensor(name) for name in matched.info}
-    aligned = [folders[0], _write(state, other.config["width"], out / "matched")]
+    aligned = [folders[0], write(state, other.config["width"], out / "matched")]
     repairs = [_repair(_mean([1 - share, share], names), ["digits"], weights=[1 - share, share]) for share in shares]
     repaired = _measured(
         dict(zip(names, aligned, strict=True)), out, ["digits"], ["outputs@digits", "repair"], repairs
@@ -164,13 +136,13 @@ def _turned(width: int, seed: int, steps: int, out: Path, data: Mapping[str, tup
         _write_task(out, name, of)
         folders[name] = _train(width, 100 + len(TURNS) * seed + number, steps, of["train"], out / name)
     first = Folder(folders[TURNS[0]])
-    live = LiveModel(first, module=f"{__file__}:make")
+    live = LiveModel(first, module=f"{deep_perceptron.__file__}:make")
     units = symmetry(live, [{"pixel_values": data["test"][0][:64]}])
     matched = {TURNS[0]: folders[TURNS[0]]}
     for name in TURNS[1:]:
         order = match(other := Folder(folders[name]), first, units)
         aligned = Permuted(other, units, lambda order=order: order)
-        matched[name] = _write({key: aligned.tensor(key) for key in aligned.info}, width, out / f"{name} matched")
+        matched[name] = write({key: aligned.tensor(key) for key in aligned.info}, width, out / f"{name} matched")
 
     def accuracies(models: Sequence[Checkpoint]) -> list[float]:
         """Return each model's accuracy on the task at its place."""
@@ -198,9 +170,7 @@ def _write_task(folder: Path, name: str, data: Mapping[str, tuple[Tensor, Tensor
     """Write digits as the two splits of a task: `search` from those to train, `report` from those to test."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in zip(("search", "report"), data.values(), strict=True):
-        rows = zip(images[:EXAMPLES].view(-1, 1, 8, 8).tolist(), labels[:EXAMPLES].tolist(), strict=True)
-        text = "".join(json.dumps({"pixels": pixels, "label": label}) + "\n" for pixels, label in rows)
-        (folder / f"{name}-{split}.jsonl").write_text(text, encoding="utf-8")
+        write_rows(folder / f"{name}-{split}.jsonl", images[:EXAMPLES], labels[:EXAMPLES])
 
 
 def _measured(
@@ -208,7 +178,7 @@ def _measured(
 ) -> tuple[Pool, Any, LiveModel]:
     """Return a pool with statistics of some kinds, these, and a model in memory."""
     base = next(iter(experts.values()))
-    module = f"{__file__}:make"
+    module = f"{deep_perceptron.__file__}:make"
     settings = {name: task(out, name) for name in names}
     setup = Setup(str(base), {name: str(folder) for name, folder in experts.items()}, settings, module=module)
     pool = Pool(base, experts)

@@ -63,9 +63,14 @@ def write_tasks(folder: Path, groups: Mapping[str, tuple[int, ...]]) -> None:
     for split, (images, labels) in zip(("search", "report"), digits().values(), strict=True):
         for name, group in groups.items():
             chosen = torch.isin(labels, torch.tensor(group))
-            rows = zip(images[chosen].view(-1, 1, 8, 8).tolist(), labels[chosen].tolist(), strict=True)
-            text = "".join(json.dumps({"pixels": pixels, "label": label}) + "\n" for pixels, label in rows)
-            (folder / f"{name}-{split}.jsonl").write_text(text, encoding="utf-8")
+            write_rows(folder / f"{name}-{split}.jsonl", images[chosen], labels[chosen])
+
+
+def write_rows(file: Path, images: Tensor, labels: Tensor) -> None:
+    """Write images `(n, 64)` and their labels as the examples of a task's split."""
+    rows = zip(images.view(-1, 1, 8, 8).tolist(), labels.tolist(), strict=True)
+    text = "".join(json.dumps({"pixels": pixels, "label": label}) + "\n" for pixels, label in rows)
+    file.write_text(text, encoding="utf-8")
 
 
 def task(folder: Path, name: str) -> dict[str, Any]:
