@@ -1,4 +1,4 @@
-"""observed: the activations of a model's units, read from the statistic `inputs`: what a matrix takes is what units give.
+"""Activations: those of a model's units, read from the statistic `inputs`: what a matrix takes is what units give.
 
 Tables are by the checkpoint's tensors, and units by the module's: a table's columns are along the axes that the matrix sums over.
 """

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -77,7 +78,7 @@ def go(driver, tab):
 
 @pytest.fixture(scope="module")
 def running(small_digits, tmp_path_factory):
-    """A search that begins now, and `evomerge view` of it: its folder, address and token."""
+    """A search that is held up after its first candidates, and `evomerge view` of it: its folder, address and token."""
     folder = tmp_path_factory.mktemp("browser")
     tasks = {n: {**t, "search_metric": "accuracy", "keep_margins": True} for n, t in small_digits.tasks.items()}
     data = {
@@ -95,10 +96,11 @@ def running(small_digits, tmp_path_factory):
         search = subprocess.Popen([*command, "run", str(folder / "study.yaml"), "-o", str(out)], stdout=log, stderr=log)
     try:
         start = time.monotonic()
-        while not (out / "study.json").exists():
+        while not (out / "journal.jl").exists() or (out / "journal.jl").read_bytes().count(b"\n") < 8:
             assert search.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < start + WAIT
-            time.sleep(0.2)
+            time.sleep(0.05)
+        search.send_signal(signal.SIGSTOP)
         view = subprocess.Popen([*command, "view", str(out), "--port", "0"], stdout=subprocess.PIPE, text=True)
         try:
             words = [view.stdout.readline() for _ in range(3)]
@@ -116,6 +118,8 @@ def test_watch_a_search_select_move_a_slider_export_and_load(running):
     out, url, token, search = running
     with opened(url) as driver:
         early = until(driver, count)
+        assert early < 40
+        search.send_signal(signal.SIGCONT)
         until(driver, lambda d: count(d) > early)
         assert search.wait(WAIT) == 0
         until(driver, lambda d: count(d) == 40 and "On unseen examples" in text(d, "main"))
