@@ -59,10 +59,14 @@ def crossed(members: NDArray[np.float32], scores: NDArray[np.float64], rng: np.r
     mother = rng.choice(MEMBERS, p=fitness / fitness.sum())
     pull = np.maximum(divided - divided[mother], 0).sum(1)
     father = rng.choice(MEMBERS, p=pull / pull.sum()) if pull.any() else rng.choice(MEMBERS, p=fitness / fitness.sum())
-    one, other = members[mother], members[father]
+    split, t = rng.integers(members.shape[1]), rng.random()
+    return slerp(members[mother], members[father], int(split), t)
+
+
+def slerp(one: NDArray[np.float32], other: NDArray[np.float32], split: int, t: float) -> NDArray[np.float32]:
+    """Return the point at the share t of the arc between two members, and at 1 - t from the weight number `split` on."""
     cosine = one @ other / (np.linalg.norm(one) * np.linalg.norm(other))
     angle = np.arccos(np.clip(cosine, -1, 1))
-    split, t = rng.integers(len(one)), rng.random()
     at = np.where(np.arange(len(one)) < split, t, 1 - t)
     if np.sin(angle) <= 1e-6:
         straight: NDArray[np.float32] = (1 - at) * one + at * other
