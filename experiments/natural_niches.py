@@ -363,7 +363,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.grid(visible=True, color="#e6e6e6", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if methods:
-            axes.legend(frameon=False, fontsize=9, loc="upper left")
+            axes.legend(frameon=False, fontsize=9, loc="upper left" if start == "from scratch" else "lower left")
     panels["from scratch"].set_ylabel("accuracy on 360 unseen digits (%)")
     return figure
 
