@@ -30,7 +30,7 @@ class Header(BaseModel):
     @field_validator("settings")
     @classmethod
     def _without_notices(cls, settings: StudySettings) -> StudySettings:
-        """Leave out an address to post to: a directory may come from somebody else, and evomerge writes none."""
+        """Leave out an address to post to: a directory may come from another person, and evomerge writes none."""
         return settings.model_copy(update={"notify": None})
 
     @field_validator("settings", mode="before")

@@ -7,7 +7,6 @@ arithmetic). Adam lowers the sum over experts of the mean entropy of predictions
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from torch import Tensor
 from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.checkpoints.pool import Pool
 from evomerge.merging import Watch, unwatched
+from evomerge.merging.adam import Adam
 from evomerge.statistics import Statistic, Subject, store
 
 LAMBDA, TEMPERATURE, RATE, STEPS, BATCH = 0.3, 0.5, 1e-3, 2000, 16
 """λ, T, the learning rate, steps, and examples of each expert in a step: the paper's."""
-
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8  # of Adam (arXiv 1412.6980)
 
 
 def settings(pool: Pool) -> dict[str, Any]:
@@ -48,7 +45,7 @@ def batch(step: int, expert: int, count: int) -> list[int]:
 
 @dataclass
 class _Logits:
-    """The logits x of one matrix, with Adam's means."""
+    """The logits x of one matrix, which follow Adam."""
 
     delta: Tensor
     """λ Στₖ."""
@@ -57,25 +54,24 @@ class _Logits:
     """The mask that was drawn last."""
 
     def __post_init__(self) -> None:
-        self.x, self._first, self._second = (torch.zeros_like(self.delta) for _ in range(3))
+        self.x = torch.zeros_like(self.delta)
+        self._adam = Adam(self.x)
 
     def draw(self, noise: Tensor) -> Tensor:
         """Draw a mask, and return the masked change."""
         self.mask = ((self.x + noise) / TEMPERATURE).sigmoid()
         return self.delta * (self.mask / self.mask.mean())
 
-    def move(self, gradient: Tensor, step: int) -> None:
-        """Take a step of Adam, from 1, of the gradient with respect to the masked change's tensor.
+    def move(self, gradient: Tensor) -> None:
+        """Take a step of Adam by the gradient with respect to the masked change's tensor.
 
         With h = gradient · λΣτ and r = m / mean(m): ∂L/∂m = (h - mean(h r)) / mean(m), and ∂m/∂x = m(1 - m) / T.
         """
         mean = self.mask.mean()
         inner = gradient * self.delta
         slope = (inner - (inner * self.mask).mean() / mean) / mean * self.mask * (1 - self.mask) / TEMPERATURE
-        self._first.lerp_(slope, 1 - _BETAS[0])
-        self._second.mul_(_BETAS[1]).addcmul_(slope, slope, value=1 - _BETAS[1])
-        size = (self._second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
-        self.x.addcdiv_(self._first, size, value=-RATE / (1 - _BETAS[0] ** step))
+        first, size, correction = self._adam.step(slope)
+        self.x.addcdiv_(first, size, value=-RATE / correction)
 
 
 def collect(
@@ -91,14 +87,9 @@ def collect(
     vectors, and four for the logits.
     """
     names = list(folders)
-    with ExitStack() as locks:
-        for folder, _ in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(store.locked(folder))
-        if all(store.is_complete(folder) for folder, _ in folders.values()):
+    with store.emptied([folder for folder, _ in folders.values()]) as to_do:
+        if not to_do:
             return
-        for folder, _ in folders.values():
-            store.clear(folder)
         changes = {name: _change(pool, names, name) for name in pool.merged}
         model = _changed(pool, changes)
         whole = subject(names[0], model)
@@ -120,7 +111,7 @@ def collect(
                 for name, tables in statistic.collect(replace(of, examples=examples), unwatched).items():
                     gradients[name] = gradients[name] + tables["slope"] if name in gradients else tables["slope"]
             for name, gradient in gradients.items():
-                logits[name].move(gradient, step)
+                logits[name].move(gradient)
         count = torch.tensor(len(names))
         tables_of = {name: {"logits": one.x, "experts": count} for name, one in logits.items()}
         for folder, about in folders.values():

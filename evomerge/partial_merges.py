@@ -7,7 +7,6 @@ all of them. All experts are collected together; of Gram matrices, those of one 
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,14 +79,9 @@ def collect(
     """
     turn_of, names = turns(pool), list(folders)
     order = sorted(set(turn_of.values()))
-    with ExitStack() as locks:
-        for folder, _ in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(store.locked(folder))
-        if all(store.is_complete(folder) for folder, _ in folders.values()):
+    with store.emptied([folder for folder, _ in folders.values()]) as to_do:
+        if not to_do:
             return
-        for folder, _ in folders.values():
-            store.clear(folder)
         found, merged = _Found(), dict[str, torch.Tensor]()
         grown = copy.copy(pool)
         grown.evidence = found

@@ -94,11 +94,9 @@ def collect(
     """
     assert isinstance(recipe.root, RepairNode)
     repair = recipe.root.repair
-    folder.mkdir(parents=True, exist_ok=True)
-    with store.locked(folder):
-        if store.is_complete(folder):
+    with store.emptied([folder]) as to_do:
+        if not to_do:
             return
-        store.clear(folder)
         builder = Builder(pool)
         source = builder.build(repair.source)
         live.refit(source)

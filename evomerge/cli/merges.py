@@ -167,8 +167,8 @@ def say_what_lies_beside(pool: Pool, console: Console, option: str) -> None:
     if (pool.base.path / "config.json").exists() and "auto_map" in pool.base.config:
         say(
             console,
-            "note: the base's config.json names code of its own (`auto_map`), which is copied and was not run; it runs where somebody "
-            "loads the merge with `trust_remote_code=True`",
+            "note: the base's config.json names code of its own (`auto_map`), which is copied and was not run; it runs where the "
+            "merge is loaded with `trust_remote_code=True`",
         )
     if folders := unmerged(pool.base.path):
         names = ", ".join(folders)

@@ -70,12 +70,9 @@ def _collector(
 
 def _run(subject: Subject, products: Products, watch: Watch) -> None:
     """Score the examples while products are watched."""
-    done = 0
     with watched(subject.live, products):
-        for examples in subject.task.unpadded(subject.live, "search", subject.examples):
-            watch("examples", done, len(subject.examples))
+        for examples in subject.batches(watch):
             subject.task.score(subject.live, "search", examples)
-            done += len(examples)
 
 
 def _routers(subject: Subject, watch: Watch) -> dict[str, Tables]:
@@ -128,7 +125,7 @@ def _width(subject: Subject, name: str, axis: int) -> int:
 def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
     """Return the inputs of evenly spaced tokens. Matrices that always share their inputs share their tables."""
     each = max(1, ROWS // len(subject.examples))
-    running = done = 0
+    running = 0
     parts: dict[str, list[Tensor]] = {}
     counts: dict[str, list[int]] = {}
 
@@ -140,11 +137,9 @@ def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
 
     products = Products(subject.live, subject.matrices, subject.shapes, take)
     with watched(subject.live, products):
-        for examples in subject.task.unpadded(subject.live, "search", subject.examples):
-            watch("examples", done, len(subject.examples))
+        for examples in subject.batches(watch):
             running = len(examples)
             subject.task.score(subject.live, "search", examples)
-            done += len(examples)
     made: dict[tuple[int, ...], Tables] = {}
     tables: dict[str, Tables] = {}
     for name in sorted(parts):

@@ -45,11 +45,8 @@ def moments(subject: Subject, watch: Watch) -> dict[str, Tables]:
             tokens[name] = tokens.get(name, 0) + len(rows)
 
     with _layers(subject, take) as products:
-        done = 0
-        for examples in subject.task.unpadded(subject.live, "search", subject.examples):
-            watch("examples", done, len(subject.examples))
+        for examples in subject.batches(watch):
             subject.task.score(subject.live, "search", examples)
-            done += len(examples)
     tables: dict[str, Tables] = {}
     for name, summed in sorted(sums.items()):
         mean, square = (summed / tokens[name]).cpu().unbind()

@@ -1,6 +1,6 @@
 """Statistic: what a model and examples say of the model's tensors. Not to be confused with a score, which says how good it is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,14 @@ class Subject:
     """The shape of each of the checkpoint's tensors that they are in."""
     seed: str
     """What random draws depend on, beside the example: the digest of the evidence."""
+
+    def batches(self, watch: Watch) -> Iterator[Sequence[int]]:
+        """Yield the indices of the examples in groups that run in one batch without padding, and tell `watch` how many are done."""
+        done = 0
+        for examples in self.task.unpadded(self.live, "search", self.examples):
+            watch("examples", done, len(self.examples))
+            yield examples
+            done += len(examples)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one of the `matrices`."""

@@ -11,7 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,6 @@ def collect(
         finish(folder, about, list(subject.matrices))
 
 
-def clear(folder: Path) -> None:
-    """Remove what the folder has of a statistic."""
-    (folder / _INDEX).unlink(missing_ok=True)
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-
-
 def add(folder: Path, names: Sequence[str], made: Mapping[str, Tables]) -> None:
     """Write the tables of some matrices of a statistic, those of `names` without tables among them."""
     file = f"{len(list(folder.glob('*.safetensors'))):05}.safetensors"
@@ -227,6 +220,24 @@ def locked(folder: Path) -> Iterator[None]:
                 return
     with file:
         yield
+
+
+@contextmanager
+def emptied(folders: Sequence[Path]) -> Iterator[bool]:
+    """Lock statistics that are collected together; wait while another process collects them.
+
+    Yields False where all are complete, else True: then the folders are empty, whatever a process that was stopped has left in them.
+    """
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+        to_do = not all(map(is_complete, folders))
+        for folder in folders if to_do else ():
+            (folder / _INDEX).unlink(missing_ok=True)
+            for file in folder.glob("*.safetensors"):
+                file.unlink()
+        yield to_do
 
 
 def key_of(about: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from evomerge.merging.adam import Adam
 from evomerge.merging.arithmetic import compared, keep
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.selection import Streamed
@@ -23,9 +24,6 @@ from evomerge.merging.stages.whole import measure
 
 _NULL = 1e-6
 """Singular values below this share of the largest are rounding noise, and so are their vectors."""
-
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8  # of Adam (arXiv 1412.6980)
 
 ETA = Parameter(
     "η: norm, in the weights' units, that each input's change of a matrix is scaled to", 0.07, 1e-12, 1e6, (0.02, 0.3), log=True, per_input=False
@@ -62,19 +60,19 @@ def _descended(vectors: list[Tensor], values: Values) -> Tensor:
     start = torch.stack([scale * vector for scale, vector in zip(scales, vectors, strict=True)]).sum(dim=0)
     fixed = (stack * (stack - start[:, None])).sum(dim=2)
     total = sum(scales)
-    delta, first, second = torch.zeros_like(start), torch.zeros_like(start), torch.zeros_like(start)
+    delta = torch.zeros_like(start)
+    adam = Adam(delta)
     by_gradient = values["project"] == "gradient"
-    for step in range(1, int(values["steps"]) + 1):
+    for _ in range(int(values["steps"])):
         rests = fixed - total * (stack @ delta[:, :, None])[:, :, 0]
         gradient = -2 * total * (rests[:, None] @ stack)[:, 0]
         if by_gradient:
             gradient -= basis @ (basis.mT @ gradient)
-        first.lerp_(gradient, 1 - _BETAS[0])
-        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-        move = first / (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
+        mean, size, correction = adam.step(gradient)
+        move = mean / size
         if not by_gradient:
             move -= basis @ (basis.mT @ move)
-        delta.add_(move, alpha=-values["rate"] / (1 - _BETAS[0] ** step))
+        delta.add_(move, alpha=-values["rate"] / correction)
     return delta
 
 

@@ -6,6 +6,7 @@ matrices τₖᵀτₖ / |τₖ|²: the rows of τₖ are sums of its inputs, as
 
 import torch
 
+from evomerge.merging.adam import Adam
 from evomerge.merging.parameters import Parameter
 from evomerge.merging.site import Chunks, Prepared, Site, Tensor, Values
 from evomerge.merging.stage import Measurement, Preparation, Stage
@@ -15,9 +16,6 @@ from evomerge.merging.stages.whole import joined, measure
 
 _NULL = 1e-12
 """Eigenvalues below this share of the largest are rounding noise: those of singular values below 1e-6."""
-
-_BETAS = (0.9, 0.999)
-_EPSILON = 1e-8  # of Adam (arXiv 1412.6980)
 
 
 def _sums(vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -37,13 +35,10 @@ def _descended(vectors: list[Tensor], steps: int, rate: float) -> Tensor:
     """Return Δ after steps of Adam from Στₖ. The gradient is 2(ΔΣGₖ - ΣτₖGₖ)."""
     right, left = _sums(vectors)
     delta = torch.stack(vectors).sum(dim=0)
-    first, second = torch.zeros_like(delta), torch.zeros_like(delta)
-    for step in range(1, steps + 1):
-        gradient = 2 * (delta @ left - right)
-        first.lerp_(gradient, 1 - _BETAS[0])
-        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-        size = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)
-        delta.addcdiv_(first, size, value=-rate / (1 - _BETAS[0] ** step))
+    adam = Adam(delta)
+    for _ in range(steps):
+        mean, size, correction = adam.step(2 * (delta @ left - right))
+        delta.addcdiv_(mean, size, value=-rate / correction)
     return delta
 
 
