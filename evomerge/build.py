@@ -108,9 +108,11 @@ class Builder:
                     )
                 return self._aligner.narrowed(narrow, self.build(narrow.source), self.load)
             case RepairNode(repair=repair):
-                found = Statistics.of(self.pool.evidence, [recipe.id])
-                found.digests("repair")  # there must be one
-                return Corrected(self.build(repair.source), lambda name: found.tables("repair", name)[0], self.load)
+                corrections = Statistics.of(self.pool.evidence, [recipe.id])
+                corrections.digests("repair")  # there must be one
+                return Corrected(
+                    self.build(repair.source), lambda name: corrections.tables("repair", name)[0], self.load
+                )
 
     def build_model(self, recipe: Recipe) -> Checkpoint:
         """Return `build(recipe)` as a model to score or to save. Raises `ModelError` for a stack that could not be saved."""

@@ -6,6 +6,7 @@ run: each is measured after those before it have been corrected. The output laye
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.errors import PoolError
 from evomerge.merging import Tables, Watch
 from evomerge.models import LiveModel
-from evomerge.recipe import AlignNode, Recipe, RepairNode
+from evomerge.recipe import Recipe, RepairNode
 from evomerge.statistics import Subject, store
 from evomerge.statistics.outputs import bias_of, moments, order
 
@@ -100,24 +101,24 @@ def collect(
         builder = Builder(pool)
         source = builder.build(repair.source)
         live.refit(source)
-        found: dict[str, Tables] = {}
-        corrected = Corrected(source, lambda name: found.get(name, {}), builder.load)
+        corrections: dict[str, Tables] = {}
+        corrected = Corrected(source, lambda name: corrections.get(name, {}), builder.load)
         groups = _chosen(order(subject(repair.tasks[0])), pool)
         for number, names in enumerate(groups):
             parts = []
             for place, task in enumerate(repair.tasks):
                 of = subject(task)
-                chosen = Subject(of.live, of.task, of.examples, {n: of.matrices[n] for n in names}, of.shapes, of.seed)
+                chosen = replace(of, matrices={name: of.matrices[name] for name in names})
                 passes = len(groups) * len(repair.tasks)
                 offset = (number * len(repair.tasks) + place) * len(of.examples)
                 parts.append(moments(chosen, store.within(offset, passes * len(of.examples), watch)))
             for name in names:
-                found[name] = correction(pooled([part[name] for part in parts]), *_goal(recipe, name, builder))
+                corrections[name] = correction(pooled([part[name] for part in parts]), *_goal(recipe, name, builder))
                 for tensor in (name, bias_of(name)):
                     for view in live.views(tensor):
                         view.copy_(corrected.tensor(tensor))
-        store.add(folder, list(found), found)
-        store.finish(folder, index, list(found))
+        store.add(folder, list(corrections), corrections)
+        store.finish(folder, index, list(corrections))
 
 
 def _chosen(groups: Sequence[tuple[str, ...]], pool: Pool) -> list[tuple[str, ...]]:
@@ -136,8 +137,8 @@ def _goal(recipe: Recipe, name: str, builder: Builder) -> tuple[Tensor, Tensor]:
     repair = recipe.root.repair
     goals: list[list[Tensor]] = []
     for model, share in zip(repair.models, repair.shares, strict=True):
-        own = model.root.align.source if isinstance(model.root, AlignNode) else model
-        reads = [_reader(builder.pool, repair.tasks, own.root.label or "", field) for field in ("mean", "variance")]
+        label = model.unaligned.root.label or ""
+        reads = [_reader(builder.pool, repair.tasks, label, field) for field in ("mean", "variance")]
         aligned = builder.build(model)
         units = bias_of(name)  # units of a layer are in the order of its bias
         mean, variance = (aligned.read(units, read) if isinstance(aligned, Permuted) else read(units) for read in reads)

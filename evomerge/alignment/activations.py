@@ -41,8 +41,8 @@ def observed(symmetry: Symmetry, source: Read, to: Read) -> list[Box]:
                 continue
             rows, axis = wanted["rows"], int(wanted["axis"])
             digest = hashlib.sha256(rows.numpy().tobytes()).digest()
-            shape, found = _along(symmetry, target, mapping, axis)
-            for at, axes in found:
+            shape, positions = _along(symmetry, target, mapping, axis)
+            for at, axes in positions:
                 flat = tuple(number for some in axes for number in some)
                 if (digest, flat) in seen or not _is_observed(symmetry, flat):
                     continue
@@ -79,11 +79,11 @@ def _along(
     whole = len(mapping.order) == len(shape) and all(box[dim] == shape[dim] for dim in dims)
     if not whole or [mapping.order[dim] for dim in dims] != [*inside]:
         return [], []
-    found = {}
+    by_axes = {}
     for piece in symmetry.pieces.get(symmetry.tied.get(target, target), ()):
         at, axes = tuple(piece.at[dim] for dim in dims), tuple(piece.axes[dim] for dim in dims)
-        found[axes, tuple(positions.tobytes() for positions in at)] = at, axes
-    return [shape[dim] for dim in dims], list(found.values())
+        by_axes[axes, tuple(positions.tobytes() for positions in at)] = at, axes
+    return [shape[dim] for dim in dims], list(by_axes.values())
 
 
 def _is_observed(symmetry: Symmetry, flat: Sequence[int]) -> bool:

@@ -50,8 +50,8 @@ class Aligner:
 
         def permutations() -> Permutations:
             def made() -> dict[str, torch.Tensor]:
-                found = match(source, to, symmetry, None if read is None else read[1])
-                return {str(unit): torch.from_numpy(order) for unit, order in found.items()}
+                orders = match(source, to, symmetry, None if read is None else read[1])
+                return {str(unit): torch.from_numpy(order) for unit, order in orders.items()}
 
             tables: Mapping[str, torch.Tensor] = self._store.prepared(key, self._pool.parameters, made)
             return {int(unit): table.numpy() for unit, table in tables.items()}
@@ -66,8 +66,8 @@ class Aligner:
         if isinstance(source, Stacked) or self._pool.heads:
             raise RecipeError("narrow: expected a model that is no stack of layers, and has no head of its own")
         live = LiveModel(self._pool.open_base())
-        found = find_mlps(live, self._pool.base, self._units("narrow"), self._pool.layout)
-        return Narrowed(narrow, source, self._pool.config, found, load)
+        mlps = find_mlps(live, self._pool.base, self._units("narrow"), self._pool.layout)
+        return Narrowed(narrow, source, self._pool.config, mlps, load)
 
     def _read(self, recipe: Recipe) -> list[str]:
         """Return the digests of the statistics that the weights of a recipe's model depend on."""

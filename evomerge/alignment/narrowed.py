@@ -144,7 +144,7 @@ def find_mlps(live: LiveModel, base: Checkpoint, symmetry: Symmetry, layout: Lay
 
     The weights of `live` are the base's afterwards. Raises `RecipeError` for a model that has other MLPs.
     """
-    found = []
+    layers = []
     for number, unit in enumerate(symmetry.units):
         if not unit.free or unit.within:
             continue
@@ -152,22 +152,22 @@ def find_mlps(live: LiveModel, base: Checkpoint, symmetry: Symmetry, layout: Lay
         blocks = {(layout.place(place.tensor).model, layout.place(place.tensor).block) for place in places}
         inside = all(layout.place(place.tensor).inside and layout.place(place.tensor).kind == "mlp" for place in places)
         if places and len(blocks) == 1 and inside:
-            found.append((unit.size, places))
+            layers.append((unit.size, places))
     total = sum(layout.stacks.values())
-    if len(found) == total and total:
+    if len(layers) == total and total:
         for rows in (0, 1):  # of matrices stored as (out, in), and as (in, out)
-            mlps = [_split(size, places, base, rows) for size, places in found]
+            mlps = [_split(size, places, base, rows) for size, places in layers]
             if all(mlp.into and mlp.out for mlp in mlps) and _proved(live, base, mlps):
                 return mlps
     raise RecipeError(
-        f"narrow: of the model's {total} blocks, {len(found)} have an MLP whose hidden units are known to be free; expected one in each, as in Llama, "
+        f"narrow: of the model's {total} blocks, {len(layers)} have an MLP whose hidden units are known to be free; expected one in each, as in Llama, "
         "ViT, BERT or GPT-2"
     )
 
 
 def _places(number: int, symmetry: Symmetry) -> list[Place]:
     """Return where a unit is in the checkpoint; nothing for one that is not in consecutive places of it."""
-    found: dict[Place, None] = {}
+    places: dict[Place, None] = {}
     for name in symmetry.units[number].tensors:
         for piece in symmetry.pieces[name]:
             for dim, axes in enumerate(piece.axes):
@@ -187,8 +187,8 @@ def _places(number: int, symmetry: Symmetry) -> list[Place]:
                     placed.append(Place(mapping.source, source, start))
                 if not placed:
                     return []
-                found.update(dict.fromkeys(placed))
-    return list(found)
+                places.update(dict.fromkeys(placed))
+    return list(places)
 
 
 def _split(size: int, places: Sequence[Place], base: Checkpoint, rows: int) -> Mlp:

@@ -83,18 +83,18 @@ def sentences(summary: Summary) -> list[str]:
     unseen = {name: summary.examples[name][1] for name in summary.metrics}
     own = ", ".join(f"{task}: {expert}" for task, expert in summary.experts.items())
     numbers = ", ".join(f"{number} of {name}" for name, number in unseen.items())
-    found = [
+    lines = [
         f"Scores are on examples that nothing was chosen by: {numbers}.",
         f"Normalised: the mean over tasks of a score divided by that of the task's own expert ({own}). {_ORIGIN}",
         f"In brackets: 95% intervals over the unseen examples, for these experts and this search. {_PAIRED.format(summary.level)}",
         f"{_CPU} Search s: the evaluations of its search, {summary.budget} at most. A model of the pool has {summary.model_bytes / 1e6:.1f} MB.",
     ]
-    found += [f"Not in the normalised score: {name}, as {reason}." for name, reason in summary.left_out.items()]
+    lines += [f"Not in the normalised score: {name}, as {reason}." for name, reason in summary.left_out.items()]
     if small := [name for name, number in unseen.items() if number < _FEW]:
-        found.append(f"Few unseen examples of {', '.join(small)}: intervals of fewer than {_FEW} say little.")
+        lines.append(f"Few unseen examples of {', '.join(small)}: intervals of fewer than {_FEW} say little.")
     if not searched:
-        found.append("Nothing was searched.")
-    return found
+        lines.append("Nothing was searched.")
+    return lines
 
 
 def missing(summary: Summary) -> list[str]:

@@ -124,7 +124,7 @@ class Runner:
     def singles(self) -> dict[str, tuple[Recipe, Evaluation]]:
         """Base and experts, by name, with their scores on the search examples of the tasks that are merged for."""
         examples = {name: tuple(range(self.parts.tasks[name].size("search"))) for name in self.merged}
-        found = {}
+        models = {}
         for row in self.rows[: 1 + len(self.parts.pool.experts)]:
             assert row.recipe is not None  # base and experts
             path = self._path(row, "search")
@@ -133,8 +133,8 @@ class Runner:
                 if evaluation.error is not None:
                     raise StudyError(f"cannot score {row.name}: {evaluation.error}")
                 files.write(path, json.dumps(evaluation.to_json()) + "\n")
-            found[row.name] = row.recipe, Evaluation.from_json(json.loads(path.read_bytes()))
-        return found
+            models[row.name] = row.recipe, Evaluation.from_json(json.loads(path.read_bytes()))
+        return models
 
     def _scored(self, row: Row) -> Done:
         """Return the scores of a row that needs no search."""
@@ -188,10 +188,10 @@ class Runner:
             raise
         except EvomergeError as error:
             return Done(reason=str(error))
-        found = self._measured(best)
+        measured = self._measured(best)
         seconds, _ = costs.totals(study.folder)
         return replace(
-            found,
+            measured,
             search_s=round(sum(taken for kind, taken in seconds.items() if kind.startswith("search")), 4),
             evaluations=len(study.population()),
             examples=sum(study.parts.sizes["search"].values()),

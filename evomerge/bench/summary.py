@@ -102,7 +102,7 @@ def summarise(runner: Runner) -> Summary:
         scores = _scores(one)
         if row.name not in scored or scores is None:
             return empty
-        found = bootstrap.intervals(scores, draws)
+        reported = bootstrap.intervals(scores, draws)
         normalised = beyond = None
         if units:
             shift = float(np.mean([origins[name] / units[name] for name in units]))
@@ -120,7 +120,7 @@ def summarise(runner: Runner) -> Summary:
             update={
                 "recipe_id": one.recipe.id,
                 "recipe": one.recipe.data,
-                "report": {name: found[objective] for name, objective in objectives.items()},
+                "report": {name: reported[objective] for name, objective in objectives.items()},
                 "normalised": normalised,
                 "beyond_average": beyond,
                 "held_out": forgotten,

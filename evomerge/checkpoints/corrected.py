@@ -31,13 +31,13 @@ class Corrected(Checkpoint):
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor before the last cast; of a layer that is corrected in float32."""
-        tensor, found = self._load(self.source, name), self._of(name)
-        if not found:
+        tensor, tables = self._load(self.source, name), self._of(name)
+        if not tables:
             return tensor
-        wide, scale = tensor.float(), found["scale"].float()
+        wide, scale = tensor.float(), tables["scale"].float()
         if name.endswith("weight"):
-            return wide * (scale.view(-1, *[1] * (wide.ndim - 1)) if int(found["axis"]) else scale)
-        return wide * scale + found["shift"].float()
+            return wide * (scale.view(-1, *[1] * (wide.ndim - 1)) if int(tables["axis"]) else scale)
+        return wide * scale + tables["shift"].float()
 
     def forget(self) -> None:
         """Close the files of the source."""

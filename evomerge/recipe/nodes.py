@@ -308,8 +308,7 @@ class Repair(FrozenModel):
                 "repair: `source` is no merge; name the models whose outputs are aimed at: add `to: [NAME]`"
             )
         for model in self.models:
-            own = model.root.align.source if isinstance(model.root, AlignNode) else model
-            if not isinstance(own.root, Base | Expert):
+            if not isinstance(model.unaligned.root, Base | Expert):
                 raise RecipeError(
                     "repair: outputs are collected of experts, the base and alignments of these, and one of the models is another recipe; "
                     "name models in `to`"

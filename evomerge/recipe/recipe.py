@@ -132,6 +132,11 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         """Names of the experts that the recipe names, and `base` where it names that, in order of appearance."""
         return tuple(dict.fromkeys(leaf.label for leaf in _leaves(self) if leaf.label is not None))
 
+    @property
+    def unaligned(self) -> "Recipe":
+        """The recipe whose model is aligned, of an alignment; else the recipe itself."""
+        return self.root.align.source if isinstance(self.root, AlignNode) else self
+
     @cached_property
     def repairs(self) -> "tuple[Recipe, ...]":
         """The repairs in the recipe, each after those inside of it."""

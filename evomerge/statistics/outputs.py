@@ -40,8 +40,8 @@ def moments(subject: Subject, watch: Watch) -> dict[str, Tables]:
     def take(names: tuple[str, ...], give: Give) -> None:
         for name in names:
             rows = give(name).double()
-            found = torch.stack([rows.sum(0), rows.square().sum(0)])
-            sums[name] = sums[name] + found if name in sums else found
+            added = torch.stack([rows.sum(0), rows.square().sum(0)])
+            sums[name] = sums[name] + added if name in sums else added
             tokens[name] = tokens.get(name, 0) + len(rows)
 
     with _layers(subject, take) as products:

@@ -50,10 +50,10 @@ def is_written(folder: Path, marked: str) -> bool:
     """Return whether the study's `folder` holds the page with this mark, and its figures."""
     try:
         with (folder / "report.html").open(encoding="utf-8") as opened:
-            found = _MARK.search(opened.read(_HEAD))
+            match = _MARK.search(opened.read(_HEAD))
     except (OSError, UnicodeDecodeError):
         return False
-    return found is not None and found[1] == marked and all((folder / name).is_file() for name in found[2].split())
+    return match is not None and match[1] == marked and all((folder / name).is_file() for name in match[2].split())
 
 
 def save(folder: Path) -> str:

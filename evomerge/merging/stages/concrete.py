@@ -10,16 +10,16 @@ _KIND = "mask"
 def _measure(region: Region, values: Values) -> Bound:
     """Return each input's mask, by its expected value over the mean in the tensor; nothing for a tensor without masks."""
     site = region.site
-    found = list(site.statistics.tables(_KIND, site.tensor))
-    if not all(found) or not site.numel:
+    inputs = list(site.statistics.tables(_KIND, site.tensor))
+    if not all(inputs) or not site.numel:
         return {}
-    count = int(found[0].get("experts", len(found)))
-    if count != len(found):
+    count = int(inputs[0].get("experts", len(inputs)))
+    if count != len(inputs):
         raise RecipeError(
-            f"concrete: the statistic `{_KIND}` is learnt of {count} experts, and this merge is of {len(found)}: "
+            f"concrete: the statistic `{_KIND}` is learnt of {count} experts, and this merge is of {len(inputs)}: "
             f"{', '.join(site.labels)}; give a pool of these experts alone"
         )
-    masks = [tables["logits"].double().sigmoid().reshape(-1) for tables in found]
+    masks = [tables["logits"].double().sigmoid().reshape(-1) for tables in inputs]
     return {"rows": [(mask / mask.mean()).float() for mask in masks]}
 
 

@@ -40,8 +40,8 @@ def _first(matrix: Tensor, count: int) -> Tensor:
     if not count or not matrix.numel():
         return matrix[:, :0]
     vectors, sizes, _ = torch.linalg.svd(matrix, full_matrices=False)
-    found: Tensor = vectors[:, : min(count, int((sizes > _NULL * sizes[0]).sum()))]
-    return found
+    first: Tensor = vectors[:, : min(count, int((sizes > _NULL * sizes[0]).sum()))]
+    return first
 
 
 def _shared(vectors: list[Tensor], divisor: float) -> Tensor:
