@@ -83,6 +83,12 @@ class Builder:
 
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
+        if self.search and recipe.root.reshapes:
+            kind = next(iter(type(recipe.root).model_fields))
+            raise RecipeError(
+                f"{kind}: no model in memory has its shapes; expected it in a recipe, not in a search or a score: type `evomerge merge RECIPE "
+                "-o FOLDER`, then `evomerge score FOLDER`"
+            )
         match recipe.root:
             case Base():
                 return self.pool.base
@@ -101,11 +107,6 @@ class Builder:
             case CondenseNode(condense=condense):
                 return self._condensed(condense)
             case NarrowNode(narrow=narrow):
-                if self.search:
-                    raise RecipeError(
-                        "narrow: no model in memory has its shapes; expected it in a recipe, not in a search or a score: type `evomerge merge "
-                        "RECIPE -o FOLDER`, then `evomerge score FOLDER`"
-                    )
                 return self._aligner.narrowed(narrow, self.build(narrow.source), self.load)
             case RepairNode(repair=repair):
                 corrections = Statistics.of(self.pool.evidence, [recipe.id])
@@ -162,11 +163,8 @@ class Builder:
     def _condensed(self, condense: Condense) -> Condensed:
         """Return the checkpoint of a mixture with fewer experts. Raises `RecipeError`."""
         source = self.build(condense.source)
-        if self.search or isinstance(source, Stacked) or self.pool.heads:
-            raise RecipeError(
-                "condense: no model in memory has its shapes; expected it in a recipe, not in a search or a score, of a model that is no stack and "
-                "has no head of its own: type `evomerge merge RECIPE -o FOLDER --evidence STUDY.yaml`, then `evomerge score FOLDER`"
-            )
+        if isinstance(source, Stacked) or self.pool.heads:
+            raise RecipeError("condense: expected a model that is no stack of layers, and has no head of its own")
         statistics = Statistics.of(self.pool.evidence, condense.counted)
         return Condensed(condense, source, self.pool.config, statistics, self.load)
 

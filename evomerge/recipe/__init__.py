@@ -4,22 +4,12 @@ A recipe is a small, frozen, serialisable expression. Not to be confused with a 
 """
 
 from evomerge.recipe.leaves import Base, Expert, Member
-from evomerge.recipe.nodes import (
-    NODES,
-    Align,
-    AlignNode,
-    Condense,
-    CondenseNode,
-    Merge,
-    MergeNode,
-    Narrow,
-    NarrowNode,
-    Repair,
-    RepairNode,
-    Stack,
-    StackNode,
-)
+from evomerge.recipe.matched import Align, AlignNode, Repair, RepairNode
+from evomerge.recipe.merges import Merge, MergeNode
+from evomerge.recipe.nodes import NODES
 from evomerge.recipe.recipe import Json, Recipe, base, canonical_json, expand_inputs, expert, merge
+from evomerge.recipe.reshaped import Condense, CondenseNode, Narrow, NarrowNode
+from evomerge.recipe.stacks import Stack, StackNode
 from evomerge.recipe.tiling import KINDS, TOWERS, Place, Tiled
 from evomerge.recipe.validation import describe
 

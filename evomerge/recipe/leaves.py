@@ -15,6 +15,8 @@ class Node(FrozenModel):
 
     form: ClassVar[str]
     """How it is written, for messages."""
+    reshapes: ClassVar[bool] = False
+    """Whether its model has other shapes than the pool's, so that it is the outermost node of its recipe."""
 
     @property
     def children(self) -> "tuple[Recipe, ...]":

@@ -12,30 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, RootModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, RootModel, ValidationError
 
 from evomerge.errors import RecipeError, nearest
 from evomerge.recipe.form import KeyPath
 from evomerge.recipe.leaves import Expert, Member, Node
-from evomerge.recipe.nodes import (
-    FIELDS,
-    NODES,
-    Align,
-    AlignNode,
-    AnyNode,
-    Condense,
-    CondenseNode,
-    Merge,
-    MergeNode,
-    Narrow,
-    NarrowNode,
-    Repair,
-    RepairNode,
-    Slot,
-    Stack,
-    StackNode,
-    tag,
-)
+from evomerge.recipe.matched import AlignNode, RepairNode
+from evomerge.recipe.nodes import FIELDS, NODES, PARTS, AnyNode, tag
+from evomerge.recipe.stacks import StackNode
 from evomerge.recipe.validation import describe
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -77,10 +61,11 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError(describe(error, "recipe", FIELDS)) from None
-        if _reshapes_inside(recipe):
+        if (inside := next(_reshaped_inside(recipe), None)) is not None:
+            kind = next(iter(type(inside).model_fields))
             raise RecipeError(
-                "recipe: `condense` and `narrow` make a model of other shapes than the pool's, which nothing can be made of; expected it "
-                "as the outermost node: condense the merge, or narrow it"
+                f"recipe: `{kind}` makes a model of other shapes than the pool's, which nothing can be made of; expected it as "
+                "the outermost node"
             )
         if experts is not None:
             for name in recipe.experts:
@@ -163,22 +148,8 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         return isinstance(other, Recipe) and self.json == other.json
 
 
-for _part in (
-    Merge,
-    MergeNode,
-    Slot,
-    Stack,
-    StackNode,
-    Align,
-    AlignNode,
-    Condense,
-    CondenseNode,
-    Repair,
-    RepairNode,
-    Narrow,
-    NarrowNode,
-    Recipe,
-):  # they contain each other
+_parts: tuple[type[BaseModel], ...] = (*PARTS.values(), *NODES.values(), Recipe)
+for _part in _parts:  # they contain each other
     _part.model_rebuild(force=True, _types_namespace={"Recipe": Recipe})
 
 
@@ -189,10 +160,12 @@ def _leaves(recipe: Recipe) -> Iterator[Node]:
         yield from _leaves(child)
 
 
-def _reshapes_inside(recipe: Recipe) -> bool:
-    return any(
-        isinstance(child.root, CondenseNode | NarrowNode) or _reshapes_inside(child) for child in recipe.children
-    )
+def _reshaped_inside(recipe: Recipe) -> Iterator[Node]:
+    """Yield the nodes inside a recipe whose models have other shapes than the pool's."""
+    for child in recipe.children:
+        if child.root.reshapes:
+            yield child.root
+        yield from _reshaped_inside(child)
 
 
 def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:

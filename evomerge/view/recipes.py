@@ -6,7 +6,7 @@ from typing import Any
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import RecipeError
 from evomerge.recipe import AlignNode, CondenseNode, NarrowNode, Place, Recipe, RepairNode, StackNode
-from evomerge.recipe.nodes import MergeNode
+from evomerge.recipe.merges import MergeNode
 from evomerge.recipe.tiling import Tiled
 
 

@@ -210,5 +210,5 @@ def test_what_cannot_be_condensed_is_refused_before_any_work(mixture, tmp_path):
     ):
         with pytest.raises(RecipeError, match=message):
             Recipe.parse({"condense": data})
-    with pytest.raises(RecipeError, match="condense the merge"):
+    with pytest.raises(RecipeError, match="`condense` makes a model of other shapes"):
         Recipe.parse({"merge": {"method": "linear", "inputs": ["base", condense(2).data]}})

@@ -142,7 +142,7 @@ def test_models_that_cannot_be_narrowed_are_refused(tmp_path, name, hidden, mess
 
 
 def test_node_is_outermost_and_in_no_search(tmp_path):
-    with pytest.raises(RecipeError, match="condense the merge, or narrow it"):
+    with pytest.raises(RecipeError, match=r"`narrow` makes a model of other shapes.*as the outermost node"):
         Recipe.parse({"merge": {"method": "linear", "inputs": [narrow(4), "model"]}})
     with pytest.raises(RecipeError, match=r"narrow: no model in memory has its shapes.*evomerge score FOLDER"):
         Builder(pool_of(tiny_model(tmp_path / "model", "llama")), search=True).build(narrow(4))
