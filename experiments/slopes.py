@@ -3,7 +3,8 @@
 Zoos: `text`, `text4`, `language`. The examples of both splits are pooled: half of each task is unseen, and the first 50 to 400 of
 the other half are searched. All drivers search task arithmetic: `few` genes are one weight for each expert, or two with
 `block/2`, `blocks` one for each expert and block, `tensors` one for each expert and tensor. The budget is in plain scores; an
-example with slopes counts as three.
+example with slopes counts as three. On `language`, where a score takes many times as long, budget and examples are a fifth and a
+quarter of the others', and unseen are 48 examples of each task.
 
 After each of several parts of the budget the candidate with the best search score so far, of the validation part where the
 driver has one, is scored on the unseen examples: accuracy where the task has it. At the end so is the front of the search
@@ -42,8 +43,6 @@ EVALUATIONS = 120
 PRECISION = str(zoo.fast_precision()).removeprefix("torch.")
 PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget, after which the best candidate is scored on the unseen examples
 SIZES = (50, 100, 200, 400)
-EXAMPLES = 100  # per task, where the number of examples is not what is compared
-FRONT = 8  # points of a front that are scored on the unseen examples
 STUDIES = Path("runs") / "slopes"
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -62,7 +61,25 @@ TILINGS = {
     "blocks": ["expert", "block/{blocks}"],
     "tensors": ["expert", "tensor"],
 }
-BLOCKS = {"text": 6, "text4": 6, "language": 8, "digits": 4}
+
+
+@dataclass(frozen=True)
+class Bed:
+    """How much of a zoo takes part."""
+
+    blocks: int
+    """Groups of blocks of the tiling `blocks`."""
+    share: float = 1.0
+    """Of the budget."""
+    examples: int = 100
+    """That are searched, of each task, where their number is not what is compared."""
+    unseen: int | None = None
+    """The most of each task; by default half of it."""
+    front: int = 8
+    """Points of a front that are scored on the unseen examples."""
+
+
+BEDS = {"text": Bed(6), "text4": Bed(6), "language": Bed(8, 0.2, 25, 48, 4), "digits": Bed(4)}
 
 
 @dataclass(frozen=True)
@@ -80,11 +97,12 @@ class Case:
 
 def _cases() -> Iterator[Case]:
     for name in ("text", "text4", "language"):
+        examples = BEDS[name].examples
         for method, driver in METHODS.items():
             sloped = driver["kind"] == "gradient" or driver.get("slopes")
-            yield Case(name, method, "tensors" if sloped else "halves", EXAMPLES)
-        yield from (Case(name, "gradient", genes, EXAMPLES) for genes in ("few", "halves", "blocks"))
-        yield from (Case(name, "gradient", "tensors", size) for size in SIZES if size != EXAMPLES)
+            yield Case(name, method, "tensors" if sloped else "halves", examples)
+        yield from (Case(name, "gradient", genes, examples) for genes in ("few", "halves", "blocks"))
+        yield from (Case(name, "gradient", "tensors", size) for size in SIZES if size != examples)
 
 
 CASES = {str(case): case for case in _cases()}
@@ -101,7 +119,7 @@ def measure(switches: Switches) -> Findings:
             for case in SMOKE if switches.smoke else [CASES[name] for name in switches.parts]:
                 if (case.zoo, case.method, case.genes, case.examples, seed) in done:
                     continue
-                kept = folder / f"{case}-{switches.evaluations}-{seed}".replace(":", "-").replace(" ", "-")
+                kept = folder / f"{case}-{budget(case.zoo, switches)}-{seed}".replace(":", "-").replace(" ", "-")
                 if not (kept / "rows.json").exists():
                     say(f"{case}, seed {seed}")
                     found = rows_of(case, seed, kept, switches)
@@ -109,7 +127,7 @@ def measure(switches: Switches) -> Findings:
                 rows += json.loads((kept / "rows.json").read_text(encoding="utf-8"))
     rows.sort(
         key=lambda row: (
-            list(BLOCKS).index(row["zoo"]),
+            list(BEDS).index(row["zoo"]),
             list(METHODS).index(row["method"]),
             row["genes"],
             row["examples"],
@@ -125,7 +143,12 @@ def kept_rows(switches: Switches) -> list[dict[str, Any]]:
     if path is None or not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["figures"]["rows"]
-    return [row for row in rows if (row["budget"], row["precision"]) == (switches.evaluations, PRECISION)]
+    return [row for row in rows if (row["budget"], row["precision"]) == (budget(row["zoo"], switches), PRECISION)]
+
+
+def budget(name: str, switches: Switches) -> int:
+    """Return the budget of each search of a zoo, in plain scores."""
+    return round(BEDS[name].share * switches.evaluations)
 
 
 def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dict[str, Any]]:
@@ -147,7 +170,7 @@ def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dic
     completed = study.population()
     full = sum(study.parts.sizes["search"].values())
     units = np.cumsum([cost(proposal, full, 0) / full for proposal, _ in completed])
-    worker, unseen = Worker(study.parts.setup), Unseen(study, folder / "unseen.json")
+    worker, unseen = Worker(study.parts.setup), Unseen(study, folder.parent / f"{case.zoo}-{seed}-unseen.json")
     rows = []
     for share in PARTS:
         upto = [
@@ -172,7 +195,7 @@ def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dic
                 "search": float(pick[1].means(study.parts.searched).mean()),
                 "stopping": stopping,
                 "unseen": float(unseen(worker, pick[0].recipe).mean()),
-                "unseen_hv": volume(upto, study, worker, unseen) if final else None,
+                "unseen_hv": volume(upto, study, worker, unseen, BEDS[case.zoo].front) if final else None,
             }
         )
     return rows
@@ -180,6 +203,7 @@ def rows_of(case: Case, seed: int, folder: Path, switches: Switches) -> list[dic
 
 def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> StudySettings:
     """Return the settings of one search, whose tasks' files are written first."""
+    bed = BEDS[case.zoo]
     built = zoo.find_or_build(case.zoo, seed=seed, progress=lambda done, doing: say(f"{case.zoo}: {done:4.0%} {doing}"))
     tasks = {}
     for name, given in built.tasks.items():
@@ -190,7 +214,7 @@ def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> Stud
         ]
         order = np.random.default_rng([seed, *name.encode()]).permutation(len(lines))
         half = len(lines) // 2
-        for split, rows in (("search", order[: min(case.examples, half)]), ("report", order[half:])):
+        for split, rows in (("search", order[: min(case.examples, half)]), ("report", order[half:][: bed.unseen])):
             files.write(folder / f"{name}.{split}.jsonl", "".join(f"{lines[row]}\n" for row in rows))
         paths = {split: str((folder / f"{name}.{split}.jsonl").resolve()) for split in ("search", "report")}
         searched = {"search_metric": "entropy"} if case.method == "AdaMerging" else {}
@@ -200,7 +224,7 @@ def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> Stud
             else {}
         )
         tasks[name] = {**given, **paths, **searched, **metrics}
-    per = [axis.format(blocks=BLOCKS[case.zoo]) for axis in TILINGS[case.genes]]
+    per = [axis.format(blocks=bed.blocks) for axis in TILINGS[case.genes]]
     weight = {"float": [0, 1.2], "init": round(1 / len(built.pool["experts"]), 3), "per": per}
     recipe = {
         "merge": {"method": "task_arithmetic", "inputs": "experts", "parameters": {"weight": weight, "lambda": 1}}
@@ -211,7 +235,7 @@ def settings_of(case: Case, seed: int, folder: Path, switches: Switches) -> Stud
         "space": {"recipe": recipe},
         "driver": METHODS[case.method],
         "seed": seed,
-        "evaluations": switches.evaluations,
+        "evaluations": budget(case.zoo, switches),
         "precision": PRECISION,
     }
     return StudySettings.parse(given, str(case), Path())
@@ -258,8 +282,8 @@ class Unseen:
         return np.array(self._known[recipe.id])
 
 
-def volume(completed: Completed, study: Study, worker: Worker, unseen: Unseen) -> float:
-    """Return the hypervolume on the unseen examples of the front of the search scores."""
+def volume(completed: Completed, study: Study, worker: Worker, unseen: Unseen, most: int) -> float:
+    """Return the hypervolume on the unseen examples of the front of the search scores, or of `most` points of it."""
     good = [
         (proposal.recipe, evaluation.means(study.parts.searched))
         for proposal, evaluation in completed
@@ -267,8 +291,8 @@ def volume(completed: Completed, study: Study, worker: Worker, unseen: Unseen) -
     ]
     points = np.array([means for _, means in good])
     front = np.flatnonzero(pareto.nondominated(points))
-    if len(front) > FRONT:
-        front = front[pareto.subset(points[front], points.min(axis=0), FRONT)]
+    if len(front) > most:
+        front = front[pareto.subset(points[front], points.min(axis=0), most)]
     known = [base(), *map(expert, study.parts.pool.experts)]
     corner = np.min([unseen(worker, recipe) for recipe in known], axis=0)
     return pareto.hypervolume(np.array([unseen(worker, good[i][0]) for i in front]), corner)
@@ -324,7 +348,9 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     zoos = list(dict.fromkeys(row["zoo"] for row in rows))
     figure = Figure(figsize=(max(5.2 * len(zoos), 7), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(zoos), squeeze=False)[0], zoos, strict=True):
-        of_zoo = [row for row in rows if row["zoo"] == name and (row["examples"] == EXAMPLES or name == "digits")]
+        of_zoo = [
+            row for row in rows if row["zoo"] == name and (row["examples"] == BEDS[name].examples or name == "digits")
+        ]
         searches = dict.fromkeys((row["method"], row["genes"]) for row in of_zoo)
         seeds = set.intersection(
             *({row["seed"] for row in of_zoo if (row["method"], row["genes"]) == one} for one in searches)
