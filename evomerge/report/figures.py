@@ -207,7 +207,8 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
     marks = axes.transData.transform([[_scaled(model, objective)[0] for objective in pair] for model in models])
     frame = axes.get_window_extent()
     taken: list[tuple[float, float, float, float]] = []
-    for model, (x, y) in zip(models, marks, strict=True):
+    longest_first = sorted(zip(models, marks, strict=True), key=lambda pair: -len(pair[0].name))
+    for model, (x, y) in longest_first:
         size = 6 if _look(results, model) is _FRONT else 8.5
         width, height = 0.58 * size * len(model.name) * unit, 1.2 * size * unit
 
@@ -216,7 +217,7 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
             inside = ((marks > np.array(box[:2]) - 3) & (marks < np.array(box[2:]) + 3)).all(axis=1)
             crossed = sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
             outside = bool(box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1)
-            return int(inside.sum()) + 4 * crossed + 20 * outside + 0.03 * (abs(offset[0]) + abs(offset[1]))
+            return int(inside.sum()) + 8 * crossed + 20 * outside + 0.03 * (abs(offset[0]) + abs(offset[1]))
 
         best = min(_OFFSETS, key=cost)
         taken.append(_box((x, y), best, (width, height), unit))
@@ -231,7 +232,8 @@ def _name(axes: Axes, unit: float, results: Results, pair: tuple[Objective, Obje
 
 _NEAR = 16
 """Points from a mark, right and up together, beyond which a line leads from a name to it."""
-_BESIDE = [(8, 0), (6, 9), (6, -9), (4, 14), (4, -14), (18, 0), (16, 18), (16, -18), (30, 0), (26, 28), (26, -28)]
+_DIAGONAL = [(6, 9), (4, 14), (16, 18), (26, 28), (40, 44)]
+_BESIDE = [(8, 0), (18, 0), (30, 0), *((dx, dy) for dx, up in _DIAGONAL for dy in (up, -up))]
 _OFFSETS = [
     *((dx, dy, "left") for dx, dy in _BESIDE),
     *((-dx, dy, "right") for dx, dy in _BESIDE),

@@ -71,8 +71,10 @@ def text(source: Source, drawn: Mapping[str, Drawn], marked: str = "") -> str:
     data: dict[str, Any] = {
         "search": {**search, "status": _lasting(search["status"]), "reported": int(bool(search["reported"]))},
         "progress": page.progress(source),
-        "population": page.population(source),
     }
+    population = page.population(source)
+    if population["cells"] or len(population) > 1:  # else the page has no such view
+        data["population"] = population
     data["progress"]["status"] = data["search"]["status"]
     report = search.get("report", {})
     listed = [one["name"] for one in (*report.get("front", ()), *report.get("references", ()))]

@@ -14,7 +14,7 @@ const VIEWS = {
   front: ["Front", (box) => showFront(box, select)],
   progress: ["Progress", showProgress],
   genes: ["Genes", showGenes],
-  population: ["Population", (box) => showPopulation(box, select)],
+  ...(frozen && !frozen.population ? {} : { population: ["Population", (box) => showPopulation(box, select)] }),
   ...(frozen ? {} : { preferences: ["Preferences", showPreferences], compare: ["Compare", showCompare] }),
 };
 let current = Object.keys(VIEWS)[0];
