@@ -110,11 +110,11 @@ class EngineSettings(FrozenModel):
     max_model_len: int | None = Field(default=None, ge=2)
     """The most tokens of a prompt and its answer; by default as many as the model has positions."""
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    """Share of a GPU's memory that the engine takes; by default its own."""
+    """Share of a GPU's memory that the engine takes; by default the engine's own, and 0.9 of `gpus` where workers share a GPU."""
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     """Memory for keys and values; by default what is left of that share. On a CPU, set it, or there may be none for anything else."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs over which each worker's engine spreads the model."""
+    """GPUs over which each worker's engine spreads the model; Ray gives each worker so many."""
     enforce_eager: bool = False
     """Whether the engine compiles nothing: it starts sooner, and runs slower."""
 

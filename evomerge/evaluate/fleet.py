@@ -20,7 +20,7 @@ class Fleet:
     cpus: float | None = None
     """CPUs of each worker; None for as many as it has threads."""
     gpus: float = 0.0
-    """Share of one GPU of each worker."""
+    """GPUs of each worker: a share of one, or several."""
     memory: int = 0
     """Bytes of memory of each worker that Ray reserves; 0 reserves none. A worker that uses more is not stopped."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Fleet:
     def _room(self, node: Mapping[str, Any]) -> dict[str, int]:
         """Return how many workers each resource of a node is enough for."""
         rooms = {kind: int(node["Resources"].get(kind, 0.0) / amount + _SLACK) for kind, amount in self._needs.items()}
-        if self.gpus:  # a worker is on one GPU
+        if 0 < self.gpus < 1:  # a worker is on one GPU
             rooms["GPU"] = int(node["Resources"].get("GPU", 0.0) + _SLACK) * int(1 / self.gpus + _SLACK)
         return rooms
 
@@ -93,7 +93,7 @@ class Fleet:
     def _named(self, kind: str) -> str:
         """Return in words how much of a resource each worker needs."""
         if kind == "GPU":
-            return f"`gpus: {self.gpus:g}`"
+            return f"`gpus: {self.gpus:g}`" if self.gpus <= 1 else f"`tensor_parallel_size: {self.gpus:g}`"
         if kind == "memory":
             return f"`memory_gb: {self.memory / 10**9:g}`"
         return (
@@ -111,6 +111,8 @@ class Fleet:
     def _otherwise(self, kind: str, there: float) -> str:
         if kind != "GPU":
             return ""
+        if self.gpus > 1:
+            return ", or a smaller `tensor_parallel_size`"
         return f"{f', or a smaller share, such as `gpus: {self.gpus / 2:g}`' if there else ''}, or `device: cpu`"
 
 

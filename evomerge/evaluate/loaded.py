@@ -28,6 +28,8 @@ from evomerge.trial import Examples, Split
 
 REFITTING = "evomerge.evaluate.refitting.Refitting"
 """The class that adds to the workers of an engine."""
+_ENGINES_SHARE = 0.9
+"""What an engine takes of its worker's share of a GPU, where its settings do not say."""
 
 
 class Loaded:
@@ -118,12 +120,37 @@ def check_engine(setup: Setup, pool: Pool, tasks: Sequence[Task]) -> None:
                 f"`engine: {(setup.engine or {}).get('kind')}` runs models of the base's shapes and names, and here {why}; leave out `engine`"
             )
     check_served(tasks)
+    reserved_gpus(setup)
+
+
+def reserved_gpus(setup: Setup) -> float:
+    """Return the GPUs that each worker of a setup needs: a share of one, or as many as its engine spreads the model over; 0 on other devices.
+
+    Raises `ModelError` for an engine that would take more than its worker's share.
+    """
+    if torch.device(setup.device).type != "cuda":
+        return 0.0
+    engine = setup.engine or {}
+    spread, memory = engine.get("tensor_parallel_size") or 1, engine.get("gpu_memory_utilization")
+    if spread > 1 and setup.gpus < 1:
+        raise ModelError(
+            f"`gpus: {setup.gpus:g}` gives each worker a part of one GPU, and `tensor_parallel_size: {spread}` spreads its engine over {spread}; "
+            "type `gpus: 1`, or `tensor_parallel_size: 1`"
+        )
+    if setup.gpus < 1 and memory is not None and memory > setup.gpus:
+        raise ModelError(
+            f"`gpus: {setup.gpus:g}` gives each worker that part of a GPU, and its engine takes `gpu_memory_utilization: {memory:g}` of the memory; "
+            f"type {_ENGINES_SHARE * setup.gpus:.2g} there, or leave it out"
+        )
+    return setup.gpus * spread
 
 
 def open_engine(setup: Setup, pool: Pool) -> EngineModel:
     """Start the engine of a setup, with the base's weights. Raises `ModelError` where it cannot be started."""
     check_class(pool.base.config, pool.base.path, find(setup.device))
     options = {key: value for key, value in (setup.engine or {}).items() if key != "kind" and value is not None}
+    if reserved_gpus(setup) and setup.gpus < 1:  # else each engine on the GPU would take nearly all of it
+        options.setdefault("gpu_memory_utilization", _ENGINES_SHARE * setup.gpus)
     source = TypeAdapter(Setup).dump_json(replace(setup, tasks={})).decode()
     return EngineModel(pool.base.path, options, setup.precision, pool.tokenizer, REFITTING, source)
 

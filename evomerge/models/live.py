@@ -21,6 +21,7 @@ from evomerge.checkpoints.heads import Head
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError
 from evomerge.models.assembly import Assembly
+from evomerge.models.decoding import Done, write_greedily
 from evomerge.models.heads import Heads
 from evomerge.models.loaders import Pretrained, UserModule
 from evomerge.models.prefixes import Prefixes
@@ -155,37 +156,17 @@ class LiveModel:
         ids: Tensor,
         mask: Tensor,
         new_tokens: int,
-        done: Callable[[int, list[int]], bool] | None = None,
+        done: Done | None = None,
         cache: Any = None,
     ) -> Tensor:
         """Return up to `new_tokens` next tokens by greedy decoding, `(prompts, new)`, padded after an end token.
 
         `ids` and `mask` are `(prompts, tokens)`, padded on the left. `done` takes the number of a prompt and its next tokens so far,
         and says whether it needs no more: it is then padded, too, and the pass over the batch ends with the last one that does.
-        `cache` has the keys and values of the prompts but for their last token, or of fewer.
+        `cache` has the keys and values of the prompts but for their last token, or of fewer, and is changed.
         """
-        module: Any = self.module
-        ended: set[int] = set()
-
-        def all_done(tokens: Tensor, scores: Any, **_: Any) -> Tensor:
-            assert done is not None
-            for row, new in enumerate(tokens[:, ids.shape[1] :].tolist()):
-                if row not in ended and done(row, new):
-                    ended.add(row)
-            return torch.tensor([row in ended for row in range(len(tokens))], device=tokens.device)
-
-        tokens: Tensor = module.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=new_tokens,
-            eos_token_id=list(self.end_tokens) or None,
-            pad_token_id=self.tokenizer.pad_token_id,
-            stopping_criteria=None if done is None else [all_done],
-            **({} if cache is None else {"past_key_values": cache}),
-        )
-        return tokens[:, ids.shape[1] :]
+        ends, padding = self.end_tokens, self.tokenizer.pad_token_id
+        return write_greedily(self.module, ids, mask, new_tokens, ends=ends, padding=padding, done=done, cache=cache)
 
     @torch.no_grad()
     def refit(self, checkpoint: Checkpoint) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 import datasets
 import lm_eval
 import numpy as np
-import tokenizers
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -31,11 +30,11 @@ from lm_eval.tasks import TaskManager
 from matplotlib.figure import Figure
 
 from evomerge.models import LiveModel
-from evomerge.models.pretrained import new_model, save_model
 from evomerge.tasks import make
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where `shared` is
 from shared.harness import Findings, Switches, main, say, table
+from shared.small_llama import write_small_llama
 
 TARGET = 1.3
 REPETITIONS = 5
@@ -72,7 +71,7 @@ def measure(switches: Switches) -> Findings:
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        model = small_model(Path(folder) / "model")
+        model = LiveModel(write_small_llama(Path(folder) / "model"))
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         for case in CASES:
             rows.append({"case": case, **compare(case, model, Path(folder), len(switches.seeds))})
@@ -139,39 +138,6 @@ def timed(way: Callable[[], dict[str, float]]) -> tuple[float, dict[str, float]]
 def by_question(result: Any, metric: str) -> dict[str, float]:
     [samples] = result["samples"].values()
     return {sample["doc"]["question"]: float(sample[metric]) for sample in samples}
-
-
-def small_model(folder: Path) -> LiveModel:
-    """Return a model of 0.4 million parameters that reads characters."""
-    config = {
-        "model_type": "llama",
-        "vocab_size": 98,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 256,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = new_model(config, "AutoModelForCausalLM")
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<end>", "<unk>", *map(chr, range(32, 127))])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106  # a token
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
-    tokenizer.decoder = tokenizers.decoders.Fuse()
-    save_model(model, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "<pad>",
-        "eos_token": "<end>",
-        "unk_token": "<unk>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
-    return LiveModel(folder)
 
 
 def write_documents(file: Path, count: int) -> None:

@@ -11,13 +11,14 @@ from rows import write_jsonl
 from tiny_models import tiny_model
 
 from evomerge.errors import EvaluatorError, EvomergeError, ModelError, StudyError
-from evomerge.evaluate import Serial, Worker, loaded
+from evomerge.evaluate import Serial, Worker, loaded, make
 from evomerge.evaluate.loaded import check_engine
 from evomerge.evaluate.setup import open_pool
 from evomerge.parts import identity, open_parts
 from evomerge.recipe import Recipe, expert
 from evomerge.settings import StudySettings
 from evomerge.study import Study
+from evomerge.testing import fake_vllm
 from evomerge.trial import Proposal
 
 FILES = {"search": "search.jsonl", "report": "report.jsonl"}
@@ -208,6 +209,63 @@ def test_a_search_in_an_engine_runs_and_is_looked_at_where_there_is_none(setup, 
     assert [evaluation.error for evaluation in evaluations] == [None] * 3
     with pytest.raises(StudyError, match="engine"):
         Study.open(tmp_path / "run", study(setup, evaluations=3, driver={"kind": "random"}, engine="transformers"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_ray_workers_with_engines_search_as_one_process_does(setup, monkeypatch, tmp_path):
+    import ray
+
+    from evomerge.evaluate.ray import evaluator
+
+    class WithFake(evaluator._PlacedWorker):
+        def __init__(self, *args):
+            sys.modules["vllm"] = fake_vllm()  # in the worker's process
+            super().__init__(*args)
+
+    monkeypatch.setattr(evaluator, "_ACTOR", ray.remote(max_restarts=0)(WithFake))
+    digests = set()
+    for workers in (1, 2):
+        tasks = {"text": TASKS["text"], "right": {**TASKS["right"], "search_metric": "accuracy"}}
+        settings = study(setup, tasks=tasks, evaluations=8, driver={"kind": "nsga2", "population": 4}, workers=workers)
+        created = Study.create(tmp_path / str(workers), settings)
+        created.run(progress=False)
+        digests.add(created.digest())
+        assert not any(evaluation.error for _, evaluation in created.population())
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "reserved", "memory"),
+    [
+        (1.0, {}, 1.0, None),
+        (0.5, {}, 0.5, 0.45),
+        (0.5, {"gpu_memory_utilization": 0.4}, 0.5, 0.4),
+        (1.0, {"tensor_parallel_size": 2}, 2.0, None),
+    ],
+)
+def test_an_engine_takes_its_workers_share_of_a_gpu(gpus, options, reserved, memory, setup, monkeypatch):
+    shared = dataclasses.replace(setup, device="cuda", gpus=gpus, engine={**setup.engine, **options})
+    assert loaded.reserved_gpus(shared) == reserved
+    assert loaded.reserved_gpus(dataclasses.replace(shared, device="cpu")) == 0
+    monkeypatch.setattr(loaded, "check_class", lambda *_: None)
+    monkeypatch.setattr(loaded, "find", lambda _: None)
+    assert loaded.open_engine(shared, open_pool(setup)).llm.options.get("gpu_memory_utilization") == memory
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu_memory_utilization": 0.6}, r"`gpu_memory_utilization: 0.6` of the memory; type 0.45 there"),
+        ({"tensor_parallel_size": 2}, "spreads its engine over 2; type `gpus: 1`, or `tensor_parallel_size: 1`"),
+    ],
+)
+def test_an_engine_that_takes_more_than_its_workers_share_is_refused(options, message, setup):
+    shared = dataclasses.replace(setup, device="cuda", gpus=0.5, engine={**setup.engine, **options})
+    with pytest.raises(ModelError, match=message):
+        check_engine(shared, open_pool(setup), [])
+    with pytest.raises(ModelError, match=message):
+        make(shared, 2)
 
 
 def test_models_that_are_not_the_base_with_other_weights_are_refused(setup, tmp_path):

@@ -25,6 +25,7 @@ NODES = [
         (Fleet(1, 1, threads=2, cpus=0.5), 12),
         (Fleet(1, 1, memory=2 * 10**9), 4),
         (Fleet(1, 1, gpus=0.4), 5),  # two on each GPU; the CPUs of the second node are enough for three
+        (Fleet(1, 1, gpus=2.0), 1),
         (Fleet(1, 1, labels={"zone": "one"}), 3),
         (Fleet(1, 1, labels={"zone": "!one"}), 3),
         (Fleet(1, 1, labels={"zone": "in(one, two)"}), 6),
@@ -44,6 +45,10 @@ def test_places_are_counted_node_by_node(fleet, places):
         (
             Fleet(3, 3, threads=2),
             "the Ray cluster has 6 CPUs, 3 workers with 2 threads each on one node need 6; type --workers 2",
+        ),
+        (
+            Fleet(2, 2, gpus=2.0),
+            "the Ray cluster has 3 GPUs, 2 workers with `tensor_parallel_size: 2` need 4; type --workers 1, or a smaller `tensor_parallel_size`",
         ),
         (
             Fleet(6, 6, memory=2 * 10**9),

@@ -8,6 +8,7 @@ from rows import write_jsonl
 from evomerge.errors import TaskError
 from evomerge.models import LiveModel
 from evomerge.tasks import generation, make
+from evomerge.tasks.prompts import Read
 
 END, PAD = 2, 0
 WRITTEN = ["46|", "46\n13|", "the sum is 46|", "46 or a bit more"]  # | is the end token
@@ -166,3 +167,42 @@ def test_rows_that_are_done_are_padded_and_the_others_are_written_as_ever(live):
     for row, limit in enumerate(limits):
         assert cut[row, :limit].tolist() == whole[row, :limit].tolist()
         assert set(cut[row, limit:].tolist()) <= {model.tokenizer.pad_token_id}
+
+
+def test_rows_that_have_ended_are_dropped_and_the_others_are_written_as_ever(live, monkeypatch):
+    model, sizes = live("llama"), []
+    ids = torch.tensor([[5, 6, 7], [PAD, 9, 8], [11, 12, 13], [14, 15, 16]])
+    mask, limits = (ids != PAD).long(), [3, 9, 2, 12]
+    hook = model.module.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+
+    def written(*, read=True):
+        cache = Read(model, [row[row != PAD].tolist()[:-1] for row in ids]).cache if read else None
+        sizes.clear()
+        return model.generate(ids, mask, 12, lambda row, tokens: len(tokens) >= limits[row], cache)
+
+    whole = written(read=False)
+    assert set(sizes) == {4}
+    cut = written()
+    assert sizes == [4] * 3 + [2] * 6 + [1] * 3
+    for row, limit in enumerate(limits):
+        assert cut[row, :limit].tolist() == whole[row, :limit].tolist()
+        assert set(cut[row, limit:].tolist()) <= {PAD}
+    monkeypatch.setattr(model.module.generation_config, "min_new_tokens", 4)  # counted from where a pass begins
+    written()
+    hook.remove()
+    assert set(sizes) == {4}
+
+
+def test_no_copies_of_the_heads_weight_are_made(live, tmp_path):
+    model, plain = live("llama"), []
+    hook = model.module.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: plain.append(args[0].is_contiguous())
+    )
+    task(tmp_path, WRITTEN, max_new_tokens=3, search_metric="length").score(model, "report")
+    ids = torch.tensor([[5, 6], [9, 7]])
+    model.generate(ids, torch.ones_like(ids), 3)
+    hook.remove()
+    assert len(plain) > 3
+    assert all(plain)  # torch copies the weight for each row of a slice

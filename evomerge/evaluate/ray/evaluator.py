@@ -25,6 +25,7 @@ from evomerge.checkpoints.members import Members, ancestors
 from evomerge.errors import EvaluatorError
 from evomerge.evaluate.evaluator import Evaluator
 from evomerge.evaluate.fleet import Fleet
+from evomerge.evaluate.loaded import reserved_gpus
 from evomerge.evaluate.losses import ATTEMPTS, DEADLINE, NODE, OUT_OF_MEMORY, final_error
 from evomerge.evaluate.ray.connection import connect, is_local, start_errors
 from evomerge.evaluate.setup import Setup
@@ -62,7 +63,7 @@ class RayEvaluator(Evaluator):
         """Start workers on the connected cluster, else at `RAY_ADDRESS`, else on a new local one.
 
         `deadline` is in seconds, None for no limit. `say` is called with a line about workers that have no room, or less memory than
-        they need. `digests` are those that the pool's models must have on every node. Raises `EvaluatorError` if the cluster cannot be started or reached, is too small for a fixed number of workers and
+        they need. `digests` are those that the pool's models must have on every node. Raises `ModelError` for an engine that takes more of a GPU than its worker has, and `EvaluatorError` if the cluster cannot be started or reached, is too small for a fixed number of workers and
         cannot grow, or accepts commands from anyone in the network.
         """
         self.lineage: dict[str, Recipe] = {}
@@ -75,7 +76,7 @@ class RayEvaluator(Evaluator):
                 f"`device` is `{setup.device}`, and Ray gives each worker its GPU; type `device: {kind}`, or --workers 1"
             )
         fleet = workers if isinstance(workers, Fleet) else Fleet(workers, workers)
-        self._fleet = replace(fleet, threads=setup.threads, gpus=setup.gpus if kind == "cuda" else 0.0)
+        self._fleet = replace(fleet, threads=setup.threads, gpus=reserved_gpus(setup))
         self.slots = fleet.least
         self._say = say
         self._digests = dict(digests)
