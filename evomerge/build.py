@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.alignment import Aligner, Condensed, Narrowed, Permuted
+from evomerge.alignment import Aligner, Condensed, Narrowed, Permuted, Zipped
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.corrected import Corrected
@@ -38,17 +38,18 @@ from evomerge.placement import Key, Placement
 from evomerge.recipe import (
     AlignNode,
     Base,
-    Condense,
     CondenseNode,
     Expert,
     Member,
     Merge,
     MergeNode,
     NarrowNode,
+    PleasNode,
     Recipe,
     RepairNode,
     Stack,
     StackNode,
+    ZipItNode,
 )
 from evomerge.recipe.form import KeyPath
 
@@ -105,9 +106,11 @@ class Builder:
             case AlignNode(align=align):
                 return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
             case CondenseNode(condense=condense):
-                return self._condensed(condense)
+                return self._aligner.condensed(condense, self.build(condense.source), self.load)
             case NarrowNode(narrow=narrow):
                 return self._aligner.narrowed(narrow, self.build(narrow.source), self.load)
+            case PleasNode(pleas=node) | ZipItNode(zipit=node):
+                return self._aligner.zipped(node, self.build, self.load)
             case RepairNode(repair=repair):
                 corrections = Statistics.of(self.pool.evidence, [recipe.id])
                 corrections.digests("repair")  # there must be one
@@ -160,14 +163,6 @@ class Builder:
             )
         return assembled(stack, self.build, prefix)
 
-    def _condensed(self, condense: Condense) -> Condensed:
-        """Return the checkpoint of a mixture with fewer experts. Raises `RecipeError`."""
-        source = self.build(condense.source)
-        if isinstance(source, Stacked) or self.pool.heads:
-            raise RecipeError("condense: expected a model that is no stack of layers, and has no head of its own")
-        statistics = Statistics.of(self.pool.evidence, condense.counted)
-        return Condensed(condense, source, self.pool.config, statistics, self.load)
-
     def stack_config(self, stack: Stacked) -> dict[str, Any]:
         """Return the `config.json` of a stack. Raises `ModelError` for one that plain transformers could not make from it."""
         return self._stack_configs.of([layer.index for layer in stack.layers])
@@ -185,7 +180,7 @@ class Builder:
         checkpoint, name = origin(checkpoint, name)
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
-        if isinstance(checkpoint, Condensed | Narrowed):
+        if isinstance(checkpoint, Condensed | Narrowed | Zipped):
             return checkpoint.fp32(name)
         if isinstance(checkpoint, Permuted):
             return self._part(name, number, self._permuted(checkpoint, name))

@@ -18,7 +18,7 @@ from shared.harness import Findings, Switches, main, say, table
 
 from evomerge import tasks, zoo
 from evomerge.alignment import symmetry
-from evomerge.alignment.narrowed import Mlp, find_mlps
+from evomerge.alignment.mlps import Mlp, find_mlps
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder
 from evomerge.checkpoints.pool import Pool
 from evomerge.models.live import LiveModel

@@ -8,6 +8,9 @@ from typing import Any
 import tokenizers
 import torch
 
+from evomerge.alignment import Permuted, symmetry
+from evomerge.checkpoints.folder import Folder
+from evomerge.models.live import LiveModel
 from evomerge.models.pretrained import new_model, save_model
 
 _TEXT = {
@@ -84,6 +87,19 @@ def tiny_model(folder: Path, architecture: str, seed: int = 0, auto: str | None 
     if "vocab_size" in config:
         tiny_tokenizer(folder)
     return folder
+
+
+def permuted_copy(folder: Path, out: Path, seed: int = 3) -> Path:
+    """Write a copy of the model in `folder` with its units in a random order; return `out`."""
+    live, model = LiveModel(folder), Folder(folder)
+    found = symmetry(live)
+    order = found.random(seed)
+    live.refit(Permuted(model, found, lambda: order))
+    live.module.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            (out / name).write_bytes((folder / name).read_bytes())
+    return out
 
 
 def tiny_tokenizer(folder: Path, *, begin: bool = True) -> None:

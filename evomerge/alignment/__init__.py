@@ -10,5 +10,17 @@ from evomerge.alignment.matching import match
 from evomerge.alignment.narrowed import Narrowed
 from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, Unit, symmetry
+from evomerge.alignment.zipped import Zipped
 
-__all__ = ["Aligner", "Condensed", "Narrowed", "Permutations", "Permuted", "Symmetry", "Unit", "match", "symmetry"]
+__all__ = [
+    "Aligner",
+    "Condensed",
+    "Narrowed",
+    "Permutations",
+    "Permuted",
+    "Symmetry",
+    "Unit",
+    "Zipped",
+    "match",
+    "symmetry",
+]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evomerge.alignment.axes import Positions
 from evomerge.alignment.boxes import Box
-from evomerge.alignment.symmetries import Piece, Symmetry
+from evomerge.alignment.symmetries import Permutations, Piece, Symmetry
 from evomerge.models.tensor_mapping import TensorMapping
 
 Read = Callable[[str], Mapping[str, Tensor]]
@@ -54,6 +54,27 @@ def observed(symmetry: Symmetry, source: Read, to: Read) -> list[Box]:
 
 def _reader(read: Read, name: str, shape: Sequence[int]) -> Callable[[], Tensor]:
     return lambda: standardised(read(name)["rows"]).view(-1, *shape)
+
+
+def reordered(symmetry: Symmetry, name: str, tables: Mapping[str, Tensor], orders: Permutations) -> Tensor | None:
+    """Return the rows of a matrix's inputs in another order of the model's units; None where it is not known what the columns are."""
+    rows, axis = tables["rows"], int(tables["axis"])
+    for target, mappings in symmetry.mappings.items():
+        for mapping in mappings:
+            if mapping.source != name or symmetry.tied.get(target, target) not in symmetry.pieces:
+                continue
+            shape, positions = _along(symmetry, target, mapping, axis)
+            if not shape:
+                return None
+            given = rows.view(-1, *shape)
+            rows = given.clone()
+            for at, axes in positions:
+                piece = Piece((np.arange(len(rows)), *at), ((_TOKENS,), *axes))
+                if any(outer not in piece.flat for number in piece.flat for outer in symmetry.within.get(number, ())):
+                    return None
+                piece.put(rows, given[piece.sources(orders, symmetry.within)])
+            return rows.flatten(1)
+    return rows
 
 
 def standardised(rows: Tensor) -> Tensor:

@@ -1,26 +1,35 @@
-"""Aligner: the `align` nodes of one pool's recipes. Its models are of one architecture, whose symmetry is found once."""
+"""Aligner: the nodes of one pool's recipes that follow units through a model: `align`, and those that merge units. Its models are of one architecture, whose symmetry is found once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
-from evomerge.alignment.activations import Activations
+from evomerge.alignment.activations import Read, reordered, standardised
+from evomerge.alignment.condensed import Condensed
+from evomerge.alignment.grouping import paired, zipped
 from evomerge.alignment.matching import match
-from evomerge.alignment.narrowed import Narrowed, find_mlps
+from evomerge.alignment.mlps import Mlp, Mlps, find_mlps, resized_config
+from evomerge.alignment.narrowed import Narrowed
 from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry, symmetry
+from evomerge.alignment.zipped import Zipped
 from evomerge.checkpoints.folder import Checkpoint
 from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import ModelError, RecipeError
-from evomerge.merging import Store, needs
+from evomerge.merging import Statistics, Store, needs
 from evomerge.merging.prepared import Key
 from evomerge.models.live import LiveModel
-from evomerge.recipe import Align, Narrow, Recipe
+from evomerge.recipe import Align, Condense, Narrow, Pleas, Recipe, ZipIt
 
 VERSION = 1
 """Version of the matching: another finds other orders."""
+
+Load: TypeAlias = Callable[[Checkpoint, str], Tensor]
 
 
 class Aligner:
@@ -42,32 +51,101 @@ class Aligner:
         for word, model in (("source", source), ("to", to)):
             if isinstance(model, Stacked):
                 raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
-        read = self._activations(align)
-        symmetry = self._units("align")
-        digests = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
-        key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id, *digests)
-        key = (*key, *(() if read is None else read[0]), *self._read(align.source), *self._read(align.to))
+        kind, labels = f"inputs@{align.task}", [recipe.root.label or "" for recipe in (align.source, align.to)]
+        read = [] if align.task is None else [self._statistic(kind, label) for label in labels]
+        with _said_of("align"):
+            symmetry = self._symmetry
+        key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id)
+        key = (*key, *(digest for digest, _ in read), *self._digests(align.source, align.to))
 
         def permutations() -> Permutations:
-            def made() -> dict[str, torch.Tensor]:
-                orders = match(source, to, symmetry, None if read is None else read[1])
+            def made() -> dict[str, Tensor]:
+                orders = match(source, to, symmetry, (read[0][1], read[1][1]) if read else None)
                 return {str(unit): torch.from_numpy(order) for unit, order in orders.items()}
 
-            tables: Mapping[str, torch.Tensor] = self._store.prepared(key, self._pool.parameters, made)
+            tables: Mapping[str, Tensor] = self._store.prepared(key, self._pool.parameters, made)
             return {int(unit): table.numpy() for unit, table in tables.items()}
 
         return Permuted(source, symmetry, permutations, key)
 
-    def narrowed(self, narrow: Narrow, source: Checkpoint, load: Callable[[Checkpoint, str], torch.Tensor]) -> Narrowed:
+    def condensed(self, condense: Condense, source: Checkpoint, load: Load) -> Condensed:
+        """Return `source`, a mixture, with fewer experts; `load` returns tensors before their last cast. Raises `RecipeError`."""
+        self._check("condense", source)
+        statistics = Statistics.of(self._pool.evidence, condense.counted)
+        return Condensed(condense, source, self._pool.config, statistics, load)
+
+    def narrowed(self, narrow: Narrow, source: Checkpoint, load: Load) -> Narrowed:
         """Return `source` with fewer hidden units; `load` returns tensors before their last cast.
 
         Raises `RecipeError` for a pool or model whose MLPs are not known.
         """
+        self._check("narrow", source)
+        with _said_of("narrow"):
+            return Narrowed(narrow, source, self._pool.config, self._mlps, load)
+
+    def zipped(self, node: Pleas | ZipIt, build: Callable[[Recipe], Checkpoint], load: Load) -> Zipped:
+        """Return two models in one; `build` returns a recipe's model, and `load` tensors before their last cast.
+
+        Raises `RecipeError` for a pool or model whose MLPs are not known, and without evidence.
+        """
+        self._check(node.word, self._pool.base)
+        with _said_of(node.word):
+            mlps, config = Mlps(self._mlps), self._pool.config
+            size = hidden = mlps.all[0].size
+            if isinstance(node, Pleas):
+                hidden = round(node.width * size)
+                config = resized_config(config, mlps.all, hidden)
+        models = build(node.inputs[0]), build(node.inputs[1])
+        labels = [model.unaligned.root.label or "" for model in node.inputs]
+        tables = [[self._statistic(kind, label) for kind in node.kinds] for label in labels]
+        key: Key = ("zip", VERSION, node.model_dump_json(), *self._digests(*node.inputs))
+        key = (*key, *(digest for some in tables for digest, _ in some))
+
+        def rows(name: str) -> tuple[tuple[Tensor, Tensor], int] | None:
+            both = [[read(name) for _, read in some] for some in tables]
+            pairs = list(zip(*both, strict=True))
+            if not all(one and other and torch.equal(one["counts"], other["counts"]) for one, other in pairs):
+                return None
+            made = []
+            for model, some in zip(models, both, strict=True):
+                parts = [_rows(model, name, table) for table in some]
+                if any(part is None for part in parts):
+                    return None
+                made.append(torch.cat([part for part in parts if part is not None]))
+            return (made[0], made[1]), int(both[0][0]["axis"])
+
+        def groups(mlp: Mlp) -> Tensor:
+            def made() -> dict[str, Tensor]:
+                place = mlp.out[0]
+                if (both := rows(place.tensor)) is None:
+                    raise RecipeError(
+                        f"{node.word}: the evidence says nothing of the hidden units in `{place.tensor}`; expected examples that run its layer"
+                    )
+                one, other = (standardised(table.narrow(1, place.start, size)) for table in both[0])
+                if isinstance(node, Pleas):
+                    return {"groups": paired(one.mT @ other, hidden)}
+                units = torch.cat([one, other], 1)
+                return {"groups": zipped(units.mT @ units, node.budget, node.damping)}
+
+            return self._store.prepared((*key, mlp.out[0].tensor), self._pool.parameters, made)["groups"]
+
+        fit = (rows, node.ridge) if isinstance(node, Pleas) else None
+        return Zipped(models, build(node.average), mlps, hidden, groups, config, load, fit)
+
+    def _check(self, node: str, source: Checkpoint) -> None:
+        """Raise `RecipeError` for a model whose shapes cannot change, in the words of the `node`."""
         if isinstance(source, Stacked) or self._pool.heads:
-            raise RecipeError("narrow: expected a model that is no stack of layers, and has no head of its own")
+            raise RecipeError(f"{node}: expected a model that is no stack of layers, and has no head of its own")
+
+    @cached_property
+    def _mlps(self) -> list[Mlp]:
         live = LiveModel(self._pool.open_base())
-        mlps = find_mlps(live, self._pool.base, self._units("narrow"), self._pool.layout)
-        return Narrowed(narrow, source, self._pool.config, mlps, load)
+        return find_mlps(live, self._pool.base, self._symmetry, self._pool.layout)
+
+    def _digests(self, *recipes: Recipe) -> list[str]:
+        """Return what the weights of recipes' models depend on, beside the recipes."""
+        pool = [f"{name} {digest}" for name, digest in sorted(self._pool.digests.items())]
+        return [*pool, *(digest for recipe in recipes for digest in self._read(recipe))]
 
     def _read(self, recipe: Recipe) -> list[str]:
         """Return the digests of the statistics that the weights of a recipe's model depend on."""
@@ -79,26 +157,31 @@ class Aligner:
             if evidence is not None
         ]
 
-    def _activations(self, align: Align) -> tuple[tuple[str, ...], Activations] | None:
-        """Return the digests and the tables of the models' activations, None where weights are matched. Raises `RecipeError`."""
-        if align.task is None:
-            return None
-        kind, evidence = f"inputs@{align.task}", self._pool.evidence
-        labels = [recipe.root.label or "" for recipe in (align.source, align.to)]
+    def _statistic(self, kind: str, label: str) -> tuple[str, Read]:
+        """Return the digest and the tables of a model's statistic. Raises `RecipeError` without evidence."""
+        evidence = self._pool.evidence
         if evidence is None:
             from evomerge.statistics.store import missing  # a merge of weights does not wait for libraries of tasks
 
-            raise RecipeError(missing(kind, labels[0]))
-        source, to = (partial(evidence.tables, kind, label) for label in labels)
-        return tuple(evidence.digest(kind, label) for label in labels), (source, to)
-
-    def _units(self, node: str) -> Symmetry:
-        """Return the symmetry of the pool's architecture. Raises `RecipeError`, in the words of the `node` that needs it."""
-        try:
-            return self._symmetry
-        except ModelError as error:
-            raise RecipeError(f"{node}: {error}".replace("`align`", f"`{node}`")) from None
+            raise RecipeError(missing(kind, label))
+        return evidence.digest(kind, label), partial(evidence.tables, kind, label)
 
     @cached_property
     def _symmetry(self) -> Symmetry:
         return symmetry(LiveModel(self._pool.open_base()))
+
+
+@contextmanager
+def _said_of(node: str) -> Iterator[None]:
+    """Raise `ModelError` as `RecipeError`, in the words of the `node` that needs the model's units."""
+    try:
+        yield
+    except ModelError as error:
+        raise RecipeError(f"{node}: {error}".replace("`align`", f"`{node}`")) from None
+
+
+def _rows(model: Checkpoint, name: str, tables: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the rows of a matrix's inputs in the order of a model's units, which may be an alignment."""
+    if isinstance(model, Permuted):
+        return reordered(model.symmetry, name, tables, model.permutations())
+    return tables["rows"]

@@ -7,45 +7,16 @@ merged until none are near, layer by layer; a plain checkpoint has one width for
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evomerge.alignment.symmetries import TOLERANCE, Symmetry
+from evomerge.alignment.mlps import Mlp, Mlps, Place, resized_config
 from evomerge.checkpoints.folder import Checkpoint, Computed
-from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.layout import Layout
 from evomerge.errors import RecipeError
-from evomerge.models.live import LiveModel
-from evomerge.models.probes import probes
-from evomerge.models.residual_stream import run
 from evomerge.recipe import Narrow
-
-_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "hidden_dim")
-"""Names of the number of hidden units in configurations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the hidden units of an MLP are in a checkpoint: consecutive positions along one dimension of a tensor."""
-
-    tensor: str
-    dim: int
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Mlp:
-    """The hidden units of one MLP."""
-
-    size: int
-    into: tuple[Place, ...]
-    """Weights and biases by which inputs reach the units."""
-    out: tuple[Place, ...]
-    """Weights by which the units reach the outputs."""
 
 
 def merged(features: Tensor, count: int) -> list[list[int]]:
@@ -89,34 +60,25 @@ class Narrowed(Computed):
     ) -> None:
         """Prepare to merge; no tensor is read. `config` is the source's, `load` returns its tensors before their last cast.
 
-        Raises `RecipeError` for a model whose configuration has no such width, or more units than it has.
+        Raises `ModelError` for a model whose configuration has no such width, and `RecipeError` for more units than it has.
         """
-        self.config = _config(narrow, config, mlps)
-        self._source, self._load, self._count = source, load, narrow.hidden
-        self._places: dict[str, list[tuple[Mlp, Place]]] = {}
-        for mlp in mlps:
-            for place in (*mlp.into, *mlp.out):
-                self._places.setdefault(place.tensor, []).append((mlp, place))
-        info = dict(source.info)
-        for name, places in self._places.items():
-            shape = list(info[name].shape)
-            for mlp, place in places:
-                shape[place.dim] -= mlp.size - narrow.hidden
-            info[name] = TensorInfo(tuple(shape), info[name].dtype)
+        if narrow.hidden > mlps[0].size:
+            raise RecipeError(
+                f"narrow: `hidden` is {narrow.hidden}; each MLP has {mlps[0].size} hidden units: type 1 to {mlps[0].size}"
+            )
+        self.config = resized_config(config, mlps, narrow.hidden)
+        self._source, self._load, self._count, self._mlps = source, load, narrow.hidden, Mlps(mlps)
         self._groups = cache(self._grouped)
-        super().__init__(info, self._made, (source,))
+        super().__init__(self._mlps.info(source.info, narrow.hidden), self._made, (source,))
 
     def fp32(self, name: str) -> Tensor:
         """Return a tensor before its last cast."""
-        tensor = self._load(self._source, name)
-        for mlp, place in sorted(self._places.get(name, ()), key=lambda pair: -pair[1].start):  # the last first
-            units = tensor.narrow(place.dim, place.start, mlp.size)
+
+        def merged_units(mlp: Mlp, place: Place, units: Tensor) -> Tensor:
             parts = [self._one(units, place, group, mean=place in mlp.into) for group in self._groups(mlp)]
-            before = tensor.narrow(place.dim, 0, place.start)
-            end = place.start + mlp.size
-            after = tensor.narrow(place.dim, end, tensor.shape[place.dim] - end)
-            tensor = torch.cat([before, torch.stack(parts, place.dim), after], place.dim)
-        return tensor
+            return torch.stack(parts, place.dim)
+
+        return self._mlps.resized(name, self._load(self._source, name), merged_units)
 
     def _one(self, units: Tensor, place: Place, group: Sequence[int], *, mean: bool) -> Tensor:
         if len(group) == 1:
@@ -131,116 +93,9 @@ class Narrowed(Computed):
             .movedim(place.dim, 0)
             .reshape(mlp.size, -1)
             .double()
-            for place in (*mlp.into, *mlp.out)
+            for place in mlp.places
         ]
         return merged(torch.cat(rows, 1), self._count)
 
     def _made(self, name: str) -> Tensor:
-        return self.fp32(name).to(self.info[name].dtype) if name in self._places else self._source.tensor(name)
-
-
-def find_mlps(live: LiveModel, base: Checkpoint, symmetry: Symmetry, layout: Layout) -> list[Mlp]:
-    """Return the hidden units of a model's MLPs, one for each block, proved on the module: equal units can be merged.
-
-    The weights of `live` are the base's afterwards. Raises `RecipeError` for a model that has other MLPs.
-    """
-    layers = []
-    for number, unit in enumerate(symmetry.units):
-        if not unit.free or unit.within:
-            continue
-        places = _places(number, symmetry)
-        blocks = {(layout.place(place.tensor).model, layout.place(place.tensor).block) for place in places}
-        inside = all(layout.place(place.tensor).inside and layout.place(place.tensor).kind == "mlp" for place in places)
-        if places and len(blocks) == 1 and inside:
-            layers.append((unit.size, places))
-    total = sum(layout.stacks.values())
-    if len(layers) == total and total:
-        for rows in (0, 1):  # of matrices stored as (out, in), and as (in, out)
-            mlps = [_split(size, places, base, rows) for size, places in layers]
-            if all(mlp.into and mlp.out for mlp in mlps) and _proved(live, base, mlps):
-                return mlps
-    raise RecipeError(
-        f"narrow: of the model's {total} blocks, {len(layers)} have an MLP whose hidden units are known to be free; expected one in each, as in Llama, "
-        "ViT, BERT or GPT-2"
-    )
-
-
-def _places(number: int, symmetry: Symmetry) -> list[Place]:
-    """Return where a unit is in the checkpoint; nothing for one that is not in consecutive places of it."""
-    places: dict[Place, None] = {}
-    for name in symmetry.units[number].tensors:
-        for piece in symmetry.pieces[name]:
-            for dim, axes in enumerate(piece.axes):
-                if number not in axes:
-                    continue
-                at = piece.at[dim]
-                if axes != (number,) or int(at[-1] - at[0]) != len(at) - 1:
-                    return []
-                placed = []
-                for mapping in symmetry.mappings[name]:
-                    whole = symmetry.shapes[name]
-                    span = range(whole[dim])[mapping.filled[dim]]
-                    if len(mapping.order) != len(whole) or int(at[0]) not in span or int(at[-1]) not in span:
-                        continue
-                    source = mapping.order[dim]
-                    start = (mapping.taken[source].start or 0) + int(at[0]) - span.start
-                    placed.append(Place(mapping.source, source, start))
-                if not placed:
-                    return []
-                places.update(dict.fromkeys(placed))
-    return list(places)
-
-
-def _split(size: int, places: Sequence[Place], base: Checkpoint, rows: int) -> Mlp:
-    """Return an MLP: weights in are biases, and matrices with the units along dimension `rows`."""
-    into = [place for place in places if len(base.info[place.tensor].shape) == 1 or place.dim == rows]
-    return Mlp(size, tuple(into), tuple(place for place in places if place not in into))
-
-
-@torch.no_grad()
-def _proved(live: LiveModel, base: Checkpoint, mlps: Sequence[Mlp]) -> bool:
-    """Return whether the outputs stay as they are where a unit equal to another gives that one its weights out."""
-
-    def changed(*, moved: bool) -> Checkpoint:
-        def tensor(name: str) -> Tensor:
-            result = base.tensor(name).clone()
-            for mlp in mlps:
-                for place in (*mlp.into, *mlp.out):
-                    if place.tensor != name:
-                        continue
-                    one, other = (result.select(place.dim, place.start + unit) for unit in (0, 1))
-                    if place in mlp.into:
-                        other.copy_(one)
-                    elif moved:
-                        one += other
-                        other.zero_()
-            return result
-
-        return Computed(base.info, tensor)
-
-    outputs = []
-    try:
-        for moved in (False, True):
-            live.refit(changed(moved=moved))
-            outputs.append([run(live.module, given) for given in probes(live.module) or ()])
-    finally:
-        live.refit(base)
-    return bool(outputs[0]) and all(
-        float((one - other).abs().max()) <= TOLERANCE * float(one.abs().max())
-        for one, other in zip(*outputs, strict=True)
-    )
-
-
-def _config(narrow: Narrow, config: Mapping[str, Any], mlps: Sequence[Mlp]) -> dict[str, Any]:
-    size = mlps[0].size
-    keys = [key for key in _WIDTHS if config.get(key) == size]
-    if config.get("model_type") == "gpt2" and config.get("n_inner") is None:
-        keys = ["n_inner"]
-    if not keys or any(mlp.size != size for mlp in mlps):
-        raise RecipeError(
-            f"narrow: expected MLPs of one width, which config.json names as one of {', '.join(f'`{key}`' for key in _WIDTHS)}; the blocks have "
-            f"{', '.join(map(str, sorted({mlp.size for mlp in mlps})))} hidden units"
-        )
-    if narrow.hidden > size:
-        raise RecipeError(f"narrow: `hidden` is {narrow.hidden}; each MLP has {size} hidden units: type 1 to {size}")
-    return {**config, **dict.fromkeys(keys, narrow.hidden)}
+        return self.fp32(name).to(self.info[name].dtype) if name in self._mlps else self._source.tensor(name)

@@ -25,7 +25,7 @@ class Permuted(Checkpoint):
         """
         self.key = key
         self.source, self.info = source, source.info
-        self._symmetry, self._permutations = symmetry, permutations
+        self.symmetry, self.permutations = symmetry, permutations
         self._places: dict[str, list[TensorMapping]] = {}
         for target, mappings in symmetry.mappings.items():
             if symmetry.tied.get(target, target) in symmetry.pieces:
@@ -42,8 +42,8 @@ class Permuted(Checkpoint):
             return tensor(name)
         result = tensor(name).clone()
         for mapping in self._places[name]:
-            whole = self._symmetry.assembled(mapping.target, tensor)
-            permuted = self._symmetry.permute(mapping.target, whole, self._permutations())[mapping.filled]
+            whole = self.symmetry.assembled(mapping.target, tensor)
+            permuted = self.symmetry.permute(mapping.target, whole, self.permutations())[mapping.filled]
             box = result[mapping.taken].permute(mapping.order)
             box.copy_(permuted.reshape(box.shape))
         return result

@@ -30,11 +30,13 @@ from evomerge.recipe import (
     MergeNode,
     NarrowNode,
     Place,
+    PleasNode,
     Recipe,
     RepairNode,
     Stack,
     StackNode,
     Tiled,
+    ZipItNode,
 )
 
 _INPUT = {"weight": "weight", "density": "density", "drop": "density", "gamma": "gamma", "epsilon": "epsilon"}
@@ -130,6 +132,10 @@ class _Writer:
                 raise RecipeError(f"mergekit cannot express `{where}`: a mixture with fewer experts")
             case NarrowNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a model with fewer hidden units")
+            case PleasNode() | ZipItNode():
+                raise RecipeError(
+                    f"mergekit cannot express `{where}`: two models whose hidden units are merged in groups"
+                )
             case RepairNode():
                 raise RecipeError(f"mergekit cannot express `{where}`: a merge whose outputs are corrected")
         raise RecipeError(f"mergekit cannot express `{where}`: an earlier candidate of a study")

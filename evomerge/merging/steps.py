@@ -8,7 +8,7 @@ from evomerge.errors import RecipeError
 from evomerge.merging.methods import spell_out
 from evomerge.merging.parameters import at, entries, resolve
 from evomerge.merging.stages import STAGES
-from evomerge.recipe import AlignNode, CondenseNode, Expert, Merge, MergeNode, Place, Recipe, RepairNode, Tiled
+from evomerge.recipe import Expert, Merge, MergeNode, Place, Recipe, Tiled
 
 
 def values_at(spelled: Mapping[str, Any], place: Place, labels: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -53,7 +53,7 @@ def needs(recipe: Recipe) -> tuple[str, ...]:
     if isinstance(recipe.root, MergeNode):
         merge = recipe.root.merge
         kinds |= _needed(merge, spell_out(merge))
-    elif isinstance(recipe.root, AlignNode | CondenseNode | RepairNode):
+    else:
         kinds |= {*recipe.root.needs}
     return tuple(sorted(kinds.union(*(needs(child) for child in dict.fromkeys(recipe.children)))))
 

@@ -12,6 +12,7 @@ from evomerge.recipe.reshaped import Condense, CondenseNode, Narrow, NarrowNode
 from evomerge.recipe.stacks import Stack, StackNode
 from evomerge.recipe.tiling import KINDS, TOWERS, Place, Tiled
 from evomerge.recipe.validation import describe
+from evomerge.recipe.zipped import Pleas, PleasNode, ZipIt, ZipItNode
 
 __all__ = [
     "KINDS",
@@ -30,12 +31,16 @@ __all__ = [
     "Narrow",
     "NarrowNode",
     "Place",
+    "Pleas",
+    "PleasNode",
     "Recipe",
     "Repair",
     "RepairNode",
     "Stack",
     "StackNode",
     "Tiled",
+    "ZipIt",
+    "ZipItNode",
     "base",
     "canonical_json",
     "describe",

@@ -24,6 +24,11 @@ class Node(FrozenModel):
         return ()
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The statistics that it reads; of a merge, its method says so."""
+        return ()
+
+    @property
     def label(self) -> str | None:
         """Its name as the input of a merge, for tables over `expert`; None if only its position names it."""
         return None

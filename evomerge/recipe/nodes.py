@@ -13,6 +13,7 @@ from evomerge.recipe.merges import Merge, MergeNode, Stages
 from evomerge.recipe.reshaped import Condense, CondenseNode, Narrow, NarrowNode
 from evomerge.recipe.stacks import Slot, Stack, StackNode
 from evomerge.recipe.validation import TAG, FrozenModel
+from evomerge.recipe.zipped import Pleas, PleasNode, ZipIt, ZipItNode
 
 AnyNode: TypeAlias = (
     Annotated[Base, Tag(f"{TAG}base")]
@@ -24,6 +25,8 @@ AnyNode: TypeAlias = (
     | Annotated[CondenseNode, Tag(f"{TAG}condense")]
     | Annotated[RepairNode, Tag(f"{TAG}repair")]
     | Annotated[NarrowNode, Tag(f"{TAG}narrow")]
+    | Annotated[PleasNode, Tag(f"{TAG}pleas")]
+    | Annotated[ZipItNode, Tag(f"{TAG}zipit")]
 )
 
 NODES: dict[str, type[Node]] = {next(iter(node.model_fields)): node for node, _ in map(get_args, get_args(AnyNode))}
@@ -38,6 +41,8 @@ PARTS: dict[str, type[FrozenModel]] = {
     "condense": Condense,
     "repair": Repair,
     "narrow": Narrow,
+    "pleas": Pleas,
+    "zipit": ZipIt,
 }
 """What is inside the nodes, by its key."""
 

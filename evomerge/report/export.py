@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import files, strict_yaml
-from evomerge.alignment import Condensed, Narrowed
+from evomerge.alignment import Condensed, Narrowed, Zipped
 from evomerge.build import Builder, Merged
 from evomerge.checkpoints import hub
 from evomerge.checkpoints.aligned import Aligned
@@ -95,7 +95,7 @@ def export(
         extra: dict[str, str | bytes] = {}
         folding = None
         config = pool.config
-        if isinstance(built, Condensed | Narrowed):
+        if isinstance(built, Condensed | Narrowed | Zipped):
             sources, config = [], built.config  # their tensors have other shapes
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices

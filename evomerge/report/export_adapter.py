@@ -15,7 +15,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.checkpoints.save import check_free
 from evomerge.errors import CheckpointError, RecipeError
 from evomerge.merging import check
-from evomerge.recipe import CondenseNode, NarrowNode, Recipe, StackNode
+from evomerge.recipe import Recipe, StackNode
 from evomerge.report import family
 from evomerge.report.card import adapter_card
 from evomerge.report.export import check_real, hub_name, recipe_file
@@ -90,7 +90,7 @@ def export_adapter(
         check_free(out)
     if isinstance(recipe.root, StackNode):
         raise RecipeError("a stack has layers of its own, so it is no adapter of the base; leave out `--as-adapter`")
-    if isinstance(recipe.root, CondenseNode | NarrowNode):
+    if recipe.root.reshapes:
         raise RecipeError("a model of other shapes than the base's is no adapter of it; leave out `--as-adapter`")
     with tempfile.TemporaryDirectory(prefix="evomerge-members-") as scratch:
         members = Members(folder=Path(scratch))

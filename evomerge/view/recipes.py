@@ -5,7 +5,7 @@ from typing import Any
 
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import RecipeError
-from evomerge.recipe import AlignNode, CondenseNode, NarrowNode, Place, Recipe, RepairNode, StackNode
+from evomerge.recipe import Place, Recipe, StackNode
 from evomerge.recipe.merges import MergeNode
 from evomerge.recipe.tiling import Tiled
 
@@ -35,19 +35,13 @@ def _panels(recipe: Recipe, places: Sequence[Place], where: str) -> Iterator[dic
                     yield {"name": f"{where}{name}: {key}" if name else f"{where}{key}", **shown}
         for label, child in zip(merge.labels, merge.inputs, strict=True):
             yield from _panels(child, places, f"{where}{label} / ")
-    elif isinstance(node, AlignNode):
-        yield from _panels(node.align.source, places, where)
-    elif isinstance(node, CondenseNode):
-        yield from _panels(node.condense.source, places, where)
-    elif isinstance(node, NarrowNode):
-        yield from _panels(node.narrow.source, places, where)
-    elif isinstance(node, RepairNode):
-        yield from _panels(node.repair.source, places, where)
     elif isinstance(node, StackNode):
         yield _layers(node, where)
         sources = dict.fromkeys(slot.source for slot in node.stack.slots)
         for source in (*sources, node.stack.rest):
             yield from _panels(source, places, f"{where}{source.root.label or source.id[:8]} / ")
+    elif node.children:  # the model that the node changes
+        yield from _panels(node.children[0], places, where)
 
 
 def _panel(value: Any, places: Sequence[Place], labels: Sequence[str]) -> dict[str, Any] | None:

@@ -8,28 +8,16 @@ import transformers
 from commands import evomerge
 from pools import Models, write_pool
 from safetensors.torch import load_file
-from tiny_models import tiny_model
+from tiny_models import permuted_copy, tiny_model
 
-from evomerge.alignment import Permuted, aligner, symmetry
+from evomerge.alignment import Permuted, aligner
 from evomerge.build import Builder
-from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import RecipeError
 from evomerge.models.live import LiveModel
 from evomerge.recipe import Recipe
 
 ALIGNED = {"align": {"source": "copy", "to": "base"}}
-
-
-def permuted_copy(folder, out):
-    """Write a copy of the model in `folder` with its units in a random order."""
-    live, model = LiveModel(folder), Folder(folder)
-    found = symmetry(live)
-    order = found.random(3)
-    copy = Permuted(model, found, lambda: order)
-    live.refit(copy)
-    live.module.save_pretrained(out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +27,6 @@ def pool(tmp_path_factory):
     base = tiny_model(folder / "base", "llama", 0)
     other = tiny_model(folder / "other", "llama", 1)
     copy = permuted_copy(base, folder / "copy")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (copy / name).write_bytes((base / name).read_bytes())
     return Pool(base, {"copy": copy, "other": other})
 
 

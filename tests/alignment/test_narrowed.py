@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TINY, tiny_model
 
 from evomerge.alignment import symmetry
-from evomerge.alignment.narrowed import find_mlps, merged
+from evomerge.alignment.mlps import find_mlps
+from evomerge.alignment.narrowed import merged
 from evomerge.build import Builder
 from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.pool import Pool

@@ -178,7 +178,7 @@ WRONG = [
     (
         "a list",
         [],
-        r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}`, `stack: {...}`, `align: {...}`, `condense: {...}`, `repair: {...}` or `narrow: {...}`; got \[\]",
+        r"a recipe is `base`, `expert: NAME`, `member: ID`, `merge: {...}`, `stack: {...}`, `align: {...}`, `condense: {...}`, `repair: {...}`, `narrow: {...}`, `pleas: {...}` or `zipit: {...}`; got \[\]",
     ),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
