@@ -70,7 +70,12 @@ def check_sequences(task: str, model: TextModel, sequences: Iterable[Sequence[in
     """Raise `TaskError` unless the model can run the token sequences, and write `more` tokens after each."""
     require_causal(task, model)
     listed = list(sequences)
-    check_length(task, model, max(map(len, listed), default=0) + more)
+    check_length(
+        task,
+        model,
+        max(map(len, listed), default=0) + more,
+        "`max_length` or `max_new_tokens`" if more else "`max_length`",
+    )
     check_tokens(task, model, listed)
 
 
@@ -157,9 +162,9 @@ def by_metric(
     return stacked
 
 
-def check_length(task: str, model: TextModel, longest: int) -> None:
+def check_length(task: str, model: TextModel, longest: int, settings: str = "`max_length`") -> None:
     """Raise `TaskError` if the model has no positions for `longest` tokens."""
     limit = model.positions
     if limit is not None and longest > limit:
-        msg = f"needs {longest} tokens, and the model has positions for {limit}; set a smaller `max_length`"
+        msg = f"needs {longest} tokens, and the model has positions for {limit}; set a smaller {settings}"
         raise task_error(task, msg)

@@ -259,7 +259,10 @@ def _checked(task: str, column: str, values: Sequence[Any]) -> list[Any] | Tenso
         raise task_error(task, msg) from None
     problem = "" if bool(images.isfinite().all()) else "numbers that are not finite"
     if images.ndim != 1 + _IMAGE_AXES:
-        problem = f"arrays of shape {list(images.shape[1:])}"
+        problem = (
+            f"arrays of shape {list(images.shape[1:])}" if images.ndim > 1 else f"numbers, such as {shown(values[0])}"
+        )
     if problem:
-        raise task_error(task, f"column `{column}`: expected images (channels, height, width), got {problem}")
+        expected = "images (channels, height, width)" if images.ndim > 1 else "texts or images"
+        raise task_error(task, f"column `{column}`: expected {expected}, got {problem}")
     return images

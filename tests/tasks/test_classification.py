@@ -275,6 +275,7 @@ def test_examples_are_checked_before_any_work(row, says, settings, tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "says"),
     [
+        (3, "expected texts or images, got numbers, such as 3"),
         ([[0.0, 1.0], [1.0, 0.0]], r"expected images \(channels, height, width\), got arrays of shape \[2, 2\]"),
         ([[[0.0, 1.0], [1.0]]], "arrays of numbers of one shape"),
         ([[[0.0, float("nan")]]], "numbers that are not finite"),
