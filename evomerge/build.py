@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evomerge import files
-from evomerge.alignment import Aligner, Condensed, Narrowed, Permuted, Zipped
+from evomerge.alignment import Aligner, Condensed, Narrowed, Permuted, Zipped, stitched
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.aligned import Aligned
 from evomerge.checkpoints.corrected import Corrected
@@ -47,7 +47,6 @@ from evomerge.recipe import (
     PleasNode,
     Recipe,
     RepairNode,
-    Stack,
     StackNode,
     ZipItNode,
 )
@@ -102,7 +101,7 @@ class Builder:
             case MergeNode(merge=merge):
                 return Merged(merge, self)
             case StackNode(stack=stack):
-                return self._stacked(stack)
+                return stitched(stack, assembled(stack, self.build, self.pool), self.pool, self.store)
             case AlignNode(align=align):
                 return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
             case CondenseNode(condense=condense):
@@ -136,6 +135,10 @@ class Builder:
         candidate = recipe_of(identity, self.members.lineage)
         if isinstance(candidate.root, Base | Expert):
             return self.build(candidate)
+        if candidate.root.outermost:
+            raise RecipeError(
+                f"the earlier candidate `{identity[:12]}` is a stack with maps between its layers; nothing can be made of it"
+            )
         held = self._rebuilt.get(identity) or self.members.find(identity)
         if held is not None:
             return held
@@ -150,18 +153,6 @@ class Builder:
         del self._rebuilt[identity]
         assert held is not None
         return held
-
-    def _stacked(self, stack: Stack) -> Stacked:
-        """Return the checkpoint of a stack; equal sources are one checkpoint. Raises `RecipeError`."""
-        if self.pool.heads:
-            raise RecipeError("a stack needs models without heads of their own; here heads stay outside: merge instead")
-        prefix = self.pool.layout.prefix
-        if prefix is None:
-            raise RecipeError(
-                f"a stack needs a model with a stack of blocks, whose tensors are named like `layers.0.…`; "
-                f"{self.pool.base.path} has {', '.join(f'`{name}`' for name in list(self.pool.base.info)[:3])}, …"
-            )
-        return assembled(stack, self.build, prefix)
 
     def stack_config(self, stack: Stacked) -> dict[str, Any]:
         """Return the `config.json` of a stack. Raises `ModelError` for one that plain transformers could not make from it."""

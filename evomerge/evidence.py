@@ -94,11 +94,14 @@ class Evidence:
         given: Mapping[str, EvidenceSettings],
         kinds: Sequence[str],
         recipes: Sequence[Recipe] = (),
+        *,
+        searched: bool = False,
     ) -> None:
         """Find the examples of each expert. Nothing is run.
 
         `recipes` are those that read the statistics: `KIND@TASK` is of the models that they name, by default of all, and `repair` of the
-        repairs in them.
+        repairs in them. With `searched` they are examples of a space, whose other paths may have layers of other models: `hidden@TASK` is
+        then of all.
 
         Raises `PoolError` for wrong evidence, and for models that cannot be repaired.
         """
@@ -129,7 +132,8 @@ class Evidence:
             if kind == REPAIR:
                 continue
             name, _, task = kind.partition("@")
-            judged = dict.fromkeys(named or ("base", *pool.experts), _shared(task, given, tasks)) if task else chosen
+            models = named if named and not (searched and name == "hidden") else ("base", *pool.experts)
+            judged = dict.fromkeys(models, _shared(task, given, tasks)) if task else chosen
             about = {model: self._about(name, model, *of, common) for model, of in judged.items()}
             if (together := _together(STATISTICS[name])) is not None:  # each depends on all
                 more = together.settings(pool)

@@ -155,7 +155,8 @@ def open_parts(
     opened = {name: tasks.make(name, entry, Path(settings.folder)) for name, entry in task_settings.items()}
     evidence = None
     if search_space.needs or models.evidence:
-        evidence = Evidence(pool, setup, opened, models.evidence, search_space.needs, search_space.examples)
+        read = search_space.needs, search_space.examples
+        evidence = Evidence(pool, setup, opened, models.evidence, *read, searched=True)
         setup = replace(setup, statistics=evidence.folders)
     builder = Builder(pool, search=True)
     initial = builder.build_model(initial_recipe(search_space))  # reads no tensor: an impossible recipe is refused now

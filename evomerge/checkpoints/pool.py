@@ -26,7 +26,7 @@ from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import AdapterFiles, is_adapter
 from evomerge.checkpoints.naming import Names
 from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
-from evomerge.checkpoints.save import SCALES
+from evomerge.checkpoints.save import SCALES, STITCHES
 from evomerge.checkpoints.shuffled import Shuffled
 from evomerge.checkpoints.ties import find_copies, untied
 from evomerge.checkpoints.vocabulary import TokenizerChoice, Vocabulary
@@ -76,6 +76,10 @@ class Pool:
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
         for model in (stored, *whole.values()):
             check_not_quantised(model)
+            for file, what in ((SCALES, "scales"), (STITCHES, "stitches")):
+                if (model.path / file).exists():
+                    msg = f"{model.path}: a stack with {what} that are not in its weights (`{file}`); such a model cannot be merged: merge the models that it was made of, or stack layers without {what}"
+                    raise PoolError(msg)
         self.names = Names(stored, whole)
         """What the base's class makes of the names in the files."""
         if heads is None:
@@ -113,10 +117,6 @@ class Pool:
             else:
                 self._compare_base(name, expert, weights=weights)
         self._compare_meanings(opened)
-        for folder in self.models:
-            if (folder.path / SCALES).exists():
-                msg = f"{folder.path}: a stack with scales that are not in its weights (`{SCALES}`); such a model cannot be merged: merge the models that it was made of, or stack layers without scales"
-                raise PoolError(msg)
         if self.heads:
             self.notes.append(_about(self.heads))
             for head in self.heads.values() if weights else ():

@@ -32,6 +32,8 @@ SHARD_BYTES = 2 << 30
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SCALES = "evomerge_stack.json"
 """The file beside a stack's weights with the scales of the residual stream that are not in the weights."""
+STITCHES = "stitches.safetensors"
+"""The file beside a stitched stack's weights with the affine maps of its residual stream."""
 
 
 def parse_size(text: str) -> int:
@@ -72,7 +74,7 @@ def save(
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(checkpoint.info, shard_bytes)
-    beside = {name: file for name, file in files_beside(like, tokenizer).items() if name != SCALES}
+    beside = {name: file for name, file in files_beside(like, tokenizer).items() if name not in (SCALES, STITCHES)}
     sizes = [file.stat().st_size for file in beside.values()]
     needed = sum(entry.nbytes for entry in checkpoint.info.values()) + sum(sizes)
     free = shutil.disk_usage(folder.parent).free

@@ -5,19 +5,25 @@ Nothing is copied: each tensor is read from its source when it is requested.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
 from evomerge.checkpoints.folder import Checkpoint, Computed, differences
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.layout import block_number
+from evomerge.checkpoints.pool import Pool
 from evomerge.errors import RecipeError
 from evomerge.recipe import Recipe, Stack
+from evomerge.recipe.recipe import prefix_digests
+
+Affine: TypeAlias = Callable[[], Mapping[str, torch.Tensor]]
+"""Returns an affine map of the residual stream, fitted at the first call: `weight` `(out, in)` and `bias` `(out,)`, float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StackedLayer:
-    """Layer number `index` of `source`, and what the residual stream is multiplied by before it.
+    """Layer number `index` of `source`, and what the residual stream is mapped by, and then multiplied by, before it.
 
     `key` identifies the source by content: layers with equal keys and indices have equal weights.
     """
@@ -26,20 +32,31 @@ class StackedLayer:
     key: str
     index: int
     scale: float = 1.0
+    stitch: Affine | None = None
 
 
 class Stacked(Computed):
     """A checkpoint whose block number i is `layers[i]`; the tensors outside of blocks are those of `rest`.
 
-    Not to be confused with a merge: weights are those of the sources, and no tensor contains the scales.
+    Not to be confused with a merge: weights are those of the sources, and no tensor contains the scales and the stitches.
     """
 
-    def __init__(self, layers: Sequence[StackedLayer], rest: Checkpoint, rest_key: str, prefix: str) -> None:
+    def __init__(
+        self,
+        layers: Sequence[StackedLayer],
+        rest: Checkpoint,
+        rest_key: str,
+        prefix: str,
+        stitching: str = "",
+        end: Affine | None = None,
+    ) -> None:
         """Assemble the checkpoint from names alone. Raises `RecipeError` for a layer that does not exist.
 
-        `prefix` is the part of the names of tensors in blocks before the block's number.
+        `prefix` is the part of the names of tensors in blocks before the block's number. `stitching` says, beside the layers, how they
+        are joined, and `end` is the map after the last of them.
         """
         self.layers = tuple(layers)
+        self.stitching, self.end = stitching, end
         self.rest = rest
         self.rest_key = rest_key
         self.prefix = prefix
@@ -61,7 +78,19 @@ class Stacked(Computed):
         """Return this stack with each of its sources replaced by what `change` returns for it."""
         changed = {key: change(source) for key, source in self._by_id().items()}
         layers = [replace(layer, source=changed[id(layer.source)]) for layer in self.layers]
-        return Stacked(layers, changed[id(self.rest)], self.rest_key, self.prefix)
+        return Stacked(layers, changed[id(self.rest)], self.rest_key, self.prefix, self.stitching, self.end)
+
+    @property
+    def stitches(self) -> dict[int, Affine]:
+        """The maps of the residual stream by the layer before which they are; that after the last one has the number of layers."""
+        maps = [*(layer.stitch for layer in self.layers), self.end]
+        return {number: stitch for number, stitch in enumerate(maps) if stitch is not None}
+
+    @property
+    def prefix_digests(self) -> tuple[str, ...]:
+        """A digest for each layer, equal for stacks that compute the same up to and including that layer."""
+        layers = [(layer.key, layer.index, layer.scale) for layer in self.layers]
+        return prefix_digests(self.rest_key, layers, self.stitching)
 
     def start(self, block: int) -> str:
         """Return the beginning of the names of a block's tensors."""
@@ -85,8 +114,19 @@ class Stacked(Computed):
         return names
 
 
-def assembled(stack: Stack, build: Callable[[Recipe], Checkpoint], prefix: str) -> Stacked:
-    """Return the checkpoint of a stack, whose sources are built by `build`; equal ones are one checkpoint. Raises `RecipeError`."""
+def assembled(stack: Stack, build: Callable[[Recipe], Checkpoint], pool: Pool) -> Stacked:
+    """Return the checkpoint of a stack, whose sources are built by `build`; equal ones are one checkpoint. It is not stitched yet.
+
+    Raises `RecipeError`.
+    """
+    if pool.heads:
+        raise RecipeError("a stack needs models without heads of their own; here heads stay outside: merge instead")
+    prefix = pool.layout.prefix
+    if prefix is None:
+        raise RecipeError(
+            f"a stack needs a model with a stack of blocks, whose tensors are named like `layers.0.…`; "
+            f"{pool.base.path} has {', '.join(f'`{name}`' for name in list(pool.base.info)[:3])}, …"
+        )
     sources: dict[str, Checkpoint] = {}
 
     def source(recipe: Recipe) -> Checkpoint:

@@ -18,7 +18,7 @@ from evomerge.checkpoints.beside import unmerged
 from evomerge.checkpoints.cast import cast, check_dtype
 from evomerge.checkpoints.members import ancestors
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.save import SHARD_BYTES, parse_size
+from evomerge.checkpoints.save import SHARD_BYTES, STITCHES, parse_size
 from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.cli.console import new_console, say
 from evomerge.cli.options import AdapterOptions
@@ -184,7 +184,14 @@ def export_recipe(recipe: Recipe, pool: Pool, out: Path, console: Console, **opt
     `options` are those of that function.
     """
     with Phases(console) as watch:
-        return export.export(recipe, pool, out, watch=watch, **options)
+        made = export.export(recipe, pool, out, watch=watch, **options)
+    if (out / STITCHES).exists():
+        say(
+            console,
+            f"note: {out} has affine maps between its layers, in `{STITCHES}`: load it with `evomerge.models.load_stack`; plain transformers "
+            "refuses it",
+        )
+    return made
 
 
 def storage(dtype: str | None, shard_size: str | None, adapter: AdapterOptions | None = None) -> dict[str, Any]:

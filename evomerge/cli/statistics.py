@@ -43,7 +43,7 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
         known = ", ".join(STATISTICS)
         raise StudyError(f"{what}: its search space reads no statistics; name some, by `--kind KIND`: {known}")
     recipes = () if kinds else parts.space.examples
-    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted, recipes)
+    evidence = Evidence(parts.pool, parts.setup, parts.tasks, settings.pool.evidence, wanted, recipes, searched=True)
     if dry_run:
         say_price(evidence, console)
         return

@@ -162,6 +162,8 @@ def check_depth(checkpoint: Checkpoint, builder: Builder) -> None:
     depth, blocks = len(checkpoint.layers), builder.pool.layout.blocks
     if any(layer.scale != 1 for layer in checkpoint.layers):
         what = "has scales between its layers"
+    elif checkpoint.stitches:
+        what = "has affine maps between its layers"
     elif depth != blocks or builder.stack_config(checkpoint) != builder.pool.config:
         what = f"has {depth} layers, and the engine those of the base, {blocks}, in their order"
     else:

@@ -142,6 +142,8 @@ class _Writer:
 
     def _stack(self, stack: Stack, where: str) -> dict[str, Any]:
         sources = []
+        if stack.stitch is not None:
+            raise RecipeError(f"mergekit cannot express `{where}.stitch`: affine maps between layers")
         for number, slot in enumerate(stack.slots):
             if slot.scale != 1:
                 raise RecipeError(

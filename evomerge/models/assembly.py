@@ -17,8 +17,8 @@ from evomerge.checkpoints.layout import block_number
 from evomerge.checkpoints.stack import Stacked, StackedLayer
 from evomerge.models.blocks import find_blocks
 from evomerge.models.prefixes import Prefixes
+from evomerge.models.stitches import linear, mapped
 from evomerge.models.tensor_mapping import TensorMapping
-from evomerge.recipe.recipe import prefix_digests
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,7 @@ class Assembly:
         self._module = module
         self._list = next(name for name, part in module.named_modules() if part is blocks)
         self._base_layers = blocks
+        self._like = next(part for part in blocks.parameters() if part.is_floating_point())
         self._config = per_layer(module.config.to_dict(), len(blocks))
         held = module.state_dict(keep_vars=True)
         self._mappings: dict[int | None, dict[str, list[TensorMapping]]] = {}
@@ -65,14 +66,14 @@ class Assembly:
             index = used[part] = used.get(part, -1) + 1
             if index == len(copies):
                 copies.append(_Layer(self._copy(layer), self._prefixes))
-            copies[index].place(number, layer.scale)
+            end = stack.end if number == len(stack.layers) - 1 else None
+            maps = [None if affine is None else linear(affine(), self._like) for affine in (layer.stitch, end)]
+            copies[index].place(number, layer.scale, *maps)
             layers.append(copies[index].block)
         for target, tensor in self._load(stack.rest, stack.rest_key, None).items():
             self._outside[target].data = tensor
         self._arrange(nn.ModuleList(layers), [layer.index for layer in stack.layers])
-        self._prefixes.begin(
-            prefix_digests(stack.rest_key, [(layer.key, layer.index, layer.scale) for layer in stack.layers])
-        )
+        self._prefixes.begin(stack.prefix_digests)
 
     def restore(self) -> None:
         """Restore the module's original layers and weights."""
@@ -134,7 +135,7 @@ class Assembly:
 
 
 class _Layer:
-    """A layer of a stack: multiplies the hidden states by its scale, and runs only where its output is not kept."""
+    """A layer of a stack: maps the hidden states and multiplies them by its scale, and runs only where its output is not kept."""
 
     def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
         self.block = block
@@ -143,20 +144,24 @@ class _Layer:
         self._prefixes = prefixes
         self._number = 0
         self._scale = 1.0
+        self._before: nn.Module | None = None
+        self._after: nn.Module | None = None
         block.forward = self
 
-    def place(self, number: int, scale: float) -> None:
-        """Prepare for the position `number` in the next stack."""
+    def place(self, number: int, scale: float, before: nn.Module | None, after: nn.Module | None) -> None:
+        """Prepare for the position `number` in the next stack, whose stream is mapped by `before` and `after` the layer."""
         self._number, self._scale = number, scale
+        self._before, self._after = before, after
         for part in self._numbered:
             part.layer_idx = number  # the cache slot of transformers
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = self._prefixes.output(self._number)
         if output is None:
+            hidden = hidden if self._before is None else self._before(hidden)
             output = self._forward(hidden if self._scale == 1 else hidden * self._scale, *args, **kwargs)
             self._prefixes.keep(self._number, output)
-        return output
+        return output if self._after is None else mapped(output, self._after)
 
 
 def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:

@@ -18,6 +18,7 @@ from evomerge.errors import ModelError
 from evomerge.models.assembly import per_layer
 from evomerge.models.blocks import find_blocks
 from evomerge.models.pretrained import auto_class, library, load_model
+from evomerge.models.stitches import attach, plain_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,13 +50,13 @@ class StackConfigs:
             self._class = library().CONFIG_MAPPING[self._kind]
         except KeyError as error:
             raise ModelError(f"config.json: expected a `model_type` of transformers, got {error}") from None
-        self._base = self._parsed(config)
-        count = getattr(self._base, _COUNT, None)
+        self.parsed = self._parsed(config)
+        count = getattr(self.parsed, _COUNT, None)
         if not isinstance(count, int):
             msg = f"config.json of type `{self._kind}` does not give the number of layers (`{_COUNT}`); its stacks cannot be saved"
             raise ModelError(msg)
         self._count = count
-        self._expected = _signatures(self._base, count)
+        self._expected = _signatures(self.parsed, count)
         self._known: dict[tuple[int, ...], dict[str, Any] | str] = {}
 
     def of(self, layers: Sequence[int]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class StackConfigs:
         )  # of a backbone, whose output is that of its last layer
         kept = {name: value for name, value in config.items() if not (ends and name in _STAGES)}
         why = ""
-        for settings in _rewritten(self._base.to_dict(), config, layers, self._count):
+        for settings in _rewritten(self.parsed.to_dict(), config, layers, self._count):
             stacked = {**kept, key: len(layers), **settings}
             try:
                 parsed = self._parsed(stacked)
@@ -195,12 +196,17 @@ def _shortened(layers: Sequence[int]) -> str:
 def load_stack(
     folder: str | os.PathLike[str], auto: str = "AutoModel", dtype: torch.dtype | None = None, **options: object
 ) -> "PreTrainedModel":
-    """Return the model of a stack in `folder`, whose layers multiply the residual stream by their scales.
+    """Return the model of a stack in `folder`, whose layers map the residual stream by its stitches, and multiply it by their scales.
 
     The arguments are those of `load_model`. Other checkpoints, and stacks whose scales are in their weights, are loaded as
     `load_model` loads them. Raises `ModelError`.
     """
+    config = plain_config(Path(folder))
+    if config is not None:
+        options = {"config": StackConfigs(config).parsed, **options}
     model = load_model(folder, auto, dtype, **options)
+    if config is not None:
+        attach(find_blocks(model), Path(folder), next(part for part in model.parameters() if part.is_floating_point()))
     path = Path(folder) / SCALES
     if path.is_file():
         blocks = find_blocks(model)

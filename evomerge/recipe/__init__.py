@@ -9,7 +9,7 @@ from evomerge.recipe.merges import Merge, MergeNode
 from evomerge.recipe.nodes import NODES
 from evomerge.recipe.recipe import Json, Recipe, base, canonical_json, expand_inputs, expert, merge
 from evomerge.recipe.reshaped import Condense, CondenseNode, Narrow, NarrowNode
-from evomerge.recipe.stacks import Stack, StackNode
+from evomerge.recipe.stacks import Stack, StackNode, Stitch
 from evomerge.recipe.tiling import KINDS, TOWERS, Place, Tiled
 from evomerge.recipe.validation import describe
 from evomerge.recipe.zipped import Pleas, PleasNode, ZipIt, ZipItNode
@@ -38,6 +38,7 @@ __all__ = [
     "RepairNode",
     "Stack",
     "StackNode",
+    "Stitch",
     "Tiled",
     "ZipIt",
     "ZipItNode",

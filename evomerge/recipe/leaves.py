@@ -19,6 +19,11 @@ class Node(FrozenModel):
     """Whether its model has other shapes than the pool's, so that it is the outermost node of its recipe."""
 
     @property
+    def outermost(self) -> bool:
+        """Whether nothing can be made of its model, so that it is the outermost node of its recipe."""
+        return self.reshapes
+
+    @property
     def children(self) -> "tuple[Recipe, ...]":
         """The recipes directly inside it, in order; none for a leaf."""
         return ()

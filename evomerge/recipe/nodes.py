@@ -11,7 +11,7 @@ from evomerge.recipe.leaves import Base, Expert, Member, Node
 from evomerge.recipe.matched import Align, AlignNode, Repair, RepairNode
 from evomerge.recipe.merges import Merge, MergeNode, Stages
 from evomerge.recipe.reshaped import Condense, CondenseNode, Narrow, NarrowNode
-from evomerge.recipe.stacks import Slot, Stack, StackNode
+from evomerge.recipe.stacks import Slot, Stack, StackNode, Stitch
 from evomerge.recipe.validation import TAG, FrozenModel
 from evomerge.recipe.zipped import Pleas, PleasNode, ZipIt, ZipItNode
 
@@ -37,6 +37,7 @@ PARTS: dict[str, type[FrozenModel]] = {
     "stages": Stages,
     "stack": Stack,
     "slots": Slot,
+    "stitch": Stitch,
     "align": Align,
     "condense": Condense,
     "repair": Repair,

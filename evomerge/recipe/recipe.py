@@ -19,7 +19,7 @@ from evomerge.recipe.form import KeyPath
 from evomerge.recipe.leaves import Expert, Member, Node
 from evomerge.recipe.matched import AlignNode, RepairNode
 from evomerge.recipe.nodes import FIELDS, NODES, PARTS, AnyNode, tag
-from evomerge.recipe.stacks import StackNode
+from evomerge.recipe.stacks import Stack, StackNode
 from evomerge.recipe.validation import describe
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -61,11 +61,11 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
             recipe = cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError(describe(error, "recipe", FIELDS)) from None
-        if (inside := next(_reshaped_inside(recipe), None)) is not None:
+        if (inside := next(_outermost_inside(recipe), None)) is not None:
             kind = next(iter(type(inside).model_fields))
+            what = "of other shapes than the pool's" if inside.reshapes else "with maps between its layers"
             raise RecipeError(
-                f"recipe: `{kind}` makes a model of other shapes than the pool's, which nothing can be made of; expected it as "
-                "the outermost node"
+                f"recipe: `{kind}` makes a model {what}, which nothing can be made of; expected it as the outermost node"
             )
         if experts is not None:
             for name in recipe.experts:
@@ -139,7 +139,8 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         if not isinstance(self.root, StackNode):
             return ()
         stack = self.root.stack
-        return prefix_digests(stack.rest.id, [(slot.source.id, slot.layer, slot.scale) for slot in stack.slots])
+        layers = [(slot.source.id, slot.layer, slot.scale) for slot in stack.slots]
+        return prefix_digests(stack.rest.id, layers, stitching(stack))
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -160,12 +161,12 @@ def _leaves(recipe: Recipe) -> Iterator[Node]:
         yield from _leaves(child)
 
 
-def _reshaped_inside(recipe: Recipe) -> Iterator[Node]:
-    """Yield the nodes inside a recipe whose models have other shapes than the pool's."""
+def _outermost_inside(recipe: Recipe) -> Iterator[Node]:
+    """Yield the nodes inside a recipe of whose models nothing can be made."""
     for child in recipe.children:
-        if child.root.reshapes:
+        if child.root.outermost:
             yield child.root
-        yield from _reshaped_inside(child)
+        yield from _outermost_inside(child)
 
 
 def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:
@@ -180,16 +181,22 @@ def _numbers(data: Json, path: KeyPath, *, inside: bool) -> Iterator[KeyPath]:
         yield path
 
 
-def prefix_digests(rest: str, layers: Sequence[tuple[str, int, float]]) -> tuple[str, ...]:
+def prefix_digests(rest: str, layers: Sequence[tuple[str, int, float]], stitching: str = "") -> tuple[str, ...]:
     """Return a digest for each layer of a stack, equal for stacks that are equal up to and including that layer.
 
-    `rest` and the first of each layer's `(source, layer, scale)` are recipe ids.
+    `rest` and the first of each layer's `(source, layer, scale)` are recipe ids. How layers are joined depends on them and on
+    `stitching`, see there.
     """
-    digests, digest = [], hashlib.sha256(rest.encode())
+    digests, digest = [], hashlib.sha256(f"{rest}{stitching}".encode())
     for source, layer, scale in layers:
         digest.update(f"{source} {layer} {float(scale).hex()}".encode())
         digests.append(digest.hexdigest())
     return tuple(digests)
+
+
+def stitching(stack: Stack) -> str:
+    """Return how layers of a stack are joined, as canonical JSON; empty for one that is not stitched."""
+    return "" if stack.stitch is None else canonical_json(stack.stitch.model_dump())
 
 
 def canonical_json(data: Any) -> str:

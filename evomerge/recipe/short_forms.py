@@ -19,7 +19,7 @@ _FORMS: dict[str, type[ShortForm]] = {"path": LayerPath, "swap": LayerSwap}
 
 def form_of(stack: Mapping[str, Any]) -> ShortForm | None:
     """Return the short form in a stack, with or without holes; None if there is none. Raises `RecipeError`."""
-    known = ("slots", "rest", *_FORMS)
+    known = ("slots", "rest", "stitch", *_FORMS)
     for key in stack:
         if key not in known:
             raise RecipeError(f"stack: unknown key `{key}`; {nearest(str(key), known)}")
@@ -27,7 +27,7 @@ def form_of(stack: Mapping[str, Any]) -> ShortForm | None:
     if not names:
         return None
     if len(names) > 1 or "slots" in stack:
-        msg = f"stack: has {' and '.join(key for key in stack if key != 'rest')}; expected one of slots, path and swap"
+        msg = f"stack: has {' and '.join(key for key in stack if key not in ('rest', 'stitch'))}; expected one of slots, path and swap"
         raise RecipeError(msg)
     schema = _FORMS[names[0]]
     try:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from evomerge import strict_yaml
-from evomerge.checkpoints.save import SCALES
+from evomerge.checkpoints.save import SCALES, STITCHES
 from evomerge.checkpoints.vocabulary import Vocabulary
 from evomerge.models.folding import TOLERANCE, Folding
 from evomerge.recipe import Base, Expert, Recipe, Stack, StackNode
@@ -27,6 +27,15 @@ model = AutoModel.from_pretrained("path/to/this/folder")
 _LOAD_SCALED = f"""**Plain transformers loads this folder, but what it then computes is another model**: it ignores `{SCALES}`, the
 factors of the residual stream before each layer. This loads the right one; for a model with a head, name its class, such as
 `AutoModelForCausalLM`:
+
+```python
+from evomerge.models import load_stack
+
+model = load_stack("path/to/this/folder", "AutoModel")
+```
+"""
+_LOAD_STITCHED = f"""**Plain transformers refuses this folder**: between layers of different models it needs the affine maps of the residual stream in
+`{STITCHES}`, which are linear layers. This loads it; for a model with a head, name its class, such as `AutoModelForCausalLM`:
 
 ```python
 from evomerge.models import load_stack
@@ -56,13 +65,14 @@ def model_card(
     like: str | None = None,
     head: str | None = None,
     vocabulary: Vocabulary | None = None,
+    stitches: Sequence[int] = (),
 ) -> str:
     """Return the card of the model of `recipe`: its sources, its scores if they were measured, and the recipe.
 
     `base` and `experts` are the pool's names. With `results` and one `candidate` of them, the card has its scores on unseen
     examples beside those of the references. `folding` has the result of folding a stack's scales, `lineage` the ancestors of
     a member of a population, `like` the expert whose tokenizer the model has, `head` the model whose head it has, `vocabulary` its
-    tokens where the models have tokens of their own. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
+    tokens where the models have tokens of their own, `stitches` the layers of a stack before which its residual stream is mapped. The front matter names the base only if it is `OWNER/NAME`, as on the hub. Names are escaped: they cannot
     become Markdown or HTML.
     """
     front_matter: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "evomerge"]}
@@ -90,10 +100,11 @@ def model_card(
         f"---\n{strict_yaml.text(front_matter)}---\n",
         f"# A merge on {_plain(base)}\n",
         f"{origin}\n",
-        _LOAD if folding is None or folding.stack is not None else _LOAD_SCALED,
+        _LOAD_STITCHED if stitches else _LOAD if folding is None or folding.stack is not None else _LOAD_SCALED,
     ]
     if isinstance(recipe.root, StackNode):
-        parts += ["## Layers\n", _layers(recipe.root.stack, base), _scales(recipe.root.stack, folding)]
+        stack = recipe.root.stack
+        parts += ["## Layers\n", _layers(stack, base), _scales(stack, folding, stitches), *_stitches(stack, stitches)]
     if results is not None and candidate is not None:
         parts += ["## Scores on unseen examples\n", _scores(results, candidate)]
     again = "`recipe.yaml` beside this file also names the pool: `evomerge merge recipe.yaml -o OUT` makes this model again."
@@ -139,12 +150,25 @@ def _layers(stack: Stack, base: str) -> str:
     return f"{count}, numbered as in their sources: {', '.join(parts)}. Embeddings, final norm and head are those of {name(stack.rest)}.\n"
 
 
-def _scales(stack: Stack, folding: Folding | None) -> str:
+def _stitches(stack: Stack, stitches: Sequence[int]) -> list[str]:
+    """Return in words where a stack's residual stream is mapped, if it is."""
+    if stack.stitch is None or not stitches:
+        return []
+    end, last = len(stack.slots), "after the last layer"
+    where = ", ".join(last if number == end else f"before layer {number}" for number in stitches)
+    task, ridge = _plain(stack.stitch.task), f"{stack.stitch.ridge:g}"
+    how = f"by least squares on the hidden states of both models on the task {task}, with a ridge of {ridge}"
+    return [f"The residual stream is mapped {where} (counted from 0), {how}.\n"]
+
+
+def _scales(stack: Stack, folding: Folding | None, stitches: Sequence[int]) -> str:
     """Return the scales of a stack's residual stream in words, and where they are stored."""
     scaled = [f"{slot.scale:g} before layer {i}" for i, slot in enumerate(stack.slots) if slot.scale != 1]
+    what = f"The residual stream is multiplied by {', '.join(scaled)} (counted from 0)."
+    if scaled and stitches:
+        return f"{what} These scales are in `{SCALES}`.\n"
     if not scaled or folding is None:
         return "The residual stream is passed on from layer to layer unscaled.\n"
-    what = f"The residual stream is multiplied by {', '.join(scaled)} (counted from 0)."
     if folding.stack is None:
         return f"{what} These scales are not in the weights, because {folding.why}.\n"
     return (

@@ -20,6 +20,7 @@ from evomerge.checkpoints.save import SCALES, SHARD_BYTES, check_free, save
 from evomerge.checkpoints.stack import Stacked
 from evomerge.errors import PoolError, RecipeError, nearest
 from evomerge.merging import Watch, check, needs, unwatched
+from evomerge.models import stitches
 from evomerge.placement import Placement, find
 from evomerge.recipe import Recipe
 from evomerge.report import family
@@ -47,7 +48,8 @@ def export(
 
     Configuration and tokenizer are the base's (the tokenizer may be that of the pool's `like`), except for the layers of a stack in `config.json`, and for the dtype where
     weights of an expert are taken as they are. The scales of a stack are folded into its weights if that gives the same model,
-    which is tested with the model in memory; otherwise they are in a separate file, as the card explains. A candidate made of
+    which is tested with the model in memory; otherwise, and in a stitched stack, they are in a separate file, as the card explains. Maps
+    between its layers are in a file of their own, and `evomerge.models.load_stack` loads the folder, which transformers refuses. A candidate made of
     earlier ones needs their `lineage`, which is written into `recipe.yaml` and drawn in `family.png`. `README.md` is the model
     card, and `evomerge merge recipe.yaml` writes the same bytes again. `dtype` (float32, bfloat16, float16) is that of the weights on
     disk, by default the base's; the merge is rounded to it once. It is made on `device`, with the same bytes: see `placement`.
@@ -99,9 +101,12 @@ def export(
             sources, config = [], built.config  # their tensors have other shapes
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices
-            config = builder.stack_config(checkpoint)
+            config, maps = stitches.saved(checkpoint, builder.stack_config(checkpoint))
+            extra |= maps
             scales = [layer.scale for layer in checkpoint.layers]
-            if any(scale != 1 for scale in scales):
+            if maps and any(scale != 1 for scale in scales):
+                extra[SCALES] = json.dumps({"scales": scales}) + "\n"
+            elif any(scale != 1 for scale in scales):
                 from evomerge.models import LiveModel
                 from evomerge.models.folding import fold
 
@@ -138,6 +143,7 @@ def export(
             pool.like,
             head,
             pool.vocabulary,
+            [*built.stitches] if isinstance(built, Stacked) else [],
         )
         extra["recipe.yaml"] = recipe_file(recipe, pool, members.lineage, dtype, head)
         watch("merging", 0, sum(entry.nbytes for entry in checkpoint.info.values()))

@@ -52,12 +52,12 @@ def _stacks_of_one_model(space: "SearchSpace", form: ShortForm) -> dict[str, Gen
     if isinstance(form, LayerPath):
         models |= dict(zip(form.names, filled["path"]["sources"], strict=True))
         count = len(form.sources)
-    rest = nested.get(space.decode(space.initial).data, ("stack", "rest"))
+    initial = nested.get(space.decode(space.initial).data, ("stack",))
     blocks = range(space.outline.blocks or 0)
     marks = {}
     for name, model in models.items():
         slots = [{"source": model, "layer": layer} for layer in blocks]
-        recipe = Recipe.parse(short_forms.spell_out({"stack": {"slots": slots, "rest": rest}}, len(blocks)))
+        recipe = Recipe.parse(short_forms.spell_out({"stack": {**initial, "slots": slots}}, len(blocks)))
         for number in range(count):
             with contextlib.suppress(SpaceError):
                 genome = _all_layers(space, number, model, len(blocks))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from evomerge.plugins import Table
 from evomerge.statistics.gradients import GRADIENTS
+from evomerge.statistics.hidden import HIDDEN
 from evomerge.statistics.inputs import INPUTS
 from evomerge.statistics.outputs import OUTPUTS
 from evomerge.statistics.settings import EvidenceSettings
@@ -17,7 +18,7 @@ __all__ = ["STATISTICS", "Collected", "EvidenceSettings", "Statistic", "Subject"
 
 STATISTICS: Mapping[str, Statistic] = Table(
     "evomerge.statistics",
-    {**INPUTS, **OUTPUTS, **GRADIENTS},
+    {**INPUTS, **HIDDEN, **OUTPUTS, **GRADIENTS},
     "an evomerge.statistics.Statistic",
     lambda entry: isinstance(entry, Statistic),
 )

@@ -1,0 +1,48 @@
+"""Hidden states around blocks: those that transformers itself returns, of evenly spaced tokens, and of the same ones for all models."""
+
+import pytest
+import torch
+
+from evomerge.merging import unwatched
+from evomerge.statistics import STATISTICS, hidden
+
+COLLECT = STATISTICS["hidden"].collect
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert", "vit"])
+def test_hidden_states_are_those_that_transformers_returns(tiny, architecture):
+    subject = tiny(architecture, examples=[1])
+    calls = []
+    inside = subject.live.module.base_model
+    hook = inside.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    found = COLLECT(subject, unwatched)
+    hook.remove()
+    args, kwargs = calls[-1]
+    with torch.no_grad():
+        expected = inside(*args, **{**kwargs, "output_hidden_states": True}).hidden_states
+    assert len(found) == 2
+    for number, name in enumerate(sorted(found)):
+        assert torch.equal(found[name]["before"], expected[number][0])
+    first, second = (found[name] for name in sorted(found))
+    assert first["after"] is second["before"]
+
+
+def test_tokens_are_evenly_spaced_where_there_are_many(tiny, monkeypatch):
+    subject = tiny("llama", examples=[0, 1])
+    whole = COLLECT(subject, unwatched)
+    monkeypatch.setattr(hidden, "rows_of", lambda width: 4)
+    few = COLLECT(subject, unwatched)
+    for name, tables in few.items():
+        assert tables["before"].shape == (4, 16)
+        assert all(any(torch.equal(row, other) for other in whole[name]["before"]) for row in tables["before"])
+        assert torch.equal(tables["read"], whole[name]["read"])
+
+
+def test_what_was_read_tells_examples_apart(tiny):
+    one, other = (COLLECT(tiny("llama", examples=[number]), unwatched) for number in (0, 1))
+    name = next(iter(one))
+    assert not torch.equal(one[name]["read"], other[name]["read"])
+
+
+def test_more_tokens_are_kept_of_wide_models():
+    assert (hidden.rows_of(16), hidden.rows_of(4096)) == (2048, 16384)
