@@ -103,7 +103,7 @@ class Builder:
             case StackNode(stack=stack):
                 return stitched(stack, assembled(stack, self.build, self.pool), self.pool, self.store)
             case AlignNode(align=align):
-                return self._aligner.aligned(align, self.build(align.source), self.build(align.to))
+                return self._aligner.aligned(align, self.build)
             case CondenseNode(condense=condense):
                 return self._aligner.condensed(condense, self.build(condense.source), self.load)
             case NarrowNode(narrow=narrow):

@@ -11,7 +11,7 @@ from torch import Tensor
 from evomerge.alignment.activations import Read, reordered, standardised
 from evomerge.alignment.condensed import Condensed
 from evomerge.alignment.grouping import paired, zipped
-from evomerge.alignment.matching import match
+from evomerge.alignment.matching import match, match_many
 from evomerge.alignment.mlps import Mlp, Mlps, find_mlps, resized_config
 from evomerge.alignment.narrowed import Narrowed
 from evomerge.alignment.permuted import Permuted
@@ -29,6 +29,7 @@ from evomerge.recipe import Align, Condense, Narrow, Pleas, Recipe, ZipIt
 VERSION = 1
 """Version of the matching: another finds other orders."""
 
+Build: TypeAlias = Callable[[Recipe], Checkpoint]
 Load: TypeAlias = Callable[[Checkpoint, str], Tensor]
 
 
@@ -39,34 +40,46 @@ class Aligner:
         """Take the pool; nothing is loaded before the first alignment."""
         self._pool, self._store = pool, store
 
-    def aligned(self, align: Align, source: Checkpoint, to: Checkpoint) -> Permuted:
-        """Return `source` in the order of units that is nearest to `to`; orders are searched for when a tensor is read.
+    def aligned(self, align: Align, build: Build) -> Permuted:
+        """Return a model in the order of units that is nearest to another's, or of several together; `build` returns a recipe's model.
 
-        Raises `RecipeError` for a pool or models that cannot be aligned.
+        Orders are searched for when a tensor is read. Raises `RecipeError` for a pool or models that cannot be aligned.
         """
         if self._pool.heads:
             raise RecipeError(
                 "align: needs models without heads of their own, since heads would keep the order of their own models"
             )
-        for word, model in (("source", source), ("to", to)):
+        source, models = build(align.source), [build(recipe) for recipe in align.targets]
+        for word, model in (("source", source), *(("to", model) for model in models)):
             if isinstance(model, Stacked):
                 raise RecipeError(f"align: `{word}` is a stack of layers; align the models that its layers come from")
-        kind, labels = f"inputs@{align.task}", [recipe.root.label or "" for recipe in (align.source, align.to)]
+        kind, labels = f"inputs@{align.task}", [recipe.root.label or "" for recipe in (align.source, *align.targets)]
         read = [] if align.task is None else [self._statistic(kind, label) for label in labels]
         with _said_of("align"):
             symmetry = self._symmetry
-        key: Key = ("alignment", VERSION, align.by, align.source.id, align.to.id)
-        key = (*key, *(digest for digest, _ in read), *self._digests(align.source, align.to))
+        many = isinstance(align.to, tuple)
+        recipes = align.targets if many else (align.source, *align.targets)
+        key: Key = ("alignment", VERSION, "many" if many else align.by, *(recipe.id for recipe in recipes))
+        key = (*key, *(digest for digest, _ in read), *self._digests(*recipes))
+        own = align.targets.index(align.source) if many else 0  # one search for all of them
 
         def permutations() -> Permutations:
             def made() -> dict[str, Tensor]:
-                orders = match(source, to, symmetry, (read[0][1], read[1][1]) if read else None)
-                return {str(unit): torch.from_numpy(order) for unit, order in orders.items()}
+                if many:
+                    found = match_many(models, symmetry)
+                else:
+                    activations = (read[0][1], read[1][1]) if read else None
+                    found = [match(source, models[0], symmetry, activations)]
+                return {
+                    f"{i} {unit}": torch.from_numpy(order)
+                    for i, orders in enumerate(found)
+                    for unit, order in orders.items()
+                }
 
             tables: Mapping[str, Tensor] = self._store.prepared(key, self._pool.parameters, made)
-            return {int(unit): table.numpy() for unit, table in tables.items()}
+            return {unit: tables[f"{own} {unit}"].numpy() for unit in range(len(symmetry.units))}
 
-        return Permuted(source, symmetry, permutations, key)
+        return Permuted(source, symmetry, permutations, (*key, own))
 
     def condensed(self, condense: Condense, source: Checkpoint, load: Load) -> Condensed:
         """Return `source`, a mixture, with fewer experts; `load` returns tensors before their last cast. Raises `RecipeError`."""
@@ -83,7 +96,7 @@ class Aligner:
         with _said_of("narrow"):
             return Narrowed(narrow, source, self._pool.config, self._mlps, load)
 
-    def zipped(self, node: Pleas | ZipIt, build: Callable[[Recipe], Checkpoint], load: Load) -> Zipped:
+    def zipped(self, node: Pleas | ZipIt, build: Build, load: Load) -> Zipped:
         """Return two models in one; `build` returns a recipe's model, and `load` tensors before their last cast.
 
         Raises `RecipeError` for a pool or model whose MLPs are not known, and without evidence.

@@ -12,6 +12,7 @@ each with mean 0 and norm 1, whose inner products are correlations.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch import Tensor
 from evomerge.alignment.activations import Activations, observed
 from evomerge.alignment.axes import Positions
 from evomerge.alignment.boxes import Box
+from evomerge.alignment.permuted import Permuted
 from evomerge.alignment.symmetries import Permutations, Symmetry
-from evomerge.checkpoints.folder import Checkpoint
+from evomerge.checkpoints.folder import Checkpoint, Computed
 from evomerge.errors import ModelError
 
 SWEEPS = 100
@@ -32,17 +34,25 @@ _GAIN = 1e-8
 """Smallest improvement, relative to the norms, that counts."""
 _RANKS = 64
 _FEATURES = 4096
+_KEPT = 1 << 27
+"""Number of elements of a model up to which the mean of several is kept in memory, in fp64, and not made at each read."""
 
 _Orders: TypeAlias = dict[int, Positions]
 
 
 def match(
-    source: Checkpoint, to: Checkpoint, symmetry: Symmetry, activations: Activations | None = None
-) -> Permutations:
+    source: Checkpoint,
+    to: Checkpoint,
+    symmetry: Symmetry,
+    activations: Activations | None = None,
+    *,
+    start: dict[int, Positions] | None = None,
+) -> dict[int, Positions]:
     """Return the permutations of the units of `source` with which its weights are nearest to those of `to`.
 
     With `activations`, of `source` and of `to` on the same tokens, the sum of the correlations of units is largest; units that are
     the input of no matrix, such as the dims of queries and keys, are then matched by weights, in the order found for the others.
+    With `start`, a descent begins there and not at the order of the files, and `start` itself is returned where nothing nearer is found.
     In fp64; nothing is drawn but the order of the units in each sweep, which is the same in every run. Raises `ModelError` for
     two models whose tensors differ in shape, and for activations that say nothing of any unit.
     """
@@ -64,7 +74,7 @@ def match(
         for piece in pieces
     ]
     if activations is None:
-        return _fitted(_Matcher(weights, symmetry, free))
+        return _fitted(_Matcher(weights, symmetry, free), start)
     boxes = observed(symmetry, *activations)
     seen = {number for box in boxes for number in box.piece.flat}
     chosen = [number for number in free if number in seen]
@@ -76,17 +86,51 @@ def match(
     return _Matcher(weights, symmetry, [number for number in free if number not in seen]).descend(orders)
 
 
+def match_many(models: Sequence[Checkpoint], symmetry: Symmetry) -> list[dict[int, Positions]]:
+    """Return permutations of the units of each model with which all weights are near to each other (MergeMany of Git Re-Basin).
+
+    Each is aligned to the first, and then, in turn, to the mean of the others, until no turn brings them nearer: the norm of their sum grows
+    with each turn, or stays. The paper begins with the mean of models as they are, which hardly tells the order of any; so, permuted
+    copies of one model are recovered exactly. Raises `ModelError` as `match`.
+    """
+    orders = [symmetry.identity(), *(match(model, models[0], symmetry) for model in models[1:])]
+    kept = sum(entry.numel for entry in models[0].info.values()) <= _KEPT
+    for _ in range(SWEEPS):
+        improved = False
+        for number, model in enumerate(models):
+            others = [
+                Permuted(other, symmetry, partial(orders.__getitem__, i))
+                for i, other in enumerate(models)
+                if i != number
+            ]
+            mean = partial(_mean, others)
+            to = Computed(model.info, cache(mean) if kept else mean)
+            found = match(model, to, symmetry, start=orders[number])
+            improved |= found is not orders[number]
+            orders[number] = found
+        if not improved:
+            break
+    return orders
+
+
+def _mean(models: Sequence[Checkpoint], name: str) -> Tensor:
+    return torch.stack([model.tensor(name).double() for model in models]).mean(0)
+
+
 def _reader(symmetry: Symmetry, name: str, model: Checkpoint) -> Callable[[], Tensor]:
     return lambda: symmetry.assembled(name, model.tensor)
 
 
-def _fitted(matcher: "_Matcher") -> _Orders:
+def _fitted(matcher: "_Matcher", start: _Orders | None = None) -> _Orders:
     """Return the better end of the descents from the two starts."""
     fitted = matcher.descend(matcher.by_sorted_values())
-    if matcher.is_exact(fitted):
+    if start is None and matcher.is_exact(fitted):
         return fitted
-    plain = matcher.descend(matcher.identity)
-    return max((plain, fitted), key=matcher.product)  # the first of equal ones
+    plain = matcher.descend(matcher.identity if start is None else start)
+    best = max((plain, fitted), key=matcher.product)  # the first of equal ones
+    if start is not None and matcher.product(best) - matcher.product(start) <= _GAIN * matcher.scale():
+        return start
+    return best
 
 
 class _Matcher:
@@ -117,7 +161,7 @@ class _Matcher:
 
     def descend(self, orders: _Orders) -> _Orders:
         """Return the orders at which no unit's assignment improves the product any more."""
-        scale = sum(float(self._target(place).square().sum()) for place in range(len(self._boxes))) or 1.0
+        scale = self.scale()
         for sweep in range(SWEEPS):
             improved = False
             for number in np.random.default_rng(sweep).permutation(self._free).tolist():
@@ -127,6 +171,10 @@ class _Matcher:
             if not improved:
                 break
         return orders
+
+    def scale(self) -> float:
+        """Return the squared norm of the model `to`; 1 where that is 0."""
+        return sum(float(self._target(place).square().sum()) for place in range(len(self._boxes))) or 1.0
 
     def _gain(self, number: int, orders: _Orders, found: _Orders) -> float:
         """Return by how much the product grows with the orders found of a unit and of those within it."""

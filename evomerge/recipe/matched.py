@@ -1,17 +1,24 @@
 """Nodes for models that are not alike: `align` puts the units of one in the order of another's, `repair` corrects what they are merged to."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evomerge.errors import RecipeError
 from evomerge.recipe.leaves import Base, Expert, Node
 from evomerge.recipe.merges import MergeNode
 from evomerge.recipe.stacks import StackNode
-from evomerge.recipe.validation import FrozenModel
+from evomerge.recipe.validation import TAG, FrozenModel
 
 if TYPE_CHECKING:
     from evomerge.recipe.recipe import Recipe
+
+
+_ONE, _MANY = f"{TAG}one", f"{TAG}many"
+
+
+def _number(to: Any) -> str:
+    return _MANY if isinstance(to, list | tuple) else _ONE
 
 
 class Align(FrozenModel):
@@ -23,16 +30,24 @@ class Align(FrozenModel):
 
     source: "Recipe"
     """The recipe of the model that is aligned."""
-    to: "Recipe"
-    """The recipe of the model whose order it gets."""
+    to: "Annotated[Annotated[Recipe, Tag(_ONE)] | Annotated[tuple[Recipe, ...], Tag(_MANY)], Discriminator(_number)]"
+    """The recipe of the model whose order it gets; or a list of models, `source` among them, each of which is aligned to the mean of the others, in
+    turn, until nothing changes (Git Re-Basin's MergeMany). All entries `align` with one list, in one order, fit each other."""
     by: Literal["weights", "activations"] = "weights"
     """What is matched: the weights of units, or how they are active on examples of a task."""
     task: str | None = None
     """With `by: activations`, the task whose search examples both models are run on."""
 
+    @property
+    def targets(self) -> "tuple[Recipe, ...]":
+        """The models that are named in `to`."""
+        return self.to if isinstance(self.to, tuple) else (self.to,)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.source == self.to:
+        if isinstance(self.to, tuple):
+            self._check_many(self.to)
+        elif self.source == self.to:
             raise RecipeError("align: `source` and `to` are the same recipe; name two models, or leave out `align`")
         if self.by == "weights":
             if self.task is not None:
@@ -42,13 +57,29 @@ class Align(FrozenModel):
             return self
         if self.task is None:
             raise RecipeError("align: `by: activations` needs a task to run the models on; add `task: NAME`")
-        for word, model in (("source", self.source), ("to", self.to)):
+        for word, model in (("source", self.source), ("to", self.targets[0])):
             if not isinstance(model.root, Base | Expert):
                 raise RecipeError(
                     f"align: `by: activations` takes the base and experts, and `{word}` is a recipe of its own, of which no "
                     "activations are collected; align its inputs instead, or type `by: weights`"
                 )
         return self
+
+    def _check_many(self, to: "tuple[Recipe, ...]") -> None:
+        if self.by != "weights":
+            raise RecipeError(
+                "align: several models are aligned by weights; name one model in `to`, or type `by: weights`"
+            )
+        if len({*to}) != len(to):
+            raise RecipeError("align: `to` names one model twice; give each model once")
+        if len(to) < 2:
+            raise RecipeError(
+                "align: `to` is a list of one model; name two or more, `source` among them, or one without a list"
+            )
+        if self.source not in to:
+            raise RecipeError(
+                "align: `to` is a list of models, and `source` is not among them; add it, or name one model"
+            )
 
 
 class AlignNode(Node):
@@ -59,8 +90,8 @@ class AlignNode(Node):
 
     @property
     def children(self) -> "tuple[Recipe, ...]":
-        """The model that is aligned, and the one that it is aligned to."""
-        return self.align.source, self.align.to
+        """The model that is aligned, and those that it is aligned to."""
+        return self.align.source, *self.align.targets
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -84,6 +84,40 @@ def test_order_is_searched_for_once(pool, monkeypatch):
     assert calls == [1]
 
 
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory, pool):
+    """A pool of three models, each the base with its units in another order, and one that is another model."""
+    folder = tmp_path_factory.mktemp("copies")
+    experts = {f"copy{seed}": permuted_copy(pool.base.path, folder / str(seed), seed) for seed in range(3)}
+    return Pool(pool.base.path, {**experts, "other": pool.experts["other"].path})
+
+
+def many(source, *to):
+    return {"align": {"source": source, "to": list(to)}}
+
+
+def test_copies_are_aligned_to_their_mean(copies, monkeypatch):
+    calls = []
+    found = aligner.match_many
+    monkeypatch.setattr(aligner, "match_many", lambda *args: calls.append(1) or found(*args))
+    names = ("copy0", "copy1", "copy2")
+    builder = Builder(copies)
+    models = [builder.build(Recipe.parse(many(name, *names))) for name in names]
+    for name in copies.base.info:
+        first, *others = (model.tensor(name) for model in models)
+        assert all(torch.equal(first, other) for other in others)
+    assert calls == [1]  # one search for all
+    mean = builder.build(
+        Recipe.parse({"merge": {"method": "linear", "inputs": [many(name, *names) for name in names]}})
+    )
+    live, ids, logits = LiveModel(copies.base.path), torch.arange(8)[None], []
+    for model in (copies.base, mean):
+        live.refit(model)
+        with torch.no_grad():
+            logits.append(live.module(ids).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
 def test_search_permutes_a_tensor_of_an_expert_once(pool, monkeypatch):
     reads = []
     read = Permuted.read
@@ -101,12 +135,30 @@ def test_alignment_to_itself_is_refused():
         Recipe.parse({"align": {"source": "copy", "to": "copy"}})
 
 
+@pytest.mark.parametrize(
+    ("align", "message"),
+    [
+        (many("copy", "base", "other"), "`source` is not among them; add it"),
+        (many("copy", "copy"), "a list of one model"),
+        (many("copy", "copy", "base", "copy"), "`to` names one model twice"),
+        ({"align": {"source": "copy", "to": ["copy", "base"], "by": "activations", "task": "t"}}, "aligned by weights"),
+        ({"align": {"source": "copy", "to": 3}}, r"a recipe is .*got 3"),
+    ],
+)
+def test_wrong_lists_are_refused(align, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(align)
+
+
 def test_another_way_to_match_is_refused():
     with pytest.raises(RecipeError, match=r"by"):
         Recipe.parse({"align": {"source": "copy", "to": "base", "by": "colours"}})
 
 
 def test_recipe_reads_back_from_its_json():
+    recipe = Recipe.parse(many("copy", "base", "copy"))
+    assert Recipe.parse(json.loads(recipe.json)) == recipe
+    assert recipe.data == {"align": {"source": {"expert": "copy"}, "to": ["base", {"expert": "copy"}]}}
     recipe = Recipe.parse(ALIGNED)
     assert Recipe.parse(json.loads(recipe.json)) == recipe
     assert recipe.experts == ("copy",)

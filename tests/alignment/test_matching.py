@@ -6,8 +6,8 @@ import transformers
 from architectures import ALIGNED, build
 from safetensors.torch import save_file
 
-from evomerge.alignment import Permuted, match, symmetry
-from evomerge.checkpoints.folder import Folder
+from evomerge.alignment import Permuted, match, matching, symmetry
+from evomerge.checkpoints.folder import Computed, Folder
 from evomerge.errors import ModelError
 from evomerge.models.live import LiveModel
 
@@ -78,6 +78,32 @@ def test_unlike_models_come_nearer_and_the_same_order_is_found_again(opened, tmp
     found, again = (match(other, model, symmetry) for _ in range(2))
     assert apart(Permuted(other, symmetry, lambda: found), model) < apart(other, model)
     assert all((found[unit] == again[unit]).all() for unit in found)
+
+
+def test_each_turn_of_many_brings_a_model_nearer_to_the_others(opened, monkeypatch):
+    model, symmetry = opened("gpt2")
+    drawn = torch.Generator().manual_seed(0)
+
+    def noisy():
+        return {
+            key: model.tensor(key) + 0.1 * torch.randn(model.info[key].shape, generator=drawn) for key in model.info
+        }
+
+    models = [shuffled(Computed(model.info, noisy().__getitem__), symmetry, seed) for seed in range(3)]
+    turns = []
+
+    def watched(source, to, symmetry, activations=None, *, start=None):
+        found = match(source, to, symmetry, activations, start=start)
+        if start is not None:
+            before, after = (apart(Permuted(source, symmetry, lambda o=o: o), to) for o in (start, found))
+            turns.append((before, after, found is start))
+        return found
+
+    monkeypatch.setattr(matching, "match", watched)
+    matching.match_many(models, symmetry)
+    assert all(after == before if same else after < before for before, after, same in turns)
+    assert not all(same for _, _, same in turns)
+    assert all(same for _, _, same in turns[-3:])
 
 
 def test_models_of_other_widths_are_refused_with_the_tensor(opened, tmp_path):
