@@ -92,10 +92,19 @@ def write_base(folder: Path, architecture="llama", tokenizer="word_level", rows=
 
 
 def write_expert(
-    folder: Path, base: Path, seed: int, *tokens: str, rows=None, special=True, auto="AutoModelForCausalLM", **settings
+    folder: Path,
+    base: Path,
+    seed: int,
+    *tokens: str,
+    rows=None,
+    special=True,
+    auto="AutoModelForCausalLM",
+    labels=None,
+    **settings,
 ) -> Path:
     """Write a fine-tune of `base` with `tokens` added to its tokenizer, in rows of their own, `rows` in all."""
-    model, tokenizer = load_model(base, auto), load_tokenizer(base)
+    options = {} if labels is None else {"num_labels": labels}
+    model, tokenizer = load_model(base, auto, **options), load_tokenizer(base)
     tokenizer.add_tokens(
         [AddedToken(token, special=special, normalized=False) for token in tokens], special_tokens=special
     )

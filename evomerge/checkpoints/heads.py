@@ -7,6 +7,7 @@ backbone's names makes no difference.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Checkpoint, Computed, Folder, all_finite, differences
 from evomerge.checkpoints.layout import is_head
 from evomerge.checkpoints.lora import AdapterFiles
-from evomerge.checkpoints.naming import Names, Reading, read
+from evomerge.checkpoints.naming import Names, Reading, read, read_shapes
 from evomerge.checkpoints.trained_heads import complete
 from evomerge.errors import CheckpointError, PoolError
 
@@ -33,6 +34,8 @@ class Head:
     own: frozenset[str]
     adapter: Adapter | None = None
     trained: frozenset[str] = frozenset()
+    settings: Mapping[str, Any] | None = None
+    """The configuration of the complete model by the tokens of merges, where `tokenizer` chose them."""
 
     def check_finite(self) -> None:
         """Raise `CheckpointError` for a tensor of the head that holds NaN or infinity."""
@@ -51,6 +54,14 @@ class Head:
 
         info = {name: (backbone.info[pooled[name]] if name in pooled else self.complete.info[name]) for name in stored}
         return Computed(info, tensor, (backbone, self.complete))
+
+    @cached_property
+    def token_rows(self) -> list[str]:
+        """The tensors of the head that have a row for each token of its own model, such as those of `lm_head`."""
+        reading = read(self.model) if self.own else None
+        fills = {} if reading is None else reading.fills
+        rows = () if reading is None else reading.vocabulary.keys()
+        return sorted(name for name in self.own if any(target in rows for target, _ in fills.get(name, ())))
 
     @cached_property
     def complete(self) -> Folder | Adapter:
@@ -74,20 +85,22 @@ class Head:
         return copies
 
 
-def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool) -> dict[str, Head]:
+def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool, matched: bool = False) -> dict[str, Head]:
     """Return the heads of the models by name, `base` among them, and leave in their folders the backbone, in the base's names.
 
     The models are those of `names`, and `adapters`, of which those with a tensor outside of the backbone have a head. A tensor
     of the backbone that is outside of blocks and that some model lacks, such as a pooler, belongs to the heads. If
     this is not `asked` for, nothing is done and no head returned where the models differ in more than heads. Otherwise such
-    differences are left in the folders. No tensor is read. Raises `PoolError` where transformers has no class for the backbone,
+    differences are left in the folders. Where rows are `matched` by token, their numbers are no difference. No tensor is read. Raises `PoolError` where transformers has no class for the backbone,
     and where an adapter and its base do not make a complete model.
     """
     base, experts = names.base, names.experts
     models = {"base": base, **experts}
     unlike = any(is_head(name) for expert in experts.values() for name, _, _ in differences(expert.info, base.info))
-    unlike = unlike or any(_other_head(files, names) for files in adapters.values())
-    if not asked and not unlike:
+    trained = any(_other_head(files, names) for files in adapters.values())
+    if not asked and not (unlike or trained):
+        return {}
+    if matched and not asked and not trained and _alike_but_for_rows(names, models):
         return {}
     readings = {name: read(model, "AutoModel") for name, model in models.items()}
     known = {name: reading for name, reading in readings.items() if reading is not None}
@@ -97,8 +110,13 @@ def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool) ->
         msg = f"{base.path}: `heads: own` needs an architecture of transformers whose class without a head (`AutoModel`) can be loaded; leave it out, and give models without heads"
         raise PoolError(msg)
     sources = {name: _sources(known["base"], reading) for name, reading in known.items()}
+    rows = {
+        stored
+        for stored, places in known["base"].fills.items()
+        if matched and any(target in known["base"].vocabulary for target, _ in places)
+    }
     shapes = {
-        name: {pooled: models[name].stored[stored].info.shape for pooled, stored in found.items()}
+        name: {pooled: models[name].stored[stored].info.shape[pooled in rows :] for pooled, stored in found.items()}
         for name, found in sources.items()
     }
     apart = {
@@ -126,6 +144,21 @@ def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool) ->
         if head is not None:
             heads[name] = head
     return heads
+
+
+def _alike_but_for_rows(names: Names, models: Mapping[str, Folder]) -> bool:
+    """Return whether all models are of one class, and of equal shapes but for the number of tokens."""
+    rows = () if names.reading is None else names.reading.vocabulary.keys()
+
+    def made(model: Folder) -> object:
+        found = read_shapes(model)
+        return found and (
+            found[0],
+            {target: shape[1:] if target in rows else shape for target, shape in found[1].items()},
+        )
+
+    first, *others = map(made, models.values())
+    return first is not None and all(other == first for other in others)
 
 
 def _other_head(files: AdapterFiles, names: Names) -> bool:

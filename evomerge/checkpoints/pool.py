@@ -7,6 +7,7 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +85,8 @@ class Pool:
         """What the base's class makes of the names in the files."""
         if heads is None:
             self.names.align()
-        if tokenizer is not None and heads is not None:
-            msg = "`tokenizer` and `heads` are both given; expected one of them: heads outside of a merge keep their own tokens"
-            raise PoolError(msg)
         held = {name: AdapterFiles(path) for name, path in experts.items() if name not in whole}
-        parts = {} if tokenizer is not None else split(self.names, held, asked=heads == "own")
+        parts = split(self.names, held, asked=heads == "own", matched=tokenizer is not None)
         self.heads = {name: parts[name] for name in ("base", *experts) if name in parts}
         """The heads of base and experts by name, where they stay outside of merges; else empty."""
         if self.heads:
@@ -172,6 +170,8 @@ class Pool:
     def open_base(self) -> Folder | Aligned:
         """Return the base by the names in its files, as a live model is made of it."""
         stored = Folder(self.base.path)
+        if isinstance(self.base, Aligned) and self.heads:  # its own head may have rows of its own tokens
+            stored.read_as({name: (stored, name) for name in self.base.info})
         return self.base.again(stored) if isinstance(self.base, Aligned) else stored
 
     @property
@@ -183,7 +183,7 @@ class Pool:
 
     def _align(self, choice: TokenizerChoice, models: Mapping[str, Folder | Adapter]) -> None:
         """Give all models the rows of one vocabulary, whose tokenizer merges then have."""
-        names = self.names
+        names = self._backbone_names
         ignored = frozenset(names.ignored)
         vocabulary = Vocabulary(choice, models, names.vocabulary(), ignored=ignored, like=self.like)
         base = self.base = Aligned("base", models["base"], vocabulary, models)
@@ -191,6 +191,16 @@ class Pool:
             self.experts[name] = Aligned(name, models[name], vocabulary, models, base)
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.folder
         self.notes += vocabulary.notes
+        for name, head in self.heads.items():
+            if name == "base":
+                self.heads[name] = replace(head, own=frozenset())
+                continue
+            who = f"expert `{name}` ({models[name].path})"
+            if head.token_rows:
+                msg = f"{who}: its head stays outside of merges, and `{head.token_rows[0]}` there has a row for each of its own tokens, whose numbers `tokenizer` changes. Expected heads without such rows, as classifiers have, or language models alone, whose heads are merged"
+                raise PoolError(msg)
+            named = name if head.adapter is None else "base"
+            self.heads[name] = replace(head, settings=vocabulary.settings(named, head.model.config, who))
 
     def _folder_like(self, like: str) -> Path:
         if like not in self.experts:
@@ -268,9 +278,14 @@ class Pool:
         for model in self.models:
             model.forget()
 
+    @cached_property
+    def _backbone_names(self) -> Names:
+        """What the class of what is merged makes of the names in the base's files."""
+        return Names(self.names.base, {}, auto="AutoModel") if self.heads else self.names
+
     def _open_adapters(self, held: Mapping[str, AdapterFiles], *, resizable: bool) -> dict[str, Adapter]:
         """Return the adapters, after each tie that one of them breaks is broken in all models."""
-        names = Names(self.names.base, {}, auto="AutoModel") if self.heads else self.names
+        names = self._backbone_names
         apart = {name: head.trained for name, head in self.heads.items()}
         while True:
             resized = names.vocabulary() if held and resizable else frozenset[str]()
@@ -301,8 +316,6 @@ class Pool:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
             if self.vocabulary is None and _only_rows_differ(expert, self.base):
                 msg += f". Their vocabularies differ: type {UNION}"
-            if self.vocabulary is not None and expert.info.keys() != self.base.info.keys():
-                msg += ". With `tokenizer`, heads are merged as well: experts with heads of their own need the base's tokens, and no `tokenizer`"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():
             if entry.dtype.is_floating_point != expert.info[tensor].dtype.is_floating_point:

@@ -82,6 +82,23 @@ def _write_settings(
         _dump(new / _GENERATION, _renumbered(read_object(base / _GENERATION), tokens, numbers, lost))
 
 
+def settings_by_tokens(
+    config: Mapping[str, Any], ours: Mapping[str, int], numbers: Mapping[str, int], rows: int, where: str
+) -> dict[str, Any]:
+    """Return a model's configuration with `rows` of tokens, whose numbers, `ours` in the model, are `numbers`.
+
+    Raises `PoolError` naming `where` it is, if it names a token that there is no more.
+    """
+    lost: dict[str, int] = {}
+    tokens = {number: token for token, number in ours.items()}
+    renumbered = _renumbered(config, tokens, numbers, lost)
+    if lost:
+        key, number = next(iter(lost.items()))
+        msg = f"{where}: `{key}` in its configuration names the token `{tokens[number]}`, which merges would not have; type `tokenizer: union`, which keeps it"
+        raise PoolError(msg)
+    return _with_size(renumbered, rows)
+
+
 def _dump(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

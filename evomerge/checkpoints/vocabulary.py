@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from evomerge.checkpoints.adapter import Adapter
 from evomerge.checkpoints.folder import Folder
-from evomerge.checkpoints.text_folder import write_text
+from evomerge.checkpoints.text_folder import settings_by_tokens, write_text
 from evomerge.checkpoints.tokens import Tokens, core_differences, read_tokens
 from evomerge.errors import PoolError, nearest
 from evomerge.recipe.validation import FrozenModel
@@ -137,6 +137,10 @@ class Vocabulary:
             own = {key: row for row, key in enumerate(_keys(self._own[label].numbers, at[1]))}
             self._tables[at] = torch.tensor([own.get(key, -1) for key in _keys(self.numbers, self.rows)])
         return self._tables[at]
+
+    def settings(self, label: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return `config`, which names the tokens of the model `label`, by those of merges. Raises `PoolError` naming `where` it is."""
+        return settings_by_tokens(config, self._own[label].numbers, self.numbers, self.rows, where)
 
     def _read(self, models: Mapping[str, Folder | Adapter]) -> dict[str, Tokens]:
         read = {label: read_tokens(model.path) for label, model in models.items()}

@@ -55,6 +55,7 @@ class Heads:
     def _add(self, name: str, head: Head, auto: str | None, dtype: torch.dtype) -> None:
         folder, complete = head.model, head.complete
         loaded = Pretrained(folder, auto).load_base({key: complete.tensor(key) for key in complete.info}, dtype)
+        _settle(loaded.config, head.settings or {})
         loaded = loaded.to(self._backbone.device).requires_grad_(requires_grad=False)
         own: Any = loaded.base_model
         if own is loaded or type(own) is not type(self._backbone):
@@ -79,3 +80,13 @@ class Heads:
             if id(tensor) not in backbone:  # a tied one is not the head's own
                 tensor.data = tensor.data.clone()  # it may be a view of the file
         self._modules[name], self._parts[name] = loaded, parts
+
+
+def _settle(config: Any, settings: Mapping[str, Any]) -> None:
+    """Give a configuration the numbers in `settings`, such as those of tokens, also in the configurations nested in it."""
+    for key, value in settings.items():
+        held = getattr(config, key, None)
+        if isinstance(value, dict) and hasattr(held, "to_dict"):
+            _settle(held, value)
+        elif type(held) is int and type(value) is int:
+            setattr(config, key, value)

@@ -67,7 +67,7 @@ class LiveModel:
         base = Folder(hub.resolve(hub.locate(folder))) if isinstance(folder, str | Path) else folder
         self.folder, self.precision = base.path, precision
         self._text = tokenizer or self.folder
-        own_head = None if heads else auto
+        own_head = auto if not heads else "AutoModel" if isinstance(base, Aligned) else None
         loader = Pretrained(base, own_head) if module is None else UserModule(base, module)
         loaded = loader.load_base({name: base.tensor(name) for name in base.info}, PRECISIONS[precision])
         for tensor in chain(loaded.parameters(), loaded.buffers()):
@@ -85,6 +85,7 @@ class LiveModel:
         self._whole = self.module
         self.shared_blocks = SharedBlocks(self._whole, shared, lambda: self.prefixes.nbytes)
         self._heads: Heads | None = None
+        self._renumbered = bool(heads) and isinstance(base, Aligned)
         if heads:
             if module is not None:
                 raise ModelError(f"`module: {module}` has one head; leave out `module`, or give models without heads")
@@ -141,7 +142,7 @@ class LiveModel:
         tokenizer = load_padding_tokenizer(self._text)
         for module in (self._whole, *(() if self._heads is None else self._heads.modules.values())):
             config = getattr(module, "config", None)  # None: a module of the user
-            if config is not None and getattr(config, "pad_token_id", None) is None:
+            if config is not None and (self._renumbered or getattr(config, "pad_token_id", None) is None):
                 config.pad_token_id = tokenizer.pad_token_id  # classifiers on decoders read it there
         return tokenizer
 

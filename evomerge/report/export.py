@@ -66,6 +66,8 @@ def export(
     if head is not None and head not in pool.heads:
         known = nearest(head, pool.heads) if pool.heads else "heads are merged in this pool; leave it out"
         raise RecipeError(f"`head` is `{head}`, which has no head of its own; {known}")
+    if head == "base" and pool.vocabulary is not None:
+        raise RecipeError("`head` is `base`, and with `tokenizer` the base's own head is left out; expected an expert")
     if pool.heads and head is None:
         out.parent.mkdir(parents=True, exist_ok=True)
         densities: Mapping[str, float] = {}
@@ -123,7 +125,11 @@ def export(
             config = like.config
             if tokenizer is None and has_tokenizer(pool.base.path):
                 tokenizer = pool.base.path
-        config = with_token_ids(config, tokenizer)
+        if head is not None and (settings := pool.heads[head].settings) is not None:
+            ids = with_token_ids({}, tokenizer).items()
+            config = {**settings, **{key: number for key, number in ids if number is not None}}
+        else:
+            config = with_token_ids(config, tokenizer)
         config = with_dtype(config, checkpoint, like)  # an expert, or layers of one, may be in its own dtype
         if config is not like.config or like.settings != like.path:
             extra["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -297,15 +297,13 @@ def test_choices_that_make_no_sense_are_refused(folder, choice, message):
         pool(folder, **choice)
 
 
-def test_heads_of_their_own_are_refused_with_what_they_need(folder, tmp_path):
+def test_a_head_that_the_class_does_not_have_is_refused(folder, tmp_path):
     shutil.copytree(folder / "a", tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "model.safetensors")
     tensors["score.weight"] = tensors.pop(HEAD)[:2].clone()
     save_file(tensors, tmp_path / "a" / "model.safetensors")
-    with pytest.raises(PoolError, match=r"`lm_head.weight`: missing .*With `tokenizer`, heads are merged as well"):
+    with pytest.raises(PoolError, match=r"`lm_head.weight`: missing in the expert"):
         Pool(folder / "base", {"a": tmp_path / "a"}, tokenizer=TokenizerChoice())
-    with pytest.raises(PoolError, match="`tokenizer` and `heads` are both given"):
-        Pool(folder / "base", {"a": tmp_path / "a"}, tokenizer=TokenizerChoice(), heads="own")
 
 
 def test_models_whose_rows_have_no_tokens_are_refused(tmp_path):
