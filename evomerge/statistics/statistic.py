@@ -61,6 +61,6 @@ class Statistic:
     of_base: bool = False
     """Whether the model is the base, on the examples of each expert, and not the expert."""
     of_merge: bool = False
-    """Whether the earlier blocks of the model are those of the merge of all experts: see `evomerge.partial_merges`."""
+    """Whether the earlier blocks of the model are those of the merge of all experts: see `evomerge.evidence.partial_merges`."""
     of_mask: bool = False
-    """Whether it is learnt of all experts together, from slopes that `collect` returns: see `evomerge.masks`."""
+    """Whether it is learnt of all experts together, from slopes that `collect` returns: see `evomerge.evidence.masks`."""

@@ -12,11 +12,10 @@ from subjects import jsonl
 from tiny_models import tiny_model
 from torch import nn
 
-from evomerge import partial_merges
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import PoolError, RecipeError
-from evomerge.evidence import Evidence
+from evomerge.evidence import Evidence, partial_merges
 from evomerge.models import LiveModel
 from evomerge.parts import open_parts
 from evomerge.recipe import merge

@@ -9,11 +9,10 @@ from safetensors.torch import load_file, save_file
 from subjects import image_task, subject_of, text_task
 from tiny_models import tiny_model
 
-from evomerge import repairs
 from evomerge.build import Builder
 from evomerge.checkpoints.pool import Pool
 from evomerge.errors import EvomergeError, PoolError, RecipeError, SpaceError
-from evomerge.evidence import Evidence
+from evomerge.evidence import Evidence, repairs
 from evomerge.merging import unwatched
 from evomerge.models import LiveModel
 from evomerge.parts import open_parts

@@ -12,7 +12,7 @@ from evomerge import cache
 from evomerge.cli.merges import PoolOptions
 from evomerge.cli.scores import score
 from evomerge.errors import EvomergeError, RecipeError
-from evomerge.evidence import Evidence
+from evomerge.evidence.models import Models
 from evomerge.parts import open_parts
 from evomerge.recipe import merge
 from evomerge.report.export import export
@@ -99,12 +99,12 @@ def test_statistics_of_the_base_are_of_its_weights_on_the_examples_of_experts(st
     parts = open_parts(study(space={"recipe": {"merge": recipe}}))
     assert {entry.about["model"] for entry in parts.evidence.entries} == {parts.pool.digests["base"]}
     assert len(set(parts.evidence.digests["base_activation"].values())) == 4  # of other examples
-    live = parts.evidence._load()
+    live = parts.evidence._models.load()
     base = [parameter.clone() for parameter in live.module.parameters()]
     live.refit(parts.pool.experts["turned"])
     assert not all(map(torch.equal, base, live.module.parameters()))
     entry = parts.evidence.entries[0]
-    subject = parts.evidence._subject(live, entry, entry.examples)
+    subject = parts.evidence._models.subject(live, entry, entry.examples)
     assert all(map(torch.equal, base, subject.live.module.parameters()))
     parts.collect()
     assert not parts.evidence.left
@@ -136,5 +136,5 @@ def test_the_cache_lists_and_removes_statistics(study, tmp_path, monkeypatch):
 def test_no_statistics_are_collected_where_all_are_there(study, monkeypatch):
     parts = open_parts(study())
     parts.collect()
-    monkeypatch.setattr(Evidence, "_load", lambda self: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(Models, "load", lambda self: pytest.fail("a model was loaded"))
     parts.evidence.collect(Console(quiet=True))

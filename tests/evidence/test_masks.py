@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from subjects import jsonl
 from tiny_models import tiny_model
 
-from evomerge import masks
 from evomerge.build import Builder
 from evomerge.errors import RecipeError
-from evomerge.evidence import Evidence
+from evomerge.evidence import Evidence, masks
 from evomerge.models import LiveModel
 from evomerge.parts import open_parts
 from evomerge.recipe import merge

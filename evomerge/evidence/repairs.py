@@ -24,6 +24,8 @@ from evomerge.recipe import Recipe, RepairNode
 from evomerge.statistics import Subject, store
 from evomerge.statistics.outputs import bias_of, moments, order
 
+KIND = "repair"
+"""The kind of corrections among statistics."""
 VERSION = 1
 """Version of the corrections: another finds other ones."""
 
