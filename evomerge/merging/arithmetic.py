@@ -77,6 +77,8 @@ def keep(mask: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     if not plain(mask, number):
         return torch.where(mask, number, 0.0)
     # The same bits; `torch.where` as written takes five times as long.
+    if not number.dim() and number.numpy() == 1:
+        return torch.from_numpy(mask.numpy().view(np.int8).astype(np.float32))
     bits = mask.numpy().view(np.int8).astype(np.int32)
     bits *= number.contiguous().numpy().view(np.int32)
     return torch.from_numpy(bits.view(np.float32))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.merging.arithmetic import Array, as_float32, log, plain, polynomial
 
@@ -32,14 +33,29 @@ def bits(index: Array, key: Array) -> Array:
 
     The same bits serve every drop rate (common random numbers): a mask at a higher rate is inside one at a lower rate.
     """
-    if isinstance(index, torch.Tensor) and plain(index):
-        return torch.from_numpy(bits(index.numpy(), key.numpy()))  # the same, sooner
+    if isinstance(index, np.ndarray):
+        return _bits(index.view(np.uint32), key.view(np.uint32)).view(np.int32)  # the same, sooner
+    if plain(index):
+        return torch.from_numpy(bits(index.numpy(), key.numpy()))
     mixed = (index ^ key[0]) * _FIRST
     mixed ^= (mixed >> 15) & 0x1FFFF  # masked, because >> of signed numbers copies the sign
     mixed ^= key[1]
     mixed *= _SECOND
     mixed ^= (mixed >> 13) & 0x7FFFF
     mixed *= _THIRD
+    return mixed
+
+
+def _bits(index: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return `bits` by numbers without sign, which need no masks, in the memory of two rows."""
+    mixed: NDArray[np.uint32] = index ^ key[0]
+    mixed *= np.uint32(_FIRST % 2**32)
+    shifted = mixed >> np.uint32(15)
+    mixed ^= shifted
+    mixed ^= key[1]
+    mixed *= np.uint32(_SECOND % 2**32)
+    mixed ^= np.right_shift(mixed, np.uint32(13), out=shifted)
+    mixed *= np.uint32(_THIRD % 2**32)
     return mixed
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -108,6 +109,11 @@ class Site:
         return element - INDICES // 2
 
 
+@lru_cache(maxsize=2)
+def _counted(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Consecutive elements of a tensor, as `apply` reads them."""
@@ -120,7 +126,10 @@ class Piece:
     @property
     def index(self) -> Tensor:
         """Index of each element in its tensor, minus 2^31, int32 `(n,)`."""
-        return torch.arange(self.raw[0].shape[0], dtype=torch.int32, device=self.raw[0].device) + self.start
+        row = self.raw[0]
+        if torch.compiler.is_compiling() or not row.is_cpu:
+            return torch.arange(row.shape[0], dtype=torch.int32, device=row.device) + self.start
+        return _counted(row.shape[0]) + self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +221,20 @@ class Region:
 def total(terms: Sequence[Any]) -> Any:
     """Return the sum of rows or numbers in their order: a library's reduction may use another, with other last bits."""
     result = terms[0]
-    for term in terms[1:]:
-        result = result + term
+    for number, term in enumerate(terms[1:]):
+        if number and _is_plain(result, term):
+            result.add_(term)  # new memory costs as much as the arithmetic
+        else:
+            result = result + term
     return result
+
+
+def _is_plain(*terms: Any) -> bool:
+    """Return whether terms are rows of one dtype without slopes, summed as written."""
+    return not torch.compiler.is_compiling() and all(
+        isinstance(term, torch.Tensor) and term.dim() == 1 and term.dtype == terms[0].dtype and not term.requires_grad
+        for term in terms
+    )
 
 
 _EPS = 2.0**-23  # of float32

@@ -50,7 +50,8 @@ def _metric_slope(of: Callable[[Values], Any], *, summed: bool) -> Slope:
 
 def _votes(rows: Rows, weights: Rows, elect: str) -> tuple[Rows, Tensor]:
     """Return the weighted rows, and the sum of their votes, `(n,)`."""
-    weighted = [row * weight for row, weight in zip(rows, weights, strict=True)]
+    ones = plain(*rows, *weights) and all(not weight.dim() and weight.numpy() == 1 for weight in weights)
+    weighted = rows if ones else [row * weight for row, weight in zip(rows, weights, strict=True)]
     return weighted, total(weighted if elect == "mass" else [row.sign() for row in weighted])
 
 
