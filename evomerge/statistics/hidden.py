@@ -14,9 +14,11 @@ from evomerge.merging import Tables, Watch
 from evomerge.models.blocks import find_blocks
 from evomerge.models.dataflow import single
 from evomerge.models.prefixes import digest
-from evomerge.statistics.inputs import ROWS, evenly
 from evomerge.statistics.products import Products, watched
 from evomerge.statistics.statistic import Statistic, Subject
+
+ROWS = 4096
+"""About the number of tokens whose hidden states are kept, of models up to a quarter as wide."""
 
 
 def rows_of(width: int) -> int:
@@ -38,7 +40,8 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
     def take(number: int, when: str, hidden: Tensor | None) -> None:
         if hidden is not None and not products.paused:
             rows = hidden.flatten(0, -2)
-            parts[number, when].append(evenly(rows, _each(rows, subject) * running).float().cpu().clone())
+            kept = _drawn(rows, _each(rows, subject) * running, len(parts[number, when]))
+            parts[number, when].append(kept.float().cpu().clone())
 
     hooks = []
     for number in named:
@@ -55,7 +58,7 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
             hook.remove()
     tokens = torch.frombuffer(bytearray(read.digest()), dtype=torch.uint8)
     made = {at: torch.cat(some) for at, some in parts.items() if some}
-    made = {at: evenly(rows, _each(rows, subject) * len(subject.examples)) for at, rows in made.items()}
+    made = {at: _drawn(rows, _each(rows, subject) * len(subject.examples), 0) for at, rows in made.items()}
     for number in named:  # what one block gives is mostly what the next one takes, and is written once
         here, there = made.get((number, "after")), made.get((number + 1, "before"))
         if here is not None and there is not None and torch.equal(here, there):
@@ -65,6 +68,14 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
         for number, name in named.items()
         if (number, "before") in made and (number, "after") in made
     }
+
+
+def _drawn(rows: Tensor, most: int, seed: int) -> Tensor:
+    """Return at most so many rows, drawn by `seed` alone: at even spaces, the first token of each sequence might never be among them."""
+    if len(rows) <= most:
+        return rows
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[:most].to(rows.device)]
 
 
 def _each(rows: Tensor, subject: Subject) -> int:
@@ -121,12 +132,13 @@ def _sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
 
 HIDDEN = {
     "hidden": Statistic(
-        f"`before` and `after`, the hidden states before and after the block of a matrix for evenly spaced tokens, about {ROWS} in all or four "
+        f"`before` and `after`, the hidden states before and after the block of a matrix for tokens drawn at random, about {ROWS} in all or four "
         "times the width, float32 `(rows, d)`, under the name of one matrix of each block; `read`, the sha256 of what the model was called "
         "with, uint8 `(32,)`: models with the same one have run on the same tokens",
         _collect,
         lambda shape: 8 * rows_of(min(shape, default=0)) * min(shape, default=0),
         _sample,
+        version=2,
     )
 }
 """The statistic of hidden states, by name."""

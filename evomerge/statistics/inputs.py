@@ -130,7 +130,7 @@ def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
     counts: dict[str, list[int]] = {}
 
     def take(inputs: Tensor, names: tuple[str, ...]) -> None:
-        kept = evenly(inputs, each * running).float().cpu().clone()
+        kept = _evenly(inputs, each * running).float().cpu().clone()
         for name in names:
             parts.setdefault(name, []).append(kept)
             counts.setdefault(name, []).append(len(inputs))
@@ -147,13 +147,13 @@ def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
         if name in products.embedded or any(part.shape[1] != _width(subject, name, axis) for part in parts[name]):
             continue
         if key not in made:
-            rows = evenly(torch.cat(parts[name]), each * len(subject.examples))
+            rows = _evenly(torch.cat(parts[name]), each * len(subject.examples))
             made[key] = {"rows": rows, "counts": torch.tensor(counts[name]), "axis": torch.tensor(axis)}
         tables[name] = made[key]
     return tables
 
 
-def evenly(rows: Tensor, most: int) -> Tensor:
+def _evenly(rows: Tensor, most: int) -> Tensor:
     """Return at most so many rows, evenly spaced."""
     if len(rows) <= most:
         return rows
