@@ -20,7 +20,7 @@ from evomerge.search.fronts.continuation import Continuation, has_slopes
 from evomerge.search.fronts.front import MOST_GENES, Front, suits
 from evomerge.search.fronts.map import Map, MapSettings
 from evomerge.search.fronts.nested import NestedMap, NestedMapSettings
-from evomerge.search.fronts.settings import MOST_FITTED, FrontSettings
+from evomerge.search.fronts.settings import MANY_IN_FLIGHT, MOST_FITTED, MOST_FITTED_OF_MANY, FrontSettings
 from evomerge.search.fronts.sloped import SlopedFront
 from evomerge.search.fronts.surface import Surfaced
 from evomerge.search.nsga import Nsga, NsgaSettings
@@ -216,13 +216,18 @@ def completed(settings: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]
     """Return driver settings with what new studies add to them, and record.
 
     `random`, and `front` without slopes, draw mixtures too, where the space has weights of experts. The surrogates of
-    `front` are fitted to a part of many candidates.
+    `front` are fitted to a part of many candidates, and with hundreds in flight, for which its time is short, to fewer, and it
+    chooses more at once.
     """
     front = settings.get("kind") == "front" and suits(space)
     mixes = settings.get("kind") == "random" or (front and not settings.get("slopes"))
     added: dict[str, Any] = {"mixtures": True} if mixes and space.weights is not None else {}
+    given = settings.get("in_flight")
+    in_flight = given if settings.get("kind") == "front" and isinstance(given, int) else 1
     if front and settings.get("slopes") is not True:
-        added["most"] = MOST_FITTED
+        added["most"] = MOST_FITTED if in_flight < MANY_IN_FLIGHT else MOST_FITTED_OF_MANY
+    if in_flight >= MANY_IN_FLIGHT:
+        added["batch"] = in_flight // 32
     return {**added, **settings}
 
 

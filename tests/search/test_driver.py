@@ -195,6 +195,15 @@ def test_new_studies_by_front_and_random_draw_mixtures_where_there_are_weights_a
     ):
         assert search.completed(settings, space) == settings
     assert search.completed({"kind": "front", "slopes": "surrogates"}, weights)["most"] == 1000
+    busy = {"kind": "front", "in_flight": 4000}
+    assert search.completed(busy, none) == {**busy, "most": 400, "batch": 125}
+    assert search.completed({**busy, "batch": 8, "most": 1000}, none) == {**busy, "batch": 8, "most": 1000}
+    assert search.completed({**busy, "slopes": True}, many) == {**busy, "slopes": True, "batch": 125}
+    assert search.completed({"kind": "front", "in_flight": 255}, none) == {
+        "kind": "front",
+        "in_flight": 255,
+        "most": 1000,
+    }
 
 
 def test_default_driver_for_one_smooth_objective_over_many_genes_climbs_along_slopes():

@@ -27,8 +27,12 @@ _CENTRED = 10
 _BATCH = 2
 _PREFERENCES = 32
 """Preferences drawn for each generation, beside each objective alone and equal weights."""
+_PAIRS = 300
+"""Most points whose differences to the start make the direction of a step: the nearest ones."""
 _Step = tuple[int, NDArray[np.float64], Genome]
 """Row of the start, -1 for none; the preference; and the point, in unit coordinates."""
+_Point = tuple[Genome, NDArray[np.float64], NDArray[np.float64], float]
+"""A point in unit coordinates, its means, its slopes `(objectives, genes)`, and the length of the longest step from it."""
 _FIRST, _LONGEST = 0.06, 0.15
 """Lengths of a step along a slope alone, and of the longest, as a root mean square over unit coordinates."""
 
@@ -37,7 +41,7 @@ class Continuation:
     """A `Breeder` that continues a front from its points, by quasi-Newton steps of weighted sums of the objectives.
 
     The known recipes are scored first, without slopes; the best of them is the start. A step for a preference starts at the
-    best point for it, in the direction of L-BFGS with the differences to all other points. After a step that does not
+    best point for it, in the direction of L-BFGS with the differences to all other points, or the 300 nearest. After a step that does not
     help, or fails, those from the same start are at most half as long. An int gene, or one without slopes, keeps the number
     that it has at the start.
     """
@@ -112,6 +116,7 @@ class Continuation:
             self._start = self._space.to_unit(genomes[int(np.argmax((means / self._units).mean(axis=1)))])
             return
         self._sloped += 1
+        added: list[_Point] = []
         for genome, mean, done in zip(genomes, means, evaluations, strict=True):
             row, weights, _ = self._steps.pop(genome.tobytes())
             measured = self._measure.read(genome, done)
@@ -121,21 +126,20 @@ class Continuation:
                 self._reach[row] = min(self._reach[row], length) / 2
             if measured is not None:
                 reach = min(_LONGEST, 1.5 * self._reach[row]) if row >= 0 else _LONGEST
-                self._add(genome, mean, measured.slopes, reach)
+                if not len(self._points) and not added and len(self._scored) < 2:  # no scores to take the units from
+                    lengths = np.linalg.norm(measured.slopes, axis=1)
+                    self._units = np.where(lengths > 0, lengths, 1.0)
+                added.append((self._space.to_unit(genome), mean, measured.slopes, reach))
+        if added:
+            points, scores, slopes, reaches = (np.array(part) for part in zip(*added, strict=True))
+            self._points = np.concatenate([self._points, points])
+            self._means = np.concatenate([self._means, scores])
+            self._slopes = np.concatenate([self._slopes, slopes])
+            self._reach = np.append(self._reach, reaches)
 
     @property
     def _equal(self) -> NDArray[np.float64]:
         return np.full(len(self._objectives), 1 / len(self._objectives))
-
-    def _add(self, genome: Genome, mean: NDArray[np.float64], slopes: NDArray[np.float64], reach: float) -> None:
-        """Add a point that succeeded, with its slopes `(objectives, genes)`."""
-        if not len(self._points) and len(self._scored) < 2:  # no scores to take the units from
-            lengths = np.linalg.norm(slopes, axis=1)
-            self._units = np.where(lengths > 0, lengths, 1.0)
-        self._points = np.concatenate([self._points, self._space.to_unit(genome)[None]])
-        self._means = np.concatenate([self._means, mean[None]])
-        self._slopes = np.concatenate([self._slopes, slopes[None]])
-        self._reach = np.append(self._reach, reach)
 
     def _genomes(self, steps: list[_Step]) -> Genomes:
         """Return the genomes of a generation of `steps`, and record these."""
@@ -196,14 +200,14 @@ class Continuation:
         """Return the row of the best point for a preference, and the point that a step from there leads to."""
         shares = weights / self._units
         row = int(np.argmax(self._means @ shares))
-        start, slopes = self._points[row], shares @ self._slopes  # (points, genes)
-        uphill = slopes[row]
+        start, uphill = self._points[row], shares @ self._slopes[row]
         free = ~((start <= 0) & (uphill < 0) | (start >= 1) & (uphill > 0))
-        order = np.argsort(-np.linalg.norm(self._points - start, axis=1), kind="stable")
+        nearest = np.argsort(-np.linalg.norm(self._points - start, axis=1), kind="stable")[-_PAIRS:]
+        slopes = shares @ self._slopes[nearest]  # (points, genes)
         direction = newton_direction(
             np.where(free, uphill, 0.0),
-            np.where(free, start - self._points, 0.0)[order],
-            np.where(free, slopes - uphill, 0.0)[order],
+            np.where(free, start - self._points[nearest], 0.0),
+            np.where(free, slopes - uphill, 0.0),
             np.where(free, damping, 0.0),
         )
         if direction is None:

@@ -21,6 +21,7 @@ from evomerge.errors import DriverError, SurrogateError
 from evomerge.search.driver import Genomes, Means, Objectives, check_bounds, known_recipes, read_metrics, round_integers
 from evomerge.search.fronts import infill, mixtures
 from evomerge.search.fronts.fits import fit_surrogates
+from evomerge.search.fronts.predictions import Predictions
 from evomerge.search.fronts.settings import FrontSettings
 from evomerge.search.fronts.surface import Surface, empty_surface, make_surface, reasons_to_refuse
 from evomerge.space import SearchSpace
@@ -38,8 +39,14 @@ _SMALLEST_GAIN = 0.001
 _ROUNDS, _ROUNDS_OF_SURFACE = 6, 30
 """Rounds in which candidates are sought on the predicted front, for a batch and for a surface. For batches more found no larger
 hypervolume over 2 to 12 genes, and most of a proposal's time is theirs."""
+_LARGE = 300
+"""Evaluated candidates from which on the driver saves its own time, where `most` is set. The design is half of them at most."""
 _GROWTH = 1.125
-"""Surrogates of a part of the candidates are fitted again when there are so many times as many."""
+"""Surrogates of many candidates are fitted again when there are so many times as many."""
+_CHOSEN = 100
+"""Most candidates that hyperparameters of the surrogates of many candidates are chosen from, at most half of all that are fitted."""
+_BATCHES, _BATCHES_IN_FLIGHT = 32, 8
+"""A batch grows to that share of many evaluated candidates, and to that of those in flight if this is less."""
 _PATIENCE = 3
 """A search without expected gain ends after that many times the design's size, even if its surface is refused."""
 
@@ -92,6 +99,7 @@ class Front:
             )
         mixes = settings.mixtures and space.weights is not None
         self._most = math.inf if settings.most is None else max(settings.most, 2 * self._size)
+        self._large = math.inf if settings.most is None else max(_LARGE, 2 * self._size)
         self._mixtures = (self._size - len(self._known)) // 2 if mixes else 0
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
@@ -107,6 +115,7 @@ class Front:
         self._points: Genomes = np.empty((0, self._genes))  # of `_succeeded`
         self._failed: Genomes = np.empty((0, self._genes))
         self._fits: dict[str, Surrogate] = {}
+        self._predictions = Predictions(())  # of `_fits`
         self._fitted: NDArray[np.intp] = np.empty(0, np.intp)  # the rows of `_points` that `_fits` are of
         self._seen = self._learnt = 0  # candidates that had succeeded then, and those with failures
         self._quiet = 0  # consecutive batches without an expected gain above the noise
@@ -155,9 +164,11 @@ class Front:
         """Fit the surrogates again, if it is time. Raises `DriverError` for a score out of bounds."""
         self._points, self._failed, self._succeeded = self._with(genomes, evaluations)
         count = len(self._points)
-        if count >= self._needed and not self._parts and (count <= self._most or count >= _GROWTH * self._seen):
+        every = count <= min(self._most, self._large)
+        if count >= self._needed and not self._parts and (every or count >= _GROWTH * self._seen):
             self._fitted, self._seen, self._learnt = self._kept(self._succeeded), count, count + len(self._failed)
             self._fits = self._fit(self._points, self._succeeded, self._fitted)
+            self._predictions = Predictions(self._fits.values())
 
     def surface(self, genomes: Genomes | None = None, evaluations: Sequence[Evaluation] = ()) -> Surface:
         """Return the front that the surrogates predict, as `Surfaced.surface` does."""
@@ -261,7 +272,8 @@ class Front:
 
     def _fit(self, points: Genomes, succeeded: Sequence[Evaluation], rows: NDArray[np.intp]) -> dict[str, Surrogate]:
         """Return the surrogate of each objective that varies, of some rows."""
-        part, few = [succeeded[row] for row in rows], len(rows) // 2 if len(rows) < len(succeeded) else None
+        part = [succeeded[row] for row in rows]
+        few = min(len(rows) // 2, _CHOSEN) if len(succeeded) > min(self._most, self._large) else None
         slopes = None if self._slopes is None else self._slopes(points[rows], part)
         return fit_surrogates(self._metrics, points[rows], part, self._space.coordinates, slopes, few)
 
@@ -307,10 +319,18 @@ class Front:
         """Return the next candidates, unit coordinates; no rows when none has an expected gain and the fits need no more."""
         if not self._fits:
             return self._points[:0]
-        share = self._batch_size // 2 if self._mixtures else 0
-        batch, count = self._improving(self._fits, self._batch_size - share, pending), len(self._points)
+        size, count = self._batch_size, len(self._points)
+        if count > self._large:
+            most = (
+                count // _BATCHES
+                if self.in_flight == 1
+                else min(count // _BATCHES, self.in_flight // _BATCHES_IN_FLIGHT)
+            )
+            size = max(size, most)
+        share = size // 2 if self._mixtures else 0
+        batch = self._improving(self._fits, size - share, pending)
         if len(batch) and share:
-            batch = np.concatenate([batch, self._between(self._fits, share, np.concatenate([self._drawn, batch]))])
+            batch = np.concatenate([batch, self._between(share, np.concatenate([self._drawn, batch]))])
         if pending is not None:
             return batch
         if not len(batch) and count < _PATIENCE * self._size and self._reasons_to_refuse(self._fits):
@@ -318,7 +338,13 @@ class Front:
             return self._design(self._known[:0], self._batch_size)
         return batch
 
-    def _between(self, fits: Mapping[str, Surrogate], size: int, drawn: Genomes) -> Genomes:
+    def _predicted(self, points: Genomes) -> tuple[Means, Means]:
+        """Return the predicted means and deviations of evaluated candidates and those in flight."""
+        if len(self._points) > self._large:
+            return self._predictions.at(points)
+        return surrogate.predict_all(self._fits.values(), points)
+
+    def _between(self, size: int, drawn: Genomes) -> Genomes:
         """Return new mixtures that fill gaps between those `drawn` before, unit coordinates."""
         seed = int(np.random.SeedSequence([self._seed, self._generation, 101]).generate_state(1)[0])
         candidates = self._snapped(mixtures.candidates(self._space, seed))
@@ -327,8 +353,8 @@ class Front:
         if len(self._fitted) < self._seen:  # the others are far from the front, or have neighbours there
             drawn = np.concatenate([self._points[self._fitted], drawn[self._learnt :]])
         before = drawn[mixtures.are_mixtures(self._space, drawn)]
-        means, known = (surrogate.predict_all(fits.values(), each)[0] for each in (candidates[allowed], before))
-        return candidates[allowed][mixtures.filling(means, known, size)]
+        means = surrogate.predict_all(self._fits.values(), candidates[allowed])[0]
+        return candidates[allowed][mixtures.filling(means, self._predicted(before)[0], size)]
 
     def _improving(self, fits: Mapping[str, Surrogate], size: int, pending: Genomes | None) -> Genomes:
         """Return the `size` with the largest expected hypervolume improvement, unit coordinates; no rows when that is noise.
@@ -339,7 +365,7 @@ class Front:
         """
         rows = np.append(self._fitted, np.arange(self._seen, len(self._points)))
         points = self._points[rows]
-        values = surrogate.predict_all(fits.values(), points)[0]
+        values = self._predicted(points)[0]
         candidates, means, deviations = self._candidates(fits, points, values, self._generation, _ROUNDS)
         trusted = self._excess(fits, deviations) <= 0
         reference = infill.reference_point(values, means[trusted])
@@ -350,13 +376,13 @@ class Front:
             return candidates
         seed = int(np.random.SeedSequence([self._seed, self._generation, 100]).generate_state(1)[0])
         volume = infill.Volume(values, reference, seed)
-        waiting = None if pending is None else surrogate.predict_all(fits.values(), self._space.to_unit(pending))
+        waiting = None if pending is None else self._predicted(self._space.to_unit(pending))
         chosen, gain = infill.choose(candidates, means, deviations, values, volume, size, seed, waiting)
-        tables = [np.array([self._succeeded[row].scores[name] for row in rows], dtype=np.float64) for name in fits]
-        errors = np.stack([infill.paired_errors(points, table) for table in tables], axis=1)
-        floor = infill.noise_floor(values, errors, volume, size)
-        smallest = max(floor, _SMALLEST_GAIN * volume.of(values))
-        self._quiet = self._quiet + 1 if gain < self._settings.tolerance * smallest else 0
+        if self._settings.tolerance > 0:
+            tables = [np.array([self._succeeded[row].scores[name] for row in rows]) for name in fits]
+            floor = infill.noise_floor(values, lambda front: infill.paired_errors(points, front, tables), volume, size)
+            smallest = max(floor, _SMALLEST_GAIN * volume.of(values))
+            self._quiet = self._quiet + 1 if gain < self._settings.tolerance * smallest else 0
         return candidates[chosen] if self._quiet < 2 else candidates[:0]
 
 

@@ -14,6 +14,7 @@ from pymoo.core.evaluator import Evaluator
 from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 from scipy.special import ndtri
 from scipy.stats import qmc
@@ -30,6 +31,7 @@ APART = 1e-3
 _DRAWS, _DIRECTIONS = 5, 9  # exponents of two: 32 draws of scores, 512 directions
 _SHORT_LIST = 64
 _PARENTS, _CHILDREN = 40, 64  # of a round of `candidates`
+_MANY = 1000  # points among which a tree finds the nearest sooner
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(3)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -154,9 +156,9 @@ class Volume:
         lengths **= len(self._unit)
         return lengths
 
-    def lengths(self, scores: Points, directions: NDArray[np.intp] | slice = slice(None)) -> Points:
-        """Return the root of `along` whose degree is the number of objectives, along some of the `directions`."""
-        lines = self._directions[directions]
+    def lengths(self, scores: Points) -> Points:
+        """Return the root of `along` whose degree is the number of objectives."""
+        lines = self._directions
         lengths, ratios = (np.empty((*scores.shape[:-1], len(lines))) for _ in range(2))
         for column, (low, unit) in enumerate(zip(self._reference, self._unit, strict=True)):
             above = np.maximum((scores[..., column] - low) / unit, 0)
@@ -191,12 +193,13 @@ def choose(
     draws = _normal(scores.shape[1], _DRAWS, np.random.default_rng(np.random.SeedSequence([seed, 3])))
     scores = scores[pareto.nondominated(scores)]
     evaluated = volume.along(scores).max(axis=0)
-    highest = _by_parts(lambda part: (volume.along(part) >= evaluated).any(axis=1), means + _NODES.max() * deviations)
-    active = np.flatnonzero(highest)  # all others add nothing anywhere
-    rough = [volume.along(means[active] + node * deviations[active]) for node in _NODES]
     pending = np.broadcast_to(evaluated, (len(draws), len(evaluated)))
     if in_flight is not None:
         pending = _with_in_flight(volume, scores, draws, *in_flight)
+    least = pending.mean(axis=0)
+    highest = _by_parts(lambda part: (volume.along(part) >= least).any(axis=1), means + _NODES.max() * deviations)
+    active = np.flatnonzero(highest)  # all others add nothing anywhere
+    rough = [volume.along(means[active] + node * deviations[active]) for node in _NODES]
     before = float(evaluated.mean() if in_flight is None else pending.mean())
     chosen: list[int] = []
     free = np.ones(len(points), bool)
@@ -237,18 +240,24 @@ def choose(
 def _with_in_flight(volume: Volume, scores: Points, draws: Points, means: Points, deviations: Points) -> Points:
     """Return the volume of `scores` along each direction, with that of each draw of candidates in flight: `(draws, directions)`.
 
-    Of each candidate only the directions count in which its highest draws exceed the lowest volume so far.
+    Of each draw only the front counts, among the candidates whose highest draws exceed the lowest ones of all somewhere.
     """
-    lengths = np.tile(volume.lengths(scores).max(axis=0), (len(draws), 1))
-    highest = volume.lengths(means + draws.max(axis=0) * deviations)
-    for row in np.argsort(-volume.lengths(means).mean(axis=1)):
-        where = np.flatnonzero(highest[row] > lengths.min(axis=0))
-        if len(where) < len(highest[row]) // 2:
-            drawn = volume.lengths(means[row] + draws * deviations[row], where)
-            lengths[:, where] = np.maximum(lengths[:, where], drawn)
-        else:
-            np.maximum(lengths, volume.lengths(means[row] + draws * deviations[row]), out=lengths)
+    lowest, highest = (means + extreme * deviations for extreme in (draws.min(axis=0), draws.max(axis=0)))
+    least = _longest(volume, np.concatenate([scores, lowest]))
+    exceeds = _by_parts(lambda part: np.asarray((volume.lengths(part) > least).any(axis=1)), highest)
+    rows = np.flatnonzero(exceeds)
+    drawn = (means[rows] + draw * deviations[rows] for draw in draws)
+    lengths = np.array([np.maximum(least, _longest(volume, each)) for each in drawn])
     return np.asarray(lengths ** scores.shape[1])
+
+
+def _longest(volume: Volume, scores: Points) -> NDArray[np.float64]:
+    """Return the longest of the `volume.lengths` of `scores` along each direction, `(directions,)`; 0 without scores."""
+    front = scores[pareto.nondominated(scores)]
+    longest = volume.lengths(front[:64]).max(axis=0, initial=0.0)
+    for i in range(64, len(front), 64):  # as `_by_parts`
+        np.maximum(longest, volume.lengths(front[i : i + 64]).max(axis=0), out=longest)
+    return np.asarray(longest)
 
 
 def _rough_gains(rough: Sequence[Points], so_far: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -266,34 +275,39 @@ def _by_parts(function: Callable[[Points], NDArray[Any]], rows: Points) -> NDArr
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def noise_floor(scores: Points, errors: Points, volume: Volume, size: int) -> float:
+def noise_floor(scores: Points, errors: Callable[[NDArray[np.intp]], Points], volume: Volume, size: int) -> float:
     """Return the standard error of the `volume` that `size` of the evaluated front's points contribute.
 
-    Each score of each point of the front is moved up by its standard error, `errors` `(points, objectives)`, one at a time;
-    the result is the root of the sum of squares of the added volumes, over the `size` points where these are largest. A
-    smaller gain cannot be told from the choice of examples.
+    Each score of each point of the front is moved up by its standard error, one at a time; `errors` returns those of some rows,
+    `(rows, objectives)`. The result is the root of the sum of squares of the added volumes, over the `size` points where these are
+    largest. A smaller gain cannot be told from the choice of examples.
     """
     front = np.flatnonzero(pareto.nondominated(scores))
     front = front[spread(scores[front], 200)]
     dominated = volume.along(scores[front]).max(axis=0)
     moves = []
-    for row in front:
-        moved = volume.along(scores[row] + np.diag(errors[row]))
+    for row, error in zip(front, errors(front), strict=True):
+        moved = volume.along(scores[row] + np.diag(error))
         moves.append(float(((np.maximum(moved - dominated, 0).mean(axis=1)) ** 2).sum()))
     return volume.scale * math.sqrt(sum(sorted(moves)[-size:]))
 
 
-def paired_errors(points: Points, scores: Points) -> NDArray[np.float64]:
-    """Return the standard error of each candidate's difference to its nearest neighbour: `(points,)`.
+def paired_errors(points: Points, rows: NDArray[np.intp], tables: Sequence[Points]) -> Points:
+    """Return the standard error of the difference of some `rows` to their nearest neighbours: `(rows, objectives)`.
 
-    `scores` are those of each example, `(points, examples)`; the error is the standard deviation of their differences /
-    √examples, and 0 for one example.
+    `tables` are the scores of each example, `(points, examples)`, of each objective; the error is the standard deviation of their
+    differences / √examples, and 0 for one example.
     """
-    away = cdist(points, points)
-    np.fill_diagonal(away, np.inf)
-    differences = scores - scores[away.argmin(axis=1)]
-    examples = scores.shape[1]
-    return np.asarray(differences.std(axis=1, ddof=1) / math.sqrt(examples) if examples > 1 else np.zeros(len(points)))
+    away = cdist(points[rows], points)
+    away[np.arange(len(rows)), rows] = np.inf
+    nearest = away.argmin(axis=1)
+    errors = np.zeros((len(rows), len(tables)))
+    for column, table in enumerate(tables):
+        examples = table.shape[1]
+        if examples > 1:
+            differences = np.asarray(table[rows], np.float64) - table[nearest]
+            errors[:, column] = differences.std(axis=1, ddof=1) / math.sqrt(examples)
+    return errors
 
 
 def nearer_to_failures(points: Points, failed: Points, succeeded: Points) -> NDArray[np.bool_]:
@@ -305,7 +319,10 @@ def nearer_to_failures(points: Points, failed: Points, succeeded: Points) -> NDA
 
 def is_new(points: Points, tried: Points) -> NDArray[np.bool_]:
     """Return which points differ from all `tried` ones by more than `APART` in some gene, bool `(points,)`."""
-    return np.asarray(cdist(points, tried, "chebyshev").min(axis=1) > APART)
+    if len(tried) < _MANY:
+        return np.asarray(cdist(points, tried, "chebyshev").min(axis=1) > APART)
+    away, _ = KDTree(tried).query(points, p=np.inf, distance_upper_bound=2 * APART)
+    return np.asarray(away > APART)  # infinite where there is none within the bound
 
 
 def _normal(columns: int, power: int, rng: np.random.Generator) -> Points:

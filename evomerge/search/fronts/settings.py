@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-MOST_FITTED = 1000
-"""`most` of new studies."""
+MANY_IN_FLIGHT = 256
+MOST_FITTED, MOST_FITTED_OF_MANY = 1000, 400
+"""`most` of new studies, and with `MANY_IN_FLIGHT` or more."""
 
 
 class FrontSettings(BaseModel, extra="forbid", frozen=True):
@@ -23,7 +24,7 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     more than the known recipes."""
     batch: int | None = Field(default=None, ge=1)
     """Candidates chosen together after it; fixed, so that the search does not depend on the number of workers. Default: 4,
-    or 2 with slopes."""
+    or 2 with slopes. New studies with 256 or more in flight have a 32nd of them unless it is set."""
     in_flight: int | None = Field(default=None, ge=1)
     """Candidates that may wait for their results when more are chosen, so that workers need not wait for a batch: two to four times the number of
     workers. A candidate is chosen from the results of all but the last `in_flight` before it, and from predictions of these. The search
@@ -36,9 +37,10 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     Default: true with more than 40 genes, where there are slopes."""
     most: int | None = Field(default=None, ge=50)
     """Candidates that surrogates are fitted to at most, at least twice the design: the design and the front, and what is dominated by little.
-    They are fitted again when there are an eighth more, so that a large study's driver keeps up with many workers. Default: all,
-    after each batch. New studies have 1000 unless it is set. Fewer cost the driver less,
-    and the front some of its hypervolume."""
+    So that a large study's driver keeps up with many workers, from 300 evaluated candidates on (or `most`, or twice the design) they are fitted
+    again when there are an eighth more, their hyperparameters to 100 at most, and a batch has at least a 32nd of the evaluated candidates, or
+    an eighth of those in flight if that is less. Default: all, after each batch. New studies have 1000, or 400 with 256 or more in flight,
+    unless it is set. Fewer cost the driver less, and the front some of its hypervolume."""
     tolerance: float = Field(default=1.0, ge=0)
     """The search ends when two consecutive batches are expected to add less hypervolume than this multiple of the examples'
     noise, or than a thousandth of the hypervolume if that is more. Where the surface would then be refused, Sobol points

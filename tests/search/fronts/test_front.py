@@ -1,6 +1,7 @@
 """The front driver: its design, its batches, when it ends, and what it says of its surface."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from evomerge import pareto, search, surrogate
 from evomerge import space as spaces
 from evomerge.errors import DriverError
 from evomerge.search.driver import Generational
+from evomerge.search.fronts import front
 from evomerge.search.fronts.front import Front
 from evomerge.search.fronts.settings import FrontSettings
 from evomerge.space import SearchSpace
@@ -263,6 +265,37 @@ def test_of_many_candidates_a_part_is_fitted_and_few_are_fitted_all():
         assert (fit.points[:8] == breeder._points[:8]).all(), "the design"
         assert fit.points.tolist() == breeder._points[breeder._fitted].tolist()
     assert (breeder._seen, len(breeder._points)) == (72, 80), "fitted again at 56, 64 and 72, then at 81"
+
+
+@pytest.mark.parametrize(("in_flight", "count", "largest"), [(1, 80, 9), (40, 130, 5)])
+def test_large_searches_save_the_driver_time_by_counts_alone(in_flight, count, largest, monkeypatch):
+    """Few fits, few candidates for hyperparameters, larger batches; and the same search in any order of results."""
+    monkeypatch.setattr(front, "_LARGE", 36)
+    monkeypatch.setattr(front, "_CHOSEN", 12)
+    monkeypatch.setattr(front, "_BATCHES", 8)
+    chosen, sizes = [], []
+    fit, batch = front.fit_surrogates, Front._batch
+    monkeypatch.setattr(Front, "_batch", lambda *args: sizes.append(rows := batch(*args)) or rows)
+    monkeypatch.setattr(front, "fit_surrogates", lambda *args: chosen.append((len(args[1]), args[-1])) or fit(*args))
+    problem = two_spheres(4)
+    settings = {"tolerance": 0, "most": 1000} | ({"in_flight": 40} if in_flight > 1 else {})
+    searches = [driver(problem, **settings) for _ in range(2)]
+    drawn = [[], []]
+    for rows, searching, newest in zip(drawn, searches, (False, True), strict=True):
+        pending = []
+        while len(rows) < count:
+            while len(pending) < 16 and (proposal := searching.ask()) is not None:
+                pending.append(proposal)
+                rows.append(proposal.genome.tolist())
+            proposal = pending.pop(-1 if newest else 0)
+            searching.tell(proposal, problem.evaluate(proposal))
+    assert drawn[0][:count] == drawn[1][:count]
+    counts = [fitted for fitted, _ in chosen[: len(chosen) // 2]]
+    late = [after / before for before, after in itertools.pairwise(counts) if before > 36]
+    assert all(ratio >= 1.125 for ratio in late)
+    assert len(late) >= 2
+    assert {len(rows) for rows in sizes} == set(range(4, largest + 1))
+    assert all(few == (12 if fitted > 36 else None) for fitted, few in chosen)
 
 
 def test_int_genes_are_whole_and_no_candidate_is_evaluated_twice():

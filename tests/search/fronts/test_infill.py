@@ -154,10 +154,10 @@ def test_noise_floor_by_hand():
     # one 0.1 x (2 - 1). So each point moves √(0.1² + 0.1²), and two of them √2 times that; the third is dominated.
     scores, errors = np.array([[1.0, 2], [2, 1], [0.5, 0.5]]), np.full((3, 2), 0.1)
     volume = infill.Volume(scores, np.zeros(2), 0)
-    assert infill.noise_floor(scores, errors, volume, 1) == pytest.approx(np.sqrt(2) * 0.1, rel=0.05)
-    assert infill.noise_floor(scores, errors, volume, 4) == pytest.approx(0.2, rel=0.05)
-    scores = np.array([[1.0], [3.0]])
-    floor = infill.noise_floor(scores, np.array([[9.0], [0.25]]), infill.Volume(scores, np.zeros(1), 0), 4)
+    assert infill.noise_floor(scores, errors.__getitem__, volume, 1) == pytest.approx(np.sqrt(2) * 0.1, rel=0.05)
+    assert infill.noise_floor(scores, errors.__getitem__, volume, 4) == pytest.approx(0.2, rel=0.05)
+    scores, errors = np.array([[1.0], [3.0]]), np.array([[9.0], [0.25]])
+    floor = infill.noise_floor(scores, errors.__getitem__, infill.Volume(scores, np.zeros(1), 0), 4)
     assert floor == pytest.approx(0.25)
 
 
@@ -166,9 +166,22 @@ def test_errors_are_of_the_differences_to_the_nearest_neighbour():
     # and differs by 0, 1, 0, 1: variance 1/3.
     points = np.array([[0.0], [0.1], [0.5]])
     scores = np.array([[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0.0]])
-    expected = [0.25, 0.25, np.sqrt(2 / 3 / 4)]
-    np.testing.assert_allclose(infill.paired_errors(points, scores), expected)
-    assert infill.paired_errors(points, scores[:, :1]).tolist() == [0, 0, 0]
+    expected = np.array([0.25, 0.25, np.sqrt(2 / 3 / 4)])
+    errors = infill.paired_errors(points, np.array([2, 0, 1]), [scores, scores[:, :1]])
+    np.testing.assert_allclose(errors, np.stack([expected[[2, 0, 1]], np.zeros(3)], axis=1))
+
+
+@pytest.mark.parametrize("genes", [1, 3])
+def test_points_are_new_where_they_differ_by_more_than_a_thousandth_in_some_gene_among_few_and_many(genes):
+    rng = np.random.default_rng(0)
+    tried = rng.random((2000, genes))
+    points = tried[:400] + rng.choice([0.0, 0.0005, 0.0015, 0.5], (400, genes))
+    away = np.abs(points[:, None] - tried).max(axis=2).min(axis=1)
+    assert infill.is_new(points, tried).tolist() == (away > infill.APART).tolist()
+    assert (
+        infill.is_new(points, tried[:900]).tolist()
+        == (np.abs(points[:, None] - tried[:900]).max(axis=2).min(axis=1) > infill.APART).tolist()
+    )
 
 
 def test_reference_is_a_tenth_of_the_range_below_both_fronts():
