@@ -27,7 +27,7 @@ def rows_of(width: int) -> int:
 
 
 def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
-    """Return the hidden states around each block, under the name of the block's first matrix."""
+    """Return the hidden states around each block; its matrices share their tables."""
     live = subject.live
     blocks = find_blocks(live.module)
     named = _named(subject, blocks)
@@ -65,7 +65,8 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
             made[number, "after"] = there
     return {
         name: {"before": made[number, "before"], "after": made[number, "after"], "read": tokens}
-        for number, name in named.items()
+        for number, names in named.items()
+        for name in names
         if (number, "before") in made and (number, "after") in made
     }
 
@@ -82,16 +83,15 @@ def _each(rows: Tensor, subject: Subject) -> int:
     return max(1, rows_of(rows.shape[1]) // len(subject.examples))
 
 
-def _named(subject: Subject, blocks: nn.ModuleList) -> dict[int, str]:
-    """Return by block the first matrix that it is filled from, where that is one of the subject's."""
+def _named(subject: Subject, blocks: nn.ModuleList) -> dict[int, list[str]]:
+    """Return by block those of the subject's matrices that it is filled from."""
     prefix = next(name for name, part in subject.live.module.named_modules() if part is blocks)
-    first: dict[int, str] = {}
-    for mapping in subject.live.mappings:
-        number = block_number(mapping.target, prefix)
-        if number is not None and mapping.source in subject.shapes:
-            first[number] = min(mapping.source, first.get(number, mapping.source))
-    of = {matrix.tensor: name for name, matrix in subject.matrices.items() if matrix.number == 0}
-    return {number: of[tensor] for number, tensor in first.items() if tensor in of}
+    inside = {mapping.source: block_number(mapping.target, prefix) for mapping in subject.live.mappings}
+    named: dict[int, list[str]] = {}
+    for name, matrix in subject.matrices.items():
+        if (number := inside.get(matrix.tensor)) is not None:
+            named.setdefault(number, []).append(name)
+    return named
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
 HIDDEN = {
     "hidden": Statistic(
         f"`before` and `after`, the hidden states before and after the block of a matrix for tokens drawn at random, about {ROWS} in all or four "
-        "times the width, float32 `(rows, d)`, under the name of one matrix of each block; `read`, the sha256 of what the model was called "
+        "times the width, float32 `(rows, d)`, the same for all matrices of a block; `read`, the sha256 of what the model was called "
         "with, uint8 `(32,)`: models with the same one have run on the same tokens",
         _collect,
         lambda shape: 8 * rows_of(min(shape, default=0)) * min(shape, default=0),
