@@ -12,7 +12,7 @@ from evomerge.checkpoints.folder import Folder
 from evomerge.checkpoints.header import TensorInfo
 from evomerge.checkpoints.lora import is_adapter, read_stored
 from evomerge.checkpoints.pool import Pool
-from evomerge.checkpoints.quantised import check_not_quantised
+from evomerge.checkpoints.quantised import check_not_quantised, check_not_wrapped
 from evomerge.checkpoints.vocabulary import TokenizerChoice
 from evomerge.errors import CheckpointError, PoolError
 
@@ -98,6 +98,7 @@ def compare(
 def _open_base(path: str) -> None:
     folder = Folder(path)
     check_not_quantised(folder)
+    check_not_wrapped(folder)
     _ = folder.config
 
 
@@ -123,6 +124,7 @@ def _checked(name: str, path: str, problem: str | None, notes: tuple[str, ...] =
         return Checked(name, "unreadable", problem=problem or str(error))
     try:
         check_not_quantised(opened)
+        check_not_wrapped(opened)
         kind = "full"
     except PoolError:
         kind = "quantised"

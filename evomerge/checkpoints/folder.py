@@ -138,6 +138,8 @@ class Folder(Checkpoint):
     def __init__(self, path: str | Path) -> None:
         """Read and check the headers in the folder at `path`; no tensor is read. Raises `CheckpointError`."""
         self.path = Path(path)
+        if self.path.suffix == ".gguf" and self.path.is_file():
+            raise CheckpointError(_gguf(self.path))
         if not self.path.is_dir():
             msg = f"{self.path}: no such folder; expected a checkpoint folder with config.json and safetensors"
             raise CheckpointError(msg)
@@ -254,6 +256,8 @@ class Folder(Checkpoint):
         if pickles:
             msg = f"{self.path}: only pickle weights ({pickles[0]}), which can run code when read; convert them with transformers' save_pretrained and give that folder"
             raise CheckpointError(msg)
+        if quantised := sorted(self.path.glob("*.gguf")):
+            raise CheckpointError(_gguf(quantised[0]))
         raise CheckpointError(f"{self.path}: no safetensors file; expected model.safetensors, or shards with an index")
 
     def _shard(self, name: str, index: Path) -> Path:
@@ -324,3 +328,10 @@ def differences(
     sides = [{name: f"shape {list(tensor.shape)}" for name, tensor in side.items()} for side in (left, right)]
     rows = [(name, *(side.get(name, "missing") for side in sides)) for name in sorted(left.keys() | right.keys())]
     return [(name, was, came) for name, was, came in rows if was != came]
+
+
+def _gguf(file: Path) -> str:
+    return (
+        f"{file.parent}: only GGUF weights ({file.name}), which are quantised and for other programs; give the weights that they were "
+        f"made of, or type: AutoModelForCausalLM.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r}).save_pretrained(NEW), and give NEW"
+    )

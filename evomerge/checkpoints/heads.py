@@ -4,8 +4,8 @@ The backbone is what `AutoModel` loads: it decides, not the names, what belongs 
 backbone's names makes no difference.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -144,6 +144,30 @@ def split(names: Names, adapters: Mapping[str, AdapterFiles], *, asked: bool, ma
         if head is not None:
             heads[name] = head
     return heads
+
+
+def by_tokens(
+    heads: Mapping[str, Head],
+    models: Mapping[str, Folder | Adapter],
+    settings: Callable[[str, Mapping[str, Any], str], dict[str, Any]],
+) -> dict[str, Head]:
+    """Return heads for a backbone whose rows are those of other tokens; the base's own is left out.
+
+    `settings(label, config, where)` is a configuration by the new numbers of the tokens of the model `label`. Raises `PoolError`
+    for a head with a row for each token.
+    """
+    settled = {}
+    for name, head in heads.items():
+        if name == "base":
+            settled[name] = replace(head, own=frozenset())
+            continue
+        who = f"expert `{name}` ({models[name].path})"
+        if head.token_rows:
+            msg = f"{who}: its head stays outside of merges, and `{head.token_rows[0]}` there has a row for each of its own tokens, whose numbers `tokenizer` changes. Expected heads without such rows, as classifiers have, or language models alone, whose heads are merged"
+            raise PoolError(msg)
+        label = name if head.adapter is None else "base"
+        settled[name] = replace(head, settings=settings(label, head.model.config, who))
+    return settled
 
 
 def _alike_but_for_rows(names: Names, models: Mapping[str, Folder]) -> bool:

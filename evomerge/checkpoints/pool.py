@@ -7,7 +7,6 @@ shape, a missing tensor, an element that is not finite. The result of reading al
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +21,11 @@ from evomerge.checkpoints.configurations import added_tokens, compare_labels, co
 from evomerge.checkpoints.fingerprints import check_finite, fingerprint, nearly_same_weights, same_weights, stamp
 from evomerge.checkpoints.folder import Checkpoint, Folder, differences
 from evomerge.checkpoints.header import TensorInfo
-from evomerge.checkpoints.heads import Head, split
+from evomerge.checkpoints.heads import Head, by_tokens, split
 from evomerge.checkpoints.layout import Layout
 from evomerge.checkpoints.lora import AdapterFiles, is_adapter
 from evomerge.checkpoints.naming import Names
-from evomerge.checkpoints.quantised import check_not_quantised, check_same_integers
+from evomerge.checkpoints.quantised import check_not_quantised, check_not_wrapped, check_same_integers
 from evomerge.checkpoints.save import SCALES, STITCHES
 from evomerge.checkpoints.shuffled import Shuffled
 from evomerge.checkpoints.ties import find_copies, untied
@@ -77,6 +76,7 @@ class Pool:
         whole = {name: Folder(path) for name, path in experts.items() if not is_adapter(path)}
         for model in (stored, *whole.values()):
             check_not_quantised(model)
+            check_not_wrapped(model)
             for file, what in ((SCALES, "scales"), (STITCHES, "stitches")):
                 if (model.path / file).exists():
                     msg = f"{model.path}: a stack with {what} that are not in its weights (`{file}`); such a model cannot be merged: merge the models that it was made of, or stack layers without {what}"
@@ -191,16 +191,7 @@ class Pool:
             self.experts[name] = Aligned(name, models[name], vocabulary, models, base)
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.folder
         self.notes += vocabulary.notes
-        for name, head in self.heads.items():
-            if name == "base":
-                self.heads[name] = replace(head, own=frozenset())
-                continue
-            who = f"expert `{name}` ({models[name].path})"
-            if head.token_rows:
-                msg = f"{who}: its head stays outside of merges, and `{head.token_rows[0]}` there has a row for each of its own tokens, whose numbers `tokenizer` changes. Expected heads without such rows, as classifiers have, or language models alone, whose heads are merged"
-                raise PoolError(msg)
-            named = name if head.adapter is None else "base"
-            self.heads[name] = replace(head, settings=vocabulary.settings(named, head.model.config, who))
+        self.heads = by_tokens(self.heads, models, vocabulary.settings)
 
     def _folder_like(self, like: str) -> Path:
         if like not in self.experts:

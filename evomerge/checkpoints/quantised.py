@@ -29,6 +29,19 @@ def check_not_quantised(folder: Folder) -> None:
             raise PoolError(msg)
 
 
+def check_not_wrapped(folder: Folder) -> None:
+    """Raise `PoolError` where all tensors have the names of a wrapper, by which transformers would load none of them."""
+    for prefix, wrapper in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
+        if (
+            folder.stored
+            and all(name.startswith(prefix) for name in folder.stored)
+            and "architectures" in folder.config
+        ):
+            inner = prefix.rstrip(".")
+            msg = f"{folder.path}: all tensors have the prefix `{prefix}` of {wrapper}, with which transformers would load none of them; save the model inside, `model.{inner}.save_pretrained(DIR)`, and give that folder"
+            raise PoolError(msg)
+
+
 def check_same_integers(name: str, base: Folder, expert: Folder) -> None:
     """Raise `PoolError` where an expert has other packed weights than the base: a merge would copy the base's.
 

@@ -23,6 +23,9 @@ from evomerge.models.tensor_mapping import TensorMapping
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_OWN_NUMBER = ("layer_idx", "layer_id")
+"""The attributes in which modules of transformers have their layer's number."""
+
 _Part = tuple[str, int | None]
 """A source by content, and the number of one of its layers, or None for the tensors in no layer."""
 
@@ -41,6 +44,7 @@ class Assembly:
         self._base_layers = blocks
         self._like = next(part for part in blocks.parameters() if part.is_floating_point())
         self._config = per_layer(module.config.to_dict(), len(blocks))
+        self._chosen = numbers_of_layers(module.config.to_dict(), len(blocks))
         held = module.state_dict(keep_vars=True)
         self._mappings: dict[int | None, dict[str, list[TensorMapping]]] = {}
         for mapping in mappings:
@@ -132,6 +136,9 @@ class Assembly:
         self._module.config.num_hidden_layers = len(layers)
         for key, values in self._config.items():
             setattr(self._module.config, key, [values[index] for index in indices])
+        for key, chosen in self._chosen.items():
+            if key not in self._config:
+                setattr(self._module.config, key, [number for number, index in enumerate(indices) if index in chosen])
 
 
 class _Layer:
@@ -139,7 +146,9 @@ class _Layer:
 
     def __init__(self, block: nn.Module, prefixes: Prefixes) -> None:
         self.block = block
-        self._numbered: list[Any] = [p for p in block.modules() if isinstance(getattr(p, "layer_idx", None), int)]
+        self._numbered = [
+            (part, name) for part in block.modules() for name in _OWN_NUMBER if type(getattr(part, name, None)) is int
+        ]
         self._forward = block.forward
         self._prefixes = prefixes
         self._number = 0
@@ -152,8 +161,8 @@ class _Layer:
         """Prepare for the position `number` in the next stack, whose stream is mapped by `before` and `after` the layer."""
         self._number, self._scale = number, scale
         self._before, self._after = before, after
-        for part in self._numbered:
-            part.layer_idx = number  # the cache slot of transformers
+        for part, name in self._numbered:
+            setattr(part, name, number)  # the cache slot of transformers
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = self._prefixes.output(self._number)
@@ -171,6 +180,19 @@ def per_layer(config: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
         for key, value in config.items()
         if isinstance(value, list | tuple) and len(value) == layers and ("layer" in key or "block" in key)
     }
+
+
+def numbers_of_layers(config: Mapping[str, Any], layers: int) -> dict[str, list[int]]:
+    """Return the settings of a configuration that list some of its `layers` by number, such as those with attention."""
+    return {
+        key: list(value)
+        for key, value in config.items()
+        if "layer" in key and isinstance(value, list) and _are_numbers(value, layers)
+    }
+
+
+def _are_numbers(value: Sequence[Any], count: int) -> bool:
+    return len(set(map(str, value))) == len(value) > 0 and all(type(n) is int and 0 <= n < count for n in value)
 
 
 def _filled(source: Checkpoint, mappings: Sequence[TensorMapping], like: Tensor) -> Tensor:

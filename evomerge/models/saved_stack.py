@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from evomerge.checkpoints.save import SCALES
 from evomerge.errors import ModelError
-from evomerge.models.assembly import per_layer
+from evomerge.models.assembly import numbers_of_layers, per_layer
 from evomerge.models.blocks import find_blocks
 from evomerge.models.pretrained import auto_class, library, load_model
 from evomerge.models.stitches import attach, plain_config
@@ -121,8 +121,7 @@ def _rewritten(
     moved = {name: [values[layer] for layer in layers] for name, values in lists.items()}
     numbered = {
         name: [number for number, layer in enumerate(layers) if layer in value]
-        for name, value in {**parsed, **config}.items()
-        if "layer" in name and isinstance(value, list) and _are_numbers(value, count)
+        for name, value in numbers_of_layers({**parsed, **config}, count).items()
     }
     first = {
         name: len(list(takewhile(lambda layer: layer < parsed[name], layers)))  # noqa: B023  # used at once
@@ -132,10 +131,6 @@ def _rewritten(
     yield moved | {name: value for name, value in numbered.items() if name not in moved} | first
     if numbered.keys() & moved.keys():  # a list of as many numbers as there are layers may be either
         yield moved | numbered | first
-
-
-def _are_numbers(value: Sequence[Any], count: int) -> bool:
-    return len(set(map(str, value))) == len(value) > 0 and all(type(n) is int and 0 <= n < count for n in value)
 
 
 def _difference(parsed: Any, settings: Mapping[str, Any], expected: Sequence[object], layers: Sequence[int]) -> str:

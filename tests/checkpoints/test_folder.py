@@ -53,6 +53,13 @@ def test_pickles_are_refused_unread(tmp_path, name):
         Folder(tmp_path)
 
 
+def test_gguf_is_refused_by_folder_and_by_file(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(CheckpointError, match=r"only GGUF weights \(model.gguf\).*gguf_file='model.gguf'"):
+            Folder(path)
+
+
 def test_adapters_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     save_file({"lora_A": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")

@@ -34,6 +34,13 @@ def test_configuration_that_says_quantised_is_refused(more, where, tmp_path):
         pool(tmp_path, WEIGHTS, WEIGHTS, CONFIG | more)
 
 
+@pytest.mark.parametrize(("prefix", "wrapper"), [("_orig_mod.", "torch.compile"), ("module.", "DataParallel")])
+def test_names_that_a_wrapper_gave_are_refused_though_all_models_have_them(prefix, wrapper, tmp_path):
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in WEIGHTS.items()}
+    with pytest.raises(PoolError, match=rf"base: all tensors have the prefix `{prefix}` of {wrapper}"):
+        pool(tmp_path, wrapped, wrapped, CONFIG | {"architectures": ["LlamaForCausalLM"]})
+
+
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
 def test_files_of_a_quantiser_beside_an_expert_are_refused(name, tmp_path):
     write_checkpoint(tmp_path / "maths", WEIGHTS)

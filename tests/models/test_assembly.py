@@ -13,7 +13,7 @@ from evomerge.checkpoints.pool import Pool
 from evomerge.models import LiveModel
 from evomerge.models.assembly import per_layer
 from evomerge.models.prefixes import choose
-from evomerge.models.pretrained import load_model
+from evomerge.models.pretrained import load_model, new_model, save_model
 from evomerge.recipe import Recipe
 
 LAYERS = 3
@@ -225,3 +225,40 @@ def test_after_a_plain_candidate_nothing_is_shared(tmp_path):
     world.live.refit(world.pool.experts["b"])
     outputs = logits(world.live.module, "llama")
     assert torch.equal(outputs, logits(load_model(Path(tmp_path / "b"), "AutoModelForCausalLM"), "llama"))
+
+
+_SMALL = {"vocab_size": 99, "hidden_size": 16, "initializer_range": 0.3, "max_position_embeddings": 64}
+NUMBERED = {  # classes that number layers in settings of their own, or under another name
+    "gpt_neo": {"num_layers": 4, "num_heads": 2, "attention_types": [[["global", "local"], 2]], "window_size": 3},
+    "bamba": {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+        "attn_layer_indices": [1, 3],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+@torch.inference_mode()
+def test_stacks_of_layers_that_classes_number_otherwise_are_generated_from_with_a_cache(kind, tmp_path):
+    for seed, name in enumerate(("base", "x")):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = new_model({"model_type": kind, **_SMALL, **NUMBERED[kind]}, "AutoModelForCausalLM")
+        save_model(model, tmp_path / name)
+    pool = Pool(tmp_path / "base", {"x": tmp_path / "x"})
+    live = LiveModel(pool.open_base(), "AutoModelForCausalLM")
+    slots = [{"source": {"expert": "x"}, "layer": layer} for layer in (1, 0, 1, 3)]
+    stack = Recipe.parse({"stack": {"slots": slots, "rest": {"expert": "x"}}})
+    ids = torch.arange(3, 11)[None]
+    live.refit(Builder(pool).build_model(stack))
+    written = live.module.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for _ in range(5):
+        ids = torch.cat([ids, live.module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(written, ids)
