@@ -1,6 +1,6 @@
 """Notices: what a search that runs unattended posts to a webhook, as JSON: its start, its end, and that too many candidates fail.
 
-A post is made in another thread, for at most a few seconds, and a failure of it is said once: no search waits for a server, or ends
+Scores go to MLflow too, where that is asked for. A post is made in another thread, for at most a few seconds, and a failure of it is said once: no search waits for a server, or ends
 by one.
 """
 
@@ -13,16 +13,17 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, build_opener
 
 from evomerge import status
 from evomerge.errors import EvomergeError, printable
 from evomerge.settings import NotifySettings
 from evomerge.status import Status
+from evomerge.tracking import SECONDS, Ending, Mlflow, NoRedirects
 from evomerge.trial import Evaluation
 
 _LEAST = 8  # evaluations of a run, before which a share of failures says little
-_SECONDS = 3.0  # for one post: after SIGTERM there are few
+_SECONDS = SECONDS
 
 
 class Notices:
@@ -32,17 +33,23 @@ class Notices:
         """Post nothing yet. `say` is called with a line, once, if a post fails."""
         self._settings, self._folder, self._say = settings, folder, say
         self._posts: list[threading.Thread] = []
+        self._mlflow: Mlflow | None = None
         self._problem: str | None = None
         self._evaluated = self._failed = 0
-        self._began = self._warned = self._said = False
+        self._began = self._warned = False
+        self._said: set[str] = set()
 
     def began(self) -> None:
         """Post that the search runs."""
         self._began = True
         self._send("started")
+        if self._settings is not None and self._settings.mlflow is not None:
+            self._mlflow = Mlflow(self._settings.mlflow, self._settings.experiment, self._folder)
 
-    def add(self, evaluation: Evaluation) -> None:
-        """Count an evaluation of this run; post once if more than the given share has failed."""
+    def add(self, number: int, evaluation: Evaluation) -> None:
+        """Count the evaluation of candidate `number` in this run; post once if more than the given share has failed."""
+        if self._mlflow is not None:
+            self._mlflow.add(number, evaluation)
         self._evaluated += 1
         self._failed += evaluation.error is not None
         limit = 1.0 if self._settings is None else self._settings.failed
@@ -58,11 +65,13 @@ class Notices:
         if self._began:
             self._wait()
             self._send("ended")
+            if self._mlflow is not None:
+                self._mlflow.end("FAILED" if error[0] is not None else _ending(self._folder))
             self._wait()
             self._say_problem()
 
     def _send(self, event: str, what: str = "") -> None:
-        if self._settings is not None:
+        if self._settings is not None and self._settings.webhook is not None:
             post = threading.Thread(target=self._post, args=(self._settings.webhook, event, what), daemon=True)
             post.start()
             self._posts.append(post)
@@ -78,22 +87,31 @@ class Notices:
             body = json.dumps(_notice(status.read(self._folder), event, what)).encode()
             headers = {"Content-Type": "application/json", "User-Agent": "evomerge"}
             request = Request(webhook, body, headers, method="POST")  # noqa: S310  # http or https, by its settings
-            build_opener(_NoRedirects).open(request, timeout=_SECONDS).close()
+            build_opener(NoRedirects).open(request, timeout=_SECONDS).close()
         except (OSError, HTTPException, ValueError, EvomergeError) as error:
             self._problem = f"{type(error).__name__}: {error}"
 
     def _say_problem(self) -> None:
-        if self._problem is not None and not self._said:
-            self._said = True
-            host = "" if self._settings is None else urlsplit(self._settings.webhook).hostname  # the rest may be secret
-            self._say(printable(f"no notice could be posted to {host} ({self._problem}); the search goes on without"))
+        if self._settings is None:
+            return
+        untracked = None if self._mlflow is None else self._mlflow.problem
+        for what, address, problem in (
+            ("notice", self._settings.webhook, self._problem),
+            ("scores", self._settings.mlflow, untracked),
+        ):
+            if problem is not None and what not in self._said:
+                self._said.add(what)
+                host = urlsplit(address or "").hostname  # the rest may be secret
+                self._say(printable(f"no {what} could be posted to {host} ({problem}); the search goes on without"))
 
 
-class _NoRedirects(HTTPRedirectHandler):
-    """Refuses to follow: the answer is then an error, and no other host gets the notice."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Return no other request."""
+def _ending(folder: Path) -> Ending:
+    """Return how a search without an error ended."""
+    try:
+        done = status.read(folder).state == "done"
+    except (OSError, EvomergeError):
+        done = False
+    return "FINISHED" if done else "KILLED"
 
 
 def _notice(found: Status, event: str, what: str) -> dict[str, Any]:

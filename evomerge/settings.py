@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -138,24 +138,37 @@ class ReportSettings(FrozenModel):
 class NotifySettings(FrozenModel):
     """Notices about a search that runs unattended. They are no part of the study, and its directory has no word of them."""
 
-    webhook: str
+    webhook: str | None = None
     """Address, http or https, to which one JSON object is posted at the start, at the end, and if too many candidates fail."""
+    mlflow: str | None = None
+    """Address of an MLflow server, http or https, to which the mean scores of each candidate are sent. A user and a password, or a
+    token, are those of `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD` and `MLFLOW_TRACKING_TOKEN`."""
+    experiment: str = Field(default="evomerge", min_length=1)
+    """Experiment of the MLflow server."""
     failed: float = Field(default=0.25, ge=0, le=1)
     """Share of a run's evaluations: if more of them fail, that is posted once. The first 8 are waited for."""
 
-    @field_validator("webhook")
+    @field_validator("webhook", "mlflow")
     @classmethod
-    def _is_webhook(cls, webhook: str) -> str:
+    def _is_address(cls, given: str | None) -> str | None:
+        if given is None:
+            return None
         try:
-            address = urlsplit(webhook)
+            address = urlsplit(given)
             right = (
                 address.scheme in ("http", "https") and address.hostname and address.port != 0 and not address.username
             )
         except ValueError:
             right = False
-        if not right or not webhook.isascii() or not webhook.isprintable() or " " in webhook:
+        if not right or not given.isascii() or not given.isprintable() or " " in given:
             raise ValueError("expected an address such as https://HOST/PATH, http or https, without a user's name")
-        return webhook
+        return given
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.webhook is None and self.mlflow is None:
+            raise ValueError("expected `webhook: URL`, `mlflow: URL`, or both")
+        return self
 
 
 class ControlSettings(FrozenModel):
@@ -219,7 +232,8 @@ class StudySettings(FrozenModel):
     report: ReportSettings = ReportSettings()
     """How the front is scored."""
     notify: NotifySettings | None = Field(default=None, exclude=True)
-    """Notices to a webhook. The address may be a secret: it is not kept in the study's directory, so `evomerge resume` takes `--webhook`."""
+    """Notices to a webhook, and scores to MLflow. An address may be a secret: it is not kept in the study's directory, so `evomerge
+    resume` takes `--webhook` and `--mlflow`."""
     controls: ControlSettings = Field(default=ControlSettings(), exclude_if=lambda controls: not controls.sham)
     """Searches to compare with."""
 

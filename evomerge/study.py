@@ -206,7 +206,7 @@ class Study:
                     if self.parts.space.parents:
                         evaluator.retain(_needed(driver, pending.values()))
                     clock.add(proposal, evaluation)
-                    posts.add(evaluation)
+                    posts.add(proposal.number, evaluation)
                     completed += cost(proposal, full, merge)
                     self.spent = completed / (full + merge)
                     watch(proposal, evaluation)

@@ -34,8 +34,8 @@ def run(folder, url, evaluations, said=None, **settings):
     with Notices(NotifySettings(webhook=url, **settings), folder, said.append) as posts:
         clock = Clock(folder, 1, {}, [])
         posts.began()
-        for evaluation in evaluations:
-            posts.add(evaluation)
+        for number, evaluation in enumerate(evaluations):
+            posts.add(number, evaluation)
         clock.end("hours")
     return said
 
@@ -74,7 +74,7 @@ def test_a_run_that_never_began_posts_nothing(folder, webhook):
         raise StudyError("in use")
     with Notices(None, folder, print) as posts:
         posts.began()
-        posts.add(BAD)
+        posts.add(0, BAD)
     assert webhook.posts == []
 
 

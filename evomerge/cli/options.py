@@ -29,6 +29,9 @@ Webhook = Annotated[
     str | None,
     typer.Option(metavar="URL", help="Post JSON there at the start, at the end, and if too many candidates fail."),
 ]
+Mlflow = Annotated[
+    str | None, typer.Option("--mlflow", metavar="URL", help="Send the scores of candidates to this MLflow server.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print no progress: only results, warnings and errors.")]
 ZooName = Annotated[str | None, typer.Option("--zoo", help="Take the pool from an embedded zoo.")]
 Base = Annotated[Path | None, typer.Option(help="The base: a folder, or org/name@revision on the hub.")]

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from evomerge.study import Study
 
 _PER_GENE = 10
 """Search examples per gene below which a study is warned of. A rule of thumb: as for coefficients of a regression."""
+Addresses = Mapping[str, str | None]
+"""What notices are sent to, by the key of `notify`; None for what the study file says."""
 _DEMO: dict[str, dict[str, Any]] = {
     "text": {
         "space": "task_arithmetic_per_tensor",
@@ -86,7 +88,7 @@ def run(
     worker_hours: float | None = None,
     queue: Path | None = None,
     grace: float,
-    webhook: str | None = None,
+    notify: Addresses,
     dry_run: bool,
 ) -> None:
     """Run or resume the study of a file, or only say what it would cost."""
@@ -94,7 +96,7 @@ def run(
     if driver is not None and driver not in KINDS:
         raise StudyError(f"--driver `{driver}`: no such kind of driver; expected one of {', '.join(sorted(KINDS))}")
     settings = _override(
-        StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device, queue, webhook
+        StudySettings.read(file), evaluations, workers, seed, hours, worker_hours, device, queue, notify
     )
     if driver is not None:
         settings = settings.model_copy(update={"driver": {"kind": driver}})
@@ -146,7 +148,7 @@ def resume(
     worker_hours: float | None = None,
     queue: Path | None = None,
     grace: float,
-    webhook: str | None = None,
+    notify: Addresses,
     retry_failed: bool,
     fork: Path | None = None,
 ) -> None:
@@ -159,7 +161,7 @@ def resume(
     else:
         study = Study.open(folder, progress=step_printer(console))
     settings = _override(
-        study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours, queue=queue, webhook=webhook
+        study.settings, evaluations, workers, hours=hours, worker_hours=worker_hours, queue=queue, notify=notify
     )
     if settings != study.settings:
         study = Study.open(folder, settings)
@@ -280,12 +282,13 @@ def _override(
     worker_hours: float | None = None,
     device: str | None = None,
     queue: Path | None = None,
-    webhook: str | None = None,
+    notify: Addresses | None = None,
 ) -> StudySettings:
     options: dict[str, Any] = {"evaluations": evaluations, "workers": workers, "seed": seed}
     options |= {"hours": hours, "worker_hours": worker_hours, "device": device}
-    if webhook is not None:
-        options["notify"] = ({} if settings.notify is None else settings.notify.model_dump()) | {"webhook": webhook}
+    addresses = {key: url for key, url in (notify or {}).items() if url is not None}
+    if addresses:
+        options["notify"] = ({} if settings.notify is None else settings.notify.model_dump()) | addresses
     if queue is not None:
         if workers is not None:
             raise StudyError("`--queue` goes without `--workers`: its workers are started by `evomerge worker DIR`")

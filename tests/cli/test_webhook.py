@@ -3,7 +3,7 @@
 import json
 
 from commands import evomerge
-from webhooks import Webhook
+from webhooks import MlflowServer, Webhook
 
 from evomerge import header, status
 from evomerge.study import Study
@@ -11,10 +11,12 @@ from evomerge.study import Study
 
 def test_a_study_with_notices_is_the_same_study_and_its_directory_has_no_word_of_them(finished, study_file, tmp_path):
     folder = tmp_path / "run"
-    with Webhook(200) as webhook:
-        evomerge("run", study_file, "-o", folder, "--webhook", webhook.url)
+    with Webhook(200) as webhook, MlflowServer() as mlflow:
+        evomerge("run", study_file, "-o", folder, "--webhook", webhook.url, "--mlflow", mlflow.url)
         before = (folder / "study.json").read_bytes()
-        evomerge("resume", folder, "--webhook", webhook.url)
+        evomerge("resume", folder, "--webhook", webhook.url, "--mlflow", mlflow.url)
+    [tracked] = mlflow.runs.values()
+    assert [tracked["status"], len({metric["step"] for metric in tracked["metrics"]})] == ["FINISHED", 10]
     assert webhook.events == ["started", "ended"] * 2
     assert "search done, 10 of 10 evaluations" in webhook.posts[-1]["text"]
     assert f"best mean {status.read(finished[0]).best.mean:.4g}" in webhook.posts[-1]["text"]
@@ -23,6 +25,7 @@ def test_a_study_with_notices_is_the_same_study_and_its_directory_has_no_word_of
     for file in (file for file in folder.rglob("*") if file.is_file()):
         assert b"notify" not in file.read_bytes(), file
         assert webhook.url.encode() not in file.read_bytes(), file
+        assert mlflow.url.encode() not in file.read_bytes(), file
     assert (folder / "study.json").read_bytes() == before
 
 

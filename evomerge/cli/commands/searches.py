@@ -15,6 +15,7 @@ from evomerge.cli.options import (
     Grace,
     Hours,
     Json,
+    Mlflow,
     Queue,
     Quiet,
     Rank,
@@ -61,6 +62,7 @@ def run(
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
     webhook: Webhook = None,
+    mlflow: Mlflow = None,
     device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the time of the whole command, and stop.")
@@ -83,7 +85,7 @@ def run(
         worker_hours=worker_hours,
         queue=queue,
         grace=grace,
-        webhook=webhook,
+        notify={"webhook": webhook, "mlflow": mlflow},
         dry_run=dry_run,
     )
 
@@ -98,6 +100,7 @@ def resume(
     worker_hours: WorkerHours = None,
     grace: Grace = GRACE,
     webhook: Webhook = None,
+    mlflow: Mlflow = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -122,7 +125,7 @@ def resume(
         worker_hours=worker_hours,
         queue=queue,
         grace=grace,
-        webhook=webhook,
+        notify={"webhook": webhook, "mlflow": mlflow},
         retry_failed=retry_failed,
         fork=fork,
     )
