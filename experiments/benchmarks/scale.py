@@ -14,19 +14,22 @@ again, beside the least that this needs: reading the file's lines as JSON.
 Part 5, kinds of drivers with few slots and with a thousand, once all of them have had work: the driver's CPU time for a candidate, and the
 idle share of the slots where the driver takes no time.
 
-Parts that `--only` leaves out stay as an earlier run found them.
+Parts that `--only` leaves out stay as an earlier run found them. An interrupted run of parts 4 and 5 resumes with the same command: finished
+rows are kept in `runs/scale/` until their part is done.
 
     python experiments/benchmarks/scale.py [--smoke] [--seeds N] [--json] [--out DIR]
 """
 
 import heapq
 import json
+import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import evomerge as em
-from evomerge import costs, pareto, search, zoo
+from evomerge import costs, files, pareto, search, zoo
 from evomerge.search.driver import Generational
 from evomerge.space import Box, SearchSpace
 from evomerge.trial import Evaluation, Metric, Proposal
@@ -58,7 +61,10 @@ REAL_EVALUATIONS = 60
 TRIALS = 10_000
 FEW_SLOTS, MANY_SLOTS = 16, 1000
 STEADY = {FEW_SLOTS: (200, 400), MANY_SLOTS: (6000, 8000)}  # evaluations before what is counted, and in all
+FEW_ALONE = {"TPE, 20 genes": "time grows with the evaluations before, by about 10 ms for 100, in Optuna's sampler"}
 NEVER_IDLE = 4  # `in_flight` by slots at sigma 0.3
+
+ROWS = Path("runs") / "scale"
 
 Floats = NDArray[np.float64]
 
@@ -68,8 +74,8 @@ def measure(switches: Switches) -> Findings:
         "waiting": lambda: [row for sigma in SIGMAS for row in count(sigma, switches)],
         "fronts": lambda: fronts(switches),
         "real": lambda: real(switches),
-        "driver": lambda: large(60 if switches.smoke else TRIALS),
-        "steady": lambda: steady(switches),
+        "driver": lambda: resumed("driver", large(60 if switches.smoke else TRIALS), switches),
+        "steady": lambda: resumed("steady", steady(switches), switches),
     }
     earlier = Path() if switches.out is None else switches.out / "scale.json"
     found = json.loads(earlier.read_text())["figures"] if earlier.is_file() else {}
@@ -77,6 +83,22 @@ def measure(switches: Switches) -> Findings:
     kept = [part for part in PARTS if rows[part] and part not in switches.parts]
     figures = {"share": SHARE, "kept": kept, **rows}
     return Findings(figures, tables(figures), draw(figures))
+
+
+def resumed(
+    part: str, cases: Iterable[tuple[str, Callable[[], dict[str, Any]]]], switches: Switches
+) -> list[dict[str, Any]]:
+    """Return the row of each of a part's named cases: kept rows of an interrupted run, and new ones, which are kept until all are there."""
+    if switches.smoke:
+        return [run() for _, run in cases]
+    folder, rows = ROWS / part, []
+    for name, run in cases:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            files.write(path, json.dumps(run()))
+        rows.append(json.loads(path.read_text(encoding="utf-8")))
+    shutil.rmtree(folder)
+    return rows
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -325,8 +347,8 @@ class Tasks:
 
 def kinds(slots: int) -> dict[str, tuple[dict[str, Any], SearchSpace, int]]:
     """Return drivers by name: settings, space and number of tasks."""
-    batch, flying = max(4, slots // 8), NEVER_IDLE * slots
-    front = {"kind": "front", "tolerance": 0, "batch": batch, "in_flight": flying, "most": 200}
+    flying = NEVER_IDLE * slots
+    front = {"kind": "front", "tolerance": 0, "in_flight": flying}
     parents = SearchSpace(
         {
             "merge": {
@@ -338,35 +360,38 @@ def kinds(slots: int) -> dict[str, tuple[dict[str, Any], SearchSpace, int]]:
         experts=["a", "b", "c", "d"],
     )
     return {
-        "front, 4 genes": (front | {"mixtures": True}, space_of(4), 2),
-        "front, 20 genes": (front | {"mixtures": True}, space_of(20), 4),
+        "front, 4 genes": (front, space_of(4), 2),
+        "front, 20 genes": (front, space_of(20), 4),
         "front along slopes, 100 genes": (front | {"slopes": True}, space_of(100), 2),
         "NSGA-II, 1,000 genes": ({"kind": "nsga2", "population": slots}, space_of(GENES), 2),
         "CMA-ES, 1,000 genes": ({"kind": "cma", "population": slots}, space_of(GENES), 2),
         "TPE, 20 genes": ({"kind": "tpe"}, space_of(20), 2),
         "random, 1,000 genes": ({"kind": "random"}, space_of(GENES), 2),
-        "gradient, 1,000 genes": ({"kind": "gradient"}, space_of(GENES), 2),
+        "gradient, 1,000 genes": ({"kind": "gradient", "in_flight": flying}, space_of(GENES), 2),
         "MAP-Elites": ({"kind": "map_elites"}, parents, 2),
         "niches": ({"kind": "niches"}, parents, 2),
     }
 
 
-def steady(switches: Switches) -> list[dict[str, Any]]:
-    """Return each driver's CPU time for a candidate and the idle share of the slots, after as many evaluations as it takes to be busy."""
-    rows = []
+def steady(switches: Switches) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the name of each driver with few and many slots, and a function that returns its row."""
     for slots, (warm, most) in {FEW_SLOTS: (60, 80)}.items() if switches.smoke else STEADY.items():
-        for name, (settings, space, count) in kinds(slots).items():
-            say(f"steady: {slots} slots, {name}")
-            tasks = Tasks(space, count)
-            driver = search.make(
-                settings, space, tasks.metrics, 0, dict.fromkeys((f"task{i}" for i in range(count)), EXAMPLES)
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of fits whose points leave something undetermined
-                found = simulate(driver, tasks.evaluate, slots, SIGMAS[0], 0, most, warm=warm)
-            kept = {key: found[key] for key in ("ms_per_candidate", "idle", "evaluations")}
-            rows.append({"driver": name, "slots": slots, "warm": warm, **kept})
-    return rows
+        for name in kinds(slots):
+            if slots == FEW_SLOTS or name not in FEW_ALONE:
+                yield f"{name}, {slots} slots", partial(busy, name, slots, warm, most)
+
+
+def busy(name: str, slots: int, warm: int, most: int) -> dict[str, Any]:
+    """Return a driver's CPU time for a candidate and the idle share of the slots, after as many evaluations as it takes to be busy."""
+    say(f"steady: {slots} slots, {name}")
+    settings, space, count = kinds(slots)[name]
+    tasks, sizes = Tasks(space, count), dict.fromkeys((f"task{i}" for i in range(count)), EXAMPLES)
+    driver = search.make(search.completed(settings, space), space, tasks.metrics, 0, sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fits whose points leave something undetermined
+        found = simulate(driver, tasks.evaluate, slots, SIGMAS[0], 0, most, warm=warm)
+    shown = {key: found[key] for key in ("ms_per_candidate", "idle", "evaluations")}
+    return {"driver": name, "slots": slots, "warm": warm, **shown}
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -408,7 +433,7 @@ def tables(figures: Mapping[str, Any]) -> str:
     ]
     fourth = [
         [
-            f"{row['driver']}, {row['trials']:,} trials",
+            f"{row['driver']}, {row['genes']:,} genes, {row['trials']:,} trials",
             f"{row['ms_per_candidate']:.2f}",
             f"{row['reopen_seconds']:.1f}",
             f"{row['reopen_ratio']:.1f}x",
@@ -424,7 +449,7 @@ def tables(figures: Mapping[str, Any]) -> str:
         [
             name,
             *(
-                f"{by_kind[name, few][key]:{form}}"
+                f"{by_kind[name, few][key]:{form}}" if (name, few) in by_kind else ""
                 for few in slots
                 for key, form in (("ms_per_candidate", ".2f"), ("idle", ".1%"))
             ),
@@ -449,7 +474,7 @@ def tables(figures: Mapping[str, Any]) -> str:
         ),
         "driver": (
             (
-                f"A study of {GENES:,} genes and {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's "
+                f"Studies of {len(OBJECTIVES)} objectives of {EXAMPLES} examples. Ratios: to reading the journal's "
                 "lines as JSON, and to genes in 8 bytes and scores in 4."
             ),
             table(
@@ -468,7 +493,9 @@ def tables(figures: Mapping[str, Any]) -> str:
         "steady": (
             (
                 "Once all slots have had work: the driver's CPU time for a candidate, and the idle share of the slots where it takes none. "
-                f"`front` has {NEVER_IDLE} times as many candidates in flight as slots."
+                f"`front` has {NEVER_IDLE} times as many candidates in flight as slots, and else what new studies have. Measured on "
+                f"{' and '.join(f'evaluations {warm:,} to {most:,} with {count:,} slots' for count, (warm, most) in STEADY.items())}. "
+                + " ".join(f"{name}, with few slots alone: its {why}." for name, why in FEW_ALONE.items())
             ),
             table(
                 ["", *(f"{heading}, {few:,} slots" for few in slots for heading in ("CPU ms a candidate", "idle"))],

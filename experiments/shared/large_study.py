@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
 GENES, EXAMPLES = 1_000, 100
+FEWER_GENES = 100
 OBJECTIVES = ("near/log_likelihood", "far/log_likelihood")
 
 REOPEN = """
@@ -29,7 +31,7 @@ sys.path.insert(0, sys.argv[2])
 from shared import large_study
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
-large_study.replay(sys.argv[1], json.loads(sys.argv[3]))
+large_study.replay(sys.argv[1], json.loads(sys.argv[3]), int(sys.argv[4]))
 seconds = time.process_time() - start
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "before_mib": before / 1024, "peak_mib": after / 1024}))
@@ -42,13 +44,13 @@ def space_of(genes: int) -> SearchSpace:
     return SearchSpace({"merge": merge}, experts=["a", "b", "c", "d"])
 
 
-def new_driver(settings: Mapping[str, Any]) -> Any:
-    return search.make(settings, space_of(GENES), OBJECTIVES, 0)
+def new_driver(settings: Mapping[str, Any], genes: int) -> Any:
+    return search.make(settings, space_of(genes), OBJECTIVES, 0)
 
 
-def replay(path: str, settings: Mapping[str, Any]) -> None:
+def replay(path: str, settings: Mapping[str, Any], genes: int) -> None:
     """Read a journal through a fresh driver, as a study that is opened again does."""
-    driver = new_driver(settings)
+    driver = new_driver(settings, genes)
     pending: dict[int, Proposal] = {}
     for recorded, evaluation in events(Path(path)):
         if evaluation is None:
@@ -59,55 +61,56 @@ def replay(path: str, settings: Mapping[str, Any]) -> None:
             driver.tell(pending.pop(recorded.number), evaluation)
 
 
-def large(trials: int) -> list[dict[str, Any]]:
-    """Return what a study of many trials costs, for each driver."""
-    rows = []
-    for name, settings in {
-        "CMA-ES (separable)": {"kind": "cma"},
-        "NSGA-II": {"kind": "nsga2", "population": 100},
-    }.items():
-        say(f"driver: {name}, {trials} trials")
-        driver = new_driver(settings)
-        with tempfile.TemporaryDirectory(prefix="large-") as folder:
-            path = Path(folder) / "journal.jl"
-            spent = 0.0
-            with Journal(path) as journal:
-                for _ in range(trials):
-                    start = time.process_time()
-                    proposal = driver.ask()
-                    spent += time.process_time() - start
-                    means = [-np.mean((proposal.genome - centre) ** 2) for centre in (0.25, 0.75)]
-                    scores = {
-                        key: np.full(EXAMPLES, mean, np.float32) for key, mean in zip(OBJECTIVES, means, strict=True)
-                    }
-                    evaluation = Evaluation(scores)
-                    journal.ask(proposal)
-                    journal.tell(proposal.number, evaluation)
-                    start = time.process_time()
-                    driver.tell(proposal, evaluation)
-                    spent += time.process_time() - start
-            start = time.process_time()
-            with path.open("rb") as file:
-                for line in file:
-                    json.loads(line[line.index(b"{") : line.rindex(b"}") + 1])
-            plain = time.process_time() - start
-            here = str(Path(__file__).resolve().parents[1])
-            command = [sys.executable, "-c", REOPEN, str(path), here, json.dumps(settings)]
-            again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603  # this program
-            least = GENES * 8 + len(OBJECTIVES) * EXAMPLES * 4
-            size = path.stat().st_size / trials
-            rows.append(
-                {
-                    "driver": name,
-                    "trials": trials,
-                    "ms_per_candidate": 1e3 * spent / trials,
-                    "reopen_seconds": again["seconds"],
-                    "plain_seconds": plain,
-                    "reopen_ratio": again["seconds"] / plain,
-                    "memory_mib": again["peak_mib"] - again["before_mib"],
-                    "peak_mib": again["peak_mib"],
-                    "bytes_per_trial": size,
-                    "bytes_ratio": size / least,
-                }
-            )
-    return rows
+def large(trials: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield the name of each case, and a function that returns what its study costs: `trials` of many genes, and ten times as many of fewer."""
+    cases: dict[str, tuple[dict[str, Any], int, int]] = {
+        "CMA-ES (separable)": ({"kind": "cma"}, trials, GENES),
+        "NSGA-II": ({"kind": "nsga2", "population": 100}, trials, GENES),
+        "NSGA-II, many trials": ({"kind": "nsga2", "population": 100}, 10 * trials, FEWER_GENES),
+    }
+    for name, (settings, count, genes) in cases.items():
+        yield name, partial(study, name.partition(",")[0], settings, count, genes)
+
+
+def study(name: str, settings: Mapping[str, Any], trials: int, genes: int) -> dict[str, Any]:
+    """Return what a study of so many trials costs its driver and its journal."""
+    say(f"driver: {name}, {trials} trials")
+    driver = new_driver(settings, genes)
+    with tempfile.TemporaryDirectory(prefix="large-") as folder:
+        path = Path(folder) / "journal.jl"
+        spent = 0.0
+        with Journal(path) as journal:
+            for _ in range(trials):
+                start = time.process_time()
+                proposal = driver.ask()
+                spent += time.process_time() - start
+                means = [-np.mean((proposal.genome - centre) ** 2) for centre in (0.25, 0.75)]
+                scores = {key: np.full(EXAMPLES, mean, np.float32) for key, mean in zip(OBJECTIVES, means, strict=True)}
+                evaluation = Evaluation(scores)
+                journal.ask(proposal)
+                journal.tell(proposal.number, evaluation)
+                start = time.process_time()
+                driver.tell(proposal, evaluation)
+                spent += time.process_time() - start
+        start = time.process_time()
+        with path.open("rb") as file:
+            for line in file:
+                json.loads(line[line.index(b"{") : line.rindex(b"}") + 1])
+        plain = time.process_time() - start
+        here = str(Path(__file__).resolve().parents[1])
+        command = [sys.executable, "-c", REOPEN, str(path), here, json.dumps(settings), str(genes)]
+        again = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603  # this program
+        size = path.stat().st_size / trials
+    return {
+        "driver": name,
+        "trials": trials,
+        "genes": genes,
+        "ms_per_candidate": 1e3 * spent / trials,
+        "reopen_seconds": again["seconds"],
+        "plain_seconds": plain,
+        "reopen_ratio": again["seconds"] / plain,
+        "memory_mib": again["peak_mib"] - again["before_mib"],
+        "peak_mib": again["peak_mib"],
+        "bytes_per_trial": size,
+        "bytes_ratio": size / (genes * 8 + len(OBJECTIVES) * EXAMPLES * 4),
+    }
