@@ -57,14 +57,17 @@ def small_digits(_own_cache):
         return publish(digits.plan(small=True), cache_folder(), 0, lambda done, doing: None)
 
 
+_all_digits, _Settings = digits._digits, digits.Settings
+
+
 @contextmanager
 def digits_cut_short(train, search, report):
     """Build zoos of digits with so many examples in each split: what is tested are searches, many of them."""
-    images, labels = digits._digits()
+    images, labels = _all_digits()  # also inside another cut
     last = train + search + report
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "_digits", lambda: (images[:last], labels[:last]))
-        patch.setattr(digits, "Settings", partial(digits.Settings, train=train, search=search))
+        patch.setattr(digits, "Settings", partial(_Settings, train=train, search=search))
         yield patch
 
 

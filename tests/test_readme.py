@@ -60,4 +60,8 @@ def test_clean_leaves_the_studies():
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http|#)([^)]+)\)", README.read_text(encoding="utf-8")))
 def test_every_file_that_the_readme_links_to_is_there(link):
-    assert (README.parent / link).exists()
+    path, _, anchor = link.partition("#")
+    assert (README.parent / path).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", (README.parent / path).read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

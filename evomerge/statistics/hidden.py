@@ -14,6 +14,7 @@ from evomerge.merging import Tables, Watch
 from evomerge.models.blocks import find_blocks
 from evomerge.models.dataflow import single
 from evomerge.models.prefixes import digest
+from evomerge.statistics.inputs import drawn
 from evomerge.statistics.products import Products, watched
 from evomerge.statistics.statistic import Statistic, Subject
 
@@ -40,7 +41,7 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
     def take(number: int, when: str, hidden: Tensor | None) -> None:
         if hidden is not None and not products.paused:
             rows = hidden.flatten(0, -2)
-            kept = _drawn(rows, _each(rows, subject) * running, len(parts[number, when]))
+            kept = drawn(rows, _each(rows, subject) * running, len(parts[number, when]))
             parts[number, when].append(kept.float().cpu().clone())
 
     hooks = []
@@ -58,7 +59,7 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
             hook.remove()
     tokens = torch.frombuffer(bytearray(read.digest()), dtype=torch.uint8)
     made = {at: torch.cat(some) for at, some in parts.items() if some}
-    made = {at: _drawn(rows, _each(rows, subject) * len(subject.examples), 0) for at, rows in made.items()}
+    made = {at: drawn(rows, _each(rows, subject) * len(subject.examples), 0) for at, rows in made.items()}
     for number in named:  # what one block gives is mostly what the next one takes, and is written once
         here, there = made.get((number, "after")), made.get((number + 1, "before"))
         if here is not None and there is not None and torch.equal(here, there):
@@ -69,14 +70,6 @@ def _collect(subject: Subject, watch: Watch) -> dict[str, Tables]:
         for name in names
         if (number, "before") in made and (number, "after") in made
     }
-
-
-def _drawn(rows: Tensor, most: int, seed: int) -> Tensor:
-    """Return at most so many rows, drawn by `seed` alone: at even spaces, the first token of each sequence might never be among them."""
-    if len(rows) <= most:
-        return rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    return rows[order[:most].to(rows.device)]
 
 
 def _each(rows: Tensor, subject: Subject) -> int:

@@ -123,14 +123,14 @@ def _width(subject: Subject, name: str, axis: int) -> int:
 
 
 def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
-    """Return the inputs of evenly spaced tokens. Matrices that always share their inputs share their tables."""
+    """Return the inputs of some tokens. Matrices that always share their inputs share their tables."""
     each = max(1, ROWS // len(subject.examples))
     running = 0
     parts: dict[str, list[Tensor]] = {}
     counts: dict[str, list[int]] = {}
 
     def take(inputs: Tensor, names: tuple[str, ...]) -> None:
-        kept = _evenly(inputs, each * running).float().cpu().clone()
+        kept = drawn(inputs, each * running, len(counts.get(names[0], ()))).float().cpu().clone()
         for name in names:
             parts.setdefault(name, []).append(kept)
             counts.setdefault(name, []).append(len(inputs))
@@ -147,18 +147,18 @@ def _collect_rows(subject: Subject, watch: Watch) -> dict[str, Tables]:
         if name in products.embedded or any(part.shape[1] != _width(subject, name, axis) for part in parts[name]):
             continue
         if key not in made:
-            rows = _evenly(torch.cat(parts[name]), each * len(subject.examples))
+            rows = drawn(torch.cat(parts[name]), each * len(subject.examples), 0)
             made[key] = {"rows": rows, "counts": torch.tensor(counts[name]), "axis": torch.tensor(axis)}
         tables[name] = made[key]
     return tables
 
 
-def _evenly(rows: Tensor, most: int) -> Tensor:
-    """Return at most so many rows, evenly spaced."""
+def drawn(rows: Tensor, most: int, seed: int) -> Tensor:
+    """Return at most so many rows, drawn by `seed` alone: at even spaces, the first token of each sequence might never be among them."""
     if len(rows) <= most:
         return rows
-    at = (torch.arange(most, dtype=torch.float64) + 0.5) * (len(rows) / most)
-    return rows[at.long().to(rows.device)]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[:most].to(rows.device)]
 
 
 def _rows_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tables:
@@ -259,11 +259,12 @@ INPUTS = {
         _ACTIVATION, about=f"{_ACTIVATION.about}, of the base on the expert's examples", of_base=True
     ),
     "inputs": Statistic(
-        f"`rows`, the inputs X of a matrix for evenly spaced tokens, about {ROWS} in all, float32 `(rows, d)`, the same tokens for all models; "
+        f"`rows`, the inputs X of a matrix for tokens drawn at random, about {ROWS} in all, float32 `(rows, d)`, the same tokens for all models; "
         "`counts`, int64, how many there were each time that it was used; `axis` as of `gram`",
         _collect_rows,
         lambda shape: 4 * ROWS * (torch.Size(shape[1:]).numel() if len(shape) > 2 else max(shape, default=0)),
         _rows_sample,
+        version=2,
     ),
     "usage": Statistic(
         "`tokens`, the number of tokens, without padding, that a matrix was multiplied with: of the matrices of a mixture's expert, the "

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from evomerge.checkpoints.folder import Folder
 from evomerge.merging import unwatched
 from evomerge.statistics import STATISTICS
+from evomerge.statistics.inputs import drawn
 
 GRAM = STATISTICS["gram"].collect
 
@@ -170,3 +171,11 @@ def test_examples_of_one_length_run_together(tiny, architecture):
     assert len(sizes) < len(subject.examples)
     inputs = hooked(subject, lambda: by_one(subject))
     assert_grams(found, inputs, set(found) & set(inputs))
+
+
+def test_every_place_of_a_sequence_may_be_drawn_and_the_same_ones_for_all_models():
+    rows = torch.arange(64 * 17).view(-1, 1)  # 64 sequences of 17 tokens
+    places = set((drawn(rows, 128, 0) % 17).flatten().tolist())
+    assert places == set(range(17))
+    assert torch.equal(drawn(rows, 128, 3), drawn(rows, 128, 3))
+    assert torch.equal(drawn(rows, len(rows), 3), rows)
