@@ -172,7 +172,7 @@ class Builder:
         if isinstance(checkpoint, Merged):
             return checkpoint.fp32(name, number).cpu()
         if isinstance(checkpoint, Condensed | Narrowed | Zipped):
-            return checkpoint.fp32(name)
+            return self._part(name, number, checkpoint.fp32(name))
         if isinstance(checkpoint, Permuted):
             return self._part(name, number, self._permuted(checkpoint, name))
         if isinstance(checkpoint, Corrected):

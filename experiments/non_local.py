@@ -7,7 +7,13 @@ and activation matching (Git Re-Basin, arXiv 2209.04836), over widths, and after
 Then four of them learn the digits upright and turned by a quarter, a half and three quarters. Their average is scored on all four, as
 it is and with its activations corrected: by one correction (REPAIR), and by one for each task (TACT, 2410.12766).
 
-    python experiments/non_local.py [--smoke] [--seeds N] [--json] [--out DIR]
+Two of them in one network, up to twice as wide: alike hidden units are merged, the others stand side by side, and matrices are fitted
+(PLeaS, 2407.02447); or as wide as they are, where units of one network are merged, too (ZipIt, 2305.03053). Where they learned two
+tasks, each has a head of its own.
+
+Last, the same barriers between small ViTs, ResNets and GPT-2s, and what `zipit` and `pleas` make of two of them.
+
+    python experiments/non_local.py [--smoke] [--seeds N] [--only PART ...] [--json] [--out DIR]
 """
 
 import os
@@ -20,36 +26,35 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from shared import deep_perceptron
-from shared.deep_perceptron import start, write
+from shared import deep_perceptron, networks, small_nets, wider_perceptrons
+from shared.deep_perceptron import write
 from shared.harness import Findings, Switches, main, say, table
-from shared.perceptron import digits, task, write_rows
+from shared.perceptron import digits
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from evomerge import tasks
 from evomerge.alignment import Permuted, match, symmetry
 from evomerge.build import Builder
-from evomerge.checkpoints.folder import Checkpoint, Folder
-from evomerge.checkpoints.pool import Pool
-from evomerge.evaluate import Setup
-from evomerge.evidence import Evidence
+from evomerge.checkpoints.folder import Checkpoint, Computed, Folder
 from evomerge.models.live import LiveModel
 from evomerge.recipe import Recipe
-from evomerge.statistics import EvidenceSettings
+from evomerge.report.export import export
 
 SEEDS = 5
 WIDTHS = (16, 32, 64, 128, 256)
 STEPS = 600
-BATCH = 128
-RATE = 1e-3
-DECAY = 1e-2
-POINTS = 11
-EXAMPLES = 256
-"""Of the digits to train, for matching and correcting by activations."""
 WAYS = {"before": "as they are", "after": "weights", "activations": "activations", "repaired": "weights, then REPAIR"}
 WIDE = 256
+PARTS = ("widths", "turned", "wider", "nets")
+NET_SEEDS = 3
+"""At most so many seeds for the networks of transformers."""
+ALIGNED = {"align": {"source": "two", "to": "one", "by": "activations", "task": "data"}}
+REPAIR = {"repair": {"source": {"merge": {"method": "linear", "inputs": ["one", ALIGNED]}}, "tasks": ["data"]}}
+_TWO = {"inputs": ["one", ALIGNED], "tasks": ["data"]}
+NODES = {
+    "repair": REPAIR,
+    "zipit": {"zipit": _TWO},
+    **{f"pleas {width:g}": {"pleas": {**_TWO, "width": width}} for width in wider_perceptrons.WIDTHS[::2]},
+}
 TURNS = ("upright", "quarter", "half", "three quarters")
 RETAINED = 0.9
 """Least share of the experts' accuracy that TACT is to leave."""
@@ -63,45 +68,57 @@ def measure(switches: Switches) -> Findings:
     widths = WIDTHS[:2] if switches.smoke else WIDTHS
     steps = 60 if switches.smoke else STEPS
     data = digits()
-    found: dict[int, list[dict[str, Any]]] = {width: [] for width in widths}
-    merged: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {"target": TARGET, "retained": RETAINED}
+    tables = []
     with tempfile.TemporaryDirectory(prefix="non_local-") as scratch:
         os.environ["XDG_CACHE_HOME"] = scratch  # statistics that nothing else reads
-        for width in widths:
+        if "widths" in switches.parts:
+            found: dict[int, list[dict[str, Any]]] = {width: [] for width in widths}
+            for width in widths:
+                for seed in switches.seeds:
+                    out = Path(scratch, f"{width}-{seed}")
+                    folders = [
+                        networks.train(width, 2 * seed + i, steps, data["train"], out / str(i)) for i in range(2)
+                    ]
+                    found[width].append(_pair(folders, out, data))
+                    barriers = (f"{label} {found[width][-1][way]['barrier']:.3f}" for way, label in WAYS.items())
+                    say(f"width {width}, seed {seed}: {', '.join(barriers)}")
+            figures["widths"] = found
+            tables.append(_table(found))
+        if "turned" in switches.parts:
+            wide = WIDTHS[0] if switches.smoke else WIDE
+            figures["turned"] = []
             for seed in switches.seeds:
-                out = Path(scratch, f"{width}-{seed}")
-                folders = [_train(width, 2 * seed + i, steps, data["train"], out / str(i)) for i in range(2)]
-                found[width].append(_pair(folders, out, data))
-                barriers = (f"{label} {found[width][-1][way]['barrier']:.3f}" for way, label in WAYS.items())
-                say(f"width {width}, seed {seed}: {', '.join(barriers)}")
-        for seed in switches.seeds:
-            merged.append(
-                _turned(WIDTHS[0] if switches.smoke else WIDE, seed, steps, Path(scratch, f"turned-{seed}"), data)
-            )
-            say(f"seed {seed}: " + ", ".join(f"{name} {np.mean(scores):.3f}" for name, scores in merged[-1].items()))
-    figures = {"target": TARGET, "retained": RETAINED, "widths": found, "turned": merged}
-    return Findings(figures, _table(found) + _table_of_turns(merged), _figure(found))
-
-
-def _train(width: int, seed: int, steps: int, data: tuple[Tensor, Tensor], folder: Path) -> Path:
-    """Write a network that learned the digits from its own initialisation, and return its folder."""
-    images, labels = data
-    network = start(width, seed)
-    drawn = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    for _ in range(steps):
-        rows = torch.randint(len(labels), (BATCH,), generator=drawn)
-        optimiser.zero_grad()
-        cross_entropy(network(images[rows]), labels[rows]).backward()
-        optimiser.step()
-    return write(dict(network.state_dict()), width, folder)
+                merged = _turned(wide, seed, steps, Path(scratch, f"turned-{seed}"), data)
+                figures["turned"].append(merged)
+                say(f"seed {seed}: " + ", ".join(f"{name} {np.mean(scores):.3f}" for name, scores in merged.items()))
+            tables.append(_table_of_turns(figures["turned"]))
+        if "wider" in switches.parts:
+            figures["wider"] = {name: [] for name in wider_perceptrons.PAIRS}
+            for name, turns in wider_perceptrons.PAIRS.items():
+                for seed in switches.seeds:
+                    out = Path(scratch, f"wider-{turns[1]}-{seed}")
+                    figures["wider"][name].append(wider_perceptrons.accuracies(seed, turns, steps, out, data, TURNS))
+                    shown = (f"{key} {share:.3f}" for key, share in figures["wider"][name][-1].items())
+                    say(f"{name}, seed {seed}: {', '.join(shown)}")
+            tables.append(_table_of_wider(figures["wider"]))
+        if "nets" in switches.parts:
+            figures["nets"] = {net: [] for net in [*small_nets.CONFIGS][: 1 if switches.smoke else None]}
+            for net in figures["nets"]:
+                for seed in switches.seeds[:NET_SEEDS]:
+                    out = Path(scratch, f"{net}-{seed}")
+                    figures["nets"][net].append(_nets(net, seed, out, share=0.05 if switches.smoke else 1.0))
+                    shown = (f"{way} {figures['nets'][net][-1][way]['barrier']:.3f}" for way in list(WAYS)[:3])
+                    say(f"{net}, seed {seed}: {', '.join(shown)}")
+            tables.append(_table_of_nets(figures["nets"]))
+    return Findings(figures, "\n".join(tables), _figure(figures))
 
 
 def _pair(folders: list[Path], out: Path, data: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Return the line between two networks, before and after the second is in the order of the first, and repaired."""
     names = ["one", "two"]
-    _write_task(out, "digits", data)
-    pool, evidence, live = _measured(dict(zip(names, folders, strict=True)), out, ["digits"], ["inputs@digits"])
+    networks.write_task(out, "digits", data)
+    pool, evidence, live = networks.measured(dict(zip(names, folders, strict=True)), out, ["digits"], ["inputs@digits"])
     one, other = (pool.experts[name] for name in names)
     units = symmetry(live, [{"pixel_values": data["test"][0][:64]}])
     by_weights = match(other, one, units)
@@ -109,18 +126,18 @@ def _pair(folders: list[Path], out: Path, data: Mapping[str, tuple[Tensor, Tenso
     by_activations = match(other, one, units, (read[0], read[1]))
     matched = Permuted(other, units, lambda: by_weights)
     line = partial(_line, live.module, data=data["test"])
-    shares = np.linspace(0, 1, POINTS).tolist()
+    shares = np.linspace(0, 1, networks.POINTS).tolist()
     state = {name: matched.tensor(name) for name in matched.info}
     aligned = [folders[0], write(state, other.config["width"], out / "matched")]
     repairs = [_repair(_mean([1 - share, share], names), ["digits"], weights=[1 - share, share]) for share in shares]
-    repaired = _measured(
+    repaired = networks.measured(
         dict(zip(names, aligned, strict=True)), out, ["digits"], ["outputs@digits", "repair"], repairs
     )[0]
     builder = Builder(repaired)
     return {
-        "before": line(_mixes(one, other)),
-        "after": line(_mixes(one, matched)),
-        "activations": line(_mixes(one, Permuted(other, units, lambda: by_activations))),
+        "before": line(networks.mixes(one, other)),
+        "after": line(networks.mixes(one, matched)),
+        "activations": line(networks.mixes(one, Permuted(other, units, lambda: by_activations))),
         "repaired": line([builder.build(repair) for repair in repairs]),
     }
 
@@ -128,13 +145,13 @@ def _pair(folders: list[Path], out: Path, data: Mapping[str, tuple[Tensor, Tenso
 def _turned(width: int, seed: int, steps: int, out: Path, data: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Return the accuracies on digits turned in four ways of networks that learned one each, and of averages of them."""
     turned = {
-        name: {split: (_turn(images, number), labels) for split, (images, labels) in data.items()}
+        name: {split: (networks.turn(images, number), labels) for split, (images, labels) in data.items()}
         for number, name in enumerate(TURNS)
     }
     folders = {}
     for number, (name, of) in enumerate(turned.items()):
-        _write_task(out, name, of)
-        folders[name] = _train(width, 100 + len(TURNS) * seed + number, steps, of["train"], out / name)
+        networks.write_task(out, name, of)
+        folders[name] = networks.train(width, 100 + len(TURNS) * seed + number, steps, of["train"], out / name)
     first = Folder(folders[TURNS[0]])
     live = LiveModel(first, module=f"{deep_perceptron.__file__}:make")
     units = symmetry(live, [{"pixel_values": data["test"][0][:64]}])
@@ -146,7 +163,10 @@ def _turned(width: int, seed: int, steps: int, out: Path, data: Mapping[str, tup
 
     def accuracies(models: Sequence[Checkpoint]) -> list[float]:
         """Return each model's accuracy on the task at its place."""
-        return [_scores(live.module, model, of["test"])[1] for model, of in zip(models, turned.values(), strict=True)]
+        return [
+            networks.scores(live.module, model, of["test"])[1]
+            for model, of in zip(models, turned.values(), strict=True)
+        ]
 
     found = {"experts": accuracies([Folder(folder) for folder in folders.values()])}
     mean = _mean([1 / len(TURNS)] * len(TURNS), TURNS)
@@ -154,7 +174,7 @@ def _turned(width: int, seed: int, steps: int, out: Path, data: Mapping[str, tup
         common = _repair(mean, TURNS)
         own = [_repair(mean, [name], to=[name]) for name in TURNS]
         kinds = [f"outputs@{name}" for name in TURNS]
-        pool, _, _ = _measured(models, out, TURNS, [*kinds, "repair"], [common, *own])
+        pool, _, _ = networks.measured(models, out, TURNS, [*kinds, "repair"], [common, *own])
         builder = Builder(pool)
         found[label] = accuracies([builder.build(mean)] * len(TURNS))
         found[f"{label}, REPAIR"] = accuracies([builder.build(common)] * len(TURNS))
@@ -162,32 +182,46 @@ def _turned(width: int, seed: int, steps: int, out: Path, data: Mapping[str, tup
     return found
 
 
-def _turn(images: Tensor, quarters: int) -> Tensor:
-    return images.view(-1, 8, 8).rot90(quarters, (1, 2)).reshape(len(images), -1)
+def _nets(net: str, seed: int, out: Path, share: float) -> dict[str, Any]:
+    """Return the barrier between two networks of transformers, before and after alignment, and the scores of what they are merged to."""
+    folders = [small_nets.trained(net, 2 * seed + i, out / str(i), share=share) for i in range(2)]
+    test = small_nets.data(net)["test"]
+    for split, (inputs, labels) in zip(("search", "report"), small_nets.data(net).values(), strict=True):
+        small_nets.write_rows(
+            net, out / f"data-{split}.jsonl", inputs[: networks.EXAMPLES], labels[: networks.EXAMPLES]
+        )
+    pool, _, live = networks.measured(
+        dict(zip(("one", "two"), folders, strict=True)),
+        out,
+        ["data"],
+        ["inputs@data", "outputs@data", "repair"],
+        [Recipe.parse(REPAIR)],
+        settings={"data": small_nets.task(net, out)},
+        module=None,
+    )
+    builder = Builder(pool)
 
+    @torch.no_grad()
+    def scores(module: nn.Module) -> tuple[float, float]:
+        loss, accuracy = small_nets.scores(net, module, *test)
+        return float(loss), float(accuracy)
 
-def _write_task(folder: Path, name: str, data: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Write digits as the two splits of a task: `search` from those to train, `report` from those to test."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, (images, labels) in zip(("search", "report"), data.values(), strict=True):
-        write_rows(folder / f"{name}-{split}.jsonl", images[:EXAMPLES], labels[:EXAMPLES])
-
-
-def _measured(
-    experts: Mapping[str, Path], out: Path, names: Sequence[str], kinds: Sequence[str], repairs: Sequence[Recipe] = ()
-) -> tuple[Pool, Any, LiveModel]:
-    """Return a pool with statistics of some kinds, these, and a model in memory."""
-    base = next(iter(experts.values()))
-    module = f"{deep_perceptron.__file__}:make"
-    settings = {name: task(out, name) for name in names}
-    setup = Setup(str(base), {name: str(folder) for name, folder in experts.items()}, settings, module=module)
-    pool = Pool(base, experts)
-    made = {name: tasks.make(name, entry, out) for name, entry in settings.items()}
-    given = {
-        expert: EvidenceSettings(task=name, examples=EXAMPLES) for expert, name in zip(experts, names, strict=False)
-    }
-    Evidence(pool, setup, made, given, kinds, repairs).collect(Console(quiet=True))
-    return pool, pool.evidence, LiveModel(pool.open_base(), module=module)
+    found: dict[str, Any] = {}
+    ways = {"before": "two", "after": {"align": {"source": "two", "to": "one"}}, "activations": ALIGNED}
+    for way, other in ways.items():
+        losses, accuracies = [], []
+        for mix in networks.mixes(pool.experts["one"], builder.build(Recipe.parse(other))):
+            live.refit(Computed(pool.base.info, mix.__getitem__))
+            loss, accuracy = scores(live.module)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        found[way] = networks.barrier(losses, accuracies)
+    for name, recipe in NODES.items():
+        if net == "ResNet" and name != "repair":  # it has no MLPs
+            continue
+        export(Recipe.parse(recipe), pool, out / name)
+        found[name] = dict(zip(("loss", "accuracy"), scores(LiveModel(out / name).module), strict=True))
+    return found
 
 
 def _mean(shares: Sequence[float], names: Sequence[str]) -> Recipe:
@@ -199,33 +233,14 @@ def _repair(source: Recipe, names: Sequence[str], **more: Any) -> Recipe:
     return Recipe.parse({"repair": {"source": source.data, "tasks": list(names), **more}})
 
 
-def _mixes(one: Checkpoint, other: Checkpoint) -> list[dict[str, Tensor]]:
-    """Return the models on the line from one network to another."""
-    shares = np.linspace(0, 1, POINTS).tolist()
-    return [{name: torch.lerp(one.tensor(name), other.tensor(name), share) for name in one.info} for share in shares]
-
-
 def _line(
     module: nn.Module, models: Sequence[Checkpoint | Mapping[str, Tensor]], data: tuple[Tensor, Tensor]
 ) -> dict[str, Any]:
     """Return losses and accuracies of the models on the line from one network to another, and the barrier between them."""
-    shares = np.linspace(0, 1, POINTS)
     losses, accuracies = (
-        list(column) for column in zip(*(_scores(module, model, data) for model in models), strict=True)
+        list(column) for column in zip(*(networks.scores(module, model, data) for model in models), strict=True)
     )
-    straight = (1 - shares) * losses[0] + shares * losses[-1]
-    return {"barrier": float((losses - straight).max()), "losses": losses, "accuracies": accuracies}
-
-
-@torch.no_grad()
-def _scores(
-    module: nn.Module, model: Checkpoint | Mapping[str, Tensor], data: tuple[Tensor, Tensor]
-) -> tuple[float, float]:
-    """Return a model's loss and accuracy."""
-    images, labels = data
-    module.load_state_dict(model if isinstance(model, Mapping) else {name: model.tensor(name) for name in model.info})
-    logits = module(images)
-    return float(cross_entropy(logits, labels)), float((logits.argmax(-1) == labels).float().mean())
+    return networks.barrier(losses, accuracies)
 
 
 def _table(found: Mapping[int, list[dict[str, Any]]]) -> str:
@@ -233,7 +248,7 @@ def _table(found: Mapping[int, list[dict[str, Any]]]) -> str:
     for width, pairs in found.items():
         barriers = [np.array([pair[way]["barrier"] for pair in pairs]) for way in WAYS]
         ends = np.mean([pair["before"]["accuracies"][end] for pair in pairs for end in (0, -1)])
-        middle = [np.mean([pair[way]["accuracies"][POINTS // 2] for pair in pairs]) for way in WAYS]
+        middle = [np.mean([pair[way]["accuracies"][networks.POINTS // 2] for pair in pairs]) for way in WAYS]
         rows.append(
             [
                 str(width),
@@ -280,19 +295,82 @@ def _table_of_turns(merged: Sequence[Mapping[str, Sequence[float]]]) -> str:
     )
 
 
-def _figure(found: Mapping[int, list[dict[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(3 * len(found), 3), layout="constrained")
+def _table_of_wider(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    names = [*next(iter(found.values()))[0]]
+    rows = []
+    for name in names:
+        cells = []
+        for runs in found.values():
+            accuracies = np.array([run[name] for run in runs])
+            cells.append(f"{accuracies.mean():.1%} ± {accuracies.std():.1%}")
+        label = name.replace("both", "both networks, each on its own").replace("pairs", "PLeaS without fitting, width")
+        rows.append([label.replace("PLeaS 1", "PLeaS, width 1").replace("PLeaS 2", "PLeaS, width 2"), *cells])
+    count = len(next(iter(found.values())))
+    return (
+        f"Two perceptrons of width {wider_perceptrons.NARROW} from different initialisations in one, whose hidden layers are as wide or wider: accuracy, mean "
+        f"and standard deviation over {count} pairs. Both learned the same digits, or one upright and one turned digits; then there is a head for each of the two "
+        f"tasks. Units are compared, and matrices fitted, on {networks.EXAMPLES} examples of each task. Without fitting, width 2 is the mean of both logits, or "
+        f"both networks side by side.\n\n{table(['model', *found], rows)}\n"
+    )
+
+
+def _table_of_nets(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows, merged = [], []
+    for net, pairs in found.items():
+        barriers = [np.array([pair[way]["barrier"] for pair in pairs]) for way in list(WAYS)[:3]]
+        shown = [
+            f"{some.mean():.3f} ± {some.std():.3f}" + (f" ({some.mean() / barriers[0].mean():.1%})" if i else "")
+            for i, some in enumerate(barriers)
+        ]
+        rows.append([net, *shown, f"{np.mean([[p['before']['losses'][end] for end in (0, -1)] for p in pairs]):.3f}"])
+        middle = {
+            "two networks": np.mean([[p["before"]["accuracies"][end] for end in (0, -1)] for p in pairs], axis=1),
+            **{
+                label: np.array([p[way]["accuracies"][networks.POINTS // 2] for p in pairs])
+                for way, label in (("before", "average"), ("after", "by weights"), ("activations", "by activations"))
+            },
+            **{name: np.array([p[name]["accuracy"] for p in pairs if name in p]) for name in NODES},
+        }
+        merged.append(
+            [net, *(f"{some.mean():.1%} ± {some.std():.1%}" if len(some) else "" for some in middle.values())]
+        )
+    count = len(next(iter(found.values())))
+    return (
+        f"Loss barriers between small networks of transformers, mean and standard deviation over {count} pairs.\n\n"
+        f"{table(['network', 'barrier', 'after weights', 'after activations', 'loss of both'], rows)}\n\n"
+        "Accuracy (of GPT-2: of the next character) of the two networks, of their average as it is, matched, and by nodes whose inputs are matched by "
+        f"activations.\n\n{table(['network', *middle], merged)}\n"
+    )
+
+
+def _figure(figures: Mapping[str, Any]) -> Figure:
+    """Return the lines between perceptrons, and the accuracy of two in one over its width."""
+    found, wider = figures.get("widths", {}), figures.get("wider", {})
+    figure = Figure(figsize=(3 * max(len(found), len(wider), 1), 6), layout="constrained")
+    above, below = figure.subfigures(2, 1)
     for axes, (width, pairs) in zip(
-        np.atleast_1d(figure.subplots(1, len(found), sharey=True)), found.items(), strict=True
+        np.atleast_1d(above.subplots(1, len(found), sharey=True)) if found else [], found.items(), strict=True
     ):
         for way, label in WAYS.items():
             lines = np.array([pair[way]["losses"] for pair in pairs])
-            axes.plot(np.linspace(0, 1, POINTS), lines.mean(0), label=label)
+            axes.plot(np.linspace(0, 1, networks.POINTS), lines.mean(0), label=label)
         axes.set(title=f"width {width}", xlabel="share of the second model")
-    figure.axes[0].set_ylabel("loss on unseen digits")
-    figure.axes[0].legend()
+        if axes is above.axes[0]:
+            axes.set_ylabel("loss on unseen digits")
+            axes.legend()
+    for axes, (name, runs) in zip(
+        np.atleast_1d(below.subplots(1, len(wider))) if wider else [], wider.items(), strict=True
+    ):
+        for kind, label in (("PLeaS", "PLeaS"), ("pairs", "without fitting")):
+            accuracies = np.array([[run[f"{kind} {width:g}"] for width in wider_perceptrons.WIDTHS] for run in runs])
+            axes.errorbar(wider_perceptrons.WIDTHS, accuracies.mean(0), accuracies.std(0), capsize=3, label=label)
+        for key, style, label in (("both", ":", "both on their own"), ("ZipIt", "--", "ZipIt")):
+            accuracy = float(np.mean([run[key] for run in runs]))
+            axes.axhline(accuracy, linestyle=style, color="grey", label=label)
+        axes.set(title=f"two in one: {name}", xlabel="width", ylabel="accuracy")
+        axes.legend()
     return figure
 
 
 if __name__ == "__main__":
-    main("non_local", __doc__, measure, seeds=SEEDS)
+    main("non_local", __doc__, measure, seeds=SEEDS, parts=PARTS)

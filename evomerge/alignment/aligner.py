@@ -1,4 +1,7 @@
-"""Aligner: the nodes of one pool's recipes that follow units through a model: `align`, and those that merge units. Its models are of one architecture, whose symmetry is found once."""
+"""Aligner: the nodes of one pool's recipes that follow units through a model: `align`, and those that merge units.
+
+A pool's models are of one architecture, whose symmetry is found once.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -103,11 +106,10 @@ class Aligner:
         """
         self._check(node.word, self._pool.base)
         with _said_of(node.word):
-            mlps, config = Mlps(self._mlps), self._pool.config
-            size = hidden = mlps.all[0].size
-            if isinstance(node, Pleas):
-                hidden = round(node.width * size)
-                config = resized_config(config, mlps.all, hidden)
+            mlps = Mlps(self._mlps)
+            size = mlps.all[0].size
+            hidden = round(node.width * size) if isinstance(node, Pleas) else size
+            config = resized_config(self._pool.config, mlps.all, hidden)
         models = build(node.inputs[0]), build(node.inputs[1])
         labels = [model.unaligned.root.label or "" for model in node.inputs]
         tables = [[self._statistic(kind, label) for kind in node.kinds] for label in labels]

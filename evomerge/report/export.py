@@ -99,7 +99,7 @@ def export(
         extra: dict[str, str | bytes] = {}
         folding = None
         config = pool.config
-        if isinstance(built, Condensed | Narrowed | Zipped):
+        if recipe.root.reshapes and isinstance(built, Condensed | Narrowed | Zipped):
             sources, config = [], built.config  # their tensors have other shapes
         if isinstance(checkpoint, Stacked):
             sources = []  # their layers have other indices
