@@ -336,7 +336,8 @@ def _table_of_nets(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         )
     count = len(next(iter(found.values())))
     return (
-        f"Loss barriers between small networks of transformers, mean and standard deviation over {count} pairs.\n\n"
+        f"Loss barriers between small networks of transformers, mean and standard deviation over {count} pairs. Models on the line between "
+        "ResNets have batch norms with the mean of both statistics, which `repair` corrects.\n\n"
         f"{table(['network', 'barrier', 'after weights', 'after activations', 'loss of both'], rows)}\n\n"
         "Accuracy (of GPT-2: of the next character) of the two networks, of their average as it is, matched, and by nodes whose inputs are matched by "
         f"activations.\n\n{table(['network', *middle], merged)}\n"
