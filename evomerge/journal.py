@@ -17,7 +17,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,17 +80,7 @@ class Journal:
 
     def ask(self, proposal: Proposal) -> None:
         """Record a proposal. It reaches the operating system before this returns, so it survives the process."""
-        # The recipe's canonical JSON is inserted as it is: parsing and writing it again would be most of the cost.
-        parts = [f'"ask":{proposal.number},"recipe":{proposal.recipe.json}']
-        if proposal.split != "search":
-            parts.append(f'"split":"{proposal.split}"')
-        if proposal.examples is not None:
-            parts.append(f'"examples":{_compact(dict(proposal.examples))}')
-        if proposal.slopes is not None:
-            parts.append(f'"slopes":{_compact(dict(proposal.slopes))}')
-        if proposal.genome is not None:
-            parts.append(f'"genome":"{to_base64(proposal.genome, np.float64)}"')
-        self._append(f"{{{','.join(parts)}}}", durable=False)
+        self._append(_asked(proposal), durable=False)
 
     def tell(self, number: int, evaluation: Evaluation) -> None:
         """Record an evaluation. It reaches the operating system before this returns, and the disk within a second."""
@@ -230,7 +220,27 @@ def events(path: Path, *, retried: bool = False) -> Iterator[Event]:
     Proposals are numbered from 0 without a gap; each is evaluated at most once. With `retried`, one without an evaluation
     may be asked again, as a report does that was interrupted. Raises `JournalError` naming a line that is out of order.
     """
-    return _in_order(path, read(path), retried=retried)
+    records = (_record(path, number, body) for number, (_, body) in enumerate(_lines(path), start=1))
+    return _in_order(path, records if path.exists() else (), retried=retried)
+
+
+def replay(
+    path: Path, ask: Callable[[], Proposal | None], match: Callable[[Proposal, Proposal | None], Proposal]
+) -> Iterator[Event]:
+    """Yield the events of a journal with the proposals that `ask` makes again, one for each record of one.
+
+    A record that is byte for byte that of its proposal is not read, which takes most of the time of `events`. Where another
+    proposal is as good as the recorded one, `match(recorded, proposal)` returns it; otherwise it raises. Raises `JournalError` as
+    `events` does.
+    """
+    order = _Order(path)
+    for line, (_, body) in enumerate(_lines(path) if path.exists() else (), start=1):
+        proposal = ask() if body.startswith(b'{"ask":') else None
+        if proposal is not None and _asked(proposal).encode() == body:
+            yield order.add(line, proposal)
+            continue
+        recorded, evaluation = order.add(line, _record(path, line, body))
+        yield order.replace(match(recorded, proposal)) if evaluation is None else (recorded, evaluation)
 
 
 def repair(path: Path, *, retried: bool = False) -> tuple[int, int] | None:
@@ -289,8 +299,28 @@ class _Order:
         self._pending[record.number] = record
         return record, None
 
+    def replace(self, proposal: Proposal) -> Event:
+        """Put a proposal in the place of the recorded one of its number. Return its event."""
+        self._pending[proposal.number] = proposal
+        return proposal, None
+
 
 _RESTORE = "restore the file from a copy, or type `evomerge repair DIR` to cut it before that line"
+
+
+def _asked(proposal: Proposal) -> str:
+    """Return the record of a proposal."""
+    # The recipe's canonical JSON is inserted as it is: parsing and writing it again would be most of the cost.
+    parts = [f'"ask":{proposal.number},"recipe":{proposal.recipe.json}']
+    if proposal.split != "search":
+        parts.append(f'"split":"{proposal.split}"')
+    if proposal.examples is not None:
+        parts.append(f'"examples":{_compact(dict(proposal.examples))}')
+    if proposal.slopes is not None:
+        parts.append(f'"slopes":{_compact(dict(proposal.slopes))}')
+    if proposal.genome is not None:
+        parts.append(f'"genome":"{to_base64(proposal.genome, np.float64)}"')
+    return f"{{{','.join(parts)}}}"
 
 
 def _record(path: Path, line: int, body: bytes) -> Proposal | Tell:

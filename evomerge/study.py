@@ -288,12 +288,8 @@ class Study:
 
         Raises `StudyError` if the driver proposes anything other than the recorded recipe and examples.
         """
-        pending: dict[int, Proposal] = {}
-        for recorded, evaluation in journal.events(self.journal_path):
-            if evaluation is None:
-                proposal = pending[recorded.number] = self._matching(recorded, driver.ask())
-            else:
-                proposal = pending.pop(recorded.number)
+        for proposal, evaluation in journal.replay(self.journal_path, driver.ask, self._matching):
+            if evaluation is not None:
                 driver.tell(proposal, evaluation)
             yield proposal, evaluation
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
@@ -308,6 +309,40 @@ def test_events_give_each_proposal_again_with_its_evaluation(tmp_path):
     path.write_bytes(framed(ASK % 0, ASK % 1, TELL % 1, TELL % 0))
     events = [(proposal.number, evaluation and evaluation.error) for proposal, evaluation in journal.events(path)]
     assert events == [(0, None), (1, None), (1, "x"), (0, "x")]
+
+
+def test_replay_reads_only_records_that_are_not_those_of_their_proposals(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jl"
+    filled(path)
+    read, matched = [], []
+    record = journal._record
+    monkeypatch.setattr(journal, "_record", lambda *args: read.append(args[1]) or record(*args))
+
+    def match(recorded, proposal):
+        matched.append((recorded.recipe, proposal))
+        return proposal
+
+    same = iter([Proposal(number, expert(f"expert {number}")) for number in range(4)])
+    events = list(journal.replay(path, lambda: next(same), match))
+    assert (read, matched) == ([2, 4, 6, 8], []), "results alone"
+    assert [(p.number, p.recipe, done is None) for p, done in events] == [
+        (i // 2, expert(f"expert {i // 2}"), i % 2 == 0) for i in range(8)
+    ]
+    others = [Proposal(0, expert("expert 0"), np.zeros(1)), None]
+    [(first, _), (told, _)] = itertools.islice(journal.replay(path, iter(others).__next__, match), 2)
+    assert first is told is others[0]
+    assert matched == [(expert("expert 0"), others[0])]
+    assert list(journal.replay(tmp_path / "none.jl", lambda: None, match)) == []
+
+
+def test_events_of_many_records_are_not_all_in_memory(tmp_path):
+    path = tmp_path / "journal.jl"
+    filled(path, 3)
+    path.write_bytes(path.read_bytes() + b"00000000 damaged\n")
+    events = journal.events(path)
+    assert len([next(events) for _ in range(6)]) == 6
+    with pytest.raises(JournalError, match="line 7 is damaged"):
+        next(events)
 
 
 def test_interrupted_report_may_ask_again_for_what_has_no_result(tmp_path):

@@ -211,6 +211,8 @@ def _canonical(data: Any) -> Any:
         if not math.isfinite(data):
             raise RecipeError(f"a recipe holds the number {data}; expected finite numbers only")
         return data
+    if data is None or isinstance(data, str | int):
+        return data  # before the check for a mapping, which takes long
     if isinstance(data, Mapping):
         return {str(key): _canonical(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -136,6 +136,8 @@ class Generational:
         self._space = space
         self._objectives = tuple(objectives)
         self.breeder = breeder
+        self._climber = breeder if isinstance(breeder, Climber) else None  # once: it takes long to tell
+        self._overlapping = breeder if isinstance(breeder, Overlapping) else None
         self._waiting: deque[_Generation] = deque()  # drawn and not learnt from, oldest first
         self._pending: dict[int, _Generation] = {}  # of each proposal that was asked and not told
         self._numbers = 0  # candidates drawn so far
@@ -157,7 +159,7 @@ class Generational:
         last.asked += 1
         proposal = propose(self._space, last.first + last.asked - 1, last.genomes[last.asked - 1])
         self._pending[proposal.number] = last
-        slopes = self.breeder.slopes if isinstance(self.breeder, Climber) else None
+        slopes = None if self._climber is None else self._climber.slopes
         return dataclasses.replace(proposal, slopes=slopes)
 
     def tell(self, proposal: Proposal, evaluation: Evaluation) -> None:
@@ -185,9 +187,9 @@ class Generational:
                 if not self._learn():
                     return
                 continue
-            if isinstance(self.breeder, Overlapping):
+            if self._overlapping is not None:
                 pending = [generation.genomes for generation in self._waiting]
-                genomes = self.breeder.draw(np.concatenate(pending) if pending else None)
+                genomes = self._overlapping.draw(np.concatenate(pending) if pending else None)
             else:
                 genomes = self.breeder.draw()
             if len(genomes):
@@ -201,7 +203,7 @@ class Generational:
 
     def _may_draw(self) -> bool:
         """Return whether the breeder draws next. Otherwise it learns from the oldest generation, or the search is over."""
-        most = self.breeder.in_flight if isinstance(self.breeder, Overlapping) else 1
+        most = 1 if self._overlapping is None else self._overlapping.in_flight
         return not (self._over or self._stuck) and self._unlearnt < most
 
     def _learn(self) -> bool:

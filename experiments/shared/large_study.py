@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from shared.harness import say
 
-from evomerge import search
-from evomerge.journal import Journal, events
+from evomerge import journal, search
+from evomerge.journal import Journal
 from evomerge.space import SearchSpace
 from evomerge.trial import Evaluation, Proposal
 
@@ -51,14 +51,13 @@ def new_driver(settings: Mapping[str, Any], genes: int) -> Any:
 def replay(path: str, settings: Mapping[str, Any], genes: int) -> None:
     """Read a journal through a fresh driver, as a study that is opened again does."""
     driver = new_driver(settings, genes)
-    pending: dict[int, Proposal] = {}
-    for recorded, evaluation in events(Path(path)):
-        if evaluation is None:
-            proposal = driver.ask()
-            assert proposal.recipe == recorded.recipe  # it is the same search
-            pending[proposal.number] = proposal
-        else:
-            driver.tell(pending.pop(recorded.number), evaluation)
+
+    def match(recorded: Proposal, proposal: Proposal | None) -> Proposal:
+        raise AssertionError(f"{proposal} is not {recorded}: it is another search")
+
+    for proposal, evaluation in journal.replay(Path(path), driver.ask, match):
+        if evaluation is not None:
+            driver.tell(proposal, evaluation)
 
 
 def large(trials: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -79,7 +78,7 @@ def study(name: str, settings: Mapping[str, Any], trials: int, genes: int) -> di
     with tempfile.TemporaryDirectory(prefix="large-") as folder:
         path = Path(folder) / "journal.jl"
         spent = 0.0
-        with Journal(path) as journal:
+        with Journal(path) as record:
             for _ in range(trials):
                 start = time.process_time()
                 proposal = driver.ask()
@@ -87,8 +86,8 @@ def study(name: str, settings: Mapping[str, Any], trials: int, genes: int) -> di
                 means = [-np.mean((proposal.genome - centre) ** 2) for centre in (0.25, 0.75)]
                 scores = {key: np.full(EXAMPLES, mean, np.float32) for key, mean in zip(OBJECTIVES, means, strict=True)}
                 evaluation = Evaluation(scores)
-                journal.ask(proposal)
-                journal.tell(proposal.number, evaluation)
+                record.ask(proposal)
+                record.tell(proposal.number, evaluation)
                 start = time.process_time()
                 driver.tell(proposal, evaluation)
                 spent += time.process_time() - start
