@@ -25,6 +25,9 @@ _FROM_THE_START = (  # settings that count tokens from where a pass begins
     "guidance_scale",
 )
 
+_FACTORS = ("encoder_repetition_penalty", "guidance_scale")
+"""Those that do nothing where they are 1."""
+
 
 def write_greedily(
     module: Any,
@@ -93,4 +96,5 @@ def last_token(device: torch.device) -> Tensor:
 def _counts_from_the_start(module: Any) -> bool:
     """Return whether the model's generation settings have a rule that a second pass would apply anew."""
     settings = module.generation_config
-    return any(getattr(settings, name, None) not in (None, 0, 1) for name in _FROM_THE_START)
+    values = {name: getattr(settings, name, None) for name in _FROM_THE_START}
+    return any(value and not (value == 1 and name in _FACTORS) for name, value in values.items())
