@@ -4,7 +4,6 @@ transformers runs all rows of a batch until the last one has ended. On a CPU a s
 begun anew with the others each time that half of the rows have ended: the keys and values of what they have read are kept.
 """
 
-import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -49,9 +48,6 @@ def write_greedily(
     drops = keeps_all(cache) and ids.device.type == "cpu" and not _counts_from_the_start(module)
     first, rows, longest = ids.shape[1], [*range(len(ids))], 0
     written = torch.full((len(ids), new_tokens), padding, device=ids.device)
-    more: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-    if "logits_to_keep" in inspect.signature(module.forward).parameters:
-        more["logits_to_keep"] = last_token(ids.device)
     while rows and longest < new_tokens:
         ended: set[int] = set()  # places in `rows`
 
@@ -71,7 +67,7 @@ def write_greedily(
             eos_token_id=list(ends) or None,
             pad_token_id=padding,
             stopping_criteria=[stop] if drops or done is not None else None,
-            **more,
+            **({} if cache is None else {"past_key_values": cache}),
         )
         longest = tokens.shape[1] - first
         written[rows, :longest] = tokens[:, first:]
@@ -82,15 +78,6 @@ def write_greedily(
         ids, mask = tokens[kept], torch.nn.functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)[kept]
         cache.batch_select_indices(torch.tensor(kept, dtype=torch.long))
     return written[:, :longest]
-
-
-def last_token(device: torch.device) -> Tensor:
-    """Return what `logits_to_keep` of a module has to be, for the logits after the last token alone.
-
-    The number 1 takes a slice, of which torch makes a product with a copy of the head's weight for each row: in bfloat16 on a CPU that
-    takes longer than all layers together.
-    """
-    return torch.tensor([-1], device=device)
 
 
 def _counts_from_the_start(module: Any) -> bool:

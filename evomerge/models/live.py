@@ -73,6 +73,9 @@ class LiveModel:
         for tensor in chain(loaded.parameters(), loaded.buffers()):
             tensor.data = tensor.data.clone()  # it may be a view of the file
         self.module = cast("PreTrainedModel", loaded.to(device).requires_grad_(requires_grad=False))
+        head = getattr(self.module, "get_output_embeddings", lambda: None)()
+        if isinstance(head, torch.nn.Linear):
+            head.register_forward_pre_hook(_contiguous)
         self._info = {name: entry for name, entry in base.info.items() if entry.dtype.is_floating_point}
         self.mappings = find_mappings({name: entry.shape for name, entry in self._info.items()}, loader.load)
         self._loader = loader
@@ -342,3 +345,11 @@ class LiveModel:
 
 def _copy_into(source: Tensor, out: Tensor) -> None:
     out.copy_(source)
+
+
+def _contiguous(head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give a head hidden states in memory of their own: of a slice, torch multiplies each row by a copy of the weight.
+
+    On a CPU that takes longer than all layers together, for the last tokens of prompts in bfloat16.
+    """
+    return tuple(hidden.contiguous() for hidden in args)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.models import LiveModel, keeps_all, last_token
+from evomerge.models import LiveModel, keeps_all
 from evomerge.tasks.batches import by_length, pad
 from evomerge.tasks.causal import Continuation, check_length, log_likelihood
 
@@ -56,7 +56,7 @@ class Read:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            **({"logits_to_keep": last_token(self._model.device)} if cache is None else {}),
+            **({"logits_to_keep": 1} if cache is None else {}),
         )
 
 
