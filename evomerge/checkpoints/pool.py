@@ -305,7 +305,8 @@ class Pool:
                 unlike.append(f"{key}: {came!r} in the expert, {wanted!r} in the base")
         if unlike:
             msg = f"expert `{name}` ({expert.path}) differs from the base ({self.base.path}) in {'; '.join(unlike)}. Expected fine-tunes of the same base"
-            if self.vocabulary is None and _only_rows_differ(expert, self.base):
+            differ = [key for key in _SAME_CONFIG if self.base.config.get(key) != expert.config.get(key)]
+            if self.vocabulary is None and (differ == ["vocab_size"] or _only_rows_differ(expert, self.base)):
                 msg += f". Their vocabularies differ: type {UNION}"
             raise PoolError(msg)
         for tensor, entry in self.base.info.items():

@@ -84,6 +84,8 @@ def test_a_candidate_in_memory_is_the_exported_one(models, tmp_path):
 
 def test_what_is_not_possible_is_refused(models, tmp_path):
     base, paths = models
+    with pytest.raises(PoolError, match=r"Their vocabularies differ: type .*tokenizer: union"):
+        Pool(base, paths)
     pool = Pool(base, paths, tokenizer=UNION)
     with pytest.raises(RecipeError, match="with `tokenizer` the base's own head is left out; expected an expert"):
         export(MEAN, pool, tmp_path / "out", head="base")
