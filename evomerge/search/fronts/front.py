@@ -39,8 +39,8 @@ _SMALLEST_GAIN = 0.001
 _ROUNDS, _ROUNDS_OF_SURFACE = 6, 30
 """Rounds in which candidates are sought on the predicted front, for a batch and for a surface. For batches more found no larger
 hypervolume over 2 to 12 genes, and most of a proposal's time is theirs."""
-_LARGE = 300
-"""Evaluated candidates from which on the driver saves its own time, where `most` is set. The design is half of them at most."""
+_LARGE, _LARGE_IN_FLIGHT, _IN_FLIGHT = 300, 100, 64
+"""Evaluated candidates from which on the driver saves its own time, where `most` is set, and with so many in flight. The design is half of them at most."""
 _GROWTH = 1.125
 """Surrogates of many candidates are fitted again when there are so many times as many."""
 _CHOSEN = 100
@@ -99,7 +99,8 @@ class Front:
             )
         mixes = settings.mixtures and space.weights is not None
         self._most = math.inf if settings.most is None else max(settings.most, 2 * self._size)
-        self._large = math.inf if settings.most is None else max(_LARGE, 2 * self._size)
+        large = max(_LARGE if self.in_flight < _IN_FLIGHT else _LARGE_IN_FLIGHT, 2 * self._size)
+        self._large = math.inf if settings.most is None else min(large, self._most)
         self._mixtures = (self._size - len(self._known)) // 2 if mixes else 0
         self._needed = max(4, self._size // 2)  # successes before the first batch; a surrogate takes 4
         self._generation = 0
@@ -164,8 +165,7 @@ class Front:
         """Fit the surrogates again, if it is time. Raises `DriverError` for a score out of bounds."""
         self._points, self._failed, self._succeeded = self._with(genomes, evaluations)
         count = len(self._points)
-        every = count <= min(self._most, self._large)
-        if count >= self._needed and not self._parts and (every or count >= _GROWTH * self._seen):
+        if count >= self._needed and not self._parts and (count <= self._large or count >= _GROWTH * self._seen):
             self._fitted, self._seen, self._learnt = self._kept(self._succeeded), count, count + len(self._failed)
             self._fits = self._fit(self._points, self._succeeded, self._fitted)
             self._predictions = Predictions(self._fits.values())
@@ -273,7 +273,7 @@ class Front:
     def _fit(self, points: Genomes, succeeded: Sequence[Evaluation], rows: NDArray[np.intp]) -> dict[str, Surrogate]:
         """Return the surrogate of each objective that varies, of some rows."""
         part = [succeeded[row] for row in rows]
-        few = min(len(rows) // 2, _CHOSEN) if len(succeeded) > min(self._most, self._large) else None
+        few = min(len(rows) // 2, _CHOSEN) if len(succeeded) > self._large else None
         slopes = None if self._slopes is None else self._slopes(points[rows], part)
         return fit_surrogates(self._metrics, points[rows], part, self._space.coordinates, slopes, few)
 

@@ -37,7 +37,7 @@ class FrontSettings(BaseModel, extra="forbid", frozen=True):
     Default: true with more than 40 genes, where there are slopes."""
     most: int | None = Field(default=None, ge=50)
     """Candidates that surrogates are fitted to at most, at least twice the design: the design and the front, and what is dominated by little.
-    So that a large study's driver keeps up with many workers, from 300 evaluated candidates on (or `most`, or twice the design) they are fitted
+    So that a large study's driver keeps up with many workers, from 300 evaluated candidates on (100 with 64 in flight; or `most`, or twice the design) they are fitted
     again when there are an eighth more, their hyperparameters to 100 at most, and a batch has at least a 32nd of the evaluated candidates, or
     an eighth of those in flight if that is less. Default: all, after each batch. New studies have 1000, or 400 with 256 or more in flight,
     unless it is set. Fewer cost the driver less, and the front some of its hypervolume."""

@@ -112,6 +112,8 @@ class _Climb:
     """Evaluations since the best."""
     halved: bool = False
     over: bool = False
+    flying: bool = False
+    """Whether its step was drawn and not learnt from."""
 
 
 class Gradient:
@@ -206,13 +208,13 @@ class Gradient:
         while len(self._flying) > (
             0 if pending is None else len(pending)
         ):  # no candidate of the study has succeeded yet
-            self._fail(self._flying.popleft())
+            self._fail(self._landed())
         if self._steps == self._limit:
             return nothing
-        resting = [climb for climb in self._climbs if not climb.over and climb not in self._flying]
-        if not resting:
+        climb = next((climb for climb in self._climbs if not (climb.over or climb.flying)), None)
+        if climb is None:
             return nothing
-        climb = resting[0]
+        climb.flying = True
         self._climbs.remove(climb)
         self._climbs.append(climb)
         self._wanted = self._measure.training
@@ -230,7 +232,7 @@ class Gradient:
             order = np.argsort(-(means @ self._weights), kind="stable")
             self._climbs = self._begin_all([genomes[i] for i in order])
             return
-        climb = self._flying.popleft()
+        climb = self._landed()
         measured = self._measure.read(genomes[0], evaluations[0])
         if measured is None:
             self._fail(climb)
@@ -256,6 +258,12 @@ class Gradient:
         before = climb.ascent.position
         moved = not np.array_equal(climb.ascent.step(slope), before)
         climb.over |= not moved or self.gap <= _CLOSED
+
+    def _landed(self) -> _Climb:
+        """Return the climb whose step was drawn first, which can take the next one."""
+        climb = self._flying.popleft()
+        climb.flying = False
+        return climb
 
     def _begin_all(self, starts: list[Genome]) -> list[_Climb]:
         """Return the climbs: the first from the first of the `starts`, the others by `_RATES`, then also by `_RIDGES`, then from elsewhere."""
