@@ -15,7 +15,7 @@ Part 5, kinds of drivers with few slots and with a thousand, once all of them ha
 idle share of the slots where the driver takes no time.
 
 Parts that `--only` leaves out stay as an earlier run found them. An interrupted run of parts 4 and 5 resumes with the same command: finished
-rows are kept in `runs/scale/` until their part is done.
+rows are kept in `runs/scale/` until all are there.
 
     python experiments/benchmarks/scale.py [--smoke] [--seeds N] [--json] [--out DIR]
 """
@@ -82,6 +82,9 @@ def measure(switches: Switches) -> Findings:
     rows = {part: parts[part]() if part in switches.parts else found.get(part, []) for part in PARTS}
     kept = [part for part in PARTS if rows[part] and part not in switches.parts]
     figures = {"share": SHARE, "kept": kept, **rows}
+    for part in switches.parts:
+        if not switches.smoke:
+            shutil.rmtree(ROWS / part, ignore_errors=True)  # another run measures anew
     return Findings(figures, tables(figures), draw(figures))
 
 
@@ -97,7 +100,6 @@ def resumed(
         if not path.is_file():
             files.write(path, json.dumps(run()))
         rows.append(json.loads(path.read_text(encoding="utf-8")))
-    shutil.rmtree(folder)
     return rows
 
 
@@ -400,7 +402,7 @@ def busy(name: str, slots: int, warm: int, most: int) -> dict[str, Any]:
 def tables(figures: Mapping[str, Any]) -> str:
     waiting = figures["waiting"]
     lags = (None, *LAGS)
-    idle = {(row["slots"], row["sigma"], row["lag"]): row["idle"] for row in waiting}
+    idle = {(row["slots"], row["sigma"], row["lag"]): max(row["idle"], 0.0) for row in waiting}
     first = [
         [
             f"{slots} slots, sigma {sigma}",
@@ -437,7 +439,7 @@ def tables(figures: Mapping[str, Any]) -> str:
             f"{row['ms_per_candidate']:.2f}",
             f"{row['reopen_seconds']:.1f}",
             f"{row['reopen_ratio']:.1f}x",
-            f"{row['memory_mib']:.0f}",
+            f"{row['peak_mib']:.0f}",
             f"{row['bytes_per_trial']:,.0f}",
             f"{row['bytes_ratio']:.1f}x",
         ]
@@ -483,7 +485,7 @@ def tables(figures: Mapping[str, Any]) -> str:
                     "driver's CPU ms a candidate",
                     "reopening, CPU seconds",
                     "to JSON",
-                    "driver's MiB",
+                    "MiB then, libraries included",
                     "bytes a trial",
                     "to the least",
                 ],
