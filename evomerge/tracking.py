@@ -51,7 +51,7 @@ class Mlflow:
         self._ending: Ending = "FINISHED"
         self._run: str | None = None
         self.problem: str | None = None
-        """The last error of a request; None without one."""
+        """The error of the last request; None where it did what was asked."""
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -77,8 +77,8 @@ class Mlflow:
             ended = self._ended.wait(pause)
             try:
                 self._send(ended=ended)
-                pause = _EVERY
-            except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+                self.problem, pause = None, _EVERY
+            except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
                 self.problem = f"{type(error).__name__}: {error}"
                 pause = min(2 * pause + 1, _LATEST)
             if ended:
@@ -131,7 +131,10 @@ class Mlflow:
         address = f"{self._server}/api/2.0/mlflow/{what}"
         request = Request(address, body, headers, method=method)  # noqa: S310  # http or https, by its settings
         with build_opener(NoRedirects).open(request, timeout=SECONDS) as answer:
-            return json.loads(answer.read() or b"{}")
+            content = json.loads(answer.read() or b"{}")
+        if not isinstance(content, dict):
+            raise TypeError(f"expected a JSON object, got {type(content).__name__}: no MLflow server")
+        return content
 
 
 def _authorization() -> dict[str, str]:

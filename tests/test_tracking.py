@@ -65,19 +65,28 @@ def test_failed_candidates_and_scores_that_are_not_finite_are_left_out(folder):
 
 
 def test_scores_wait_for_a_server_that_fails(folder):
-    with MlflowServer(failing=4) as server:
+    with MlflowServer(failing=10_000) as server:
         posts = Mlflow(server.url, "nights", folder)
         posts.add(0, scored(0.5))
-        posts._ended.wait(0.5)
+        posts._ended.wait(0.2)
+        assert "503" in posts.problem
+        server.failing = 0
         posts.end("FINISHED")
     assert len(server.runs["run0"]["metrics"]) == 2
-    assert "503" in posts.problem
+    assert posts.problem is None  # all was sent in the end
 
 
 @pytest.mark.parametrize("answer", [200, 302, 404])
 def test_what_is_no_mlflow_server_is_a_problem_and_no_error(answer, folder):
     with Webhook(answer) as server:
         assert run(server, folder, range(2)) is not None
+
+
+@pytest.mark.parametrize("content", [None, [], "ok", {"experiment": []}])
+def test_an_answer_of_another_form_is_a_problem_and_no_error(content, folder, monkeypatch):
+    monkeypatch.setattr(MlflowServer, "answer", lambda *_: (200, content))
+    with MlflowServer() as server:
+        assert "TypeError" in run(server, folder, range(2))
 
 
 def test_a_user_and_a_token_are_those_of_the_environment(folder, monkeypatch):
