@@ -149,8 +149,12 @@ class Aligner:
 
     def _check(self, node: str, source: Checkpoint) -> None:
         """Raise `RecipeError` for a model whose shapes cannot change, in the words of the `node`."""
-        if isinstance(source, Stacked) or self._pool.heads:
-            raise RecipeError(f"{node}: expected a model that is no stack of layers, and has no head of its own")
+        if isinstance(source, Stacked):
+            raise RecipeError(f"{node}: expected a model that is no stack of layers")
+        if self._pool.heads:
+            raise RecipeError(
+                f"{node}: expected models whose heads are merged, and here each keeps its own; leave out `--head`, or give models with heads of one shape"
+            )
 
     @cached_property
     def _mlps(self) -> list[Mlp]:

@@ -79,7 +79,7 @@ class Pool:
             check_not_wrapped(model)
             for file, what in ((SCALES, "scales"), (STITCHES, "stitches")):
                 if (model.path / file).exists():
-                    msg = f"{model.path}: a stack with {what} that are not in its weights (`{file}`); such a model cannot be merged: merge the models that it was made of, or stack layers without {what}"
+                    msg = f"{model.path}: a stack with {what} that are not in its weights (`{file}`); such a model cannot be merged: merge the models that it was made of, or stack layers without {what}; its `recipe.yaml` can be scored"
                     raise PoolError(msg)
         self.names = Names(stored, whole)
         """What the base's class makes of the names in the files."""

@@ -30,6 +30,12 @@ def statistics(what: Path, kinds: Sequence[str], *, dry_run: bool) -> None:
     """Collect the statistics that a study's space reads, or those of some `kinds`."""
     console = new_console()
     for kind in kinds:
+        name, _, task = kind.partition("@")
+        if task and name in STATISTICS:
+            raise StudyError(
+                f"--kind `{kind}`: `{name}` on a task is collected where a recipe reads it; leave out `--kind`, or type `--kind {name}` for each "
+                "expert on the task of its evidence"
+            )
         if kind not in STATISTICS:
             raise StudyError(f"--kind `{kind}`: no such statistic; {nearest(kind, STATISTICS)}")
     if (what / "study.json").exists():

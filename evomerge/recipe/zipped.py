@@ -37,6 +37,10 @@ class Zipped(FrozenModel):
     def _check(self) -> Self:
         if len(self.inputs) != 2:
             raise RecipeError(f"{self.word}: `inputs` has {len(self.inputs)} models; expected two")
+        if len({*self.tasks}) != len(self.tasks):
+            raise RecipeError(
+                f"{self.word}: `tasks` names one task twice, whose examples would count twice; give each task once"
+            )
         one, other = self.inputs
         if one == other:
             raise RecipeError(f"{self.word}: `inputs` names one model twice; name two models")
@@ -60,7 +64,7 @@ class Pleas(Zipped):
 
     width: float = Field(ge=1, le=2)
     """The width of its MLPs, as a multiple of theirs: 1, where all units are merged in pairs, to 2, where none are."""
-    ridge: float = Field(default=0.01, gt=0)
+    ridge: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     """How strongly fitted weights are held near the mean of both models', as a multiple of the mean square of the inputs."""
 
 

@@ -244,6 +244,8 @@ def test_zipped_model_is_an_input_of_a_merge_and_in_a_search(pools, search):
     [
         (lambda: pleas(0.5), r"pleas.width.*greater than or equal to 1, got 0.5"),
         (lambda: pleas(2.5), r"pleas.width.*less than or equal to 2, got 2.5"),
+        (lambda: pleas(1.5, ridge=float("inf")), "pleas.ridge.*expected a finite number, got inf"),
+        (lambda: zipit(tasks=["maths", "code", "maths"]), "zipit: `tasks` names one task twice"),
         (lambda: pleas(1.5, ("one", "one")), "pleas: `inputs` names one model twice"),
         (lambda: zipit(("one", "two", "three")), "zipit: `inputs` has 3 models; expected two"),
         (lambda: zipit(tasks=[]), r"zipit.tasks.*at least one entry"),
@@ -269,3 +271,6 @@ def test_models_without_evidence_or_known_mlps_are_refused(pools, tmp_path):
     mixture = tiny_model(tmp_path / "mixture", "mixtral")
     with pytest.raises(RecipeError, match=r"zipit: of the model's 2 blocks, 0 have an MLP"):
         Builder(Pool(mixture, {"one": mixture, "two": mixture})).build(zipit())
+    tiny = {name: tiny_model(tmp_path / name, "bert", seed) for seed, name in enumerate(("base", "one", "two"))}
+    with pytest.raises(RecipeError, match=r"zipit: expected models whose heads are merged.*leave out `--head`"):
+        Builder(Pool(tiny.pop("base"), tiny, heads="own")).build(zipit())

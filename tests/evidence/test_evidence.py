@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from evomerge import cache
 from evomerge.cli.merges import PoolOptions
 from evomerge.cli.scores import score
-from evomerge.errors import EvomergeError, RecipeError
+from evomerge.cli.statistics import statistics
+from evomerge.errors import EvomergeError, RecipeError, StudyError
 from evomerge.evidence.models import Models
 from evomerge.parts import open_parts
 from evomerge.recipe import merge
@@ -138,3 +139,8 @@ def test_no_statistics_are_collected_where_all_are_there(study, monkeypatch):
     parts.collect()
     monkeypatch.setattr(Models, "load", lambda self: pytest.fail("a model was loaded"))
     parts.evidence.collect(Console(quiet=True))
+
+
+def test_kind_with_a_task_is_refused_with_what_to_type(tmp_path):
+    with pytest.raises(StudyError, match=r"leave out `--kind`, or type `--kind inputs`"):
+        statistics(tmp_path, ["inputs@turned"], dry_run=True)
