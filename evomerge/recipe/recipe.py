@@ -40,6 +40,8 @@ def _node_data(data: Any) -> Any:
     if isinstance(data, Mapping):
         got = f"keys {', '.join(map(str, data))}"
         hint = "".join(f"; `{key}`: {nearest(str(key), NODES)}" for key in list(data)[:1])
+        if found := [key for key in data if key in NODES]:
+            hint = f"; expected one key, such as `{found[0]}` alone: indent what belongs to it"
     raise RecipeError(f"a recipe is {', '.join(forms)} or {last}; got {got}{hint}")
 
 

@@ -182,7 +182,8 @@ WRONG = [
     ),
     ("a number", 3, "got 3"),
     ("nothing", None, "got None"),
-    ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert"),
+    ("two kinds", {"base": True, "expert": "a"}, "got keys base, expert; expected one key, such as `base` alone"),
+    ("a key beside a kind", {"tasks": ["a"], "zipit": {}}, "expected one key, such as `zipit` alone: indent"),
     ("a misspelt kind", {"marge": {}}, "did you mean `merge`"),
     (
         "a misspelt key",
