@@ -63,7 +63,7 @@ class Stored:
         with suppress(OSError):
             os.utime(folder / _INDEX)  # the latest use, by which `prune` goes
         self._folder = folder
-        self._open = cache(lambda name: safe_open(folder / name, "pt"))
+        self._open = cache(self._opened)
 
     def tables(self, name: str) -> Tables:
         """Return the tables of a matrix, {} if there are none."""
@@ -72,6 +72,15 @@ class Stored:
             file: self._open(file).get_tensor for file, _ in index.values()
         }
         return {field: read[file](key) for field, (file, key) in index.items()}
+
+    def _opened(self, file: str) -> Any:
+        try:
+            return safe_open(self._folder / file, "pt")
+        except (OSError, SafetensorError) as error:
+            raise RecipeError(
+                f"{self._folder / file}: expected a part of a statistic, but it is missing or broken ({error}); remove the folder, and "
+                "what it had is collected again"
+            ) from error
 
 
 class Collected:

@@ -64,6 +64,16 @@ def test_a_part_broken_by_a_crash_is_made_again(tiny, tmp_path):
     assert_same(collected(tmp_path), tiny("bert"))
 
 
+@pytest.mark.parametrize("broken", [None, b"no tensors"])
+def test_a_part_that_is_gone_or_broken_is_named(tiny, tmp_path, broken):
+    subject = tiny("bert")
+    store.collect(GRAM, subject, tmp_path / "statistic", ABOUT, 1 << 30, lambda *_: None)
+    part = next((tmp_path / "statistic").glob("*.safetensors"))
+    part.unlink() if broken is None else part.write_bytes(broken)
+    with pytest.raises(RecipeError, match=rf"{part.name}: expected a part of a statistic.*remove the folder"):
+        assert_same(collected(tmp_path), subject)
+
+
 def test_what_is_not_collected_says_what_to_type(tmp_path):
     with pytest.raises(RecipeError, match=r"is not in the cache of this machine .* type `evomerge statistics STUDY`"):
         collected(tmp_path).tables("gram", "maths", "x")
