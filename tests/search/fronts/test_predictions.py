@@ -17,7 +17,5 @@ def test_predictions_are_kept_by_point_in_any_order(monkeypatch):
     )
     for rows in ([0, 1, 2], [2, 2, 5, 0], [5, 1], []):
         for found, expected in zip(kept.at(points[rows]), predict_all(fits, points[rows]), strict=True):
-            np.testing.assert_allclose(
-                found, expected, rtol=1e-6
-            )  # of a variance, a difference of nearly equal numbers
+            np.testing.assert_allclose(found, expected, rtol=1e-4)  # deviations are roots of small differences
     assert asked == [3, 1]
