@@ -336,7 +336,10 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
         "unseen score",
         "unseen hypervolume",
     ]
-    about = "Means over seeds of whole searches. Search and stopping scores are of what is searched, unseen scores of what is reported."
+    about = (
+        "Means over seeds of whole searches. Search and stopping scores are of what is searched, unseen scores of what is reported. Each seed has "
+        "models of its own, or other examples: rows of unlike numbers of seeds do not compare."
+    )
     return f"{table(columns, cells)}\n\n{about}"
 
 
