@@ -41,6 +41,7 @@ from evomerge.trial import Evaluation, Proposal
 SEEDS = 3
 EVALUATIONS = 120
 PRECISION = str(zoo.fast_precision()).removeprefix("torch.")
+COLOURS = 10  # of lines in the figure, before they repeat
 PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the budget, after which the best candidate is scored on the unseen examples
 SIZES = (50, 100, 200, 400)
 STUDIES = Path("runs") / "slopes"
@@ -349,7 +350,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Lines are means over the seeds that all searches of a zoo have: another zoo is trained for each.
     """
     zoos = list(dict.fromkeys(row["zoo"] for row in rows))
-    figure = Figure(figsize=(max(5.2 * len(zoos), 7), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(5.2 * len(zoos), 7), 5.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(zoos), squeeze=False)[0], zoos, strict=True):
         of_zoo = [
             row for row in rows if row["zoo"] == name and (row["examples"] == BEDS[name].examples or name == "digits")
@@ -364,12 +365,13 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
             steps = [[row for row in of if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in of)]
             seconds = np.mean([[row["cpu_s"] for row in seed] for seed in steps], axis=0)
             unseen = np.mean([[row["unseen"] for row in seed] for seed in steps], axis=0)
-            axes.plot(seconds, unseen, marker="o", label=f"{method}, {genes} genes")
+            line = "--" if len(axes.lines) >= COLOURS else "-"
+            axes.plot(seconds, unseen, line, marker="o", label=f"{method}, {genes} genes")
         style(axes)
         axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}")
         axes.set_xlabel("CPU seconds")
         axes.set_ylabel("unseen score of the best candidate")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
