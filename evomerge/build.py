@@ -84,9 +84,8 @@ class Builder:
     def build(self, recipe: Recipe) -> Checkpoint:
         """Return the checkpoint that `recipe` describes; nothing is merged yet. Raises `RecipeError`."""
         if self.search and recipe.root.reshapes:
-            kind = next(iter(type(recipe.root).model_fields))
             raise RecipeError(
-                f"{kind}: no model in memory has its shapes; expected it in a recipe, not in a search or a score: type `evomerge merge RECIPE "
+                f"{recipe.root.key}: no model in memory has its shapes; expected it in a recipe, not in a search or a score: type `evomerge merge RECIPE "
                 "-o FOLDER`, then `evomerge score FOLDER`"
             )
         match recipe.root:

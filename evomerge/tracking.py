@@ -116,12 +116,12 @@ class Mlflow:
     def _experiment_id(self) -> str:
         name = self._experiment
         try:
-            found = self._request("GET", f"experiments/get-by-name?experiment_name={quote(name, safe='')}")
+            answer = self._request("GET", f"experiments/get-by-name?experiment_name={quote(name, safe='')}")
         except HTTPError as error:
             if error.code != 404:
                 raise
             return str(self._post("experiments/create", {"name": name})["experiment_id"])
-        return str(found["experiment"]["experiment_id"])
+        return str(answer["experiment"]["experiment_id"])
 
     def _post(self, what: str, data: Mapping[str, Any]) -> Any:
         return self._request("POST", what, json.dumps(data, allow_nan=False).encode())

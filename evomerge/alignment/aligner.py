@@ -69,13 +69,13 @@ class Aligner:
         def permutations() -> Permutations:
             def made() -> dict[str, Tensor]:
                 if many:
-                    found = match_many(models, symmetry)
+                    matched = match_many(models, symmetry)
                 else:
                     activations = (read[0][1], read[1][1]) if read else None
-                    found = [match(source, models[0], symmetry, activations)]
+                    matched = [match(source, models[0], symmetry, activations)]
                 return {
                     f"{i} {unit}": torch.from_numpy(order)
-                    for i, orders in enumerate(found)
+                    for i, orders in enumerate(matched)
                     for unit, order in orders.items()
                 }
 

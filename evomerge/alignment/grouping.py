@@ -18,8 +18,8 @@ def paired(correlations: Tensor, count: int) -> Tensor:
 
     size = len(correlations)
     partners = torch.from_numpy(linear_sum_assignment(correlations.numpy(), maximize=True)[1])
-    found = correlations[torch.arange(size), partners]
-    merged = found.argsort(descending=True, stable=True)[: 2 * size - count].sort().values
+    alike = correlations[torch.arange(size), partners]
+    merged = alike.argsort(descending=True, stable=True)[: 2 * size - count].sort().values
     groups = torch.full((2 * size,), -1)
     groups[merged] = groups[size + partners[merged]] = torch.arange(len(merged))
     alone = groups == -1

@@ -105,9 +105,9 @@ def match_many(models: Sequence[Checkpoint], symmetry: Symmetry) -> list[dict[in
             ]
             mean = partial(_mean, others)
             to = Computed(model.info, cache(mean) if kept else mean)
-            found = match(model, to, symmetry, start=orders[number])
-            improved |= found is not orders[number]
-            orders[number] = found
+            nearer = match(model, to, symmetry, start=orders[number])
+            improved |= nearer is not orders[number]
+            orders[number] = nearer
         if not improved:
             break
     return orders

@@ -77,13 +77,13 @@ def _between(given: _Point, taken: _Point, stitch: Stitch, pool: Pool, store: St
                 f"stack: `{given[0]}` and `{taken[0]}` read other tokens than one another on the task `{stitch.task}`, as models do that go on "
                 "with what they have generated; expected a task that scores given inputs, such as multiple_choice or classification"
             )
-        found = fit(source["states"], target["states"], stitch.ridge)
-        if not all(table.isfinite().all() for table in found.values()):
+        tables = fit(source["states"], target["states"], stitch.ridge)
+        if not all(table.isfinite().all() for table in tables.values()):
             raise RecipeError(
                 f"stack: the hidden states of `{given[0]}` or `{taken[0]}` on the task `{stitch.task}` have no finite map between them; "
                 "leave the model out whose outputs are not finite, or raise `ridge`"
             )
-        return found
+        return tables
 
     return lambda: store.prepared(key, pool.parameters, made)
 

@@ -174,14 +174,13 @@ def _alike_but_for_rows(names: Names, models: Mapping[str, Folder]) -> bool:
     """Return whether all models are of one class, and of equal shapes but for the number of tokens."""
     rows = () if names.reading is None else names.reading.vocabulary.keys()
 
-    def made(model: Folder) -> object:
-        found = read_shapes(model)
-        return found and (
-            found[0],
-            {target: shape[1:] if target in rows else shape for target, shape in found[1].items()},
-        )
+    def without_rows(model: Folder) -> object:
+        if (known := read_shapes(model)) is None:
+            return None
+        name, shapes = known
+        return name, {target: shape[1:] if target in rows else shape for target, shape in shapes.items()}
 
-    first, *others = map(made, models.values())
+    first, *others = map(without_rows, models.values())
     return first is not None and all(other == first for other in others)
 
 

@@ -19,6 +19,11 @@ class Node(FrozenModel):
     """Whether its model has other shapes than the pool's, so that it is the outermost node of its recipe."""
 
     @property
+    def key(self) -> str:
+        """The key of its JSON form."""
+        return next(iter(type(self).model_fields))
+
+    @property
     def outermost(self) -> bool:
         """Whether nothing can be made of its model, so that it is the outermost node of its recipe."""
         return self.reshapes

@@ -53,4 +53,4 @@ FIELDS = {key: tuple(model.model_fields) for key, model in PARTS.items()}
 
 def tag(node: Any) -> str:
     """Return the union tag of a node, or of the mapping that one is read from."""
-    return TAG + next(iter(node.__class__.model_fields if isinstance(node, Node) else node))
+    return TAG + (node.key if isinstance(node, Node) else next(iter(node)))

@@ -40,8 +40,8 @@ def _node_data(data: Any) -> Any:
     if isinstance(data, Mapping):
         got = f"keys {', '.join(map(str, data))}"
         hint = "".join(f"; `{key}`: {nearest(str(key), NODES)}" for key in list(data)[:1])
-        if found := [key for key in data if key in NODES]:
-            hint = f"; expected one key, such as `{found[0]}` alone: indent what belongs to it"
+        if kinds := [key for key in data if key in NODES]:
+            hint = f"; expected one key, such as `{kinds[0]}` alone: indent what belongs to it"
     raise RecipeError(f"a recipe is {', '.join(forms)} or {last}; got {got}{hint}")
 
 
@@ -64,10 +64,9 @@ class Recipe(RootModel[Annotated[AnyNode, Discriminator(tag), BeforeValidator(_n
         except ValidationError as error:
             raise RecipeError(describe(error, "recipe", FIELDS)) from None
         if (inside := next(_outermost_inside(recipe), None)) is not None:
-            kind = next(iter(type(inside).model_fields))
             what = "of other shapes than the pool's" if inside.reshapes else "with maps between its layers"
             raise RecipeError(
-                f"recipe: `{kind}` makes a model {what}, which nothing can be made of; expected it as the outermost node"
+                f"recipe: `{inside.key}` makes a model {what}, which nothing can be made of; expected it as the outermost node"
             )
         if experts is not None:
             for name in recipe.experts:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evomerge.recipe.recipe import Recipe
 
 
-class Zipped(FrozenModel):
+class Zip(FrozenModel):
     """What `pleas` and `zipit` share: two models, and tasks on which their hidden units are compared."""
 
     word: ClassVar[str]
@@ -53,7 +53,7 @@ class Zipped(FrozenModel):
         return self
 
 
-class Pleas(Zipped):
+class Pleas(Zip):
     """Two models in one whose MLPs are up to twice as wide: alike hidden units are merged, the others stand side by side (PLeaS, arXiv 2407.02447).
 
     The most correlated pairs are merged. Then every matrix is fitted, by least squares in closed form, to the mean of what both models
@@ -68,7 +68,7 @@ class Pleas(Zipped):
     """How strongly fitted weights are held near the mean of both models', as a multiple of the mean square of the inputs."""
 
 
-class ZipIt(Zipped):
+class ZipIt(Zip):
     """Two models in one of the same width: hidden units are merged across models and within them (ZipIt!, arXiv 2305.03053).
 
     The two units, or groups of units, that are most correlated become one, again and again, until as many are left as one model has. A group gets
